@@ -1,0 +1,115 @@
+//! Where the state lies on disk: a few ordered tables of bytes, written one atomic [`Batch`] at a time.
+//!
+//! The write-ahead log of the database is off: the raft log is the log. So a write is visible at once, durable only after a
+//! flush, and after a crash the database holds *some* earlier batch and everything before it, never a part of one. Each
+//! batch carries the applied index, which is how the replay knows where to start.
+//!
+//! INVARIANTS
+//! * A batch is atomic across tables, and what survives a crash is a prefix of the batches.
+//! * Whoever writes the history table never writes the same key twice: records are immutable.
+
+pub mod memory;
+pub mod rocks;
+pub mod schema;
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::error::Halt;
+pub use schema::Table;
+
+/// The writes of one step, applied together or not at all.
+#[derive(Debug, Default, Clone)]
+pub struct Batch {
+    /// All keys, back to back: one allocation for the batch instead of one per key.
+    keys: Vec<u8>,
+    ops: Vec<Op>,
+}
+
+#[derive(Debug, Clone)]
+struct Op {
+    table: Table,
+    key_end: usize,
+    /// None deletes. A value is shared, not copied: the same bytes go to watchers and to the value cache.
+    value: Option<Bytes>,
+}
+
+impl Batch {
+    /// Sets `key` to `value`.
+    pub fn put(&mut self, table: Table, key: &[u8], value: impl Into<Bytes>) {
+        self.push(table, key, Some(value.into()));
+    }
+
+    /// Removes `key`.
+    pub fn delete(&mut self, table: Table, key: &[u8]) {
+        self.push(table, key, None);
+    }
+
+    fn push(&mut self, table: Table, key: &[u8], value: Option<Bytes>) {
+        self.keys.extend_from_slice(key);
+        self.ops.push(Op { table, key_end: self.keys.len(), value });
+    }
+
+    /// Every write, in order: table, key, and the value unless it is a removal.
+    pub fn iter(&self) -> impl Iterator<Item = (Table, &[u8], Option<&Bytes>)> {
+        let mut start = 0;
+        self.ops.iter().map(move |op| {
+            let key = &self.keys[start..op.key_end];
+            start = op.key_end;
+            (op.table, key, op.value.as_ref())
+        })
+    }
+
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// Forgets all writes, keeping the room for the next ones.
+    pub fn clear(&mut self) {
+        self.keys.clear();
+        self.ops.clear();
+    }
+}
+
+/// How much room the data takes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// All live table files and memtables.
+    pub total_bytes: u64,
+    /// The part of them that holds data which has not been removed.
+    pub in_use_bytes: u64,
+}
+
+/// An ordered store of bytes. [`rocks::Rocks`] is the real one; [`memory::Memory`] serves tests and the simulation.
+pub trait Engine: Send + Sync + 'static {
+    /// Applies a batch: all of it is visible when this returns, and durable after the next flush.
+    fn write(&self, batch: &Batch) -> Result<(), Halt>;
+
+    /// One value.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt>;
+
+    /// Many values of one table; `keys` ascend.
+    fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt>;
+
+    /// Visits the pairs with `from <= key < to` in ascending order, as of one moment, until told to stop. An empty `to` is
+    /// the end of the table.
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), Halt>;
+
+    /// What a crash right now would leave of this value.
+    fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt>;
+
+    /// Makes everything written so far durable.
+    fn flush(&self) -> Result<(), Halt>;
+
+    /// Rewrites files until removed data takes no room any more.
+    fn reclaim(&self) -> Result<(), Halt>;
+
+    /// How much room the data takes.
+    fn size(&self) -> Result<Size, Halt>;
+}
+
+/// What a scan calls with each key and value.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
