@@ -1,0 +1,197 @@
+//! The real engine: RocksDB without a write-ahead log.
+//!
+//! Two families (see [`super::schema`]) that flush together: without a log, only an atomic flush keeps one family from
+//! surviving a crash without the other. Files of `history` never overlap, so levels move by renaming, provided that every
+//! level uses the same compression.
+
+use std::{ops::ControlFlow, path::Path};
+
+use bytes::Bytes;
+use rocksdb::{
+    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBCompressionType, FlushOptions, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions, properties,
+};
+
+use super::{Batch, Engine, Size, Table, Visit};
+use crate::error::Halt;
+
+const HISTORY: &str = "history";
+const STATE: &str = "state";
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+const BLOCK_CACHE_BYTES: usize = 16 << 20;
+/// Flushes and compactions share two cores with everything else.
+const BACKGROUND_JOBS: i32 = 2;
+/// Scans read ahead, point reads do not.
+const SCAN_READAHEAD_BYTES: usize = 1 << 20;
+
+/// The database in one directory.
+pub struct Rocks {
+    db: DB,
+}
+
+impl Rocks {
+    /// Opens the database, making it where there is none.
+    pub fn open(path: &Path) -> Result<Self, Halt> {
+        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_atomic_flush(true);
+        options.set_max_background_jobs(BACKGROUND_JOBS);
+        options.set_avoid_unnecessary_blocking_io(true);
+        options.set_max_open_files(512);
+        options.set_keep_log_file_num(4);
+        options.set_max_log_file_size(4 << 20);
+        let families = [HISTORY, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
+        let db = DB::open_cf_descriptors(&options, path, families).map_err(halt)?;
+        Ok(Self { db })
+    }
+
+    fn family(&self, table: Table) -> &ColumnFamily {
+        let name = if table == Table::History { HISTORY } else { STATE };
+        self.db.cf_handle(name).expect("both families are made when the database is opened")
+    }
+
+    fn sum(&self, property: &properties::PropName) -> Result<u64, Halt> {
+        let mut sum = 0;
+        for table in [Table::History, Table::Meta] {
+            sum += self.db.property_int_value_cf(self.family(table), property).map_err(halt)?.unwrap_or(0);
+        }
+        Ok(sum)
+    }
+
+    fn get_with(&self, table: Table, key: &[u8], options: &ReadOptions) -> Result<Option<Bytes>, Halt> {
+        let found = with_key(table, key, |key| self.db.get_pinned_cf_opt(self.family(table), key, options));
+        Ok(found.map_err(halt)?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+}
+
+fn family_options(cache: &Cache) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_block_size(16 << 10);
+    blocks.set_format_version(5);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&blocks);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_max_write_buffer_number(4);
+    options
+}
+
+/// Puts the table's tag in front of a key of the `state` family, on the stack where it fits.
+fn with_key<R>(table: Table, key: &[u8], run: impl FnOnce(&[u8]) -> R) -> R {
+    const INLINE: usize = 64;
+    if table == Table::History {
+        return run(key);
+    }
+    let mut inline = [0; INLINE];
+    if key.len() < INLINE {
+        inline[0] = table.tag();
+        inline[1..=key.len()].copy_from_slice(key);
+        return run(&inline[..=key.len()]);
+    }
+    let mut tagged = Vec::with_capacity(key.len() + 1);
+    tagged.push(table.tag());
+    tagged.extend_from_slice(key);
+    run(&tagged)
+}
+
+fn without_log() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    options.set_memtable_insert_hint_per_batch(true);
+    options
+}
+
+fn halt(error: rocksdb::Error) -> Halt {
+    Halt::Database(error.into_string())
+}
+
+impl Engine for Rocks {
+    fn write(&self, batch: &Batch) -> Result<(), Halt> {
+        let mut writes = WriteBatch::default();
+        let (history, state) = (self.family(Table::History), self.family(Table::Meta));
+        for (table, key, value) in batch.iter() {
+            let family = if table == Table::History { history } else { state };
+            with_key(table, key, |key| match value {
+                Some(value) => writes.put_cf(family, key, value),
+                None => writes.delete_cf(family, key),
+            });
+        }
+        self.db.write_opt(writes, &without_log()).map_err(halt)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        self.get_with(table, key, &ReadOptions::default())
+    }
+
+    fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
+        let read = |keys: &mut dyn Iterator<Item = &[u8]>| {
+            let keys: Vec<&[u8]> = keys.collect();
+            self.db
+                .batched_multi_get_cf(self.family(table), keys, true)
+                .into_iter()
+                .map(|found| Ok(found.map_err(halt)?.map(|value| Bytes::copy_from_slice(&value))))
+                .collect()
+        };
+        if table == Table::History {
+            return read(&mut keys.iter().copied());
+        }
+        let tagged: Vec<Vec<u8>> = keys.iter().map(|key| with_key(table, key, <[u8]>::to_vec)).collect();
+        read(&mut tagged.iter().map(Vec::as_slice))
+    }
+
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), Halt> {
+        let mut options = ReadOptions::default();
+        options.set_readahead_size(SCAN_READAHEAD_BYTES);
+        options.fill_cache(false);
+        let skip = usize::from(table != Table::History);
+        if !to.is_empty() {
+            options.set_iterate_upper_bound(with_key(table, to, <[u8]>::to_vec));
+        } else if table != Table::History {
+            options.set_iterate_upper_bound([table.tag() + 1]);
+        }
+        let mut rows = self.db.raw_iterator_cf_opt(self.family(table), options);
+        with_key(table, from, |from| rows.seek(from));
+        while let Some((key, value)) = rows.item() {
+            if visit(&key[skip..], value) == ControlFlow::Break(()) {
+                return Ok(());
+            }
+            rows.next();
+        }
+        rows.status().map_err(halt)
+    }
+
+    fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        let mut options = ReadOptions::default();
+        // With the write-ahead log off, this tier leaves the memtables out.
+        options.set_read_tier(ReadTier::Persisted);
+        self.get_with(table, key, &options)
+    }
+
+    fn flush(&self) -> Result<(), Halt> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        let families = [self.family(Table::History), self.family(Table::Meta)];
+        self.db.flush_cfs_opt(&families, &options).map_err(halt)
+    }
+
+    fn reclaim(&self) -> Result<(), Halt> {
+        self.flush()?;
+        let mut options = CompactOptions::default();
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        options.set_exclusive_manual_compaction(false);
+        for table in [Table::History, Table::Meta] {
+            self.db.compact_range_cf_opt(self.family(table), None::<&[u8]>, None::<&[u8]>, &options);
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> Result<Size, Halt> {
+        let memtables = self.sum(properties::CUR_SIZE_ALL_MEM_TABLES)?;
+        let total = self.sum(properties::LIVE_SST_FILES_SIZE)? + memtables;
+        let in_use = self.sum(properties::ESTIMATE_LIVE_DATA_SIZE)?.min(total);
+        Ok(Size { total_bytes: total, in_use_bytes: in_use })
+    }
+}

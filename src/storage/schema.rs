@@ -49,12 +49,9 @@ impl Table {
 
 /// The keys of [`Table::Meta`].
 pub mod meta {
-    /// Index of the last entry whose effects the database holds.
-    pub const APPLIED_INDEX: &[u8] = b"applied_index";
-    /// Term of that entry.
-    pub const APPLIED_TERM: &[u8] = b"applied_term";
-    /// The revision of the key space. Kept, because the newest record may be a compacted deletion.
-    pub const HEAD: &[u8] = b"head";
+    /// How far the database is: index and term of the last entry whose effects it holds, and the revision of the key space
+    /// (three 8-byte numbers). The revision is kept because the newest record may be a compacted deletion.
+    pub const APPLIED: &[u8] = b"applied";
     /// The revision of the last compaction that was agreed.
     pub const COMPACT_SCHEDULED: &[u8] = b"compact_scheduled";
     /// The revision of the last compaction whose removals are done.

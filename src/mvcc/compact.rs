@@ -1,0 +1,186 @@
+//! Forgetting, and the hash that proves replicas forgot alike.
+//!
+//! A compaction at R touches only what changed since the last one at P: what it forgets is overwritten by, or is itself, a
+//! record between P and R. So its cost follows change, not size, and nothing has to be defragmented. It is done in pieces,
+//! by whoever has time: the mark that makes R the compact revision is written long before.
+//!
+//! INVARIANTS
+//! * All that is forgotten of one key goes in one batch. A deletion that vanished before the put it hides would bring the
+//!   key back to life after a crash.
+//! * Nothing is forgotten that a registered view can see.
+
+use std::{ops::ControlFlow, sync::Arc, sync::atomic::Ordering};
+
+use bytes::Bytes;
+
+use super::{Reader, RecordKey, Revision, Shared, read::Failure};
+use crate::{
+    error::{Error, Halt},
+    storage::{Batch, Table, schema::meta},
+};
+
+/// A compaction in progress.
+pub struct Compaction {
+    shared: Arc<Shared>,
+    at: i64,
+    /// Where the scan goes on.
+    next: Vec<u8>,
+    /// Records removed so far.
+    removed: u64,
+}
+
+/// What one piece of a compaction came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Somebody still reads below; try again later.
+    Blocked,
+    /// There is more to do.
+    More,
+    /// All is removed and marked so.
+    Done,
+}
+
+impl Compaction {
+    /// What is left to do: nothing, or to finish the compaction that was agreed last. More than one may have been agreed
+    /// since; they are done in one go.
+    #[must_use]
+    pub fn pending(shared: &Arc<Shared>) -> Option<Self> {
+        let at = shared.compacted();
+        let finished = shared.finished.load(Ordering::Acquire);
+        // A deletion at the last compact revision was kept then and goes now, so the scan starts there, not behind it.
+        let next = RecordKey::first_of(finished.max(0)).as_ref().to_vec();
+        (at > finished).then(|| Self { shared: shared.clone(), at, next, removed: 0 })
+    }
+
+    /// The revision that is compacted at.
+    #[must_use]
+    pub fn at(&self) -> i64 {
+        self.at
+    }
+
+    /// Records removed so far.
+    #[must_use]
+    pub fn removed(&self) -> u64 {
+        self.removed
+    }
+
+    /// Looks at up to `limit` records and removes what they let go of.
+    pub fn step(&mut self, limit: usize) -> Result<Progress, Halt> {
+        if self.shared.oldest_view().is_some_and(|view| view < self.at) {
+            return Ok(Progress::Blocked);
+        }
+        let keys = self.changed_keys(limit)?;
+        let mut batch = Batch::default();
+        let mut dead = Vec::new();
+        // One short lock per piece; the writer gets in between.
+        let mut index = self.shared.index.write();
+        for key in &keys {
+            index.compact(key, self.at, &mut dead);
+        }
+        drop(index);
+        for &(revision, deletion) in &dead {
+            batch.delete(Table::History, RecordKey::new(revision, deletion).as_ref());
+            self.shared.cache.remove(&revision);
+        }
+        self.removed += dead.len() as u64;
+        let done = keys.len() < limit;
+        if done {
+            batch.put(Table::Meta, meta::COMPACT_FINISHED, self.at.to_be_bytes().to_vec());
+        }
+        self.shared.engine.write(&batch)?;
+        if done {
+            self.shared.finished.store(self.at, Ordering::Release);
+        }
+        Ok(if done { Progress::Done } else { Progress::More })
+    }
+
+    /// The keys of the next records up to the compact revision.
+    fn changed_keys(&mut self, limit: usize) -> Result<Vec<Bytes>, Halt> {
+        let mut keys = Vec::with_capacity(limit);
+        let end = RecordKey::first_of(self.at.saturating_add(1));
+        let mut last = None;
+        self.shared.engine.scan(Table::History, &self.next, end.as_ref(), &mut |key, value| {
+            if let Some(name) = key_of(value) {
+                keys.push(Bytes::copy_from_slice(name));
+            }
+            last = Some(key.to_vec());
+            if keys.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        if let Some(mut last) = last {
+            last.push(0);
+            self.next = last;
+        }
+        Ok(keys)
+    }
+}
+
+/// The key inside an encoded record, without decoding the rest: field 1 comes first. None for a record without a key, as a
+/// restore with a bumped revision leaves one.
+fn key_of(record: &[u8]) -> Option<&[u8]> {
+    const KEY_TAG: u8 = 0x0a;
+    let mut rest = record.strip_prefix(&[KEY_TAG])?;
+    let len = prost::encoding::decode_varint(&mut rest).ok()?;
+    rest.get(..usize::try_from(len).ok()?)
+}
+
+/// A checksum of the key space up to a revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyHash {
+    /// CRC-32C over the records that count.
+    pub hash: u32,
+    /// The compact revision while it was made.
+    pub compact_revision: i64,
+    /// The revision up to which it was made.
+    pub hash_revision: i64,
+    /// The head while it was made.
+    pub head: i64,
+}
+
+/// The bucket in which etcd keeps records; its name is the seed of the hash.
+const HASH_SEED: &[u8] = b"key";
+
+impl Reader {
+    /// The hash of all records up to `revision` (zero: now), equal on all members and to etcd's. Reads the whole history.
+    pub fn hash_kv(&self, revision: i64) -> Result<KeyHash, Failure> {
+        let shared = &self.shared;
+        let head = shared.head();
+        if revision > head {
+            return Err(Error::FutureRev.into());
+        }
+        let at = if revision == 0 { head } else { revision };
+        // A negative revision is no error: nothing lies at or below it.
+        let guard = shared.register(at.max(0));
+        let compacted = shared.compacted();
+        if revision > 0 && revision < compacted {
+            return Err(Error::Compacted.into());
+        }
+        let mut crc = crc32c::crc32c(HASH_SEED);
+        let end = RecordKey::first_of(at.max(0).saturating_add(1));
+        let mut damage = None;
+        shared.engine.scan(Table::History, &[], end.as_ref(), &mut |key, value| {
+            let Some((revision, deletion)) = RecordKey::decode(key) else {
+                damage = Some(Halt::Refused(format!("the history table has a key that is none: {key:02x?}")));
+                return ControlFlow::Break(());
+            };
+            if counts(shared, revision, deletion, value, at, compacted) {
+                crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
+            }
+            ControlFlow::Continue(())
+        })?;
+        drop(guard);
+        match damage {
+            Some(damage) => Err(damage.into()),
+            None => Ok(KeyHash { hash: crc, compact_revision: compacted, hash_revision: at, head }),
+        }
+    }
+}
+
+/// Whether a record at or below the hashed revision is part of the hash: above the compact revision all are; at or below it
+/// only those that are still current at the hashed one, as the others may be removed already, or not.
+fn counts(shared: &Shared, revision: Revision, deletion: bool, record: &[u8], at: i64, compacted: i64) -> bool {
+    if revision.main > compacted {
+        return true;
+    }
+    let key = key_of(record).unwrap_or_default();
+    !deletion && shared.index.read().get(key, at).is_some_and(|hit| hit.revision == revision)
+}

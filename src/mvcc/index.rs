@@ -1,0 +1,454 @@
+//! Which revisions each key has: the part of the key space that is always in memory.
+//!
+//! An ordered list of *leaves*, each a sorted run of at most [`LEAF_MAX`] keys. Finding a key is one binary search over
+//! the leaves and one inside a leaf. A leaf knows how many of its keys are alive and the newest revision in it, so counting
+//! a range adds up leaves instead of visiting keys.
+//!
+//!     leaves      ┌ from ""          ┌ from "fox"        ┌ from "owl"
+//!     entries     ant bee cat …      fox hen jay …       owl pig rat …
+//!
+//! An entry holds its newest change in full, because that is what nearly everybody asks for. Of older ones it keeps only
+//! the revision; who wants more of them reads the record. Most keys have neither a lease nor a second revision, so both
+//! live out of line.
+//!
+//! INVARIANTS
+//! * Keys ascend over all leaves, and no leaf is empty.
+//! * The revisions of a key ascend; the newest one is in the entry, all others in `past.older`.
+//! * `leaf.live` counts the entries whose newest change is not a deletion; `leaf.newest` is no less than any revision in it.
+
+use std::ops::ControlFlow;
+
+use super::{Interval, revision::Revision};
+
+/// More keys than this split a leaf in two.
+const LEAF_MAX: usize = 64;
+/// A leaf below this joins its neighbour if the two fit with room to spare.
+const LEAF_FEW: usize = 16;
+/// How a leaf's room grows: just below the allocator's size classes, so that little is wasted.
+const LEAF_ROOM: [usize; 8] = [4, 9, 18, 27, 36, 45, 54, LEAF_MAX];
+
+/// What is true of a live key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// The revision that created the key.
+    pub create: i64,
+    /// Puts since then, that one included.
+    pub version: i64,
+    /// The attached lease, or zero.
+    pub lease: i64,
+}
+
+/// One change to a key: a put with what became of the key, or a deletion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// When.
+    pub revision: Revision,
+    /// None for a deletion.
+    pub life: Option<Life>,
+}
+
+/// A live key, as the index knows it at some revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hit {
+    /// The revision of the newest put that is visible.
+    pub revision: Revision,
+    /// What is true of the key then; None where only its record knows, because newer changes followed.
+    pub life: Option<Life>,
+}
+
+struct Entry {
+    key: Box<[u8]>,
+    main: i64,
+    create: i64,
+    version: i64,
+    sub: u32,
+    deleted: bool,
+    past: Option<Box<Past>>,
+}
+
+/// What few keys have.
+#[derive(Default)]
+struct Past {
+    lease: i64,
+    older: Vec<Mark>,
+}
+
+/// An older change: when, and whether it was a deletion.
+#[derive(Clone, Copy)]
+struct Mark {
+    main: i64,
+    sub: u32,
+    deleted: bool,
+}
+
+impl Mark {
+    fn revision(self) -> Revision {
+        Revision { main: self.main, sub: self.sub }
+    }
+}
+
+impl Entry {
+    fn new(key: &[u8], change: Change) -> Self {
+        let mut entry = Self { key: key.into(), main: 0, create: 0, version: 0, sub: 0, deleted: true, past: None };
+        entry.set_newest(change);
+        entry
+    }
+
+    fn revision(&self) -> Revision {
+        Revision { main: self.main, sub: self.sub }
+    }
+
+    fn newest(&self) -> Mark {
+        Mark { main: self.main, sub: self.sub, deleted: self.deleted }
+    }
+
+    fn older(&self) -> &[Mark] {
+        self.past.as_ref().map_or(&[], |past| &past.older)
+    }
+
+    fn lease(&self) -> i64 {
+        self.past.as_ref().map_or(0, |past| past.lease)
+    }
+
+    fn change(&self) -> Change {
+        let life = Life { create: self.create, version: self.version, lease: self.lease() };
+        Change { revision: self.revision(), life: (!self.deleted).then_some(life) }
+    }
+
+    fn set_newest(&mut self, change: Change) {
+        let life = change.life.unwrap_or(Life { create: 0, version: 0, lease: 0 });
+        self.main = change.revision.main;
+        self.sub = change.revision.sub;
+        self.deleted = change.life.is_none();
+        self.create = life.create;
+        self.version = life.version;
+        match &mut self.past {
+            Some(past) => past.lease = life.lease,
+            None if life.lease == 0 => (),
+            None => self.past = Some(Box::new(Past { lease: life.lease, older: Vec::new() })),
+        }
+        self.drop_empty_past();
+    }
+
+    fn push(&mut self, change: Change) {
+        assert!(self.revision() < change.revision, "the changes of a key ascend");
+        let mark = self.newest();
+        self.past.get_or_insert_default().older.push(mark);
+        self.set_newest(change);
+    }
+
+    fn drop_empty_past(&mut self) {
+        if self.past.as_ref().is_some_and(|past| past.lease == 0 && past.older.is_empty()) {
+            self.past = None;
+        }
+    }
+
+    /// The put that is visible at `at`, if the key is alive then.
+    fn hit(&self, at: i64) -> Option<Hit> {
+        if self.main <= at {
+            let change = self.change();
+            return change.life.map(|life| Hit { revision: change.revision, life: Some(life) });
+        }
+        let older = self.older();
+        let visible = older.partition_point(|mark| mark.main <= at).checked_sub(1).map(|last| older[last])?;
+        (!visible.deleted).then(|| Hit { revision: visible.revision(), life: None })
+    }
+}
+
+struct Leaf {
+    /// No key of this leaf is smaller, no key of the leaf before is as large.
+    from: Box<[u8]>,
+    entries: Vec<Entry>,
+    live: u32,
+    newest: i64,
+}
+
+impl Leaf {
+    fn new(from: Box<[u8]>, entries: Vec<Entry>) -> Self {
+        let live = entries.iter().filter(|entry| !entry.deleted).count();
+        let newest = entries.iter().map(|entry| entry.main).max().unwrap_or(0);
+        Self { from, entries, live: u32::try_from(live).expect("a leaf is small"), newest }
+    }
+
+    fn find(&self, key: &[u8]) -> Result<usize, usize> {
+        self.entries.binary_search_by(|entry| entry.key.as_ref().cmp(key))
+    }
+
+    fn insert(&mut self, place: usize, entry: Entry) {
+        if self.entries.len() == self.entries.capacity() {
+            let room = LEAF_ROOM.into_iter().find(|&room| room > self.entries.len()).unwrap_or(LEAF_MAX);
+            self.entries.reserve_exact(room.saturating_sub(self.entries.len()).max(1));
+        }
+        self.live += u32::from(!entry.deleted);
+        self.newest = self.newest.max(entry.main);
+        self.entries.insert(place, entry);
+    }
+}
+
+/// Where a key is, or belongs.
+struct Place {
+    leaf: usize,
+    entry: Result<usize, usize>,
+}
+
+/// The ordered index of all keys.
+#[derive(Default)]
+pub struct Index {
+    leaves: Vec<Leaf>,
+    keys: usize,
+}
+
+impl Index {
+    /// How many keys the index knows, deleted ones that are not yet compacted included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.keys
+    }
+
+    /// Whether no key was ever written, or all were forgotten.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys == 0
+    }
+
+    /// The newest change to `key`.
+    #[must_use]
+    pub fn newest(&self, key: &[u8]) -> Option<Change> {
+        self.entry(key).map(Entry::change)
+    }
+
+    /// The put of `key` that is visible at `at`.
+    #[must_use]
+    pub fn get(&self, key: &[u8], at: i64) -> Option<Hit> {
+        self.entry(key)?.hit(at)
+    }
+
+    /// Visits the live keys of an interval at `at`, ascending, until told to stop.
+    pub fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
+        let _ = self.visit_entries(interval, &mut |entry| match entry.hit(at) {
+            Some(hit) => visit(&entry.key, hit),
+            None => ControlFlow::Continue(()),
+        });
+    }
+
+    /// How many keys of an interval are alive at `at`.
+    #[must_use]
+    pub fn count(&self, interval: &Interval, at: i64) -> usize {
+        let mut place = self.place(interval.start());
+        let mut count = 0;
+        while let Some(leaf) = self.leaves.get(place.leaf) {
+            let first = place.entry.unwrap_or_else(|place| place);
+            // All of the next leaf's keys lie behind this leaf's, so its `from` tells whether this one is inside.
+            let ends_inside = self.leaves.get(place.leaf + 1).is_some_and(|next| !interval.is_past(&next.from));
+            if first == 0 && ends_inside && leaf.newest <= at {
+                count += leaf.live as usize;
+            } else {
+                let inside = leaf.entries[first..].iter().take_while(|entry| !interval.is_past(&entry.key));
+                count += inside.filter(|entry| entry.hit(at).is_some()).count();
+                if !ends_inside && self.leaves.get(place.leaf + 1).is_some() {
+                    break;
+                }
+            }
+            place = Place { leaf: place.leaf + 1, entry: Err(0) };
+        }
+        count
+    }
+
+    /// Adds a change, newer than all others of its key.
+    pub fn push(&mut self, key: &[u8], change: Change) {
+        let place = self.place(key);
+        match place.entry {
+            Ok(found) => {
+                let leaf = &mut self.leaves[place.leaf];
+                let entry = &mut leaf.entries[found];
+                leaf.live -= u32::from(!entry.deleted);
+                leaf.live += u32::from(change.life.is_some());
+                leaf.newest = leaf.newest.max(change.revision.main);
+                entry.push(change);
+            }
+            Err(missing) => self.insert(place.leaf, missing, Entry::new(key, change)),
+        }
+    }
+
+    /// Forgets what compaction at `at` forgets of one key: every change at or before `at` but the newest of these, and that
+    /// one too if it is a deletion before `at`. Appends the forgotten revisions to `dead`, true for deletions.
+    pub fn compact(&mut self, key: &[u8], at: i64, dead: &mut Vec<(Revision, bool)>) {
+        let place = self.place(key);
+        let Ok(found) = place.entry else { return };
+        let entry = &mut self.leaves[place.leaf].entries[found];
+        let marks = entry.older().len() + 1;
+        let mark = |entry: &Entry, nth: usize| if nth + 1 == marks { entry.newest() } else { entry.older()[nth] };
+        let visible = (0..marks).take_while(|&nth| mark(entry, nth).main <= at).count();
+        let Some(last) = visible.checked_sub(1) else { return };
+        let kept = mark(entry, last);
+        let forgotten = if kept.deleted && kept.main < at { visible } else { last };
+        dead.extend((0..forgotten).map(|nth| mark(entry, nth)).map(|mark| (mark.revision(), mark.deleted)));
+        if forgotten == marks {
+            self.remove(place.leaf, found);
+        } else if let Some(past) = &mut entry.past {
+            past.older.drain(..forgotten);
+            past.older.shrink_to_fit();
+            entry.drop_empty_past();
+        }
+    }
+
+    fn entry(&self, key: &[u8]) -> Option<&Entry> {
+        let place = self.place(key);
+        Some(&self.leaves[place.leaf].entries[place.entry.ok()?])
+    }
+
+    fn place(&self, key: &[u8]) -> Place {
+        let leaf = self.leaves.partition_point(|leaf| leaf.from.as_ref() <= key).saturating_sub(1);
+        let entry = self.leaves.get(leaf).map_or(Err(0), |leaf| leaf.find(key));
+        Place { leaf, entry }
+    }
+
+    fn visit_entries(&self, interval: &Interval, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> ControlFlow<()> {
+        let place = self.place(interval.start());
+        let mut first = place.entry.unwrap_or_else(|place| place);
+        for leaf in self.leaves.get(place.leaf..).unwrap_or(&[]) {
+            for entry in &leaf.entries[first..] {
+                if interval.is_past(&entry.key) {
+                    return ControlFlow::Break(());
+                }
+                visit(entry)?;
+            }
+            first = 0;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn insert(&mut self, leaf: usize, place: usize, entry: Entry) {
+        self.keys += 1;
+        if self.leaves.is_empty() {
+            self.leaves.push(Leaf::new(Box::default(), Vec::new()));
+        }
+        if self.leaves[leaf].entries.len() < LEAF_MAX {
+            return self.leaves[leaf].insert(place, entry);
+        }
+        // Keys that arrive in order leave full leaves behind; anything else halves the leaf.
+        let half = if place == LEAF_MAX { LEAF_MAX } else { LEAF_MAX / 2 };
+        let mut right: Vec<Entry> = Vec::with_capacity(LEAF_ROOM[4]);
+        right.extend(self.leaves[leaf].entries.drain(half..));
+        let from = right.first().map_or_else(|| entry.key.clone(), |first| first.key.clone());
+        let left = &mut self.leaves[leaf];
+        left.entries.shrink_to(LEAF_ROOM[4]);
+        *left = Leaf::new(std::mem::take(&mut left.from), std::mem::take(&mut left.entries));
+        self.leaves.insert(leaf + 1, Leaf::new(from, right));
+        if place >= half {
+            self.leaves[leaf + 1].insert(place - half, entry);
+        } else {
+            self.leaves[leaf].insert(place, entry);
+        }
+    }
+
+    fn remove(&mut self, leaf: usize, place: usize) {
+        self.keys -= 1;
+        let removed = self.leaves[leaf].entries.remove(place);
+        self.leaves[leaf].live -= u32::from(!removed.deleted);
+        let len = self.leaves[leaf].entries.len();
+        if len == 0 {
+            self.leaves.remove(leaf);
+            if let Some(first) = self.leaves.first_mut() {
+                first.from = Box::default();
+            }
+        } else if len < LEAF_FEW
+            && self.leaves.get(leaf + 1).is_some_and(|next| next.entries.len() + len <= LEAF_MAX / 2)
+        {
+            let next = self.leaves.remove(leaf + 1);
+            for entry in next.entries {
+                let end = self.leaves[leaf].entries.len();
+                self.leaves[leaf].insert(end, entry);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+    use super::*;
+
+    type Model = BTreeMap<Vec<u8>, Vec<(i64, bool)>>;
+
+    fn live(create: i64) -> Option<Life> {
+        Some(Life { create, version: 1, lease: create % 3 })
+    }
+
+    fn alive_in(model: &Model, interval: &Interval, at: i64) -> Vec<(Vec<u8>, i64)> {
+        let inside = model.iter().filter(|(key, _)| interval.contains(key));
+        let visible = inside.filter_map(|(key, marks)| {
+            let (main, deleted) = marks.iter().rfind(|(main, _)| *main <= at)?;
+            (!deleted).then(|| (key.clone(), *main))
+        });
+        visible.collect()
+    }
+
+    fn check(index: &Index, model: &Model, interval: &Interval, at: i64) {
+        let expected = alive_in(model, interval, at);
+        let mut seen = Vec::new();
+        index.visit(interval, at, &mut |key, hit| {
+            seen.push((key.to_vec(), hit.revision.main));
+            ControlFlow::Continue(())
+        });
+        assert_eq!(seen, expected);
+        assert_eq!(index.count(interval, at), expected.len(), "count in {interval:?} at {at}");
+        for (key, main) in expected {
+            assert_eq!(index.get(&key, at).map(|hit| hit.revision.main), Some(main));
+        }
+    }
+
+    #[test]
+    fn random_histories_read_like_a_plain_map_of_lists() {
+        for seed in 0..20 {
+            let mut random = SmallRng::seed_from_u64(seed);
+            let (mut index, mut model) = (Index::default(), Model::new());
+            let mut compacted = 0;
+            for main in 1..3000_i64 {
+                let key = format!("{:04}", random.random_range(0..800)).into_bytes();
+                let deleted = random.random_bool(0.3);
+                let life = if deleted { None } else { live(main) };
+                index.push(&key, Change { revision: Revision { main, sub: 0 }, life });
+                model.entry(key).or_default().push((main, deleted));
+                if main % 500 == 0 {
+                    compacted = random.random_range(compacted..=main);
+                    compact_both(&mut index, &mut model, compacted);
+                    assert_eq!(index.len(), model.len());
+                }
+                if main % 100 == 0 {
+                    let (a, b) = (random.random_range(0..800), random.random_range(0..800));
+                    let interval = Interval::new(format!("{a:04}").into(), format!("{b:04}").into());
+                    check(&index, &model, &interval, random.random_range(compacted..=main));
+                    check(&index, &model, &Interval::new("\0".into(), "\0".into()), main);
+                }
+            }
+        }
+    }
+
+    fn compact_both(index: &mut Index, model: &mut Model, at: i64) {
+        let mut dead = Vec::new();
+        let mut expected = Vec::new();
+        for (key, marks) in &mut *model {
+            index.compact(key, at, &mut dead);
+            let last = marks.iter().rposition(|(main, _)| *main <= at);
+            let keep_from = last.map_or(0, |last| last + usize::from(marks[last].1 && marks[last].0 < at));
+            expected.extend(marks.drain(..keep_from).map(|(main, deleted)| (Revision { main, sub: 0 }, deleted)));
+        }
+        model.retain(|_, marks| !marks.is_empty());
+        assert_eq!(dead, expected);
+    }
+
+    #[test]
+    fn keys_in_order_fill_their_leaves() {
+        let mut index = Index::default();
+        for nth in 0..10_000_i64 {
+            let key = format!("{nth:06}");
+            index.push(key.as_bytes(), Change { revision: Revision { main: nth + 1, sub: 0 }, life: live(nth + 1) });
+        }
+        assert_eq!(index.leaves.len(), 10_000_usize.div_ceil(LEAF_MAX));
+        assert_eq!(size_of::<Entry>(), 56, "the memory budget of a key");
+    }
+}
