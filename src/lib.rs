@@ -2,6 +2,11 @@
 //!
 //! The floors, in reading order. A floor knows only those below it.
 
+pub mod node;
+
+pub mod state;
+
+pub mod lease;
 pub mod mvcc;
 pub mod storage;
 

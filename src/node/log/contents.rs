@@ -1,0 +1,227 @@
+//! What a log holds, as its records say one after the other.
+//!
+//! The same few rules serve three times: recovery replays the records of the segment files through them, the volatile
+//! store *is* them, and the tests use them as the model.
+
+use std::path::PathBuf;
+
+use raft::eraftpb::{Entry, HardState};
+
+use super::{Group, Identity, Position};
+use crate::error::Halt;
+
+/// One step of a log's life.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Record {
+    /// Entries that supersede everything from the first one's index on; never empty.
+    Entries(Vec<Entry>),
+    /// Term, vote and commit.
+    HardState(HardState),
+    /// Everything up to here is forgotten.
+    Cut(Position),
+    /// Everything is forgotten, and the log goes on behind here.
+    Reset(Position),
+    /// A snapshot install begins, or is called off.
+    Installing(Option<Position>),
+}
+
+impl Record {
+    /// The highest index of an entry that it brings.
+    pub fn last_index(&self) -> u64 {
+        if let Self::Entries(entries) = self { entries.last().map_or(0, |last| last.index) } else { 0 }
+    }
+
+    /// Whether no earlier entry counts after it.
+    pub fn forgets_all(&self) -> bool {
+        matches!(self, Self::Reset(_))
+    }
+
+    /// The records of a group, in the order in which they take effect.
+    pub fn of(group: &Group) -> Vec<Self> {
+        let entries = (!group.entries.is_empty()).then(|| Self::Entries(group.entries.clone()));
+        entries.into_iter().chain(group.hard_state.clone().map(Self::HardState)).collect()
+    }
+}
+
+/// What is true of the log between two records, entries aside. Each segment begins with it, so that the segments before
+/// it can go.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(super) struct Summary {
+    /// The last position that was forgotten.
+    pub truncated: Position,
+    /// Term, vote and commit.
+    pub hard_state: HardState,
+    /// The snapshot that was about to replace the database.
+    pub installing: Option<Position>,
+    /// One above the last index.
+    pub next_index: u64,
+}
+
+impl Summary {
+    /// A log without entries, behind `truncated`.
+    pub fn new(truncated: Position, hard_state: HardState) -> Self {
+        Self { truncated, hard_state, installing: None, next_index: truncated.index + 1 }
+    }
+
+    /// Follows one record.
+    pub fn follow(&mut self, record: &Record) {
+        match record {
+            Record::Entries(entries) => self.next_index = entries.last().map_or(self.next_index, |last| last.index + 1),
+            Record::HardState(hard_state) => self.hard_state = hard_state.clone(),
+            Record::Cut(at) => self.truncated = *at,
+            Record::Reset(at) => *self = Self::new(*at, self.hard_state.clone()),
+            Record::Installing(snapshot) => self.installing = *snapshot,
+        }
+    }
+
+    /// Follows the records of a group.
+    pub fn follow_group(&mut self, group: &Group) {
+        self.next_index = group.entries.last().map_or(self.next_index, |last| last.index + 1);
+        if let Some(hard_state) = &group.hard_state {
+            self.hard_state = hard_state.clone();
+        }
+    }
+
+    /// What makes `entries` impossible here, if anything: they must be contiguous and leave no gap.
+    pub fn refuses(&self, entries: &[Entry]) -> Option<String> {
+        let first = entries.first()?.index;
+        if entries.windows(2).any(|pair| pair[0].index + 1 != pair[1].index) {
+            return Some(format!("entries from index {first} on are not contiguous"));
+        }
+        if first > self.next_index || first <= self.truncated.index {
+            let (truncated, next) = (self.truncated.index, self.next_index);
+            return Some(format!("entries from index {first} on do not fit between {truncated} and {next}"));
+        }
+        None
+    }
+}
+
+/// A log in memory: the summary and the entries themselves.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Contents {
+    pub summary: Summary,
+    /// Ascending and contiguous, up to the next index. While old segments are missing they may begin late: the cut that
+    /// let those segments go comes with a later record.
+    entries: Vec<Entry>,
+}
+
+impl Contents {
+    pub fn new(summary: Summary) -> Self {
+        Self { summary, entries: Vec::new() }
+    }
+
+    /// Follows one record; `Err` says why the log cannot have held it.
+    pub fn follow(&mut self, record: Record) -> Result<(), String> {
+        match &record {
+            Record::Entries(entries) => {
+                if let Some(reason) = self.summary.refuses(entries) {
+                    return Err(reason);
+                }
+                let first = entries[0].index;
+                self.entries.truncate(self.entries.partition_point(|entry| entry.index < first));
+            }
+            Record::Cut(at) => {
+                let gone = self.entries.partition_point(|entry| entry.index <= at.index);
+                self.entries.drain(..gone);
+            }
+            Record::Reset(_) => self.entries.clear(),
+            Record::HardState(_) | Record::Installing(_) => {}
+        }
+        self.summary.follow(&record);
+        if let Record::Entries(entries) = record {
+            self.entries.extend(entries);
+        }
+        Ok(())
+    }
+
+    /// The end of the replay; `Err` says what is missing.
+    pub fn finish(self, identity: Identity, torn_tail: Option<TornTail>) -> Result<Recovered, String> {
+        let Summary { truncated, mut hard_state, installing, next_index } = self.summary;
+        let first = next_index - self.entries.len() as u64;
+        if first != truncated.index + 1 {
+            return Err(format!("entries {} to {} are missing", truncated.index + 1, first - 1));
+        }
+        if hard_state.commit >= next_index {
+            return Err(format!("the commit index is {}, but the last entry is {}", hard_state.commit, next_index - 1));
+        }
+        // A commit index alone is never synced, so it may lag behind a cut.
+        hard_state.commit = hard_state.commit.max(truncated.index);
+        Ok(Recovered { identity, hard_state, truncated, entries: self.entries, installing, torn_tail })
+    }
+}
+
+/// What a log held when it was opened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recovered {
+    /// Whose log it is.
+    pub identity: Identity,
+    /// Term, vote and commit; the commit index may be older than the applied index of the database.
+    pub hard_state: HardState,
+    /// The last position that was forgotten.
+    pub truncated: Position,
+    /// All entries behind it.
+    pub entries: Vec<Entry>,
+    /// The snapshot that was about to replace the database.
+    pub installing: Option<Position>,
+    /// What was cut off, if the last write was torn.
+    pub torn_tail: Option<TornTail>,
+}
+
+/// The remains of a write that was never synced, and are gone now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment that held them.
+    pub file: PathBuf,
+    /// Where they began.
+    pub offset: u64,
+    /// How long the group would have been.
+    pub bytes: u64,
+}
+
+impl Recovered {
+    /// Index of the last entry, or of the truncation point if there is none.
+    #[must_use]
+    pub fn last_index(&self) -> u64 {
+        self.truncated.index + self.entries.len() as u64
+    }
+
+    /// The term at an index that the log knows: the truncation point or any entry.
+    #[must_use]
+    pub fn term(&self, index: u64) -> Option<u64> {
+        if index == self.truncated.index {
+            return Some(self.truncated.term);
+        }
+        let place = usize::try_from(index.checked_sub(self.truncated.index + 1)?).ok()?;
+        self.entries.get(place).map(|entry| entry.term)
+    }
+
+    /// The snapshot whose install was interrupted after the database had been replaced and before the log was reset: the
+    /// caller must [`reset`](super::LogStore::reset) the log to it before anything else.
+    ///
+    /// A mark alone does not say so: it may be left over from an install that never came to the database. It counts only
+    /// where the database stands exactly at the mark while the log knows no such entry.
+    #[must_use]
+    pub fn interrupted_install(&self, applied: Position) -> Option<Position> {
+        self.installing.filter(|mark| *mark == applied && self.term(mark.index) != Some(mark.term))
+    }
+
+    /// Refuses a log that cannot belong to a database which has applied everything up to `applied`.
+    ///
+    /// Everything applied was synced here first and stays until the database is durable, so a log that ends before, begins
+    /// behind, or disagrees at `applied` has lost data or is not this database's.
+    pub fn check_applied(&self, applied: Position) -> Result<(), Halt> {
+        let problem = if applied.index > self.last_index() {
+            format!("the log ends at index {}: entries that were synced are missing", self.last_index())
+        } else if applied.index < self.truncated.index {
+            format!("the log begins behind {}: the database is older than the log", self.truncated)
+        } else if self.term(applied.index) != Some(applied.term) {
+            "the log has another term there: log and database do not belong together".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(Halt::Refused(format!(
+            "the database has applied {applied}, but {problem}. Put back both from one copy, or remove this member from \
+             the cluster and add it again with an empty data directory"
+        )))
+    }
+}

@@ -1,0 +1,269 @@
+//! The entries that raft can see.
+//!
+//! raft-rs reads its log through [`raft::Storage`], from its own thread, at every step; so everything it may ask for lies
+//! in memory: all entries behind the truncation point. A follower that needs older ones gets a snapshot.
+//!
+//! Entries are put here before raft is told that they are written, and reach the disk through the
+//! [`LogStore`](super::LogStore) on their own way. After a restart both begin with the same [`Recovered`].
+//!
+//! INVARIANTS
+//! * Indexes are contiguous from the truncation point on.
+//! * The term at the truncation point is known, although the entry is gone.
+
+use std::collections::VecDeque;
+
+use protobuf::Message;
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use super::{Position, Recovered};
+
+/// A log in memory, as raft wants to see it.
+#[derive(Debug, Default, Clone)]
+pub struct MemoryLog {
+    truncated: Position,
+    entries: VecDeque<Entry>,
+    hard_state: HardState,
+    conf_state: ConfState,
+    size_bytes: usize,
+}
+
+impl MemoryLog {
+    /// Starts from what the log on disk held, under the configuration in force at the applied index of the database.
+    ///
+    /// The caller has [checked](Recovered::check_applied) that the two belong together.
+    #[must_use]
+    pub fn new(recovered: &Recovered, applied_index: u64, conf_state: ConfState) -> Self {
+        assert!(applied_index <= recovered.last_index(), "what is applied was in the log before");
+        let mut hard_state = recovered.hard_state.clone();
+        // The commit index on disk may lag, but what is applied was committed.
+        hard_state.commit = hard_state.commit.max(applied_index);
+        let mut log = Self { truncated: recovered.truncated, hard_state, conf_state, ..Self::default() };
+        log.append(&recovered.entries);
+        log
+    }
+
+    /// Takes new entries; from the first one's index on they supersede what is here.
+    pub fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else { return };
+        assert!(first.index > self.truncated.index, "entries at or below the truncation point were committed");
+        assert!(first.index <= self.next_index(), "entries follow one another without gaps");
+        while self.next_index() > first.index {
+            let gone = self.entries.pop_back().expect("the next index is above the truncation point's");
+            self.size_bytes -= footprint(&gone);
+        }
+        for entry in entries {
+            assert_eq!(entry.index, self.next_index(), "entries follow one another without gaps");
+            self.size_bytes += footprint(entry);
+            self.entries.push_back(entry.clone());
+        }
+    }
+
+    /// Forgets everything up to and including `index`; does nothing if that is forgotten already.
+    pub fn cut(&mut self, index: u64) {
+        assert!(index < self.next_index(), "only what is in the log can be cut from it");
+        while self.truncated.index < index {
+            let gone = self.entries.pop_front().expect("the index is in the log");
+            self.size_bytes -= footprint(&gone);
+            self.truncated = Position { index: gone.index, term: gone.term };
+        }
+    }
+
+    /// Starts over behind an installed snapshot.
+    pub fn restore(&mut self, at: Position, hard_state: HardState, conf_state: ConfState) {
+        *self = Self { truncated: at, hard_state, conf_state, ..Self::default() };
+    }
+
+    /// Remembers term, vote and commit.
+    pub fn set_hard_state(&mut self, hard_state: HardState) {
+        self.hard_state = hard_state;
+    }
+
+    /// Remembers the configuration.
+    pub fn set_conf_state(&mut self, conf_state: ConfState) {
+        self.conf_state = conf_state;
+    }
+
+    /// Term, vote and commit, as last remembered.
+    #[must_use]
+    pub fn hard_state(&self) -> &HardState {
+        &self.hard_state
+    }
+
+    /// The last position that was forgotten.
+    #[must_use]
+    pub fn truncated(&self) -> Position {
+        self.truncated
+    }
+
+    /// The entry at an index, and where it stands, if it is here.
+    #[must_use]
+    pub fn position(&self, index: u64) -> Option<Position> {
+        Some(Position { index, term: self.term(index).ok()? })
+    }
+
+    /// How many entries are here.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are no entries.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// About how much memory the entries take.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+
+    fn next_index(&self) -> u64 {
+        self.truncated.index + self.entries.len() as u64 + 1
+    }
+
+    /// Where an index is in the deque; only for indexes behind the truncation point.
+    fn place(&self, index: u64) -> usize {
+        usize::try_from(index - self.truncated.index - 1).expect("as many entries as fit into memory")
+    }
+}
+
+/// What an entry costs in memory.
+fn footprint(entry: &Entry) -> usize {
+    size_of::<Entry>() + entry.data.len() + entry.context.len()
+}
+
+impl Storage for MemoryLog {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(self.hard_state.clone(), self.conf_state.clone()))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low <= self.truncated.index {
+            return Err(StorageError::Compacted.into());
+        }
+        assert!(high <= self.next_index(), "raft asks for nothing behind the last entry");
+        let mut room = max_size.into().unwrap_or(u64::MAX);
+        let fits = |(nth, entry): &(usize, &Entry)| {
+            let size = u64::from(entry.compute_size());
+            let fits = *nth == 0 || size <= room;
+            room = room.saturating_sub(size);
+            fits
+        };
+        let range = self.entries.range(self.place(low)..self.place(high));
+        Ok(range.enumerate().take_while(fits).map(|(_, entry)| entry.clone()).collect())
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index < self.truncated.index {
+            return Err(StorageError::Compacted.into());
+        }
+        if index == self.truncated.index {
+            return Ok(self.truncated.term);
+        }
+        self.entries.get(self.place(index)).map(|entry| entry.term).ok_or_else(|| StorageError::Unavailable.into())
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.truncated.index + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.next_index() - 1)
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn entry(index: u64, term: u64) -> Entry {
+        Entry { index, term, data: Bytes::from(vec![0; 100]), ..Entry::default() }
+    }
+
+    /// Entries 11 to 20 of term 2 behind (10, 1).
+    fn log() -> MemoryLog {
+        let mut log = MemoryLog { truncated: Position { index: 10, term: 1 }, ..MemoryLog::default() };
+        log.append(&(11..=20).map(|index| entry(index, 2)).collect::<Vec<_>>());
+        log
+    }
+
+    fn indexes(log: &MemoryLog, low: u64, high: u64, max_size: u64) -> Vec<u64> {
+        let entries = log.entries(low, high, max_size, GetEntriesContext::empty(false)).unwrap();
+        entries.iter().map(|entry| entry.index).collect()
+    }
+
+    #[test]
+    fn raft_gets_at_least_one_entry_however_small_the_limit() {
+        let log = log();
+        assert_eq!(indexes(&log, 12, 21, 0), [12]);
+        assert_eq!(indexes(&log, 12, 15, u64::MAX), [12, 13, 14]);
+        let size = u64::from(entry(12, 2).compute_size());
+        assert_eq!(indexes(&log, 12, 21, 2 * size), [12, 13]);
+        assert_eq!(indexes(&log, 12, 21, 3 * size - 1), [12, 13]);
+    }
+
+    #[test]
+    fn the_term_at_the_truncation_point_outlives_its_entry() {
+        let mut log = log();
+        log.cut(15);
+        assert_eq!((log.first_index(), log.last_index()), (Ok(16), Ok(20)));
+        assert_eq!((log.term(15), log.term(16)), (Ok(2), Ok(2)));
+        assert_eq!(log.term(14), Err(StorageError::Compacted.into()));
+        assert_eq!(log.term(21), Err(StorageError::Unavailable.into()));
+        let compacted = log.entries(15, 18, None, GetEntriesContext::empty(true));
+        assert_eq!(compacted, Err(StorageError::Compacted.into()));
+    }
+
+    #[test]
+    fn entries_of_a_later_term_supersede_the_tail() {
+        let mut log = log();
+        log.append(&[entry(14, 3), entry(15, 3)]);
+        assert_eq!(log.last_index(), Ok(15));
+        assert_eq!((log.term(13), log.term(14)), (Ok(2), Ok(3)));
+    }
+
+    #[test]
+    fn the_size_follows_what_comes_and_goes() {
+        let mut log = log();
+        let one = footprint(&entry(1, 1));
+        assert_eq!(log.size_bytes(), 10 * one);
+        log.append(&[entry(19, 3)]);
+        assert_eq!(log.size_bytes(), 9 * one);
+        log.cut(17);
+        assert_eq!(log.size_bytes(), 2 * one);
+        log.restore(Position { index: 50, term: 4 }, HardState::default(), ConfState::default());
+        assert_eq!((log.size_bytes(), log.last_index(), log.term(50)), (0, Ok(50), Ok(4)));
+    }
+
+    #[test]
+    fn what_is_applied_counts_as_committed() {
+        let recovered = Recovered {
+            identity: super::super::Identity::default(),
+            hard_state: HardState { term: 2, commit: 12, ..HardState::default() },
+            truncated: Position { index: 10, term: 1 },
+            entries: (11..=20).map(|index| entry(index, 2)).collect(),
+            installing: None,
+            torn_tail: None,
+        };
+        let conf_state = ConfState { voters: vec![1], ..ConfState::default() };
+        let log = MemoryLog::new(&recovered, 17, conf_state);
+        let state = log.initial_state().unwrap();
+        assert_eq!((state.hard_state.commit, state.hard_state.term), (17, 2));
+        assert!(state.initialized());
+    }
+}

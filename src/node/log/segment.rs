@@ -1,0 +1,316 @@
+//! The log on files: segments of a fixed size, filled beforehand, written from front to back, used again.
+//!
+//!     00000000000000000007.segment   │ header │ group │ group │ … │ group │ (too short for the next group)
+//!     00000000000000000008.segment   │ header │ group │ group │ zeros, or what the file held before …
+//!     00000000000000000012.spare     │ anything
+//!
+//! The newest segment takes the writes. When a group does not fit, a spare gets a header and the next number; a group
+//! larger than a segment gets a segment of its own size. A segment whose entries are all forgotten becomes a spare. The
+//! header repeats everything but the entries (see [`format`](super::format)), so segments can go without a trace.
+//!
+//! INVARIANTS
+//! * A segment has an intact, synced header before it has its name, and its name is durable before its first group.
+//! * The newest segment is never recycled, so segment and group numbers only rise.
+//! * Segments go from the oldest on, and only after the cut that allows it was synced.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft::eraftpb::HardState;
+
+use super::contents::{Record, Recovered, Summary};
+use super::files::{File, Files, OsFiles};
+use super::format::{self, Link, SegmentHeader};
+use super::recovery::{self, Found};
+use super::spares::{Spare, Spares};
+use super::{Group, Identity, LogStore, Position};
+use crate::error::Halt;
+
+/// Where a log lies, and how it is cut into files.
+#[derive(Clone)]
+pub struct Place {
+    /// The directory, for this log alone.
+    pub dir: PathBuf,
+    /// How files are reached.
+    pub files: Arc<dyn Files>,
+    /// The size of a segment.
+    pub segment_bytes: u64,
+}
+
+impl Place {
+    /// What a segment's size is where nobody says otherwise.
+    pub const SEGMENT_BYTES: u64 = 16 << 20;
+
+    /// A directory of the operating system, with segments of the usual size.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), files: Arc::new(OsFiles), segment_bytes: Self::SEGMENT_BYTES }
+    }
+
+    pub(super) fn segment_path(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{number:020}.segment"))
+    }
+
+    pub(super) fn spare_path(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{number:020}.spare"))
+    }
+
+    pub(super) fn spare_number(&self, name: &str) -> Option<(u64, PathBuf)> {
+        let number = name.strip_suffix(".spare")?.parse().ok()?;
+        Some((number, self.spare_path(number)))
+    }
+
+    pub(super) fn names(&self) -> Result<Vec<String>, Halt> {
+        let mut names = self.files.list(&self.dir).map_err(Halt::io("list", &self.dir))?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    pub(super) fn segments(names: &[String]) -> Vec<u64> {
+        names.iter().filter_map(|name| name.strip_suffix(".segment")?.parse().ok()).collect()
+    }
+
+    pub(super) fn sync_dir(&self) -> Result<(), Halt> {
+        self.files.sync_dir(&self.dir).map_err(Halt::io("sync", &self.dir))
+    }
+
+    /// Turns a spare into the segment with this number.
+    fn begin_segment(&self, spare: Spare, header: &SegmentHeader, number: u64, previous: Link) -> Result<Active, Halt> {
+        let Spare { path: old, mut file, bytes } = spare;
+        let path = self.segment_path(number);
+        let mut group = Vec::new();
+        let link = format::segment_group(&mut group, header, number, previous);
+        file.write_at(0, &group).map_err(Halt::io("write", &old))?;
+        file.sync().map_err(Halt::io("sync", &old))?;
+        self.files.rename(&old, &path).map_err(Halt::io("rename", &old))?;
+        self.sync_dir()?;
+        let segment = Segment { number, bytes, last_index: 0 };
+        Ok(Active { segment, path, file, end: group.len() as u64, link })
+    }
+}
+
+/// A segment file.
+#[derive(Debug, Clone)]
+pub(super) struct Segment {
+    pub number: u64,
+    pub bytes: u64,
+    /// The highest index of any entry in it; 0 if there is none that could still count.
+    pub last_index: u64,
+}
+
+/// The segment that takes the writes.
+struct Active {
+    segment: Segment,
+    path: PathBuf,
+    file: Box<dyn File>,
+    /// Where the next group begins.
+    end: u64,
+    /// The last group.
+    link: Link,
+}
+
+/// What the log can take next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// A write.
+    Synced,
+    /// A sync.
+    Written,
+    /// Nothing any more.
+    Failed,
+}
+
+/// The raft log on segment files.
+pub struct SegmentLog {
+    place: Place,
+    salt: u32,
+    identity: Identity,
+    /// Older segments that are still needed, in ascending order.
+    older: VecDeque<Segment>,
+    active: Active,
+    summary: Summary,
+    spares: Spares,
+    /// The group being written; kept for its room.
+    buffer: Vec<u8>,
+    state: State,
+}
+
+impl SegmentLog {
+    /// Makes a log without entries behind `truncated`, in a directory that has none. When this returns, the files and the
+    /// directory itself are durable; that the directory is found again is up to the caller.
+    pub fn create(place: &Place, identity: Identity, truncated: Position, hard_state: &HardState) -> Result<(), Halt> {
+        place.files.create_dir(&place.dir).map_err(Halt::io("create", &place.dir))?;
+        let names = place.names()?;
+        if !Place::segments(&names).is_empty() {
+            return Err(Halt::Refused(format!("{}: there is a log already", place.dir.display())));
+        }
+        let mut spares = Spares::open(place, &names)?;
+        let summary = Summary::new(truncated, hard_state.clone());
+        let header = SegmentHeader { salt: rand::random(), identity, summary };
+        place.begin_segment(spares.take(0)?, &header, 1, Link::default())?;
+        Ok(())
+    }
+
+    /// Opens a log and tells what it holds. A torn tail is cut off with a warning; damage is refused.
+    pub fn open(place: &Place) -> Result<(Self, Recovered), Halt> {
+        let names = place.names()?;
+        let found = recovery::read(place, &names)?;
+        let active = Self::take_up(place, &found)?;
+        let Found { salt, recovered, summary, mut segments, leftovers, .. } = found;
+        segments.pop();
+        let mut log = Self {
+            place: place.clone(),
+            salt,
+            identity: recovered.identity,
+            older: segments.into(),
+            active,
+            summary,
+            spares: Spares::open(place, &names)?,
+            buffer: Vec::new(),
+            state: State::Synced,
+        };
+        log.spares.recycle(leftovers)?;
+        log.recycle()?;
+        Ok((log, recovered))
+    }
+
+    /// Makes the newest segment ready for the next write.
+    ///
+    /// The last group may be no further than the page cache: the process may have ended before its sync, or because of it.
+    /// It counts from now on, so it is written once more, since after a failed sync only a new write reaches the disk.
+    fn take_up(place: &Place, found: &Found) -> Result<Active, Halt> {
+        let mut segment = found.segments.last().expect("recovery refuses a log without segments").clone();
+        let path = place.segment_path(segment.number);
+        let mut file = place.files.open(&path).map_err(Halt::io("open", &path))?;
+        let end = found.last_group_start + found.last_group.len() as u64;
+        file.write_at(found.last_group_start, &found.last_group).map_err(Halt::io("write", &path))?;
+        let clean_from = if found.recovered.torn_tail.is_some() { end } else { segment.bytes };
+        segment.bytes = segment.bytes.max(place.segment_bytes);
+        place.zero(file.as_mut(), clean_from, segment.bytes).map_err(Halt::io("write", &path))?;
+        file.sync().map_err(Halt::io("sync", &path))?;
+        place.sync_dir()?;
+        Ok(Active { segment, path, file, end, link: found.link })
+    }
+
+    /// Where the log lies.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.place.dir
+    }
+
+    /// Runs one step, unless an earlier one failed. A failure is the last thing that happens to this log.
+    fn step<T>(&mut self, expected: State, step: impl FnOnce(&mut Self) -> Result<T, Halt>) -> Result<T, Halt> {
+        if self.state == State::Failed {
+            let dir = self.place.dir.display();
+            return Err(Halt::Refused(format!("{dir}: the log failed before and takes nothing more")));
+        }
+        assert_eq!(self.state, expected, "each write is synced before the next one");
+        let result = step(self);
+        if result.is_err() {
+            self.state = State::Failed;
+        }
+        result
+    }
+
+    /// Writes the group whose records are in the buffer.
+    fn write_buffer(&mut self) -> Result<u64, Halt> {
+        let bytes = format::sealed_bytes(&self.buffer);
+        if self.active.end + bytes > self.active.segment.bytes {
+            self.rotate(bytes)?;
+        }
+        let Active { segment, path, file, end, link } = &mut self.active;
+        *link = format::seal(&mut self.buffer, self.salt, segment.number, *link);
+        file.write_at(*end, &self.buffer).map_err(Halt::io("write", path))?;
+        *end += bytes;
+        self.state = State::Written;
+        Ok(bytes)
+    }
+
+    fn sync_active(&mut self) -> Result<(), Halt> {
+        self.active.file.sync().map_err(Halt::io("sync", &self.active.path))?;
+        self.state = State::Synced;
+        Ok(())
+    }
+
+    /// Begins the next segment, with room for a group of this size.
+    fn rotate(&mut self, group_bytes: u64) -> Result<(), Halt> {
+        let header = SegmentHeader { salt: self.salt, identity: self.identity, summary: self.summary.clone() };
+        let spare = self.spares.take(group_bytes + format::SEGMENT_GROUP_BYTES)?;
+        let next = self.place.begin_segment(spare, &header, self.active.segment.number + 1, self.active.link)?;
+        let full = std::mem::replace(&mut self.active, next);
+        self.older.push_back(full.segment);
+        self.spares.order_if_none()
+    }
+
+    /// Writes and syncs a group of records that say something about the log itself.
+    fn note(&mut self, records: &[Record]) -> Result<(), Halt> {
+        format::begin(&mut self.buffer);
+        for record in records {
+            format::put_record(&mut self.buffer, record);
+        }
+        self.write_buffer()?;
+        self.sync_active()?;
+        records.iter().for_each(|record| self.summary.follow(record));
+        Ok(())
+    }
+
+    /// Gives away the older segments that hold nothing above the truncation point.
+    fn recycle(&mut self) -> Result<(), Halt> {
+        let truncated = self.summary.truncated.index;
+        let gone = self.older.iter().take_while(|segment| segment.last_index <= truncated).count();
+        let gone = self.older.drain(..gone).map(|segment| (self.place.segment_path(segment.number), segment.bytes));
+        self.spares.recycle(gone.collect())
+    }
+}
+
+impl LogStore for SegmentLog {
+    fn write(&mut self, group: &Group) -> Result<u64, Halt> {
+        assert!(!group.is_empty(), "an empty group needs no write");
+        self.step(State::Synced, |log| {
+            if let Some(reason) = log.summary.refuses(&group.entries) {
+                panic!("raft appends without gaps and never below the truncation point: {reason}");
+            }
+            format::begin(&mut log.buffer);
+            format::put_group(&mut log.buffer, group);
+            let bytes = log.write_buffer()?;
+            log.summary.follow_group(group);
+            if let Some(last) = group.entries.last() {
+                log.active.segment.last_index = log.active.segment.last_index.max(last.index);
+            }
+            Ok(bytes)
+        })
+    }
+
+    fn sync(&mut self) -> Result<(), Halt> {
+        self.step(State::Written, Self::sync_active)
+    }
+
+    fn cut(&mut self, at: Position) -> Result<(), Halt> {
+        self.step(State::Synced, |log| {
+            assert!(at.index < log.summary.next_index, "only what is in the log can be cut from it");
+            if at.index <= log.summary.truncated.index {
+                return Ok(());
+            }
+            log.note(&[Record::Cut(at)])?;
+            log.recycle()
+        })
+    }
+
+    fn set_installing(&mut self, snapshot: Option<Position>) -> Result<(), Halt> {
+        assert_ne!(snapshot, Some(Position::default()), "a snapshot holds something");
+        self.step(State::Synced, |log| log.note(&[Record::Installing(snapshot)]))
+    }
+
+    fn reset(&mut self, at: Position, hard_state: &HardState) -> Result<(), Halt> {
+        self.step(State::Synced, |log| {
+            log.note(&[Record::Reset(at), Record::HardState(hard_state.clone())])?;
+            log.active.segment.last_index = 0;
+            log.older.iter_mut().for_each(|segment| segment.last_index = 0);
+            log.recycle()
+        })
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.older.iter().map(|segment| segment.bytes).sum::<u64>() + self.active.segment.bytes
+    }
+}

@@ -1,0 +1,129 @@
+//! A log in memory that forgets what was not synced, for the single-threaded simulation.
+//!
+//! The store is a handle: the node owns one, the simulation keeps a clone. When the node dies the simulation drops it, says
+//! [`crash`](VolatileLog::crash), and starts the next one from [`open`](VolatileLog::open).
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use raft::eraftpb::HardState;
+
+use super::contents::{Contents, Record, Summary};
+use super::{Group, Identity, LogStore, Position, Recovered};
+use crate::error::Halt;
+
+/// A log whose disk is a value.
+#[derive(Debug, Clone)]
+pub struct VolatileLog {
+    disk: Arc<Mutex<Disk>>,
+}
+
+#[derive(Debug)]
+struct Disk {
+    identity: Identity,
+    durable: Contents,
+    /// Written, but not synced.
+    pending: Option<Vec<Record>>,
+    size_bytes: u64,
+    broken: bool,
+}
+
+impl VolatileLog {
+    /// Makes a log without entries behind `truncated`.
+    #[must_use]
+    pub fn create(identity: Identity, truncated: Position, hard_state: &HardState) -> Self {
+        let durable = Contents::new(Summary::new(truncated, hard_state.clone()));
+        let disk = Disk { identity, durable, pending: None, size_bytes: 0, broken: false };
+        Self { disk: Arc::new(Mutex::new(disk)) }
+    }
+
+    /// What a node that starts now finds.
+    pub fn open(&self) -> Result<Recovered, Halt> {
+        let disk = self.disk();
+        assert!(disk.pending.is_none(), "a store is opened after a crash or a sync");
+        disk.durable.clone().finish(disk.identity, None).map_err(Halt::Refused)
+    }
+
+    /// The node is gone, and with it what was not synced, unless the disk happened to be quick enough. A broken disk works
+    /// again.
+    pub fn crash(&self, the_last_write_survives: bool) {
+        let mut disk = self.disk();
+        disk.broken = false;
+        if the_last_write_survives {
+            disk.settle();
+        }
+        disk.pending = None;
+    }
+
+    /// From now on every call fails, until the next crash.
+    pub fn break_disk(&self) {
+        self.disk().broken = true;
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().expect("no step of this file panics between its changes")
+    }
+
+    fn working_disk(&self) -> Result<MutexGuard<'_, Disk>, Halt> {
+        let disk = self.disk();
+        if disk.broken { Err(Halt::Refused("the simulated disk is broken".to_owned())) } else { Ok(disk) }
+    }
+
+    fn note(&mut self, records: Vec<Record>) -> Result<(), Halt> {
+        let mut disk = self.working_disk()?;
+        disk.take(records);
+        disk.settle();
+        Ok(())
+    }
+}
+
+impl Disk {
+    fn take(&mut self, records: Vec<Record>) {
+        assert!(self.pending.is_none(), "each write is synced before the next one");
+        self.pending = Some(records);
+    }
+
+    fn settle(&mut self) {
+        for record in self.pending.take().into_iter().flatten() {
+            self.durable.follow(record).expect("raft appends without gaps and never below the truncation point");
+        }
+    }
+}
+
+impl LogStore for VolatileLog {
+    fn write(&mut self, group: &Group) -> Result<u64, Halt> {
+        assert!(!group.is_empty(), "an empty group needs no write");
+        let mut disk = self.working_disk()?;
+        disk.take(Record::of(group));
+        let bytes = group.entries.iter().map(|entry| (entry.data.len() + entry.context.len()) as u64).sum();
+        disk.size_bytes += bytes;
+        Ok(bytes)
+    }
+
+    fn sync(&mut self) -> Result<(), Halt> {
+        let mut disk = self.working_disk()?;
+        assert!(disk.pending.is_some(), "there is a write to sync");
+        disk.settle();
+        Ok(())
+    }
+
+    fn cut(&mut self, at: Position) -> Result<(), Halt> {
+        let (truncated, next_index) = {
+            let disk = self.disk();
+            (disk.durable.summary.truncated, disk.durable.summary.next_index)
+        };
+        assert!(at.index < next_index, "only what is in the log can be cut from it");
+        if at.index > truncated.index { self.note(vec![Record::Cut(at)]) } else { Ok(()) }
+    }
+
+    fn set_installing(&mut self, snapshot: Option<Position>) -> Result<(), Halt> {
+        self.note(vec![Record::Installing(snapshot)])
+    }
+
+    fn reset(&mut self, at: Position, hard_state: &HardState) -> Result<(), Halt> {
+        self.note(vec![Record::Reset(at), Record::HardState(hard_state.clone())])
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.disk().size_bytes
+    }
+}
