@@ -3,6 +3,7 @@
 //! The floors, in reading order. A floor knows only those below it.
 
 pub mod node;
+pub mod watch;
 
 pub mod state;
 
@@ -12,4 +13,5 @@ pub mod storage;
 
 pub mod call;
 pub mod error;
+pub mod metrics;
 pub mod proto;

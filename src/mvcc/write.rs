@@ -252,6 +252,12 @@ impl Store {
         pending.or_else(|| self.shared.index.read().newest(key))
     }
 
+    /// The put of a key that was visible before the running transaction.
+    #[must_use]
+    pub fn visible_before(&self, key: &[u8]) -> Option<Revision> {
+        self.hit(key, self.head).map(|hit| hit.revision)
+    }
+
     fn hit(&self, key: &[u8], at: i64) -> Option<Hit> {
         match self.overlay.get(key).and_then(|changes| visible(changes, at)) {
             Some(change) => hit_of(change),

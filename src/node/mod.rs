@@ -3,8 +3,245 @@
 //! This is the only floor that knows raft-rs and the only one that owns threads. Its rooms are values with non-blocking
 //! steps; a thread is a thin shell around one of them, so the same code runs under the server and under a simulation.
 //!
+//! ```text
+//! handlers ──Input──▶ raft ──LogTask──▶ log ──"persisted n"──▶ raft
+//!                      └───Handoff───▶ apply ──▶ watchers, waiters
+//!                                        └─Chore─▶ keeper: compaction, flush, sizes
+//! ```
+//!
 //! INVARIANTS
 //! * Nothing is applied that the log has not synced: applied ≤ persisted ≤ last.
 //! * Nothing is cut from the log that the database has not made durable: truncated ≤ durable applied ≤ applied.
+//! * A thread that fails ends the process: a dead node is ordinary to its cluster, a half-dead one is not.
 
+pub mod applier;
+pub mod driver;
+pub mod inbox;
+pub mod keeper;
 pub mod log;
+pub mod replica;
+pub mod status;
+pub mod waiters;
+
+use std::{
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use raft::eraftpb::ConfState;
+
+use crate::{
+    error::{Error, Halt},
+    state::{Command, Kind, Machine, Progress, Readers},
+    storage::Engine,
+    watch::Publisher,
+};
+use applier::{Applier, Quota};
+use driver::{Driver, Input};
+use inbox::Inbox;
+use keeper::{Chore, Habits, Keeper};
+use log::{LogStore, MemoryLog, Position, Recovered};
+use replica::{Replica, Timing};
+use status::Status;
+use waiters::{ProposalWaiter, ReadWaiter, Waiters};
+
+/// What a node needs to know about itself.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This member.
+    pub member_id: u64,
+    /// How time is counted.
+    pub timing: Timing,
+    /// How long a proposal or a linearizable read may take.
+    pub request_timeout: Duration,
+    /// Entries kept behind the applied index when the log is cut.
+    pub catchup_entries: u64,
+    /// The size that the database may have.
+    pub quota: Quota,
+    /// What the keeper does when.
+    pub habits: Habits,
+    /// A batch that takes longer to apply is reported.
+    pub slow_apply: Duration,
+    /// More entries than this between commit and apply, and proposals are refused.
+    pub backlog: u64,
+}
+
+/// The handle that everybody else has of the node.
+pub struct Node {
+    raft: Arc<Inbox<Input>>,
+    keeper: Arc<Inbox<Chore>>,
+    status: Arc<Status>,
+    readers: Readers,
+    engine: Arc<dyn Engine>,
+    backlog: u64,
+    quota: Quota,
+}
+
+/// The node's threads, to be waited for.
+pub struct Threads {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Waits until all threads have ended.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A thread that panicked has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Node {
+    /// Starts the threads of a node whose database and log were opened and belong together.
+    pub fn start(
+        settings: Settings,
+        engine: Arc<dyn Engine>,
+        machine: Machine,
+        publisher: Publisher,
+        log: Box<dyn LogStore>,
+        recovered: &Recovered,
+        logger: &slog::Logger,
+    ) -> Result<(Arc<Self>, Threads), Halt> {
+        let readers = machine.readers();
+        let Progress { index, term, .. } = machine.applied();
+        recovered.check_applied(Position { index, term })?;
+        let conf_state = conf_state(&readers);
+        let memory = MemoryLog::new(recovered, index, conf_state);
+        let replica = Replica::new(settings.member_id, index, memory, settings.timing, logger)?;
+        let status = Arc::new(Status::default());
+        status.set_applied(index, term);
+        status.set_size(engine.size()?);
+        let raft = Arc::new(Inbox::default());
+        let keeper = Arc::new(Inbox::default());
+        let node = Arc::new(Self {
+            raft: raft.clone(),
+            keeper: keeper.clone(),
+            status: status.clone(),
+            readers,
+            engine: engine.clone(),
+            backlog: settings.backlog,
+            quota: settings.quota,
+        });
+        let keys = machine.shared().clone();
+        let driver = Driver {
+            replica,
+            inbox: raft.clone(),
+            log: Arc::new(Inbox::default()),
+            applier: Arc::new(Inbox::default()),
+            status: status.clone(),
+            tick: Duration::from_millis(settings.timing.tick_ms),
+            catchup_entries: settings.catchup_entries,
+            id: settings.member_id,
+        };
+        let applier = Applier {
+            machine,
+            waiters: Waiters::new(settings.request_timeout),
+            publisher,
+            status: status.clone(),
+            keeper: keeper.clone(),
+            quota: settings.quota,
+            slow: settings.slow_apply,
+        };
+        let keeper = Keeper { engine, keys, inbox: keeper, raft, status, habits: settings.habits };
+        Ok((node, spawn_all(driver, applier, keeper, log)))
+    }
+
+    /// Proposes a request, encoded as its client sent it. The waiter hears the outcome, a refusal, or a time-out.
+    pub fn propose(&self, id: u64, kind: Kind, request: &[u8], waiter: ProposalWaiter) {
+        if self.status.committed().saturating_sub(self.status.applied()) > self.backlog {
+            return waiter(Err(Error::TooManyRequests));
+        }
+        let data = Command::encode(id, kind, request);
+        self.propose_entry(id, data, waiter);
+    }
+
+    /// Proposes an entry that is encoded already.
+    pub fn propose_entry(&self, id: u64, data: Bytes, waiter: ProposalWaiter) {
+        if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, waiter }) {
+            waiter(Err(Error::Stopped));
+        }
+    }
+
+    /// Calls the waiter when everything that was acknowledged before now can be read here.
+    pub fn read_barrier(&self, waiter: ReadWaiter) {
+        if let Err(Input::Read(waiter)) = self.raft.send(Input::Read(waiter)) {
+            waiter(Err(Error::Stopped));
+        }
+    }
+
+    /// Calls the waiter when nothing is left of what was compacted before now.
+    pub fn await_compaction(&self, waiter: Box<dyn FnOnce() + Send>) {
+        let _ = self.keeper.send(Chore::AwaitCompaction(waiter));
+    }
+
+    /// Readers of what is published.
+    #[must_use]
+    pub fn readers(&self) -> &Readers {
+        &self.readers
+    }
+
+    /// The node in numbers.
+    #[must_use]
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// The database, for what is not replicated: its size and its files.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    /// Whether something of this cost still fits into this member's database.
+    #[must_use]
+    pub fn has_room_for(&self, cost: u64) -> bool {
+        self.quota.admits(cost, self.status.total_bytes())
+    }
+
+    /// Asks all threads to finish what they have and end.
+    pub fn stop(&self) {
+        self.raft.close();
+        self.keeper.close();
+    }
+}
+
+/// Who votes, derived from the one truth about members.
+fn conf_state(readers: &Readers) -> ConfState {
+    let board = readers.board.read();
+    let (learners, voters): (Vec<_>, Vec<_>) = board.members.iter().partition(|member| member.is_learner);
+    let ids = |members: Vec<&crate::proto::etcdserverpb::Member>| members.iter().map(|member| member.id).collect();
+    ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() }
+}
+
+fn spawn_all(driver: Driver, applier: Applier, keeper: Keeper, mut log: Box<dyn LogStore>) -> Threads {
+    let (log_inbox, applier_inbox) = (driver.log.clone(), driver.applier.clone());
+    let (raft, status) = (driver.inbox.clone(), driver.status.clone());
+    let engine = keeper.engine.clone();
+    let threads = vec![
+        spawn("raft", move || {
+            driver.run();
+            Ok(())
+        }),
+        spawn("log", move || driver::run_log(log.as_mut(), &log_inbox, &raft, &status)),
+        spawn("apply", move || {
+            applier.run(&applier_inbox)?;
+            engine.flush() // A restart after a clean stop replays nothing.
+        }),
+        spawn("keeper", move || keeper.run()),
+    ];
+    Threads { threads }
+}
+
+/// A thread whose failure ends the process.
+fn spawn(name: &'static str, run: impl FnOnce() -> Result<(), Halt> + Send + 'static) -> JoinHandle<()> {
+    let body = move || {
+        if let Err(halt) = run() {
+            tracing::error!(thread = name, error = %halt, "cannot go on");
+            std::process::abort();
+        }
+    };
+    thread::Builder::new().name(name.into()).spawn(body).expect("the system has room for a handful of threads")
+}

@@ -69,6 +69,15 @@ pub struct Write {
     pub number: u64,
 }
 
+impl Write {
+    /// Takes in a later write, so that both become one.
+    pub fn absorb(&mut self, later: Self) {
+        self.group.absorb(later.group);
+        self.promises.extend(later.promises);
+        self.number = later.number;
+    }
+}
+
 /// What is to be done, in the order of the fields.
 pub struct Turn<R> {
     /// A change of leadership.
@@ -237,10 +246,8 @@ impl<R> Replica<R> {
             return None;
         }
         let mut ready = self.raft.ready();
-        let leadership = ready.ss().map(|soft| Leadership {
-            leader: soft.leader_id,
-            is_self: soft.raft_state == StateRole::Leader,
-        });
+        let leadership =
+            ready.ss().map(|soft| Leadership { leader: soft.leader_id, is_self: soft.raft_state == StateRole::Leader });
         let leadership = leadership.filter(|now| *now != self.leadership);
         self.leadership = leadership.unwrap_or(self.leadership);
         for state in ready.take_read_states() {
@@ -268,7 +275,7 @@ impl<R> Replica<R> {
         if write.is_some() {
             self.writes.push_back((number, number));
         }
-        if leadership.is_some() || !committed.is_empty() {
+        if leadership.is_some() {
             self.retry_rounds_now();
         }
         Some(Turn { leadership, messages, committed, reads: std::mem::take(&mut self.answered), write })
@@ -301,7 +308,8 @@ impl<R> Replica<R> {
             });
             let entries: Vec<Entry> = batch.map(entry).collect();
             let taken = entries.len();
-            let mut message = Message { msg_type: MessageType::MsgPropose, from: self.raft.raft.id, ..Message::default() };
+            let mut message =
+                Message { msg_type: MessageType::MsgPropose, from: self.raft.raft.id, ..Message::default() };
             message.entries = entries.into();
             if self.raft.step(message).is_err() {
                 return; // Raft takes nothing now: too much is uncommitted, or leadership is moving. Later, then.
@@ -311,11 +319,17 @@ impl<R> Replica<R> {
     }
 
     fn start_rounds(&mut self) {
-        if self.waiting_reads.is_empty() || self.rounds.len() >= READ_ROUNDS || self.raft.raft.leader_id == 0 {
+        let full = self.rounds.len() >= READ_ROUNDS;
+        if self.waiting_reads.is_empty() || full || self.raft.raft.leader_id == 0 || self.is_fresh_leader() {
             return;
         }
         let reads = std::mem::take(&mut self.waiting_reads);
         self.ask(reads);
+    }
+
+    /// A leader that has committed nothing in its term knows no commit index, and raft-rs drops what it is asked.
+    fn is_fresh_leader(&self) -> bool {
+        self.leadership.is_self && !self.raft.raft.commit_to_current_term()
     }
 
     fn ask(&mut self, reads: Vec<R>) {

@@ -1,0 +1,146 @@
+//! Every metric, under etcd's names, so that dashboards and alerts made for etcd work. Measured at the edges only.
+
+use std::{sync::LazyLock, time::Duration};
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets};
+
+/// The registry behind `/metrics`.
+pub static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
+
+/// The metrics of one process.
+#[allow(missing_docs, reason = "each registers with its own help text")]
+pub struct Metrics {
+    pub has_leader: IntGauge,
+    pub is_leader: IntGauge,
+    pub is_learner: IntGauge,
+    pub leader_changes: IntCounter,
+    pub proposals_failed: IntCounter,
+    pub proposals_pending: IntGauge,
+    pub proposals_committed: IntGauge,
+    pub proposals_applied: IntGauge,
+    pub quota_bytes: IntGauge,
+    pub db_total_bytes: IntGauge,
+    pub db_in_use_bytes: IntGauge,
+    pub wal_fsync: Histogram,
+    pub wal_write: Histogram,
+    pub wal_write_bytes: IntGauge,
+    pub backend_commit: Histogram,
+    pub puts: IntCounter,
+    pub deletes: IntCounter,
+    pub ranges: IntCounter,
+    pub txns: IntCounter,
+    pub keys: IntGauge,
+    pub current_revision: IntGauge,
+    pub compact_revision: IntGauge,
+    pub compacted_keys: IntCounter,
+    pub watch_streams: IntGauge,
+    pub watchers: IntGauge,
+    pub slow_watchers: IntGauge,
+    pub events: IntCounter,
+    pub pending_events: IntGauge,
+    pub leases_granted: IntCounter,
+    pub leases_renewed: IntCounter,
+    pub leases_revoked: IntCounter,
+    pub leases_expired: IntCounter,
+    pub client_sent_bytes: IntCounter,
+    pub client_received_bytes: IntCounter,
+    pub slow_applies: IntCounter,
+    pub started: IntCounterVec,
+    pub handled: IntCounterVec,
+    pub received: IntCounterVec,
+    pub sent: IntCounterVec,
+}
+
+/// All metrics, registered at first use.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
+
+const MILLISECOND: f64 = 0.001;
+
+fn keep<C: prometheus::core::Collector + Clone + 'static>(metric: prometheus::Result<C>) -> C {
+    let metric = metric.expect("names and labels are constants");
+    REGISTRY.register(Box::new(metric.clone())).expect("each name is registered once");
+    metric
+}
+
+fn counter(name: &str, help: &str) -> IntCounter {
+    keep(IntCounter::new(name, help))
+}
+
+fn gauge(name: &str, help: &str) -> IntGauge {
+    keep(IntGauge::new(name, help))
+}
+
+fn durations(name: &str, help: &str, first: f64, buckets: usize) -> Histogram {
+    let buckets = exponential_buckets(first, 2.0, buckets).expect("the buckets are constants");
+    keep(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+}
+
+fn calls(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    keep(IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+impl Metrics {
+    #[rustfmt::skip] // A table: one metric per line.
+    fn register() -> Self {
+        const METHOD: [&str; 3] = ["grpc_type", "grpc_service", "grpc_method"];
+        let metrics = Self {
+            has_leader: gauge("etcd_server_has_leader", "Whether a leader is known: 1 or 0."),
+            is_leader: gauge("etcd_server_is_leader", "Whether this member leads: 1 or 0."),
+            is_learner: gauge("etcd_server_is_learner", "Whether this member is a learner: 1 or 0."),
+            leader_changes: counter("etcd_server_leader_changes_seen_total", "How often leadership changed, as seen here."),
+            proposals_failed: counter("etcd_server_proposals_failed_total", "Proposals that were not answered in time."),
+            proposals_pending: gauge("etcd_server_proposals_pending", "Proposals that wait for their outcome."),
+            proposals_committed: gauge("etcd_server_proposals_committed_total", "The commit index."),
+            proposals_applied: gauge("etcd_server_proposals_applied_total", "The applied index."),
+            quota_bytes: gauge("etcd_server_quota_backend_bytes", "The quota of the database in bytes."),
+            db_total_bytes: gauge("etcd_mvcc_db_total_size_in_bytes", "Size of the database in bytes."),
+            db_in_use_bytes: gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of the database that hold data."),
+            wal_fsync: durations("etcd_disk_wal_fsync_duration_seconds", "How long syncs of the log take.", MILLISECOND, 14),
+            wal_write: durations("etcd_disk_wal_write_duration_seconds", "How long writes of the log take.", MILLISECOND, 14),
+            wal_write_bytes: gauge("etcd_disk_wal_write_bytes_total", "Bytes written to the log."),
+            backend_commit: durations("etcd_disk_backend_commit_duration_seconds", "How long writes of the database take.", MILLISECOND, 14),
+            puts: counter("etcd_mvcc_put_total", "Puts seen by this member."),
+            deletes: counter("etcd_mvcc_delete_total", "Deletions seen by this member."),
+            ranges: counter("etcd_mvcc_range_total", "Ranges seen by this member."),
+            txns: counter("etcd_mvcc_txn_total", "Transactions seen by this member."),
+            keys: gauge("etcd_debugging_mvcc_keys_total", "Keys in the index."),
+            current_revision: gauge("etcd_debugging_mvcc_current_revision", "The revision of the key space."),
+            compact_revision: gauge("etcd_debugging_mvcc_compact_revision", "The revision of the last compaction."),
+            compacted_keys: counter("etcd_debugging_mvcc_db_compaction_keys_total", "Records removed by compactions."),
+            watch_streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Open watch streams."),
+            watchers: gauge("etcd_debugging_mvcc_watcher_total", "Open watches."),
+            slow_watchers: gauge("etcd_debugging_mvcc_slow_watcher_total", "Watches that are catching up."),
+            events: counter("etcd_debugging_mvcc_events_total", "Events sent by this member."),
+            pending_events: gauge("etcd_debugging_mvcc_pending_events_total", "Events that wait to be sent."),
+            leases_granted: counter("etcd_debugging_lease_granted_total", "Leases granted."),
+            leases_renewed: counter("etcd_debugging_lease_renewed_total", "Renewals seen by the leader."),
+            leases_revoked: counter("etcd_debugging_lease_revoked_total", "Leases revoked."),
+            leases_expired: counter("etcd_debugging_server_lease_expired_total", "Leases whose time was over."),
+            client_sent_bytes: counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of messages sent to clients."),
+            client_received_bytes: counter("etcd_network_client_grpc_received_bytes_total", "Bytes of messages received from clients."),
+            slow_applies: counter("etcd_server_slow_apply_total", "Batches that took long to apply."),
+            started: calls("grpc_server_started_total", "Calls that began.", &METHOD),
+            handled: calls("grpc_server_handled_total", "Calls that ended.", &["grpc_type", "grpc_service", "grpc_method", "grpc_code"]),
+            received: calls("grpc_server_msg_received_total", "Messages received.", &METHOD),
+            sent: calls("grpc_server_msg_sent_total", "Messages sent.", &METHOD),
+        };
+        metrics.current_revision.set(1);
+        metrics.compact_revision.set(-1);
+        metrics
+    }
+}
+
+/// The known leader changed, zero being nobody.
+pub fn leader_changed(before: u64, now: u64) {
+    METRICS.has_leader.set(i64::from(now != 0));
+    if before != now && now != 0 {
+        METRICS.leader_changes.inc();
+    }
+}
+
+/// The log has taken a group.
+pub fn logged(bytes: u64, write: Duration, sync: Duration) {
+    METRICS.wal_write_bytes.add(bytes.cast_signed());
+    METRICS.wal_write.observe(write.as_secs_f64());
+    METRICS.wal_fsync.observe(sync.as_secs_f64());
+}

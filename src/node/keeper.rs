@@ -1,0 +1,137 @@
+//! The keeper: a thread for what has time. It removes what was compacted, flushes the database so that the log can be cut,
+//! and measures how large everything is. Nothing that a client waits for waits for it, unless the client asked to.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{driver::Input, inbox::Inbox, replica::Leadership, status::Status};
+use crate::{
+    error::Halt,
+    metrics::METRICS,
+    mvcc::{
+        self,
+        compact::{Compaction, Progress},
+    },
+    state::{self, Effect},
+    storage::Engine,
+};
+
+/// What the keeper is told.
+pub enum Chore {
+    /// Something was applied that it may have to act on.
+    Effect(Effect),
+    /// Leadership changed.
+    Leadership(Leadership),
+    /// Somebody waits until nothing is left of what was compacted.
+    AwaitCompaction(Box<dyn FnOnce() + Send>),
+}
+
+/// The keeper's habits.
+#[derive(Debug, Clone, Copy)]
+pub struct Habits {
+    /// Records that a compaction looks at in one piece.
+    pub compaction_batch: usize,
+    /// Pause between two pieces.
+    pub compaction_pause: Duration,
+    /// Flush when the log has grown by so much since.
+    pub flush_after_bytes: u64,
+    /// Flush what is older than this.
+    pub flush_after: Duration,
+}
+
+/// How often the keeper looks around when nobody calls.
+const ROUND: Duration = Duration::from_millis(500);
+
+/// The keeper's belongings.
+pub struct Keeper {
+    /// The database.
+    pub engine: Arc<dyn Engine>,
+    /// The key space, whose compactions it finishes.
+    pub keys: Arc<mvcc::Shared>,
+    /// What it hears.
+    pub inbox: Arc<Inbox<Chore>>,
+    /// The raft thread's ear.
+    pub raft: Arc<Inbox<Input>>,
+    /// What everybody may know.
+    pub status: Arc<Status>,
+    /// How it works.
+    pub habits: Habits,
+}
+
+struct Work {
+    compaction: Option<Compaction>,
+    awaiting: Vec<Box<dyn FnOnce() + Send>>,
+    last_flush: Instant,
+    flushed_index: u64,
+}
+
+impl Keeper {
+    /// Runs until the inbox is closed; returns why this node cannot go on, if so.
+    pub fn run(self) -> Result<(), Halt> {
+        let mut chores = Vec::new();
+        let mut work = Work {
+            compaction: Compaction::pending(&self.keys),
+            awaiting: Vec::new(),
+            last_flush: Instant::now(),
+            flushed_index: self.status.applied(),
+        };
+        loop {
+            let pause = if work.compaction.is_some() { self.habits.compaction_pause } else { ROUND };
+            if !self.inbox.receive(&mut chores, Some(Instant::now() + pause)) {
+                return Ok(());
+            }
+            for chore in chores.drain(..) {
+                match chore {
+                    Chore::AwaitCompaction(waiter) => work.awaiting.push(waiter),
+                    Chore::Effect(_) | Chore::Leadership(_) => (),
+                }
+            }
+            self.compact(&mut work)?;
+            self.flush(&mut work)?;
+            self.status.set_size(self.engine.size()?);
+        }
+    }
+
+    /// One piece of the compaction that is due, if any.
+    fn compact(&self, work: &mut Work) -> Result<(), Halt> {
+        if work.compaction.is_none() {
+            work.compaction = Compaction::pending(&self.keys);
+        }
+        if let Some(compaction) = &mut work.compaction {
+            let before = compaction.removed();
+            let progress = compaction.step(self.habits.compaction_batch)?;
+            METRICS.compacted_keys.inc_by(compaction.removed() - before);
+            if progress == Progress::Done {
+                tracing::info!(
+                    "compact-revision" = compaction.at(),
+                    removed = compaction.removed(),
+                    "finished scheduled compaction"
+                );
+                work.compaction = Compaction::pending(&self.keys);
+            }
+        }
+        if work.compaction.is_none() {
+            work.awaiting.drain(..).for_each(|waiter| waiter());
+        }
+        Ok(())
+    }
+
+    /// Flushes when enough has gathered, then lets the log be cut below what is durable.
+    fn flush(&self, work: &mut Work) -> Result<(), Halt> {
+        let grown = self.status.unflushed_log_bytes() >= self.habits.flush_after_bytes;
+        let stale = work.last_flush.elapsed() >= self.habits.flush_after;
+        if !grown && !(stale && self.status.applied() > work.flushed_index) {
+            return Ok(());
+        }
+        self.status.take_unflushed();
+        self.engine.flush()?;
+        work.last_flush = Instant::now();
+        if let Some(durable) = state::Progress::durable(self.engine.as_ref())? {
+            work.flushed_index = durable.index;
+            let _ = self.raft.send(Input::Durable(durable.index));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,96 @@
+//! What everybody may know about this node, as numbers that one thread writes and any thread reads.
+
+use std::{
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use crate::metrics;
+
+/// The node in numbers.
+#[derive(Debug, Default)]
+pub struct Status {
+    leader: AtomicU64,
+    term: AtomicU64,
+    committed: AtomicU64,
+    applied: AtomicU64,
+    applied_term: AtomicU64,
+    /// Bytes that the log has taken since the last flush of the database.
+    unflushed_log_bytes: AtomicU64,
+    total_bytes: AtomicI64,
+    in_use_bytes: AtomicI64,
+}
+
+impl Status {
+    /// The leader's ID, or zero.
+    pub fn leader(&self) -> u64 {
+        self.leader.load(Ordering::Relaxed)
+    }
+
+    /// The present term of raft.
+    pub fn term(&self) -> u64 {
+        self.term.load(Ordering::Relaxed)
+    }
+
+    /// The highest commit index seen.
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Relaxed)
+    }
+
+    /// The last applied index.
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// The term of the last applied entry: what headers show.
+    pub fn applied_term(&self) -> u64 {
+        self.applied_term.load(Ordering::Relaxed)
+    }
+
+    /// Size of the database, as last measured.
+    pub fn total_bytes(&self) -> i64 {
+        self.total_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The part of it that holds data, as last measured.
+    pub fn in_use_bytes(&self) -> i64 {
+        self.in_use_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes logged since the last call of [`Status::take_unflushed`].
+    pub fn unflushed_log_bytes(&self) -> u64 {
+        self.unflushed_log_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_leader(&self, leader: u64) {
+        let before = self.leader.swap(leader, Ordering::Relaxed);
+        metrics::leader_changed(before, leader);
+    }
+
+    pub(super) fn set_term(&self, term: u64) {
+        self.term.store(term, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_committed(&self, index: u64) {
+        self.committed.store(index, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_applied(&self, index: u64, term: u64) {
+        self.applied_term.store(term, Ordering::Relaxed);
+        self.applied.store(index, Ordering::Release);
+    }
+
+    pub(super) fn set_size(&self, size: crate::storage::Size) {
+        self.total_bytes.store(size.total_bytes.cast_signed(), Ordering::Relaxed);
+        self.in_use_bytes.store(size.in_use_bytes.cast_signed(), Ordering::Relaxed);
+    }
+
+    pub(super) fn logged(&self, bytes: u64, write: Duration, sync: Duration) {
+        self.unflushed_log_bytes.fetch_add(bytes, Ordering::Relaxed);
+        metrics::logged(bytes, write, sync);
+    }
+
+    pub(super) fn take_unflushed(&self) {
+        self.unflushed_log_bytes.store(0, Ordering::Relaxed);
+    }
+}

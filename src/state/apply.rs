@@ -1,0 +1,253 @@
+//! Every command's path, from entry to outcome, top to bottom.
+
+use prost::Message;
+
+use super::{Applied, CORRUPT, Command, Effect, Entry, Machine, NOSPACE, Request, Response, command};
+use crate::{
+    error::{Error, Halt},
+    lease::LeaseId,
+    mvcc::{Interval, write},
+    proto::{
+        etcdserverpb::{
+            AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+            PutRequest, alarm_request::AlarmAction,
+        },
+        membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
+    },
+    storage::{Table, schema::meta},
+};
+
+/// A refusal ends the command, a halt ends the node. The nesting keeps them apart everywhere.
+pub(super) type Outcome<T> = Result<Result<T, Error>, Halt>;
+
+impl Machine {
+    /// Applies the next committed entry. `Err` means that this node cannot go on; a request that merely fails is an ordinary
+    /// outcome.
+    pub fn apply(&mut self, entry: &Entry) -> Result<Applied, Halt> {
+        assert_eq!(entry.index, self.applied.index + 1, "entries apply in order, without gaps");
+        assert!(entry.term >= self.applied.term, "terms never go back");
+        self.applied.index = entry.index;
+        self.applied.term = entry.term;
+        if entry.data.is_empty() {
+            return Ok(Applied { id: 0, outcome: Ok(Response::bare(self.store.head())) });
+        }
+        match Command::decode(entry.data.clone()) {
+            Ok(command) => Ok(Applied { id: command.id, outcome: self.execute(command.request)? }),
+            Err(error) => Ok(Applied { id: 0, outcome: Err(Error::Malformed(error.to_string())) }),
+        }
+    }
+
+    fn execute(&mut self, request: Request) -> Outcome<Response> {
+        if let Err(error) = self.check_alarms(&request) {
+            return Ok(Err(error));
+        }
+        match request {
+            Request::Put(put) => self.put(put),
+            Request::DeleteRange(delete) => self.delete_range(&delete),
+            Request::Txn(txn) => self.txn(txn),
+            Request::Compact(compact) => Ok(self.compact(&compact)),
+            Request::LeaseGrant(grant) => Ok(self.lease_grant(&grant)),
+            Request::LeaseRevoke(revoke) => Ok(self.lease_revoke(&revoke)),
+            Request::Alarm(alarm) => Ok(self.alarm(&alarm)),
+            Request::ClusterVersionSet(version) => Ok(Ok(self.set_cluster_version(version))),
+            Request::MemberAttributesSet(attributes) => Ok(self.set_member_attributes(attributes)),
+            Request::Foreign(_) => Ok(Err(Error::Unknown("etcdserver: unknown method".into()))),
+        }
+    }
+
+    /// A corrupt cluster changes nothing; one without room adds nothing.
+    fn check_alarms(&self, request: &Request) -> Result<(), Error> {
+        let (changes, cost) = match request {
+            Request::Put(put) => (true, command::put_cost(put)),
+            Request::Txn(txn) => (true, command::txn_cost(txn)),
+            Request::LeaseGrant(_) => (true, command::lease_cost()),
+            Request::DeleteRange(_) | Request::Compact(_) | Request::LeaseRevoke(_) => (true, 0),
+            Request::Alarm(_)
+            | Request::ClusterVersionSet(_)
+            | Request::MemberAttributesSet(_)
+            | Request::Foreign(_) => (false, 0),
+        };
+        if changes && self.board.alarms.any(CORRUPT) {
+            return Err(Error::Corrupt);
+        }
+        if cost > 0 && self.board.alarms.any(NOSPACE) {
+            return Err(Error::NoSpace);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, put: PutRequest) -> Outcome<Response> {
+        if let Err(error) = self.check_put(&put) {
+            return Ok(Err(error));
+        }
+        let body = self.execute_put(put)?;
+        Ok(Ok(Response { revision: self.store.end_transaction(), body }))
+    }
+
+    /// What a put needs: its lease, and for the `ignore` flags its key.
+    pub(super) fn check_put(&self, put: &PutRequest) -> Result<(), Error> {
+        if put.lease != 0 && !self.leases.reader().exists(LeaseId(put.lease)) {
+            return Err(Error::LeaseNotFound);
+        }
+        let needs_key = put.ignore_value || put.ignore_lease;
+        if needs_key && self.store.newest(&put.key).is_none_or(|change| change.life.is_none()) {
+            return Err(Error::KeyNotFound);
+        }
+        Ok(())
+    }
+
+    /// Executes a put that was checked; returns its response but for the header.
+    pub(super) fn execute_put(&mut self, put: PutRequest) -> Result<Vec<u8>, Halt> {
+        let kept = if put.ignore_value || put.ignore_lease { self.before(&put.key)? } else { None };
+        let kept = kept.unwrap_or_default();
+        let value = if put.ignore_value { kept.value } else { put.value };
+        let lease = if put.ignore_lease { kept.lease } else { put.lease };
+        let key = put.key;
+        let displaced = self.store.put(&mut self.batch, write::Put { key: key.clone(), value, lease });
+        let old_lease = displaced.as_ref().map_or(0, |displaced| displaced.lease);
+        if old_lease != lease && old_lease != 0 {
+            self.leases.detach(LeaseId(old_lease), &key);
+        }
+        if old_lease != lease && lease != 0 {
+            // With `ignore_lease` a key may name a lease that ended; it keeps naming it, and nothing ends it.
+            let _ = self.leases.attach(LeaseId(lease), &key);
+        }
+        let mut body = Vec::new();
+        if let Some(displaced) = displaced.filter(|_| put.prev_kv) {
+            let previous = self.stored(displaced.revision)?;
+            prost::encoding::bytes::encode(PREV_KV_FIELD, &previous, &mut body);
+        }
+        Ok(body)
+    }
+
+    /// The current state of a key; where its own transaction has deleted it, its state before.
+    fn before(&self, key: &bytes::Bytes) -> Result<Option<crate::proto::mvccpb::KeyValue>, Halt> {
+        let newest = self.store.newest(key);
+        let revision = match newest {
+            Some(change) if change.life.is_none() => self.store.visible_before(key),
+            other => other.map(|change| change.revision),
+        };
+        let record = revision.map(|revision| self.stored(revision)).transpose()?;
+        record.map(crate::mvcc::read::decode).transpose()
+    }
+
+    /// A record that is known to be there.
+    fn stored(&self, revision: crate::mvcc::Revision) -> Result<bytes::Bytes, Halt> {
+        use crate::mvcc::read::Source;
+        let record = self.store.records(&[revision])?.pop().flatten();
+        record.ok_or_else(|| Halt::Refused(format!("the record of revision {revision:?} is missing from the database")))
+    }
+
+    fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Outcome<Response> {
+        let body = self.execute_delete_range(delete)?;
+        Ok(Ok(Response { revision: self.store.end_transaction(), body }))
+    }
+
+    /// Executes a deletion; returns its response but for the header.
+    pub(super) fn execute_delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<Vec<u8>, Halt> {
+        use crate::mvcc::read::Source;
+        let interval = Interval::new(delete.key.clone(), delete.range_end.clone());
+        let mut keys = Vec::new();
+        self.store.visit(&interval, i64::MAX, &mut |key, _| {
+            keys.push(bytes::Bytes::copy_from_slice(key));
+            std::ops::ControlFlow::Continue(())
+        });
+        let mut previous = Vec::new();
+        for key in &keys {
+            let displaced = self.store.delete(&mut self.batch, key).expect("it was alive a moment ago");
+            if displaced.lease != 0 {
+                self.leases.detach(LeaseId(displaced.lease), key);
+            }
+            previous.push(displaced.revision);
+        }
+        let mut body = Vec::new();
+        let deleted = i64::try_from(keys.len()).expect("keys fit in memory");
+        if deleted != 0 {
+            prost::encoding::int64::encode(DELETED_FIELD, &deleted, &mut body);
+        }
+        if delete.prev_kv {
+            for record in self.store.records(&previous)? {
+                let missing = || Halt::Refused("a record that was just deleted is missing from the database".into());
+                prost::encoding::bytes::encode(PREV_KVS_FIELD, &record.ok_or_else(missing)?, &mut body);
+            }
+        }
+        Ok(body)
+    }
+
+    fn compact(&mut self, compact: &CompactionRequest) -> Result<Response, Error> {
+        if compact.revision <= self.store.compacted() {
+            return Err(Error::Compacted);
+        }
+        if compact.revision > self.store.head() {
+            return Err(Error::FutureRev);
+        }
+        self.store.schedule_compaction(&mut self.batch, compact.revision);
+        self.effects.push(Effect::CompactionScheduled { at: compact.revision });
+        Ok(Response::bare(self.store.head()))
+    }
+
+    fn lease_grant(&mut self, grant: &LeaseGrantRequest) -> Result<Response, Error> {
+        use crate::proto::etcdserverpb::LeaseGrantResponse;
+        self.leases.grant(&mut self.batch, LeaseId(grant.id), grant.ttl)?;
+        self.effects.push(Effect::LeaseGranted { id: grant.id, ttl: grant.ttl });
+        let response = LeaseGrantResponse { id: grant.id, ttl: grant.ttl, ..LeaseGrantResponse::default() };
+        Ok(Response { revision: self.store.head(), body: response.encode_to_vec() })
+    }
+
+    fn lease_revoke(&mut self, revoke: &LeaseRevokeRequest) -> Result<Response, Error> {
+        // In ascending order of keys: replicas number the deletions alike.
+        for key in self.leases.revoke(&mut self.batch, LeaseId(revoke.id))? {
+            self.store.delete(&mut self.batch, &key).expect("an attached key is alive");
+        }
+        self.effects.push(Effect::LeaseRevoked { id: revoke.id });
+        Ok(Response::bare(self.store.end_transaction()))
+    }
+
+    fn alarm(&mut self, request: &AlarmRequest) -> Result<Response, Error> {
+        let (alarm, member_id) = (request.alarm, request.member_id);
+        let changed = AlarmMember { member_id, alarm };
+        let alarms = &mut self.board.alarms;
+        let listed = match AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Get) => alarms.list(alarm),
+            Ok(AlarmAction::Activate) if alarm == 0 => Vec::new(),
+            Ok(AlarmAction::Activate) => {
+                self.board_changed |= alarms.raise(&mut self.batch, alarm, member_id);
+                vec![changed]
+            }
+            Ok(AlarmAction::Deactivate) if alarms.clear(&mut self.batch, alarm, member_id) => {
+                self.board_changed = true;
+                vec![changed]
+            }
+            Ok(AlarmAction::Deactivate) => Vec::new(),
+            Err(_) => return Err(Error::Unknown("etcdserver: unknown alarm action".into())),
+        };
+        if self.board_changed {
+            self.effects.push(Effect::AlarmsChanged);
+        }
+        let mut body = Vec::new();
+        prost::encoding::message::encode_repeated(ALARMS_FIELD, &listed, &mut body);
+        Ok(Response { revision: self.store.head(), body })
+    }
+
+    fn set_cluster_version(&mut self, request: ClusterVersionSetRequest) -> Response {
+        self.batch.put(Table::Meta, meta::CLUSTER_VERSION, request.ver.clone().into_bytes());
+        self.board.cluster_version = request.ver;
+        self.board_changed = true;
+        Response::bare(self.store.head())
+    }
+
+    fn set_member_attributes(&mut self, request: ClusterMemberAttrSetRequest) -> Result<Response, Error> {
+        let attributes = request.member_attributes.unwrap_or_default();
+        let members = &mut self.board.members;
+        if !members.set_attributes(&mut self.batch, request.member_id, attributes.name, attributes.client_urls) {
+            return Err(Error::MemberNotFound);
+        }
+        self.board_changed = true;
+        Ok(Response::bare(self.store.head()))
+    }
+}
+
+const PREV_KV_FIELD: u32 = 2;
+const DELETED_FIELD: u32 = 2;
+const PREV_KVS_FIELD: u32 = 3;
+const ALARMS_FIELD: u32 = 2;

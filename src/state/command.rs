@@ -1,0 +1,228 @@
+//! Commands: what one entry of the log asks for, and what it came to.
+//!
+//! An entry is an `etcdserverpb.InternalRaftRequest`. A proposer writes it around the request's bytes as they came from the
+//! client; every replica reads it with the same decoder, so all of them act alike, whatever else those bytes held.
+
+use bytes::{Buf, Bytes};
+use prost::{
+    DecodeError, Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field},
+};
+
+use crate::proto::{
+    etcdserverpb::{
+        AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
+        RequestHeader, RequestOp, TxnRequest, request_op,
+    },
+    membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
+};
+
+const HEADER_FIELD: u32 = 100;
+const LEGACY_ID_FIELD: u32 = 1;
+
+/// The kinds of commands, numbered as the fields of `InternalRaftRequest` that hold them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "named after the requests")]
+pub enum Kind {
+    Put = 4,
+    DeleteRange = 5,
+    Txn = 6,
+    Compact = 7,
+    LeaseGrant = 8,
+    LeaseRevoke = 9,
+    Alarm = 10,
+    ClusterVersionSet = 1300,
+    MemberAttributesSet = 1301,
+}
+
+impl Kind {
+    const ALL: [Self; 9] = [
+        Self::Put,
+        Self::DeleteRange,
+        Self::Txn,
+        Self::Compact,
+        Self::LeaseGrant,
+        Self::LeaseRevoke,
+        Self::Alarm,
+        Self::ClusterVersionSet,
+        Self::MemberAttributesSet,
+    ];
+
+    fn of_field(field: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u32 == field)
+    }
+}
+
+/// What a command asks for.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "named after the requests")]
+pub enum Request {
+    Put(PutRequest),
+    DeleteRange(DeleteRangeRequest),
+    Txn(TxnRequest),
+    Compact(CompactionRequest),
+    LeaseGrant(LeaseGrantRequest),
+    LeaseRevoke(LeaseRevokeRequest),
+    Alarm(AlarmRequest),
+    ClusterVersionSet(ClusterVersionSetRequest),
+    MemberAttributesSet(ClusterMemberAttrSetRequest),
+    /// A command that this version cannot execute, by field number. Every replica of this version refuses it alike.
+    Foreign(u32),
+}
+
+/// A command, read from an entry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Command {
+    /// Finds whoever waits for the outcome; unique among all proposals of the cluster.
+    pub id: u64,
+    /// What to do.
+    pub request: Request,
+}
+
+impl Command {
+    /// The entry for a request that is encoded already.
+    #[must_use]
+    pub fn encode(id: u64, kind: Kind, request: &[u8]) -> Bytes {
+        let header = RequestHeader { id, ..RequestHeader::default() };
+        let mut entry = Vec::with_capacity(request.len() + 32);
+        encode_key(kind as u32, WireType::LengthDelimited, &mut entry);
+        encode_varint(request.len() as u64, &mut entry);
+        entry.extend_from_slice(request);
+        encode_key(HEADER_FIELD, WireType::LengthDelimited, &mut entry);
+        encode_varint(header.encoded_len() as u64, &mut entry);
+        header.encode_raw(&mut entry);
+        entry.into()
+    }
+
+    /// Reads an entry. Fields borrow its bytes.
+    pub fn decode(mut entry: Bytes) -> Result<Self, DecodeError> {
+        let (mut id, mut legacy_id) = (0, 0);
+        let mut request = Request::Foreign(0);
+        while entry.has_remaining() {
+            let (field, wire) = decode_key(&mut entry)?;
+            match (field, wire) {
+                (LEGACY_ID_FIELD, WireType::Varint) => legacy_id = decode_varint(&mut entry)?,
+                (HEADER_FIELD, WireType::LengthDelimited) => {
+                    id = RequestHeader::decode_length_delimited(&mut entry)?.id;
+                }
+                (field, WireType::LengthDelimited) => request = read(field, take(&mut entry)?)?,
+                (field, wire) => skip_field(wire, field, &mut entry, DecodeContext::default())?,
+            }
+        }
+        Ok(Self { id: if legacy_id == 0 { id } else { legacy_id }, request })
+    }
+}
+
+fn take(entry: &mut Bytes) -> Result<Bytes, DecodeError> {
+    let len = decode_varint(entry)?;
+    match usize::try_from(len) {
+        Ok(len) if len <= entry.len() => Ok(entry.split_to(len)),
+        // Says "buffer underflow", as prost itself does.
+        Ok(_) | Err(_) => Err(decode_varint(&mut Bytes::new()).expect_err("nothing cannot be read")),
+    }
+}
+
+fn read(field: u32, message: Bytes) -> Result<Request, DecodeError> {
+    Ok(match Kind::of_field(field) {
+        Some(Kind::Put) => Request::Put(Message::decode(message)?),
+        Some(Kind::DeleteRange) => Request::DeleteRange(Message::decode(message)?),
+        Some(Kind::Txn) => Request::Txn(Message::decode(message)?),
+        Some(Kind::Compact) => Request::Compact(Message::decode(message)?),
+        Some(Kind::LeaseGrant) => Request::LeaseGrant(Message::decode(message)?),
+        Some(Kind::LeaseRevoke) => Request::LeaseRevoke(Message::decode(message)?),
+        Some(Kind::Alarm) => Request::Alarm(Message::decode(message)?),
+        Some(Kind::ClusterVersionSet) => Request::ClusterVersionSet(Message::decode(message)?),
+        Some(Kind::MemberAttributesSet) => Request::MemberAttributesSet(Message::decode(message)?),
+        None => Request::Foreign(field),
+    })
+}
+
+/// What a command came to: the message that answers it, but for the part of the header that only the answering member knows.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// For the header.
+    pub revision: i64,
+    /// All fields of the message behind the header, encoded.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// An answer that is all header.
+    #[must_use]
+    pub fn bare(revision: i64) -> Self {
+        Self { revision, body: Vec::new() }
+    }
+}
+
+/// Bytes of a put that are not its key or value, as the quota counts them.
+const PUT_OVERHEAD_BYTES: u64 = 256;
+const LEASE_BYTES: u64 = 64;
+
+/// What the quota charges for a put.
+#[must_use]
+pub fn put_cost(put: &PutRequest) -> u64 {
+    PUT_OVERHEAD_BYTES + put.key.len() as u64 + put.value.len() as u64
+}
+
+/// What the quota charges for a lease.
+#[must_use]
+pub fn lease_cost() -> u64 {
+    LEASE_BYTES
+}
+
+/// What the quota charges for a transaction: its dearer branch, whichever will be taken. Deletions and reads are free.
+#[must_use]
+pub fn txn_cost(txn: &TxnRequest) -> u64 {
+    let branch = |ops: &[RequestOp]| ops.iter().map(op_cost).sum::<u64>();
+    branch(&txn.success).max(branch(&txn.failure))
+}
+
+fn op_cost(op: &RequestOp) -> u64 {
+    match &op.request {
+        Some(request_op::Request::RequestPut(put)) => put_cost(put),
+        Some(request_op::Request::RequestTxn(txn)) => txn_cost(txn),
+        Some(request_op::Request::RequestRange(_) | request_op::Request::RequestDeleteRange(_)) | None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_reads_back_from_its_entry() {
+        let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+        let entry = Command::encode(7, Kind::Put, &put.encode_to_vec());
+        assert_eq!(Command::decode(entry).unwrap(), Command { id: 7, request: Request::Put(put) });
+    }
+
+    #[test]
+    fn an_entry_is_what_etcd_would_have_written() {
+        use crate::proto::etcdserverpb::InternalRaftRequest;
+        let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+        let header = RequestHeader { id: 7, ..RequestHeader::default() };
+        let theirs = InternalRaftRequest { header: Some(header), put: Some(put.clone()), ..Default::default() };
+        assert_eq!(Command::encode(7, Kind::Put, &put.encode_to_vec()), theirs.encode_to_vec());
+    }
+
+    #[test]
+    fn damaged_and_foreign_entries_are_told_apart() {
+        assert!(Command::decode(Bytes::from_static(&[0x22, 0x7f, 1])).is_err());
+        let foreign = Command::decode(Bytes::from_static(&[0xc2, 0x3e, 0])).unwrap();
+        assert_eq!(foreign.request, Request::Foreign(1000));
+    }
+
+    #[test]
+    fn a_transaction_costs_its_dearer_branch_through_all_nesting() {
+        let put = |value: &'static str| PutRequest { key: "k".into(), value: value.into(), ..Default::default() };
+        let op = |request| RequestOp { request: Some(request) };
+        let inner =
+            TxnRequest { success: vec![op(request_op::Request::RequestPut(put("12345")))], ..Default::default() };
+        let txn = TxnRequest {
+            success: vec![op(request_op::Request::RequestTxn(inner)), op(request_op::Request::RequestPut(put("1")))],
+            failure: vec![op(request_op::Request::RequestDeleteRange(DeleteRangeRequest::default()))],
+            ..Default::default()
+        };
+        assert_eq!(txn_cost(&txn), (256 + 1 + 5) + (256 + 1 + 1));
+    }
+}

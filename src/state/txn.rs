@@ -1,0 +1,269 @@
+//! Transactions: compare, then one branch or the other.
+//!
+//! Three passes, all against the same state. First every comparison, those of nested transactions on the path included,
+//! is decided on the state *before* the transaction: that fixes the path. Then every operation on the path is checked on
+//! that state too, and the first refusal is the answer. Only then are operations executed, in order, seeing each other.
+
+use std::{cmp::Ordering, ops::ControlFlow};
+
+use prost::encoding::{WireType, encode_key, encode_varint};
+
+use super::{Machine, Response, apply::Outcome};
+use crate::{
+    error::{Error, Halt},
+    mvcc::{
+        Hit, Interval,
+        read::{self, Query, Source},
+    },
+    proto::etcdserverpb::{
+        Compare, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
+        compare::{CompareResult, CompareTarget, TargetUnion},
+        request_op,
+    },
+};
+
+/// Which branch each transaction of a tree takes; nested ones in the order of the branch's operations.
+struct Path {
+    succeeded: bool,
+    nested: Vec<Path>,
+}
+
+fn branch<'a>(txn: &'a TxnRequest, path: &Path) -> &'a [RequestOp] {
+    if path.succeeded { &txn.success } else { &txn.failure }
+}
+
+impl Machine {
+    pub(super) fn txn(&mut self, txn: TxnRequest) -> Outcome<Response> {
+        let path = self.decide(&txn)?;
+        if let Err(error) = self.check(&txn, &path) {
+            return Ok(Err(error));
+        }
+        let body = self.run(txn, path)?;
+        Ok(Ok(Response { revision: self.store.end_transaction(), body }))
+    }
+
+    fn decide(&self, txn: &TxnRequest) -> Result<Path, Halt> {
+        let mut path = Path { succeeded: true, nested: Vec::new() };
+        for compare in &txn.compare {
+            if !holds(&self.store, compare, self.store.head())? {
+                path.succeeded = false;
+                break;
+            }
+        }
+        for op in branch(txn, &path) {
+            if let Some(request_op::Request::RequestTxn(nested)) = &op.request {
+                path.nested.push(self.decide(nested)?);
+            }
+        }
+        Ok(path)
+    }
+
+    fn check(&self, txn: &TxnRequest, path: &Path) -> Result<(), Error> {
+        let mut nested = path.nested.iter();
+        for op in branch(txn, path) {
+            match &op.request {
+                Some(request_op::Request::RequestRange(range)) => {
+                    check_revision(range.revision, self.store.head(), self.store.compacted())?
+                }
+                Some(request_op::Request::RequestPut(put)) => self.check_put(put)?,
+                Some(request_op::Request::RequestDeleteRange(_)) => (),
+                Some(request_op::Request::RequestTxn(txn)) => {
+                    self.check(txn, nested.next().expect("a path was decided for each nested transaction"))?;
+                }
+                None => return Err(Error::KeyNotFound),
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, txn: TxnRequest, path: Path) -> Result<Vec<u8>, Halt> {
+        let mut body = Vec::new();
+        if path.succeeded {
+            prost::encoding::bool::encode(SUCCEEDED_FIELD, &true, &mut body);
+        }
+        let mut nested = path.nested.into_iter();
+        let ops = if path.succeeded { txn.success } else { txn.failure };
+        for op in ops {
+            let (field, response) = match op.request.expect("operations without a request were refused") {
+                request_op::Request::RequestRange(range) => (RANGE_FIELD, self.run_range(range)?),
+                request_op::Request::RequestPut(put) => (PUT_FIELD, self.execute_put(put)?),
+                request_op::Request::RequestDeleteRange(delete) => (DELETE_FIELD, self.execute_delete_range(&delete)?),
+                request_op::Request::RequestTxn(txn) => {
+                    let path = nested.next().expect("a path was decided for each nested transaction");
+                    (TXN_FIELD, self.run(txn, path)?)
+                }
+            };
+            // A nested transaction's header is there, but empty.
+            let revision = if field == TXN_FIELD { 0 } else { self.store.head() + i64::from(self.store.has_changes()) };
+            encode_response(&mut body, field, revision, &response);
+        }
+        Ok(body)
+    }
+
+    fn run_range(&self, range: RangeRequest) -> Result<Vec<u8>, Halt> {
+        // What this transaction did so far is visible, unless an older state was asked for.
+        let at = if range.revision > 0 { range.revision } else { i64::MAX };
+        let rows = read::range(&self.store, &query(range), at)?;
+        let rows = rows.ok_or_else(|| Halt::Refused("a record that a transaction reads is missing".into()))?;
+        let mut body = Vec::with_capacity(rows.encoded_len());
+        rows.encode(&mut body);
+        Ok(body)
+    }
+}
+
+const SUCCEEDED_FIELD: u32 = 2;
+const RESPONSES_FIELD: u32 = 3;
+const RANGE_FIELD: u32 = 1;
+const PUT_FIELD: u32 = 2;
+const DELETE_FIELD: u32 = 3;
+const TXN_FIELD: u32 = 4;
+const HEADER_FIELD: u32 = 1;
+
+/// Appends one `ResponseOp`: the response of `field`, made of a header with only a revision and of `rest`.
+fn encode_response(body: &mut Vec<u8>, field: u32, revision: i64, rest: &[u8]) {
+    let header = ResponseHeader { revision, ..ResponseHeader::default() };
+    let mut response = Vec::with_capacity(rest.len() + 16);
+    prost::encoding::message::encode(HEADER_FIELD, &header, &mut response);
+    response.extend_from_slice(rest);
+    let mut op = Vec::with_capacity(response.len() + 8);
+    encode_key(field, WireType::LengthDelimited, &mut op);
+    encode_varint(response.len() as u64, &mut op);
+    op.extend_from_slice(&response);
+    encode_key(RESPONSES_FIELD, WireType::LengthDelimited, body);
+    encode_varint(op.len() as u64, body);
+    body.extend_from_slice(&op);
+}
+
+/// The revision that a read inside a transaction asks for. Unlike outside, a negative one can be compacted.
+pub fn check_revision(revision: i64, head: i64, compacted: i64) -> Result<(), Error> {
+    if revision > head {
+        return Err(Error::FutureRev);
+    }
+    if revision != 0 && revision < compacted {
+        return Err(Error::Compacted);
+    }
+    Ok(())
+}
+
+/// A Range request as the key space understands it. Enum values outside the enums were refused before.
+#[must_use]
+pub fn query(range: RangeRequest) -> Query {
+    use crate::{
+        mvcc::read::{Filters, Order, Target},
+        proto::etcdserverpb::range_request::{SortOrder, SortTarget},
+    };
+    let order = match range.sort_order() {
+        SortOrder::None => Order::None,
+        SortOrder::Ascend => Order::Ascend,
+        SortOrder::Descend => Order::Descend,
+    };
+    let target = match range.sort_target() {
+        SortTarget::Key => Target::Key,
+        SortTarget::Version => Target::Version,
+        SortTarget::Create => Target::Create,
+        SortTarget::Mod => Target::Mod,
+        SortTarget::Value => Target::Value,
+    };
+    Query {
+        interval: Interval::new(range.key, range.range_end),
+        limit: range.limit,
+        revision: range.revision,
+        order,
+        target,
+        keys_only: range.keys_only,
+        count_only: range.count_only,
+        filters: Filters {
+            min_mod: range.min_mod_revision,
+            max_mod: range.max_mod_revision,
+            min_create: range.min_create_revision,
+            max_create: range.max_create_revision,
+        },
+    }
+}
+
+/// Whether a comparison holds at `at`: for a range, whether it holds for every key of it.
+pub fn holds(source: &dyn Source, compare: &Compare, at: i64) -> Result<bool, Halt> {
+    let interval = Interval::new(compare.key.clone(), compare.range_end.clone());
+    let mut hits = Vec::new();
+    source.visit(&interval, at, &mut |_, hit| {
+        hits.push(hit);
+        ControlFlow::Continue(())
+    });
+    let by_value = compare.target == CompareTarget::Value as i32;
+    if hits.is_empty() {
+        // A missing key has no value that could be compared, but zero for all its numbers.
+        return Ok(!by_value && accepts(compare, compare_numbers(compare, None)));
+    }
+    if !by_value {
+        return Ok(hits.iter().all(|hit| accepts(compare, compare_numbers(compare, Some(hit)))));
+    }
+    let revisions: Vec<_> = hits.iter().map(|hit| hit.revision).collect();
+    for record in source.records(&revisions)? {
+        let record = record.ok_or_else(|| Halt::Refused("a record that a comparison looks at is missing".into()))?;
+        if !accepts(compare, read::decode(record)?.value.as_ref().cmp(wanted_value(compare))) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn compare_numbers(compare: &Compare, hit: Option<&Hit>) -> Ordering {
+    let life = hit.map(|hit| hit.life.expect("comparisons look at the newest state, which the index knows in full"));
+    let union = &compare.target_union;
+    let (found, wanted) = match CompareTarget::try_from(compare.target) {
+        Ok(CompareTarget::Version) => (
+            life.map(|life| life.version),
+            matches_number(union, |union| if let TargetUnion::Version(number) = union { Some(*number) } else { None }),
+        ),
+        Ok(CompareTarget::Create) => (
+            life.map(|life| life.create),
+            matches_number(
+                union,
+                |union| if let TargetUnion::CreateRevision(number) = union { Some(*number) } else { None },
+            ),
+        ),
+        Ok(CompareTarget::Mod) => (
+            hit.map(|hit| hit.revision.main),
+            matches_number(
+                union,
+                |union| if let TargetUnion::ModRevision(number) = union { Some(*number) } else { None },
+            ),
+        ),
+        Ok(CompareTarget::Lease) => (
+            life.map(|life| life.lease),
+            matches_number(union, |union| if let TargetUnion::Lease(number) = union { Some(*number) } else { None }),
+        ),
+        // A target that nobody knows compares as equal.
+        Ok(CompareTarget::Value) | Err(_) => (None, 0),
+    };
+    found.unwrap_or(0).cmp(&wanted)
+}
+
+/// The number to compare with; a union that holds something else counts as zero.
+fn matches_number(union: &Option<TargetUnion>, of: impl Fn(&TargetUnion) -> Option<i64>) -> i64 {
+    union.as_ref().and_then(of).unwrap_or(0)
+}
+
+fn wanted_value(compare: &Compare) -> &[u8] {
+    match &compare.target_union {
+        Some(TargetUnion::Value(value)) => value,
+        Some(
+            TargetUnion::Version(_)
+            | TargetUnion::CreateRevision(_)
+            | TargetUnion::ModRevision(_)
+            | TargetUnion::Lease(_),
+        )
+        | None => &[],
+    }
+}
+
+fn accepts(compare: &Compare, found: Ordering) -> bool {
+    match CompareResult::try_from(compare.result) {
+        Ok(CompareResult::Equal) => found == Ordering::Equal,
+        Ok(CompareResult::NotEqual) => found != Ordering::Equal,
+        Ok(CompareResult::Greater) => found == Ordering::Greater,
+        Ok(CompareResult::Less) => found == Ordering::Less,
+        // An operator that nobody knows refuses nothing.
+        Err(_) => true,
+    }
+}
