@@ -2,6 +2,9 @@
 //!
 //! The floors, in reading order. A floor knows only those below it.
 
+pub mod config;
+pub mod logging;
+pub mod node;
 pub mod storage;
 
 pub mod call;
