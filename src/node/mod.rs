@@ -15,7 +15,9 @@
 //! * A thread that fails ends the process: a dead node is ordinary to its cluster, a half-dead one is not.
 
 pub mod applier;
+pub mod data_dir;
 pub mod driver;
+pub mod identity;
 pub mod inbox;
 pub mod keeper;
 pub mod log;
