@@ -7,3 +7,5 @@ pub mod storage;
 pub mod call;
 pub mod error;
 pub mod proto;
+
+pub mod bench;
