@@ -53,7 +53,8 @@ pub(super) enum WorkloadArgs {
     Txn(CallsArgs),
     /// Write at a rate and see every event reach every watcher.
     ///
-    /// An operation is an event; its latency is the time from when its put was due until a watcher had it.
+    /// An operation is an event; its latency is the time from when its put was due until a watcher had it. The clients are
+    /// the writers; without --rate they put 100 times a second. The key space is as large as the watched keys are many.
     Watch(WatchArgs),
     /// Keep leases alive, one stream a client.
     Lease(LeaseArgs),

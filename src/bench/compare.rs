@@ -114,7 +114,7 @@ fn render(theirs: &Side, ours: &Side) -> String {
         if !text.is_empty() {
             text.push('\n');
         }
-        text.push_str("| figure | etcd → ours | ratio |\n| --- | --- | --- |\n");
+        text.push_str("| figure | etcd → metastore | ratio |\n| --- | --- | --- |\n");
         text.extend(figures);
     }
     text

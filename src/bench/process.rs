@@ -28,11 +28,12 @@ impl Usage {
         let process = Path::new("/proc").join(pid.to_string());
         let read = |name: &str| {
             fs::read_to_string(process.join(name))
-                .map_err(|error| format!("process {pid}: {}: {error}", process.display()))
+                .map_err(|error| format!("process {pid} cannot be looked at: {}/{name}: {error}", process.display()))
         };
         let odd = |name: &str| format!("process {pid}: {}/{name} is not understood", process.display());
-        let threads = run_times(&process)?;
+        // First, for it is the one whose absence tells most clearly that there is no such process.
         let ticks = ticks(&read("stat")?).ok_or_else(|| odd("stat"))?;
+        let threads = run_times(&process)?;
         let status = read("status")?;
         // A process that has ended and was not waited for has no memory.
         let resident_bytes = kilobytes(&status, "VmRSS:").ok_or_else(|| odd("status"))?;
