@@ -42,9 +42,9 @@ pub(super) fn conduct(plan: &Plan) -> Result<Report, String> {
         if let Some(pid) = plan.server_pid {
             Usage::of(pid)?;
         }
-        // Asked first, so that a server that is not there is reported once and at once.
-        let wants_fill = plan.workload.wants_keys() && !is_filled(plan).await?;
-        Conductor::assemble(plan).await?.perform(wants_fill).await
+        // Asked first whatever the workload, so that a server that is not there or does not answer is reported once.
+        let is_filled = is_filled(plan).await?;
+        Conductor::assemble(plan).await?.perform(plan.workload.wants_keys() && !is_filled).await
     })
 }
 
@@ -205,9 +205,8 @@ impl<'a> Conductor<'a> {
             () = schedule.abandoned() => Ok(()),
         }?;
         let missing = expected.saturating_sub(self.counts().events);
-        for _ in 0..missing {
-            self.earlier.fail(Failure { kind: "LostEvent".to_owned(), message: "an event did not arrive".to_owned() });
-        }
+        let lost = Failure { kind: "LostEvent".to_owned(), message: "an event did not arrive".to_owned() };
+        self.earlier.fail_often(lost, missing);
         Ok(())
     }
 

@@ -66,7 +66,14 @@ impl Tally {
 
     /// Counts a failure.
     pub(super) fn fail(&mut self, failure: Failure) {
-        self.add_failures(failure.kind, Failures { count: 1, examples: vec![failure.message] });
+        self.fail_often(failure, 1);
+    }
+
+    /// Counts the same failure so many times, which may be none.
+    pub(super) fn fail_often(&mut self, failure: Failure, count: u64) {
+        if count > 0 {
+            self.add_failures(failure.kind, Failures { count, examples: vec![failure.message] });
+        }
     }
 
     /// Everything that went wrong.
@@ -190,6 +197,15 @@ mod tests {
         left.add(right);
         assert_eq!((left.calls.count(), left.events.count(), left.lost, left.failed()), (2, 5, 2, 3));
         assert_eq!(left.failures["WrongAnswer"].examples, ["first", "second"]);
+    }
+
+    #[test]
+    fn nothing_fails_no_times() {
+        let mut tally = Tally::new();
+        tally.fail_often(Failure::wrong("nothing"), 0);
+        assert!(tally.failures.is_empty());
+        tally.fail_often(Failure::wrong("much"), 1_000_000);
+        assert_eq!(tally.failed(), 1_000_000);
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Report {
             let calls = &self.tally.calls;
             line(format!(
                 "  puts        {} ({}/s), {}",
-                calls.count(),
+                thousands(calls.count()),
                 rate(calls.count(), self.elapsed),
                 percentiles(calls)
             ));
@@ -283,7 +283,7 @@ mod tests {
         let text = report.text();
         assert!(text.contains("50,000 events"), "{text}");
         assert!(text.contains("25,000/s (500 puts/s were due)"), "{text}");
-        assert!(text.contains("puts        1000 (500/s), p50 1.50 ms"), "{text}");
+        assert!(text.contains("puts        1,000 (500/s), p50 1.50 ms"), "{text}");
         assert!(text.contains("2.00 µs CPU per event,"), "{text}");
     }
 

@@ -25,6 +25,13 @@ pub(super) enum Extent {
     Time(Duration),
 }
 
+impl Extent {
+    /// Whether no turn is due any more, so long after the start.
+    fn is_over(self, after: Duration) -> bool {
+        matches!(self, Self::Time(time) if after >= time)
+    }
+}
+
 /// Turns per second.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rate(f64);
@@ -112,15 +119,14 @@ impl Schedule {
             Some(rate) => self.wait(rate.due(number)).await?,
             None => Instant::now(),
         };
-        match self.extent {
-            Extent::Time(time) if begun - self.started >= time => None,
-            Extent::Time(_) | Extent::Turns(_) => Some(Turn { number, begun }),
-        }
+        // With a rate, `wait` has judged by when the turn was due: that it came a little late costs nobody a turn.
+        let is_over = self.rate.is_none() && self.extent.is_over(begun - self.started);
+        (!is_over).then_some(Turn { number, begun })
     }
 
     /// Waits until a turn is due, so long after the start; none if it never will be.
     async fn wait(&self, after: Duration) -> Option<Instant> {
-        if matches!(self.extent, Extent::Time(time) if after >= time) {
+        if self.extent.is_over(after) {
             return None;
         }
         let due = self.started.checked_add(after)?;
@@ -186,7 +192,7 @@ mod tests {
             turns += 1;
         }
         assert_eq!(turns, 50);
-        assert!(schedule.started().elapsed() >= Duration::from_millis(49));
+        assert!(schedule.started().elapsed() >= Duration::from_millis(49), "the last turn is not due before");
     }
 
     #[tokio::test]

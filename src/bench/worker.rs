@@ -196,10 +196,10 @@ impl Crew {
                 () = schedule.abandoned() => break,
             }
         }
-        for _ in 0..running.len() {
-            self.live.failed.fetch_add(1, Ordering::Relaxed);
-            self.tally.borrow_mut().fail(Failure::unanswered("no answer came, and the run was given up"));
-        }
+        let unanswered = running.len() as u64;
+        self.live.failed.fetch_add(unanswered, Ordering::Relaxed);
+        let failure = Failure::unanswered("no answer came, and the run was given up");
+        self.tally.borrow_mut().fail_often(failure, unanswered);
         running.shutdown().await;
     }
 
