@@ -187,7 +187,7 @@ impl Node {
 
     /// The node in numbers.
     #[must_use]
-    pub fn status(&self) -> &Status {
+    pub fn status(&self) -> &Arc<Status> {
         &self.status
     }
 
@@ -201,6 +201,13 @@ impl Node {
     #[must_use]
     pub fn has_room_for(&self, cost: u64) -> bool {
         self.quota.admits(cost, self.status.total_bytes())
+    }
+
+    /// Rewrites the database's files until removed data takes no room, and measures again.
+    pub fn reclaim(&self) -> Result<(), Halt> {
+        self.engine.reclaim()?;
+        self.status.set_size(self.engine.size()?);
+        Ok(())
     }
 
     /// Asks all threads to finish what they have and end.
