@@ -14,11 +14,11 @@
 pub mod duration;
 pub mod flags;
 pub mod gates;
-pub mod parse;
-pub mod resolve;
+mod parse;
+mod resolve;
 pub mod urls;
 pub mod usage;
-pub mod value;
+mod value;
 
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -191,7 +191,7 @@ pub fn from_process(
 }
 
 fn utf8(text: OsString) -> Result<String, Exit> {
-    text.into_string().map_err(|text| Exit::wrong(&format!("not UTF-8: {text:?}")))
+    text.into_string().map_err(|text| Exit::wrong(&format!("not UTF-8: {}", text.display())))
 }
 
 impl Parsed {
@@ -248,6 +248,9 @@ impl From<Stop> for Exit {
 
 impl Config {
     /// How many ticks make an election timeout.
+    ///
+    /// # Panics
+    /// Never with a configuration that was checked.
     #[must_use]
     pub fn election_ticks(&self) -> usize {
         let ticks = self.election_timeout.as_millis() / self.heartbeat_interval.as_millis();
