@@ -1,11 +1,13 @@
 //! What was typed, and what it means.
 //!
-//!     arguments, ETCD_ variables ──parse──► one text per flag ──resolve──► Config
-//!                                  │                            │
-//!                                  └─ wrong: Go's words, exit 2 └─ wrong: a line of the log, exit 1
+//! ```text
+//! arguments, ETCD_ variables ──parse──► one text per flag ──resolve──► Config
+//!                              │                            │
+//!                              └─ wrong: Go's words, exit 2 └─ wrong: a line of the log, exit 1
+//! ```
 //!
 //! etcd's command line to the letter, so that a start command, a unit file or a chart written for etcd starts us. [`flags`] is
-//! the table of all flags, [`parse`] reads arguments and variables, [`resolve`] checks what they mean together. What the start
+//! the table of all flags, `parse` reads arguments and variables, `resolve` checks what they mean together. What the start
 //! has to say about them comes back as notices, because logging is itself configured here.
 //!
 //! What only matters when there is no data yet (who the first members are) is checked by [`Config::first_start`], for a
@@ -20,7 +22,14 @@ pub mod urls;
 pub mod usage;
 mod value;
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use crate::logging::{self, Level, Notice};
 use gates::FeatureGates;
@@ -222,8 +231,9 @@ impl Exit {
     pub fn leave(self) -> ExitCode {
         match self {
             Self::Plain { code, stdout, stderr } => {
-                eprint!("{stderr}");
-                print!("{stdout}");
+                // Whoever closed the other end has read enough.
+                let _ = io::stderr().write_all(stderr.as_bytes());
+                let _ = io::stdout().write_all(stdout.as_bytes());
                 ExitCode::from(code)
             }
             Self::Logged { logs, notices } => {

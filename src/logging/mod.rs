@@ -1,6 +1,8 @@
 //! What the server says about itself: one line per event, in the form etcd's readers know.
 //!
-//!     {"level":"info","ts":"2026-11-21T05:20:44.922678Z","caller":"node/driver.rs:51","msg":"…","local-member-id":"8e9e05c52164694d"}
+//! ```text
+//! {"level":"info","ts":"2026-11-21T05:20:44.922678Z","caller":"node/driver.rs:51","msg":"…","local-member-id":"8e9e05c52164694d"}
+//! ```
 //!
 //! Code says things with `tracing`. Field names that are no identifiers are quoted, and then all fields stand in braces:
 //! `info!({ "local-member-id" = %id, term }, "…")`. A field given as **bytes is JSON already** and goes into the line as it is,

@@ -1,12 +1,14 @@
 //! The directory that holds everything a member knows.
 //!
-//!     <data-dir>/          mode 0700
-//!     ├── LOCK             locked as long as a process works here; stays when it ends
-//!     ├── member/          whole, or not there
-//!     │   ├── VERSION      the name and number of the format
-//!     │   ├── log/         the raft log
-//!     │   └── db/          the database
-//!     └── member.tmp/      a first start that did not come to its end; the next start discards it
+//! ```text
+//! <data-dir>/          mode 0700
+//! ├── LOCK             locked as long as a process works here; stays when it ends
+//! ├── member/          whole, or not there
+//! │   ├── VERSION      the name and number of the format
+//! │   ├── log/         the raft log
+//! │   └── db/          the database
+//! └── member.tmp/      a first start that did not come to its end; the next start discards it
+//! ```
 //!
 //! The first start builds `member.tmp`, makes every file and directory in it durable, and renames it. So a crash at any moment
 //! leaves either no member, and the next start is the first one again, or a whole one. The version lies inside, so that it
@@ -79,7 +81,13 @@ impl DataDir {
     /// Whether a first start has come to its end here.
     #[must_use]
     pub fn is_initialised(&self) -> bool {
-        self.member_dir().exists()
+        Self::looks_initialised(&self.path)
+    }
+
+    /// The same from outside, without a lock or a trace: for what must be refused before anything is created.
+    #[must_use]
+    pub fn looks_initialised(path: &Path) -> bool {
+        path.join(MEMBER).exists()
     }
 
     /// The first start: `fill` writes a member's first files into the directory that it is given, [`log_in`] and [`db_in`]
@@ -330,6 +338,7 @@ mod tests {
     fn a_first_start_appears_at_once_and_stays() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("a/b/data");
+        assert!(!DataDir::looks_initialised(&path) && !path.exists());
         let dir = DataDir::open(&path).unwrap();
         assert!(!dir.is_initialised());
         dir.initialise(|draft| {
