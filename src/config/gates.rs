@@ -140,7 +140,9 @@ impl FeatureGates {
         for (stage, open) in stages {
             ROWS.iter().filter(|row| row.stage == stage).for_each(|row| gates.set(row.gate, open));
         }
-        named.into_iter().for_each(|(gate, open)| gates.set(gate, open));
+        for (gate, open) in named {
+            gates.set(gate, open);
+        }
         Ok(gates)
     }
 

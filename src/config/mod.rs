@@ -1,11 +1,13 @@
 //! What was typed, and what it means.
 //!
-//!     arguments, ETCD_ variables ──parse──► one text per flag ──resolve──► Config
-//!                                  │                            │
-//!                                  └─ wrong: Go's words, exit 2 └─ wrong: a line of the log, exit 1
+//! ```text
+//! arguments, ETCD_ variables ──parse──► one text per flag ──resolve──► Config
+//!                              │                            │
+//!                              └─ wrong: Go's words, exit 2 └─ wrong: a line of the log, exit 1
+//! ```
 //!
 //! etcd's command line to the letter, so that a start command, a unit file or a chart written for etcd starts us. [`flags`] is
-//! the table of all flags, [`parse`] reads arguments and variables, [`resolve`] checks what they mean together. What the start
+//! the table of all flags, `parse` reads arguments and variables, `resolve` checks what they mean together. What the start
 //! has to say about them comes back as notices, because logging is itself configured here.
 //!
 //! What only matters when there is no data yet (who the first members are) is checked by [`Config::first_start`], for a
@@ -14,13 +16,20 @@
 pub mod duration;
 pub mod flags;
 pub mod gates;
-pub mod parse;
-pub mod resolve;
+mod parse;
+mod resolve;
 pub mod urls;
 pub mod usage;
-pub mod value;
+mod value;
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use crate::logging::{self, Level, Notice};
 use gates::FeatureGates;
@@ -191,7 +200,7 @@ pub fn from_process(
 }
 
 fn utf8(text: OsString) -> Result<String, Exit> {
-    text.into_string().map_err(|text| Exit::wrong(&format!("not UTF-8: {text:?}")))
+    text.into_string().map_err(|text| Exit::wrong(&format!("not UTF-8: {}", text.display())))
 }
 
 impl Parsed {
@@ -222,8 +231,9 @@ impl Exit {
     pub fn leave(self) -> ExitCode {
         match self {
             Self::Plain { code, stdout, stderr } => {
-                eprint!("{stderr}");
-                print!("{stdout}");
+                // Whoever closed the other end has read enough.
+                let _ = io::stderr().write_all(stderr.as_bytes());
+                let _ = io::stdout().write_all(stdout.as_bytes());
                 ExitCode::from(code)
             }
             Self::Logged { logs, notices } => {
@@ -248,6 +258,9 @@ impl From<Stop> for Exit {
 
 impl Config {
     /// How many ticks make an election timeout.
+    ///
+    /// # Panics
+    /// Never with a configuration that was checked.
     #[must_use]
     pub fn election_ticks(&self) -> usize {
         let ticks = self.election_timeout.as_millis() / self.heartbeat_interval.as_millis();

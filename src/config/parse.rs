@@ -208,9 +208,10 @@ fn unknown(name: &str) -> Stop {
 }
 
 fn wrong(name: &str, target: Target, value: &str, why: &str) -> Stop {
-    Stop::Wrong(match target.kind() {
-        Kind::Bool => format!("invalid boolean value {value:?} for -{name}: {why}"),
-        _ => format!("invalid value {value:?} for flag -{name}: {why}"),
+    Stop::Wrong(if target.kind() == Kind::Bool {
+        format!("invalid boolean value {value:?} for -{name}: {why}")
+    } else {
+        format!("invalid value {value:?} for flag -{name}: {why}")
     })
 }
 

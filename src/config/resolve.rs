@@ -379,7 +379,9 @@ pub fn initial_cluster(text: &str) -> Result<BTreeMap<String, Vec<Url>>, String>
         let url = Url::parse(url).map_err(|error| format!("error setting up initial cluster: {error}"))?;
         members.entry(name.to_owned()).or_default().push(url);
     }
-    members.values_mut().for_each(|urls| urls.sort());
+    for urls in members.values_mut() {
+        urls.sort();
+    }
     Ok(members)
 }
 

@@ -55,14 +55,10 @@ impl Value for String {
 /// In Go's words.
 pub fn unsigned_32(text: &str) -> Result<u32, String> {
     let told = |what: &str| format!("strconv.ParseUint: parsing {text:?}: {what}");
-    let number = text.parse::<u64>().map_err(|error| match error.kind() {
-        std::num::IntErrorKind::PosOverflow => told(OUT_OF_RANGE),
-        _ => told("invalid syntax"),
-    })?;
-    if text.starts_with('+') {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(told("invalid syntax"));
     }
-    u32::try_from(number).map_err(|_| told(OUT_OF_RANGE))
+    text.parse().map_err(|_| told(OUT_OF_RANGE))
 }
 
 /// Digits as in Go's source text: `0x1F`, `0o17`, `017`, `0b1`, `1_000`.

@@ -1,12 +1,13 @@
 //! What the server says about itself: one line per event, in the form etcd's readers know.
 //!
-//!     {"level":"info","ts":"2026-11-21T05:20:44.922678Z","caller":"node/driver.rs:51","msg":"…","local-member-id":"8e9e05c52164694d"}
-//!     2026-11-21T05:20:44.922678Z	info	node/driver.rs:51	…	{"local-member-id": "8e9e05c52164694d"}
+//! ```text
+//! {"level":"info","ts":"2026-11-21T05:20:44.922678Z","caller":"node/driver.rs:51","msg":"…","local-member-id":"8e9e05c52164694d"}
+//! ```
 //!
-//! Code says things with `tracing`; field names that are no identifiers are quoted: `info!("local-member-id" = %id, "…")`. A
-//! field given as **bytes is JSON already** and goes into the line as it is, which is how lists get in: see [`json`]. What
-//! tracing cannot say (levels `panic` and `fatal`, fields that are known only at run time, the lines of raft-rs) is a
-//! [`Notice`] and takes the same way out.
+//! Code says things with `tracing`. Field names that are no identifiers are quoted, and then all fields stand in braces:
+//! `info!({ "local-member-id" = %id, term }, "…")`. A field given as **bytes is JSON already** and goes into the line as it is,
+//! which is how lists get in: see [`list`]. What tracing cannot say (levels `panic` and `fatal`, fields that are known only at
+//! run time, the lines of raft-rs) is a [`Notice`] and takes the same way out.
 //!
 //! Times are UTC, so that the lines of several members can be laid side by side. etcd puts a `stacktrace` into every line from
 //! `error` up; here only a panic has one, because there nobody knows how we got there. Elsewhere the caller and the error say
@@ -119,7 +120,7 @@ pub fn start(settings: &Settings) -> Result<(), String> {
     let sink = sink::Sink::open(settings)?;
     sink::install(sink);
     events::subscribe(settings.level);
-    std::panic::set_hook(Box::new(|panic| report_panic(panic)));
+    std::panic::set_hook(Box::new(report_panic));
     Ok(())
 }
 
@@ -129,7 +130,7 @@ pub fn json(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-/// A list as a JSON field: `info!("listen-client-urls" = list(&urls).as_slice(), "…")`.
+/// A list as a JSON field: `info!({ "listen-client-urls" = list(&urls).as_slice() }, "…")`.
 #[must_use]
 pub fn list<T: fmt::Display>(items: &[T]) -> Vec<u8> {
     json(&items.iter().map(ToString::to_string).collect())

@@ -11,7 +11,6 @@ use slog::{Drain, KV, Key, Never, OwnedKVList, Record, Serializer};
 use super::{Level, Notice, sink};
 
 /// A logger for raft-rs, whose lines carry `"logger":"raft"`.
-#[must_use]
 pub fn raft_logger() -> slog::Logger {
     slog::Logger::root(ToSink, slog::o!())
 }
@@ -57,35 +56,50 @@ fn notice(record: &Record<'_>, values: &OwnedKVList) -> Notice {
 struct Collected(Vec<(String, Value)>);
 
 impl Collected {
-    fn add(&mut self, key: Key, value: impl Into<Value>) -> slog::Result {
+    fn add(&mut self, key: Key, value: impl Into<Value>) {
         self.0.push((key.to_string(), value.into()));
-        Ok(())
     }
 }
 
 impl Serializer for Collected {
     fn emit_arguments(&mut self, key: Key, value: &fmt::Arguments<'_>) -> slog::Result {
-        self.add(key, value.to_string())
+        self.add(key, value.to_string());
+        Ok(())
+    }
+
+    fn emit_u32(&mut self, key: Key, value: u32) -> slog::Result {
+        self.add(key, value);
+        Ok(())
+    }
+
+    fn emit_i32(&mut self, key: Key, value: i32) -> slog::Result {
+        self.add(key, value);
+        Ok(())
     }
 
     fn emit_u64(&mut self, key: Key, value: u64) -> slog::Result {
-        self.add(key, value)
+        self.add(key, value);
+        Ok(())
     }
 
     fn emit_i64(&mut self, key: Key, value: i64) -> slog::Result {
-        self.add(key, value)
-    }
-
-    fn emit_bool(&mut self, key: Key, value: bool) -> slog::Result {
-        self.add(key, value)
+        self.add(key, value);
+        Ok(())
     }
 
     fn emit_usize(&mut self, key: Key, value: usize) -> slog::Result {
-        self.add(key, value)
+        self.add(key, value);
+        Ok(())
+    }
+
+    fn emit_bool(&mut self, key: Key, value: bool) -> slog::Result {
+        self.add(key, value);
+        Ok(())
     }
 
     fn emit_str(&mut self, key: Key, value: &str) -> slog::Result {
-        self.add(key, value)
+        self.add(key, value);
+        Ok(())
     }
 }
 

@@ -112,8 +112,10 @@ impl fmt::Debug for ClusterId {
 
 /// Numbers for requests, which no other member and no earlier life of this one gives out.
 ///
-///     63        48 47                    8 7       0
-///     └ member ──┘ └ start, milliseconds ┘ └ count ┘
+/// ```text
+/// 63        48 47                    8 7       0
+/// └ member ──┘ └ start, milliseconds ┘ └ count ┘
+/// ```
 ///
 /// The count carries into the milliseconds: after 256 requests in the first one, the numbers of the next begin.
 #[derive(Debug)]
