@@ -23,7 +23,7 @@ use super::contents::{Record, Recovered, Summary};
 use super::files::{File, Files, OsFiles};
 use super::format::{self, Link, SegmentHeader};
 use super::recovery::{self, Found};
-use super::spares::{Spare, Spares};
+use super::spares::{self, Spare, Spares};
 use super::{Group, Identity, LogStore, Position};
 use crate::error::Halt;
 
@@ -186,7 +186,7 @@ impl SegmentLog {
         file.write_at(found.last_group_start, &found.last_group).map_err(Halt::io("write", &path))?;
         let clean_from = if found.recovered.torn_tail.is_some() { end } else { segment.bytes };
         segment.bytes = segment.bytes.max(place.segment_bytes);
-        place.zero(file.as_mut(), clean_from, segment.bytes).map_err(Halt::io("write", &path))?;
+        spares::zero(file.as_mut(), clean_from, segment.bytes).map_err(Halt::io("write", &path))?;
         file.sync().map_err(Halt::io("sync", &path))?;
         place.sync_dir()?;
         Ok(Active { segment, path, file, end, link: found.link })
@@ -250,7 +250,9 @@ impl SegmentLog {
         }
         self.write_buffer()?;
         self.sync_active()?;
-        records.iter().for_each(|record| self.summary.follow(record));
+        for record in records {
+            self.summary.follow(record);
+        }
         Ok(())
     }
 
