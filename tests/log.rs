@@ -4,6 +4,8 @@
 //! a vector. Whatever happens to the first, after reopening it must hold what the second holds before or after the step
 //! that was interrupted.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

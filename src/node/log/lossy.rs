@@ -248,9 +248,9 @@ impl File for LossyFile {
         let outcome = disk.count();
         let inode = &mut disk.inodes[self.inode];
         if outcome.is_ok() {
-            inode.settle()
+            inode.settle();
         } else {
-            inode.sync_failed = true
+            inode.sync_failed = true;
         }
         outcome
     }
