@@ -3,23 +3,27 @@
 //! A segment is a row of groups, each beginning at a multiple of eight, the first one holding the segment header. Behind
 //! the last group lie zeros, or whatever the file held when it was another segment.
 //!
-//!     group    magic u32 │ crc u32 │ payload bytes u32 │ previous crc u32 │ group number u64 │ segment number u64 │ payload
+//! ```text
+//! group    magic u32 │ crc u32 │ payload bytes u32 │ previous crc u32 │ group number u64 │ segment number u64 │ payload
+//! ```
 //!
 //! The crc covers everything behind itself. Each group names the crc of the group before it, across segments, and the
 //! segment it was written for; so what a recycled file held before can never pass for what comes next.
 //! The crc starts from a random salt that the segment header tells. Without it a client could store bytes that look like a
 //! group, and whoever searches behind a damaged group for an intact one would find it.
 //!
-//!     payload  records, one behind the other; a byte for the kind, then
+//! ```text
+//! payload  records, one behind the other; a byte for the kind, then
 //!
-//!     1 entries      first index u64, entries u32, runs u32; per run: term u64, entries u32;
-//!                    per entry: type u8, data bytes u32, context bytes u32; per entry: data, context
-//!     2 hard state   term u64, vote u64, commit u64
-//!     3 cut          index u64, term u64
-//!     4 reset        index u64, term u64
-//!     5 installing   index u64, term u64; 0 and 0 for none
-//!     9 segment      version u32, salt u32, cluster ID u64, member ID u64, next index u64,
-//!                    and the bodies of a cut, a hard state and an installing record: the log up to here in brief
+//! 1 entries      first index u64, entries u32, runs u32; per run: term u64, entries u32;
+//!                per entry: type u8, data bytes u32, context bytes u32; per entry: data, context
+//! 2 hard state   term u64, vote u64, commit u64
+//! 3 cut          index u64, term u64
+//! 4 reset        index u64, term u64
+//! 5 installing   index u64, term u64; 0 and 0 for none
+//! 9 segment      version u32, salt u32, cluster ID u64, member ID u64, next index u64,
+//!                and the bodies of a cut, a hard state and an installing record: the log up to here in brief
+//! ```
 //!
 //! A group that a segment header is in has the salt 0, and the header begins with the version, so that any version can
 //! tell which version it meets.

@@ -4,9 +4,11 @@
 //! turn of raft wants kept is one [`Group`]; a group is one write, one checksum and one sync, and it is there afterwards
 //! either whole or not at all.
 //!
-//!     raft thread ──Group──▶ LogStore::write ──▶ LogStore::sync ──▶ "persisted n", acknowledgements
-//!          │
-//!          └── entries ──▶ MemoryLog: what raft itself reads back
+//! ```text
+//! raft thread ──Group──▶ LogStore::write ──▶ LogStore::sync ──▶ "persisted n", acknowledgements
+//!      │
+//!      └── entries ──▶ MemoryLog: what raft itself reads back
+//! ```
 //!
 //! Three stores keep groups. [`SegmentLog`] is the real one, on files. [`volatile::VolatileLog`] keeps them in memory and
 //! forgets on [`crash`](volatile::VolatileLog::crash) what was not synced, for the single-threaded simulation. Under the

@@ -1,12 +1,14 @@
 //! The log on files: segments of a fixed size, filled beforehand, written from front to back, used again.
 //!
-//!     00000000000000000007.segment   │ header │ group │ group │ … │ group │ (too short for the next group)
-//!     00000000000000000008.segment   │ header │ group │ group │ zeros, or what the file held before …
-//!     00000000000000000012.spare     │ anything
+//! ```text
+//! 00000000000000000007.segment   │ header │ group │ group │ … │ group │ (too short for the next group)
+//! 00000000000000000008.segment   │ header │ group │ group │ zeros, or what the file held before …
+//! 00000000000000000012.spare     │ anything
+//! ```
 //!
 //! The newest segment takes the writes. When a group does not fit, a spare gets a header and the next number; a group
 //! larger than a segment gets a segment of its own size. A segment whose entries are all forgotten becomes a spare. The
-//! header repeats everything but the entries (see [`format`](super::format)), so segments can go without a trace.
+//! header repeats everything but the entries (see `format.rs`), so segments can go without a trace.
 //!
 //! INVARIANTS
 //! * A segment has an intact, synced header before it has its name, and its name is durable before its first group.
