@@ -123,17 +123,21 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     tracing::info!("ready to serve client requests");
     let router = routes(&floors.api);
     let table = Arc::new(Table::new(floors.api.clone()));
-    let graceful = GracefulShutdown::new();
+    let graceful = Arc::new(GracefulShutdown::new());
     let (stopping, stopped) = tokio::sync::watch::channel(());
+    let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
         announce(&listener);
         let service = Service { table: table.clone(), router: router.clone() };
-        tokio::spawn(accept(listener, service, config.max_concurrent_streams, graceful.watcher(), stopped.clone()));
+        accepting.spawn(accept(listener, service, config.max_concurrent_streams, graceful.clone(), stopped.clone()));
     }
     let signal = stop.wait().await;
     tracing::info!(signal, "received signal; shutting down");
     drop(stopping);
-    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    accepting.join_all().await;
+    if let Some(graceful) = Arc::into_inner(graceful) {
+        let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    }
     floors.api.node.stop();
     let _ = tokio::task::spawn_blocking(move || floors.threads.join()).await;
     tracing::info!({ "data-dir" = %config.data_dir.display() }, "closed etcd server");
@@ -319,7 +323,7 @@ async fn accept(
     listener: TcpListener,
     service: Service,
     max_streams: u32,
-    graceful: hyper_util::server::graceful::Watcher,
+    graceful: Arc<GracefulShutdown>,
     mut stopped: tokio::sync::watch::Receiver<()>,
 ) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -341,7 +345,7 @@ async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true);
-                let (builder, service, watcher) = (builder.clone(), service.clone(), graceful.clone());
+                let (builder, service, watcher) = (builder.clone(), service.clone(), graceful.watcher());
                 tokio::spawn(async move {
                     let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
                     let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
