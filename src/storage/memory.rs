@@ -1,0 +1,299 @@
+//! An [`Engine`] in memory, for tests and the simulation, with the one fault that the rest must survive: a crash.
+//!
+//! It promises what the real engine promises with its write-ahead log off and its families flushed together, and no more.
+//! The database in the picture has flushed once, after the second batch; a crash leaves the state behind any of the
+//! boundaries that are marked, and the caller of [`Memory::crash`] says which:
+//!
+//! ```text
+//! batches     1     2     3     4     5
+//!                   ^ flush           ^ now
+//! crash(n)          0     1     2     3
+//! ```
+//!
+//! Where the real engine relies on its callers, this one checks them: that keys of a `get_many` ascend, and that a record of
+//! the history is never written over.
+//!
+//! INVARIANTS
+//! * `current` is `durable` with all of `unflushed` applied.
+//! * A scan sees one moment and holds no lock while it visits, so a visitor may write.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use super::{Batch, Engine, Size, Table, Visit};
+use crate::error::Halt;
+
+/// The engine for tests and the simulation.
+#[derive(Debug, Default)]
+pub struct Memory {
+    content: RwLock<Content>,
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    /// What reads see.
+    current: Tables,
+    /// What every crash leaves.
+    durable: Tables,
+    /// What lies between the two, oldest first: a crash may lose it from the end.
+    unflushed: Vec<Batch>,
+}
+
+impl Memory {
+    /// How many batches a crash right now could lose.
+    #[must_use]
+    pub fn unflushed(&self) -> usize {
+        self.content.read().unflushed.len()
+    }
+
+    /// The engine that is found after a crash: everything flushed, and the oldest `keep_batches` of what was not. This one is
+    /// left alone, so what still runs on it cannot reach its successor.
+    #[must_use]
+    pub fn crash(&self, keep_batches: usize) -> Self {
+        let content = self.content.read();
+        assert!(keep_batches <= content.unflushed.len(), "only a batch that was written can survive");
+        let mut found = content.durable.clone();
+        for batch in &content.unflushed[..keep_batches] {
+            found.apply(batch);
+        }
+        let content = Content { current: found.clone(), durable: found, unflushed: Vec::new() };
+        Self { content: RwLock::new(content) }
+    }
+}
+
+impl Engine for Memory {
+    fn write(&self, batch: &Batch) -> Result<(), Halt> {
+        let content = &mut *self.content.write();
+        content.current.apply(batch);
+        content.unflushed.push(batch.clone());
+        Ok(())
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        Ok(self.content.read().current.get(table, key))
+    }
+
+    fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
+        assert!(keys.is_sorted(), "keys ascend");
+        let content = self.content.read();
+        Ok(keys.iter().map(|key| content.current.get(table, key)).collect())
+    }
+
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), Halt> {
+        let pairs = self.content.read().current.pairs(table);
+        if !to.is_empty() && from >= to {
+            return Ok(());
+        }
+        let end = if to.is_empty() { Bound::Unbounded } else { Bound::Excluded(to) };
+        for (key, value) in pairs.range::<[u8], _>((Bound::Included(from), end)) {
+            if let ControlFlow::Break(()) = visit(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        Ok(self.content.read().durable.get(table, key))
+    }
+
+    fn flush(&self) -> Result<(), Halt> {
+        let content = &mut *self.content.write();
+        for batch in content.unflushed.drain(..) {
+            content.durable.apply(&batch);
+        }
+        Ok(())
+    }
+
+    /// Nothing to do: removed data takes no room.
+    fn reclaim(&self) -> Result<(), Halt> {
+        Ok(())
+    }
+
+    fn size(&self) -> Result<Size, Halt> {
+        let bytes = self.content.read().current.bytes;
+        Ok(Size { total_bytes: bytes, in_use_bytes: bytes })
+    }
+}
+
+type Pairs = BTreeMap<Bytes, Bytes>;
+
+/// All tables. A copy is cheap: it shares each table until one of the two writes to it.
+#[derive(Debug, Default, Clone)]
+struct Tables {
+    pairs: BTreeMap<Table, Arc<Pairs>>,
+    /// All keys and values together.
+    bytes: u64,
+}
+
+impl Tables {
+    fn apply(&mut self, batch: &Batch) {
+        for (table, key, value) in batch.iter() {
+            let pairs = Arc::make_mut(self.pairs.entry(table).or_default());
+            let old = match value {
+                Some(value) => pairs.insert(Bytes::copy_from_slice(key), value.clone()),
+                None => pairs.remove(key),
+            };
+            let rewritten = table == Table::History && old.is_some() && value.is_some();
+            assert!(!rewritten, "a record of the history is never written over: {key:02x?}");
+            self.bytes += value.map_or(0, |value| pair_bytes(key, value));
+            self.bytes -= old.map_or(0, |old| pair_bytes(key, &old));
+        }
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Option<Bytes> {
+        self.pairs.get(&table)?.get(key).cloned()
+    }
+
+    /// One table, as it is now and will stay for whoever holds it.
+    fn pairs(&self, table: Table) -> Arc<Pairs> {
+        self.pairs.get(&table).cloned().unwrap_or_default()
+    }
+}
+
+fn pair_bytes(key: &[u8], value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(engine: &Memory, table: Table, key: &str, value: &str) {
+        let mut batch = Batch::default();
+        batch.put(table, key.as_bytes(), value.as_bytes().to_vec());
+        engine.write(&batch).unwrap();
+    }
+
+    fn get(engine: &Memory, table: Table, key: &str) -> Option<String> {
+        text(engine.get(table, key.as_bytes()).unwrap())
+    }
+
+    fn text(value: Option<Bytes>) -> Option<String> {
+        value.map(|value| String::from_utf8(value.to_vec()).unwrap())
+    }
+
+    fn scan(engine: &Memory, from: &str, to: &str) -> String {
+        let mut seen = Vec::new();
+        engine
+            .scan(Table::Meta, from.as_bytes(), to.as_bytes(), &mut |key, _| {
+                seen.push(String::from_utf8(key.to_vec()).unwrap());
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        seen.join(" ")
+    }
+
+    #[test]
+    fn tables_do_not_see_each_other() {
+        let engine = Memory::default();
+        put(&engine, Table::Meta, "a", "meta");
+        put(&engine, Table::Lease, "a", "lease");
+        assert_eq!(get(&engine, Table::Meta, "a").as_deref(), Some("meta"));
+        assert_eq!(get(&engine, Table::Lease, "a").as_deref(), Some("lease"));
+        assert_eq!(get(&engine, Table::Alarm, "a"), None);
+    }
+
+    #[test]
+    fn the_last_write_of_a_batch_counts() {
+        let engine = Memory::default();
+        let mut batch = Batch::default();
+        batch.put(Table::Meta, b"a", "1");
+        batch.delete(Table::Meta, b"a");
+        batch.put(Table::Meta, b"b", "1");
+        batch.put(Table::Meta, b"b", "2");
+        engine.write(&batch).unwrap();
+        assert_eq!(get(&engine, Table::Meta, "a"), None);
+        assert_eq!(get(&engine, Table::Meta, "b").as_deref(), Some("2"));
+        let values = engine.get_many(Table::Meta, &[b"a", b"b"]).unwrap();
+        assert_eq!(values, [None, Some(Bytes::from("2"))]);
+    }
+
+    #[test]
+    fn a_scan_ends_before_its_end_and_an_empty_end_is_the_end_of_the_table() {
+        let engine = Memory::default();
+        for key in ["a", "b", "c", "d"] {
+            put(&engine, Table::Meta, key, "");
+        }
+        put(&engine, Table::Lease, "e", "");
+        assert_eq!(scan(&engine, "b", "d"), "b c");
+        assert_eq!(scan(&engine, "b", ""), "b c d");
+        assert_eq!(scan(&engine, "", ""), "a b c d");
+        assert_eq!(scan(&engine, "c", "b"), "", "an empty range is empty, not an error");
+    }
+
+    #[test]
+    fn a_scan_sees_one_moment_although_its_visitor_writes() {
+        let engine = Memory::default();
+        put(&engine, Table::Meta, "a", "1");
+        put(&engine, Table::Meta, "b", "1");
+        let mut seen = Vec::new();
+        engine
+            .scan(Table::Meta, b"", b"", &mut |key, value| {
+                put(&engine, Table::Meta, "b", "2");
+                put(&engine, Table::Meta, "c", "2");
+                seen.push((key.to_vec(), value.to_vec()));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(seen, [(b"a".to_vec(), b"1".to_vec()), (b"b".to_vec(), b"1".to_vec())]);
+        assert_eq!(scan(&engine, "", ""), "a b c");
+    }
+
+    #[test]
+    fn a_crash_keeps_what_was_flushed_and_then_as_many_batches_as_it_is_told() {
+        let engine = Memory::default();
+        for value in ["1", "2", "3", "4"] {
+            put(&engine, Table::Meta, "a", value);
+            put(&engine, Table::Lease, value, "");
+            if value == "2" {
+                engine.flush().unwrap();
+            }
+        }
+        assert_eq!(engine.unflushed(), 4);
+        assert_eq!(text(engine.get_durable(Table::Meta, b"a").unwrap()).as_deref(), Some("2"));
+        for (keep, value, lease) in [(0, "2", "2"), (1, "3", "2"), (2, "3", "3"), (3, "4", "3"), (4, "4", "4")] {
+            let found = engine.crash(keep);
+            assert_eq!(get(&found, Table::Meta, "a").as_deref(), Some(value), "keeping {keep}");
+            assert_eq!(get(&found, Table::Lease, lease).as_deref(), Some(""), "keeping {keep}");
+            assert_eq!(text(found.get_durable(Table::Meta, b"a").unwrap()).as_deref(), Some(value));
+            assert_eq!(found.unflushed(), 0, "what was found on disk is on disk");
+        }
+    }
+
+    #[test]
+    fn what_runs_on_after_a_crash_does_not_reach_the_successor() {
+        let engine = Memory::default();
+        put(&engine, Table::Meta, "a", "1");
+        let found = engine.crash(1);
+        put(&engine, Table::Meta, "a", "ghost");
+        assert_eq!(get(&found, Table::Meta, "a").as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn size_counts_what_is_there_now() {
+        let engine = Memory::default();
+        put(&engine, Table::Meta, "key", "value");
+        put(&engine, Table::Meta, "key", "longer value");
+        put(&engine, Table::Lease, "k", "");
+        assert_eq!(engine.size().unwrap(), Size { total_bytes: 3 + 12 + 1, in_use_bytes: 3 + 12 + 1 });
+        let mut batch = Batch::default();
+        batch.delete(Table::Meta, b"key");
+        batch.delete(Table::Meta, b"never there");
+        engine.write(&batch).unwrap();
+        assert_eq!(engine.size().unwrap().in_use_bytes, 1);
+        assert_eq!(engine.crash(0).size().unwrap().in_use_bytes, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "a record of the history is never written over")]
+    fn a_record_of_the_history_is_never_written_over() {
+        let engine = Memory::default();
+        put(&engine, Table::History, "r", "1");
+        put(&engine, Table::History, "r", "2");
+    }
+}
