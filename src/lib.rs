@@ -2,6 +2,7 @@
 //!
 //! The floors, in reading order. A floor knows only those below it.
 
+pub mod lease;
 pub mod storage;
 
 pub mod call;
