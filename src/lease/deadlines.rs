@@ -11,7 +11,7 @@
 //!     Renewed               Expired: nobody can revive it     Unknown
 //! ```
 //!
-//! A renewal only writes down the new end. The lease stays where it is in the [`Wheel`], and when its slot comes up it is put
+//! A renewal only writes down the new end. The lease stays where it is in the wheel, and when its slot comes up it is put
 //! where it belongs by then; so a lease costs one step per renewal and one per time to live, however many there are.
 //!
 //! A new leader does not know what its predecessor knew. It gives every lease its whole time again, and an election
@@ -25,10 +25,10 @@
 //! * Once its end has come, a lease can only be revoked.
 //! * The wheel holds exactly the leases of the map, each once, and none in a slot behind its end or its next offer.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use super::LeaseId;
+use super::shards::Shards;
 use super::wheel::{Place, Wheel};
 
 /// After a promotion, no more leases than this end in the same second.
@@ -68,7 +68,7 @@ impl Deadlines {
         let mut leases: Vec<_> = leases.into_iter().map(|(id, ttl_seconds)| (ttl_seconds, id)).collect();
         leases.sort_unstable(); // They all start now, so this is the order in which they end.
         let mut primary = Primary {
-            by_id: HashMap::with_capacity(leases.len()),
+            by_id: Shards::with_capacity(leases.len()),
             wheel: Wheel::starting_at(millis_begun(now) / TICK_MILLIS),
         };
         let mut seconds = Spread::default();
@@ -126,16 +126,16 @@ impl Deadlines {
     /// lease or this member does not lead.
     #[must_use]
     pub fn remaining(&self, id: LeaseId, now: Duration) -> Option<i64> {
-        let deadline = self.primary.as_ref()?.by_id.get(&id)?;
-        let left = i128::from(deadline.end_millis) - i128::from(millis_over(now));
-        Some(i64::try_from(left / 1000).expect("both times are counted in a u64 of milliseconds"))
+        let deadline = self.primary.as_ref()?.by_id.get(id)?;
+        let left_millis = deadline.end_millis.cast_signed() - millis_over(now).cast_signed();
+        Some(left_millis / 1000)
     }
 
     /// When each lease ends, in no order: there may be very many, so sort them after letting go of the lock.
     #[must_use]
     pub fn ends(&self) -> Vec<(Duration, LeaseId)> {
-        let by_id = self.primary.iter().flat_map(|primary| &primary.by_id);
-        by_id.map(|(&id, deadline)| (Duration::from_millis(deadline.end_millis), id)).collect()
+        let by_id = self.primary.iter().flat_map(|primary| primary.by_id.iter());
+        by_id.map(|(id, deadline)| (Duration::from_millis(deadline.end_millis), id)).collect()
     }
 
     /// Until when [`Deadlines::expired`] has nothing to do. It may turn out to have nothing then either.
@@ -148,8 +148,7 @@ impl Deadlines {
 
 #[derive(Debug)]
 struct Primary {
-    /// Never walked where the order could show.
-    by_id: HashMap<LeaseId, Deadline>,
+    by_id: Shards<Deadline>,
     wheel: Wheel,
 }
 
@@ -168,7 +167,7 @@ impl Primary {
     }
 
     fn remove(&mut self, id: LeaseId) {
-        if let Some(deadline) = self.by_id.remove(&id) {
+        if let Some(deadline) = self.by_id.remove(id) {
             self.vacate(deadline.place);
         }
     }
@@ -176,12 +175,12 @@ impl Primary {
     /// Takes a lease out of the wheel; the one that moves into its place is told.
     fn vacate(&mut self, place: Place) {
         if let Some(moved) = self.wheel.remove(place) {
-            self.by_id.get_mut(&moved).expect("the wheel holds the leases of the map").place = place;
+            self.by_id.get_mut(moved).expect("the wheel holds the leases of the map").place = place;
         }
     }
 
     fn renewed(&mut self, id: LeaseId, now: Duration) -> Renewal {
-        let Some(deadline) = self.by_id.get_mut(&id) else { return Renewal::Unknown };
+        let Some(deadline) = self.by_id.get_mut(id) else { return Renewal::Unknown };
         if deadline.end_millis <= millis_over(now) {
             return Renewal::Expired;
         }
@@ -204,7 +203,7 @@ impl Primary {
         let mut found = Vec::new();
         while found.len() < limit {
             let Some(id) = self.wheel.pop_due(now_tick) else { break };
-            let deadline = self.by_id.get_mut(&id).expect("the wheel holds the leases of the map");
+            let deadline = self.by_id.get_mut(id).expect("the wheel holds the leases of the map");
             let look_again = if deadline.end_millis <= now_millis {
                 found.push(id);
                 offer_again
@@ -220,7 +219,7 @@ impl Primary {
     fn rewind(&mut self, now_tick: u64) {
         let old = std::mem::replace(&mut self.wheel, Wheel::starting_at(now_tick));
         for id in old.into_ids() {
-            let deadline = self.by_id.get_mut(&id).expect("the wheel holds the leases of the map");
+            let deadline = self.by_id.get_mut(id).expect("the wheel holds the leases of the map");
             deadline.place = self.wheel.insert(id, tick_behind(deadline.end_millis));
         }
     }
@@ -251,7 +250,7 @@ fn tick_behind(millis: u64) -> u64 {
     millis.div_ceil(TICK_MILLIS)
 }
 
-/// Rounded up: a lease rather ends late than early.
+/// Rounded up, for a lease rather ends late than early; and within what an i64 holds.
 fn end_after(ttl_seconds: i64, start: Duration) -> u64 {
     let ttl_millis = ttl_seconds.max(0).unsigned_abs().saturating_mul(1000);
     millis_begun(start).saturating_add(ttl_millis).min(i64::MAX.unsigned_abs())
@@ -266,22 +265,24 @@ fn millis_over(time: Duration) -> u64 {
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use proptest::prelude::*;
-
     use super::*;
 
-    const RETRY: Duration = Duration::from_secs(7);
-    const NO_LIMIT: usize = usize::MAX;
+    pub(super) const RETRY_MILLIS: u64 = 7000;
+    const RETRY: Duration = Duration::from_millis(RETRY_MILLIS);
+    pub(super) const NO_LIMIT: usize = usize::MAX;
 
     fn seconds(seconds: f64) -> Duration {
         Duration::from_secs_f64(seconds)
     }
 
     /// Deadlines of a leader without leases, at time zero.
-    fn leader() -> Deadlines {
+    pub(super) fn leader() -> Deadlines {
         let mut deadlines = Deadlines::new(RETRY);
         deadlines.promote([], Duration::ZERO, Duration::ZERO);
         deadlines
@@ -294,10 +295,10 @@ mod tests {
         found
     }
 
-    fn check(deadlines: &Deadlines) {
+    pub(super) fn check(deadlines: &Deadlines) {
         let Some(Primary { by_id, wheel }) = &deadlines.primary else { return };
-        assert_eq!(wheel.len(), by_id.len());
-        for (&id, deadline) in by_id {
+        assert_eq!(wheel.len(), by_id.iter().count());
+        for (id, deadline) in by_id.iter() {
             assert_eq!(wheel.at(deadline.place), Some(id));
         }
     }
@@ -457,96 +458,5 @@ mod tests {
         check(&deadlines);
         assert_eq!(offered(&mut deadlines, seconds(5099.9)), (1..=50).collect::<Vec<_>>());
         assert_eq!(offered(&mut deadlines, seconds(5100.0)), [51]);
-    }
-
-    /// What a random test does next.
-    #[derive(Debug, Clone)]
-    enum Step {
-        Grant(i64, i64),
-        Renew(i64),
-        Revoke(i64),
-        Pass(u64),
-        Ask(usize),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        let id = -3_i64..4;
-        prop_oneof![
-            2 => (id.clone(), prop_oneof![0_i64..20, 0_i64..5000]).prop_map(|(id, ttl)| Step::Grant(id, ttl)),
-            2 => id.clone().prop_map(Step::Renew),
-            1 => id.prop_map(Step::Revoke),
-            3 => prop_oneof![10 => 0_u64..5_000, 1 => 0_u64..3_000_000].prop_map(Step::Pass),
-            3 => prop_oneof![Just(NO_LIMIT), 1_usize..4].prop_map(Step::Ask),
-        ]
-    }
-
-    /// The same in the plainest way: the seconds granted, the end, and the time before which it need not be offered.
-    #[derive(Default)]
-    struct Model {
-        leases: BTreeMap<LeaseId, (i64, u64, u64)>,
-        now: u64,
-    }
-
-    impl Model {
-        fn grant(&mut self, id: LeaseId, ttl: i64) {
-            let end = self.now + ttl.unsigned_abs() * 1000;
-            self.leases.insert(id, (ttl, end, end));
-        }
-
-        fn renew(&mut self, id: LeaseId) -> Renewal {
-            match self.leases.get(&id).copied() {
-                None => Renewal::Unknown,
-                Some((_, end, _)) if end <= self.now => Renewal::Expired,
-                Some((ttl, ..)) => {
-                    self.grant(id, ttl);
-                    Renewal::Renewed(ttl)
-                }
-            }
-        }
-
-        fn judge(&mut self, offered: &[LeaseId], limit: usize) {
-            assert!(offered.len() <= limit);
-            assert_eq!(
-                offered.iter().collect::<BTreeSet<_>>().len(),
-                offered.len(),
-                "nobody is offered twice in a call"
-            );
-            for id in offered {
-                let (_, end, next) = self.leases.get_mut(id).expect("only what exists is offered");
-                assert!(*end <= self.now, "{id} is offered early");
-                *next = self.now + 7000;
-            }
-            let late = self.leases.values().any(|&(_, _, next)| next + TICK_MILLIS <= self.now);
-            assert!(!late || offered.len() == limit, "somebody was missed");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn it_behaves_like_a_list_of_ends(steps in prop::collection::vec(step(), 0..200)) {
-            let (mut deadlines, mut model) = (leader(), Model::default());
-            for step in steps {
-                let now = Duration::from_millis(model.now);
-                match step {
-                    Step::Grant(id, ttl) => {
-                        deadlines.granted(LeaseId(id), ttl, now);
-                        model.grant(LeaseId(id), ttl);
-                    }
-                    Step::Renew(id) => {
-                        prop_assert_eq!(deadlines.renewed(LeaseId(id), now), model.renew(LeaseId(id)));
-                    }
-                    Step::Revoke(id) => {
-                        deadlines.revoked(LeaseId(id));
-                        model.leases.remove(&LeaseId(id));
-                    }
-                    Step::Pass(millis) => model.now += millis,
-                    Step::Ask(limit) => model.judge(&deadlines.expired(now, limit), limit),
-                }
-                check(&deadlines);
-                let ends: BTreeMap<_, _> = deadlines.ends().into_iter().map(|(end, id)| (id, end)).collect();
-                let expected = model.leases.iter().map(|(&id, &(_, end, _))| (id, Duration::from_millis(end)));
-                prop_assert_eq!(ends, expected.collect());
-            }
-        }
     }
 }
