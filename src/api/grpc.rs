@@ -233,12 +233,30 @@ struct Talk {
     broken: Option<Status>,
     /// A response that was taken out of the stream to see whether there is one.
     first: Option<Bytes>,
+    /// How the conversation ended, when its last response has yet to be sent.
+    ending: Option<Result<(), Refusal>>,
     method: Arc<Method>,
 }
 
 impl Talk {
     fn new(conversation: Box<dyn Conversation>, requests: Streaming<Bytes>, method: Arc<Method>) -> Self {
-        Self { conversation: Some(conversation), requests, ended: false, broken: None, first: None, method }
+        Self {
+            conversation: Some(conversation),
+            requests,
+            ended: false,
+            broken: None,
+            first: None,
+            ending: None,
+            method,
+        }
+    }
+
+    fn hang_up(&mut self) {
+        let code = match &self.ending {
+            Some(Err(refusal)) => refusal.code,
+            Some(Ok(())) | None => Code::Ok,
+        };
+        self.end(code);
     }
 
     fn end(&mut self, code: Code) {
@@ -262,7 +280,9 @@ impl Stream for Talk {
             return Poll::Ready(Some(Ok(first)));
         }
         let this = &mut *self;
-        let Some(conversation) = &mut this.conversation else { return Poll::Ready(None) };
+        let Some(conversation) = &mut this.conversation else {
+            return Poll::Ready(this.ending.take().and_then(Result::err).map(|refusal| Err(status(&refusal))));
+        };
         let mut line = Polled {
             context,
             requests: &mut this.requests,
@@ -279,7 +299,11 @@ impl Stream for Talk {
         }
         match (response, step) {
             (Some(response), Step::Wait) => Poll::Ready(Some(Ok(response))),
-            (Some(_), Step::End(_)) => unreachable!("a conversation ends in a step of its own"),
+            (Some(response), Step::End(end)) => {
+                this.ending = Some(end); // Its last words go out first.
+                this.hang_up();
+                Poll::Ready(Some(Ok(response)))
+            }
             (None, Step::Wait) => Poll::Pending,
             (None, Step::End(Ok(()))) => {
                 this.end(Code::Ok);

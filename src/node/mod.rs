@@ -26,6 +26,8 @@ pub mod status;
 pub mod waiters;
 
 use std::{
+    panic::{self, AssertUnwindSafe},
+    process,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -244,13 +246,15 @@ fn spawn_all(driver: Driver, applier: Applier, keeper: Keeper, mut log: Box<dyn 
     Threads { threads }
 }
 
-/// A thread whose failure ends the process.
+/// A thread whose failure ends the process, be it an error or a panic (which the panic hook has reported by then).
 fn spawn(name: &'static str, run: impl FnOnce() -> Result<(), Halt> + Send + 'static) -> JoinHandle<()> {
-    let body = move || {
-        if let Err(halt) = run() {
+    let body = move || match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => (),
+        Ok(Err(halt)) => {
             tracing::error!(thread = name, error = %halt, "cannot go on");
-            std::process::abort();
+            process::abort();
         }
+        Err(_) => process::abort(),
     };
     thread::Builder::new().name(name.into()).spawn(body).expect("the system has room for a handful of threads")
 }
