@@ -83,9 +83,9 @@ impl Api {
     }
 
     /// Proposes a request and answers with what it came to.
-    pub fn propose(self: &Arc<Self>, kind: Kind, message: Bytes, reply: Reply) {
+    pub fn propose(self: &Arc<Self>, kind: Kind, message: &[u8], reply: Reply) {
         let id = self.ids.next();
-        let entry = crate::state::Command::encode(id, kind, &message);
+        let entry = crate::state::Command::encode(id, kind, message);
         if entry.len() > self.limits.max_request_bytes {
             return reply.answer(Err(Error::RequestTooLarge.into()));
         }
@@ -136,6 +136,7 @@ pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
 }
 
 /// Turns a failed read into an answer. A failing disk ends the process.
+#[must_use]
 pub fn refuse(failure: Failure) -> Refusal {
     match failure {
         Failure::Refused(error) => error.into(),

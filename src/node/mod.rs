@@ -101,7 +101,7 @@ impl Threads {
 impl Node {
     /// Starts the threads of a node whose database and log were opened and belong together.
     pub fn start(
-        settings: Settings,
+        settings: &Settings,
         engine: Arc<dyn Engine>,
         machine: Machine,
         publisher: Publisher,
