@@ -15,6 +15,7 @@ pub mod pool;
 pub mod range_stream;
 pub mod status;
 pub mod table;
+pub mod unary;
 pub mod validate;
 
 use std::{
