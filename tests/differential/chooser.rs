@@ -37,6 +37,7 @@ pub enum Turn {
 /// Draws turns, and learns from the answers what is worth asking.
 pub struct Chooser {
     rng: StdRng,
+    with_leases: bool,
     head: i64,
     compacted: i64,
     /// The compactions since the servers were started.
@@ -50,9 +51,10 @@ pub struct Chooser {
 }
 
 impl Chooser {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, with_leases: bool) -> Self {
         Self {
             rng: StdRng::seed_from_u64(seed),
+            with_leases,
             head: 1,
             compacted: -1,
             compactions: Vec::new(),
@@ -61,6 +63,11 @@ impl Chooser {
             next_watch: 1000,
             alarms: Vec::new(),
         }
+    }
+
+    /// Whether our server has leases.
+    pub fn with_leases(&self) -> bool {
+        self.with_leases
     }
 
     /// The newest revision that was heard of.
@@ -142,7 +149,7 @@ impl Chooser {
             590..790 => Operation::Txn(self.txn()),
             790..810 => Operation::Compact(self.compaction()),
             810..870 => Operation::HashKv(HashKvRequest { revision: self.revision() }),
-            870..940 => self.lease_call(),
+            870..940 if self.with_leases => self.lease_call(),
             940..955 => self.rare_call(),
             955..985 if self.watches.len() < 24 => return Turn::Watch(self.watch()),
             _ => return Turn::Cancel(self.watch_to_cancel()),

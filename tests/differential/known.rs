@@ -27,6 +27,12 @@ pub const KNOWN: &[Known] = &[
                open, ours is by key.",
         excuses: open_ties,
     },
+    Known {
+        what: "Downgrade: not yet.",
+        excuses: |_, operation, ours, _| {
+            matches!((operation, ours), (Operation::Downgrade(_), Answer::Refused(tonic::Code::Unimplemented, _)))
+        },
+    },
 ];
 
 fn remembered_hash(before: &Chooser, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {

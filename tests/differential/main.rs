@@ -16,11 +16,15 @@ mod known;
 mod process;
 mod watches;
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use answers::{Answer, Clients, Operation};
 use chooser::{Chooser, MAX_TXN_OPS, Turn};
-use metastore::proto::etcdserverpb::{DowngradeRequest, HashKvRequest, PutRequest, RangeRequest, WatchCreateRequest};
+use metastore::proto::etcdserverpb::{HashKvRequest, PutRequest, RangeRequest, WatchCreateRequest};
 use process::Server;
 use tonic::transport::{Channel, Endpoint};
 
@@ -46,17 +50,24 @@ async fn compare(seeds: impl Iterator<Item = u64>, turns: usize) {
         return;
     };
     // One seed, for looking closer: METASTORE_SEED=7.
-    let only: Option<u64> = std::env::var("METASTORE_SEED").ok().map(|seed| seed.parse().expect("METASTORE_SEED is a number"));
-    let mut excused = BTreeMap::new();
+    let only: Option<u64> =
+        std::env::var("METASTORE_SEED").ok().map(|seed| seed.parse().expect("METASTORE_SEED is a number"));
+    let (mut asked, mut excused) = (BTreeMap::new(), BTreeMap::new());
     for seed in seeds.filter(|&seed| only.is_none_or(|only| only == seed)) {
         let began = Instant::now();
         let pair = Pair::start(&etcd, seed, turns).await.run().await;
         eprintln!("seed {seed}: {turns} operations, head {}, {:.1?}", pair.chooser.head(), began.elapsed());
+        for (what, times) in &pair.asked {
+            *asked.entry(what.clone()).or_insert(0) += times;
+        }
         for (what, times) in &pair.excused {
             *excused.entry(*what).or_insert(0) += times;
         }
         let found = pair.differences;
         assert!(found.is_empty(), "seed {seed}: {} differences\n\n{}", found.len(), found.join("\n\n"));
+    }
+    for (what, times) in asked {
+        eprintln!("{times:6} {what}");
     }
     for (what, times) in excused {
         eprintln!("{times} times a difference that is meant: {what}");
@@ -97,14 +108,11 @@ async fn connect(server: &Server) -> Channel {
 
 /// A fresh server finds out its version a moment after it serves.
 async fn until_the_version_is_agreed_on(clients: &Clients) {
-    let question = Operation::Downgrade(DowngradeRequest { action: 0, version: "3.6.0".to_owned() });
-    let mut tries = tokio::time::interval(std::time::Duration::from_millis(20));
+    let mut tries = tokio::time::interval(Duration::from_millis(20));
     for _ in 0..500 {
         tries.tick().await;
-        if let (Answer::Downgrade(_), Answer::Status(status)) =
-            (clients.ask(&question).await, clients.ask(&Operation::Status).await)
-            && status.storage_version == "3.7.0"
-        {
+        let Answer::Status(status) = clients.ask(&Operation::Status).await else { panic!("there is no status") };
+        if status.storage_version == "3.7.0" {
             return;
         }
     }
@@ -119,6 +127,8 @@ struct Pair {
     theirs: Side,
     chooser: Chooser,
     differences: Vec<String>,
+    /// How often each kind of question found each kind of answer.
+    asked: BTreeMap<String, usize>,
     excused: BTreeMap<&'static str, usize>,
 }
 
@@ -131,14 +141,20 @@ impl Pair {
         if !with_watches {
             eprintln!("*** NOT YET: watches ***");
         }
-        let theirs = Server::start(etcd, &flags);
+        let ours = Side::new(ours, with_watches).await;
+        let with_leases =
+            !matches!(ours.clients.ask(&Operation::LeaseLeases).await, Answer::Refused(tonic::Code::Unimplemented, _));
+        if !with_leases {
+            eprintln!("*** NOT YET: leases ***");
+        }
         Self {
             seed,
             turns,
-            ours: Side::new(ours, with_watches).await,
-            theirs: Side::new(theirs, with_watches).await,
-            chooser: Chooser::new(seed),
+            ours,
+            theirs: Side::new(Server::start(etcd, &flags), with_watches).await,
+            chooser: Chooser::new(seed, with_leases),
             differences: Vec::new(),
+            asked: BTreeMap::new(),
             excused: BTreeMap::new(),
         }
     }
@@ -192,6 +208,10 @@ impl Pair {
                 None => self.differ(&format!("{operation:?}"), &format!("ours: {ours:?}\netcd: {theirs:?}")),
             }
         }
+        let kind = format!("{operation:?}");
+        let kind = kind.split('(').next().unwrap_or_default();
+        let answer = if let Answer::Refused(_, text) = &theirs { text } else { "answered" };
+        *self.asked.entry(format!("{kind}: {answer}")).or_default() += 1;
         self.chooser.learn(operation, &theirs);
         theirs
     }
@@ -209,7 +229,9 @@ impl Pair {
         for revision in self.chooser.compacted().max(0)..=self.chooser.head() {
             self.ask(&Operation::HashKv(HashKvRequest { revision })).await;
         }
-        self.ask(&Operation::LeaseLeases).await;
+        if self.chooser.with_leases() {
+            self.ask(&Operation::LeaseLeases).await;
+        }
         self.ask(&Operation::Status).await;
     }
 

@@ -120,9 +120,10 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// The real etcd, if one can be had that speaks as ours does: `ETCD_BIN`, or what `scripts/peers` makes.
+/// The real etcd, if one can be had that speaks as ours does: the one that is named, or what `scripts/peers` makes.
 pub fn etcd() -> Option<PathBuf> {
-    let etcd = env::var_os("ETCD_BIN").map(PathBuf::from).or_else(made_by_script)?;
+    let named = ["METASTORE_TEST_ETCD", "ETCD_BIN"].into_iter().find_map(env::var_os);
+    let etcd = named.map(PathBuf::from).or_else(made_by_script)?;
     let version = Command::new(&etcd).env_remove("ETCD_BIN").arg("--version").output().ok()?.stdout;
     let version = String::from_utf8_lossy(&version);
     let first = version.lines().next().unwrap_or_default();
