@@ -397,7 +397,7 @@ async fn accept(
                 tokio::spawn(async move {
                     let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
                     let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-                    log_end(watcher.watch(connection).await, peer);
+                    log_end(Patient::new(watcher.watch(connection)).await, peer);
                 });
             }
             Err(error) => {
@@ -406,6 +406,34 @@ async fn accept(
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+}
+
+/// A connection that lets the tasks of its calls go first.
+///
+/// The first answer wakes the connection, and the scheduler would run it at once, to write that one answer. Going to the
+/// back of the queue first, it finds the answers of all calls that were ready, and writes them with one system call.
+struct Patient<C> {
+    connection: Pin<Box<C>>,
+    waited: bool,
+}
+
+impl<C> Patient<C> {
+    fn new(connection: C) -> Self {
+        Self { connection: Box::pin(connection), waited: false }
+    }
+}
+
+impl<C: Future> Future for Patient<C> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
+        self.waited = !self.waited;
+        if self.waited {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.connection.as_mut().poll(context)
     }
 }
 
