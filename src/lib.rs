@@ -2,6 +2,8 @@
 //!
 //! The floors, in reading order. A floor knows only those below it.
 
+pub mod api;
+
 pub mod node;
 pub mod watch;
 

@@ -1,0 +1,3 @@
+//! What clients call.
+
+pub mod watch;
