@@ -3,7 +3,6 @@
 //! The floors, in reading order. A floor knows only those below it.
 
 pub mod api;
-
 pub mod node;
 pub mod watch;
 
@@ -17,3 +16,8 @@ pub mod call;
 pub mod error;
 pub mod metrics;
 pub mod proto;
+
+pub mod bench;
+pub mod config;
+pub mod logging;
+pub mod server;

@@ -1,6 +1,6 @@
 //! The messages of `proto/`, as Rust types. Generated; nothing here is written by hand.
 
-#![allow(missing_docs, clippy::pedantic, reason = "generated code")]
+#![allow(missing_docs, clippy::pedantic, clippy::allow_attributes_without_reason, reason = "generated code")]
 
 /// What clients say and hear.
 pub mod etcdserverpb {

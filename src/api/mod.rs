@@ -1,3 +1,158 @@
-//! What clients call.
+//! What clients say, translated: bytes in, bytes out. Decides nothing about data, and names no type of any transport but
+//! in [`grpc`].
+//!
+//! The [`Table`] maps a path to a handler. A unary handler takes a [`Call`] and a [`Reply`]; it answers at once or hands
+//! the reply on, and never waits. A streaming handler makes a [`Conversation`]. Any transport that can carry bytes and
+//! paths can serve the table.
 
+pub mod cluster;
+pub mod grpc;
+pub mod header;
+pub mod http;
+pub mod kv;
+pub mod maintenance;
+pub mod pool;
+pub mod range_stream;
+pub mod status;
+pub mod table;
+pub mod validate;
 pub mod watch;
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::{
+    call::{Code, Refusal, Reply},
+    error::{Error, Halt},
+    mvcc::read::Failure,
+    node::{Node, identity::RequestIds},
+    proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
+    state::{Kind, Readers},
+};
+use header::Header;
+use pool::Pool;
+pub use table::Table;
+
+/// The bounds that requests are held to.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Comparisons, or operations of a branch, in one transaction.
+    pub max_txn_ops: usize,
+    /// Bytes of one entry of the log.
+    pub max_request_bytes: usize,
+}
+
+impl Limits {
+    /// What etcd adds for the envelope of a gRPC message.
+    const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
+
+    /// The largest message that is taken from a client.
+    #[must_use]
+    pub fn max_message_bytes(&self) -> usize {
+        self.max_request_bytes.saturating_add(Self::MESSAGE_OVERHEAD_BYTES)
+    }
+}
+
+/// Everything that handlers need. One for the process.
+pub struct Api {
+    /// Agreement.
+    pub node: Arc<Node>,
+    /// Who answers.
+    pub header: Header,
+    /// What is admitted.
+    pub limits: Limits,
+    /// Where IDs come from.
+    pub ids: RequestIds,
+    /// Where long reads run.
+    pub pool: Pool,
+    /// What `Status` shows as the quota.
+    pub quota_bytes: i64,
+    /// Whether an alarm about this member's quota is on its way.
+    pub alarm_under_way: AtomicBool,
+}
+
+impl Api {
+    /// What readers see.
+    #[must_use]
+    pub fn readers(&self) -> &Readers {
+        self.node.readers()
+    }
+
+    /// Proposes a request and answers with what it came to.
+    pub fn propose(self: &Arc<Self>, kind: Kind, message: &[u8], reply: Reply) {
+        let id = self.ids.next();
+        let entry = crate::state::Command::encode(id, kind, message);
+        if entry.len() > self.limits.max_request_bytes {
+            return reply.answer(Err(Error::RequestTooLarge.into()));
+        }
+        let header = self.header.clone();
+        self.node.propose_entry(id, entry, Box::new(move |outcome| reply.answer(header.answer(outcome))));
+    }
+
+    /// Runs a read on the call's own task: at once, or for a linearizable one when all that was acknowledged before is
+    /// visible here.
+    pub fn read(&self, serializable: bool, reply: Reply, read: impl FnOnce(Reply) + Send + 'static) {
+        if serializable {
+            return read(reply);
+        }
+        self.node.read_barrier(Box::new(move |outcome| match outcome {
+            Ok(()) => reply.run(read),
+            Err(error) => reply.answer(Err(error.into())),
+        }));
+    }
+
+    /// Refuses what no longer fits, and tells the cluster.
+    pub fn check_quota(self: &Arc<Self>, cost: u64) -> Result<(), Error> {
+        if self.node.has_room_for(cost) {
+            return Ok(());
+        }
+        self.raise_no_space();
+        Err(Error::NoSpace)
+    }
+
+    fn raise_no_space(self: &Arc<Self>) {
+        use std::sync::atomic::Ordering;
+        if self.alarm_under_way.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let alarm = AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id: self.header.member_id(),
+            alarm: AlarmType::Nospace as i32,
+        };
+        let api = self.clone();
+        let done = Box::new(move |_| api.alarm_under_way.store(false, Ordering::Relaxed));
+        self.node.propose(self.ids.next(), Kind::Alarm, &alarm.encode_to_vec(), done);
+    }
+}
+
+/// Reads a message that a client sent.
+pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
+    M::decode(message).map_err(|error| Error::Malformed(error.to_string()))
+}
+
+/// Turns a failed read into an answer. A failing disk ends the process.
+#[must_use]
+pub fn refuse(failure: Failure) -> Refusal {
+    match failure {
+        Failure::Refused(error) => error.into(),
+        Failure::Halted(halt) => halt_process(&halt),
+    }
+}
+
+/// Ends the process: the database cannot be read any more.
+pub fn halt_process(halt: &Halt) -> ! {
+    tracing::error!(error = %halt, "cannot go on");
+    std::process::abort()
+}
+
+/// A refusal of a method that does not work yet.
+#[must_use]
+pub fn not_yet(what: &'static str) -> Refusal {
+    Refusal { code: Code::Unimplemented, message: Cow::Borrowed(what) }
+}

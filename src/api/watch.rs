@@ -4,24 +4,21 @@
 //! in the order in which the hub put it there. So this file promises nothing about order; it reads requests, and writes
 //! responses around events that are encoded already.
 
-use std::{borrow::Cow, collections::VecDeque, sync::Arc};
+use std::{borrow::Cow, collections::VecDeque};
 
 use bytes::Bytes;
 use prost::Message;
 
+use super::header::Header;
 use crate::{
     call::{Code, Conversation, Line, Refusal, Step},
     error::Error,
     mvcc::Interval,
     proto::etcdserverpb::{
-        ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
-        watch_request::RequestUnion,
+        WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType, watch_request::RequestUnion,
     },
     watch::{self, Create, Events, NOBODY, Request, Response, Subscriber, Wishes},
 };
-
-/// Fills a header for a revision.
-pub type Headers = Arc<dyn Fn(i64) -> ResponseHeader + Send + Sync>;
 
 /// Says whether the caller may watch from a key to a range end (as it was sent), or else what he is told.
 pub type Gate = Box<dyn Fn(&[u8], &[u8]) -> Result<(), Cow<'static, str>> + Send>;
@@ -37,7 +34,7 @@ const FIRST_KEY: &[u8] = &[0];
 /// A Watch stream.
 pub struct Watching {
     subscriber: Subscriber,
-    headers: Headers,
+    header: Header,
     gate: Gate,
     fragment_bytes: usize,
     taken: VecDeque<Response>,
@@ -48,8 +45,8 @@ pub struct Watching {
 impl Watching {
     /// A stream without watches. Responses that may be split are, from `fragment_bytes` on.
     #[must_use]
-    pub fn new(subscriber: Subscriber, headers: Headers, gate: Gate, fragment_bytes: usize) -> Self {
-        Self { subscriber, headers, gate, fragment_bytes, taken: VecDeque::new(), parted: None }
+    pub fn new(subscriber: Subscriber, header: Header, gate: Gate, fragment_bytes: usize) -> Self {
+        Self { subscriber, header, gate, fragment_bytes, taken: VecDeque::new(), parted: None }
     }
 
     /// Passes requests on, as long as there are any and their answers have somewhere to go. True if there were some.
@@ -120,22 +117,22 @@ impl Watching {
     fn encode(&mut self, response: Response) -> Bytes {
         let response = match response {
             Response::Created { watch, revision } => {
-                WatchResponse { watch_id: watch, created: true, ..self.header(revision) }
+                WatchResponse { watch_id: watch, created: true, ..self.with_header(revision) }
             }
             Response::Refused { reason, revision } => WatchResponse {
                 watch_id: NOBODY,
                 created: true,
                 canceled: true,
                 cancel_reason: reason.into_owned(),
-                ..self.header(revision)
+                ..self.with_header(revision)
             },
             Response::Canceled { watch, revision } => {
-                WatchResponse { watch_id: watch, canceled: true, ..self.header(revision) }
+                WatchResponse { watch_id: watch, canceled: true, ..self.with_header(revision) }
             }
             Response::Compacted { watch, compacted } => {
-                WatchResponse { watch_id: watch, canceled: true, compact_revision: compacted, ..self.header(0) }
+                WatchResponse { watch_id: watch, canceled: true, compact_revision: compacted, ..self.with_header(0) }
             }
-            Response::Progress { watch, revision } => WatchResponse { watch_id: watch, ..self.header(revision) },
+            Response::Progress { watch, revision } => WatchResponse { watch_id: watch, ..self.with_header(revision) },
             Response::Events(events) => return self.encode_events(events),
         };
         response.encode_to_vec().into()
@@ -143,7 +140,7 @@ impl Watching {
 
     /// The whole response, or its first part if it is so large that it has to be split.
     fn encode_events(&mut self, events: Events) -> Bytes {
-        let head = WatchResponse { watch_id: events.watch, ..self.header(events.revision) };
+        let head = WatchResponse { watch_id: events.watch, ..self.with_header(events.revision) };
         let frames = events.frames.as_slice();
         let size = head.encoded_len() + frames.iter().map(Bytes::len).sum::<usize>();
         if events.fragment && size >= self.fragment_bytes && frames.len() >= 2 {
@@ -154,7 +151,7 @@ impl Watching {
 
     /// The part that begins with the event `first`. What is left behind it is the next thing that is sent.
     fn next_part(&mut self, events: Events, first: usize) -> Bytes {
-        let mut head = WatchResponse { watch_id: events.watch, fragment: true, ..self.header(events.revision) };
+        let mut head = WatchResponse { watch_id: events.watch, fragment: true, ..self.with_header(events.revision) };
         let frames = &events.frames.as_slice()[first..];
         let mut size = head.encoded_len() + frames[0].len();
         let mut count = 1;
@@ -172,8 +169,8 @@ impl Watching {
         message
     }
 
-    fn header(&self, revision: i64) -> WatchResponse {
-        WatchResponse { header: Some((self.headers)(revision)), ..WatchResponse::default() }
+    fn with_header(&self, revision: i64) -> WatchResponse {
+        WatchResponse { header: Some(self.header.at(revision)), ..WatchResponse::default() }
     }
 }
 

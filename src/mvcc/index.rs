@@ -294,7 +294,8 @@ impl Index {
 
     fn entry(&self, key: &[u8]) -> Option<&Entry> {
         let place = self.place(key);
-        Some(&self.leaves[place.leaf].entries[place.entry.ok()?])
+        let found = place.entry.ok()?;
+        Some(&self.leaves[place.leaf].entries[found])
     }
 
     fn place(&self, key: &[u8]) -> Place {

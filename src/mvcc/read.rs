@@ -254,7 +254,7 @@ impl Row {
         &self.record.as_ref().expect("records are fetched before a sort by value").value
     }
 
-    /// The answer to keys_only: all that the index knows. A sort by value has the record, and with it the lease.
+    /// The answer to `keys_only`: all that the index knows. A sort by value has the record, and with it the lease.
     fn without_value(&self) -> Bytes {
         let life = self.life();
         let key_value = KeyValue {
@@ -474,10 +474,18 @@ impl View {
         let rows = range(self.shared.as_ref(), query, self.at)?;
         rows.ok_or_else(|| Halt::Refused(format!("a record that is visible at revision {} is missing", self.at)))
     }
+}
 
-    /// How many keys of an interval are alive.
-    #[must_use]
-    pub fn count(&self, interval: &Interval) -> usize {
-        self.shared.count(interval, self.at)
+impl Source for View {
+    fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
+        Source::visit(self.shared.as_ref(), interval, at, visit);
+    }
+
+    fn count(&self, interval: &Interval, at: i64) -> usize {
+        Source::count(self.shared.as_ref(), interval, at)
+    }
+
+    fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt> {
+        self.shared.records(revisions)
     }
 }

@@ -15,7 +15,9 @@
 //! * A thread that fails ends the process: a dead node is ordinary to its cluster, a half-dead one is not.
 
 pub mod applier;
+pub mod data_dir;
 pub mod driver;
+pub mod identity;
 pub mod inbox;
 pub mod keeper;
 pub mod log;
@@ -24,6 +26,8 @@ pub mod status;
 pub mod waiters;
 
 use std::{
+    panic::{self, AssertUnwindSafe},
+    process,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -97,7 +101,7 @@ impl Threads {
 impl Node {
     /// Starts the threads of a node whose database and log were opened and belong together.
     pub fn start(
-        settings: Settings,
+        settings: &Settings,
         engine: Arc<dyn Engine>,
         machine: Machine,
         publisher: Publisher,
@@ -185,7 +189,7 @@ impl Node {
 
     /// The node in numbers.
     #[must_use]
-    pub fn status(&self) -> &Status {
+    pub fn status(&self) -> &Arc<Status> {
         &self.status
     }
 
@@ -199,6 +203,13 @@ impl Node {
     #[must_use]
     pub fn has_room_for(&self, cost: u64) -> bool {
         self.quota.admits(cost, self.status.total_bytes())
+    }
+
+    /// Rewrites the database's files until removed data takes no room, and measures again.
+    pub fn reclaim(&self) -> Result<(), Halt> {
+        self.engine.reclaim()?;
+        self.status.set_size(self.engine.size()?);
+        Ok(())
     }
 
     /// Asks all threads to finish what they have and end.
@@ -235,13 +246,15 @@ fn spawn_all(driver: Driver, applier: Applier, keeper: Keeper, mut log: Box<dyn 
     Threads { threads }
 }
 
-/// A thread whose failure ends the process.
+/// A thread whose failure ends the process, be it an error or a panic (which the panic hook has reported by then).
 fn spawn(name: &'static str, run: impl FnOnce() -> Result<(), Halt> + Send + 'static) -> JoinHandle<()> {
-    let body = move || {
-        if let Err(halt) = run() {
+    let body = move || match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => (),
+        Ok(Err(halt)) => {
             tracing::error!(thread = name, error = %halt, "cannot go on");
-            std::process::abort();
+            process::abort();
         }
+        Err(_) => process::abort(),
     };
     thread::Builder::new().name(name.into()).spawn(body).expect("the system has room for a handful of threads")
 }

@@ -18,7 +18,7 @@ mod alarms;
 mod apply;
 pub mod command;
 mod members;
-mod txn;
+pub mod txn;
 
 use std::sync::Arc;
 

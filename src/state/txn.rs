@@ -12,8 +12,8 @@ use super::{Machine, Response, apply::Outcome};
 use crate::{
     error::{Error, Halt},
     mvcc::{
-        Hit, Interval,
-        read::{self, Query, Source},
+        Hit, Interval, Life, Reader,
+        read::{self, Failure, Query, Source},
     },
     proto::etcdserverpb::{
         Compare, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
@@ -63,12 +63,13 @@ impl Machine {
         for op in branch(txn, path) {
             match &op.request {
                 Some(request_op::Request::RequestRange(range)) => {
-                    check_revision(range.revision, self.store.head(), self.store.compacted())?
+                    check_revision(range.revision, self.store.head(), self.store.compacted())?;
                 }
                 Some(request_op::Request::RequestPut(put)) => self.check_put(put)?,
                 Some(request_op::Request::RequestDeleteRange(_)) => (),
                 Some(request_op::Request::RequestTxn(txn)) => {
-                    self.check(txn, nested.next().expect("a path was decided for each nested transaction"))?;
+                    let path = nested.next().expect("a path was decided for each nested transaction");
+                    self.check(txn, path)?;
                 }
                 None => return Err(Error::KeyNotFound),
             }
@@ -134,6 +135,37 @@ fn encode_response(body: &mut Vec<u8>, field: u32, revision: i64, rest: &[u8]) {
     body.extend_from_slice(&op);
 }
 
+/// Answers a transaction that only reads, at the present head; it has no nested transactions.
+pub fn read_only(keys: &Reader, txn: &TxnRequest) -> Result<Response, Failure> {
+    let (view, head) = keys.view(0)?;
+    let mut succeeded = true;
+    for compare in &txn.compare {
+        succeeded = succeeded && holds(&view, compare, view.at())?;
+    }
+    let ops = if succeeded { &txn.success } else { &txn.failure };
+    let ranges = || {
+        ops.iter().filter_map(|op| match &op.request {
+            Some(request_op::Request::RequestRange(range)) => Some(range),
+            _ => None,
+        })
+    };
+    for range in ranges() {
+        check_revision(range.revision, head, keys.compacted())?;
+    }
+    let mut body = Vec::new();
+    if succeeded {
+        prost::encoding::bool::encode(SUCCEEDED_FIELD, &true, &mut body);
+    }
+    for range in ranges() {
+        let query = query(range.clone());
+        let rows = if range.revision > 0 { keys.range(&query)?.0 } else { view.range(&query)? };
+        let mut response = Vec::with_capacity(rows.encoded_len());
+        rows.encode(&mut response);
+        encode_response(&mut body, RANGE_FIELD, head, &response);
+    }
+    Ok(Response { revision: head, body })
+}
+
 /// The revision that a read inside a transaction asks for. Unlike outside, a negative one can be compacted.
 pub fn check_revision(revision: i64, head: i64, compacted: i64) -> Result<(), Error> {
     if revision > head {
@@ -195,6 +227,7 @@ pub fn holds(source: &dyn Source, compare: &Compare, at: i64) -> Result<bool, Ha
         return Ok(!by_value && accepts(compare, compare_numbers(compare, None)));
     }
     if !by_value {
+        fill_lives(source, &mut hits)?;
         return Ok(hits.iter().all(|hit| accepts(compare, compare_numbers(compare, Some(hit)))));
     }
     let revisions: Vec<_> = hits.iter().map(|hit| hit.revision).collect();
@@ -207,9 +240,20 @@ pub fn holds(source: &dyn Source, compare: &Compare, at: i64) -> Result<bool, Ha
     Ok(true)
 }
 
+/// Reads what the index does not know any more: the lives of keys that have changed since the view was taken.
+fn fill_lives(source: &dyn Source, hits: &mut [Hit]) -> Result<(), Halt> {
+    for hit in hits.iter_mut().filter(|hit| hit.life.is_none()) {
+        let record = source.records(&[hit.revision])?.pop().flatten();
+        let record = record.ok_or_else(|| Halt::Refused("a record that a comparison looks at is missing".into()))?;
+        let record = read::decode(record)?;
+        hit.life = Some(Life { create: record.create_revision, version: record.version, lease: record.lease });
+    }
+    Ok(())
+}
+
 fn compare_numbers(compare: &Compare, hit: Option<&Hit>) -> Ordering {
-    let life = hit.map(|hit| hit.life.expect("comparisons look at the newest state, which the index knows in full"));
-    let union = &compare.target_union;
+    let life = hit.map(|hit| hit.life.expect("lives are filled in before they are compared"));
+    let union = compare.target_union.as_ref();
     let (found, wanted) = match CompareTarget::try_from(compare.target) {
         Ok(CompareTarget::Version) => (
             life.map(|life| life.version),
@@ -240,8 +284,8 @@ fn compare_numbers(compare: &Compare, hit: Option<&Hit>) -> Ordering {
 }
 
 /// The number to compare with; a union that holds something else counts as zero.
-fn matches_number(union: &Option<TargetUnion>, of: impl Fn(&TargetUnion) -> Option<i64>) -> i64 {
-    union.as_ref().and_then(of).unwrap_or(0)
+fn matches_number(union: Option<&TargetUnion>, of: impl Fn(&TargetUnion) -> Option<i64>) -> i64 {
+    union.and_then(of).unwrap_or(0)
 }
 
 fn wanted_value(compare: &Compare) -> &[u8] {

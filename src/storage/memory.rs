@@ -53,6 +53,7 @@ impl Memory {
     /// The engine that is found after a crash: everything flushed, and the oldest `keep_batches` of what was not. This one is
     /// left alone, so what still runs on it cannot reach its successor.
     #[must_use]
+    #[allow(clippy::missing_panics_doc, reason = "the assertion says it")]
     pub fn crash(&self, keep_batches: usize) -> Self {
         let content = self.content.read();
         assert!(keep_batches <= content.unflushed.len(), "only a batch that was written can survive");

@@ -277,13 +277,13 @@ impl HubCore {
             self.fall_behind(slot, main);
             return Ok(());
         }
-        let mut frames = Vec::with_capacity(run.len());
+        let mut wanted_frames = Vec::with_capacity(run.len());
         for &(_, nth) in run {
             if wanted(nth, framers) {
-                frames.push(framers[nth as usize].frame(watch.wishes.previous, &self.reader)?);
+                wanted_frames.push(framers[nth as usize].frame(watch.wishes.previous, &self.reader)?);
             }
         }
-        self.stage_events(slot, main, Frames::Many(frames));
+        self.stage_events(slot, main, Frames::Many(wanted_frames));
         Ok(())
     }
 

@@ -90,7 +90,7 @@ impl HubCore {
     fn gather(&mut self, from: i64, to: i64) -> Replay {
         let mut replay = Replay::default();
         let Some(&(first, _)) = self.ready.range((from, 0)..).next() else { return replay };
-        let to = to.min(first.saturating_add(PASS_EVENTS as i64));
+        let to = to.min(first.saturating_add_unsigned(PASS_EVENTS as u64));
         if first >= to {
             return replay;
         }

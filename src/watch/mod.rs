@@ -80,7 +80,7 @@ impl Default for Settings {
         Self {
             ring_bytes: 8 << 20,
             pending_bytes: 1 << 20,
-            progress_interval: Duration::from_secs(600),
+            progress_interval: Duration::from_mins(10),
             watches_per_stream: 1_000_000,
         }
     }

@@ -194,8 +194,7 @@ impl Outbox {
             delivery.cost = 0;
             return false;
         }
-        let events: usize = delivery.responses.iter().map(|response| response.frames().len()).sum();
-        self.gauges.pending.add(events.cast_signed() as i64);
+        self.gauges.pending.add(count(&delivery.responses));
         let cost = self.cost.fetch_add(std::mem::take(&mut delivery.cost), Ordering::Relaxed);
         state.answers += delivery.responses.iter().filter(|response| response.is_answer()).count();
         state.handled += std::mem::take(&mut delivery.handled);
@@ -215,12 +214,11 @@ impl Outbox {
     /// Takes some responses out. If there are none, the waker is called when there are, or when requests were handled.
     pub fn take(&self, into: &mut VecDeque<Response>, waker: &Waker) -> Taken {
         let mut state = self.state.lock();
-        let (mut cost, mut events) = (0, 0);
+        let (mut cost, before) = (0, into.len());
         while cost < TAKE_BYTES
             && let Some(response) = state.responses.pop_front()
         {
             cost += response.cost();
-            events += response.frames().len();
             state.answers -= usize::from(response.is_answer());
             into.push_back(response);
         }
@@ -231,9 +229,10 @@ impl Outbox {
         let room = state.hungry_below.take_if(|below| left <= *below).is_some();
         let taken = Taken { handled: state.handled, answers: state.answers, room, stopped: state.closed };
         drop(state);
+        let events = count(into.range(before..));
         if events > 0 {
-            self.gauges.pending.sub(events.cast_signed() as i64);
-            self.gauges.events.inc_by(events as u64);
+            self.gauges.pending.sub(events);
+            self.gauges.events.inc_by(events.unsigned_abs());
         }
         taken
     }
@@ -246,10 +245,14 @@ impl Outbox {
         let waker = state.waker.take();
         drop(state);
         self.cost.store(0, Ordering::Relaxed);
-        let events: usize = responses.iter().map(|response| response.frames().len()).sum();
-        self.gauges.pending.sub(events.cast_signed() as i64);
+        self.gauges.pending.sub(count(&responses));
         if let Some(waker) = waker {
             waker.wake();
         }
     }
+}
+
+fn count<'a>(responses: impl IntoIterator<Item = &'a Response>) -> i64 {
+    let events: usize = responses.into_iter().map(|response| response.frames().len()).sum();
+    i64::try_from(events).expect("events fit in memory")
 }

@@ -134,6 +134,7 @@ impl Replay {
     }
 
     /// Ends the pass.
+    #[must_use]
     pub fn finish(self) -> Vec<Replayed> {
         let next = self.next();
         let members = self.members.into_iter();

@@ -225,3 +225,61 @@ impl Recovered {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(first: u64, last: u64, term: u64) -> Record {
+        Record::Entries((first..=last).map(|index| Entry { index, term, ..Entry::default() }).collect())
+    }
+
+    fn at(index: u64, term: u64) -> Position {
+        Position { index, term }
+    }
+
+    fn follow(records: Vec<Record>) -> Result<Recovered, String> {
+        let mut contents = Contents::new(Summary::new(at(3, 1), HardState::default()));
+        for record in records {
+            contents.follow(record)?;
+        }
+        contents.finish(Identity::default(), None)
+    }
+
+    #[test]
+    fn later_entries_supersede_and_cuts_forget() {
+        let log = follow(vec![entries(4, 9, 1), entries(7, 8, 2), Record::Cut(at(5, 1))]).unwrap();
+        let left: Vec<_> = log.entries.iter().map(|entry| (entry.index, entry.term)).collect();
+        assert_eq!(left, [(6, 1), (7, 2), (8, 2)]);
+        assert_eq!((log.last_index(), log.term(5), log.term(8)), (8, Some(1), Some(2)));
+        assert_eq!((log.term(4), log.term(9)), (None, None));
+    }
+
+    #[test]
+    fn entries_that_do_not_fit_are_refused() {
+        assert!(follow(vec![entries(5, 6, 1)]).is_err(), "a gap");
+        assert!(follow(vec![entries(3, 6, 1)]).is_err(), "below the truncation point");
+        assert!(follow(vec![entries(4, 6, 1), Record::Reset(at(9, 2)), entries(7, 7, 2)]).is_err(), "before the reset");
+    }
+
+    #[test]
+    fn a_commit_index_may_lag_behind_a_cut_but_not_lead_the_log() {
+        let commit = |commit| Record::HardState(HardState { commit, ..HardState::default() });
+        let log = follow(vec![entries(4, 9, 1), commit(5), Record::Cut(at(8, 1))]).unwrap();
+        assert_eq!(log.hard_state.commit, 8);
+        assert!(follow(vec![entries(4, 9, 1), commit(10)]).is_err());
+    }
+
+    #[test]
+    fn an_install_was_interrupted_only_if_the_database_is_there_and_the_log_is_not() {
+        let marked = |records: Vec<Record>| {
+            follow(records.into_iter().chain([Record::Installing(Some(at(6, 2)))]).collect()).unwrap()
+        };
+        assert_eq!(marked(vec![]).interrupted_install(at(6, 2)), Some(at(6, 2)));
+        assert_eq!(marked(vec![entries(4, 9, 1)]).interrupted_install(at(6, 2)), Some(at(6, 2)), "a conflicting log");
+        assert_eq!(marked(vec![]).interrupted_install(at(3, 1)), None, "the database was not replaced");
+        assert_eq!(marked(vec![entries(4, 9, 2)]).interrupted_install(at(6, 2)), None, "the log came there by itself");
+        let reset = follow(vec![Record::Installing(Some(at(6, 2))), Record::Reset(at(6, 2))]).unwrap();
+        assert_eq!(reset.interrupted_install(at(6, 2)), None);
+    }
+}

@@ -3,23 +3,27 @@
 //! A segment is a row of groups, each beginning at a multiple of eight, the first one holding the segment header. Behind
 //! the last group lie zeros, or whatever the file held when it was another segment.
 //!
-//!     group    magic u32 │ crc u32 │ payload bytes u32 │ previous crc u32 │ group number u64 │ segment number u64 │ payload
+//! ```text
+//! group    magic u32 │ crc u32 │ payload bytes u32 │ previous crc u32 │ group number u64 │ segment number u64 │ payload
+//! ```
 //!
 //! The crc covers everything behind itself. Each group names the crc of the group before it, across segments, and the
 //! segment it was written for; so what a recycled file held before can never pass for what comes next.
 //! The crc starts from a random salt that the segment header tells. Without it a client could store bytes that look like a
 //! group, and whoever searches behind a damaged group for an intact one would find it.
 //!
-//!     payload  records, one behind the other; a byte for the kind, then
+//! ```text
+//! payload  records, one behind the other; a byte for the kind, then
 //!
-//!     1 entries      first index u64, entries u32, runs u32; per run: term u64, entries u32;
-//!                    per entry: type u8, data bytes u32, context bytes u32; per entry: data, context
-//!     2 hard state   term u64, vote u64, commit u64
-//!     3 cut          index u64, term u64
-//!     4 reset        index u64, term u64
-//!     5 installing   index u64, term u64; 0 and 0 for none
-//!     9 segment      version u32, salt u32, cluster ID u64, member ID u64, next index u64,
-//!                    and the bodies of a cut, a hard state and an installing record: the log up to here in brief
+//! 1 entries      first index u64, entries u32, runs u32; per run: term u64, entries u32;
+//!                per entry: type u8, data bytes u32, context bytes u32; per entry: data, context
+//! 2 hard state   term u64, vote u64, commit u64
+//! 3 cut          index u64, term u64
+//! 4 reset        index u64, term u64
+//! 5 installing   index u64, term u64; 0 and 0 for none
+//! 9 segment      version u32, salt u32, cluster ID u64, member ID u64, next index u64,
+//!                and the bodies of a cut, a hard state and an installing record: the log up to here in brief
+//! ```
 //!
 //! A group that a segment header is in has the salt 0, and the header begins with the version, so that any version can
 //! tell which version it meets.
@@ -38,7 +42,7 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const HEAD_BYTES: usize = 32;
 
 /// What the group takes that begins a segment.
-pub(super) const SEGMENT_GROUP_BYTES: u64 = 136;
+pub(super) const SEGMENT_GROUP_BYTES: u64 = 128;
 
 /// Groups begin at multiples of this.
 pub(super) const ALIGNMENT: usize = 8;
@@ -212,7 +216,7 @@ pub(super) fn records(mut payload: &[u8]) -> Option<Vec<Record>> {
             HARD_STATE => Record::HardState(take_hard_state(&mut payload)?),
             CUT => Record::Cut(take_position(&mut payload)?),
             RESET => Record::Reset(take_position(&mut payload)?),
-            INSTALLING => Record::Installing(take_optional_position(&mut payload)?),
+            INSTALLING => Record::Installing(position_or_none(take_position(&mut payload)?)),
             _ => return None,
         });
     }
@@ -252,16 +256,18 @@ fn take_position(payload: &mut &[u8]) -> Option<Position> {
     Some(Position { index: payload.try_get_u64_le().ok()?, term: payload.try_get_u64_le().ok()? })
 }
 
-fn take_optional_position(payload: &mut &[u8]) -> Option<Option<Position>> {
-    take_position(payload).map(|at| (at != Position::default()).then_some(at))
+/// A position where 0 and 0 stand for none.
+fn position_or_none(at: Position) -> Option<Position> {
+    (at != Position::default()).then_some(at)
 }
 
 fn take_hard_state(payload: &mut &[u8]) -> Option<HardState> {
-    let mut hard_state = HardState::default();
-    hard_state.term = payload.try_get_u64_le().ok()?;
-    hard_state.vote = payload.try_get_u64_le().ok()?;
-    hard_state.commit = payload.try_get_u64_le().ok()?;
-    Some(hard_state)
+    Some(HardState {
+        term: payload.try_get_u64_le().ok()?,
+        vote: payload.try_get_u64_le().ok()?,
+        commit: payload.try_get_u64_le().ok()?,
+        ..HardState::default()
+    })
 }
 
 /// The first record of a segment.
@@ -318,7 +324,7 @@ fn take_segment_header(payload: &mut &[u8]) -> Option<SegmentHeader> {
     let next_index = payload.try_get_u64_le().ok()?;
     let truncated = take_position(payload)?;
     let hard_state = take_hard_state(payload)?;
-    let installing = take_optional_position(payload)?;
+    let installing = position_or_none(take_position(payload)?);
     let summary = Summary { truncated, hard_state, installing, next_index };
     Some(SegmentHeader { salt, identity: Identity { cluster_id, member_id }, summary })
 }
@@ -345,7 +351,9 @@ mod tests {
         let mut buffer = Vec::new();
         begin(&mut buffer);
         put_group(&mut buffer, &group);
-        extra.iter().for_each(|record| put_record(&mut buffer, record));
+        for record in &extra {
+            put_record(&mut buffer, record);
+        }
         let link = seal(&mut buffer, 77, 4, Link { group: 10, crc: 99 });
 
         let (head, payload) = intact(&buffer, 77).expect("just sealed");

@@ -19,7 +19,7 @@ use super::files::{File, Files};
 /// What a crash costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// The process is gone, the machine is not: nothing.
+    /// The process is gone, the machine is not: nothing, for now.
     Nothing,
     /// Everything that was not synced.
     Unsynced,
@@ -48,6 +48,8 @@ struct Disk {
 struct Inode {
     durable: Vec<u8>,
     unsynced_writes: Vec<(usize, Vec<u8>)>,
+    /// Whether a sync failed. The system may then take the writes for done, so that no later sync writes them.
+    sync_failed: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +107,7 @@ impl LossyFiles {
         let mut disk = self.disk();
         disk.fail_at = None;
         if loss == Loss::Nothing {
+            disk.inodes.iter_mut().for_each(Inode::restart);
             return Ok(());
         }
         let mut dice = if let Loss::Parts(seed) = loss { Some(Dice(seed)) } else { None };
@@ -122,6 +125,14 @@ impl LossyFiles {
         }
         names.clone_from(durable_names);
         names.iter().try_for_each(|(path, inode)| fs::write(path, &inodes[*inode].durable))
+    }
+
+    /// Changes a file's bytes behind everybody's back, as a decaying disk does.
+    pub fn rewrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk();
+        let inode = *disk.names.get(path).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        disk.inodes[inode] = Inode { durable: bytes.to_vec(), ..Inode::default() };
+        fs::write(path, bytes)
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
@@ -234,9 +245,14 @@ impl File for LossyFile {
 
     fn sync(&mut self) -> io::Result<()> {
         let mut disk = self.disk();
-        disk.count()?;
-        disk.inodes[self.inode].settle();
-        Ok(())
+        let outcome = disk.count();
+        let inode = &mut disk.inodes[self.inode];
+        if outcome.is_ok() {
+            inode.settle();
+        } else {
+            inode.sync_failed = true;
+        }
+        outcome
     }
 
     fn size_bytes(&self) -> io::Result<u64> {
@@ -257,9 +273,17 @@ impl Inode {
         self.durable[offset..end].copy_from_slice(bytes);
     }
 
+    /// The next process finds all bytes, but those of a failed sync only in the page cache.
+    fn restart(&mut self) {
+        if std::mem::take(&mut self.sync_failed) {
+            self.unsynced_writes.clear();
+        }
+    }
+
     /// Of each write there survives, as the dice fall, nothing, all, a beginning, or any of the sectors.
     fn lose(&mut self, dice: Option<&mut Dice>) {
         let writes = std::mem::take(&mut self.unsynced_writes);
+        self.sync_failed = false;
         let Some(dice) = dice else { return };
         for (offset, bytes) in writes {
             match dice.below(4) {

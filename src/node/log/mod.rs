@@ -4,9 +4,11 @@
 //! turn of raft wants kept is one [`Group`]; a group is one write, one checksum and one sync, and it is there afterwards
 //! either whole or not at all.
 //!
-//!     raft thread ──Group──▶ LogStore::write ──▶ LogStore::sync ──▶ "persisted n", acknowledgements
-//!          │
-//!          └── entries ──▶ MemoryLog: what raft itself reads back
+//! ```text
+//! raft thread ──Group──▶ LogStore::write ──▶ LogStore::sync ──▶ "persisted n", acknowledgements
+//!      │
+//!      └── entries ──▶ MemoryLog: what raft itself reads back
+//! ```
 //!
 //! Three stores keep groups. [`SegmentLog`] is the real one, on files. [`volatile::VolatileLog`] keeps them in memory and
 //! forgets on [`crash`](volatile::VolatileLog::crash) what was not synced, for the single-threaded simulation. Under the
@@ -22,6 +24,9 @@
 //! * The truncation point, the hard state and an unfinished snapshot install survive every cut.
 //! * After the first error of a write or a sync the log refuses everything: a sync is never tried again, because the
 //!   operating system may report success next time without having written.
+
+#![allow(clippy::missing_errors_doc, reason = "a `Halt` says what failed, and each failure is final")]
+#![allow(clippy::missing_panics_doc, reason = "what panics is a bug of ours, and its message says which")]
 
 pub mod files;
 pub mod lossy;
@@ -126,5 +131,29 @@ pub trait LogStore: Send {
     fn append(&mut self, group: &Group) -> Result<(), Halt> {
         self.write(group)?;
         self.sync()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(first: u64, last: u64, term: u64, commit: Option<u64>) -> Group {
+        Group {
+            entries: (first..=last).map(|index| Entry { index, term, ..Entry::default() }).collect(),
+            hard_state: commit.map(|commit| HardState { term, commit, ..HardState::default() }),
+        }
+    }
+
+    #[test]
+    fn a_group_absorbs_a_later_one_as_the_log_would() {
+        let mut group_of_both = group(4, 8, 1, Some(3));
+        group_of_both.absorb(group(9, 9, 1, None));
+        group_of_both.absorb(group(7, 7, 2, Some(5)));
+        let entries: Vec<_> = group_of_both.entries.iter().map(|entry| (entry.index, entry.term)).collect();
+        assert_eq!(entries, [(4, 1), (5, 1), (6, 1), (7, 2)]);
+        assert_eq!(group_of_both.hard_state, group(7, 7, 2, Some(5)).hard_state);
+        group_of_both.absorb(group(2, 3, 3, None));
+        assert_eq!(group_of_both.entries.len(), 2, "a tail that begins before the group replaces all of it");
     }
 }

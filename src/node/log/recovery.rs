@@ -225,3 +225,76 @@ fn torn_bytes(rest: &[u8], segment: u64, link: Link) -> Option<u64> {
     let begun = agrees.into_iter().filter(|agrees| *agrees).count() >= 2;
     begun.then(|| head.group_bytes().min(rest.len()) as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use raft::eraftpb::{Entry, HardState};
+
+    use super::super::{Group, Identity, LogStore, Position, SegmentLog};
+    use super::*;
+
+    fn empty_log(dir: &std::path::Path) -> Place {
+        let place = Place { segment_bytes: 4096, ..Place::new(dir) };
+        SegmentLog::create(&place, Identity::default(), Position::default(), &HardState::default()).unwrap();
+        place
+    }
+
+    fn rewrite(place: &Place, change: impl FnOnce(&mut Vec<u8>)) {
+        let path = place.segment_path(1);
+        let mut bytes = std::fs::read(&path).unwrap();
+        change(&mut bytes);
+        std::fs::write(&path, bytes).unwrap();
+    }
+
+    #[test]
+    fn a_log_of_a_later_version_is_refused_by_name() {
+        let root = tempfile::tempdir().unwrap();
+        let place = empty_log(root.path());
+        rewrite(&place, |bytes| {
+            let (_, payload) = format::intact(bytes, 0).unwrap();
+            let mut later = Vec::new();
+            format::begin(&mut later);
+            later.extend_from_slice(payload);
+            later[format::HEAD_BYTES + 1] = 2;
+            format::seal(&mut later, 0, 1, Link::default());
+            bytes[..later.len()].copy_from_slice(&later);
+        });
+        let refusal = SegmentLog::open(&place).map(|_| ()).unwrap_err().to_string();
+        assert!(refusal.contains("version 2") && refusal.contains("only version 1"), "{refusal}");
+    }
+
+    #[test]
+    fn bytes_of_a_client_that_look_like_a_group_are_none() {
+        let root = tempfile::tempdir().unwrap();
+        let place = empty_log(root.path());
+        let mut forged = Vec::new();
+        format::begin(&mut forged);
+        format::seal(&mut forged, 0, 1, Link { group: 1000, crc: 0 });
+        // At one of these offsets the forged group lies where groups may begin.
+        let data: Vec<u8> =
+            (0..8).flat_map(|shift| [vec![0; shift], forged.clone(), vec![0; 8 - shift]].concat()).collect();
+        let entry = Entry { index: 1, term: 1, data: Bytes::from(data), ..Entry::default() };
+        let (mut log, _) = SegmentLog::open(&place).unwrap();
+        log.append(&Group { entries: vec![entry], hard_state: None }).unwrap();
+        drop(log);
+        let start = usize::try_from(format::SEGMENT_GROUP_BYTES).unwrap();
+        rewrite(&place, |bytes| bytes[start + format::HEAD_BYTES] ^= 1); // As if the write had been torn.
+
+        let (_, recovered) = SegmentLog::open(&place).unwrap();
+        assert_eq!(recovered.torn_tail.map(|torn| torn.offset), Some(start as u64));
+        assert_eq!(recovered.entries, []);
+    }
+
+    #[test]
+    fn a_segment_of_another_log_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let place = empty_log(root.path());
+        let mut header = Vec::new();
+        let foreign = SegmentHeader { salt: 1, identity: Identity::default(), summary: Summary::default() };
+        format::segment_group(&mut header, &foreign, 2, Link::default());
+        std::fs::write(place.segment_path(2), header).unwrap();
+        let refusal = SegmentLog::open(&place).map(|_| ()).unwrap_err().to_string();
+        assert!(refusal.contains("another log"), "{refusal}");
+    }
+}

@@ -1,12 +1,14 @@
 //! The log on files: segments of a fixed size, filled beforehand, written from front to back, used again.
 //!
-//!     00000000000000000007.segment   │ header │ group │ group │ … │ group │ (too short for the next group)
-//!     00000000000000000008.segment   │ header │ group │ group │ zeros, or what the file held before …
-//!     00000000000000000012.spare     │ anything
+//! ```text
+//! 00000000000000000007.segment   │ header │ group │ group │ … │ group │ (too short for the next group)
+//! 00000000000000000008.segment   │ header │ group │ group │ zeros, or what the file held before …
+//! 00000000000000000012.spare     │ anything
+//! ```
 //!
 //! The newest segment takes the writes. When a group does not fit, a spare gets a header and the next number; a group
 //! larger than a segment gets a segment of its own size. A segment whose entries are all forgotten becomes a spare. The
-//! header repeats everything but the entries (see [`format`](super::format)), so segments can go without a trace.
+//! header repeats everything but the entries (see `format.rs`), so segments can go without a trace.
 //!
 //! INVARIANTS
 //! * A segment has an intact, synced header before it has its name, and its name is durable before its first group.
@@ -23,7 +25,7 @@ use super::contents::{Record, Recovered, Summary};
 use super::files::{File, Files, OsFiles};
 use super::format::{self, Link, SegmentHeader};
 use super::recovery::{self, Found};
-use super::spares::{Spare, Spares};
+use super::spares::{self, Spare, Spares};
 use super::{Group, Identity, LogStore, Position};
 use crate::error::Halt;
 
@@ -186,7 +188,7 @@ impl SegmentLog {
         file.write_at(found.last_group_start, &found.last_group).map_err(Halt::io("write", &path))?;
         let clean_from = if found.recovered.torn_tail.is_some() { end } else { segment.bytes };
         segment.bytes = segment.bytes.max(place.segment_bytes);
-        place.zero(file.as_mut(), clean_from, segment.bytes).map_err(Halt::io("write", &path))?;
+        spares::zero(file.as_mut(), clean_from, segment.bytes).map_err(Halt::io("write", &path))?;
         file.sync().map_err(Halt::io("sync", &path))?;
         place.sync_dir()?;
         Ok(Active { segment, path, file, end, link: found.link })
@@ -250,7 +252,9 @@ impl SegmentLog {
         }
         self.write_buffer()?;
         self.sync_active()?;
-        records.iter().for_each(|record| self.summary.follow(record));
+        for record in records {
+            self.summary.follow(record);
+        }
         Ok(())
     }
 

@@ -149,22 +149,9 @@ impl Place {
     /// Makes a file of zeros. Its name becomes durable when it becomes a segment's.
     pub(super) fn fill(&self, path: PathBuf, bytes: u64) -> Result<Spare, Halt> {
         let mut file = self.files.create(&path).map_err(Halt::io("create", &path))?;
-        self.zero(file.as_mut(), 0, bytes).map_err(Halt::io("fill", &path))?;
+        zero(file.as_mut(), 0, bytes).map_err(Halt::io("fill", &path))?;
         file.sync().map_err(Halt::io("sync", &path))?;
         Ok(Spare { path, file, bytes })
-    }
-
-    /// Overwrites a part of a file with zeros.
-    pub(super) fn zero(&self, file: &mut dyn File, from: u64, to: u64) -> std::io::Result<()> {
-        let step = usize::try_from(to.saturating_sub(from)).unwrap_or(FILL_BYTES).min(FILL_BYTES);
-        let zeros = vec![0; step];
-        let mut offset = from;
-        while offset < to {
-            let left = usize::try_from(to - offset).unwrap_or(step).min(step);
-            file.write_at(offset, &zeros[..left])?;
-            offset += left as u64;
-        }
-        Ok(())
     }
 
     fn recycle(&self, changes: Vec<(PathBuf, Option<PathBuf>)>) -> Delivery {
@@ -183,6 +170,19 @@ impl Place {
         let bytes = file.size_bytes().map_err(Halt::io("open", &path))?;
         Ok(Spare { path, file, bytes })
     }
+}
+
+/// Overwrites a part of a file with zeros.
+pub(super) fn zero(file: &mut dyn File, from: u64, to: u64) -> std::io::Result<()> {
+    let step = usize::try_from(to.saturating_sub(from)).unwrap_or(FILL_BYTES).min(FILL_BYTES);
+    let zeros = vec![0; step];
+    let mut offset = from;
+    while offset < to {
+        let left = usize::try_from(to - offset).unwrap_or(step).min(step);
+        file.write_at(offset, &zeros[..left])?;
+        offset += left as u64;
+    }
+    Ok(())
 }
 
 /// A thread that fulfils orders in turn. Its first error is its last word.

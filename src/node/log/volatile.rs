@@ -127,3 +127,39 @@ impl LogStore for VolatileLog {
         self.disk().size_bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::Entry;
+
+    use super::*;
+
+    fn log() -> VolatileLog {
+        VolatileLog::create(Identity::default(), Position::default(), &HardState::default())
+    }
+
+    fn group(index: u64) -> Group {
+        Group { entries: vec![Entry { index, term: 1, ..Entry::default() }], hard_state: None }
+    }
+
+    #[test]
+    fn a_crash_takes_what_was_not_synced_unless_the_disk_was_quick() {
+        for (survives, last) in [(false, 1), (true, 2)] {
+            let mut log = log();
+            log.append(&group(1)).unwrap();
+            log.write(&group(2)).unwrap();
+            log.crash(survives);
+            assert_eq!(log.open().unwrap().last_index(), last);
+        }
+    }
+
+    #[test]
+    fn a_broken_disk_takes_nothing_until_the_crash() {
+        let mut log = log();
+        log.clone().break_disk();
+        assert!(log.append(&group(1)).is_err());
+        log.crash(true);
+        log.append(&group(1)).unwrap();
+        assert_eq!(log.open().unwrap().last_index(), 1);
+    }
+}

@@ -1,0 +1,84 @@
+//! The header of every answer, and the answer around it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint},
+};
+
+use crate::{
+    call::Answer, error::Error, mvcc::read::Rows, node::status::Status, proto::etcdserverpb::ResponseHeader,
+    state::Response,
+};
+
+const HEADER_FIELD: u32 = 1;
+/// A header with all four numbers at their longest, its key and length included.
+const MAX_HEADER_BYTES: usize = 48;
+
+/// Who answers. Cheap to clone.
+#[derive(Clone)]
+pub struct Header {
+    cluster_id: u64,
+    member_id: u64,
+    status: Arc<Status>,
+}
+
+impl Header {
+    /// The header of this member.
+    #[must_use]
+    pub fn new(cluster_id: u64, member_id: u64, status: Arc<Status>) -> Self {
+        Self { cluster_id, member_id, status }
+    }
+
+    /// This member.
+    #[must_use]
+    pub fn member_id(&self) -> u64 {
+        self.member_id
+    }
+
+    /// This cluster.
+    #[must_use]
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    /// The header of an answer that was made at `revision`.
+    #[must_use]
+    pub fn at(&self, revision: i64) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            revision,
+            raft_term: self.status.applied_term(),
+        }
+    }
+
+    /// Answers with what a proposal came to.
+    pub fn answer(&self, outcome: Result<Response, Error>) -> Answer {
+        let response = outcome?;
+        let mut out = self.begin(response.revision, response.body.len());
+        out.extend_from_slice(&response.body);
+        Ok(out.into())
+    }
+
+    /// Answers a Range.
+    #[must_use]
+    pub fn rows(&self, rows: &Rows, head: i64) -> Bytes {
+        let mut out = self.begin(head, rows.encoded_len());
+        rows.encode(&mut out);
+        out.into()
+    }
+
+    /// A buffer that starts with a header and has room for `rest` more bytes.
+    #[must_use]
+    pub fn begin(&self, revision: i64, rest: usize) -> Vec<u8> {
+        let header = self.at(revision);
+        let mut out = Vec::with_capacity(MAX_HEADER_BYTES + rest);
+        encode_key(HEADER_FIELD, WireType::LengthDelimited, &mut out);
+        encode_varint(header.encoded_len() as u64, &mut out);
+        header.encode_raw(&mut out);
+        out
+    }
+}

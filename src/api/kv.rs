@@ -1,0 +1,135 @@
+//! Range, Put, DeleteRange, Txn, Compact. (RangeStream has a room of its own.)
+
+use std::sync::Arc;
+
+use super::{Api, decode, refuse, validate};
+use crate::{
+    call::{Call, Reply},
+    error::Error,
+    metrics::METRICS,
+    mvcc::read::{Failure, Query},
+    proto::etcdserverpb::{
+        CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op,
+    },
+    state::{self, Kind, command, txn},
+};
+
+impl Api {
+    /// `KV/Range`.
+    pub fn range(self: &Arc<Self>, call: Call, reply: Reply) {
+        let request = decode::<RangeRequest>(call.message);
+        let request = match request.and_then(|request| validate::range(&request).map(|()| request)) {
+            Ok(request) => request,
+            Err(error) => return reply.answer(Err(error.into())),
+        };
+        METRICS.ranges.inc();
+        let api = self.clone();
+        let serializable = request.serializable;
+        let query = txn::query(request);
+        self.read(serializable, reply, move |reply| api.run_range(query, reply));
+    }
+
+    fn run_range(self: Arc<Self>, query: Query, reply: Reply) {
+        if self.readers().keys.is_short(&query) {
+            return self.answer_range(&query, reply);
+        }
+        let pool = self.pool.clone();
+        pool.run(move || self.answer_range(&query, reply));
+    }
+
+    fn answer_range(&self, query: &Query, reply: Reply) {
+        let answer = self.readers().keys.range(query);
+        reply.answer(answer.map(|(rows, head)| self.header.rows(&rows, head)).map_err(refuse));
+    }
+
+    /// `KV/Put`.
+    pub fn put(self: &Arc<Self>, call: Call, reply: Reply) {
+        let admitted = decode::<PutRequest>(call.message.clone()).and_then(|put| {
+            self.check_quota(command::put_cost(&put))?;
+            validate::put(&put)
+        });
+        match admitted {
+            Ok(()) => {
+                METRICS.puts.inc();
+                self.propose(Kind::Put, &call.message, reply);
+            }
+            Err(error) => reply.answer(Err(error.into())),
+        }
+    }
+
+    /// `KV/DeleteRange`.
+    pub fn delete_range(self: &Arc<Self>, call: Call, reply: Reply) {
+        let admitted = decode::<DeleteRangeRequest>(call.message.clone());
+        match admitted.and_then(|delete| validate::delete_range(&delete)) {
+            Ok(()) => {
+                METRICS.deletes.inc();
+                self.propose(Kind::DeleteRange, &call.message, reply);
+            }
+            Err(error) => reply.answer(Err(error.into())),
+        }
+    }
+
+    /// `KV/Txn`.
+    pub fn txn(self: &Arc<Self>, call: Call, reply: Reply) {
+        let admitted = decode::<TxnRequest>(call.message.clone()).and_then(|txn| {
+            self.check_quota(command::txn_cost(&txn))?;
+            validate::txn(&txn, self.limits.max_txn_ops)?;
+            Ok(txn)
+        });
+        let txn = match admitted {
+            Ok(txn) => txn,
+            Err(error) => return reply.answer(Err(error.into())),
+        };
+        METRICS.txns.inc();
+        if !is_read_only(&txn) {
+            return self.propose(Kind::Txn, &call.message, reply);
+        }
+        let api = self.clone();
+        self.read(is_serializable(&txn), reply, move |reply| {
+            let pool = api.pool.clone();
+            // Its ranges may be long ones.
+            pool.run(move || reply.answer(api.run_read_only(&txn).map_err(refuse)));
+        });
+    }
+
+    fn run_read_only(&self, request: &TxnRequest) -> Result<bytes::Bytes, Failure> {
+        let response = txn::read_only(&self.readers().keys, request)?;
+        Ok(self.header.answer(Ok(response)).expect("an outcome that is not refused is an answer"))
+    }
+
+    /// `KV/Compact`.
+    pub fn compact(self: &Arc<Self>, call: Call, reply: Reply) {
+        let request = match decode::<CompactionRequest>(call.message.clone()) {
+            Ok(request) => request,
+            Err(error) => return reply.answer(Err(error.into())),
+        };
+        if !request.physical {
+            return self.propose(Kind::Compact, &call.message, reply);
+        }
+        let (api, id) = (self.clone(), self.ids.next());
+        let when_agreed = move |outcome: Result<state::Response, Error>| {
+            let answer = api.header.answer(outcome);
+            // Even a revision that was compacted before waits until that is done.
+            api.node.await_compaction(Box::new(move || reply.answer(answer)));
+        };
+        self.node.propose(id, Kind::Compact, &call.message, Box::new(when_agreed));
+    }
+}
+
+/// A transaction that can only read: it needs no place in the log. One with nested transactions takes one nevertheless, as
+/// in etcd.
+fn is_read_only(txn: &TxnRequest) -> bool {
+    ops(txn).all(|op| matches!(op.request, Some(request_op::Request::RequestRange(_))))
+}
+
+/// Whether all reads of a read-only transaction content themselves with what this member knows. One that only compares has
+/// not said so, and gets the truth.
+fn is_serializable(txn: &TxnRequest) -> bool {
+    let mut reads = ops(txn).peekable();
+    reads.peek().is_some()
+        && reads.all(|op| matches!(&op.request, Some(request_op::Request::RequestRange(range)) if range.serializable))
+}
+
+fn ops(txn: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
+    txn.success.iter().chain(&txn.failure)
+}

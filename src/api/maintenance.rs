@@ -1,0 +1,162 @@
+//! Looking after one member: status, alarms, space, hashes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::{Api, decode, halt_process, not_yet, refuse};
+use crate::{
+    call::{Answer, Call, Reply},
+    error::{Error, Halt},
+    mvcc::read::Failure,
+    proto::etcdserverpb::{
+        AlarmMember, AlarmRequest, DefragmentResponse, DowngradeInfo, HashKvRequest, HashKvResponse, HashResponse,
+        MoveLeaderRequest, MoveLeaderResponse, StatusResponse, alarm_request::AlarmAction,
+    },
+    state::Kind,
+    storage::Table,
+};
+
+/// The release of etcd that we speak like.
+pub const ETCD_VERSION: &str = "3.7.1";
+/// The format of what a snapshot holds, in etcd's numbering.
+pub const STORAGE_VERSION: &str = "3.7.0";
+/// What etcd calls a quota that was not set.
+const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
+
+impl Api {
+    /// `Maintenance/Status`: answered locally, without asking anybody.
+    pub fn status(self: &Arc<Self>, _call: Call, reply: Reply) {
+        let status = self.node.status();
+        let board = self.readers().board.read().clone();
+        let no_leader = (status.leader() == 0).then(|| Error::NoLeader.to_string());
+        let alarms = board.alarms.list(0).into_iter().map(|alarm| alarm_text(&alarm));
+        let header = self.header.at(self.readers().keys.head());
+        let response = StatusResponse {
+            version: ETCD_VERSION.to_owned(),
+            db_size: status.total_bytes(),
+            leader: status.leader(),
+            raft_index: status.committed(),
+            raft_term: header.raft_term,
+            raft_applied_index: status.applied(),
+            errors: no_leader.into_iter().chain(alarms).collect(),
+            db_size_in_use: status.in_use_bytes(),
+            is_learner: board.members.get(self.header.member_id()).is_some_and(|member| member.is_learner),
+            storage_version: STORAGE_VERSION.to_owned(),
+            db_size_quota: if self.quota_bytes == 0 { DEFAULT_QUOTA_BYTES } else { self.quota_bytes },
+            downgrade_info: Some(DowngradeInfo::default()),
+            header: Some(header),
+        };
+        reply.answer(encode(&response));
+    }
+
+    /// `Maintenance/Alarm`.
+    pub fn alarm(self: &Arc<Self>, call: Call, reply: Reply) {
+        match decode::<AlarmRequest>(call.message.clone()) {
+            Ok(request) if AlarmAction::try_from(request.action).is_err() => {
+                let text = format!("etcdserver: unknown alarm action {}: 0, 1 and 2 are known", request.action);
+                reply.answer(Err(Error::Unknown(text).into()));
+            }
+            Ok(_) => self.propose(Kind::Alarm, &call.message, reply),
+            Err(error) => reply.answer(Err(error.into())),
+        }
+    }
+
+    /// `Maintenance/HashKV`.
+    pub fn hash_kv(self: &Arc<Self>, call: Call, reply: Reply) {
+        let request = match decode::<HashKvRequest>(call.message) {
+            Ok(request) => request,
+            Err(error) => return reply.answer(Err(error.into())),
+        };
+        let api = self.clone();
+        self.pool.run(move || {
+            let answer = api.readers().keys.hash_kv(request.revision).map_err(refuse).and_then(|hash| {
+                encode(&HashKvResponse {
+                    header: Some(api.header.at(hash.head)),
+                    hash: hash.hash,
+                    compact_revision: hash.compact_revision,
+                    hash_revision: hash.hash_revision,
+                })
+            });
+            reply.answer(answer);
+        });
+    }
+
+    /// `Maintenance/Hash`.
+    pub fn hash(self: &Arc<Self>, _call: Call, reply: Reply) {
+        let api = self.clone();
+        self.pool.run(move || {
+            let answer = api.hash_everything().map_err(|halt| refuse(Failure::Halted(halt))).and_then(|hash| {
+                encode(&HashResponse { header: Some(api.header.at(api.readers().keys.head())), hash })
+            });
+            reply.answer(answer);
+        });
+    }
+
+    /// A checksum over every table: each one's tag, then its keys and values.
+    fn hash_everything(&self) -> Result<u32, Halt> {
+        let mut crc = 0;
+        for table in [Table::Alarm, Table::History, Table::Lease, Table::Member, Table::Removed] {
+            crc = crc32c::crc32c_append(crc, &[table.tag()]);
+            self.node.engine().scan(table, &[], &[], &mut |key, value| {
+                crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
+                std::ops::ControlFlow::Continue(())
+            })?;
+        }
+        Ok(crc)
+    }
+
+    /// `Maintenance/Defragment`: answers when removed data takes no room any more. Reads and writes go on meanwhile.
+    pub fn defragment(self: &Arc<Self>, _call: Call, reply: Reply) {
+        let api = self.clone();
+        self.node.await_compaction(Box::new(move || {
+            // A thread of its own: this may take minutes, and the pool's threads are for reads.
+            let reclaim = move || match api.node.reclaim() {
+                Ok(()) => reply.answer(encode(&DefragmentResponse::default())),
+                Err(halt) => halt_process(&halt),
+            };
+            std::thread::Builder::new()
+                .name("defragment".into())
+                .spawn(reclaim)
+                .map_or_else(|error| tracing::warn!(%error, "cannot start a thread to defragment"), |_running| ());
+        }));
+    }
+
+    /// `Maintenance/MoveLeader`.
+    pub fn move_leader(self: &Arc<Self>, call: Call, reply: Reply) {
+        let request = match decode::<MoveLeaderRequest>(call.message) {
+            Ok(request) => request,
+            Err(error) => return reply.answer(Err(error.into())),
+        };
+        let this = self.header.member_id();
+        reply.answer(if self.node.status().leader() != this {
+            Err(Error::NotLeader.into())
+        } else if request.target_id == this {
+            encode(&MoveLeaderResponse::default())
+        } else {
+            Err(Error::BadLeaderTransferee.into())
+        });
+    }
+
+    /// `Maintenance/Downgrade`.
+    pub fn downgrade(self: &Arc<Self>, _call: Call, reply: Reply) {
+        reply.answer(Err(not_yet("this version of metastore cannot be downgraded yet")));
+    }
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "an answer may be a refusal elsewhere")]
+fn encode(message: &impl Message) -> Answer {
+    Ok(Bytes::from(message.encode_to_vec()))
+}
+
+/// An alarm in protobuf's text form, zero fields left out.
+#[must_use]
+pub fn alarm_text(alarm: &AlarmMember) -> String {
+    use crate::proto::etcdserverpb::AlarmType;
+    let member = (alarm.member_id != 0).then(|| format!("memberID:{}", alarm.member_id));
+    let name =
+        AlarmType::try_from(alarm.alarm).map_or_else(|_| alarm.alarm.to_string(), |name| name.as_str_name().to_owned());
+    let kind = (alarm.alarm != 0).then(|| format!("alarm:{name}"));
+    member.into_iter().chain(kind).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,200 @@
+//! RangeStream: a Range in several messages.
+//!
+//! The revision is fixed by the first chunk; each chunk then reads on from where the one before ended. Between chunks
+//! nothing is held, so that a client which stops reading holds up no compaction: if one overtakes the revision, the stream
+//! ends with `Compacted`, as etcd's does. Only the last chunk has a header, `more` and `count`.
+
+use std::{collections::VecDeque, sync::Arc, task::Waker};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use prost::encoding::{WireType, encode_key, encode_varint};
+
+use super::{Api, decode, refuse, validate};
+use crate::{
+    call::{Conversation, Line, Metadata, Refusal, Step},
+    error::Error,
+    metrics::METRICS,
+    mvcc::{Interval, read::Query},
+    proto::etcdserverpb::RangeRequest,
+    state::txn,
+};
+
+const FIRST_CHUNK_KEYS: usize = 10;
+/// However small the values: a chunk is read on the call's own task, which others wait for.
+const MAX_CHUNK_KEYS: usize = 1024;
+const RANGE_RESPONSE_FIELD: u32 = 1;
+
+/// Whether the state here has caught up; set from another thread.
+type Barrier = Arc<Mutex<Option<Result<(), Error>>>>;
+
+enum Stage {
+    /// No request yet.
+    Listening,
+    /// Waiting until everything that was acknowledged before is visible here.
+    Waiting(Barrier, Query),
+    /// Sending.
+    Sending(Sending),
+    /// All is said.
+    Over,
+}
+
+struct Sending {
+    query: Query,
+    /// The revision that is read and the head at the first chunk.
+    at: i64,
+    head: i64,
+    /// What the caller's limit still allows.
+    left: usize,
+    sent: usize,
+    chunk_keys: usize,
+}
+
+struct RangeStream {
+    api: Arc<Api>,
+    stage: Stage,
+    outbox: VecDeque<Bytes>,
+}
+
+impl Api {
+    /// `KV/RangeStream`.
+    pub fn range_stream(self: &Arc<Self>, _metadata: Metadata) -> Box<dyn Conversation> {
+        Box::new(RangeStream { api: self.clone(), stage: Stage::Listening, outbox: VecDeque::new() })
+    }
+}
+
+impl Conversation for RangeStream {
+    fn step(&mut self, line: &mut dyn Line) -> Step {
+        loop {
+            while line.has_room() {
+                let Some(message) = self.outbox.pop_front() else { break };
+                line.send(message);
+            }
+            if !self.outbox.is_empty() {
+                return Step::Wait;
+            }
+            match self.advance(line) {
+                Ok(true) => (),
+                Ok(false) => return Step::Wait,
+                Err(end) => return Step::End(end),
+            }
+        }
+    }
+}
+
+impl RangeStream {
+    /// Goes one stage further, or one chunk. False: nothing to do until something happens.
+    fn advance(&mut self, line: &mut dyn Line) -> Result<bool, Result<(), Refusal>> {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Listening => match line.receive() {
+                Some(message) => self.begin(message, line.waker()).map_err(|error| Err(error.into()))?,
+                None if line.ended() => return Err(Err(Error::EmptyKey.into())),
+                None => {
+                    self.stage = Stage::Listening;
+                    return Ok(false);
+                }
+            },
+            Stage::Waiting(barrier, query) => {
+                let opened = barrier.lock().take();
+                match opened {
+                    Some(Ok(())) => self.stage = Stage::Sending(self.start(query).map_err(|error| Err(error.into()))?),
+                    Some(Err(error)) => return Err(Err(error.into())),
+                    None => {
+                        self.stage = Stage::Waiting(barrier, query);
+                        return Ok(false);
+                    }
+                }
+            }
+            Stage::Sending(sending) => self.stage = self.chunk(sending).map_err(Err)?,
+            Stage::Over => return Err(Ok(())),
+        }
+        Ok(true)
+    }
+
+    fn begin(&mut self, message: Bytes, waker: &Waker) -> Result<(), Error> {
+        let request: RangeRequest = decode(message)?;
+        validate::range_stream(&request)?;
+        METRICS.ranges.inc();
+        let serializable = request.serializable;
+        let query = txn::query(RangeRequest { sort_order: 0, sort_target: 0, ..request });
+        if serializable {
+            self.stage = Stage::Sending(self.start(query)?);
+            return Ok(());
+        }
+        let barrier = Barrier::default();
+        let (opens, waker) = (barrier.clone(), waker.clone());
+        self.stage = Stage::Waiting(barrier, query);
+        self.api.node.read_barrier(Box::new(move |outcome| {
+            *opens.lock() = Some(outcome);
+            waker.wake();
+        }));
+        Ok(())
+    }
+
+    fn start(&self, query: Query) -> Result<Sending, Error> {
+        let (view, head) = self.api.readers().keys.view(query.revision)?;
+        let left = if query.limit > 0 { usize::try_from(query.limit).unwrap_or(usize::MAX) } else { usize::MAX };
+        Ok(Sending { query, at: view.at(), head, left, sent: 0, chunk_keys: FIRST_CHUNK_KEYS })
+    }
+
+    fn chunk(&mut self, mut sending: Sending) -> Result<Stage, Refusal> {
+        let keys = &self.api.readers().keys;
+        let (view, _) = keys.view(sending.at).map_err(Refusal::from)?;
+        let wanted = sending.chunk_keys.min(sending.left).min(MAX_CHUNK_KEYS);
+        let limit = i64::try_from(wanted).expect("a chunk is small");
+        let chunk = Query { limit, ..sending.query.clone() };
+        let mut rows = view.range(&chunk).map_err(|halt| refuse(halt.into()))?;
+        let more_to_send = rows.more && wanted < sending.left;
+        sending.sent += rows.records.len();
+        if more_to_send {
+            let mut out = Vec::with_capacity(rows.encoded_len());
+            rows.encode_records(&mut out);
+            sending.adapt(out.len(), self.api.limits.max_request_bytes);
+            sending.left -= rows.records.len();
+            let last = key_of(rows.records.last().expect("a chunk with more behind it is not empty"));
+            sending.query.interval = after(&sending.query.interval, &last);
+            self.outbox.push_back(wrap(&out));
+            return Ok(Stage::Sending(sending));
+        }
+        if !sending.query.count_only {
+            // What is counted is what lies ahead of this chunk; the chunks before it were counted as they were sent.
+            rows.count += i64::try_from(sending.sent - rows.records.len()).expect("keys fit in memory");
+        }
+        self.outbox.push_back(wrap(&self.api.header.rows(&rows, sending.head)));
+        Ok(Stage::Over)
+    }
+}
+
+impl Sending {
+    /// The next chunk is larger after a small one and smaller after a large one.
+    fn adapt(&mut self, bytes: usize, target: usize) {
+        if bytes < target / 2 {
+            self.chunk_keys = self.chunk_keys.saturating_mul(2).min(MAX_CHUNK_KEYS);
+        } else if bytes > target.saturating_mul(2) {
+            self.chunk_keys = (self.chunk_keys / 2).max(1);
+        }
+    }
+}
+
+/// The rest of an interval behind a key in it.
+fn after(interval: &Interval, key: &[u8]) -> Interval {
+    let mut next = BytesMut::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.extend_from_slice(&[0]);
+    interval.starting_at(next.freeze())
+}
+
+fn key_of(record: &Bytes) -> Bytes {
+    use prost::Message;
+    let record = crate::proto::mvccpb::KeyValue::decode(record.clone());
+    record.expect("records are read back as they were written").key
+}
+
+/// A `RangeStreamResponse` around an encoded `RangeResponse`.
+fn wrap(response: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(response.len() + 8);
+    encode_key(RANGE_RESPONSE_FIELD, WireType::LengthDelimited, &mut out);
+    encode_varint(response.len() as u64, &mut out);
+    out.extend_from_slice(response);
+    out.into()
+}

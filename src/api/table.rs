@@ -1,0 +1,169 @@
+//! The method table: path → handler.
+
+use std::{collections::HashMap, sync::Arc};
+
+use prometheus::IntCounter;
+
+use super::Api;
+use crate::{
+    call::{Call, Code, Conversation, Metadata, Refusal, Reply},
+    error::Error,
+    metrics::METRICS,
+};
+
+/// Answers one message with one message.
+pub type Unary = fn(&Arc<Api>, Call, Reply);
+/// Begins a conversation.
+pub type Open = fn(&Arc<Api>, Metadata) -> Box<dyn Conversation>;
+
+/// How a method is answered.
+#[derive(Clone, Copy)]
+pub enum Handler {
+    /// One message, one answer.
+    Unary(Unary),
+    /// One message, many answers.
+    ServerStream(Open),
+    /// Many messages, many answers.
+    Bidirectional(Open),
+}
+
+impl Handler {
+    fn grpc_type(self) -> &'static str {
+        match self {
+            Self::Unary(_) => "unary",
+            Self::ServerStream(_) => "server_stream",
+            Self::Bidirectional(_) => "bidi_stream",
+        }
+    }
+}
+
+/// One method: who answers it, and how often that happened.
+pub struct Method {
+    /// Who answers.
+    pub handler: Handler,
+    started: IntCounter,
+    received: IntCounter,
+    sent: IntCounter,
+    handled: [IntCounter; CODES.len()],
+}
+
+/// gRPC's codes as Go prints them, by number.
+const CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+impl Method {
+    fn new(service: &str, name: &str, handler: Handler) -> Self {
+        let labels = [handler.grpc_type(), service, name];
+        let with_code = |code| METRICS.handled.with_label_values(&[labels[0], service, name, code]);
+        Self {
+            handler,
+            started: METRICS.started.with_label_values(&labels),
+            received: METRICS.received.with_label_values(&labels),
+            sent: METRICS.sent.with_label_values(&labels),
+            handled: CODES.map(with_code),
+        }
+    }
+
+    /// A call began.
+    pub fn started(&self) {
+        self.started.inc();
+    }
+
+    /// The client sent a message.
+    pub fn received(&self, bytes: usize) {
+        self.received.inc();
+        METRICS.client_received_bytes.inc_by(bytes as u64);
+    }
+
+    /// The client was sent a message.
+    pub fn sent(&self, bytes: usize) {
+        self.sent.inc();
+        METRICS.client_sent_bytes.inc_by(bytes as u64);
+    }
+
+    /// A call ended.
+    pub fn handled(&self, code: Code) {
+        self.handled[code as usize].inc();
+    }
+}
+
+/// All methods.
+pub struct Table {
+    api: Arc<Api>,
+    methods: HashMap<&'static str, Arc<Method>>,
+}
+
+/// Every method of etcd's services that is answered here.
+const METHODS: &[(&str, Handler)] = &[
+    ("/etcdserverpb.KV/Range", Handler::Unary(Api::range)),
+    ("/etcdserverpb.KV/RangeStream", Handler::ServerStream(Api::range_stream)),
+    ("/etcdserverpb.KV/Put", Handler::Unary(Api::put)),
+    ("/etcdserverpb.KV/DeleteRange", Handler::Unary(Api::delete_range)),
+    ("/etcdserverpb.KV/Txn", Handler::Unary(Api::txn)),
+    ("/etcdserverpb.KV/Compact", Handler::Unary(Api::compact)),
+    ("/etcdserverpb.Cluster/MemberAdd", Handler::Unary(Api::member_change)),
+    ("/etcdserverpb.Cluster/MemberRemove", Handler::Unary(Api::member_change)),
+    ("/etcdserverpb.Cluster/MemberUpdate", Handler::Unary(Api::member_change)),
+    ("/etcdserverpb.Cluster/MemberList", Handler::Unary(Api::member_list)),
+    ("/etcdserverpb.Cluster/MemberPromote", Handler::Unary(Api::member_change)),
+    ("/etcdserverpb.Maintenance/Alarm", Handler::Unary(Api::alarm)),
+    ("/etcdserverpb.Maintenance/Status", Handler::Unary(Api::status)),
+    ("/etcdserverpb.Maintenance/Defragment", Handler::Unary(Api::defragment)),
+    ("/etcdserverpb.Maintenance/Hash", Handler::Unary(Api::hash)),
+    ("/etcdserverpb.Maintenance/HashKV", Handler::Unary(Api::hash_kv)),
+    ("/etcdserverpb.Maintenance/MoveLeader", Handler::Unary(Api::move_leader)),
+    ("/etcdserverpb.Maintenance/Downgrade", Handler::Unary(Api::downgrade)),
+];
+
+impl Table {
+    /// The table over these floors.
+    #[must_use]
+    pub fn new(api: Arc<Api>) -> Self {
+        let methods = METHODS.iter().map(|&(path, handler)| {
+            let (service, name) = path[1..].split_once('/').expect("paths are /service/method");
+            (path, Arc::new(Method::new(service, name, handler)))
+        });
+        Self { api, methods: methods.collect() }
+    }
+
+    /// The method at a path.
+    #[must_use]
+    pub fn find(&self, path: &str) -> Option<&Arc<Method>> {
+        self.methods.get(path)
+    }
+
+    /// Who answers.
+    #[must_use]
+    pub fn api(&self) -> &Arc<Api> {
+        &self.api
+    }
+
+    /// What can be refused by looking at the metadata alone, whatever the method.
+    pub fn admit(&self, metadata: &Metadata) -> Result<(), Refusal> {
+        let version = metadata.client_api_version.as_deref().unwrap_or_default();
+        if std::str::from_utf8(version).is_err() {
+            return Err(Error::InvalidClientApiVersion.into());
+        }
+        if metadata.require_leader && self.api.node.status().leader() == 0 {
+            return Err(Error::NoLeader.into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! The unary workloads: put, get, list, compare-and-swap.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tonic::transport::Channel;
+
+use crate::proto::etcdserverpb::{
+    Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse, compare, kv_client::KvClient,
+    request_op, response_op,
+};
+
+use super::{
+    keys::{Keys, Random},
+    measure::Failure,
+};
+
+/// One thing to do with keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Act {
+    /// Put a random key.
+    Put,
+    /// Put the key whose number is the turn's.
+    PutInOrder,
+    /// Put the key whose turn it is in the shuffled order.
+    PutShuffled,
+    /// Put a random key, with the time at which that was due as its value.
+    PutStamped,
+    /// Get a random key.
+    Get { serializable: bool },
+    /// Get so many neighbouring keys, from a random one on.
+    List { keys: u64, keys_only: bool, serializable: bool },
+    /// Replace a random key if nobody else did.
+    Swap,
+}
+
+/// What an answered call came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was done.
+    Done,
+    /// Another caller was quicker.
+    Lost,
+}
+
+/// Revisions at which keys were last seen, shared by the callers of one worker.
+pub(super) type Revisions = Rc<RefCell<Vec<i64>>>;
+
+/// Makes one call at a time.
+pub(super) struct KvCaller {
+    client: KvClient<Channel>,
+    keys: Keys,
+    random: Random,
+    block: BytesMut,
+    revisions: Revisions,
+    epoch: Instant,
+}
+
+impl KvCaller {
+    /// Caller `number`, on `channel`. Stamps count from `epoch`; `revisions` has a place for each key that is swapped.
+    pub(super) fn new(channel: Channel, keys: Keys, number: u32, revisions: Revisions, epoch: Instant) -> Self {
+        let client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
+        let random = keys.random(number);
+        Self { client, keys, random, block: BytesMut::new(), revisions, epoch }
+    }
+
+    /// Makes the call of `turn`, which was due at `begun`.
+    pub(super) async fn call(&mut self, act: Act, turn: u64, begun: Instant) -> Result<Outcome, Failure> {
+        match act {
+            Act::Put => {
+                let key = self.random_key();
+                let value = self.keys.value(&mut self.random);
+                self.put(key, value).await
+            }
+            Act::PutInOrder => self.put_number(turn).await,
+            Act::PutShuffled => self.put_number(self.keys.shuffled(turn)).await,
+            Act::PutStamped => {
+                let (key, value) = (self.random_key(), self.stamp(begun));
+                self.put(key, value).await
+            }
+            Act::Get { serializable } => self.get(serializable).await,
+            Act::List { keys, keys_only, serializable } => self.list(keys, keys_only, serializable).await,
+            Act::Swap => self.swap().await,
+        }
+    }
+
+    /// Whether the key space holds just the keys and sizes that a fill would write.
+    pub(super) async fn is_filled(&mut self) -> Result<bool, Failure> {
+        let (key, range_end) = (self.key(0), self.key(self.keys.count()));
+        let first = self.range(RangeRequest { key: key.clone(), ..RangeRequest::default() }).await?;
+        let all = self.range(RangeRequest { key, range_end, count_only: true, ..RangeRequest::default() }).await?;
+        let first_fits = first.kvs.first().is_some_and(|kv| kv.value.len() == self.keys.value_size());
+        Ok(first_fits && u64::try_from(all.count) == Ok(self.keys.count()))
+    }
+
+    fn key(&mut self, number: u64) -> Bytes {
+        self.keys.key(number, &mut self.block)
+    }
+
+    fn random_key(&mut self) -> Bytes {
+        let number = self.random.below(self.keys.count());
+        self.key(number)
+    }
+
+    /// A value that begins with the nanoseconds from `epoch` to `begun`.
+    fn stamp(&mut self, begun: Instant) -> Bytes {
+        let mut value = BytesMut::with_capacity(self.keys.value_size());
+        value.put_u64(u64::try_from((begun - self.epoch).as_nanos()).expect("no run takes centuries"));
+        let rest = self.keys.value(&mut self.random);
+        value.put_slice(&rest[size_of::<u64>()..]);
+        value.freeze()
+    }
+
+    async fn put_number(&mut self, number: u64) -> Result<Outcome, Failure> {
+        let key = self.key(number);
+        let value = self.keys.value(&mut self.random);
+        self.put(key, value).await
+    }
+
+    async fn put(&mut self, key: Bytes, value: Bytes) -> Result<Outcome, Failure> {
+        self.client.put(PutRequest { key, value, ..PutRequest::default() }).await?;
+        Ok(Outcome::Done)
+    }
+
+    async fn range(&mut self, request: RangeRequest) -> Result<RangeResponse, Failure> {
+        Ok(self.client.range(request).await?.into_inner())
+    }
+
+    async fn get(&mut self, serializable: bool) -> Result<Outcome, Failure> {
+        let key = self.random_key();
+        let answer = self.range(RangeRequest { key: key.clone(), serializable, ..RangeRequest::default() }).await?;
+        match answer.kvs.as_slice() {
+            [kv] if kv.key == key => Ok(Outcome::Done),
+            others => Err(Failure::wrong(format!("asked for {key:?}, got {} keys", others.len()))),
+        }
+    }
+
+    async fn list(&mut self, keys: u64, keys_only: bool, serializable: bool) -> Result<Outcome, Failure> {
+        let first = self.random.below(self.keys.count() - keys + 1);
+        let (key, range_end) = (self.key(first), self.key(first + keys));
+        let request = RangeRequest { key, range_end, keys_only, serializable, ..RangeRequest::default() };
+        let answer = self.range(request).await?;
+        if answer.kvs.len() as u64 == keys {
+            Ok(Outcome::Done)
+        } else {
+            Err(Failure::wrong(format!("asked for {keys} keys, got {}", answer.kvs.len())))
+        }
+    }
+
+    async fn swap(&mut self) -> Result<Outcome, Failure> {
+        let number = self.random.below(self.keys.count());
+        let place = usize::try_from(number).expect("each key has a place in memory");
+        let seen = self.revisions.borrow()[place];
+        let key = self.key(number);
+        let value = self.keys.value(&mut self.random);
+        let answer = self.client.txn(swap(key, value, seen)).await?.into_inner();
+        let (outcome, revision) = swapped(&answer)?;
+        let mut revisions = self.revisions.borrow_mut();
+        revisions[place] = revisions[place].max(revision);
+        Ok(outcome)
+    }
+}
+
+/// How long before now a stamped value was due; none if this is no stamped value.
+pub(super) fn age(value: &[u8], epoch: Instant) -> Option<Duration> {
+    let stamp = u64::from_be_bytes(*value.first_chunk()?);
+    epoch.elapsed().checked_sub(Duration::from_nanos(stamp))
+}
+
+/// Writes `value` if `key` was last modified at revision `seen`, and reads it otherwise.
+fn swap(key: Bytes, value: Bytes, seen: i64) -> TxnRequest {
+    let condition = Compare {
+        result: compare::CompareResult::Equal.into(),
+        target: compare::CompareTarget::Mod.into(),
+        key: key.clone(),
+        target_union: Some(compare::TargetUnion::ModRevision(seen)),
+        ..Compare::default()
+    };
+    let put = PutRequest { key: key.clone(), value, ..PutRequest::default() };
+    let get = RangeRequest { key, keys_only: true, ..RangeRequest::default() };
+    TxnRequest {
+        compare: vec![condition],
+        success: vec![RequestOp { request: Some(request_op::Request::RequestPut(put)) }],
+        failure: vec![RequestOp { request: Some(request_op::Request::RequestRange(get)) }],
+    }
+}
+
+/// How a swap ended, and the revision at which its key is now known to have been modified.
+fn swapped(answer: &TxnResponse) -> Result<(Outcome, i64), Failure> {
+    if answer.succeeded {
+        let header = answer.header.as_ref().ok_or_else(|| Failure::wrong("a transaction without a header"))?;
+        return Ok((Outcome::Done, header.revision));
+    }
+    match answer.responses.first().and_then(|op| op.response.as_ref()) {
+        Some(response_op::Response::ResponseRange(range)) => match range.kvs.first() {
+            Some(kv) => Ok((Outcome::Lost, kv.mod_revision)),
+            None => Err(Failure::wrong("a key to be swapped is gone")),
+        },
+        _ => Err(Failure::wrong("a transaction whose else branch did not read")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::proto::{
+        etcdserverpb::{ResponseHeader, ResponseOp},
+        mvccpb::KeyValue,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_stamp_tells_its_age() {
+        let epoch = Instant::now();
+        let stamp = 0u64.to_be_bytes();
+        assert!(age(&stamp, epoch).is_some_and(|age| age <= epoch.elapsed()));
+        assert_eq!(age(b"short", epoch), None);
+        assert_eq!(age(&u64::MAX.to_be_bytes(), epoch), None, "a stamp from the future is no stamp");
+    }
+
+    #[test]
+    fn a_swap_learns_the_revision_whether_it_won_or_lost() {
+        let header = Some(ResponseHeader { revision: 9, ..ResponseHeader::default() });
+        let won = TxnResponse { header, succeeded: true, responses: Vec::new() };
+        assert_eq!(swapped(&won), Ok((Outcome::Done, 9)));
+        let kv = KeyValue { mod_revision: 5, ..KeyValue::default() };
+        let read = RangeResponse { kvs: vec![kv], ..RangeResponse::default() };
+        let response = Some(response_op::Response::ResponseRange(read));
+        let lost = TxnResponse { header, succeeded: false, responses: vec![ResponseOp { response }] };
+        assert_eq!(swapped(&lost), Ok((Outcome::Lost, 5)));
+        let neither = TxnResponse { succeeded: false, ..TxnResponse::default() };
+        assert!(swapped(&neither).is_err());
+    }
+}

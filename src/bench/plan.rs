@@ -1,0 +1,254 @@
+//! What the arguments mean, settled and checked once: after this nothing can be wrong but the world.
+
+use std::{num::NonZero, thread, time::Duration};
+
+use super::{
+    arguments::{CallsArgs, ExtentArgs, LoadOrder, ReportArgs, TargetArgs, WatchedKeys, WorkloadArgs},
+    keys::Keys,
+    schedule::{Extent, Rate},
+};
+
+/// Puts per second of `watch`, unless something else is asked for.
+const WATCH_RATE: f64 = 100.0;
+/// Connections, unless something else is asked for: as many as clients, but no more than this.
+const MOST_CONNECTIONS: u32 = 100;
+/// How long is measured, unless something else is asked for.
+const DURATION: Duration = Duration::from_secs(10);
+
+/// One run.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) workload: Workload,
+    pub(super) endpoints: Vec<String>,
+    pub(super) clients: u32,
+    pub(super) connections: u32,
+    pub(super) threads: u32,
+    pub(super) patience: Duration,
+    pub(super) keys: Keys,
+    pub(super) extent: Extent,
+    pub(super) warmup: Duration,
+    pub(super) rate: Option<Rate>,
+    pub(super) json: bool,
+    pub(super) label: Option<String>,
+    pub(super) server_pid: Option<u32>,
+}
+
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Workload {
+    Put,
+    Range { serializable: bool },
+    List { keys: u64, keys_only: bool, serializable: bool },
+    Txn,
+    Watch { watchers: u32, streams: u32, watched: WatchedKeys },
+    Lease { leases: u32, ttl: i64 },
+    Load(LoadOrder),
+}
+
+impl Workload {
+    /// The word that asks for it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Range { .. } => "range",
+            Self::List { .. } => "list",
+            Self::Txn => "txn",
+            Self::Watch { .. } => "watch",
+            Self::Lease { .. } => "lease",
+            Self::Load(_) => "load",
+        }
+    }
+
+    /// Whether all keys of the key space must be there before it starts.
+    pub(super) fn wants_keys(self) -> bool {
+        matches!(self, Self::Range { .. } | Self::List { .. } | Self::Txn)
+    }
+}
+
+impl Plan {
+    /// Settles what was left open and refuses what contradicts itself.
+    pub(super) fn resolve(asked: WorkloadArgs) -> Result<Self, String> {
+        match asked {
+            WorkloadArgs::Put(calls) => Self::of(Workload::Put, calls),
+            WorkloadArgs::Txn(calls) => Self::of(Workload::Txn, calls),
+            WorkloadArgs::Range(range) => Self::of(Workload::Range { serializable: range.serializable }, range.calls),
+            WorkloadArgs::List(list) => {
+                if list.list_keys > list.calls.keys.key_space {
+                    let space = list.calls.keys.key_space;
+                    return Err(format!("--list-keys {} is more than --key-space {space}", list.list_keys));
+                }
+                let (keys, keys_only, serializable) = (list.list_keys, list.keys_only, list.serializable);
+                Self::of(Workload::List { keys, keys_only, serializable }, list.calls)
+            }
+            WorkloadArgs::Watch(mut watch) => {
+                let (watchers, watched) = (watch.watchers, watch.watched);
+                if watch.calls.keys.value_size < 8 {
+                    return Err("watch keeps the time in the value: --value-size must be 8 or more".to_owned());
+                }
+                // Those with own keys need as many keys; all others have one.
+                watch.calls.keys.key_space = if watched == WatchedKeys::Own { watchers.into() } else { 1 };
+                watch.calls.extent.rate.get_or_insert(WATCH_RATE);
+                let streams = watch.streams.min(watchers);
+                Self::of(Workload::Watch { watchers, streams, watched }, watch.calls)
+            }
+            WorkloadArgs::Lease(lease) => {
+                let clients = lease.calls.target.clients;
+                let leases = lease.leases.unwrap_or(clients);
+                if leases < clients {
+                    return Err(format!("--leases {leases} leaves some of --clients {clients} without one"));
+                }
+                Self::of(Workload::Lease { leases, ttl: lease.ttl }, lease.calls)
+            }
+            WorkloadArgs::Load(load) => {
+                let total = Some(load.keys.key_space);
+                let extent = ExtentArgs { total, duration: None, warmup: Duration::ZERO, rate: load.rate };
+                let calls = CallsArgs { target: load.target, keys: load.keys, extent, report: load.report };
+                Self::of(Workload::Load(load.order), calls)
+            }
+        }
+    }
+
+    fn of(workload: Workload, calls: CallsArgs) -> Result<Self, String> {
+        let CallsArgs { target, keys, extent, report } = calls;
+        let TargetArgs { endpoints, clients, connections, threads, timeout } = target;
+        let ReportArgs { json, label, server_pid } = report;
+        let streams = if let Workload::Watch { streams, .. } = workload { streams } else { 0 };
+        let callers = clients.max(streams);
+        let connections = connections.unwrap_or(MOST_CONNECTIONS).min(callers);
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = threads.unwrap_or_else(|| u32::try_from(cores).unwrap_or(u32::MAX)).min(connections);
+        if timeout.is_zero() {
+            return Err("--timeout must be more than nothing".to_owned());
+        }
+        Ok(Self {
+            workload,
+            endpoints: endpoints.iter().map(|endpoint| address(endpoint)).collect::<Result<_, _>>()?,
+            clients,
+            connections,
+            threads,
+            patience: timeout,
+            keys: Keys::new(&keys.prefix, keys.key_size, keys.key_space, keys.value_size, keys.seed)?,
+            extent: measured(&extent)?,
+            warmup: extent.warmup,
+            rate: extent.rate.map(Rate::new).transpose()?,
+            json,
+            label,
+            server_pid,
+        })
+    }
+
+    /// What the numbers in a report count.
+    pub(super) fn unit(&self) -> &'static str {
+        match self.workload {
+            Workload::Watch { .. } => "events",
+            Workload::Put
+            | Workload::Range { .. }
+            | Workload::List { .. }
+            | Workload::Txn
+            | Workload::Lease { .. }
+            | Workload::Load(_) => "operations",
+        }
+    }
+}
+
+fn measured(extent: &ExtentArgs) -> Result<Extent, String> {
+    match (extent.total, extent.duration) {
+        (Some(total), _) => Ok(Extent::Turns(total)),
+        (None, Some(Duration::ZERO)) => Err("--duration must be more than nothing".to_owned()),
+        (None, duration) => Ok(Extent::Time(duration.unwrap_or(DURATION))),
+    }
+}
+
+/// The URL of an endpoint, which may be typed without the scheme.
+pub(super) fn address(endpoint: &str) -> Result<String, String> {
+    let endpoint = endpoint.trim().trim_end_matches('/');
+    if endpoint.starts_with("https://") {
+        return Err(format!("{endpoint}: the load generator does not speak TLS"));
+    }
+    let authority = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+    let parsed: http::uri::Authority =
+        authority.parse().map_err(|error| format!("{endpoint:?} is not an endpoint: {error}"))?;
+    if parsed.port_u16().is_none() {
+        return Err(format!("{endpoint:?} is not an endpoint: it needs a port, as in 127.0.0.1:2379"));
+    }
+    Ok(format!("http://{authority}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{
+        super::arguments::{Arguments, Command},
+        *,
+    };
+
+    fn plan(arguments: &str) -> Result<Plan, String> {
+        let words = format!("bench {arguments}");
+        match Arguments::try_parse_from(words.split(' ')).expect("these are known options").command {
+            Command::Run(asked) => Plan::resolve(asked),
+            other @ (Command::Ready(_) | Command::Compare(_)) => panic!("{other:?} is no workload"),
+        }
+    }
+
+    fn refusal(arguments: &str) -> String {
+        plan(arguments).expect_err("this contradicts itself")
+    }
+
+    #[test]
+    fn what_is_left_open_is_settled() {
+        let one = plan("put").unwrap();
+        assert_eq!((one.clients, one.connections, one.threads), (1, 1, 1));
+        assert_eq!(one.extent, Extent::Time(Duration::from_secs(10)));
+        let many = plan("range --serializable --clients 1000 --threads 4 --total 7").unwrap();
+        assert_eq!((many.clients, many.connections, many.threads), (1000, 100, 4));
+        assert_eq!(many.extent, Extent::Turns(7));
+        assert_eq!(many.workload, Workload::Range { serializable: true });
+        assert_eq!(many.endpoints, ["http://127.0.0.1:2379"]);
+    }
+
+    #[test]
+    fn there_are_never_more_connections_than_callers_nor_more_threads_than_connections() {
+        let plan = plan("put --clients 3 --connections 50 --threads 8").unwrap();
+        assert_eq!((plan.connections, plan.threads), (3, 3));
+    }
+
+    #[test]
+    fn a_load_writes_every_key_once_and_measures_from_the_first() {
+        let plan = plan("load --key-space 77 --order random").unwrap();
+        assert_eq!(plan.extent, Extent::Turns(77));
+        assert_eq!(plan.warmup, Duration::ZERO);
+        assert_eq!(plan.workload, Workload::Load(LoadOrder::Random));
+    }
+
+    #[test]
+    fn watchers_decide_about_streams_keys_and_connections() {
+        let own = plan("watch --watchers 50 --streams 100 --watched own").unwrap();
+        assert_eq!(own.keys.count(), 50);
+        assert_eq!(own.connections, 50);
+        assert_eq!(own.workload, Workload::Watch { watchers: 50, streams: 50, watched: WatchedKeys::Own });
+        assert!(own.rate.is_some());
+        assert_eq!(plan("watch --watchers 50").unwrap().keys.count(), 1);
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_name() {
+        assert!(refusal("list --list-keys 11 --key-space 10").contains("--list-keys 11 is more than --key-space 10"));
+        assert!(refusal("lease --clients 10 --leases 9").contains("without one"));
+        assert!(refusal("watch --value-size 7").contains("--value-size"));
+        assert!(refusal("put --rate 0").contains("--rate"));
+        assert!(refusal("put --rate NaN").contains("--rate"));
+        assert!(refusal("put --duration 0s").contains("--duration"));
+        assert!(refusal("put --timeout 0s").contains("--timeout"));
+        assert!(refusal("put --key-size 8 --key-space 1000").contains("--key-size"));
+    }
+
+    #[test]
+    fn endpoints_may_omit_the_scheme_but_not_the_port() {
+        assert_eq!(address("10.0.0.1:2379").unwrap(), "http://10.0.0.1:2379");
+        assert_eq!(address("http://[::1]:2379/").unwrap(), "http://[::1]:2379");
+        assert!(address("localhost").unwrap_err().contains("port"));
+        assert!(address("").unwrap_err().contains("endpoint"));
+        assert!(address("https://localhost:2379").unwrap_err().contains("TLS"));
+    }
+}

@@ -1,0 +1,108 @@
+//! Waits for a server: it is ready when it answers a serializable range.
+
+use std::{
+    io,
+    net::{TcpStream, ToSocketAddrs},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{runtime, time::timeout};
+
+use crate::proto::etcdserverpb::{RangeRequest, kv_client::KvClient};
+
+use super::{arguments::ReadyArgs, plan::address, wire};
+
+/// Between two looks at a port that refuses.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Waits until the server answers and prints the milliseconds that it took.
+pub(super) fn wait(arguments: &ReadyArgs) -> Result<(), String> {
+    let started = Instant::now();
+    let deadline = started + arguments.timeout;
+    let url = address(&arguments.endpoint)?;
+    let authority = url.trim_start_matches("http://");
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
+    let mut obstacle = "it was not asked".to_owned();
+    while Instant::now() < deadline {
+        if let Some(pid) = arguments.server_pid.filter(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            return Err(format!("{url}: process {pid} has ended; last, {obstacle}"));
+        }
+        let asked = match accepts(authority) {
+            Ok(()) => runtime.block_on(ask(&url, deadline)),
+            Err(error) => Err(error.to_string()),
+        };
+        match asked {
+            Ok(()) => {
+                println!("{:.1}", started.elapsed().as_secs_f64() * 1e3);
+                return Ok(());
+            }
+            Err(reason) => obstacle = reason,
+        }
+        thread::sleep(PAUSE);
+    }
+    Err(format!("{url}: not ready within {:?}: {obstacle}", arguments.timeout))
+}
+
+/// Cheaper than a gRPC connection, so it can be tried often without taking time from the server.
+fn accepts(authority: &str) -> io::Result<()> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in authority.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
+            Ok(_) => return Ok(()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn ask(url: &str, deadline: Instant) -> Result<(), String> {
+    let request = RangeRequest { key: "ready".into(), serializable: true, ..RangeRequest::default() };
+    let asking = async {
+        let channel = wire::connect(url, 1).await?;
+        KvClient::new(channel)
+            .range(request)
+            .await
+            .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
+    };
+    // A server may accept long before it answers: it is waited for, not asked again.
+    timeout(deadline.saturating_duration_since(Instant::now()), asking)
+        .await
+        .unwrap_or_else(|_| Err("it accepts connections but does not answer".to_owned()))
+        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn arguments(listener: &TcpListener) -> ReadyArgs {
+        let endpoint = listener.local_addr().unwrap().to_string();
+        ReadyArgs { endpoint, timeout: Duration::from_millis(50), server_pid: None }
+    }
+
+    #[test]
+    fn a_port_that_refuses_is_not_ready() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let arguments = arguments(&listener);
+        drop(listener);
+        assert!(wait(&arguments).unwrap_err().contains("refused"));
+    }
+
+    #[test]
+    fn a_port_that_only_accepts_is_not_ready() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(wait(&arguments(&listener)).unwrap_err().contains("does not answer"));
+    }
+
+    #[test]
+    fn a_server_that_has_ended_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let arguments = ReadyArgs { server_pid: Some(u32::MAX), ..arguments(&listener) };
+        assert!(wait(&arguments).unwrap_err().contains("has ended"));
+    }
+}

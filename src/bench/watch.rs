@@ -1,0 +1,107 @@
+//! The watching side of the watch workload: streams that take in events and note how old they are.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use tokio_stream::StreamExt;
+use tonic::{Streaming, transport::Channel};
+
+use crate::proto::etcdserverpb::{
+    WatchCreateRequest, WatchRequest, WatchResponse, watch_client::WatchClient, watch_request::RequestUnion,
+};
+
+use super::{
+    kv::age,
+    measure::{Failure, Tally},
+    worker::Live,
+};
+
+/// One stream with all of its watches created, not yet listened to.
+pub(super) struct WatchStream {
+    responses: Streaming<WatchResponse>,
+    /// Events of the keys' past that came between two creations.
+    early: u64,
+}
+
+impl WatchStream {
+    /// Opens a stream and watches each of `keys`; the same key may come many times.
+    pub(super) async fn open(channel: Channel, keys: Vec<Bytes>) -> Result<Self, Failure> {
+        let expected = keys.len();
+        let creations = tokio_stream::iter(keys.into_iter().map(creation));
+        // A stream whose asking side ends is ended by the server.
+        let requests = creations.chain(tokio_stream::pending());
+        let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
+        let mut stream = Self { responses: client.watch(requests).await?.into_inner(), early: 0 };
+        let mut created = 0;
+        while created < expected {
+            let response = stream.next().await?;
+            created += usize::from(response.created);
+            stream.early += response.events.len() as u64;
+        }
+        Ok(stream)
+    }
+
+    /// Takes in events until the stream fails.
+    pub(super) async fn listen(mut self, epoch: Instant, tally: Rc<RefCell<Tally>>, live: Arc<Live>) {
+        live.events.fetch_add(self.early, Ordering::Relaxed);
+        loop {
+            match self.next().await {
+                Ok(response) => take(&response, epoch, &mut tally.borrow_mut(), &live),
+                Err(failure) => {
+                    live.failed.fetch_add(1, Ordering::Relaxed);
+                    return tally.borrow_mut().fail(failure);
+                }
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<WatchResponse, Failure> {
+        let response = self.responses.message().await?;
+        let response = response.ok_or_else(|| Failure::unanswered("the server ended the watch stream"))?;
+        if response.canceled {
+            return Err(Failure::wrong(format!("the server cancelled a watch: {}", response.cancel_reason)));
+        }
+        Ok(response)
+    }
+}
+
+fn creation(key: Bytes) -> WatchRequest {
+    let create = WatchCreateRequest { key, ..WatchCreateRequest::default() };
+    WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
+}
+
+/// Counts the events of one response.
+fn take(response: &WatchResponse, epoch: Instant, tally: &mut Tally, live: &Live) {
+    for event in &response.events {
+        match event.kv.as_ref().and_then(|kv| age(&kv.value, epoch)) {
+            Some(age) => tally.events.record(age),
+            None => tally.fail(Failure::wrong("an event that nobody here wrote; are others using these keys?")),
+        }
+    }
+    live.events.fetch_add(response.events.len() as u64, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::proto::mvccpb::{Event, KeyValue};
+
+    use super::*;
+
+    #[test]
+    fn events_of_others_are_failures() {
+        let stamped = |value: Vec<u8>| Event {
+            kv: Some(KeyValue { value: value.into(), ..KeyValue::default() }),
+            ..Event::default()
+        };
+        let events = vec![stamped(0u64.to_be_bytes().to_vec()), stamped(b"other".to_vec()), Event::default()];
+        let (mut tally, live) = (Tally::new(), Live::default());
+        take(&WatchResponse { events, ..WatchResponse::default() }, Instant::now(), &mut tally, &live);
+        assert_eq!((tally.events.count(), tally.failed()), (1, 2));
+        assert_eq!(live.events.load(Ordering::Relaxed), 3);
+    }
+}

@@ -1,0 +1,337 @@
+use super::*;
+
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Parsed, Exit> {
+    from_process(
+        arguments.iter().map(OsString::from),
+        environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))),
+    )
+}
+
+fn config(arguments: &[&str]) -> Config {
+    run(arguments, &[]).unwrap().config
+}
+
+/// The level, message and error of the line that ends the start.
+fn reason(arguments: &[&str]) -> (Level, String, String) {
+    match run(arguments, &[]).unwrap_err() {
+        Exit::Logged { notices, .. } => {
+            let last = notices.last().unwrap();
+            let error = last.fields.iter().find(|(name, _)| name == "error").unwrap().1.as_str().unwrap();
+            (last.level, last.message.to_string(), error.to_owned())
+        }
+        plain @ Exit::Plain { .. } => panic!("no line of the log: {plain:?}"),
+    }
+}
+
+fn unverified(arguments: &[&str]) -> String {
+    let (level, message, error) = reason(arguments);
+    assert_eq!((level, message.as_str()), (Level::Warn, NOT_VERIFIED));
+    error
+}
+
+fn warnings(arguments: &[&str]) -> Vec<String> {
+    let notices = run(arguments, &[]).unwrap().notices;
+    let told = notices.iter().filter(|notice| notice.level == Level::Warn).map(|notice| {
+        let fields: Vec<_> = notice.fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        format!("{} {}", notice.message, fields.join(" ")).trim().to_owned()
+    });
+    told.collect()
+}
+
+#[test]
+fn without_any_flag_everything_has_its_default() {
+    let config = config(&[]);
+    assert_eq!(config.name, "default");
+    assert_eq!(config.data_dir, PathBuf::from("default.metastore"));
+    assert_eq!(urls::joined(&config.listen_client_urls), "http://localhost:2379");
+    assert_eq!(urls::joined(&config.advertise_client_urls), "http://localhost:2379");
+    assert_eq!(urls::joined(&config.listen_peer_urls), "http://localhost:2380");
+    assert_eq!(config.initial_cluster, "default=http://localhost:2380");
+    assert_eq!((config.heartbeat_interval, config.election_ticks()), (Duration::from_millis(100), 10));
+    assert_eq!((config.snapshot_count, config.snapshot_catchup_entries), (10_000, 5_000));
+    assert_eq!((config.max_txn_ops, config.max_request_bytes), (128, 1_572_864));
+    assert_eq!(config.max_concurrent_streams, u32::MAX);
+    assert_eq!(config.quota_bytes, Some(2 << 30));
+    assert_eq!(config.auto_compaction, AutoCompaction::Off);
+    assert_eq!(config.compaction_batch_limit, 1_000);
+    assert_eq!(config.compaction_sleep_interval, Duration::from_millis(10));
+    assert_eq!(config.watch_progress_notify_interval, Duration::from_mins(10));
+    assert_eq!(config.warning_apply_duration, Duration::from_millis(100));
+    assert_eq!(config.warning_unary_request_duration, Duration::from_millis(300));
+    assert_eq!(config.value_cache_bytes, 16 << 20);
+    assert!(config.pre_vote && !config.unsafe_no_fsync);
+    assert_eq!(config.logs, logging::Settings::default());
+    let first = config.first_start().unwrap();
+    assert_eq!(
+        (urls::joined(&first.peer_urls), first.token.as_str()),
+        ("http://localhost:2380".into(), "etcd-cluster")
+    );
+}
+
+#[test]
+fn a_name_of_its_own_makes_a_directory_and_a_cluster_of_its_own() {
+    let config = config(&["--name=m1", "--initial-advertise-peer-urls=http://b:2,http://a:1"]);
+    assert_eq!(config.data_dir, PathBuf::from("m1.metastore"));
+    assert_eq!(config.initial_cluster, "m1=http://a:1,m1=http://b:2");
+    assert_eq!(config.first_start().unwrap().peer_urls.len(), 2);
+}
+
+#[test]
+fn contradicting_times_are_refused() {
+    for (arguments, error) in [
+        (&["--heartbeat-interval=0"][..], "--heartbeat-interval must be >0 (set to 0ms)"),
+        (&["--election-timeout=0"], "--election-timeout must be >0 (set to 0ms)"),
+        (
+            &["--election-timeout=400"],
+            "--election-timeout[400ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+        ),
+        (&["--election-timeout=60000"], "--election-timeout[60000ms] is too long, and should be set less than 50000ms"),
+        (&["--compact-hash-check-time=0s"], "--compact-hash-check-time must be >0 (set to 0s)"),
+    ] {
+        assert_eq!(unverified(arguments), error);
+    }
+    assert_eq!(config(&["--election-timeout=50000", "--heartbeat-interval=300"]).election_ticks(), 166);
+}
+
+#[test]
+fn addresses_are_checked() {
+    for (arguments, error) in [
+        (
+            &["--listen-client-urls=http://127.0.0.1:1"][..],
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+        ),
+        (&["--listen-peer-urls=http://etcd-0:2380"], "expected IP in URL for binding (http://etcd-0:2380)"),
+        (
+            &["--advertise-client-urls=http://:2379"],
+            "--advertise-client-urls \"http://:2379\" must be in the format \"host:port\", \"unix:/path/to/socket\" or \
+             \"unixs:/path/to/socket\" (unexpected empty host (http://:2379))",
+        ),
+        (
+            &["--initial-advertise-peer-urls=http://:2380"],
+            "--initial-advertise-peer-urls \"http://:2380\" must be \"host:port\" (unexpected empty host (http://:2380))",
+        ),
+    ] {
+        assert_eq!(unverified(arguments), error);
+    }
+    assert!(unverified(&["--listen-client-urls=", "--advertise-client-urls="]).starts_with("no valid URLs given"));
+    assert!(config(&["--advertise-client-urls="]).advertise_client_urls.is_empty());
+}
+
+#[test]
+fn what_promises_protection_is_refused() {
+    for argument in [
+        "--cert-file=a",
+        "--client-cert-auth",
+        "--trusted-ca-file=a",
+        "--client-crl-file=a",
+        "--auto-tls=true",
+        "--peer-auto-tls",
+        "--peer-key-file=k",
+        "--cipher-suites=a",
+        "--tls-min-version=TLS1.3",
+        "--auth-token=jwt,pub-key=a",
+        "--cors=http://a:80",
+        "--host-whitelist=a",
+        "--host-whitelist=",
+        "--discovery-srv=example.com",
+        "--discovery-endpoints=a:1",
+        "--config-file=etcd.yml",
+        "--listen-peer-urls=https://127.0.0.1:2380",
+        "--listen-client-urls=unixs://localhost:2380",
+    ] {
+        let (level, message, error) = reason(&[argument]);
+        assert_eq!((level, message.as_str()), (Level::Fatal, NOT_VERIFIED), "{argument}");
+        let name = argument.split('=').next().unwrap();
+        assert!(error.starts_with(&format!("{name}: ")) && error.contains("support"), "{error}");
+    }
+}
+
+#[test]
+fn a_promise_that_is_not_made_is_not_refused() {
+    for argument in ["--auto-tls=0", "--client-cert-auth=false", "--cert-file=", "--auth-token=simple", "--cors=*"] {
+        assert!(run(&[argument], &[]).is_ok(), "{argument}");
+    }
+    assert!(run(&[], &[("ETCD_CERT_FILE", ""), ("ETCD_AUTO_TLS", "false")]).is_ok());
+    assert!(run(&[], &[("ETCD_AUTO_TLS", "true")]).is_err());
+}
+
+#[test]
+fn what_has_no_effect_yet_is_told() {
+    let quiet = warnings(&["--name=a", "--data-dir=d", "--max-wals=5", "--enable-grpc-gateway=false", "--name=b"]);
+    assert_eq!(quiet, [] as [&str; 0]);
+    let told = warnings(&[
+        "--name=a",
+        "--data-dir=d",
+        "--max-wals=7",
+        "--enable-grpc-gateway",
+        "--max-snapshots=5",
+        "--experimental-initial-corrupt-check=true",
+    ]);
+    let expected = [
+        "--experimental-initial-corrupt-check is deprecated",
+        "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.",
+        "flag is accepted, but has no effect yet flag=\"max-wals\"",
+        "flag is accepted, but has no effect yet flag=\"enable-grpc-gateway\"",
+        "feature gate is accepted, but has no effect yet feature-gate=\"InitialCorruptCheck\"",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:?}");
+    for (told, expected) in told.iter().zip(expected) {
+        assert!(told.starts_with(expected), "{told}");
+    }
+}
+
+#[test]
+fn auto_compaction_counts_hours_durations_or_revisions() {
+    let read = |mode: &str, retention: &str| {
+        let mode = format!("--auto-compaction-mode={mode}");
+        config(&[mode.as_str(), "--auto-compaction-retention", retention]).auto_compaction
+    };
+    assert_eq!(read("periodic", "0"), AutoCompaction::Off);
+    assert_eq!(read("periodic", ""), AutoCompaction::Off);
+    assert_eq!(read("periodic", "2"), AutoCompaction::Periodic(Duration::from_hours(2)));
+    assert_eq!(read("periodic", "90m"), AutoCompaction::Periodic(Duration::from_mins(90)));
+    assert_eq!(read("revision", "1000"), AutoCompaction::Revisions(1000));
+    assert_eq!(read("revision", "1us"), AutoCompaction::Revisions(1000));
+    assert_eq!(unverified(&["--auto-compaction-mode="]), "undefined auto-compaction-mode");
+    assert_eq!(unverified(&["--auto-compaction-mode=foo"]), "unknown auto-compaction-mode \"foo\"");
+    for (text, error) in [
+        ("abc", "error parsing CompactionRetention: time: invalid duration \"abc\""),
+        ("-1", "error parsing CompactionRetention: time: missing unit in duration \"-1\""),
+        ("-1h", "error parsing CompactionRetention: the duration is negative: \"-1h\""),
+        ("9999999999", "error parsing CompactionRetention: time: invalid duration \"9999999999\""),
+    ] {
+        let (level, message, told) = reason(&["--auto-compaction-retention", text]);
+        assert_eq!((level, message.as_str(), told.as_str()), (Level::Fatal, START_FAILED, error));
+    }
+}
+
+#[test]
+fn zero_and_too_little_become_what_they_stand_for() {
+    assert_eq!(config(&["--snapshot-count=0"]).snapshot_count, 10_000);
+    assert_eq!(config(&["--quota-backend-bytes=-1"]).quota_bytes, None);
+    assert_eq!(config(&["--quota-backend-bytes=17"]).quota_bytes, Some(17));
+    assert_eq!(config(&["--compaction-batch-limit=-5"]).compaction_batch_limit, 1000);
+    let arguments = ["--name=a", "--data-dir=d", "--watch-progress-notify-interval=1ms"];
+    assert_eq!(config(&arguments).watch_progress_notify_interval, Duration::from_millis(100));
+    assert_eq!(
+        warnings(&arguments),
+        ["adjusting watch progress notify interval to minimum period min-watch-progress-notify-interval=\"100ms\""]
+    );
+    let large = warnings(&["--name=a", "--data-dir=d", "--max-request-bytes=20971520"]);
+    assert!(large[0].starts_with("exceeded recommended request limit"), "{large:?}");
+}
+
+#[test]
+fn logs_go_where_they_are_told_to() {
+    let logs = config(&["--log-level=WARN", "--log-format=console", "--log-outputs=stdout,/tmp/b,stderr,/tmp/b"]).logs;
+    assert_eq!((logs.level, logs.format), (Level::Warn, logging::Format::Console));
+    let file = logging::Output::File("/tmp/b".into());
+    assert_eq!(logs.outputs, [file, logging::Output::Stderr, logging::Output::Stdout]);
+    for (argument, error) in [
+        ("--log-format=foo", "unknown log format: foo, supported values json, console"),
+        ("--logger=foo", "unknown logger option \"foo\""),
+        ("--log-outputs=default,stdout", "multi logoutput for \"default\" is not supported yet"),
+    ] {
+        assert_eq!(unverified(&[argument]), error);
+    }
+    assert!(matches!(run(&["--log-level=foo"], &[]), Err(Exit::Plain { code: 2, .. })));
+}
+
+#[test]
+fn the_first_members_must_be_this_one_alone() {
+    for (arguments, error) in [
+        (
+            &["--name=x", "--initial-cluster=y=http://localhost:2380"][..],
+            "couldn't find local name \"x\" in the initial cluster configuration",
+        ),
+        (&["--initial-cluster="], "couldn't find local name \"default\" in the initial cluster configuration"),
+        (
+            &["--initial-cluster=default"],
+            "error setting up initial cluster: URL scheme must be http, https, unix, or unixs: ",
+        ),
+        (
+            &["--name=a=b"],
+            "error setting up initial cluster: parse \"b=http://localhost:2380\": first path segment in URL cannot contain \
+             colon",
+        ),
+        (
+            &["--initial-cluster=default=http://localhost:2381"],
+            "--initial-cluster has default=http://localhost:2381 but missing from \
+             --initial-advertise-peer-urls=http://localhost:2380 (resolved urls: \"http://localhost:2380\" != \
+             \"http://localhost:2381\")",
+        ),
+        (
+            &["--initial-cluster=default=http://localhost:2380,default=http://localhost:2381"],
+            "--initial-cluster has default=http://localhost:2381 but missing from \
+             --initial-advertise-peer-urls=http://localhost:2380 (len([\"http://localhost:2380\"]) != \
+             len([\"http://localhost:2380\" \"http://localhost:2381\"]))",
+        ),
+        (
+            &["--initial-advertise-peer-urls=http://localhost:2380,http://localhost:2381"],
+            "--initial-advertise-peer-urls has http://localhost:2381 but missing from \
+             --initial-cluster=default=http://localhost:2380",
+        ),
+        (
+            &["--initial-cluster=default=http://localhost:2380,default=http://localhost:2380"],
+            "failed to resolve http://localhost:2380 to match --initial-cluster=default=http://localhost:2380,\
+             default=http://localhost:2380 (len([\"http://localhost:2380\"]) != len([\"http://localhost:2380\" \
+             \"http://localhost:2380\"]))",
+        ),
+        (
+            &["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"],
+            "initial cluster b=http://localhost:2380,default=http://localhost:2380 has duplicate url",
+        ),
+        (
+            &["--initial-cluster=default=http://localhost:2380,b=http://localhost:2381"],
+            "clusters of several members are not supported yet: --initial-cluster names b, default",
+        ),
+        (
+            &["--initial-cluster-state=existing"],
+            "clusters of several members are not supported yet: --initial-cluster-state=existing asks to join one, and \
+             there is no data here",
+        ),
+    ] {
+        assert_eq!(config(arguments).first_start().unwrap_err(), error);
+    }
+}
+
+#[test]
+fn a_gate_may_need_another() {
+    assert_eq!(
+        unverified(&["--feature-gates=LeaseCheckpointPersist=true"]),
+        "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint"
+    );
+    let gates = config(&["--feature-gates=InitialCorruptCheck=true"]).feature_gates;
+    assert!(gates.is_open(gates::Gate::InitialCorruptCheck));
+}
+
+#[test]
+fn arguments_that_are_no_flags_are_refused_before_anything_else() {
+    assert_eq!(unverified(&["--version", "positional"]), "\"positional\" is not a valid flag");
+    let (level, _, error) = reason(&["grpc-proxy", "start"]);
+    assert_eq!((level, error.as_str()), (Level::Fatal, "the program `grpc-proxy` is not supported yet"));
+}
+
+#[test]
+fn the_version_and_help_are_printed_as_they_are() {
+    let Err(Exit::Plain { code: 0, stdout, stderr }) = run(&["--version"], &[("ETCD_NAME", "a")]) else {
+        panic!("the version ends the start");
+    };
+    assert!(stdout.starts_with("etcd Version: 3.7.1\n") && stderr.is_empty());
+    let Err(Exit::Plain { code: 0, stdout, stderr }) = run(&["-h"], &[]) else {
+        panic!("help ends the start");
+    };
+    assert!(stdout.contains("--listen-client-urls") && stderr.starts_with("Usage:"));
+    let Err(Exit::Plain { code: 2, stdout, stderr }) = run(&["-x"], &[]) else {
+        panic!("a wrong flag ends the start");
+    };
+    assert!(stdout.is_empty() && stderr.starts_with("flag provided but not defined: -x\nUsage:\n"));
+}
+
+#[test]
+fn a_conflict_ends_with_the_notices_before_it() {
+    let Err(Exit::Logged { notices, .. }) = run(&["--name=a"], &[("ETCD_FOO", "1"), ("ETCD_NAME", "a")]) else {
+        panic!("a conflict ends the start");
+    };
+    assert_eq!(notices.iter().map(|notice| notice.level).collect::<Vec<_>>(), [Level::Warn, Level::Fatal]);
+}

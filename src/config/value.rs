@@ -1,0 +1,143 @@
+//! What Go's flag package takes for a boolean and for a number, and its words when it does not.
+
+/// Go's words for a value that is not one.
+pub const PARSE_ERROR: &str = "parse error";
+
+const OUT_OF_RANGE: &str = "value out of range";
+
+/// A value that can be read from what was typed.
+pub trait Value: Sized {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// In Go's words.
+    fn read(text: &str) -> Result<Self, String>;
+}
+
+impl Value for bool {
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            _ => Err(PARSE_ERROR.to_owned()),
+        }
+    }
+}
+
+impl Value for u64 {
+    fn read(text: &str) -> Result<Self, String> {
+        magnitude(text).map_err(str::to_owned)
+    }
+}
+
+impl Value for i64 {
+    fn read(text: &str) -> Result<Self, String> {
+        let (negative, digits) = match text.as_bytes().first() {
+            Some(b'-') => (true, &text[1..]),
+            Some(b'+') => (false, &text[1..]),
+            _ => (false, text),
+        };
+        let magnitude = magnitude(digits)?;
+        let value = if negative { 0_i64.checked_sub_unsigned(magnitude) } else { i64::try_from(magnitude).ok() };
+        value.ok_or_else(|| OUT_OF_RANGE.to_owned())
+    }
+}
+
+impl Value for String {
+    fn read(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+}
+
+/// A number of 32 bits. etcd reads it with a function of its own, so the words differ.
+///
+/// # Errors
+/// In Go's words.
+pub fn unsigned_32(text: &str) -> Result<u32, String> {
+    let told = |what: &str| format!("strconv.ParseUint: parsing {text:?}: {what}");
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(told("invalid syntax"));
+    }
+    text.parse().map_err(|_| told(OUT_OF_RANGE))
+}
+
+/// Digits as in Go's source text: `0x1F`, `0o17`, `017`, `0b1`, `1_000`.
+fn magnitude(text: &str) -> Result<u64, &'static str> {
+    let lower = text.to_ascii_lowercase();
+    let (radix, digits) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (16, &lower[2..]),
+        [b'0', b'b', ..] => (2, &lower[2..]),
+        [b'0', b'o', ..] => (8, &lower[2..]),
+        [b'0', _, ..] => (8, &lower[1..]),
+        _ => (10, lower.as_str()),
+    };
+    let prefixed = digits.len() < lower.len();
+    let digits = without_underscores(digits, prefixed).ok_or(PARSE_ERROR)?;
+    if !digits.bytes().all(|byte| char::from(byte).is_digit(radix)) || digits.is_empty() {
+        return Err(PARSE_ERROR);
+    }
+    u64::from_str_radix(&digits, radix).map_err(|_| OUT_OF_RANGE)
+}
+
+/// An underscore stands between two digits, or between the prefix and the first.
+fn without_underscores(digits: &str, prefixed: bool) -> Option<String> {
+    let leading = digits.starts_with('_') && !prefixed;
+    let misplaced = leading || digits.ends_with('_') || digits.contains("__");
+    (!misplaced).then(|| digits.replace('_', ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn booleans_have_twelve_spellings() {
+        for (text, expected) in [("1", true), ("t", true), ("TRUE", true), ("0", false), ("f", false), ("False", false)]
+        {
+            assert_eq!(bool::read(text), Ok(expected), "{text}");
+        }
+        for text in ["", "yes", "tRUE", " true"] {
+            assert_eq!(bool::read(text), Err(PARSE_ERROR.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_in_go() {
+        for (text, expected) in [
+            ("0", 0),
+            ("10", 10),
+            ("0x10", 16),
+            ("0X1f", 31),
+            ("010", 8),
+            ("0o10", 8),
+            ("0b11", 3),
+            ("1_000", 1000),
+            ("0x_f", 15),
+        ] {
+            assert_eq!(u64::read(text), Ok(expected), "{text}");
+        }
+        for text in ["", "-1", "+1", "abc", "1.5", "_1", "1_", "1__0", "0x", "08", " 1"] {
+            assert_eq!(u64::read(text), Err(PARSE_ERROR.to_owned()), "{text}");
+        }
+        assert_eq!(u64::read("99999999999999999999"), Err(OUT_OF_RANGE.to_owned()));
+    }
+
+    #[test]
+    fn signed_numbers_reach_both_ends() {
+        assert_eq!(i64::read("-9223372036854775808"), Ok(i64::MIN));
+        assert_eq!(i64::read("+9223372036854775807"), Ok(i64::MAX));
+        assert_eq!(i64::read("9223372036854775808"), Err(OUT_OF_RANGE.to_owned()));
+        assert_eq!(i64::read("--1"), Err(PARSE_ERROR.to_owned()));
+    }
+
+    #[test]
+    fn a_small_number_has_words_of_its_own() {
+        assert_eq!(unsigned_32("4294967295"), Ok(u32::MAX));
+        assert_eq!(
+            unsigned_32("4294967296").unwrap_err(),
+            "strconv.ParseUint: parsing \"4294967296\": value out of range"
+        );
+        assert_eq!(unsigned_32("x").unwrap_err(), "strconv.ParseUint: parsing \"x\": invalid syntax");
+        assert_eq!(unsigned_32("-1").unwrap_err(), "strconv.ParseUint: parsing \"-1\": invalid syntax");
+    }
+}
