@@ -42,7 +42,7 @@ use crate::{
 
 /// Flush the database when the log has grown by so much, or after so long: what a restart has to replay.
 const FLUSH_AFTER_BYTES: u64 = 32 << 20;
-const FLUSH_AFTER: Duration = Duration::from_secs(60);
+const FLUSH_AFTER: Duration = Duration::from_mins(1);
 /// What every request may take beyond two election timeouts.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Entries between commit and apply that are too many.
@@ -57,7 +57,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Larger header lists are refused.
 const HEADER_LIST_BYTES: u32 = 64 << 10;
 /// The server asks a silent client whether it is still there.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why the server did not start.
@@ -81,11 +81,7 @@ pub enum Failure {
 
 /// What the system says, in the words of other servers.
 fn plain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "address already in use".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        _ => error.to_string(),
-    }
+    if error.kind() == io::ErrorKind::AddrInUse { "address already in use".to_owned() } else { error.to_string() }
 }
 
 /// Runs a server until it is told to stop.
@@ -203,16 +199,17 @@ fn build(config: &Config, directory: &DataDir) -> Result<Floors, Failure> {
         Some(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
     };
     let log: Box<dyn LogStore> = Box::new(log);
-    let publisher = watch::Publisher;
+    let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch::Settings::default());
     let member = MemberId::new(member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let started_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let ids = Arc::new(RequestIds::new(member, started_ms));
     let settings = settings(config, member_id, ids.clone(), quota_bytes);
-    let (node, threads) = Node::start(settings, engine, machine, publisher, log, &recovered, &logging::raft_logger())?;
+    let (node, threads) = Node::start(&settings, engine, machine, publisher, log, &recovered, &logging::raft_logger())?;
     let api = Api {
         header: Header::new(cluster_id, member_id, node.status().clone()),
         node,
+        hub,
         limits: Limits {
             max_txn_ops: config.max_txn_ops,
             max_request_bytes: config.max_request_bytes,

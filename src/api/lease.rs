@@ -41,7 +41,7 @@ impl Api {
             Ok(self.settle_grant(grant))
         });
         match grant {
-            Ok(grant) => self.propose(Kind::LeaseGrant, grant.encode_to_vec().into(), reply),
+            Ok(grant) => self.propose(Kind::LeaseGrant, &grant.encode_to_vec(), reply),
             Err(error) => reply.answer(Err(error.into())),
         }
     }
@@ -57,7 +57,7 @@ impl Api {
     /// `Lease/LeaseRevoke`.
     pub fn lease_revoke(self: &Arc<Self>, call: Call, reply: Reply) {
         match decode::<LeaseRevokeRequest>(call.message.clone()) {
-            Ok(_) => self.propose(Kind::LeaseRevoke, call.message, reply),
+            Ok(_) => self.propose(Kind::LeaseRevoke, &call.message, reply),
             Err(error) => reply.answer(Err(error.into())),
         }
     }

@@ -19,6 +19,7 @@ pub mod range_stream;
 pub mod status;
 pub mod table;
 pub mod validate;
+pub mod watch;
 
 use std::{
     borrow::Cow,
@@ -35,6 +36,7 @@ use crate::{
     node::{Node, identity::RequestIds},
     proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
     state::{Kind, Readers},
+    watch::Hub,
 };
 use header::Header;
 use pool::Pool;
@@ -66,6 +68,8 @@ impl Limits {
 pub struct Api {
     /// Agreement.
     pub node: Arc<Node>,
+    /// Who tells of changes.
+    pub hub: Arc<Hub>,
     /// Who answers.
     pub header: Header,
     /// What is admitted.
@@ -88,9 +92,9 @@ impl Api {
     }
 
     /// Proposes a request and answers with what it came to.
-    pub fn propose(self: &Arc<Self>, kind: Kind, message: Bytes, reply: Reply) {
+    pub fn propose(self: &Arc<Self>, kind: Kind, message: &[u8], reply: Reply) {
         let id = self.ids.next();
-        let entry = crate::state::Command::encode(id, kind, &message);
+        let entry = crate::state::Command::encode(id, kind, message);
         if entry.len() > self.limits.max_request_bytes {
             return reply.answer(Err(Error::RequestTooLarge.into()));
         }
@@ -141,6 +145,7 @@ pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
 }
 
 /// Turns a failed read into an answer. A failing disk ends the process.
+#[must_use]
 pub fn refuse(failure: Failure) -> Refusal {
     match failure {
         Failure::Refused(error) => error.into(),

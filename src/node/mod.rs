@@ -108,7 +108,7 @@ impl Threads {
 impl Node {
     /// Starts the threads of a node whose database and log were opened and belong together.
     pub fn start(
-        settings: Settings,
+        settings: &Settings,
         engine: Arc<dyn Engine>,
         machine: Machine,
         publisher: Publisher,
@@ -130,7 +130,7 @@ impl Node {
         let tick = Duration::from_millis(settings.timing.tick_ms);
         let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
         let times = Times { tick, election_timeout: tick * election_ticks, patience: settings.request_timeout };
-        let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids));
+        let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids.clone()));
         let node = Arc::new(Self {
             raft: raft.clone(),
             keeper: keeper.clone(),

@@ -44,13 +44,17 @@ impl Line {
 
     fn open(&mut self, applied: u64) {
         while let Some((_, _, waiters)) = self.waiting.pop_front_if(|&mut (_, index, _)| index <= applied) {
-            waiters.into_iter().for_each(|waiter| waiter(Ok(())));
+            for waiter in waiters {
+                waiter(Ok(()));
+            }
         }
     }
 
     fn expire(&mut self, now: Instant) {
         while let Some((_, _, waiters)) = self.waiting.pop_front_if(|&mut (deadline, _, _)| deadline <= now) {
-            waiters.into_iter().for_each(|waiter| waiter(Err(self.error.clone())));
+            for waiter in waiters {
+                waiter(Err(self.error.clone()));
+            }
         }
     }
 
