@@ -30,6 +30,8 @@ pub enum Input {
     },
     /// Somebody wants to read what was acknowledged before now.
     Read(ReadWaiter),
+    /// Somebody wants to see applied what is known here to be committed.
+    CatchUp(ReadWaiter),
     /// The log has synced the write with this number and all before it.
     Persisted(u64),
     /// The database survives a crash up to this index.
@@ -82,7 +84,10 @@ impl Driver {
             for _ in 0..late {
                 self.replica.tick();
             }
-            handoff.expire = late > 0;
+            if late > 0 {
+                self.status.set_ticked();
+                handoff.expire = true;
+            }
             self.replica.applied(self.status.applied());
             while let Some(turn) = self.replica.turn() {
                 self.carry_out(turn, &mut handoff);
@@ -114,6 +119,7 @@ impl Driver {
                 handoff.waiters.push((id, waiter));
             }
             Input::Read(waiter) => self.replica.read(waiter),
+            Input::CatchUp(waiter) => handoff.catch_up.push((self.replica.committed(), waiter)),
             Input::Persisted(number) => self.replica.persisted(number),
             Input::Durable(index) => self.cut(index),
         }

@@ -2,14 +2,17 @@
 
 use std::{
     sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::metrics;
 
 /// The node in numbers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Status {
+    started: Instant,
+    /// Milliseconds from then until raft counted its last tick.
+    ticked_ms: AtomicU64,
     leader: AtomicU64,
     term: AtomicU64,
     committed: AtomicU64,
@@ -21,6 +24,24 @@ pub struct Status {
     unflushed_log_bytes: AtomicU64,
     total_bytes: AtomicI64,
     in_use_bytes: AtomicI64,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            ticked_ms: AtomicU64::default(),
+            leader: AtomicU64::default(),
+            term: AtomicU64::default(),
+            committed: AtomicU64::default(),
+            applied: AtomicU64::default(),
+            applied_term: AtomicU64::default(),
+            rules_alone: AtomicBool::default(),
+            unflushed_log_bytes: AtomicU64::default(),
+            total_bytes: AtomicI64::default(),
+            in_use_bytes: AtomicI64::default(),
+        }
+    }
 }
 
 impl Status {
@@ -68,6 +89,16 @@ impl Status {
     /// Bytes logged since the last call of [`Status::take_unflushed`].
     pub fn unflushed_log_bytes(&self) -> u64 {
         self.unflushed_log_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How long ago raft counted its last tick.
+    pub fn since_tick(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.ticked_ms.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn set_ticked(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).expect("a process runs for less than that");
+        self.ticked_ms.store(now, Ordering::Relaxed);
     }
 
     pub(super) fn set_leader(&self, leader: u64) {
