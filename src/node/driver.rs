@@ -142,7 +142,9 @@ impl Driver {
         let applied = self.status.applied();
         for (index, reads) in turn.reads {
             if index <= applied {
-                reads.into_iter().for_each(|read| read(Ok(())));
+                for read in reads {
+                    read(Ok(()));
+                }
             } else {
                 handoff.reads.push((index, reads));
             }
