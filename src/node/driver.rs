@@ -74,27 +74,32 @@ impl Driver {
         let mut inputs = Vec::new();
         let mut next_tick = Instant::now() + self.tick;
         while self.inbox.receive(&mut inputs, Some(next_tick)) {
-            let mut handoff = Handoff::default();
-            for input in inputs.drain(..) {
-                self.hear(input, &mut handoff);
-            }
-            let late = self.ticks_due(&mut next_tick);
-            for _ in 0..late {
-                self.replica.tick();
-            }
-            handoff.expire = late > 0;
-            self.replica.applied(self.status.applied());
-            while let Some(turn) = self.replica.turn() {
-                self.carry_out(turn, &mut handoff);
-            }
-            self.status.set_term(self.replica.term());
-            self.status.set_committed(self.replica.committed());
-            if !handoff.is_empty() {
-                let _ = self.applier.send(handoff); // A closed applier means that everything stops.
-            }
+            let ticks = self.ticks_due(&mut next_tick);
+            self.take(&mut inputs, ticks);
         }
         self.log.close();
         self.applier.close();
+    }
+
+    /// Hears everything that lies there, then lets so many ticks go by, then acts.
+    pub fn take(&mut self, inputs: &mut Vec<Input>, ticks: u32) {
+        let mut handoff = Handoff::default();
+        for input in inputs.drain(..) {
+            self.hear(input, &mut handoff);
+        }
+        for _ in 0..ticks {
+            self.replica.tick();
+        }
+        handoff.expire = ticks > 0;
+        self.replica.applied(self.status.applied());
+        while let Some(turn) = self.replica.turn() {
+            self.carry_out(turn, &mut handoff);
+        }
+        self.status.set_term(self.replica.term());
+        self.status.set_committed(self.replica.committed());
+        if !handoff.is_empty() {
+            let _ = self.applier.send(handoff); // A closed applier means that everything stops.
+        }
     }
 
     fn ticks_due(&self, next_tick: &mut Instant) -> u32 {
@@ -148,15 +153,28 @@ impl Driver {
     }
 }
 
-/// The log thread: everything that is waiting becomes one group, one write, one sync. Returns why it cannot go on.
-pub fn run_log(
-    log: &mut dyn LogStore,
-    inbox: &Inbox<LogTask>,
-    raft: &Inbox<Input>,
-    status: &Status,
-) -> Result<(), Halt> {
-    let mut tasks = Vec::new();
-    while inbox.receive(&mut tasks, None) {
+/// The log thread's belongings.
+pub struct LogWriter {
+    /// Where groups are kept.
+    pub log: Box<dyn LogStore>,
+    /// The raft thread's ear.
+    pub raft: Arc<Inbox<Input>>,
+    /// What everybody may know.
+    pub status: Arc<Status>,
+}
+
+impl LogWriter {
+    /// Runs until the inbox is closed; returns why this node cannot go on, if so.
+    pub fn run(mut self, inbox: &Inbox<LogTask>) -> Result<(), Halt> {
+        let mut tasks = Vec::new();
+        while inbox.receive(&mut tasks, None) {
+            self.take(&mut tasks)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that is waiting becomes one group, one write, one sync.
+    pub fn take(&mut self, tasks: &mut Vec<LogTask>) -> Result<(), Halt> {
         let mut gathered: Option<Write> = None;
         for task in tasks.drain(..) {
             match task {
@@ -165,25 +183,24 @@ pub fn run_log(
                     None => gathered = Some(write),
                 },
                 LogTask::Cut(at) => {
-                    persist(log, gathered.take(), raft, status)?;
-                    log.cut(at)?;
+                    self.persist(gathered.take())?;
+                    self.log.cut(at)?;
                 }
             }
         }
-        persist(log, gathered, raft, status)?;
+        self.persist(gathered)
     }
-    Ok(())
-}
 
-fn persist(log: &mut dyn LogStore, write: Option<Write>, raft: &Inbox<Input>, status: &Status) -> Result<(), Halt> {
-    let Some(write) = write else { return Ok(()) };
-    if !write.group.is_empty() {
-        let started = Instant::now();
-        let bytes = log.write(&write.group)?;
-        let written = Instant::now();
-        log.sync()?;
-        status.logged(bytes, written - started, written.elapsed());
+    fn persist(&mut self, write: Option<Write>) -> Result<(), Halt> {
+        let Some(write) = write else { return Ok(()) };
+        if !write.group.is_empty() {
+            let started = Instant::now();
+            let bytes = self.log.write(&write.group)?;
+            let written = Instant::now();
+            self.log.sync()?;
+            self.status.logged(bytes, written - started, written.elapsed());
+        }
+        let _ = self.raft.send(Input::Persisted(write.number));
+        Ok(())
     }
-    let _ = raft.send(Input::Persisted(write.number));
-    Ok(())
 }
