@@ -3,11 +3,14 @@
 use std::{
     io,
     net::SocketAddr,
+    pin::Pin,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
+    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -18,7 +21,10 @@ use tokio::{net::TcpListener, sync::oneshot};
 use tower::ServiceExt;
 
 use crate::{
-    api::{self, Api, Limits, Table, grpc, header::Header, maintenance::ETCD_VERSION, pool::Pool},
+    api::{
+        self, Api, Limits, Table, grpc, header::Header, maintenance::ETCD_VERSION, pool::Pool, table::Handler, unary,
+        unary::UnaryBody,
+    },
     config::{Config, urls::Place},
     error::{Error, Halt},
     logging,
@@ -42,7 +48,7 @@ use crate::{
 
 /// Flush the database when the log has grown by so much, or after so long: what a restart has to replay.
 const FLUSH_AFTER_BYTES: u64 = 32 << 20;
-const FLUSH_AFTER: Duration = Duration::from_secs(60);
+const FLUSH_AFTER: Duration = Duration::from_mins(1);
 /// What every request may take beyond two election timeouts.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Entries between commit and apply that are too many.
@@ -57,7 +63,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Larger header lists are refused.
 const HEADER_LIST_BYTES: u32 = 64 << 10;
 /// The server asks a silent client whether it is still there.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why the server did not start.
@@ -81,11 +87,7 @@ pub enum Failure {
 
 /// What the system says, in the words of other servers.
 fn plain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "address already in use".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        _ => error.to_string(),
-    }
+    if error.kind() == io::ErrorKind::AddrInUse { "address already in use".to_owned() } else { error.to_string() }
 }
 
 /// Runs a server until it is told to stop.
@@ -205,7 +207,7 @@ fn build(config: &Config, directory: &DataDir) -> Result<Floors, Failure> {
     let settings = settings(config, member_id, quota_bytes);
     let log: Box<dyn LogStore> = Box::new(log);
     let publisher = watch::Publisher;
-    let (node, threads) = Node::start(settings, engine, machine, publisher, log, &recovered, &logging::raft_logger())?;
+    let (node, threads) = Node::start(&settings, engine, machine, publisher, log, &recovered, &logging::raft_logger())?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let started_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let member = MemberId::new(member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
@@ -307,14 +309,60 @@ struct Service {
     router: axum::Router,
 }
 
-type Answer = Result<http::Response<axum::body::Body>, std::convert::Infallible>;
+type Answer = Result<http::Response<Body>, std::convert::Infallible>;
+
+/// The body of a response: small and plain for a unary call, boxed for everything else.
+enum Body {
+    Unary(UnaryBody),
+    Other(axum::body::Body),
+}
 
 impl Service {
-    /// The table's methods first: they are what everybody waits for.
+    /// The table's methods first: they are what everybody waits for. Everything but a plain unary call is boxed, so that
+    /// the future of one is small.
     async fn answer(self, request: http::Request<Incoming>) -> Answer {
-        match grpc::serve(&self.table, request).await {
-            Ok(response) => Ok(response.map(axum::body::Body::new)),
-            Err(request) => self.router.oneshot(request.map(axum::body::Body::new)).await,
+        let Some(method) = self.table.find(request.uri().path()).cloned() else {
+            let response = Box::pin(self.router.oneshot(request.map(axum::body::Body::new))).await;
+            return response.map(|response| response.map(Body::Other));
+        };
+        method.started();
+        if let Handler::Unary(handler) = method.handler
+            && !grpc::is_compressed(request.headers())
+        {
+            let metadata = grpc::metadata(request.headers());
+            let response = unary::serve(self.table, method, handler, metadata, request.into_body()).await;
+            return Ok(response.map(Body::Unary));
+        }
+        let response = Box::pin(grpc::serve(self.table, method, request)).await;
+        Ok(response.map(|body| Body::Other(axum::body::Body::new(body))))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        match self.get_mut() {
+            Self::Unary(body) => Pin::new(body).poll_frame(context),
+            Self::Other(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Unary(body) => body.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self {
+            Self::Unary(body) => body.size_hint(),
+            Self::Other(body) => body.size_hint(),
         }
     }
 }

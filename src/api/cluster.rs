@@ -32,7 +32,6 @@ impl Api {
     }
 
     /// Every change of the members.
-    #[allow(clippy::needless_pass_by_value, reason = "the signature of every handler")]
     pub fn member_change(self: &Arc<Self>, _call: Call, reply: Reply) {
         reply.answer(Err(not_yet("this version of metastore cannot change the members of a cluster yet")));
     }

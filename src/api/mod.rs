@@ -15,6 +15,7 @@ pub mod pool;
 pub mod range_stream;
 pub mod status;
 pub mod table;
+pub mod unary;
 pub mod validate;
 
 use std::{
@@ -83,9 +84,9 @@ impl Api {
     }
 
     /// Proposes a request and answers with what it came to.
-    pub fn propose(self: &Arc<Self>, kind: Kind, message: Bytes, reply: Reply) {
+    pub fn propose(self: &Arc<Self>, kind: Kind, message: &[u8], reply: Reply) {
         let id = self.ids.next();
-        let entry = crate::state::Command::encode(id, kind, &message);
+        let entry = crate::state::Command::encode(id, kind, message);
         if entry.len() > self.limits.max_request_bytes {
             return reply.answer(Err(Error::RequestTooLarge.into()));
         }
@@ -96,7 +97,7 @@ impl Api {
     /// Runs a read on the call's own task: at once, or for a linearizable one when all that was acknowledged before is
     /// visible here.
     pub fn read(&self, serializable: bool, reply: Reply, read: impl FnOnce(Reply) + Send + 'static) {
-        if serializable {
+        if serializable || self.node.status().rules_alone() {
             return read(reply);
         }
         self.node.read_barrier(Box::new(move |outcome| match outcome {
@@ -136,6 +137,7 @@ pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
 }
 
 /// Turns a failed read into an answer. A failing disk ends the process.
+#[must_use]
 pub fn refuse(failure: Failure) -> Refusal {
     match failure {
         Failure::Refused(error) => error.into(),

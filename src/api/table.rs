@@ -71,13 +71,13 @@ const CODES: [&str; 17] = [
 impl Method {
     fn new(service: &str, name: &str, handler: Handler) -> Self {
         let labels = [handler.grpc_type(), service, name];
-        let handled = CODES.map(|code| METRICS.handled.with_label_values(&[labels[0], service, name, code]));
+        let with_code = |code| METRICS.handled.with_label_values(&[labels[0], service, name, code]);
         Self {
             handler,
             started: METRICS.started.with_label_values(&labels),
             received: METRICS.received.with_label_values(&labels),
             sent: METRICS.sent.with_label_values(&labels),
-            handled,
+            handled: CODES.map(with_code),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What everybody may know about this node, as numbers that one thread writes and any thread reads.
 
 use std::{
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -15,6 +15,8 @@ pub struct Status {
     committed: AtomicU64,
     applied: AtomicU64,
     applied_term: AtomicU64,
+    /// Whether this member leads a cluster that has no other voter.
+    rules_alone: AtomicBool,
     /// Bytes that the log has taken since the last flush of the database.
     unflushed_log_bytes: AtomicU64,
     total_bytes: AtomicI64,
@@ -47,6 +49,12 @@ impl Status {
         self.applied_term.load(Ordering::Relaxed)
     }
 
+    /// Whether this member leads a cluster that has no other voter: then nothing was ever acknowledged that cannot be read
+    /// here, and there is nobody to ask.
+    pub fn rules_alone(&self) -> bool {
+        self.rules_alone.load(Ordering::Acquire)
+    }
+
     /// Size of the database, as last measured.
     pub fn total_bytes(&self) -> i64 {
         self.total_bytes.load(Ordering::Relaxed)
@@ -65,6 +73,10 @@ impl Status {
     pub(super) fn set_leader(&self, leader: u64) {
         let before = self.leader.swap(leader, Ordering::Relaxed);
         metrics::leader_changed(before, leader);
+    }
+
+    pub(super) fn set_rules_alone(&self, alone: bool) {
+        self.rules_alone.store(alone, Ordering::Release);
     }
 
     pub(super) fn set_term(&self, term: u64) {

@@ -47,7 +47,9 @@ impl Waiters {
     /// Lets the reads go that waited for an index up to `applied`.
     pub fn open_reads(&mut self, applied: u64) {
         while let Some((_, _, reads)) = self.reads.pop_front_if(|&mut (_, index, _)| index <= applied) {
-            reads.into_iter().for_each(|read| read(Ok(())));
+            for read in reads {
+                read(Ok(()));
+            }
         }
     }
 
@@ -60,7 +62,9 @@ impl Waiters {
             }
         }
         while let Some((_, _, reads)) = self.reads.pop_front_if(|&mut (deadline, _, _)| deadline <= now) {
-            reads.into_iter().for_each(|read| read(Err(Error::Timeout)));
+            for read in reads {
+                read(Err(Error::Timeout));
+            }
         }
     }
 
@@ -74,7 +78,9 @@ impl Waiters {
     pub fn stop(&mut self) {
         self.proposals.drain().for_each(|(_, waiter)| waiter(Err(Error::Stopped)));
         for (_, _, reads) in self.reads.drain(..) {
-            reads.into_iter().for_each(|read| read(Err(Error::Stopped)));
+            for read in reads {
+                read(Err(Error::Stopped));
+            }
         }
     }
 }

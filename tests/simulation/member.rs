@@ -109,7 +109,7 @@ impl Member {
             SimulatedLog { log: log.clone(), engine: engine_too, gauge: gauge_too, fault, owes_sync: false, written };
         let silent = slog::Logger::root(slog::Discard, slog::o!());
         let (node, rooms) =
-            Node::assemble(settings(dice), engine.clone(), machine, Publisher, Box::new(store), &recovered, &silent)?;
+            Node::assemble(&settings(dice), engine.clone(), machine, Publisher, Box::new(store), &recovered, &silent)?;
         let work = rooms.keeper.begin(now);
         Ok(Self { node, rooms, work, engine, log, gauge, inputs: Vec::new(), tasks: Vec::new(), handoffs: Vec::new() })
     }
