@@ -95,6 +95,9 @@ impl Driver {
         while let Some(turn) = self.replica.turn() {
             self.carry_out(turn, &mut handoff);
         }
+        if self.begins_to_rule_alone() {
+            self.status.set_rules_alone(true);
+        }
         self.status.set_term(self.replica.term());
         self.status.set_committed(self.replica.committed());
         if !handoff.is_empty() {
@@ -110,6 +113,15 @@ impl Driver {
             due += 1;
         }
         due.min(LATE_TICKS)
+    }
+
+    /// A leader knows everything that was ever acknowledged, but after a restart the database is behind the log. An entry of
+    /// the leader's own term comes after all that others, or an earlier life of this member, have acknowledged.
+    fn begins_to_rule_alone(&self) -> bool {
+        !self.status.rules_alone()
+            && self.replica.leadership().is_self
+            && self.status.applied_term() == self.replica.term()
+            && self.replica.is_sole_voter()
     }
 
     fn hear(&mut self, input: Input, handoff: &mut Handoff) {
@@ -133,7 +145,7 @@ impl Driver {
                 "leader changed"
             );
             self.status.set_leader(leadership.leader);
-            self.status.set_rules_alone(leadership.is_self && self.replica.is_sole_voter());
+            self.status.set_rules_alone(false);
             handoff.leadership = Some(leadership);
         }
         assert!(turn.messages.is_empty(), "a sole member has nobody to talk to");
