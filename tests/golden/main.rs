@@ -35,7 +35,7 @@ mod language;
 mod node;
 mod print;
 
-use std::{error::Error, path::Path};
+use std::{env, error::Error, fs, path::Path};
 
 use goldenscript::{Argument, Command, Context, Runner};
 use language::Words;
@@ -91,13 +91,30 @@ impl Runner for Mirror {
 /// Runs all scripts of a directory; the panic of one names it.
 fn run_all(directory: &str) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(directory);
-    let mut scripts: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut scripts: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     scripts.sort();
     assert!(!scripts.is_empty());
+    let record = env::var_os("UPDATE_GOLDENFILES").is_some_and(|value| value == "1");
     for script in scripts {
         println!("running {}", script.display());
-        goldenscript::run(&mut Mirror::new(), &script).unwrap_or_else(|error| panic!("{}: {error}", script.display()));
+        let recorded = fs::read_to_string(&script).unwrap();
+        let output = goldenscript::generate(&mut Mirror::new(), &recorded)
+            .unwrap_or_else(|error| panic!("{}: {error}", script.display()));
+        if record {
+            fs::write(&script, output).unwrap();
+        } else {
+            check(&script, &recorded, &output);
+        }
     }
+}
+
+/// Shows where a script's output begins to differ from what was recorded.
+fn check(script: &Path, recorded: &str, output: &str) {
+    let mut lines = recorded.lines().zip(output.lines()).enumerate();
+    if let Some((nth, (was, is))) = lines.find(|(_, (was, is))| was != is) {
+        panic!("{}:{}\n  recorded: {was}\n  now:      {is}", script.display(), nth + 1);
+    }
+    assert_eq!(recorded, output, "{}", script.display());
 }
 
 #[test]
