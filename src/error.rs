@@ -94,7 +94,7 @@ pub enum Error {
     /// The leader could not confirm that it still leads.
     #[error("not a primary lessor")]
     NotPrimary,
-    /// RangeStream, asked for what it cannot do.
+    /// A `RangeStream`, asked for what it cannot do.
     #[error("{0}")]
     Unimplemented(&'static str),
     /// A message that does not decode.

@@ -51,7 +51,7 @@ impl Api {
         match admitted {
             Ok(()) => {
                 METRICS.puts.inc();
-                self.propose(Kind::Put, call.message, reply);
+                self.propose(Kind::Put, &call.message, reply);
             }
             Err(error) => reply.answer(Err(error.into())),
         }
@@ -63,7 +63,7 @@ impl Api {
         match admitted.and_then(|delete| validate::delete_range(&delete)) {
             Ok(()) => {
                 METRICS.deletes.inc();
-                self.propose(Kind::DeleteRange, call.message, reply);
+                self.propose(Kind::DeleteRange, &call.message, reply);
             }
             Err(error) => reply.answer(Err(error.into())),
         }
@@ -82,7 +82,7 @@ impl Api {
         };
         METRICS.txns.inc();
         if !is_read_only(&txn) {
-            return self.propose(Kind::Txn, call.message, reply);
+            return self.propose(Kind::Txn, &call.message, reply);
         }
         let api = self.clone();
         self.read(is_serializable(&txn), reply, move |reply| {
@@ -104,7 +104,7 @@ impl Api {
             Err(error) => return reply.answer(Err(error.into())),
         };
         if !request.physical {
-            return self.propose(Kind::Compact, call.message, reply);
+            return self.propose(Kind::Compact, &call.message, reply);
         }
         let (api, id) = (self.clone(), self.ids.next());
         let when_agreed = move |outcome: Result<state::Response, Error>| {

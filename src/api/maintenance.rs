@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::{Api, decode, halt_process, not_yet, refuse};
 use crate::{
-    call::{Answer, Call, Reply},
+    call::{Answer, Call, Conversation, Line, Metadata, Reply, Step},
     error::{Error, Halt},
     mvcc::read::Failure,
     proto::etcdserverpb::{
@@ -27,7 +27,6 @@ const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
 
 impl Api {
     /// `Maintenance/Status`: answered locally, without asking anybody.
-    #[allow(clippy::needless_pass_by_value, reason = "the signature of every handler")]
     pub fn status(self: &Arc<Self>, _call: Call, reply: Reply) {
         let status = self.node.status();
         let board = self.readers().board.read().clone();
@@ -59,7 +58,7 @@ impl Api {
                 let text = format!("etcdserver: unknown alarm action {}: 0, 1 and 2 are known", request.action);
                 reply.answer(Err(Error::Unknown(text).into()));
             }
-            Ok(_) => self.propose(Kind::Alarm, call.message, reply),
+            Ok(_) => self.propose(Kind::Alarm, &call.message, reply),
             Err(error) => reply.answer(Err(error.into())),
         }
     }
@@ -85,7 +84,6 @@ impl Api {
     }
 
     /// `Maintenance/Hash`.
-    #[allow(clippy::needless_pass_by_value, reason = "the signature of every handler")]
     pub fn hash(self: &Arc<Self>, _call: Call, reply: Reply) {
         let api = self.clone();
         self.pool.run(move || {
@@ -110,7 +108,6 @@ impl Api {
     }
 
     /// `Maintenance/Defragment`: answers when removed data takes no room any more. Reads and writes go on meanwhile.
-    #[allow(clippy::needless_pass_by_value, reason = "the signature of every handler")]
     pub fn defragment(self: &Arc<Self>, _call: Call, reply: Reply) {
         let api = self.clone();
         self.node.await_compaction(Box::new(move || {
@@ -142,13 +139,27 @@ impl Api {
         });
     }
 
+    /// `Maintenance/Snapshot`.
+    pub fn snapshot(self: &Arc<Self>, _metadata: Metadata) -> Box<dyn Conversation> {
+        Box::new(NotYet("this version of metastore cannot stream snapshots yet"))
+    }
+
     /// `Maintenance/Downgrade`.
-    #[allow(clippy::needless_pass_by_value, reason = "the signature of every handler")]
     pub fn downgrade(self: &Arc<Self>, _call: Call, reply: Reply) {
         reply.answer(Err(not_yet("this version of metastore cannot be downgraded yet")));
     }
 }
 
+/// A stream that is refused.
+struct NotYet(&'static str);
+
+impl Conversation for NotYet {
+    fn step(&mut self, _line: &mut dyn Line) -> Step {
+        Step::End(Err(not_yet(self.0)))
+    }
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "an answer may be a refusal elsewhere")]
 fn encode(message: &impl Message) -> Answer {
     Ok(Bytes::from(message.encode_to_vec()))
 }

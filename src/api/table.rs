@@ -71,13 +71,13 @@ const CODES: [&str; 17] = [
 impl Method {
     fn new(service: &str, name: &str, handler: Handler) -> Self {
         let labels = [handler.grpc_type(), service, name];
-        let handled = CODES.map(|code| METRICS.handled.with_label_values(&[labels[0], service, name, code]));
+        let with_code = |code| METRICS.handled.with_label_values(&[labels[0], service, name, code]);
         Self {
             handler,
             started: METRICS.started.with_label_values(&labels),
             received: METRICS.received.with_label_values(&labels),
             sent: METRICS.sent.with_label_values(&labels),
-            handled,
+            handled: CODES.map(with_code),
         }
     }
 
@@ -118,6 +118,29 @@ const METHODS: &[(&str, Handler)] = &[
     ("/etcdserverpb.KV/DeleteRange", Handler::Unary(Api::delete_range)),
     ("/etcdserverpb.KV/Txn", Handler::Unary(Api::txn)),
     ("/etcdserverpb.KV/Compact", Handler::Unary(Api::compact)),
+    ("/etcdserverpb.Watch/Watch", Handler::Bidirectional(Api::watch)),
+    ("/etcdserverpb.Lease/LeaseGrant", Handler::Unary(Api::lease_grant)),
+    ("/etcdserverpb.Lease/LeaseRevoke", Handler::Unary(Api::lease_revoke)),
+    ("/etcdserverpb.Lease/LeaseKeepAlive", Handler::Bidirectional(Api::lease_keep_alive)),
+    ("/etcdserverpb.Lease/LeaseTimeToLive", Handler::Unary(Api::lease_time_to_live)),
+    ("/etcdserverpb.Lease/LeaseLeases", Handler::Unary(Api::lease_leases)),
+    ("/etcdserverpb.Auth/AuthEnable", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/AuthDisable", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/AuthStatus", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/Authenticate", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/UserAdd", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/UserGet", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/UserList", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/UserDelete", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/UserChangePassword", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/UserGrantRole", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/UserRevokeRole", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/RoleAdd", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/RoleGet", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/RoleList", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/RoleDelete", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/RoleGrantPermission", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/RoleRevokePermission", Handler::Unary(Api::auth)),
     ("/etcdserverpb.Cluster/MemberAdd", Handler::Unary(Api::member_change)),
     ("/etcdserverpb.Cluster/MemberRemove", Handler::Unary(Api::member_change)),
     ("/etcdserverpb.Cluster/MemberUpdate", Handler::Unary(Api::member_change)),
@@ -128,6 +151,7 @@ const METHODS: &[(&str, Handler)] = &[
     ("/etcdserverpb.Maintenance/Defragment", Handler::Unary(Api::defragment)),
     ("/etcdserverpb.Maintenance/Hash", Handler::Unary(Api::hash)),
     ("/etcdserverpb.Maintenance/HashKV", Handler::Unary(Api::hash_kv)),
+    ("/etcdserverpb.Maintenance/Snapshot", Handler::ServerStream(Api::snapshot)),
     ("/etcdserverpb.Maintenance/MoveLeader", Handler::Unary(Api::move_leader)),
     ("/etcdserverpb.Maintenance/Downgrade", Handler::Unary(Api::downgrade)),
 ];

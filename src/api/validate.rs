@@ -147,10 +147,10 @@ fn footprint(ops: &[RequestOp]) -> Result<Footprint, Error> {
         }
     }
     for op in ops {
-        if let Some(request_op::Request::RequestPut(put)) = &op.request {
-            if all.deletes.contains(&put.key) || !all.puts.insert(put.key.clone()) {
-                return Err(Error::DuplicateKey);
-            }
+        if let Some(request_op::Request::RequestPut(put)) = &op.request
+            && (all.deletes.contains(&put.key) || !all.puts.insert(put.key.clone()))
+        {
+            return Err(Error::DuplicateKey);
         }
     }
     Ok(all)

@@ -254,7 +254,7 @@ impl Row {
         &self.record.as_ref().expect("records are fetched before a sort by value").value
     }
 
-    /// The answer to keys_only: all that the index knows. A sort by value has the record, and with it the lease.
+    /// The answer to `keys_only`: all that the index knows. A sort by value has the record, and with it the lease.
     fn without_value(&self) -> Bytes {
         let life = self.life();
         let key_value = KeyValue {

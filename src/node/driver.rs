@@ -30,6 +30,8 @@ pub enum Input {
     },
     /// Somebody wants to read what was acknowledged before now.
     Read(ReadWaiter),
+    /// Somebody wants to see applied what is known here to be committed.
+    CatchUp(ReadWaiter),
     /// The log has synced the write with this number and all before it.
     Persisted(u64),
     /// The database survives a crash up to this index.
@@ -82,7 +84,10 @@ impl Driver {
             for _ in 0..late {
                 self.replica.tick();
             }
-            handoff.expire = late > 0;
+            if late > 0 {
+                self.status.set_ticked();
+                handoff.expire = true;
+            }
             self.replica.applied(self.status.applied());
             while let Some(turn) = self.replica.turn() {
                 self.carry_out(turn, &mut handoff);
@@ -114,6 +119,7 @@ impl Driver {
                 handoff.waiters.push((id, waiter));
             }
             Input::Read(waiter) => self.replica.read(waiter),
+            Input::CatchUp(waiter) => handoff.catch_up.push((self.replica.committed(), waiter)),
             Input::Persisted(number) => self.replica.persisted(number),
             Input::Durable(index) => self.cut(index),
         }
@@ -128,11 +134,21 @@ impl Driver {
                 "leader changed"
             );
             self.status.set_leader(leadership.leader);
+            self.status.set_rules_alone(leadership.is_self && self.replica.is_sole_voter());
             handoff.leadership = Some(leadership);
         }
         assert!(turn.messages.is_empty(), "a sole member has nobody to talk to");
         handoff.entries.extend(turn.committed);
-        handoff.reads.extend(turn.reads);
+        let applied = self.status.applied();
+        for (index, reads) in turn.reads {
+            if index <= applied {
+                for read in reads {
+                    read(Ok(()));
+                }
+            } else {
+                handoff.reads.push((index, reads));
+            }
+        }
         if let Some(write) = turn.write {
             let _ = self.log.send(LogTask::Write(write));
         }

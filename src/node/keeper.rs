@@ -122,7 +122,8 @@ impl Keeper {
     fn flush(&self, work: &mut Work) -> Result<(), Halt> {
         let grown = self.status.unflushed_log_bytes() >= self.habits.flush_after_bytes;
         let stale = work.last_flush.elapsed() >= self.habits.flush_after;
-        if !grown && !(stale && self.status.applied() > work.flushed_index) {
+        let has_news = self.status.applied() > work.flushed_index;
+        if !grown && (!stale || !has_news) {
             return Ok(());
         }
         self.status.take_unflushed();

@@ -6,7 +6,8 @@
 //! ```text
 //! handlers ──Input──▶ raft ──LogTask──▶ log ──"persisted n"──▶ raft
 //!                      └───Handoff───▶ apply ──▶ watchers, waiters
-//!                                        └─Chore─▶ keeper: compaction, flush, sizes
+//!                                        ├─Chore─▶ keeper: compaction, flush, sizes
+//!                                        └─Effect─▶ timekeeper: leases ──Propose──▶ raft
 //! ```
 //!
 //! INVARIANTS
@@ -23,6 +24,7 @@ pub mod keeper;
 pub mod log;
 pub mod replica;
 pub mod status;
+pub mod timekeeper;
 pub mod waiters;
 
 use std::{
@@ -44,11 +46,13 @@ use crate::{
 };
 use applier::{Applier, Quota};
 use driver::{Driver, Input};
+use identity::RequestIds;
 use inbox::Inbox;
 use keeper::{Chore, Habits, Keeper};
 use log::{LogStore, MemoryLog, Position, Recovered};
 use replica::{Replica, Timing};
 use status::Status;
+use timekeeper::{Timekeeper, Times};
 use waiters::{ProposalWaiter, ReadWaiter, Waiters};
 
 /// What a node needs to know about itself.
@@ -56,6 +60,8 @@ use waiters::{ProposalWaiter, ReadWaiter, Waiters};
 pub struct Settings {
     /// This member.
     pub member_id: u64,
+    /// Where the IDs of proposals come from.
+    pub ids: Arc<RequestIds>,
     /// How time is counted.
     pub timing: Timing,
     /// How long a proposal or a linearizable read may take.
@@ -76,6 +82,7 @@ pub struct Settings {
 pub struct Node {
     raft: Arc<Inbox<Input>>,
     keeper: Arc<Inbox<Chore>>,
+    timekeeper: Arc<Timekeeper>,
     status: Arc<Status>,
     readers: Readers,
     engine: Arc<dyn Engine>,
@@ -101,7 +108,7 @@ impl Threads {
 impl Node {
     /// Starts the threads of a node whose database and log were opened and belong together.
     pub fn start(
-        settings: Settings,
+        settings: &Settings,
         engine: Arc<dyn Engine>,
         machine: Machine,
         publisher: Publisher,
@@ -120,9 +127,14 @@ impl Node {
         status.set_size(engine.size()?);
         let raft = Arc::new(Inbox::default());
         let keeper = Arc::new(Inbox::default());
+        let tick = Duration::from_millis(settings.timing.tick_ms);
+        let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
+        let times = Times { tick, election_timeout: tick * election_ticks, patience: settings.request_timeout };
+        let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids.clone()));
         let node = Arc::new(Self {
             raft: raft.clone(),
             keeper: keeper.clone(),
+            timekeeper: timekeeper.clone(),
             status: status.clone(),
             readers,
             engine: engine.clone(),
@@ -136,7 +148,7 @@ impl Node {
             log: Arc::new(Inbox::default()),
             applier: Arc::new(Inbox::default()),
             status: status.clone(),
-            tick: Duration::from_millis(settings.timing.tick_ms),
+            tick,
             catchup_entries: settings.catchup_entries,
             id: settings.member_id,
         };
@@ -146,6 +158,8 @@ impl Node {
             publisher,
             status: status.clone(),
             keeper: keeper.clone(),
+            timekeeper: timekeeper.clone(),
+            rising: None,
             quota: settings.quota,
             slow: settings.slow_apply,
         };
@@ -171,7 +185,18 @@ impl Node {
 
     /// Calls the waiter when everything that was acknowledged before now can be read here.
     pub fn read_barrier(&self, waiter: ReadWaiter) {
+        if self.status.rules_alone() {
+            return waiter(Ok(())); // Answers follow the publication of what they promise.
+        }
         if let Err(Input::Read(waiter)) = self.raft.send(Input::Read(waiter)) {
+            waiter(Err(Error::Stopped));
+        }
+    }
+
+    /// Calls the waiter when what is known here to be committed is applied here. Asks nobody: for a leader, that is all
+    /// that anybody was told of.
+    pub fn catch_up(&self, waiter: ReadWaiter) {
+        if let Err(Input::CatchUp(waiter)) = self.raft.send(Input::CatchUp(waiter)) {
             waiter(Err(Error::Stopped));
         }
     }
@@ -185,6 +210,12 @@ impl Node {
     #[must_use]
     pub fn readers(&self) -> &Readers {
         &self.readers
+    }
+
+    /// Who knows when leases end.
+    #[must_use]
+    pub fn timekeeper(&self) -> &Arc<Timekeeper> {
+        &self.timekeeper
     }
 
     /// The node in numbers.
@@ -216,6 +247,7 @@ impl Node {
     pub fn stop(&self) {
         self.raft.close();
         self.keeper.close();
+        self.timekeeper.stop();
     }
 }
 
@@ -231,6 +263,7 @@ fn spawn_all(driver: Driver, applier: Applier, keeper: Keeper, mut log: Box<dyn 
     let (log_inbox, applier_inbox) = (driver.log.clone(), driver.applier.clone());
     let (raft, status) = (driver.inbox.clone(), driver.status.clone());
     let engine = keeper.engine.clone();
+    let timekeeper = applier.timekeeper.clone();
     let threads = vec![
         spawn("raft", move || {
             driver.run();
@@ -242,6 +275,7 @@ fn spawn_all(driver: Driver, applier: Applier, keeper: Keeper, mut log: Box<dyn 
             engine.flush() // A restart after a clean stop replays nothing.
         }),
         spawn("keeper", move || keeper.run()),
+        spawn("timekeeper", move || timekeeper.run()),
     ];
     Threads { threads }
 }

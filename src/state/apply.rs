@@ -45,7 +45,7 @@ impl Machine {
             Request::Put(put) => self.put(put),
             Request::DeleteRange(delete) => self.delete_range(&delete),
             Request::Txn(txn) => self.txn(txn),
-            Request::Compact(compact) => Ok(self.compact(&compact)),
+            Request::Compact(compact) => Ok(self.compact(compact)),
             Request::LeaseGrant(grant) => Ok(self.lease_grant(&grant)),
             Request::LeaseRevoke(revoke) => Ok(self.lease_revoke(&revoke)),
             Request::Alarm(alarm) => Ok(self.alarm(&alarm)),
@@ -174,7 +174,7 @@ impl Machine {
         Ok(body)
     }
 
-    fn compact(&mut self, compact: &CompactionRequest) -> Result<Response, Error> {
+    fn compact(&mut self, compact: CompactionRequest) -> Result<Response, Error> {
         if compact.revision <= self.store.compacted() {
             return Err(Error::Compacted);
         }

@@ -63,12 +63,13 @@ impl Machine {
         for op in branch(txn, path) {
             match &op.request {
                 Some(request_op::Request::RequestRange(range)) => {
-                    check_revision(range.revision, self.store.head(), self.store.compacted())?
+                    check_revision(range.revision, self.store.head(), self.store.compacted())?;
                 }
                 Some(request_op::Request::RequestPut(put)) => self.check_put(put)?,
                 Some(request_op::Request::RequestDeleteRange(_)) => (),
                 Some(request_op::Request::RequestTxn(txn)) => {
-                    self.check(txn, nested.next().expect("a path was decided for each nested transaction"))?;
+                    let path = nested.next().expect("a path was decided for each nested transaction");
+                    self.check(txn, path)?;
                 }
                 None => return Err(Error::KeyNotFound),
             }
@@ -252,7 +253,7 @@ fn fill_lives(source: &dyn Source, hits: &mut [Hit]) -> Result<(), Halt> {
 
 fn compare_numbers(compare: &Compare, hit: Option<&Hit>) -> Ordering {
     let life = hit.map(|hit| hit.life.expect("lives are filled in before they are compared"));
-    let union = &compare.target_union;
+    let union = compare.target_union.as_ref();
     let (found, wanted) = match CompareTarget::try_from(compare.target) {
         Ok(CompareTarget::Version) => (
             life.map(|life| life.version),
@@ -283,8 +284,8 @@ fn compare_numbers(compare: &Compare, hit: Option<&Hit>) -> Ordering {
 }
 
 /// The number to compare with; a union that holds something else counts as zero.
-fn matches_number(union: &Option<TargetUnion>, of: impl Fn(&TargetUnion) -> Option<i64>) -> i64 {
-    union.as_ref().and_then(of).unwrap_or(0)
+fn matches_number(union: Option<&TargetUnion>, of: impl Fn(&TargetUnion) -> Option<i64>) -> i64 {
+    union.and_then(of).unwrap_or(0)
 }
 
 fn wanted_value(compare: &Compare) -> &[u8] {
