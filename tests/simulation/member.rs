@@ -13,6 +13,7 @@ use metastore::{
         Node, Rooms, Settings,
         applier::{Handoff, Quota},
         driver::{Input, LogTask},
+        identity::{MemberId, RequestIds},
         keeper::{Habits, Work},
         log::{Identity, Position, volatile::VolatileLog},
         replica::Timing,
@@ -20,7 +21,7 @@ use metastore::{
     proto::etcdserverpb,
     state::{Machine, Members, Progress},
     storage::memory::Memory,
-    watch::Publisher,
+    watch,
 };
 use raft::eraftpb::{Entry, HardState};
 
@@ -65,6 +66,7 @@ pub fn founded_database() -> Memory {
 fn settings(dice: &mut Dice) -> Settings {
     Settings {
         member_id: MEMBER,
+        ids: Arc::new(RequestIds::new(MemberId::new(MEMBER).expect("it is not zero"), 0)),
         timing: Timing { tick_ms: 100, election_ticks: 10, pre_vote: true },
         request_timeout: PATIENCE,
         catchup_entries: *dice.pick(&[0, 3, 30]),
@@ -108,8 +110,11 @@ impl Member {
         let store =
             SimulatedLog { log: log.clone(), engine: engine_too, gauge: gauge_too, fault, owes_sync: false, written };
         let silent = slog::Logger::root(slog::Discard, slog::o!());
+        // Nobody watches: events go into a ring that forgets them.
+        let (publisher, _, _) =
+            watch::Hub::assemble(machine.readers().keys, watch::Settings::default(), watch::Gauges::detached());
         let (node, rooms) =
-            Node::assemble(&settings(dice), engine.clone(), machine, Publisher, Box::new(store), &recovered, &silent)?;
+            Node::assemble(&settings(dice), engine.clone(), machine, publisher, Box::new(store), &recovered, &silent)?;
         let work = rooms.keeper.begin(now);
         Ok(Self { node, rooms, work, engine, log, gauge, inputs: Vec::new(), tasks: Vec::new(), handoffs: Vec::new() })
     }
