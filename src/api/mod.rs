@@ -5,11 +5,14 @@
 //! the reply on, and never waits. A streaming handler makes a [`Conversation`]. Any transport that can carry bytes and
 //! paths can serve the table.
 
+pub mod barrier;
 pub mod cluster;
 pub mod grpc;
 pub mod header;
 pub mod http;
+pub mod keep_alive;
 pub mod kv;
+pub mod lease;
 pub mod maintenance;
 pub mod pool;
 pub mod range_stream;
@@ -17,6 +20,7 @@ pub mod status;
 pub mod table;
 pub mod unary;
 pub mod validate;
+pub mod watch;
 
 use std::{
     borrow::Cow,
@@ -33,6 +37,7 @@ use crate::{
     node::{Node, identity::RequestIds},
     proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
     state::{Kind, Readers},
+    watch::Hub,
 };
 use header::Header;
 use pool::Pool;
@@ -45,6 +50,8 @@ pub struct Limits {
     pub max_txn_ops: usize,
     /// Bytes of one entry of the log.
     pub max_request_bytes: usize,
+    /// The shortest time that a lease is granted for, in seconds.
+    pub min_lease_seconds: i64,
 }
 
 impl Limits {
@@ -62,12 +69,14 @@ impl Limits {
 pub struct Api {
     /// Agreement.
     pub node: Arc<Node>,
+    /// Who tells of changes.
+    pub hub: Arc<Hub>,
     /// Who answers.
     pub header: Header,
     /// What is admitted.
     pub limits: Limits,
     /// Where IDs come from.
-    pub ids: RequestIds,
+    pub ids: Arc<RequestIds>,
     /// Where long reads run.
     pub pool: Pool,
     /// What `Status` shows as the quota.

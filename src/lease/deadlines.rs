@@ -131,9 +131,16 @@ impl Deadlines {
         Some(left_millis / 1000)
     }
 
-    /// When each lease ends, in no order: there may be very many, so sort them after letting go of the lock.
+    /// When a lease ends; None if there is no such lease or this member does not lead.
     #[must_use]
-    pub fn ends(&self) -> Vec<(Duration, LeaseId)> {
+    pub fn end(&self, id: LeaseId) -> Option<Duration> {
+        let deadline = self.primary.as_ref()?.by_id.get(id)?;
+        Some(Duration::from_millis(deadline.end_millis))
+    }
+
+    /// When each lease ends, in no order.
+    #[cfg(test)]
+    fn ends(&self) -> Vec<(Duration, LeaseId)> {
         let by_id = self.primary.iter().flat_map(|primary| primary.by_id.iter());
         by_id.map(|(id, deadline)| (Duration::from_millis(deadline.end_millis), id)).collect()
     }
@@ -361,9 +368,11 @@ mod tests {
             assert_eq!(deadlines.remaining(LeaseId(1), seconds(0.0)), None);
             assert_eq!(deadlines.next_deadline(), None);
             assert!(deadlines.ends().is_empty());
+            assert_eq!(deadlines.end(LeaseId(1)), None);
             assert_eq!(offered(&mut deadlines, seconds(1000.0)), Vec::<i64>::new());
             deadlines.promote([(LeaseId(1), 2)], seconds(5.0), seconds(1.0));
             assert!(deadlines.is_primary());
+            assert_eq!(deadlines.end(LeaseId(1)), Some(seconds(8.0)));
             deadlines.demote();
         }
     }

@@ -116,7 +116,7 @@ impl Compaction {
 
 /// The key inside an encoded record, without decoding the rest: field 1 comes first. None for a record without a key, as a
 /// restore with a bumped revision leaves one.
-fn key_of(record: &[u8]) -> Option<&[u8]> {
+pub(super) fn key_of(record: &[u8]) -> Option<&[u8]> {
     const KEY_TAG: u8 = 0x0a;
     let mut rest = record.strip_prefix(&[KEY_TAG])?;
     let len = prost::encoding::decode_varint(&mut rest).ok()?;

@@ -22,6 +22,7 @@
 //! * Nothing at or above the revision of a registered view is forgotten.
 
 pub mod compact;
+pub mod history;
 pub mod index;
 pub mod read;
 pub mod revision;

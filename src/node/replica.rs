@@ -56,6 +56,8 @@ pub struct Leadership {
     pub leader: u64,
     /// Whether it is this member.
     pub is_self: bool,
+    /// The term when that was so.
+    pub term: u64,
 }
 
 /// What must be durable before what it promises may be said.
@@ -252,8 +254,12 @@ impl<R> Replica<R> {
             return None;
         }
         let mut ready = self.raft.ready();
-        let leadership =
-            ready.ss().map(|soft| Leadership { leader: soft.leader_id, is_self: soft.raft_state == StateRole::Leader });
+        let term = self.raft.raft.term;
+        let leadership = ready.ss().map(|soft| Leadership {
+            leader: soft.leader_id,
+            is_self: soft.raft_state == StateRole::Leader,
+            term,
+        });
         let leadership = leadership.filter(|now| *now != self.leadership);
         self.leadership = leadership.unwrap_or(self.leadership);
         for state in ready.take_read_states() {

@@ -1,0 +1,132 @@
+//! An event on its way to watchers: encoded once, shared by all who hear of it.
+//!
+//! A frame is field 11 of a `WatchResponse`, tag and length included, so a response is its other fields with frames behind
+//! them. There are two frames of an event, with and without what was there before; each is made when somebody wants it.
+
+use bytes::Bytes;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+
+use crate::{
+    error::Halt,
+    mvcc::{Event, Reader, read},
+};
+
+const EVENTS_FIELD: u32 = 11;
+const TYPE_FIELD: u32 = 1;
+const KV_FIELD: u32 = 2;
+const PREV_KV_FIELD: u32 = 3;
+const MOD_REVISION_FIELD: u32 = 3;
+const DELETE: u64 = 1;
+
+/// An event, and what has been encoded of it so far.
+pub struct Framer<'a> {
+    event: &'a Event,
+    plain: Option<Bytes>,
+    full: Option<Bytes>,
+}
+
+impl<'a> Framer<'a> {
+    /// Nothing is encoded yet.
+    #[must_use]
+    pub fn new(event: &'a Event) -> Self {
+        Self { event, plain: None, full: None }
+    }
+
+    /// The event.
+    #[must_use]
+    pub fn event(&self) -> &'a Event {
+        self.event
+    }
+
+    /// The frame, with what was there before if it is wanted and still known.
+    pub fn frame(&mut self, with_previous: bool, reader: &Reader) -> Result<Bytes, Halt> {
+        if !with_previous || self.event.previous.is_none() {
+            return Ok(self.plain.get_or_insert_with(|| encode(self.event, None)).clone());
+        }
+        if let Some(full) = &self.full {
+            return Ok(full.clone());
+        }
+        let previous = previous(self.event, reader)?;
+        let full = encode(self.event, previous.as_ref());
+        self.full = Some(full.clone());
+        Ok(full)
+    }
+}
+
+/// The record before an event; None for a creation, and where it is forgotten.
+fn previous(event: &Event, reader: &Reader) -> Result<Option<Bytes>, Halt> {
+    let Some(revision) = event.previous else { return Ok(None) };
+    if !event.deletion && read::decode(event.record.clone())?.create_revision == event.revision.main {
+        return Ok(None); // Deleted and created anew by one transaction.
+    }
+    reader.record(revision)
+}
+
+fn encode(event: &Event, previous: Option<&Bytes>) -> Bytes {
+    // A deletion's record is only its key; its revision is what watchers hear in addition.
+    let main = event.revision.main.cast_unsigned();
+    let stamp = if event.deletion { key_len(MOD_REVISION_FIELD) + encoded_len_varint(main) } else { 0 };
+    let kv_len = event.record.len() + stamp;
+    let kind_len = if event.deletion { key_len(TYPE_FIELD) + 1 } else { 0 };
+    let body_len = kind_len + field_len(KV_FIELD, kv_len) + previous.map_or(0, |kv| field_len(PREV_KV_FIELD, kv.len()));
+    let mut out = Vec::with_capacity(field_len(EVENTS_FIELD, body_len));
+    open(EVENTS_FIELD, body_len, &mut out);
+    if event.deletion {
+        encode_key(TYPE_FIELD, WireType::Varint, &mut out);
+        encode_varint(DELETE, &mut out);
+    }
+    open(KV_FIELD, kv_len, &mut out);
+    out.extend_from_slice(&event.record);
+    if event.deletion {
+        encode_key(MOD_REVISION_FIELD, WireType::Varint, &mut out);
+        encode_varint(main, &mut out);
+    }
+    if let Some(previous) = previous {
+        open(PREV_KV_FIELD, previous.len(), &mut out);
+        out.extend_from_slice(previous);
+    }
+    Bytes::from(out)
+}
+
+fn field_len(field: u32, len: usize) -> usize {
+    key_len(field) + encoded_len_varint(len as u64) + len
+}
+
+fn open(field: u32, len: usize, out: &mut Vec<u8>) {
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint(len as u64, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::{
+        mvcc::Revision,
+        proto::{
+            etcdserverpb::WatchResponse,
+            mvccpb::{Event as Wire, KeyValue},
+        },
+    };
+
+    fn check(deletion: bool, stored: &KeyValue, heard: KeyValue, previous: Option<KeyValue>) {
+        let revision = Revision { main: 300, sub: 1 };
+        let event = Event::of_record(revision, deletion, stored.encode_to_vec().into());
+        let frame = encode(&event, previous.as_ref().map(|kv| Bytes::from(kv.encode_to_vec())).as_ref());
+        let wire = Wire { r#type: i32::from(deletion), kv: Some(heard), prev_kv: previous };
+        assert_eq!(frame, WatchResponse { events: vec![wire], ..WatchResponse::default() }.encode_to_vec());
+    }
+
+    #[test]
+    fn a_frame_is_what_protobuf_would_have_written() {
+        let old = KeyValue { key: "k".into(), value: vec![b'o'; 200].into(), version: 1, ..KeyValue::default() };
+        let new = KeyValue { mod_revision: 300, create_revision: 2, lease: 7, version: 2, ..old.clone() };
+        check(false, &new, new.clone(), None);
+        check(false, &new, new.clone(), Some(old.clone()));
+        let tombstone = KeyValue { key: "k".into(), ..KeyValue::default() };
+        let heard = KeyValue { mod_revision: 300, ..tombstone.clone() };
+        check(true, &tombstone, heard.clone(), None);
+        check(true, &tombstone, heard, Some(old));
+    }
+}

@@ -1,0 +1,111 @@
+//! Who watches what: for each key that changes, the watches that want to hear of it, without asking the others.
+//!
+//! Watches of a single key lie in a hash map, all others in an interval tree. Watches of the same keys share one group, so
+//! that a thousand watches of one prefix cost one lookup.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::tree::{Bounds, IntervalTree};
+use crate::mvcc::Interval;
+
+/// Watches (by number) and the keys that they watch.
+#[derive(Default)]
+pub struct Interest {
+    keys: HashMap<Bytes, Vec<u32>>,
+    ranges: IntervalTree,
+}
+
+impl Interest {
+    /// Whether nobody watches anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.ranges.is_empty()
+    }
+
+    /// Adds a watch; returns its place in its group.
+    pub fn insert(&mut self, interval: &Interval, watch: u32) -> usize {
+        let group = match interval {
+            Interval::Key(key) => self.keys.entry(key.clone()).or_default(),
+            Interval::Range(..) | Interval::From(_) => self.ranges.group(&bounds(interval)),
+        };
+        group.push(watch);
+        group.len() - 1
+    }
+
+    /// Removes the watch at a place. Returns the one that has this place now, if any.
+    pub fn remove(&mut self, interval: &Interval, place: usize) -> Option<u32> {
+        match interval {
+            Interval::Key(key) => {
+                let group = self.keys.get_mut(key).expect("a watch is in the group of its keys");
+                group.swap_remove(place);
+                let moved = group.get(place).copied();
+                if group.is_empty() {
+                    self.keys.remove(key);
+                }
+                moved
+            }
+            Interval::Range(..) | Interval::From(_) => {
+                let bounds = bounds(interval);
+                let group = self.ranges.group(&bounds);
+                group.swap_remove(place);
+                let moved = group.get(place).copied();
+                if group.is_empty() {
+                    self.ranges.remove(&bounds);
+                }
+                moved
+            }
+        }
+    }
+
+    /// Visits all watches of `key`, a group at a time.
+    pub fn visit(&self, key: &[u8], visit: &mut dyn FnMut(&[u32])) {
+        if let Some(group) = self.keys.get(key) {
+            visit(group);
+        }
+        if !self.ranges.is_empty() {
+            self.ranges.visit(key, visit);
+        }
+    }
+}
+
+fn bounds(interval: &Interval) -> Bounds {
+    match interval {
+        Interval::Key(key) | Interval::From(key) => Bounds { start: key.clone(), end: None },
+        Interval::Range(start, end) => Bounds { start: start.clone(), end: Some(end.clone()) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interval(key: &'static str, end: &'static str) -> Interval {
+        Interval::new(key.into(), end.into())
+    }
+
+    fn watchers(interest: &Interest, key: &str) -> Vec<u32> {
+        let mut found = Vec::new();
+        interest.visit(key.as_bytes(), &mut |group| found.extend_from_slice(group));
+        found
+    }
+
+    #[test]
+    fn keys_prefixes_and_open_ends_are_told_apart() {
+        let mut interest = Interest::default();
+        let all = [interval("a", ""), interval("a", "b"), interval("aa", "\0"), interval("a", ""), interval("b", "c")];
+        let places: Vec<usize> = (0..).zip(&all).map(|(watch, interval)| interest.insert(interval, watch)).collect();
+        assert_eq!(places, [0, 0, 0, 1, 0]);
+        assert_eq!(watchers(&interest, "a"), [0, 3, 1]);
+        assert_eq!(watchers(&interest, "ab"), [1, 2]);
+        assert_eq!(watchers(&interest, "b"), [2, 4]);
+        assert!(watchers(&interest, "A").is_empty());
+        assert_eq!(interest.remove(&all[0], 0), Some(3), "the last one takes the place");
+        assert_eq!(watchers(&interest, "a"), [3, 1]);
+        for (interval, _) in all[1..].iter().zip(1..) {
+            assert_eq!(interest.remove(interval, 0), None);
+        }
+        assert!(interest.is_empty());
+    }
+}

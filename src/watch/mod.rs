@@ -1,0 +1,316 @@
+//! Watchers hear every change.
+//!
+//! ```text
+//! apply thread ─ append ─▶ ring ◀─ read ─ hub ─ deliver ─▶ outbox ─ take ─▶ stream's task
+//!                publish head ▲             │ ▲
+//!                                       Job ▼ │ Replayed
+//!                                         historian ─ read ─▶ history table
+//! ```
+//!
+//! The apply thread leaves events in the [`ring`], publishes the head, and never waits. The [`hub`], a thread of its own,
+//! takes the ring up to the published head, finds out who watches what ([`interest`]), encodes each event once ([`frame`])
+//! and puts it into the [`outbox`] of each stream concerned. A stream's task takes responses out as fast as its client
+//! listens. If it does not, its watches become positions in history and cost nothing more; they catch up ([`replay`]) when
+//! there is room again.
+//!
+//! INVARIANTS
+//! * A watch hears each event that it wants once, in order, and the events of a revision together.
+//! * It hears nothing before the answer to its creation, and nothing after the answer to its end.
+//! * A progress notice stands behind every event up to its revision.
+//! * Writers wait for nobody. What may wait for one stream is bounded, and so is what one pass of catching up reads.
+
+pub mod frame;
+pub mod hub;
+pub mod inbox;
+pub mod interest;
+mod laggards;
+pub mod outbox;
+pub mod replay;
+mod requests;
+pub mod ring;
+pub mod slots;
+pub mod stream;
+pub mod tree;
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    task::Waker,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use prometheus::{IntCounter, IntGauge};
+use rand::RngExt;
+
+use crate::{
+    error::Halt,
+    metrics::METRICS,
+    mvcc::{Event, Reader},
+};
+pub use hub::{Create, HubCore, Input, Request, Turn};
+use inbox::Inbox;
+use outbox::Outbox;
+pub use outbox::{Events, Frames, Response};
+use replay::Job;
+pub use requests::NOBODY;
+use ring::Ring;
+pub use stream::Wishes;
+
+/// What can be chosen about watching.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Memory for recent events.
+    pub ring_bytes: usize,
+    /// What may wait for one stream, beside a little for each of its watches.
+    pub pending_bytes: usize,
+    /// How often watches that ask for it are told that nothing happened; up to a tenth is added, stream by stream.
+    pub progress_interval: Duration,
+    /// Watches that one stream may have.
+    pub watches_per_stream: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            ring_bytes: 8 << 20,
+            pending_bytes: 1 << 20,
+            progress_interval: Duration::from_mins(10),
+            watches_per_stream: 1_000_000,
+        }
+    }
+}
+
+/// Who watches, in numbers.
+#[derive(Debug, Clone)]
+pub struct Gauges {
+    /// Open streams.
+    pub streams: IntGauge,
+    /// Watches.
+    pub watches: IntGauge,
+    /// Watches that are not synced.
+    pub lagging: IntGauge,
+    /// Events that wait in an outbox.
+    pub pending: IntGauge,
+    /// Events that left one.
+    pub events: IntCounter,
+}
+
+impl Gauges {
+    /// The ones that the process reports.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self {
+            streams: METRICS.watch_streams.clone(),
+            watches: METRICS.watchers.clone(),
+            lagging: METRICS.slow_watchers.clone(),
+            pending: METRICS.pending_events.clone(),
+            events: METRICS.events.clone(),
+        }
+    }
+
+    /// Ones that nobody reports.
+    #[must_use]
+    pub fn detached() -> Self {
+        let gauge = || IntGauge::new("detached", "Reported nowhere.").expect("the name is a constant");
+        let counter = IntCounter::new("detached", "Reported nowhere.").expect("the name is a constant");
+        Self { streams: gauge(), watches: gauge(), lagging: gauge(), pending: gauge(), events: counter }
+    }
+}
+
+/// Where the apply thread leaves events.
+pub struct Publisher {
+    ring: Arc<Mutex<Ring>>,
+    inbox: Arc<Inbox>,
+    ring_bytes: usize,
+}
+
+impl Publisher {
+    /// Makes events deliverable as soon as `head` is published.
+    pub fn append(&mut self, events: Vec<Event>, head: i64) {
+        if !events.is_empty() {
+            self.ring.lock().append(events, head);
+        }
+    }
+
+    /// Tells the hub that there is something to deliver.
+    pub fn wake(&self) {
+        self.inbox.ring();
+    }
+
+    /// Goes on with a later state of the key space, as an installed snapshot brings it. Comes before anything is appended
+    /// that follows it.
+    pub fn restore(&mut self, reader: Reader) {
+        *self.ring.lock() = Ring::new(reader.head(), self.ring_bytes);
+        self.inbox.send(Input::Restored(reader));
+    }
+}
+
+/// The door for streams.
+pub struct Hub {
+    inbox: Arc<Inbox>,
+    settings: Settings,
+    gauges: Gauges,
+    streams: AtomicU64,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Hub {
+    /// Starts the threads that deliver.
+    #[must_use]
+    pub fn start(reader: Reader, settings: Settings) -> (Publisher, Arc<Self>) {
+        let (publisher, hub, core) = Self::assemble(reader, settings, Gauges::of_process());
+        let (jobs, orders) = mpsc::channel();
+        let inbox = hub.inbox.clone();
+        let deliver = spawn("watch", move || run(core, &inbox, &jobs));
+        let inbox = hub.inbox.clone();
+        let read = spawn("watch-history", move || run_jobs(&orders, &inbox));
+        hub.threads.lock().extend([deliver, read]);
+        (publisher, hub)
+    }
+
+    /// Everything but the threads, for who wants to take the steps himself: see [`Hub::settle`].
+    #[must_use]
+    pub fn assemble(reader: Reader, settings: Settings, gauges: Gauges) -> (Publisher, Arc<Self>, HubCore) {
+        let ring = Arc::new(Mutex::new(Ring::new(reader.head(), settings.ring_bytes)));
+        let inbox = Arc::new(Inbox::default());
+        let publisher = Publisher { ring: ring.clone(), inbox: inbox.clone(), ring_bytes: settings.ring_bytes };
+        let core = HubCore::new(reader, ring, settings, gauges.clone());
+        let hub = Self { inbox, settings, gauges, streams: AtomicU64::new(0), threads: Mutex::default() };
+        (publisher, Arc::new(hub), core)
+    }
+
+    /// Takes steps until nothing is left to do at time `now`. Returns when there will be.
+    pub fn settle(&self, core: &mut HubCore, now: Duration) -> Result<Option<Duration>, Halt> {
+        let mut inputs = Vec::new();
+        loop {
+            self.inbox.take(&mut inputs);
+            let turn = core.step(now, &mut inputs)?;
+            if let Some(job) = turn.job {
+                inputs.push(Input::Replayed(job.run()?));
+            } else if !turn.busy && !self.inbox.has_inputs() {
+                return Ok(turn.until);
+            }
+        }
+    }
+
+    /// Opens a stream.
+    #[must_use]
+    pub fn open(&self) -> Subscriber {
+        let interval = self.settings.progress_interval;
+        self.open_with_period(interval + interval.mul_f64(rand::rng().random_range(0.0..0.1)))
+    }
+
+    /// Opens a stream that says every `period` that nothing happened, to those who ask for it.
+    #[must_use]
+    pub fn open_with_period(&self, period: Duration) -> Subscriber {
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
+        let outbox = Arc::new(Outbox::new(self.gauges.clone()));
+        self.inbox.send(Input::Open { stream, outbox: outbox.clone(), period });
+        Subscriber { inbox: self.inbox.clone(), stream, outbox, asked: 0, handled: 0, answers: 0 }
+    }
+
+    /// Stops delivering: every stream learns that it has ended.
+    pub fn stop(&self) {
+        self.inbox.close();
+        for thread in self.threads.lock().drain(..) {
+            // A thread that panicked has ended the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Requests of one stream that may be unanswered, and answers that may wait for it.
+const OPEN_REQUESTS_MAX: u64 = 64;
+
+/// A stream, as its own task holds it. Dropped, it takes all its watches with it.
+pub struct Subscriber {
+    inbox: Arc<Inbox>,
+    stream: u64,
+    outbox: Arc<Outbox>,
+    asked: u64,
+    handled: u64,
+    answers: usize,
+}
+
+/// The hub has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
+
+impl Subscriber {
+    /// Whether another request may be made before responses are taken.
+    #[must_use]
+    pub fn may_ask(&self) -> bool {
+        let unhandled = self.asked - self.handled;
+        unhandled + (self.answers as u64) < OPEN_REQUESTS_MAX
+    }
+
+    /// Asks for something. Requests are handled in order.
+    pub fn ask(&mut self, request: Request) {
+        self.asked += 1;
+        self.inbox.send(Input::Request { stream: self.stream, request });
+    }
+
+    /// Takes some responses out. If there are none, the waker is called when there are, or when more may be asked.
+    pub fn take(&mut self, into: &mut VecDeque<Response>, waker: &Waker) -> Result<(), Stopped> {
+        let taken = self.outbox.take(into, waker);
+        self.handled = taken.handled;
+        self.answers = taken.answers;
+        if taken.room {
+            self.inbox.send(Input::Room { stream: self.stream });
+        }
+        if taken.stopped { Err(Stopped) } else { Ok(()) }
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.outbox.close();
+        self.inbox.send(Input::Close { stream: self.stream });
+    }
+}
+
+/// The hub's thread.
+fn run(mut core: HubCore, inbox: &Inbox, jobs: &mpsc::Sender<Job>) -> Result<(), Halt> {
+    let started = Instant::now();
+    let mut inputs = Vec::new();
+    let mut turn = Turn::default();
+    loop {
+        let until = if turn.busy { Some(started) } else { turn.until.map(|until| started + until) };
+        if !inbox.receive(&mut inputs, core.listens(), || core.has_news(), until) {
+            core.stop();
+            return Ok(());
+        }
+        turn = core.step(started.elapsed(), &mut inputs)?;
+        if let Some(job) = turn.job.take() {
+            jobs.send(job).expect("the historian lives as long as this thread");
+        }
+    }
+}
+
+/// The historian's thread.
+fn run_jobs(orders: &mpsc::Receiver<Job>, inbox: &Inbox) -> Result<(), Halt> {
+    for job in orders {
+        inbox.send(Input::Replayed(job.run()?));
+    }
+    Ok(())
+}
+
+/// A thread whose failure ends the process.
+fn spawn(name: &'static str, run: impl FnOnce() -> Result<(), Halt> + Send + 'static) -> JoinHandle<()> {
+    let body = move || {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(halt)) => tracing::error!(thread = name, error = %halt, "cannot go on"),
+            Err(_) => tracing::error!(thread = name, "panicked"),
+        }
+        std::process::abort();
+    };
+    thread::Builder::new().name(name.into()).spawn(body).expect("the system has room for a handful of threads")
+}
