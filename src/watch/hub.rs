@@ -184,8 +184,13 @@ impl HubCore {
         self.reader.head() > self.delivered
     }
 
-    /// Ends all streams.
-    pub fn stop(&mut self) {
+    /// Ends all streams, those included that are among the last inputs.
+    pub fn stop(&mut self, inputs: &mut Vec<Input>) {
+        for input in inputs.drain(..) {
+            if let Input::Open { outbox, .. } = input {
+                outbox.close();
+            }
+        }
         for (_, stream) in self.streams.iter() {
             stream.close();
         }

@@ -1,0 +1,10 @@
+//! Watching, without threads and without a network: real streams over a real state machine in memory, stepped by hand.
+
+mod aftermath;
+mod contract;
+mod lagging;
+mod progress;
+mod race;
+mod random;
+mod speed;
+mod world;
