@@ -1,5 +1,7 @@
 //! What every kind of request gets, row by row.
 
+use prost::Message;
+
 use metastore::{
     call::{Conversation, Step},
     proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType},
@@ -279,7 +281,6 @@ fn the_limit_is_exact_and_parts_survive_a_full_sink() {
     let size = {
         let created = world.hear(&mut client);
         assert_eq!(created.len(), 2);
-        use prost::Message;
         created[1].encoded_len() - 2 // Watch 0 needs no field for its ID.
     };
     for (limit, parts) in [(size + 1, 1), (size, 2)] {
@@ -287,7 +288,7 @@ fn the_limit_is_exact_and_parts_survive_a_full_sink() {
         client.create(create());
         client.line.room = 1;
         let mut heard = Vec::new();
-        for _ in 0..1 + parts {
+        for _ in 0..=parts {
             heard.extend(world.hear(&mut client));
             client.create(on("later"));
         }

@@ -1,5 +1,7 @@
 //! Watching, without threads and without a network: real streams over a real state machine in memory, stepped by hand.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod aftermath;
 mod contract;
 mod lagging;

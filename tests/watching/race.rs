@@ -51,8 +51,8 @@ fn watch_once(hub: &Hub, reader: &Reader, nth: i64) {
         _ => (head - nth % 100).max(1),
     };
     client.create(from(start, on("a")));
-    let (mut next, mut heard) = (None, 0);
-    while heard < 5 {
+    let (mut next, mut told_of) = (None, 0);
+    while told_of < 5 {
         client.step();
         let responses = std::mem::take(&mut client.line.sent);
         if responses.is_empty() {
@@ -68,7 +68,7 @@ fn watch_once(hub: &Hub, reader: &Reader, nth: i64) {
                 let told = event.kv.unwrap().mod_revision;
                 assert_eq!(Some(told), next, "start {start}, head {head}");
                 next = Some(told + 1);
-                heard += 1;
+                told_of += 1;
             }
         }
     }

@@ -133,12 +133,12 @@ impl Run {
                     changes.push((key, self.rng.random_bool(0.7).then(|| self.rng.random_range(0..1000).to_string())));
                 }
             }
-            let mut changed = false;
+            let mut effective = false;
             for (key, value) in &changes {
-                changed |= value.is_some() || before.contains_key(key);
+                effective |= value.is_some() || before.contains_key(key);
                 self.record(head + 1, key, value.as_deref(), before.get(key));
             }
-            head += i64::from(changed);
+            head += i64::from(effective);
             self.world.stage(Kind::Txn, &txn(&changes));
         }
         self.world.publish();
@@ -260,7 +260,7 @@ impl Run {
             }
         }
         let watches: usize = self.readers.iter().map(|reader| reader.watches.len()).sum();
-        assert_eq!(self.world.counts(), [self.readers.len() as i64, watches as i64, 0, 0]);
+        assert_eq!(self.world.counts(), [self.readers.len(), watches, 0, 0].map(|count| i64::try_from(count).unwrap()));
         self.readers.clear();
         self.step_hub();
         assert_eq!(self.world.counts(), [0; 4]);

@@ -147,7 +147,7 @@ impl World {
     /// Streams, watches, lagging watches, pending events.
     pub fn counts(&self) -> [i64; 4] {
         let Gauges { streams, watches, lagging, pending, .. } = &self.gauges;
-        [streams, watches, lagging, pending].map(|gauge| gauge.get())
+        [streams, watches, lagging, pending].map(prometheus::IntGauge::get)
     }
 }
 
