@@ -3,11 +3,14 @@
 use std::{
     io,
     net::SocketAddr,
+    pin::Pin,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
+    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -18,7 +21,10 @@ use tokio::{net::TcpListener, sync::oneshot};
 use tower::ServiceExt;
 
 use crate::{
-    api::{self, Api, Limits, Table, grpc, header::Header, maintenance::ETCD_VERSION, pool::Pool},
+    api::{
+        self, Api, Limits, Table, grpc, header::Header, maintenance::ETCD_VERSION, pool::Pool, table::Handler, unary,
+        unary::UnaryBody,
+    },
     config::{Config, urls::Place},
     error::{Error, Halt},
     logging,
@@ -134,6 +140,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     if let Some(graceful) = Arc::into_inner(graceful) {
         let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
     }
+    floors.api.hub.stop();
     floors.api.node.stop();
     let _ = tokio::task::spawn_blocking(move || floors.threads.join()).await;
     tracing::info!({ "data-dir" = %config.data_dir.display() }, "closed etcd server");
@@ -198,18 +205,26 @@ fn build(config: &Config, directory: &DataDir) -> Result<Floors, Failure> {
         Some(0) => DEFAULT_QUOTA_BYTES,
         Some(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
     };
-    let settings = settings(config, member_id, quota_bytes);
     let log: Box<dyn LogStore> = Box::new(log);
-    let (publisher, _hub) = watch::Hub::start(machine.readers().keys, watch::Settings::default());
-    let (node, threads) = Node::start(&settings, engine, machine, publisher, log, &recovered, &logging::raft_logger())?;
+    let watch_settings =
+        watch::Settings { progress_interval: config.watch_progress_notify_interval, ..watch::Settings::default() };
+    let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
+    let member = MemberId::new(member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let started_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    let member = MemberId::new(member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
+    let ids = Arc::new(RequestIds::new(member, started_ms));
+    let settings = settings(config, member_id, ids.clone(), quota_bytes);
+    let (node, threads) = Node::start(&settings, engine, machine, publisher, log, &recovered, &logging::raft_logger())?;
     let api = Api {
         header: Header::new(cluster_id, member_id, node.status().clone()),
         node,
-        limits: Limits { max_txn_ops: config.max_txn_ops, max_request_bytes: config.max_request_bytes },
-        ids: RequestIds::new(member, started_ms),
+        hub,
+        limits: Limits {
+            max_txn_ops: config.max_txn_ops,
+            max_request_bytes: config.max_request_bytes,
+            min_lease_seconds: api::lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
+        },
+        ids,
         pool: Pool::start(std::thread::available_parallelism().map_or(2, usize::from)),
         quota_bytes,
         alarm_under_way: AtomicBool::new(false),
@@ -217,9 +232,10 @@ fn build(config: &Config, directory: &DataDir) -> Result<Floors, Failure> {
     Ok(Floors { api: Arc::new(api), threads })
 }
 
-fn settings(config: &Config, member_id: u64, quota_bytes: i64) -> Settings {
+fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: i64) -> Settings {
     Settings {
         member_id,
+        ids,
         timing: Timing {
             tick_ms: u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
             election_ticks: config.election_ticks(),
@@ -303,14 +319,60 @@ struct Service {
     router: axum::Router,
 }
 
-type Answer = Result<http::Response<axum::body::Body>, std::convert::Infallible>;
+type Answer = Result<http::Response<Body>, std::convert::Infallible>;
+
+/// The body of a response: small and plain for a unary call, boxed for everything else.
+enum Body {
+    Unary(UnaryBody),
+    Other(axum::body::Body),
+}
 
 impl Service {
-    /// The table's methods first: they are what everybody waits for.
+    /// The table's methods first: they are what everybody waits for. Everything but a plain unary call is boxed, so that
+    /// the future of one is small.
     async fn answer(self, request: http::Request<Incoming>) -> Answer {
-        match grpc::serve(&self.table, request).await {
-            Ok(response) => Ok(response.map(axum::body::Body::new)),
-            Err(request) => self.router.oneshot(request.map(axum::body::Body::new)).await,
+        let Some(method) = self.table.find(request.uri().path()).cloned() else {
+            let response = Box::pin(self.router.oneshot(request.map(axum::body::Body::new))).await;
+            return response.map(|response| response.map(Body::Other));
+        };
+        method.started();
+        if let Handler::Unary(handler) = method.handler
+            && !grpc::is_compressed(request.headers())
+        {
+            let metadata = grpc::metadata(request.headers());
+            let response = unary::serve(self.table, method, handler, metadata, request.into_body()).await;
+            return Ok(response.map(Body::Unary));
+        }
+        let response = Box::pin(grpc::serve(self.table, method, request)).await;
+        Ok(response.map(|body| Body::Other(axum::body::Body::new(body))))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        match self.get_mut() {
+            Self::Unary(body) => Pin::new(body).poll_frame(context),
+            Self::Other(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Unary(body) => body.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self {
+            Self::Unary(body) => body.size_hint(),
+            Self::Other(body) => body.size_hint(),
         }
     }
 }
@@ -345,7 +407,7 @@ async fn accept(
                 tokio::spawn(async move {
                     let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
                     let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-                    log_end(watcher.watch(connection).await, peer);
+                    log_end(Patient::new(watcher.watch(connection)).await, peer);
                 });
             }
             Err(error) => {
@@ -354,6 +416,34 @@ async fn accept(
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+}
+
+/// A connection that lets the tasks of its calls go first.
+///
+/// The first answer wakes the connection, and the scheduler would run it at once, to write that one answer. Going to the
+/// back of the queue first, it finds the answers of all calls that were ready, and writes them with one system call.
+struct Patient<C> {
+    connection: Pin<Box<C>>,
+    waited: bool,
+}
+
+impl<C> Patient<C> {
+    fn new(connection: C) -> Self {
+        Self { connection: Box::pin(connection), waited: false }
+    }
+}
+
+impl<C: Future> Future for Patient<C> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
+        self.waited = !self.waited;
+        if self.waited {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.connection.as_mut().poll(context)
     }
 }
 

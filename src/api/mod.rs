@@ -5,16 +5,20 @@
 //! the reply on, and never waits. A streaming handler makes a [`Conversation`]. Any transport that can carry bytes and
 //! paths can serve the table.
 
+pub mod barrier;
 pub mod cluster;
 pub mod grpc;
 pub mod header;
 pub mod http;
+pub mod keep_alive;
 pub mod kv;
+pub mod lease;
 pub mod maintenance;
 pub mod pool;
 pub mod range_stream;
 pub mod status;
 pub mod table;
+pub mod unary;
 pub mod validate;
 pub mod watch;
 
@@ -33,6 +37,7 @@ use crate::{
     node::{Node, identity::RequestIds},
     proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
     state::{Kind, Readers},
+    watch::Hub,
 };
 use header::Header;
 use pool::Pool;
@@ -45,6 +50,8 @@ pub struct Limits {
     pub max_txn_ops: usize,
     /// Bytes of one entry of the log.
     pub max_request_bytes: usize,
+    /// The shortest time that a lease is granted for, in seconds.
+    pub min_lease_seconds: i64,
 }
 
 impl Limits {
@@ -62,12 +69,14 @@ impl Limits {
 pub struct Api {
     /// Agreement.
     pub node: Arc<Node>,
+    /// Who tells of changes.
+    pub hub: Arc<Hub>,
     /// Who answers.
     pub header: Header,
     /// What is admitted.
     pub limits: Limits,
     /// Where IDs come from.
-    pub ids: RequestIds,
+    pub ids: Arc<RequestIds>,
     /// Where long reads run.
     pub pool: Pool,
     /// What `Status` shows as the quota.
@@ -97,7 +106,7 @@ impl Api {
     /// Runs a read on the call's own task: at once, or for a linearizable one when all that was acknowledged before is
     /// visible here.
     pub fn read(&self, serializable: bool, reply: Reply, read: impl FnOnce(Reply) + Send + 'static) {
-        if serializable {
+        if serializable || self.node.status().rules_alone() {
             return read(reply);
         }
         self.node.read_barrier(Box::new(move |outcome| match outcome {

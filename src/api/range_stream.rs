@@ -7,10 +7,13 @@
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use super::{Api, decode, refuse, validate};
+use super::{
+    Api,
+    barrier::{self, Barrier},
+    decode, refuse, validate,
+};
 use crate::{
     call::{Conversation, Line, Metadata, Refusal, Step},
     error::Error,
@@ -24,9 +27,6 @@ const FIRST_CHUNK_KEYS: usize = 10;
 /// However small the values: a chunk is read on the call's own task, which others wait for.
 const MAX_CHUNK_KEYS: usize = 1024;
 const RANGE_RESPONSE_FIELD: u32 = 1;
-
-/// Whether the state here has caught up; set from another thread.
-type Barrier = Arc<Mutex<Option<Result<(), Error>>>>;
 
 enum Stage {
     /// No request yet.
@@ -94,17 +94,14 @@ impl RangeStream {
                     return Ok(false);
                 }
             },
-            Stage::Waiting(barrier, query) => {
-                let opened = barrier.lock().take();
-                match opened {
-                    Some(Ok(())) => self.stage = Stage::Sending(self.start(query).map_err(|error| Err(error.into()))?),
-                    Some(Err(error)) => return Err(Err(error.into())),
-                    None => {
-                        self.stage = Stage::Waiting(barrier, query);
-                        return Ok(false);
-                    }
+            Stage::Waiting(barrier, query) => match barrier.outcome() {
+                Some(Ok(())) => self.stage = Stage::Sending(self.start(query).map_err(|error| Err(error.into()))?),
+                Some(Err(error)) => return Err(Err(error.into())),
+                None => {
+                    self.stage = Stage::Waiting(barrier, query);
+                    return Ok(false);
                 }
-            }
+            },
             Stage::Sending(sending) => self.stage = self.chunk(sending).map_err(Err)?,
             Stage::Over => return Err(Ok(())),
         }
@@ -121,13 +118,9 @@ impl RangeStream {
             self.stage = Stage::Sending(self.start(query)?);
             return Ok(());
         }
-        let barrier = Barrier::default();
-        let (opens, waker) = (barrier.clone(), waker.clone());
+        let (barrier, opener) = barrier::erect(waker);
         self.stage = Stage::Waiting(barrier, query);
-        self.api.node.read_barrier(Box::new(move |outcome| {
-            *opens.lock() = Some(outcome);
-            waker.wake();
-        }));
+        self.api.node.read_barrier(opener);
         Ok(())
     }
 

@@ -131,9 +131,16 @@ impl Deadlines {
         Some(left_millis / 1000)
     }
 
-    /// When each lease ends, in no order: there may be very many, so sort them after letting go of the lock.
+    /// When a lease ends; None if there is no such lease or this member does not lead.
     #[must_use]
-    pub fn ends(&self) -> Vec<(Duration, LeaseId)> {
+    pub fn end(&self, id: LeaseId) -> Option<Duration> {
+        let deadline = self.primary.as_ref()?.by_id.get(id)?;
+        Some(Duration::from_millis(deadline.end_millis))
+    }
+
+    /// When each lease ends, in no order.
+    #[cfg(test)]
+    fn ends(&self) -> Vec<(Duration, LeaseId)> {
         let by_id = self.primary.iter().flat_map(|primary| primary.by_id.iter());
         by_id.map(|(id, deadline)| (Duration::from_millis(deadline.end_millis), id)).collect()
     }
@@ -309,9 +316,9 @@ mod tests {
         deadlines.granted(LeaseId(1), 2, seconds(0.1));
         deadlines.granted(LeaseId(2), 9_000_000_000, seconds(0.1));
         deadlines.granted(LeaseId(i64::MIN), 3, seconds(0.1));
-        assert_eq!(offered(&mut deadlines, seconds(2.099)), []);
+        assert_eq!(offered(&mut deadlines, seconds(2.099)), Vec::<i64>::new());
         assert_eq!(offered(&mut deadlines, seconds(2.25)), [1]);
-        assert_eq!(offered(&mut deadlines, seconds(3.249)), []);
+        assert_eq!(offered(&mut deadlines, seconds(3.249)), Vec::<i64>::new());
         assert_eq!(offered(&mut deadlines, seconds(3.25)), [i64::MIN]);
     }
 
@@ -320,11 +327,11 @@ mod tests {
         let mut deadlines = leader();
         deadlines.granted(LeaseId(1), 2, seconds(0.0));
         assert_eq!(offered(&mut deadlines, seconds(2.0)), [1]);
-        assert_eq!(offered(&mut deadlines, seconds(8.999)), []);
+        assert_eq!(offered(&mut deadlines, seconds(8.999)), Vec::<i64>::new());
         assert_eq!(offered(&mut deadlines, seconds(9.0)), [1]);
         deadlines.revoked(LeaseId(1));
         deadlines.revoked(LeaseId(1));
-        assert_eq!(offered(&mut deadlines, seconds(100.0)), []);
+        assert_eq!(offered(&mut deadlines, seconds(100.0)), Vec::<i64>::new());
         assert_eq!(deadlines.next_deadline(), None);
     }
 
@@ -335,7 +342,7 @@ mod tests {
         assert_eq!(deadlines.renewed(LeaseId(1), seconds(9.999)), Renewal::Renewed(10));
         assert_eq!(deadlines.remaining(LeaseId(1), seconds(10.999)), Some(9));
         assert_eq!(deadlines.next_deadline(), Some(seconds(10.0)), "it has not moved yet");
-        assert_eq!(offered(&mut deadlines, seconds(19.998)), []);
+        assert_eq!(offered(&mut deadlines, seconds(19.998)), Vec::<i64>::new());
         assert_eq!(deadlines.next_deadline(), Some(seconds(20.0)));
         assert_eq!(offered(&mut deadlines, seconds(20.0)), [1]);
     }
@@ -360,10 +367,12 @@ mod tests {
             assert_eq!(deadlines.renewed(LeaseId(1), seconds(0.0)), Renewal::NotPrimary);
             assert_eq!(deadlines.remaining(LeaseId(1), seconds(0.0)), None);
             assert_eq!(deadlines.next_deadline(), None);
-            assert_eq!(deadlines.ends(), []);
-            assert_eq!(offered(&mut deadlines, seconds(1000.0)), []);
+            assert!(deadlines.ends().is_empty());
+            assert_eq!(deadlines.end(LeaseId(1)), None);
+            assert_eq!(offered(&mut deadlines, seconds(1000.0)), Vec::<i64>::new());
             deadlines.promote([(LeaseId(1), 2)], seconds(5.0), seconds(1.0));
             assert!(deadlines.is_primary());
+            assert_eq!(deadlines.end(LeaseId(1)), Some(seconds(8.0)));
             deadlines.demote();
         }
     }
@@ -454,7 +463,7 @@ mod tests {
             deadlines.granted(LeaseId(id), id * 100, seconds(0.0));
         }
         assert_eq!(offered(&mut deadlines, seconds(5000.0)), (1..=50).collect::<Vec<_>>());
-        assert_eq!(offered(&mut deadlines, seconds(5000.0)), []);
+        assert_eq!(offered(&mut deadlines, seconds(5000.0)), Vec::<i64>::new());
         check(&deadlines);
         assert_eq!(offered(&mut deadlines, seconds(5099.9)), (1..=50).collect::<Vec<_>>());
         assert_eq!(offered(&mut deadlines, seconds(5100.0)), [51]);

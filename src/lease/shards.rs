@@ -41,6 +41,7 @@ impl<V> Shards<V> {
     }
 
     /// All leases, in no order.
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = (LeaseId, &V)> {
         self.tables.iter().flatten().map(|(&id, value)| (id, value))
     }

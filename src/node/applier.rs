@@ -1,8 +1,9 @@
 //! The apply thread: committed entries in; answers, events and the applied index out.
 //!
 //! All that is waiting becomes one batch of the database. Then, in this order: the database is written, events can be
-//! delivered, the head is published, waiters are answered. So no answer precedes its write, no event becomes deliverable
-//! later than its revision becomes readable, and nobody who was answered can fail to read his own write.
+//! delivered, the head is published, the timekeeper hears of leases, waiters are answered. So no answer precedes its write,
+//! no event becomes deliverable later than its revision becomes readable, and nobody who was answered can fail to read his
+//! own write or to renew his own lease.
 
 use std::{
     sync::Arc,
@@ -16,6 +17,7 @@ use super::{
     keeper::Chore,
     replica::Leadership,
     status::Status,
+    timekeeper::Timekeeper,
     waiters::{ProposalWaiter, ReadWaiter, Waiters},
 };
 use crate::{
@@ -38,6 +40,8 @@ pub struct Handoff {
     pub entries: Vec<raft::eraftpb::Entry>,
     /// Reads, and the index each of them waits for.
     pub reads: Vec<(u64, Vec<ReadWaiter>)>,
+    /// Those who wait for what was committed when they came, by its index.
+    pub catch_up: Vec<(u64, ReadWaiter)>,
     /// Who leads now, if that changed.
     pub leadership: Option<Leadership>,
     /// Whether time went by.
@@ -51,6 +55,7 @@ impl Handoff {
         self.waiters.is_empty()
             && self.entries.is_empty()
             && self.reads.is_empty()
+            && self.catch_up.is_empty()
             && self.leadership.is_none()
             && !self.expire
     }
@@ -68,6 +73,10 @@ pub struct Applier {
     pub status: Arc<Status>,
     /// Who looks after space and time: compactions, leases, alarms.
     pub keeper: Arc<Inbox<Chore>>,
+    /// Who knows when leases end.
+    pub timekeeper: Arc<Timekeeper>,
+    /// The term that this member leads, until its first entry is applied.
+    pub rising: Option<u64>,
     /// Who decides whether a write was one too many for this member's disk.
     pub quota: Quota,
     /// A batch that takes longer is worth a line in the log.
@@ -94,17 +103,17 @@ impl Applier {
     pub fn run(mut self, inbox: &Inbox<Handoff>) -> Result<Machine, Halt> {
         let mut handoffs = Vec::new();
         while inbox.receive(&mut handoffs, None) {
-            self.take(&mut handoffs)?;
+            self.take(&mut handoffs, Instant::now())?;
         }
         self.waiters.stop();
         Ok(self.machine)
     }
 
-    /// Applies everything that was handed over.
-    pub fn take(&mut self, handoffs: &mut Vec<Handoff>) -> Result<(), Halt> {
-        let now = Instant::now();
+    /// Applies everything that was handed over. `now` only says whose patience is at its end.
+    pub fn take(&mut self, handoffs: &mut Vec<Handoff>, now: Instant) -> Result<(), Halt> {
         let mut entries = Vec::new();
         let mut reads = Vec::new();
+        let mut catch_up = Vec::new();
         let mut expire = false;
         for handoff in handoffs.drain(..) {
             for (id, waiter) in handoff.waiters {
@@ -112,9 +121,10 @@ impl Applier {
             }
             entries.extend(handoff.entries);
             reads.extend(handoff.reads);
+            catch_up.extend(handoff.catch_up);
             expire |= handoff.expire;
             if let Some(leadership) = handoff.leadership {
-                let _ = self.keeper.send(Chore::Leadership(leadership));
+                self.follow(leadership);
             }
         }
         let mut rest = entries.as_slice();
@@ -125,6 +135,9 @@ impl Applier {
         }
         for (index, reads) in reads {
             self.waiters.wait_for(index, reads, now);
+        }
+        for (index, waiter) in catch_up {
+            self.waiters.wait_briefly_for(index, waiter, now);
         }
         self.waiters.open_reads(self.machine.applied().index);
         if expire {
@@ -153,6 +166,8 @@ impl Applier {
         self.machine.publish_head();
         let applied = self.machine.applied();
         self.status.set_applied(applied.index, applied.term);
+        self.timekeeper.note(&published.effects);
+        self.rise(applied.term);
         self.answer(outcomes);
         if has_events {
             self.publisher.wake();
@@ -166,6 +181,19 @@ impl Applier {
         Ok(())
     }
 
+    fn follow(&mut self, leadership: Leadership) {
+        self.rising = leadership.is_self.then_some(leadership.term);
+        self.timekeeper.demote(); // A new term of the same leader starts over, too.
+        let _ = self.keeper.send(Chore::Leadership(leadership));
+    }
+
+    /// Leads, once an entry of the own term is applied: nothing of earlier terms is missing then.
+    fn rise(&mut self, applied_term: u64) {
+        if self.rising.take_if(|term| *term <= applied_term).is_some() {
+            self.timekeeper.promote(self.machine.readers().leases.all());
+        }
+    }
+
     fn answer(&mut self, outcomes: Vec<Applied>) {
         for Applied { id, outcome } in outcomes {
             if let Some(waiter) = self.waiters.take(id) {
@@ -176,7 +204,12 @@ impl Applier {
 
     fn note(&self, effects: Vec<Effect>) {
         for effect in effects {
-            let _ = self.keeper.send(Chore::Effect(effect));
+            match effect {
+                Effect::LeaseGranted { .. } | Effect::LeaseRevoked { .. } => (), // The timekeeper's.
+                Effect::CompactionScheduled { .. } | Effect::AlarmsChanged => {
+                    let _ = self.keeper.send(Chore::Effect(effect));
+                }
+            }
         }
     }
 }

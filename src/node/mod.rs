@@ -6,7 +6,8 @@
 //! ```text
 //! handlers ──Input──▶ raft ──LogTask──▶ log ──"persisted n"──▶ raft
 //!                      └───Handoff───▶ apply ──▶ watchers, waiters
-//!                                        └─Chore─▶ keeper: compaction, flush, sizes
+//!                                        ├─Chore─▶ keeper: compaction, flush, sizes
+//!                                        └─Effect─▶ timekeeper: leases ──Propose──▶ raft
 //! ```
 //!
 //! INVARIANTS
@@ -23,6 +24,7 @@ pub mod keeper;
 pub mod log;
 pub mod replica;
 pub mod status;
+pub mod timekeeper;
 pub mod waiters;
 
 use std::{
@@ -43,12 +45,14 @@ use crate::{
     watch::Publisher,
 };
 use applier::{Applier, Quota};
-use driver::{Driver, Input};
+use driver::{Driver, Input, LogWriter};
+use identity::RequestIds;
 use inbox::Inbox;
 use keeper::{Chore, Habits, Keeper};
 use log::{LogStore, MemoryLog, Position, Recovered};
 use replica::{Replica, Timing};
 use status::Status;
+use timekeeper::{Timekeeper, Times};
 use waiters::{ProposalWaiter, ReadWaiter, Waiters};
 
 /// What a node needs to know about itself.
@@ -56,6 +60,8 @@ use waiters::{ProposalWaiter, ReadWaiter, Waiters};
 pub struct Settings {
     /// This member.
     pub member_id: u64,
+    /// Where the IDs of proposals come from.
+    pub ids: Arc<RequestIds>,
     /// How time is counted.
     pub timing: Timing,
     /// How long a proposal or a linearizable read may take.
@@ -76,11 +82,24 @@ pub struct Settings {
 pub struct Node {
     raft: Arc<Inbox<Input>>,
     keeper: Arc<Inbox<Chore>>,
+    timekeeper: Arc<Timekeeper>,
     status: Arc<Status>,
     readers: Readers,
     engine: Arc<dyn Engine>,
     backlog: u64,
     quota: Quota,
+}
+
+/// The rooms of a node, wired to each other and at rest: a thread for each of them, or one for all.
+pub struct Rooms {
+    /// What agrees.
+    pub driver: Driver,
+    /// What keeps promises.
+    pub writer: LogWriter,
+    /// What changes the state.
+    pub applier: Applier,
+    /// What has time.
+    pub keeper: Keeper,
 }
 
 /// The node's threads, to be waited for.
@@ -99,7 +118,7 @@ impl Threads {
 }
 
 impl Node {
-    /// Starts the threads of a node whose database and log were opened and belong together.
+    /// Starts the threads of a node; see [`Node::assemble`].
     pub fn start(
         settings: &Settings,
         engine: Arc<dyn Engine>,
@@ -109,6 +128,20 @@ impl Node {
         recovered: &Recovered,
         logger: &slog::Logger,
     ) -> Result<(Arc<Self>, Threads), Halt> {
+        let (node, rooms) = Self::assemble(settings, engine, machine, publisher, log, recovered, logger)?;
+        Ok((node, spawn_all(rooms)))
+    }
+
+    /// Wires the rooms of a node whose database and log were opened and belong together.
+    pub fn assemble(
+        settings: &Settings,
+        engine: Arc<dyn Engine>,
+        machine: Machine,
+        publisher: Publisher,
+        log: Box<dyn LogStore>,
+        recovered: &Recovered,
+        logger: &slog::Logger,
+    ) -> Result<(Arc<Self>, Rooms), Halt> {
         let readers = machine.readers();
         let Progress { index, term, .. } = machine.applied();
         recovered.check_applied(Position { index, term })?;
@@ -120,9 +153,14 @@ impl Node {
         status.set_size(engine.size()?);
         let raft = Arc::new(Inbox::default());
         let keeper = Arc::new(Inbox::default());
+        let tick = Duration::from_millis(settings.timing.tick_ms);
+        let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
+        let times = Times { tick, election_timeout: tick * election_ticks, patience: settings.request_timeout };
+        let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids.clone()));
         let node = Arc::new(Self {
             raft: raft.clone(),
             keeper: keeper.clone(),
+            timekeeper: timekeeper.clone(),
             status: status.clone(),
             readers,
             engine: engine.clone(),
@@ -136,7 +174,7 @@ impl Node {
             log: Arc::new(Inbox::default()),
             applier: Arc::new(Inbox::default()),
             status: status.clone(),
-            tick: Duration::from_millis(settings.timing.tick_ms),
+            tick,
             catchup_entries: settings.catchup_entries,
             id: settings.member_id,
         };
@@ -146,11 +184,14 @@ impl Node {
             publisher,
             status: status.clone(),
             keeper: keeper.clone(),
+            timekeeper: timekeeper.clone(),
+            rising: None,
             quota: settings.quota,
             slow: settings.slow_apply,
         };
+        let writer = LogWriter { log, raft: raft.clone(), status: status.clone() };
         let keeper = Keeper { engine, keys, inbox: keeper, raft, status, habits: settings.habits };
-        Ok((node, spawn_all(driver, applier, keeper, log)))
+        Ok((node, Rooms { driver, writer, applier, keeper }))
     }
 
     /// Proposes a request, encoded as its client sent it. The waiter hears the outcome, a refusal, or a time-out.
@@ -171,7 +212,18 @@ impl Node {
 
     /// Calls the waiter when everything that was acknowledged before now can be read here.
     pub fn read_barrier(&self, waiter: ReadWaiter) {
+        if self.status.rules_alone() {
+            return waiter(Ok(())); // Answers follow the publication of what they promise.
+        }
         if let Err(Input::Read(waiter)) = self.raft.send(Input::Read(waiter)) {
+            waiter(Err(Error::Stopped));
+        }
+    }
+
+    /// Calls the waiter when what is known here to be committed is applied here. Asks nobody: for a leader, that is all
+    /// that anybody was told of.
+    pub fn catch_up(&self, waiter: ReadWaiter) {
+        if let Err(Input::CatchUp(waiter)) = self.raft.send(Input::CatchUp(waiter)) {
             waiter(Err(Error::Stopped));
         }
     }
@@ -185,6 +237,12 @@ impl Node {
     #[must_use]
     pub fn readers(&self) -> &Readers {
         &self.readers
+    }
+
+    /// Who knows when leases end.
+    #[must_use]
+    pub fn timekeeper(&self) -> &Arc<Timekeeper> {
+        &self.timekeeper
     }
 
     /// The node in numbers.
@@ -216,6 +274,7 @@ impl Node {
     pub fn stop(&self) {
         self.raft.close();
         self.keeper.close();
+        self.timekeeper.stop();
     }
 }
 
@@ -227,21 +286,22 @@ fn conf_state(readers: &Readers) -> ConfState {
     ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() }
 }
 
-fn spawn_all(driver: Driver, applier: Applier, keeper: Keeper, mut log: Box<dyn LogStore>) -> Threads {
+fn spawn_all(Rooms { driver, writer, applier, keeper }: Rooms) -> Threads {
     let (log_inbox, applier_inbox) = (driver.log.clone(), driver.applier.clone());
-    let (raft, status) = (driver.inbox.clone(), driver.status.clone());
     let engine = keeper.engine.clone();
+    let timekeeper = applier.timekeeper.clone();
     let threads = vec![
         spawn("raft", move || {
             driver.run();
             Ok(())
         }),
-        spawn("log", move || driver::run_log(log.as_mut(), &log_inbox, &raft, &status)),
+        spawn("log", move || writer.run(&log_inbox)),
         spawn("apply", move || {
             applier.run(&applier_inbox)?;
             engine.flush() // A restart after a clean stop replays nothing.
         }),
         spawn("keeper", move || keeper.run()),
+        spawn("timekeeper", move || timekeeper.run()),
     ];
     Threads { threads }
 }

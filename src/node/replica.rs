@@ -56,6 +56,8 @@ pub struct Leadership {
     pub leader: u64,
     /// Whether it is this member.
     pub is_self: bool,
+    /// The term when that was so.
+    pub term: u64,
 }
 
 /// What must be durable before what it promises may be said.
@@ -214,6 +216,12 @@ impl<R> Replica<R> {
         self.leadership
     }
 
+    /// Whether nobody else has a vote.
+    #[must_use]
+    pub fn is_sole_voter(&self) -> bool {
+        self.raft.raft.prs().conf().to_conf_state().voters == [self.raft.raft.id]
+    }
+
     /// The commit index.
     #[must_use]
     pub fn committed(&self) -> u64 {
@@ -246,8 +254,12 @@ impl<R> Replica<R> {
             return None;
         }
         let mut ready = self.raft.ready();
-        let leadership =
-            ready.ss().map(|soft| Leadership { leader: soft.leader_id, is_self: soft.raft_state == StateRole::Leader });
+        let term = self.raft.raft.term;
+        let leadership = ready.ss().map(|soft| Leadership {
+            leader: soft.leader_id,
+            is_self: soft.raft_state == StateRole::Leader,
+            term,
+        });
         let leadership = leadership.filter(|now| *now != self.leadership);
         self.leadership = leadership.unwrap_or(self.leadership);
         for state in ready.take_read_states() {

@@ -1,24 +1,47 @@
 //! What everybody may know about this node, as numbers that one thread writes and any thread reads.
 
 use std::{
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
-    time::Duration,
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use crate::metrics;
 
 /// The node in numbers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Status {
+    started: Instant,
+    /// Milliseconds from then until raft counted its last tick.
+    ticked_ms: AtomicU64,
     leader: AtomicU64,
     term: AtomicU64,
     committed: AtomicU64,
     applied: AtomicU64,
     applied_term: AtomicU64,
+    /// Whether this member leads a cluster that has no other voter, and has caught up.
+    rules_alone: AtomicBool,
     /// Bytes that the log has taken since the last flush of the database.
     unflushed_log_bytes: AtomicU64,
     total_bytes: AtomicI64,
     in_use_bytes: AtomicI64,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            ticked_ms: AtomicU64::default(),
+            leader: AtomicU64::default(),
+            term: AtomicU64::default(),
+            committed: AtomicU64::default(),
+            applied: AtomicU64::default(),
+            applied_term: AtomicU64::default(),
+            rules_alone: AtomicBool::default(),
+            unflushed_log_bytes: AtomicU64::default(),
+            total_bytes: AtomicI64::default(),
+            in_use_bytes: AtomicI64::default(),
+        }
+    }
 }
 
 impl Status {
@@ -44,7 +67,13 @@ impl Status {
 
     /// The term of the last applied entry: what headers show.
     pub fn applied_term(&self) -> u64 {
-        self.applied_term.load(Ordering::Relaxed)
+        self.applied_term.load(Ordering::Acquire)
+    }
+
+    /// Whether this member leads a cluster that has no other voter, and has applied an entry of its own term: then nothing was ever acknowledged that cannot be read
+    /// here, and there is nobody to ask.
+    pub fn rules_alone(&self) -> bool {
+        self.rules_alone.load(Ordering::Acquire)
     }
 
     /// Size of the database, as last measured.
@@ -62,9 +91,23 @@ impl Status {
         self.unflushed_log_bytes.load(Ordering::Relaxed)
     }
 
+    /// How long ago raft counted its last tick.
+    pub fn since_tick(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.ticked_ms.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn set_ticked(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).expect("a process runs for less than that");
+        self.ticked_ms.store(now, Ordering::Relaxed);
+    }
+
     pub(super) fn set_leader(&self, leader: u64) {
         let before = self.leader.swap(leader, Ordering::Relaxed);
         metrics::leader_changed(before, leader);
+    }
+
+    pub(super) fn set_rules_alone(&self, alone: bool) {
+        self.rules_alone.store(alone, Ordering::Release);
     }
 
     pub(super) fn set_term(&self, term: u64) {
@@ -76,7 +119,7 @@ impl Status {
     }
 
     pub(super) fn set_applied(&self, index: u64, term: u64) {
-        self.applied_term.store(term, Ordering::Relaxed);
+        self.applied_term.store(term, Ordering::Release);
         self.applied.store(index, Ordering::Release);
     }
 

@@ -17,15 +17,64 @@ pub struct Waiters {
     proposals: HashMap<u64, ProposalWaiter>,
     /// In the order of their deadlines. IDs whose wait is over stay until their time comes.
     deadlines: VecDeque<(Instant, u64)>,
-    reads: VecDeque<(Instant, u64, Vec<ReadWaiter>)>,
+    reads: Line,
+    catching_up: Line,
     patience: Duration,
+}
+
+/// How long somebody waits for what was already committed when he came.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Those who wait for an index: both indexes and deadlines ascend.
+struct Line {
+    waiting: VecDeque<(Instant, u64, Vec<ReadWaiter>)>,
+    patience: Duration,
+    /// What they are told when their time is over.
+    error: Error,
+}
+
+impl Line {
+    fn new(patience: Duration, error: Error) -> Self {
+        Self { waiting: VecDeque::new(), patience, error }
+    }
+
+    fn join(&mut self, index: u64, waiters: Vec<ReadWaiter>, now: Instant) {
+        self.waiting.push_back((now + self.patience, index, waiters));
+    }
+
+    fn open(&mut self, applied: u64) {
+        while let Some((_, _, waiters)) = self.waiting.pop_front_if(|&mut (_, index, _)| index <= applied) {
+            for waiter in waiters {
+                waiter(Ok(()));
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while let Some((_, _, waiters)) = self.waiting.pop_front_if(|&mut (deadline, _, _)| deadline <= now) {
+            for waiter in waiters {
+                waiter(Err(self.error.clone()));
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        let waiters = self.waiting.drain(..).flat_map(|(_, _, waiters)| waiters);
+        waiters.for_each(|waiter| waiter(Err(Error::Stopped)));
+    }
 }
 
 impl Waiters {
     /// Nobody yet; nobody waits longer than `patience`.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
-        Self { proposals: HashMap::new(), deadlines: VecDeque::new(), reads: VecDeque::new(), patience }
+        Self {
+            proposals: HashMap::new(),
+            deadlines: VecDeque::new(),
+            reads: Line::new(patience, Error::Timeout),
+            catching_up: Line::new(CATCH_UP_PATIENCE, Error::TimeoutWaitAppliedIndex),
+            patience,
+        }
     }
 
     /// Somebody waits for the entry with this ID.
@@ -36,7 +85,12 @@ impl Waiters {
 
     /// Some reads wait until `index` is applied.
     pub fn wait_for(&mut self, index: u64, reads: Vec<ReadWaiter>, now: Instant) {
-        self.reads.push_back((now + self.patience, index, reads));
+        self.reads.join(index, reads, now);
+    }
+
+    /// Somebody waits until `index`, which is committed, is applied; but not for long.
+    pub fn wait_briefly_for(&mut self, index: u64, waiter: ReadWaiter, now: Instant) {
+        self.catching_up.join(index, vec![waiter], now);
     }
 
     /// The waiter for an entry, if anybody here still waits.
@@ -44,13 +98,10 @@ impl Waiters {
         self.proposals.remove(&id)
     }
 
-    /// Lets the reads go that waited for an index up to `applied`.
+    /// Lets those go who waited for an index up to `applied`.
     pub fn open_reads(&mut self, applied: u64) {
-        while let Some((_, _, reads)) = self.reads.pop_front_if(|&mut (_, index, _)| index <= applied) {
-            for read in reads {
-                read(Ok(()));
-            }
-        }
+        self.reads.open(applied);
+        self.catching_up.open(applied);
     }
 
     /// Tells those whose time is over. `leader_known` decides in which words.
@@ -61,11 +112,8 @@ impl Waiters {
                 waiter(Err(error.clone()));
             }
         }
-        while let Some((_, _, reads)) = self.reads.pop_front_if(|&mut (deadline, _, _)| deadline <= now) {
-            for read in reads {
-                read(Err(Error::Timeout));
-            }
-        }
+        self.reads.expire(now);
+        self.catching_up.expire(now);
     }
 
     /// How many proposals are waited for.
@@ -77,10 +125,7 @@ impl Waiters {
     /// Tells everybody that the node stops.
     pub fn stop(&mut self) {
         self.proposals.drain().for_each(|(_, waiter)| waiter(Err(Error::Stopped)));
-        for (_, _, reads) in self.reads.drain(..) {
-            for read in reads {
-                read(Err(Error::Stopped));
-            }
-        }
+        self.reads.stop();
+        self.catching_up.stop();
     }
 }

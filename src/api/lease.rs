@@ -1,0 +1,148 @@
+//! LeaseGrant, LeaseRevoke, LeaseTimeToLive, LeaseLeases. (LeaseKeepAlive has a room of its own.)
+//!
+//! What members could see differently is settled here, before anything is proposed: the ID of a lease, and how short it may
+//! be, which depends on this member's flags.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::{Api, decode};
+use crate::{
+    call::{Call, Reply},
+    error::Error,
+    lease::LeaseId,
+    proto::etcdserverpb::{
+        LeaseGrantRequest, LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseStatus,
+        LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+    },
+    state::{Kind, command},
+};
+
+/// How many ends are looked up under one lock.
+const ENDS_CHUNK: usize = 1024;
+/// What LeaseTimeToLive says of a lease that does not exist.
+const NO_TIME: i64 = -1;
+
+/// The shortest time a lease can have: the time of one and a half elections, in whole seconds.
+#[must_use]
+pub fn min_seconds(election_ticks: usize, tick: Duration) -> i64 {
+    let ticks = u32::try_from(3 * election_ticks / 2).unwrap_or(u32::MAX);
+    let shortest = tick.saturating_mul(ticks).as_millis().div_ceil(1000);
+    i64::try_from(shortest).unwrap_or(i64::MAX)
+}
+
+impl Api {
+    /// `Lease/LeaseGrant`.
+    pub fn lease_grant(self: &Arc<Self>, call: Call, reply: Reply) {
+        let grant = decode::<LeaseGrantRequest>(call.message).and_then(|grant| {
+            self.check_quota(command::lease_cost())?;
+            Ok(self.settle_grant(grant))
+        });
+        match grant {
+            Ok(grant) => self.propose(Kind::LeaseGrant, &grant.encode_to_vec(), reply),
+            Err(error) => reply.answer(Err(error.into())),
+        }
+    }
+
+    /// Decides what a grant leaves open.
+    pub(super) fn settle_grant(&self, grant: LeaseGrantRequest) -> LeaseGrantRequest {
+        LeaseGrantRequest {
+            id: if grant.id == 0 { self.ids.next_lease() } else { grant.id },
+            ttl: grant.ttl.max(self.limits.min_lease_seconds),
+        }
+    }
+
+    /// `Lease/LeaseRevoke`.
+    pub fn lease_revoke(self: &Arc<Self>, call: Call, reply: Reply) {
+        match decode::<LeaseRevokeRequest>(call.message.clone()) {
+            Ok(_) => self.propose(Kind::LeaseRevoke, &call.message, reply),
+            Err(error) => reply.answer(Err(error.into())),
+        }
+    }
+
+    /// `Lease/LeaseTimeToLive`.
+    pub fn lease_time_to_live(self: &Arc<Self>, call: Call, reply: Reply) {
+        let request = match decode::<LeaseTimeToLiveRequest>(call.message) {
+            Ok(request) => request,
+            Err(error) => return reply.answer(Err(error.into())),
+        };
+        let api = self.clone();
+        self.node.timekeeper().await_primary(Box::new(move |primary| match primary {
+            Ok(()) => {
+                let node = api.node.clone();
+                node.catch_up(Box::new(move |caught_up| match caught_up {
+                    Ok(()) => reply.run(move |reply| api.answer_time_to_live(request, reply)),
+                    Err(error) => reply.answer(Err(error.into())),
+                }));
+            }
+            Err(error) => reply.answer(Err(error.into())),
+        }));
+    }
+
+    fn answer_time_to_live(self: Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
+        if !request.keys {
+            return reply.answer(self.time_to_live(&request).map_err(Into::into));
+        }
+        let pool = self.pool.clone();
+        pool.run(move || reply.answer(self.time_to_live(&request).map_err(Into::into))); // There may be many keys.
+    }
+
+    fn time_to_live(&self, request: &LeaseTimeToLiveRequest) -> Result<Bytes, Error> {
+        let id = LeaseId(request.id);
+        let leases = &self.readers().leases;
+        let (timekeeper, header) = (self.node.timekeeper(), self.header.at(self.readers().keys.head()));
+        // If one of the two does not know the lease, it is just being revoked.
+        let found = leases.lookup(id).and_then(|granted| Some((timekeeper.remaining(id)?, granted)));
+        if found.is_none() && !timekeeper.is_primary() {
+            return Err(Error::LeaderChanged);
+        }
+        let (ttl, granted_ttl) = found.unwrap_or((NO_TIME, 0));
+        let keys = if request.keys && found.is_some() { leases.keys(id).unwrap_or_default() } else { Vec::new() };
+        let response = LeaseTimeToLiveResponse { header: Some(header), id: request.id, ttl, granted_ttl, keys };
+        Ok(response.encode_to_vec().into())
+    }
+
+    /// `Lease/LeaseLeases`.
+    pub fn lease_leases(self: &Arc<Self>, call: Call, reply: Reply) {
+        if let Err(error) = decode::<LeaseLeasesRequest>(call.message) {
+            return reply.answer(Err(error.into()));
+        }
+        let api = self.clone();
+        self.pool.run(move || {
+            let header = Some(api.header.at(api.readers().keys.head()));
+            let response = LeaseLeasesResponse { header, leases: api.leases_by_end() };
+            reply.answer(Ok(response.encode_to_vec().into()));
+        });
+    }
+
+    /// All leases, those that end first in front. A member that does not lead knows no ends and takes them by ID.
+    fn leases_by_end(&self) -> Vec<LeaseStatus> {
+        let ids: Vec<LeaseId> = self.readers().leases.all().into_iter().map(|(id, _)| id).collect();
+        let mut by_end = Vec::with_capacity(ids.len());
+        for chunk in ids.chunks(ENDS_CHUNK) {
+            let ends = self.node.timekeeper().ends(chunk);
+            by_end.extend(ends.into_iter().map(|end| end.unwrap_or(Duration::MAX)).zip(chunk));
+        }
+        by_end.sort_unstable();
+        by_end.into_iter().map(|(_, id)| LeaseStatus { id: id.0 }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_lease_outlives_an_election() {
+        let check = |election_ms: u64, tick_ms: u64, expected: i64| {
+            let ticks = usize::try_from(election_ms / tick_ms).unwrap();
+            assert_eq!(min_seconds(ticks, Duration::from_millis(tick_ms)), expected, "{election_ms}/{tick_ms}");
+        };
+        check(1000, 100, 2);
+        check(5000, 500, 8);
+        check(500, 100, 1);
+        check(50_000, 10_000, 70);
+    }
+}

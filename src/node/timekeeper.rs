@@ -1,0 +1,295 @@
+//! The timekeeper: knows when leases end, while this member leads, and has those revoked whose time is over.
+//!
+//! The apply thread tells it what happened to leases *before* it answers whoever asked for that: a client that was granted a
+//! lease may renew it at once. Handlers renew and look up. A thread of its own looks at the clock and proposes an ordinary
+//! LeaseRevoke for each lease that is over; nothing ends here, everything ends when that entry is applied.
+//!
+//! ```text
+//! apply ── granted, revoked, promote ──▶ deadlines ◀── renew, remaining ── handlers
+//!                                          │ expired, every quarter second
+//!                                          ▼
+//!                                       thread ── LeaseRevoke, at most REVOKES_UNDER_WAY ──▶ raft
+//! ```
+//!
+//! Who cannot be answered yet leaves a waiter: a renewal of a lease that is over waits until the lease is gone, and what only
+//! a leader knows waits until this member is one.
+//!
+//! INVARIANTS
+//! * The deadlines are kept from when the first entry of a term that this member leads is applied, until it leads no more. By
+//!   then every lease of earlier terms is in the table.
+//! * Nothing is proposed unless raft has heard its clock lately: a process that was asleep may have been replaced.
+//! * The lock is held for a few leases at a time, but for a promotion (0.2 s for a million of them), and no waiter is called
+//!   under it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+use prost::Message;
+
+use super::{driver::Input, identity::RequestIds, inbox::Inbox, status::Status, waiters::ReadWaiter};
+use crate::{
+    error::{Error, Halt},
+    lease::{Deadlines, LeaseId, Renewal},
+    metrics::METRICS,
+    proto::etcdserverpb::LeaseRevokeRequest,
+    state::{Command, Effect, Kind, Response},
+};
+
+/// Revocations that may be proposed and not yet applied. Clients' writes queue behind them, so there are not too many; a
+/// group of this size every few milliseconds is still far more than the 10,000 a second that a promotion lets end.
+const REVOKES_UNDER_WAY: usize = 512;
+/// How often the thread looks around when no lease wants it sooner.
+const ROUND: Duration = Duration::from_millis(500);
+/// A raft thread that has not counted a tick for this many has been asleep.
+const TICKS_ASLEEP: u32 = 3;
+
+/// What the timekeeper counts with.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Between two ticks of raft.
+    pub tick: Duration,
+    /// What every lease gets on top when leadership comes here: nobody could renew while there was no leader.
+    pub election_timeout: Duration,
+    /// How long a proposal may be under way, and how long somebody waits for a leader.
+    pub patience: Duration,
+}
+
+/// The deadlines of all leases, and who waits for one.
+pub struct Timekeeper {
+    times: Times,
+    started: Instant,
+    status: Arc<Status>,
+    raft: Arc<Inbox<Input>>,
+    ids: Arc<RequestIds>,
+    book: Mutex<Book>,
+    room: Condvar,
+}
+
+struct Book {
+    deadlines: Deadlines,
+    /// Renewals that came too late, until their lease is gone.
+    too_late: HashMap<LeaseId, Vec<ReadWaiter>>,
+    /// Those who need a leader, and until when.
+    leaderless: VecDeque<(Instant, ReadWaiter)>,
+    under_way: usize,
+    stopped: bool,
+}
+
+impl Timekeeper {
+    /// A timekeeper of a member that does not lead. Its proposals go to `raft`, under IDs of `ids`.
+    #[must_use]
+    pub fn new(times: Times, status: Arc<Status>, raft: Arc<Inbox<Input>>, ids: Arc<RequestIds>) -> Self {
+        let book = Book {
+            deadlines: Deadlines::new(times.patience),
+            too_late: HashMap::new(),
+            leaderless: VecDeque::new(),
+            under_way: 0,
+            stopped: false,
+        };
+        Self { times, started: Instant::now(), status, raft, ids, book: Mutex::new(book), room: Condvar::new() }
+    }
+
+    /// This member leads, and everything from before its term is applied.
+    pub fn promote(&self, leases: Vec<(LeaseId, i64)>) {
+        let mut book = self.book.lock();
+        tracing::info!(leases = leases.len(), "leases get their whole time again");
+        book.deadlines.promote(leases, self.now(), self.times.election_timeout);
+        let waiting = std::mem::take(&mut book.leaderless);
+        drop(book);
+        for (_, waiter) in waiting {
+            waiter(Ok(()));
+        }
+    }
+
+    /// This member leads no more, if it did.
+    pub fn demote(&self) {
+        let mut book = self.book.lock();
+        book.deadlines.demote();
+        let waiting = std::mem::take(&mut book.too_late);
+        drop(book);
+        waiting.into_values().flatten().for_each(|waiter| waiter(Ok(()))); // They ask again, and then wait for a leader.
+    }
+
+    /// Something happened to leases; other effects are ignored.
+    pub fn note(&self, effects: &[Effect]) {
+        let mut gone = Vec::new();
+        let now = self.now();
+        let mut book = None;
+        for effect in effects {
+            match *effect {
+                Effect::LeaseGranted { id, ttl } => {
+                    METRICS.leases_granted.inc();
+                    METRICS.lease_ttls.observe(seconds(ttl));
+                    book.get_or_insert_with(|| self.book.lock()).deadlines.granted(LeaseId(id), ttl, now);
+                }
+                Effect::LeaseRevoked { id } => {
+                    METRICS.leases_revoked.inc();
+                    let book = book.get_or_insert_with(|| self.book.lock());
+                    book.deadlines.revoked(LeaseId(id));
+                    gone.extend(book.too_late.remove(&LeaseId(id)).into_iter().flatten());
+                }
+                Effect::CompactionScheduled { .. } | Effect::AlarmsChanged => (),
+            }
+        }
+        drop(book);
+        for waiter in gone {
+            waiter(Ok(()));
+        }
+    }
+
+    /// Renews a lease, if this member leads and knows it, and it is not over.
+    pub fn renew(&self, id: LeaseId) -> Renewal {
+        let now = self.now();
+        let renewal = self.book.lock().deadlines.renewed(id, now);
+        if matches!(renewal, Renewal::Renewed(_)) {
+            METRICS.leases_renewed.inc();
+        }
+        renewal
+    }
+
+    /// How many whole seconds a lease has left, zero or less if it is over but still there; None if there is no such lease, or
+    /// this member does not lead.
+    #[must_use]
+    pub fn remaining(&self, id: LeaseId) -> Option<i64> {
+        let now = self.now();
+        self.book.lock().deadlines.remaining(id, now)
+    }
+
+    /// When each of some leases ends, on a clock of our own; None where [`Timekeeper::remaining`] says so. Ask for few at once.
+    #[must_use]
+    pub fn ends(&self, ids: &[LeaseId]) -> Vec<Option<Duration>> {
+        let book = self.book.lock();
+        ids.iter().map(|&id| book.deadlines.end(id)).collect()
+    }
+
+    /// Whether this member leads and keeps the deadlines.
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
+        self.book.lock().deadlines.is_primary()
+    }
+
+    /// Whether raft has heard its clock lately. If not, another member may lead by now.
+    #[must_use]
+    pub fn is_awake(&self) -> bool {
+        self.status.since_tick() <= self.times.tick * TICKS_ASLEEP
+    }
+
+    /// Calls the waiter when a lease, which is over, is gone; or when this member leads no more.
+    pub fn await_end(&self, id: LeaseId, waiter: ReadWaiter) {
+        let mut book = self.book.lock();
+        if !book.stopped && book.deadlines.end(id).is_some() {
+            book.too_late.entry(id).or_default().push(waiter);
+            return;
+        }
+        drop(book);
+        waiter(Ok(()));
+    }
+
+    /// Calls the waiter when this member leads, or its patience is over.
+    pub fn await_primary(&self, waiter: ReadWaiter) {
+        let mut book = self.book.lock();
+        if !book.stopped && !book.deadlines.is_primary() {
+            book.leaderless.push_back((Instant::now() + self.times.patience, waiter));
+            return;
+        }
+        drop(book);
+        waiter(Ok(()));
+    }
+
+    /// The thread: runs until stopped.
+    pub fn run(self: &Arc<Self>) -> Result<(), Halt> {
+        let mut book = self.book.lock();
+        while !book.stopped {
+            if book.deadlines.is_primary() && self.is_awake() {
+                let room = REVOKES_UNDER_WAY - book.under_way;
+                let over = book.deadlines.expired(self.now(), room);
+                if !over.is_empty() {
+                    book.under_way += over.len();
+                    drop(book);
+                    for id in over {
+                        self.revoke(id);
+                    }
+                    book = self.book.lock();
+                    continue;
+                }
+            }
+            self.lose_patience(&mut book);
+            let until = self.next_look(&book);
+            self.room.wait_until(&mut book, until);
+        }
+        Ok(())
+    }
+
+    /// Ends the thread; whoever waits is sent away.
+    pub fn stop(&self) {
+        let mut book = self.book.lock();
+        book.stopped = true;
+        let too_late = std::mem::take(&mut book.too_late);
+        let leaderless = std::mem::take(&mut book.leaderless);
+        drop(book);
+        self.room.notify_all();
+        let waiting = too_late.into_values().flatten().chain(leaderless.into_iter().map(|(_, waiter)| waiter));
+        waiting.for_each(|waiter| waiter(Err(Error::Stopped)));
+    }
+
+    fn revoke(self: &Arc<Self>, id: LeaseId) {
+        let request_id = self.ids.next();
+        let data = Command::encode(request_id, Kind::LeaseRevoke, &LeaseRevokeRequest { id: id.0 }.encode_to_vec());
+        let this = self.clone();
+        let waiter = Box::new(move |outcome| this.heard(id, outcome));
+        if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id: request_id, data, waiter }) {
+            waiter(Err(Error::Stopped));
+        }
+    }
+
+    /// A proposal of ours has an outcome. Whatever it is: a lease that is still there will be offered again.
+    fn heard(&self, id: LeaseId, outcome: Result<Response, Error>) {
+        match outcome {
+            Ok(_) => METRICS.leases_expired.inc(),
+            Err(Error::LeaseNotFound | Error::Stopped) => (), // Its owner was faster; or nothing matters any more.
+            Err(error) => tracing::warn!(lease = %id, %error, "failed to revoke an expired lease"),
+        }
+        let mut book = self.book.lock();
+        book.under_way -= 1;
+        if book.under_way == REVOKES_UNDER_WAY / 2 {
+            drop(book);
+            self.room.notify_one();
+        }
+    }
+
+    /// Sends away those who have waited too long for a leader.
+    fn lose_patience(&self, book: &mut parking_lot::MutexGuard<'_, Book>) {
+        let now = Instant::now();
+        let mut over = Vec::new();
+        while let Some((_, waiter)) = book.leaderless.pop_front_if(|(until, _)| *until <= now) {
+            over.push(waiter);
+        }
+        if !over.is_empty() {
+            let error = if self.status.leader() == 0 { Error::NoLeader } else { Error::Timeout };
+            parking_lot::MutexGuard::unlocked(book, || over.into_iter().for_each(|waiter| waiter(Err(error.clone()))));
+        }
+    }
+
+    /// No lease can be granted for less than a round, so none can be over before.
+    fn next_look(&self, book: &Book) -> Instant {
+        let next_round = Instant::now() + ROUND;
+        if book.under_way == REVOKES_UNDER_WAY {
+            return next_round; // Or when there is room.
+        }
+        let due = book.deadlines.next_deadline().map(|due| self.started + due.max(self.now() + self.times.tick));
+        due.map_or(next_round, |due| due.min(next_round))
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a histogram does not look that closely")]
+fn seconds(ttl: i64) -> f64 {
+    ttl as f64
+}
