@@ -3,11 +3,14 @@
 use std::{
     io,
     net::SocketAddr,
+    pin::Pin,
     process::ExitCode,
     sync::{Arc, atomic::AtomicBool},
+    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -18,7 +21,10 @@ use tokio::{net::TcpListener, sync::oneshot};
 use tower::ServiceExt;
 
 use crate::{
-    api::{self, Api, Limits, Table, grpc, header::Header, maintenance::ETCD_VERSION, pool::Pool},
+    api::{
+        self, Api, Limits, Table, grpc, header::Header, maintenance::ETCD_VERSION, pool::Pool, table::Handler, unary,
+        unary::UnaryBody,
+    },
     config::{Config, urls::Place},
     error::{Error, Halt},
     logging,
@@ -310,14 +316,60 @@ struct Service {
     router: axum::Router,
 }
 
-type Answer = Result<http::Response<axum::body::Body>, std::convert::Infallible>;
+type Answer = Result<http::Response<Body>, std::convert::Infallible>;
+
+/// The body of a response: small and plain for a unary call, boxed for everything else.
+enum Body {
+    Unary(UnaryBody),
+    Other(axum::body::Body),
+}
 
 impl Service {
-    /// The table's methods first: they are what everybody waits for.
+    /// The table's methods first: they are what everybody waits for. Everything but a plain unary call is boxed, so that
+    /// the future of one is small.
     async fn answer(self, request: http::Request<Incoming>) -> Answer {
-        match grpc::serve(&self.table, request).await {
-            Ok(response) => Ok(response.map(axum::body::Body::new)),
-            Err(request) => self.router.oneshot(request.map(axum::body::Body::new)).await,
+        let Some(method) = self.table.find(request.uri().path()).cloned() else {
+            let response = Box::pin(self.router.oneshot(request.map(axum::body::Body::new))).await;
+            return response.map(|response| response.map(Body::Other));
+        };
+        method.started();
+        if let Handler::Unary(handler) = method.handler
+            && !grpc::is_compressed(request.headers())
+        {
+            let metadata = grpc::metadata(request.headers());
+            let response = unary::serve(self.table, method, handler, metadata, request.into_body()).await;
+            return Ok(response.map(Body::Unary));
+        }
+        let response = Box::pin(grpc::serve(self.table, method, request)).await;
+        Ok(response.map(|body| Body::Other(axum::body::Body::new(body))))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        match self.get_mut() {
+            Self::Unary(body) => Pin::new(body).poll_frame(context),
+            Self::Other(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Unary(body) => body.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self {
+            Self::Unary(body) => body.size_hint(),
+            Self::Other(body) => body.size_hint(),
         }
     }
 }

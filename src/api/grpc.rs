@@ -1,8 +1,8 @@
 //! The one adapter: the method table as a gRPC service over tonic. Every tonic type of this floor is in this file.
 //!
-//! A unary call's mailbox is a oneshot; work that is put there runs on the call's task. A streaming call's conversation is
-//! stepped by the response stream's own `poll_next`: hyper polls it when the client's window has room, so "room" is being
-//! polled at all.
+//! Plain unary calls never come here: [`super::unary`] frames them by hand. What is left is streams, and calls that use
+//! compression. A streaming call's conversation is stepped by the response stream's own `poll_next`: hyper polls it when
+//! the client's window has room, so "room" is being polled at all.
 
 use std::{
     pin::Pin,
@@ -13,7 +13,6 @@ use std::{
 use bytes::{Buf, BufMut, Bytes};
 use http::HeaderMap;
 use http_body::Body as HttpBody;
-use tokio::sync::oneshot;
 use tokio_stream::Stream;
 use tonic::{
     Request, Response, Status, Streaming,
@@ -21,26 +20,28 @@ use tonic::{
     server::{Grpc, StreamingService, UnaryService},
 };
 
-use super::table::{Handler, Method, Open, Table, Unary};
-use crate::call::{Answer, Call, Code, Conversation, Line, Mailbox, Metadata, Parcel, Refusal, Reply, Step};
+use super::{
+    table::{Handler, Method, Open, Table, Unary},
+    unary,
+};
+use crate::call::{Call, Code, Conversation, Line, Metadata, Refusal, Step};
 
 /// The body of a response.
 pub type Body = tonic::body::Body;
 
-/// Answers a request for a method of the table; gives it back if there is no such method.
-pub async fn serve<B>(table: &Arc<Table>, request: http::Request<B>) -> Result<http::Response<Body>, http::Request<B>>
+/// Answers a request for a method of the table.
+pub async fn serve<B>(table: Arc<Table>, method: Arc<Method>, request: http::Request<B>) -> http::Response<Body>
 where
     B: HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
 {
-    let Some(method) = table.find(request.uri().path()).cloned() else { return Err(request) };
     let max_bytes = table.api().limits.max_message_bytes();
     let mut grpc = Grpc::new(BytesCodec)
         .apply_max_message_size_config(Some(max_bytes), Some(usize::MAX))
-        .accept_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Gzip);
-    method.started();
-    let table = table.clone();
+        .accept_compressed(CompressionEncoding::Gzip);
+    if is_compressed(request.headers()) {
+        grpc = grpc.send_compressed(CompressionEncoding::Gzip); // Answered in kind.
+    }
     let mut response = match method.handler {
         Handler::Unary(handler) => grpc.unary(UnaryCall { table, method: method.clone(), handler }, request).await,
         Handler::ServerStream(open) | Handler::Bidirectional(open) => {
@@ -48,7 +49,13 @@ where
         }
     };
     rename_too_large(&mut response, &method);
-    Ok(response)
+    response
+}
+
+/// Whether the caller compresses.
+#[must_use]
+pub fn is_compressed(headers: &HeaderMap) -> bool {
+    headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
 }
 
 /// The answer to a gRPC call of a method that nobody has.
@@ -72,7 +79,9 @@ fn status(refusal: &Refusal) -> Status {
     Status::new(tonic::Code::from_i32(refusal.code as i32), refusal.message.as_ref())
 }
 
-fn metadata(headers: &HeaderMap) -> Metadata {
+/// What a caller says in headers.
+#[must_use]
+pub fn metadata(headers: &HeaderMap) -> Metadata {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     Metadata {
         require_leader: text("hasleader") == Some("true"),
@@ -120,26 +129,6 @@ impl Decoder for BytesCodec {
     }
 }
 
-/// The mailbox of one unary call.
-struct OneCall {
-    sender: parking_lot::Mutex<Option<oneshot::Sender<Parcel>>>,
-}
-
-impl OneCall {
-    fn open() -> (Reply, oneshot::Receiver<Parcel>) {
-        let (sender, receiver) = oneshot::channel();
-        (Reply::new(Arc::new(Self { sender: parking_lot::Mutex::new(Some(sender)) }), 0), receiver)
-    }
-}
-
-impl Mailbox for OneCall {
-    fn put(self: Arc<Self>, _slot: u64, parcel: Parcel) {
-        if let Some(sender) = self.sender.lock().take() {
-            let _ = sender.send(parcel); // A client that hung up hears nothing.
-        }
-    }
-}
-
 struct UnaryCall {
     table: Arc<Table>,
     method: Arc<Method>,
@@ -159,7 +148,7 @@ impl UnaryService<Bytes> for UnaryCall {
             let metadata = metadata(&headers.into_headers());
             method.received(message.len());
             let answer = match table.admit(&metadata) {
-                Ok(()) => run(&table, handler, Call { metadata, message }).await,
+                Ok(()) => unary::run(&table, handler, Call { metadata, message }).await,
                 Err(refusal) => Err(refusal),
             };
             match answer {
@@ -174,21 +163,6 @@ impl UnaryService<Bytes> for UnaryCall {
                 }
             }
         })
-    }
-}
-
-async fn run(table: &Arc<Table>, handler: Unary, call: Call) -> Answer {
-    let (reply, mut parcels) = OneCall::open();
-    handler(table.api(), call, reply);
-    loop {
-        match parcels.await.expect("a reply puts a parcel, if only when it is dropped") {
-            Parcel::Answer(answer) => return answer,
-            Parcel::Work(work) => {
-                let (reply, next) = OneCall::open();
-                parcels = next;
-                work(reply);
-            }
-        }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod pool;
 pub mod range_stream;
 pub mod status;
 pub mod table;
+pub mod unary;
 pub mod validate;
 pub mod watch;
 
@@ -105,7 +106,7 @@ impl Api {
     /// Runs a read on the call's own task: at once, or for a linearizable one when all that was acknowledged before is
     /// visible here.
     pub fn read(&self, serializable: bool, reply: Reply, read: impl FnOnce(Reply) + Send + 'static) {
-        if serializable {
+        if serializable || self.node.status().rules_alone() {
             return read(reply);
         }
         self.node.read_barrier(Box::new(move |outcome| match outcome {

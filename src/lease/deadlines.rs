@@ -316,9 +316,9 @@ mod tests {
         deadlines.granted(LeaseId(1), 2, seconds(0.1));
         deadlines.granted(LeaseId(2), 9_000_000_000, seconds(0.1));
         deadlines.granted(LeaseId(i64::MIN), 3, seconds(0.1));
-        assert_eq!(offered(&mut deadlines, seconds(2.099)), []);
+        assert_eq!(offered(&mut deadlines, seconds(2.099)), Vec::<i64>::new());
         assert_eq!(offered(&mut deadlines, seconds(2.25)), [1]);
-        assert_eq!(offered(&mut deadlines, seconds(3.249)), []);
+        assert_eq!(offered(&mut deadlines, seconds(3.249)), Vec::<i64>::new());
         assert_eq!(offered(&mut deadlines, seconds(3.25)), [i64::MIN]);
     }
 
@@ -327,11 +327,11 @@ mod tests {
         let mut deadlines = leader();
         deadlines.granted(LeaseId(1), 2, seconds(0.0));
         assert_eq!(offered(&mut deadlines, seconds(2.0)), [1]);
-        assert_eq!(offered(&mut deadlines, seconds(8.999)), []);
+        assert_eq!(offered(&mut deadlines, seconds(8.999)), Vec::<i64>::new());
         assert_eq!(offered(&mut deadlines, seconds(9.0)), [1]);
         deadlines.revoked(LeaseId(1));
         deadlines.revoked(LeaseId(1));
-        assert_eq!(offered(&mut deadlines, seconds(100.0)), []);
+        assert_eq!(offered(&mut deadlines, seconds(100.0)), Vec::<i64>::new());
         assert_eq!(deadlines.next_deadline(), None);
     }
 
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(deadlines.renewed(LeaseId(1), seconds(9.999)), Renewal::Renewed(10));
         assert_eq!(deadlines.remaining(LeaseId(1), seconds(10.999)), Some(9));
         assert_eq!(deadlines.next_deadline(), Some(seconds(10.0)), "it has not moved yet");
-        assert_eq!(offered(&mut deadlines, seconds(19.998)), []);
+        assert_eq!(offered(&mut deadlines, seconds(19.998)), Vec::<i64>::new());
         assert_eq!(deadlines.next_deadline(), Some(seconds(20.0)));
         assert_eq!(offered(&mut deadlines, seconds(20.0)), [1]);
     }
@@ -368,7 +368,7 @@ mod tests {
             assert_eq!(deadlines.remaining(LeaseId(1), seconds(0.0)), None);
             assert_eq!(deadlines.next_deadline(), None);
             assert_eq!((deadlines.ends(), deadlines.end(LeaseId(1))), (vec![], None));
-            assert_eq!(offered(&mut deadlines, seconds(1000.0)), []);
+            assert_eq!(offered(&mut deadlines, seconds(1000.0)), Vec::<i64>::new());
             deadlines.promote([(LeaseId(1), 2)], seconds(5.0), seconds(1.0));
             assert!(deadlines.is_primary());
             assert_eq!(deadlines.end(LeaseId(1)), Some(seconds(8.0)));
@@ -462,7 +462,7 @@ mod tests {
             deadlines.granted(LeaseId(id), id * 100, seconds(0.0));
         }
         assert_eq!(offered(&mut deadlines, seconds(5000.0)), (1..=50).collect::<Vec<_>>());
-        assert_eq!(offered(&mut deadlines, seconds(5000.0)), []);
+        assert_eq!(offered(&mut deadlines, seconds(5000.0)), Vec::<i64>::new());
         check(&deadlines);
         assert_eq!(offered(&mut deadlines, seconds(5099.9)), (1..=50).collect::<Vec<_>>());
         assert_eq!(offered(&mut deadlines, seconds(5100.0)), [51]);

@@ -336,7 +336,8 @@ impl Index {
         left.entries.shrink_to(LEAF_ROOM[4]);
         *left = Leaf::new(std::mem::take(&mut left.from), std::mem::take(&mut left.entries));
         self.leaves.insert(leaf + 1, Leaf::new(from, right));
-        if place >= half {
+        // What belongs exactly between the halves is smaller than the right one's `from`.
+        if place > half || half == LEAF_MAX {
             self.leaves[leaf + 1].insert(place - half, entry);
         } else {
             self.leaves[leaf].insert(place, entry);

@@ -134,11 +134,19 @@ impl Driver {
                 "leader changed"
             );
             self.status.set_leader(leadership.leader);
+            self.status.set_rules_alone(leadership.is_self && self.replica.is_sole_voter());
             handoff.leadership = Some(leadership);
         }
         assert!(turn.messages.is_empty(), "a sole member has nobody to talk to");
         handoff.entries.extend(turn.committed);
-        handoff.reads.extend(turn.reads);
+        let applied = self.status.applied();
+        for (index, reads) in turn.reads {
+            if index <= applied {
+                reads.into_iter().for_each(|read| read(Ok(())));
+            } else {
+                handoff.reads.push((index, reads));
+            }
+        }
         if let Some(write) = turn.write {
             let _ = self.log.send(LogTask::Write(write));
         }

@@ -216,6 +216,12 @@ impl<R> Replica<R> {
         self.leadership
     }
 
+    /// Whether nobody else has a vote.
+    #[must_use]
+    pub fn is_sole_voter(&self) -> bool {
+        self.raft.raft.prs().conf().to_conf_state().voters == [self.raft.raft.id]
+    }
+
     /// The commit index.
     #[must_use]
     pub fn committed(&self) -> u64 {

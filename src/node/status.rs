@@ -1,43 +1,40 @@
 //! What everybody may know about this node, as numbers that one thread writes and any thread reads.
 
 use std::{
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use crate::metrics;
 
 /// The node in numbers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Status {
-    started: Instant,
-    /// Milliseconds from then until raft counted its last tick.
-    ticked_ms: AtomicU64,
+    ticked: LastTick,
     leader: AtomicU64,
     term: AtomicU64,
     committed: AtomicU64,
     applied: AtomicU64,
     applied_term: AtomicU64,
+    /// Whether this member leads a cluster that has no other voter.
+    rules_alone: AtomicBool,
     /// Bytes that the log has taken since the last flush of the database.
     unflushed_log_bytes: AtomicU64,
     total_bytes: AtomicI64,
     in_use_bytes: AtomicI64,
 }
 
-impl Default for Status {
+/// When raft counted its last tick.
+#[derive(Debug)]
+struct LastTick {
+    started: Instant,
+    /// Milliseconds since then.
+    at_ms: AtomicU64,
+}
+
+impl Default for LastTick {
     fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            ticked_ms: AtomicU64::default(),
-            leader: AtomicU64::default(),
-            term: AtomicU64::default(),
-            committed: AtomicU64::default(),
-            applied: AtomicU64::default(),
-            applied_term: AtomicU64::default(),
-            unflushed_log_bytes: AtomicU64::default(),
-            total_bytes: AtomicI64::default(),
-            in_use_bytes: AtomicI64::default(),
-        }
+        Self { started: Instant::now(), at_ms: AtomicU64::default() }
     }
 }
 
@@ -67,6 +64,12 @@ impl Status {
         self.applied_term.load(Ordering::Relaxed)
     }
 
+    /// Whether this member leads a cluster that has no other voter: then nothing was ever acknowledged that cannot be read
+    /// here, and there is nobody to ask.
+    pub fn rules_alone(&self) -> bool {
+        self.rules_alone.load(Ordering::Acquire)
+    }
+
     /// Size of the database, as last measured.
     pub fn total_bytes(&self) -> i64 {
         self.total_bytes.load(Ordering::Relaxed)
@@ -84,17 +87,22 @@ impl Status {
 
     /// How long ago raft counted its last tick.
     pub fn since_tick(&self) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.ticked_ms.load(Ordering::Relaxed)))
+        let LastTick { started, at_ms } = &self.ticked;
+        started.elapsed().saturating_sub(Duration::from_millis(at_ms.load(Ordering::Relaxed)))
     }
 
     pub(super) fn set_ticked(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).expect("a process runs for less than that");
-        self.ticked_ms.store(now, Ordering::Relaxed);
+        let now = self.ticked.started.elapsed().as_millis();
+        self.ticked.at_ms.store(u64::try_from(now).expect("a process runs for less than that"), Ordering::Relaxed);
     }
 
     pub(super) fn set_leader(&self, leader: u64) {
         let before = self.leader.swap(leader, Ordering::Relaxed);
         metrics::leader_changed(before, leader);
+    }
+
+    pub(super) fn set_rules_alone(&self, alone: bool) {
+        self.rules_alone.store(alone, Ordering::Release);
     }
 
     pub(super) fn set_term(&self, term: u64) {

@@ -1,0 +1,269 @@
+//! Unary calls, framed by hand: most calls are these, and most of a call's cost is its framing.
+//!
+//! A gRPC message is five bytes (compressed or not, length) and the message; a unary call is one of them each way, then
+//! trailers with the status. A request usually lies in a single frame and is handed on without copying. Calls that use
+//! compression are not served here.
+//!
+//! The call's mailbox holds one parcel and the task that waits for it: one allocation for the whole call, however often
+//! work is put into it.
+
+use std::{
+    borrow::Cow,
+    fmt::Write,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::Mutex;
+
+use super::table::{Method, Table, Unary};
+use crate::call::{Answer, Call, Code, Mailbox, Metadata, Parcel, Refusal, Reply};
+
+const PREFIX_LEN: usize = 5;
+/// A message up to this size is copied behind its prefix, to go out as one frame.
+const COPIED_BYTES: usize = 16 << 10;
+
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// The mailbox of one unary call.
+#[derive(Default)]
+struct Pigeonhole {
+    state: Mutex<(Option<Parcel>, Option<Waker>)>,
+}
+
+impl Mailbox for Pigeonhole {
+    fn put(self: Arc<Self>, _slot: u64, parcel: Parcel) {
+        let mut state = self.state.lock();
+        state.0 = Some(parcel);
+        let waker = state.1.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Pigeonhole {
+    async fn parcel(&self) -> Parcel {
+        std::future::poll_fn(|context| {
+            let mut state = self.state.lock();
+            match state.0.take() {
+                Some(parcel) => Poll::Ready(parcel),
+                None => {
+                    state.1 = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// Calls a handler and waits for its answer, running what it wants to be run here.
+pub async fn run(table: &Arc<Table>, handler: Unary, call: Call) -> Answer {
+    let mailbox = Arc::new(Pigeonhole::default());
+    handler(table.api(), call, Reply::new(mailbox.clone(), 0));
+    loop {
+        match mailbox.parcel().await {
+            Parcel::Answer(answer) => return answer,
+            Parcel::Work(work) => work(Reply::new(mailbox.clone(), 0)),
+        }
+    }
+}
+
+/// Answers one call.
+pub async fn serve<B>(
+    table: Arc<Table>,
+    method: Arc<Method>,
+    handler: Unary,
+    metadata: Metadata,
+    body: B,
+) -> Response<UnaryBody>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    let answer = match read(body, table.api().limits.max_message_bytes()).await {
+        Ok(message) => {
+            method.received(message.len());
+            match table.admit(&metadata) {
+                Ok(()) => run(&table, handler, Call { metadata, message }).await,
+                Err(refusal) => Err(refusal),
+            }
+        }
+        Err(refusal) => Err(refusal),
+    };
+    match answer {
+        Ok(message) => {
+            method.sent(message.len());
+            method.handled(Code::Ok);
+            accept(message)
+        }
+        Err(refusal) => {
+            method.handled(refusal.code);
+            refuse(&refusal)
+        }
+    }
+}
+
+/// Reads the one message of a request.
+async fn read<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, max_bytes: usize) -> Result<Bytes, Refusal> {
+    let mut gathered = Bytes::new();
+    loop {
+        if let Some(message) = take_message(&mut gathered, max_bytes)? {
+            return Ok(message);
+        }
+        let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+        let Some(Ok(frame)) = frame else {
+            let text = "grpc: the request ended before its message did";
+            return Err(Refusal { code: Code::Internal, message: Cow::Borrowed(text) });
+        };
+        if let Ok(data) = frame.into_data() {
+            gathered = if gathered.is_empty() { data } else { join(&gathered, &data) };
+        }
+    }
+}
+
+/// Joins the pieces of a message. The first join makes room for all of it, so later pieces are copied once.
+fn join(head: &Bytes, tail: &[u8]) -> Bytes {
+    let mut joined = BytesMut::with_capacity(head.len() + tail.len());
+    joined.extend_from_slice(head);
+    joined.extend_from_slice(tail);
+    joined.freeze()
+}
+
+/// The message at the front of what has come, if all of it has.
+fn take_message(gathered: &mut Bytes, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
+    let Some(mut prefix) = gathered.get(..PREFIX_LEN) else { return Ok(None) };
+    if prefix.get_u8() != 0 {
+        let text = "grpc: compressed flag set with identity or empty encoding";
+        return Err(Refusal { code: Code::Internal, message: Cow::Borrowed(text) });
+    }
+    let len = prefix.get_u32() as usize;
+    if len > max_bytes {
+        let text = format!("grpc: received message larger than max ({len} vs. {max_bytes})");
+        return Err(Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) });
+    }
+    if gathered.len() < PREFIX_LEN + len {
+        return Ok(None);
+    }
+    Ok(Some(gathered.slice(PREFIX_LEN..PREFIX_LEN + len)))
+}
+
+fn accept(message: Bytes) -> Response<UnaryBody> {
+    let len = u32::try_from(message.len());
+    let Ok(len) = len else {
+        let text = format!("grpc: trying to send message larger than max ({} vs. {})", message.len(), u32::MAX);
+        return refuse(&Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) });
+    };
+    let copied = if message.len() <= COPIED_BYTES { message.len() } else { 0 };
+    let mut first = BytesMut::with_capacity(PREFIX_LEN + copied);
+    first.put_u8(0);
+    first.put_u32(len);
+    first.extend_from_slice(&message[..copied]);
+    let rest = (copied < message.len()).then_some(message);
+    respond(UnaryBody { first: Some(first.freeze()), rest, trailers: true }, None)
+}
+
+fn refuse(refusal: &Refusal) -> Response<UnaryBody> {
+    respond(UnaryBody { first: None, rest: None, trailers: false }, Some(refusal))
+}
+
+fn respond(body: UnaryBody, refusal: Option<&Refusal>) -> Response<UnaryBody> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, GRPC);
+    if let Some(refusal) = refusal {
+        headers.insert(GRPC_STATUS, HeaderValue::from(refusal.code as u16));
+        headers.insert(GRPC_MESSAGE, percent_encode(&refusal.message));
+    }
+    response
+}
+
+/// `grpc-message` is text in a header: everything but plain printable ASCII is escaped.
+fn percent_encode(text: &str) -> HeaderValue {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if (b' '..=b'~').contains(&byte) && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}"); // Writing to a string cannot fail.
+        }
+    }
+    HeaderValue::try_from(out).expect("what is left is printable ASCII")
+}
+
+/// The body of an answer: the message in one frame or two, then the trailers that say all is well.
+pub struct UnaryBody {
+    first: Option<Bytes>,
+    rest: Option<Bytes>,
+    trailers: bool,
+}
+
+impl HttpBody for UnaryBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        if let Some(data) = this.first.take().or_else(|| this.rest.take()) {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if std::mem::take(&mut this.trailers) {
+            let mut trailers = HeaderMap::with_capacity(1);
+            trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.is_none() && !self.trailers
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = self.first.as_ref().map_or(0, Bytes::len) + self.rest.as_ref().map_or(0, Bytes::len);
+        SizeHint::with_exact(left as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(flag: u8, message: &[u8]) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(flag);
+        out.put_u32(u32::try_from(message.len()).unwrap());
+        out.extend_from_slice(message);
+        out.freeze()
+    }
+
+    #[test]
+    fn a_message_is_taken_when_all_of_it_has_come() {
+        let whole = framed(0, b"message");
+        for len in 0..whole.len() {
+            assert_eq!(take_message(&mut whole.slice(..len), 100), Ok(None), "after {len} bytes");
+        }
+        assert_eq!(take_message(&mut whole.clone(), 100), Ok(Some(Bytes::from_static(b"message"))));
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_refused_by_its_prefix_alone() {
+        let refusal = take_message(&mut framed(0, b"message").slice(..5), 6).unwrap_err();
+        assert_eq!(refusal.code, Code::ResourceExhausted);
+        assert_eq!(refusal.message, "grpc: received message larger than max (7 vs. 6)");
+        assert_eq!(take_message(&mut framed(1, b"x"), 100).unwrap_err().code, Code::Internal);
+    }
+
+    #[test]
+    fn messages_of_refusals_survive_a_header() {
+        assert_eq!(percent_encode("etcdserver: no leader"), "etcdserver: no leader");
+        assert_eq!(percent_encode("50% \u{e9}\n"), "50%25 %C3%A9%0A");
+    }
+}
