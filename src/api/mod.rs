@@ -7,16 +7,20 @@
 
 pub mod barrier;
 pub mod cluster;
+pub mod election;
 pub mod grpc;
 pub mod header;
 pub mod http;
 pub mod keep_alive;
 pub mod kv;
 pub mod lease;
+pub mod lock;
 pub mod maintenance;
 pub mod pool;
 pub mod range_stream;
+pub mod recipe;
 pub mod status;
+pub mod succession;
 pub mod table;
 pub mod unary;
 pub mod validate;
