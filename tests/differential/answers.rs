@@ -1,16 +1,23 @@
 //! One operation, asked of one server, and the answer in a form that can be compared.
 
-use metastore::proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse, DefragmentRequest, DefragmentResponse,
-    DeleteRangeRequest, DeleteRangeResponse, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse,
-    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
-    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
-    MemberListRequest, MemberListResponse, MoveLeaderRequest, MoveLeaderResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, ResponseHeader, StatusRequest, StatusResponse, TxnRequest, TxnResponse,
-    cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
-    maintenance_client::MaintenanceClient,
+use metastore::proto::{
+    etcdserverpb::{
+        AlarmRequest, AlarmResponse, CompactionRequest, CompactionResponse, DefragmentRequest, DefragmentResponse,
+        DeleteRangeRequest, DeleteRangeResponse, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse,
+        LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+        LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+        MemberListRequest, MemberListResponse, MoveLeaderRequest, MoveLeaderResponse, PutRequest, PutResponse,
+        RangeRequest, RangeResponse, ResponseHeader, StatusRequest, StatusResponse, TxnRequest, TxnResponse,
+        cluster_client::ClusterClient, kv_client::KvClient, lease_client::LeaseClient,
+        maintenance_client::MaintenanceClient,
+    },
+    v3electionpb::{
+        CampaignRequest, CampaignResponse, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
+        ResignRequest, ResignResponse, election_client::ElectionClient,
+    },
+    v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse, lock_client::LockClient},
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 /// What a server can be asked in one call.
 #[derive(Debug, Clone)]
@@ -35,6 +42,14 @@ pub enum Operation {
     MoveLeader(MoveLeaderRequest),
     Downgrade(DowngradeRequest),
     Defragment,
+    Lock(LockRequest),
+    Unlock(UnlockRequest),
+    Campaign(CampaignRequest),
+    Proclaim(ProclaimRequest),
+    Leader(LeaderRequest),
+    /// The first answer.
+    Observe(LeaderRequest),
+    Resign(ResignRequest),
 }
 
 /// What a server said.
@@ -57,6 +72,13 @@ pub enum Answer {
     MoveLeader(MoveLeaderResponse),
     Downgrade(DowngradeResponse),
     Defragment(DefragmentResponse),
+    Lock(LockResponse),
+    Unlock(UnlockResponse),
+    Campaign(CampaignResponse),
+    Proclaim(ProclaimResponse),
+    Leader(LeaderResponse),
+    Observe(Option<LeaderResponse>),
+    Resign(ResignResponse),
     Refused(Code, String),
 }
 
@@ -88,6 +110,8 @@ pub struct Clients {
     lease: LeaseClient<Channel>,
     cluster: ClusterClient<Channel>,
     maintenance: MaintenanceClient<Channel>,
+    lock: LockClient<Channel>,
+    election: ElectionClient<Channel>,
 }
 
 impl Clients {
@@ -97,6 +121,8 @@ impl Clients {
             lease: LeaseClient::new(channel.clone()),
             cluster: ClusterClient::new(channel.clone()),
             maintenance: MaintenanceClient::new(channel.clone()),
+            lock: LockClient::new(channel.clone()),
+            election: ElectionClient::new(channel.clone()),
         }
     }
 
@@ -107,9 +133,15 @@ impl Clients {
         answer
     }
 
+    /// The leaders of an election, as they come.
+    pub async fn observe(&self, name: &'static str) -> Streaming<LeaderResponse> {
+        self.election.clone().observe(LeaderRequest { name: name.into() }).await.unwrap().into_inner()
+    }
+
     async fn call(&self, operation: Operation) -> Result<Answer, Status> {
         let (mut kv, mut lease) = (self.kv.clone(), self.lease.clone());
         let (mut cluster, mut maintenance) = (self.cluster.clone(), self.maintenance.clone());
+        let (mut lock, mut election) = (self.lock.clone(), self.election.clone());
         Ok(match operation {
             Operation::Range(request) => Answer::Range(kv.range(request).await?.into_inner()),
             Operation::RangeStream(request) => Answer::Range(merged(kv, request).await?),
@@ -135,6 +167,15 @@ impl Clients {
             Operation::MemberList(request) => Answer::MemberList(cluster.member_list(request).await?.into_inner()),
             Operation::MoveLeader(request) => Answer::MoveLeader(maintenance.move_leader(request).await?.into_inner()),
             Operation::Downgrade(request) => Answer::Downgrade(maintenance.downgrade(request).await?.into_inner()),
+            Operation::Lock(request) => Answer::Lock(lock.lock(request).await?.into_inner()),
+            Operation::Unlock(request) => Answer::Unlock(lock.unlock(request).await?.into_inner()),
+            Operation::Campaign(request) => Answer::Campaign(election.campaign(request).await?.into_inner()),
+            Operation::Proclaim(request) => Answer::Proclaim(election.proclaim(request).await?.into_inner()),
+            Operation::Leader(request) => Answer::Leader(election.leader(request).await?.into_inner()),
+            Operation::Observe(request) => {
+                Answer::Observe(election.observe(request).await?.into_inner().message().await?)
+            }
+            Operation::Resign(request) => Answer::Resign(election.resign(request).await?.into_inner()),
             Operation::Defragment => {
                 Answer::Defragment(maintenance.defragment(DefragmentRequest {}).await?.into_inner())
             }

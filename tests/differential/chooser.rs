@@ -4,7 +4,8 @@
 //!
 //! * a transaction that deletes up to `"\0"` and puts: depending on what follows, etcd's process dies of it;
 //! * an alarm action that does not exist: etcd's process dies of it;
-//! * a streamed range with a sort target and no sort order: etcd's pages overlap or miss keys.
+//! * a streamed range with a sort target and no sort order: etcd's pages overlap or miss keys;
+//! * a watch in fragments: where they are cut depends on how much history is told at a time (`directed` has one).
 //!
 //! A sorted range inside a transaction asks for few keys, because above twelve etcd leaves the order of ties open.
 
@@ -37,7 +38,6 @@ pub enum Turn {
 /// Draws turns, and learns from the answers what is worth asking.
 pub struct Chooser {
     rng: StdRng,
-    with_leases: bool,
     head: i64,
     compacted: i64,
     /// The compactions since the servers were started.
@@ -51,10 +51,9 @@ pub struct Chooser {
 }
 
 impl Chooser {
-    pub fn new(seed: u64, with_leases: bool) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self {
             rng: StdRng::seed_from_u64(seed),
-            with_leases,
             head: 1,
             compacted: -1,
             compactions: Vec::new(),
@@ -63,11 +62,6 @@ impl Chooser {
             next_watch: 1000,
             alarms: Vec::new(),
         }
-    }
-
-    /// Whether our server has leases.
-    pub fn with_leases(&self) -> bool {
-        self.with_leases
     }
 
     /// The newest revision that was heard of.
@@ -113,9 +107,8 @@ impl Chooser {
 
     /// Takes in that a watch lives, or that it does not; tells whether it did.
     pub fn learn_watch(&mut self, watch: (usize, i64), lives: bool) -> bool {
-        let known = self.watches.len();
+        let lived = self.watches.contains(&watch);
         self.watches.retain(|&other| other != watch);
-        let lived = self.watches.len() < known;
         if lives {
             self.watches.push(watch);
         }
@@ -149,7 +142,7 @@ impl Chooser {
             590..790 => Operation::Txn(self.txn()),
             790..810 => Operation::Compact(self.compaction()),
             810..870 => Operation::HashKv(HashKvRequest { revision: self.revision() }),
-            870..940 if self.with_leases => self.lease_call(),
+            870..940 => self.lease_call(),
             940..955 => self.rare_call(),
             955..985 if self.watches.len() < 24 => return Turn::Watch(self.watch()),
             _ => return Turn::Cancel(self.watch_to_cancel()),
@@ -420,8 +413,8 @@ impl Chooser {
             },
             prev_kv: self.percent(50),
             watch_id: id,
-            fragment: self.percent(20),
             progress_notify: self.percent(20),
+            fragment: false,
         }
     }
 

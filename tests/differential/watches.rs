@@ -26,6 +26,8 @@ use tokio::{
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Status, transport::Channel};
 
+use super::shortened;
+
 /// The key that the first watch of each stream looks at.
 pub const OWN_KEY: &[u8] = b"~watched";
 /// How long may pass until something awaited has come.
@@ -36,10 +38,21 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// What a watch told, as far as two servers have to agree on it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Note {
-    Created { revision: i64 },
-    Refused { reason: String, revision: i64 },
+    Created {
+        revision: i64,
+    },
+    Refused {
+        reason: String,
+        revision: i64,
+    },
     Event(Event),
-    Canceled { reason: String, compact_revision: i64, revision: i64 },
+    /// Here a response was cut that goes on in the next one.
+    Cut,
+    Canceled {
+        reason: String,
+        compact_revision: i64,
+        revision: i64,
+    },
 }
 
 /// What has come on one stream since it was last looked at, by watch.
@@ -124,24 +137,26 @@ impl Stream {
         self.until("the first watch sees its event", seen).await;
     }
 
-    /// Waits until both streams have told the same, and forgets it; else tells what differs.
-    pub async fn agree(&self, other: &Self) -> Result<(), String> {
+    /// Waits until both streams have told the same, forgets it and tells how much it was; else tells what differs.
+    pub async fn agree(&self, other: &Self) -> Result<usize, String> {
         let agreed = |notes: &mut Notes| {
             let mut others = other.notes.lock();
-            (notes.by_watch == others.by_watch).then(|| {
-                notes.by_watch.clear();
-                others.by_watch.clear();
-            })
+            if notes.by_watch != others.by_watch {
+                return None;
+            }
+            others.by_watch.clear();
+            Some(std::mem::take(&mut notes.by_watch).values().map(Vec::len).sum())
         };
         let both = async {
-            while agreed(&mut self.notes.lock()).is_none() {
+            loop {
+                if let Some(told) = agreed(&mut self.notes.lock()) {
+                    return told;
+                }
                 _ = timeout(ASK_AGAIN, other.arrived.notified()).await;
             }
         };
-        match timeout(LIMIT / 4, both).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(difference(&self.notes.lock().by_watch, &other.notes.lock().by_watch)),
-        }
+        let told = timeout(LIMIT / 4, both).await;
+        told.map_err(|_| difference(&self.notes.lock().by_watch, &other.notes.lock().by_watch))
     }
 
     fn send(&self, union: RequestUnion) {
@@ -165,14 +180,6 @@ impl Stream {
         };
         timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("waited {LIMIT:?} until {what}"))
     }
-}
-
-/// Whether the server of this channel has watches at all.
-pub async fn are_answered(channel: &Channel) -> bool {
-    let first = WatchCreateRequest { key: OWN_KEY.into(), ..WatchCreateRequest::default() };
-    let first = WatchRequest { request_union: Some(RequestUnion::CreateRequest(first)) };
-    let answer = WatchClient::new(channel.clone()).watch(tokio_stream::once(first)).await;
-    !matches!(answer, Err(status) if status.code() == tonic::Code::Unimplemented)
 }
 
 async fn listen(
@@ -234,6 +241,9 @@ impl Notes {
         for event in response.events {
             self.note(id, Note::Event(event));
         }
+        if response.fragment {
+            self.note(id, Note::Cut);
+        }
     }
 
     fn note(&mut self, id: i64, note: Note) {
@@ -254,8 +264,8 @@ fn difference(ours: &BTreeMap<i64, Vec<Note>>, theirs: &BTreeMap<i64, Vec<Note>>
                 "watch {id}: {} notes and {}; after {same} equal ones\n  ours: {:?}\n  etcd: {:?}\n",
                 ours.len(),
                 theirs.len(),
-                ours.get(same),
-                theirs.get(same)
+                ours.get(same).map(|note| shortened(&format!("{note:?}"))),
+                theirs.get(same).map(|note| shortened(&format!("{note:?}")))
             );
         }
     }
