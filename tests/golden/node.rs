@@ -103,7 +103,7 @@ impl Node {
         let output = match name {
             "put" => self.propose(Kind::Put, &language::put(&mut words)?),
             "fill" => self.fill(words.expect_number()?),
-            "delete" => self.propose(Kind::DeleteRange, &language::delete(&mut words)?),
+            "delete" => self.propose(Kind::DeleteRange, &language::delete(&mut words)),
             "compact" => self.compact(&mut words)?,
             "grant" => {
                 let (id, ttl) = (words.expect_number()?, words.number("ttl")?);
