@@ -140,6 +140,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     if let Some(graceful) = Arc::into_inner(graceful) {
         let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
     }
+    floors.api.hub.stop();
     floors.api.node.stop();
     let _ = tokio::task::spawn_blocking(move || floors.threads.join()).await;
     tracing::info!({ "data-dir" = %config.data_dir.display() }, "closed etcd server");
@@ -205,7 +206,9 @@ fn build(config: &Config, directory: &DataDir) -> Result<Floors, Failure> {
         Some(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
     };
     let log: Box<dyn LogStore> = Box::new(log);
-    let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch::Settings::default());
+    let watch_settings =
+        watch::Settings { progress_interval: config.watch_progress_notify_interval, ..watch::Settings::default() };
+    let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
     let member = MemberId::new(member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let started_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
@@ -404,7 +407,7 @@ async fn accept(
                 tokio::spawn(async move {
                     let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
                     let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-                    log_end(watcher.watch(connection).await, peer);
+                    log_end(Patient::new(watcher.watch(connection)).await, peer);
                 });
             }
             Err(error) => {
@@ -413,6 +416,34 @@ async fn accept(
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+}
+
+/// A connection that lets the tasks of its calls go first.
+///
+/// The first answer wakes the connection, and the scheduler would run it at once, to write that one answer. Going to the
+/// back of the queue first, it finds the answers of all calls that were ready, and writes them with one system call.
+struct Patient<C> {
+    connection: Pin<Box<C>>,
+    waited: bool,
+}
+
+impl<C> Patient<C> {
+    fn new(connection: C) -> Self {
+        Self { connection: Box::pin(connection), waited: false }
+    }
+}
+
+impl<C: Future> Future for Patient<C> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
+        self.waited = !self.waited;
+        if self.waited {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.connection.as_mut().poll(context)
     }
 }
 

@@ -31,6 +31,11 @@ impl Api {
         self.readers().board.read().members.iter().cloned().collect()
     }
 
+    /// Everything about users and roles.
+    pub fn auth(self: &Arc<Self>, _call: Call, reply: Reply) {
+        reply.answer(Err(not_yet("this version of metastore has no users, roles and permissions yet")));
+    }
+
     /// Every change of the members.
     pub fn member_change(self: &Arc<Self>, _call: Call, reply: Reply) {
         reply.answer(Err(not_yet("this version of metastore cannot change the members of a cluster yet")));

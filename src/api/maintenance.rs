@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::{Api, decode, halt_process, not_yet, refuse};
 use crate::{
-    call::{Answer, Call, Reply},
+    call::{Answer, Call, Conversation, Line, Metadata, Reply, Step},
     error::{Error, Halt},
     mvcc::read::Failure,
     proto::etcdserverpb::{
@@ -139,9 +139,23 @@ impl Api {
         });
     }
 
+    /// `Maintenance/Snapshot`.
+    pub fn snapshot(self: &Arc<Self>, _metadata: Metadata) -> Box<dyn Conversation> {
+        Box::new(NotYet("this version of metastore cannot stream snapshots yet"))
+    }
+
     /// `Maintenance/Downgrade`.
     pub fn downgrade(self: &Arc<Self>, _call: Call, reply: Reply) {
         reply.answer(Err(not_yet("this version of metastore cannot be downgraded yet")));
+    }
+}
+
+/// A stream that is refused.
+struct NotYet(&'static str);
+
+impl Conversation for NotYet {
+    fn step(&mut self, _line: &mut dyn Line) -> Step {
+        Step::End(Err(not_yet(self.0)))
     }
 }
 

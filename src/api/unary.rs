@@ -56,13 +56,11 @@ impl Pigeonhole {
     async fn parcel(&self) -> Parcel {
         std::future::poll_fn(|context| {
             let mut state = self.state.lock();
-            match state.0.take() {
-                Some(parcel) => Poll::Ready(parcel),
-                None => {
-                    state.1 = Some(context.waker().clone());
-                    Poll::Pending
-                }
+            if let Some(parcel) = state.0.take() {
+                return Poll::Ready(parcel);
             }
+            state.1 = Some(context.waker().clone());
+            Poll::Pending
         })
         .await
     }

@@ -4,14 +4,14 @@
 //! in the order in which the hub put it there. So this file promises nothing about order; it reads requests, and writes
 //! responses around events that are encoded already.
 
-use std::{borrow::Cow, collections::VecDeque};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message;
 
-use super::header::Header;
+use super::{Api, header::Header};
 use crate::{
-    call::{Code, Conversation, Line, Refusal, Step},
+    call::{Code, Conversation, Line, Metadata, Refusal, Step},
     error::Error,
     mvcc::Interval,
     proto::etcdserverpb::{
@@ -22,9 +22,6 @@ use crate::{
 
 /// Says whether the caller may watch from a key to a range end (as it was sent), or else what he is told.
 pub type Gate = Box<dyn Fn(&[u8], &[u8]) -> Result<(), Cow<'static, str>> + Send>;
-
-/// What is added to the largest request to get the size at which responses are split.
-pub const FRAGMENT_OVERHEAD_BYTES: usize = 512 << 10;
 
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 
@@ -40,6 +37,14 @@ pub struct Watching {
     taken: VecDeque<Response>,
     /// A response of which some parts were sent, and its events from which on the rest was not. Nothing comes in between.
     parted: Option<(Events, usize)>,
+}
+
+impl Api {
+    /// `Watch/Watch`.
+    pub fn watch(self: &Arc<Self>, _metadata: Metadata) -> Box<dyn Conversation> {
+        let gate = Box::new(|_key: &[u8], _range_end: &[u8]| Ok(())); // Nobody has to say who he is yet.
+        Box::new(Watching::new(self.hub.open(), self.header.clone(), gate, self.limits.max_message_bytes()))
+    }
 }
 
 impl Watching {

@@ -376,8 +376,8 @@ mod tests {
 
     type Model = BTreeMap<Vec<u8>, Vec<(i64, bool)>>;
 
-    fn live(create: i64) -> Option<Life> {
-        Some(Life { create, version: 1, lease: create % 3 })
+    fn live(create: i64) -> Life {
+        Life { create, version: 1, lease: create % 3 }
     }
 
     fn alive_in(model: &Model, interval: &Interval, at: i64) -> Vec<(Vec<u8>, i64)> {
@@ -412,7 +412,7 @@ mod tests {
             for main in 1..3000_i64 {
                 let key = format!("{:04}", random.random_range(0..800)).into_bytes();
                 let deleted = random.random_bool(0.3);
-                let life = if deleted { None } else { live(main) };
+                let life = (!deleted).then(|| live(main));
                 index.push(&key, Change { revision: Revision { main, sub: 0 }, life });
                 model.entry(key).or_default().push((main, deleted));
                 if main % 500 == 0 {
@@ -448,7 +448,10 @@ mod tests {
         let mut index = Index::default();
         for nth in 0..10_000_i64 {
             let key = format!("{nth:06}");
-            index.push(key.as_bytes(), Change { revision: Revision { main: nth + 1, sub: 0 }, life: live(nth + 1) });
+            index.push(
+                key.as_bytes(),
+                Change { revision: Revision { main: nth + 1, sub: 0 }, life: Some(live(nth + 1)) },
+            );
         }
         assert_eq!(index.leaves.len(), 10_000_usize.div_ceil(LEAF_MAX));
         assert_eq!(size_of::<Entry>(), 56, "the memory budget of a key");

@@ -60,7 +60,8 @@ pub struct Keeper {
     pub habits: Habits,
 }
 
-struct Work {
+/// What the keeper is at.
+pub struct Work {
     compaction: Option<Compaction>,
     awaiting: Vec<Box<dyn FnOnce() + Send>>,
     last_flush: Instant,
@@ -71,31 +72,42 @@ impl Keeper {
     /// Runs until the inbox is closed; returns why this node cannot go on, if so.
     pub fn run(self) -> Result<(), Halt> {
         let mut chores = Vec::new();
-        let mut work = Work {
-            compaction: Compaction::pending(&self.keys),
-            awaiting: Vec::new(),
-            last_flush: Instant::now(),
-            flushed_index: self.status.applied(),
-        };
+        let mut work = self.begin(Instant::now());
         loop {
             let pause = if work.compaction.is_some() { self.habits.compaction_pause } else { ROUND };
             if !self.inbox.receive(&mut chores, Some(Instant::now() + pause)) {
                 return Ok(());
             }
-            for chore in chores.drain(..) {
-                match chore {
-                    Chore::AwaitCompaction(waiter) => work.awaiting.push(waiter),
-                    Chore::Effect(_) | Chore::Leadership(_) => (),
-                }
-            }
+            self.hear(&mut work, &mut chores);
             self.compact(&mut work)?;
-            self.flush(&mut work)?;
+            self.flush(&mut work, Instant::now())?;
             self.status.set_size(self.engine.size()?);
         }
     }
 
+    /// What there is to do at the start: the compaction that the last run did not finish, if any.
+    #[must_use]
+    pub fn begin(&self, now: Instant) -> Work {
+        Work {
+            compaction: Compaction::pending(&self.keys),
+            awaiting: Vec::new(),
+            last_flush: now,
+            flushed_index: self.status.applied(),
+        }
+    }
+
+    /// Takes on what it is told.
+    pub fn hear(&self, work: &mut Work, chores: &mut Vec<Chore>) {
+        for chore in chores.drain(..) {
+            match chore {
+                Chore::AwaitCompaction(waiter) => work.awaiting.push(waiter),
+                Chore::Effect(_) | Chore::Leadership(_) => (),
+            }
+        }
+    }
+
     /// One piece of the compaction that is due, if any.
-    fn compact(&self, work: &mut Work) -> Result<(), Halt> {
+    pub fn compact(&self, work: &mut Work) -> Result<(), Halt> {
         if work.compaction.is_none() {
             work.compaction = Compaction::pending(&self.keys);
         }
@@ -119,16 +131,16 @@ impl Keeper {
     }
 
     /// Flushes when enough has gathered, then lets the log be cut below what is durable.
-    fn flush(&self, work: &mut Work) -> Result<(), Halt> {
+    pub fn flush(&self, work: &mut Work, now: Instant) -> Result<(), Halt> {
         let grown = self.status.unflushed_log_bytes() >= self.habits.flush_after_bytes;
-        let stale = work.last_flush.elapsed() >= self.habits.flush_after;
+        let stale = now - work.last_flush >= self.habits.flush_after;
         let has_news = self.status.applied() > work.flushed_index;
         if !grown && (!stale || !has_news) {
             return Ok(());
         }
         self.status.take_unflushed();
         self.engine.flush()?;
-        work.last_flush = Instant::now();
+        work.last_flush = now;
         if let Some(durable) = state::Progress::durable(self.engine.as_ref())? {
             work.flushed_index = durable.index;
             let _ = self.raft.send(Input::Durable(durable.index));

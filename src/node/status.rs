@@ -16,7 +16,7 @@ pub struct Status {
     committed: AtomicU64,
     applied: AtomicU64,
     applied_term: AtomicU64,
-    /// Whether this member leads a cluster that has no other voter.
+    /// Whether this member leads a cluster that has no other voter, and has caught up.
     rules_alone: AtomicBool,
     /// Bytes that the log has taken since the last flush of the database.
     unflushed_log_bytes: AtomicU64,
@@ -61,10 +61,10 @@ impl Status {
 
     /// The term of the last applied entry: what headers show.
     pub fn applied_term(&self) -> u64 {
-        self.applied_term.load(Ordering::Relaxed)
+        self.applied_term.load(Ordering::Acquire)
     }
 
-    /// Whether this member leads a cluster that has no other voter: then nothing was ever acknowledged that cannot be read
+    /// Whether this member leads a cluster that has no other voter, and has applied an entry of its own term: then nothing was ever acknowledged that cannot be read
     /// here, and there is nobody to ask.
     pub fn rules_alone(&self) -> bool {
         self.rules_alone.load(Ordering::Acquire)
@@ -114,7 +114,7 @@ impl Status {
     }
 
     pub(super) fn set_applied(&self, index: u64, term: u64) {
-        self.applied_term.store(term, Ordering::Relaxed);
+        self.applied_term.store(term, Ordering::Release);
         self.applied.store(index, Ordering::Release);
     }
 

@@ -100,7 +100,9 @@ impl Timekeeper {
         book.deadlines.promote(leases, self.now(), self.times.election_timeout);
         let waiting = std::mem::take(&mut book.leaderless);
         drop(book);
-        waiting.into_iter().for_each(|(_, waiter)| waiter(Ok(())));
+        for (_, waiter) in waiting {
+            waiter(Ok(()));
+        }
     }
 
     /// This member leads no more, if it did.
@@ -134,7 +136,9 @@ impl Timekeeper {
             }
         }
         drop(book);
-        gone.into_iter().for_each(|waiter| waiter(Ok(())));
+        for waiter in gone {
+            waiter(Ok(()));
+        }
     }
 
     /// Renews a lease, if this member leads and knows it, and it is not over.
@@ -206,7 +210,9 @@ impl Timekeeper {
                 if !over.is_empty() {
                     book.under_way += over.len();
                     drop(book);
-                    over.into_iter().for_each(|id| self.revoke(id));
+                    for id in over {
+                        self.revoke(id);
+                    }
                     book = self.book.lock();
                     continue;
                 }

@@ -1,0 +1,358 @@
+//! One state machine over one engine, with the log that a real node would have beside it.
+
+use std::{error::Error, fmt::Write, ops::ControlFlow, sync::Arc};
+
+use bytes::Bytes;
+use metastore::{
+    mvcc::{
+        compact::{Compaction, Progress},
+        read::View,
+    },
+    proto::etcdserverpb::{
+        AlarmRequest, CompactionRequest, LeaseGrantRequest, LeaseRevokeRequest, Member, PutRequest, RangeResponse,
+        ResponseHeader,
+    },
+    state::{self, Command, Entry, Kind, Machine, Members, Readers, Response, txn},
+    storage::{Batch, Engine, Table, memory::Memory, rocks::Rocks},
+};
+use prost::Message;
+use tempfile::TempDir;
+
+use crate::{
+    language::{self, Words},
+    print,
+};
+
+type Output = Result<String, Box<dyn Error>>;
+
+/// Every table there is.
+const TABLES: [Table; 6] = [Table::History, Table::Meta, Table::Lease, Table::Member, Table::Removed, Table::Alarm];
+const VALUE_CACHE_BYTES: u64 = 1 << 16;
+const TERM: u64 = 2;
+
+/// Where a machine's state lies.
+pub enum Place {
+    /// In memory.
+    Memory(Arc<Memory>),
+    /// In a directory of its own.
+    Rocks(TempDir),
+}
+
+impl Place {
+    pub fn memory() -> Self {
+        Self::Memory(Arc::default())
+    }
+
+    pub fn rocks() -> Self {
+        Self::Rocks(tempfile::tempdir().unwrap())
+    }
+
+    fn open(&self) -> Arc<dyn Engine> {
+        match self {
+            Self::Memory(engine) => engine.clone(),
+            Self::Rocks(directory) => Arc::new(Rocks::open(directory.path()).unwrap()),
+        }
+    }
+}
+
+/// What runs between two restarts.
+struct Running {
+    engine: Arc<dyn Engine>,
+    machine: Machine,
+    readers: Readers,
+    compaction: Option<Compaction>,
+    view: Option<View>,
+}
+
+impl Running {
+    fn open(engine: Arc<dyn Engine>) -> Self {
+        let machine = Machine::open(engine.clone(), VALUE_CACHE_BYTES).unwrap();
+        Self { engine, readers: machine.readers(), machine, compaction: None, view: None }
+    }
+}
+
+/// The machine and the log of all entries that it was ever given.
+pub struct Node {
+    place: Place,
+    /// None only while it restarts.
+    running: Option<Running>,
+    log: Vec<(Kind, Entry, Result<Response, metastore::error::Error>)>,
+    /// Whether entries gather into one batch.
+    gathering: bool,
+}
+
+impl Node {
+    pub fn new(place: Place) -> Self {
+        let engine = place.open();
+        let members = Members::new([Member { id: 1, ..Member::default() }]);
+        Machine::bootstrap(engine.as_ref(), 1, &members, (1, 1)).unwrap();
+        Self { place, running: Some(Running::open(engine)), log: Vec::new(), gathering: false }
+    }
+
+    fn running(&mut self) -> &mut Running {
+        self.running.as_mut().expect("it runs between commands")
+    }
+
+    /// Everything in the database, in order.
+    pub fn content(&self) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
+        let running = self.running.as_ref().expect("it runs between commands");
+        content(running.engine.as_ref())
+    }
+
+    pub fn run(&mut self, name: &str, mut words: Words) -> Output {
+        let output = match name {
+            "put" => self.propose(Kind::Put, &language::put(&mut words)?),
+            "fill" => self.fill(words.expect_number()?),
+            "delete" => self.propose(Kind::DeleteRange, &language::delete(&mut words)?),
+            "compact" => self.compact(&mut words)?,
+            "grant" => {
+                let (id, ttl) = (words.expect_number()?, words.number("ttl")?);
+                self.propose(Kind::LeaseGrant, &LeaseGrantRequest { id, ttl })
+            }
+            "revoke" => self.propose(Kind::LeaseRevoke, &LeaseRevokeRequest { id: words.expect_number()? }),
+            "alarm" => self.alarm(&mut words)?,
+            "foreign" => self.apply_data(Kind::Put, Bytes::from_static(&[0xc2, 0x3e, 0])),
+            "garbage" => self.apply_data(Kind::Put, Bytes::from_static(&[0x22, 0x7f, 1])),
+            "get" => self.get(language::range(&mut words)?),
+            "view" => self.open_view(&mut words)?,
+            "look" => self.look(language::range(&mut words)?)?,
+            "close" => {
+                self.running().view = None;
+                String::new()
+            }
+            "hash" => self.hash(&mut words)?,
+            "remove" => self.remove(&mut words)?,
+            "records" => self.records(words.flag("raw")),
+            "leases" => self.leases(),
+            "batch" => {
+                self.gathering = true;
+                String::new()
+            }
+            "commit" => {
+                self.gathering = false;
+                self.commit()
+            }
+            "flush" => {
+                self.running().engine.flush()?;
+                String::new()
+            }
+            "restart" => self.restart(),
+            other => return Err(format!("no such command: {other}").into()),
+        };
+        words.finish()?;
+        Ok(output)
+    }
+
+    pub fn txn(&mut self, text: &str) -> Output {
+        Ok(self.propose(Kind::Txn, &language::txn(text)?))
+    }
+
+    fn propose(&mut self, kind: Kind, request: &impl Message) -> String {
+        let id = self.log.len() as u64 + 1;
+        self.apply_data(kind, Command::encode(id, kind, &request.encode_to_vec()))
+    }
+
+    fn fill(&mut self, count: i64) -> String {
+        let mut last = String::new();
+        for nth in 0..count {
+            let (key, value) = (format!("k{nth:04}").into(), nth.to_string().into());
+            last = self.propose(Kind::Put, &PutRequest { key, value, ..PutRequest::default() });
+        }
+        last
+    }
+
+    fn apply_data(&mut self, kind: Kind, data: Bytes) -> String {
+        let entry = Entry { index: self.running().machine.applied().index + 1, term: TERM, data };
+        let outcome = self.running().machine.apply(&entry).unwrap().outcome;
+        let mut out = match &outcome {
+            Ok(response) => print::response(kind, response),
+            Err(error) => format!("refused: {error}"),
+        };
+        self.log.push((kind, entry, outcome));
+        if !self.gathering {
+            let published = self.commit();
+            _ = write!(out, "{}{published}", if published.is_empty() { "" } else { "\n" });
+        }
+        out
+    }
+
+    fn commit(&mut self) -> String {
+        let machine = &mut self.running().machine;
+        let published = machine.commit().unwrap();
+        machine.publish_head();
+        let head = machine.readers().keys.head();
+        assert_eq!(published.head, head);
+        let events = published.events.iter().map(print::event);
+        let lines: Vec<String> = events.chain(published.effects.iter().map(print::effect)).collect();
+        lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    }
+
+    fn compact(&mut self, words: &mut Words) -> Output {
+        let (revision, physical) = (words.expect_number()?, words.flag("physical"));
+        let mut out = self.propose(Kind::Compact, &CompactionRequest { revision, physical });
+        if physical {
+            out = format!("{out}\n  {}", self.remove(&mut Words::default())?);
+        }
+        Ok(out)
+    }
+
+    /// Steps of the removal that is due: one of `limit=` records, or all.
+    fn remove(&mut self, words: &mut Words) -> Output {
+        let limit = words.number("limit")?;
+        let running = self.running();
+        let due = running.compaction.take().or_else(|| Compaction::pending(running.machine.shared()));
+        let Some(mut compaction) = due else { return Ok("nothing to remove".into()) };
+        let piece = if limit == 0 { 1000 } else { usize::try_from(limit)? };
+        let progress = loop {
+            let progress = compaction.step(piece)?;
+            if progress != Progress::More || limit != 0 {
+                break progress;
+            }
+        };
+        let out = format!("removed {}, up to {}: {progress:?}", compaction.removed(), compaction.at());
+        running.compaction = (progress != Progress::Done).then_some(compaction);
+        Ok(out.to_lowercase())
+    }
+
+    fn alarm(&mut self, words: &mut Words) -> Output {
+        let action = match words.word().as_deref() {
+            Some("list") => 0,
+            Some("raise") => 1,
+            Some("clear") => 2,
+            _ => return Err("an alarm is listed, raised or cleared".into()),
+        };
+        let alarm = match words.word().as_deref() {
+            None => 0,
+            Some("nospace") => state::NOSPACE,
+            Some("corrupt") => state::CORRUPT,
+            Some(other) => other.parse()?,
+        };
+        let member_id = words.number("member")?.cast_unsigned();
+        Ok(self.propose(Kind::Alarm, &AlarmRequest { action, member_id, alarm }))
+    }
+
+    fn get(&mut self, range: metastore::proto::etcdserverpb::RangeRequest) -> String {
+        match self.running().readers.keys.range(&txn::query(range)) {
+            Ok((rows, head)) => {
+                let mut encoded = Vec::new();
+                rows.encode(&mut encoded);
+                assert_eq!(encoded.len(), rows.encoded_len());
+                let header = ResponseHeader { revision: head, ..ResponseHeader::default() };
+                let answer = RangeResponse::decode(encoded.as_slice()).unwrap();
+                print::range(&RangeResponse { header: Some(header), ..answer })
+            }
+            Err(failure) => format!("refused: {failure}"),
+        }
+    }
+
+    fn open_view(&mut self, words: &mut Words) -> Output {
+        let revision = words.number("rev")?;
+        let running = self.running();
+        Ok(match running.readers.keys.view(revision) {
+            Ok((view, head)) => {
+                let out = format!("at={} head={head}", view.at());
+                running.view = Some(view);
+                out
+            }
+            Err(error) => format!("refused: {error}"),
+        })
+    }
+
+    fn look(&mut self, range: metastore::proto::etcdserverpb::RangeRequest) -> Output {
+        let view = self.running().view.as_ref().ok_or("no view is open")?;
+        let mut encoded = Vec::new();
+        view.range(&txn::query(range))?.encode(&mut encoded);
+        let header = ResponseHeader { revision: view.at(), ..ResponseHeader::default() };
+        Ok(print::range(&RangeResponse { header: Some(header), ..RangeResponse::decode(encoded.as_slice())? }))
+    }
+
+    fn hash(&mut self, words: &mut Words) -> Output {
+        let revision = words.word().map(|word| language::number(&word)).transpose()?.unwrap_or(0);
+        Ok(match self.running().readers.keys.hash_kv(revision) {
+            Ok(hash) => format!(
+                "hash={} compact={} at={} head={}",
+                hash.hash, hash.compact_revision, hash.hash_revision, hash.head
+            ),
+            Err(failure) => format!("refused: {failure}"),
+        })
+    }
+
+    fn records(&self, raw: bool) -> String {
+        let content = self.content();
+        let history = content.iter().filter(|(table, ..)| *table == Table::History);
+        let show = if raw { print::raw_record } else { print::record };
+        history.map(|(_, key, value)| show(key, value)).collect::<Vec<_>>().join("\n")
+    }
+
+    fn leases(&mut self) -> String {
+        let leases = &self.running().readers.leases;
+        let mut lines = Vec::new();
+        for (id, ttl) in leases.all() {
+            let keys = leases.keys(id).unwrap();
+            let keys: Vec<_> = keys.iter().map(|key| String::from_utf8_lossy(key)).collect();
+            lines.push(format!("{} ttl={ttl} keys: {}", id.0, keys.join(" ")).trim_end().to_owned());
+        }
+        lines.join("\n")
+    }
+
+    /// Opens everything again: a clean stop and start.
+    fn restart(&mut self) -> String {
+        self.gathering = false;
+        drop(self.running.take());
+        self.start()
+    }
+
+    fn start(&mut self) -> String {
+        let mut running = Running::open(self.place.open());
+        let progress = running.machine.applied();
+        let found = running.readers.keys.head();
+        let compacted = running.readers.keys.compacted();
+        let mut replayed = 0;
+        for (_, entry, outcome) in self.log.iter().filter(|(_, entry, _)| entry.index > progress.index) {
+            let again = running.machine.apply(entry).unwrap().outcome;
+            assert_eq!(again, *outcome, "entry {} comes to the same when it is replayed", entry.index);
+            running.machine.commit().unwrap();
+            running.machine.publish_head();
+            replayed += 1;
+        }
+        let head = running.readers.keys.head();
+        self.running = Some(running);
+        format!("found rev={found} compact={compacted}, replayed {replayed} entries, rev={head}")
+    }
+
+    /// Starts over with what a crash left: the newest `lose` batches are gone. Returns that, for a twin to do the same.
+    pub fn crash(&mut self, lose: usize) -> Result<Memory, Box<dyn Error>> {
+        let Place::Memory(engine) = &self.place else { return Err("only memory can crash".into()) };
+        let keep = engine.unflushed().checked_sub(lose).ok_or("so many batches could not get lost")?;
+        let (found, copy) = (engine.crash(keep), engine.crash(keep));
+        self.place = Place::Memory(Arc::new(found));
+        Ok(copy)
+    }
+
+    /// Finds what another engine holds in its own place.
+    pub fn adopt(&mut self, found: &Memory) {
+        drop(self.running.take());
+        self.place = Place::rocks();
+        let mut batch = Batch::default();
+        for (table, key, value) in content(found) {
+            batch.put(table, &key, value);
+        }
+        self.place.open().write(&batch).unwrap();
+    }
+
+    pub fn start_after_crash(&mut self) -> String {
+        self.restart()
+    }
+}
+
+fn content(engine: &dyn Engine) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
+    let mut all = Vec::new();
+    for table in TABLES {
+        let take = &mut |key: &[u8], value: &[u8]| {
+            all.push((table, key.to_vec(), value.to_vec()));
+            ControlFlow::Continue(())
+        };
+        engine.scan(table, &[], &[], take).unwrap();
+    }
+    all
+}

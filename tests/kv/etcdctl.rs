@@ -1,0 +1,99 @@
+//! The stock `etcdctl`, named by the variable `ETCDCTL_BIN`. Without it these tests say so and pass.
+
+use std::{
+    env,
+    io::Write,
+    process::{Command, Output, Stdio},
+};
+
+use crate::support::Server;
+
+struct Etcdctl {
+    binary: String,
+    server: Server,
+}
+
+impl Etcdctl {
+    fn start() -> Option<Self> {
+        let Ok(binary) = env::var("ETCDCTL_BIN") else {
+            eprintln!("SKIPPED: ETCDCTL_BIN does not name an etcdctl");
+            return None;
+        };
+        Some(Self { binary, server: Server::start(&[]) })
+    }
+
+    fn output(&self, words: &str, input: &str) -> Output {
+        let mut child = Command::new(&self.binary)
+            .args(["--endpoints", self.server.address()])
+            .args(words.split_whitespace())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// What a command prints; it must succeed.
+    #[track_caller]
+    fn run(&self, words: &str) -> String {
+        self.run_with(words, "")
+    }
+
+    #[track_caller]
+    fn run_with(&self, words: &str, input: &str) -> String {
+        let output = self.output(words, input);
+        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a command complains of; it must fail.
+    #[track_caller]
+    fn fail(&self, words: &str) -> String {
+        let output = self.output(words, "");
+        assert!(!output.status.success(), "{words} succeeded");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+#[test]
+fn etcdctl_works_with_keys() {
+    let Some(etcdctl) = Etcdctl::start() else { return };
+    assert_eq!(etcdctl.run("put a 1"), "OK\n");
+    assert_eq!(etcdctl.run("put a 2 --prev-kv"), "OK\na\n1\n");
+    assert_eq!(etcdctl.run("put b 1"), "OK\n");
+    assert_eq!(etcdctl.run("get a"), "a\n2\n");
+    assert_eq!(etcdctl.run("get a --rev 2 --print-value-only"), "1\n");
+    assert_eq!(etcdctl.run("get --from-key a --keys-only"), "a\n\nb\n\n");
+    assert_eq!(etcdctl.run("get --prefix a --stream"), "a\n2\n");
+    assert_eq!(etcdctl.run("get a z --order=DESCEND --limit=1"), "b\n1\n");
+    let answer: serde_json::Value = serde_json::from_str(&etcdctl.run("get a z --count-only -w json")).unwrap();
+    assert_eq!((&answer["count"], &answer["header"]["revision"]), (&2.into(), &4.into()));
+    assert!(etcdctl.fail("get a --rev 99").contains("required revision is a future revision"));
+    assert!(etcdctl.fail("put x 1 --lease=404").contains("requested lease not found"));
+    assert_eq!(etcdctl.run("del a b"), "1\n");
+    let txn = "mod(\"b\") > \"0\"\n\nput c 1\nget c\n\ndel b\n\n";
+    assert_eq!(etcdctl.run_with("txn", txn), "SUCCESS\n\nOK\n\nc\n1\n");
+    assert_eq!(etcdctl.run("compact 4 --physical"), "compacted revision 4\n");
+    assert!(etcdctl.fail("compact 4").contains("required revision has been compacted"));
+}
+
+#[test]
+fn etcdctl_looks_after_a_member() {
+    let Some(etcdctl) = Etcdctl::start() else { return };
+    etcdctl.run("put foo bar");
+    assert!(etcdctl.output("endpoint health", "").status.success());
+    let status = etcdctl.run("endpoint status");
+    assert!(status.contains(", 3.7.1, 3.7.0, ") && status.contains(", true, false, 2, "), "{status}");
+    assert!(etcdctl.run("endpoint hashkv").contains(", 3305255506"));
+    let members = etcdctl.run("member list");
+    assert!(members.ends_with(", started, one, http://127.0.0.1:2380, http://127.0.0.1:2379, false\n"), "{members}");
+    assert!(etcdctl.run("defrag").starts_with("Finished defragmenting etcd member"));
+    assert_eq!(etcdctl.run("alarm list"), "");
+    let member = members.split(',').next().unwrap();
+    assert_eq!(etcdctl.run("alarm disarm"), "");
+    let moved = etcdctl.output(&format!("move-leader {member}"), "");
+    let said = format!("{}{}", String::from_utf8_lossy(&moved.stdout), String::from_utf8_lossy(&moved.stderr));
+    assert!(said.contains(member), "{said}");
+}

@@ -1,0 +1,57 @@
+//! The plain HTTP beside gRPC, on the same port.
+
+use metastore::proto::etcdserverpb::AlarmRequest;
+
+use crate::support::Server;
+
+#[tokio::test]
+async fn health_version_and_metrics_are_served() {
+    let server = Server::start(&[]);
+    let health = server.http("GET", "/health");
+    assert_eq!((health.status, health.body.as_str()), (200, r#"{"health":"true","reason":""}"#));
+    let version = server.http("GET", "/version");
+    let expected = r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
+    assert_eq!((version.status, version.body.as_str()), (200, expected));
+    assert!(version.head.contains("content-type: application/json"), "{}", version.head);
+    server.client().await.put("a", "1", None).await.unwrap();
+    let metrics = server.http("GET", "/metrics");
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.head.contains("content-type: text/plain; version=0.0.4"), "{}", metrics.head);
+    for line in [
+        "etcd_server_has_leader 1",
+        "etcd_server_is_leader 1",
+        "etcd_mvcc_put_total 1",
+        "etcd_debugging_mvcc_current_revision 2",
+        r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
+    ] {
+        assert!(metrics.body.lines().any(|found| found == line), "{line} is missing");
+    }
+}
+
+#[tokio::test]
+async fn other_paths_and_methods_are_refused() {
+    let server = Server::start(&[]);
+    let missing = server.http("GET", "/nowhere");
+    assert_eq!((missing.status, missing.body.as_str()), (404, "404 page not found\n"));
+    for path in ["/health", "/version"] {
+        for method in ["HEAD", "POST", "DELETE"] {
+            let page = server.http(method, path);
+            assert_eq!(page.status, 405, "{method} {path}");
+            assert!(page.head.contains("allow: get"), "{}", page.head);
+        }
+    }
+}
+
+#[tokio::test]
+async fn alarms_make_a_member_unhealthy_unless_they_are_excluded() {
+    let server = Server::start(&[]);
+    let mut maintenance = server.maintenance().await;
+    maintenance.alarm(AlarmRequest { action: 1, member_id: 7, alarm: 1 }).await.unwrap();
+    let page = server.http("GET", "/health");
+    assert_eq!((page.status, page.body.trim_end()), (503, r#"{"health":"false","reason":"ALARM NOSPACE"}"#));
+    assert_eq!(server.http("GET", "/health?exclude=NOSPACE").status, 200);
+    maintenance.alarm(AlarmRequest { action: 1, member_id: 7, alarm: 2 }).await.unwrap();
+    let page = server.http("GET", "/health?exclude=NOSPACE");
+    assert_eq!((page.status, page.body.trim_end()), (503, r#"{"health":"false","reason":"ALARM CORRUPT"}"#));
+    assert_eq!(server.http("GET", "/health?exclude=NOSPACE&exclude=CORRUPT&serializable=true").status, 200);
+}

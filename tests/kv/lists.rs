@@ -1,0 +1,146 @@
+//! A long list among writers and compactions: one consistent view, and nobody waits for it.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use metastore::proto::{
+    etcdserverpb::{
+        CompactionRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, kv_client::KvClient,
+        request_op::Request,
+    },
+    mvccpb::KeyValue,
+};
+use tonic::{Code, transport::Channel};
+
+use crate::support::Server;
+
+const WRITERS: u64 = 8;
+const LISTS: usize = 12;
+
+/// Key `nth` and its partner from the other end always get the same value in one transaction.
+fn pair(keys: u64, nth: u64, value: &str) -> TxnRequest {
+    let put = |nth: u64| {
+        let request =
+            PutRequest { key: format!("{nth:08}").into(), value: value.to_owned().into(), ..Default::default() };
+        RequestOp { request: Some(Request::RequestPut(request)) }
+    };
+    TxnRequest { success: vec![put(nth), put(keys - 1 - nth)], ..TxnRequest::default() }
+}
+
+async fn load(kv: &mut KvClient<Channel>, keys: u64) {
+    let pairs: Vec<u64> = (0..keys / 2).collect();
+    for some in pairs.chunks(64) {
+        let success = some.iter().flat_map(|&nth| pair(keys, nth, "0").success).collect();
+        kv.txn(TxnRequest { success, ..TxnRequest::default() }).await.unwrap();
+    }
+}
+
+/// Writes pairs until told to stop; counts what was acknowledged.
+async fn write(mut kv: KvClient<Channel>, keys: u64, writer: u64, written: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
+    for turn in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let nth = (writer * 7919 + turn * 104_729) % (keys / 2);
+        kv.txn(pair(keys, nth, &format!("{writer}/{turn}"))).await.unwrap();
+        written.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Compacts at the present over and over.
+async fn compact(mut kv: KvClient<Channel>, stop: Arc<AtomicBool>) -> u32 {
+    let mut compactions = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let here = kv.range(RangeRequest { key: "x".into(), ..RangeRequest::default() }).await.unwrap();
+        let revision = here.into_inner().header.unwrap().revision;
+        match kv.compact(CompactionRequest { revision, physical: compactions % 2 == 0 }).await {
+            Ok(_) => compactions += 1,
+            Err(status) => assert_eq!(status.code(), Code::OutOfRange, "nobody wrote in between: {status}"),
+        }
+    }
+    compactions
+}
+
+/// That a list is all of one moment: every key, none newer than the header says, and no transaction in half.
+fn check(keys: u64, list: &RangeResponse) {
+    let revision = list.header.as_ref().unwrap().revision;
+    assert_eq!((list.count.cast_unsigned(), list.kvs.len() as u64, list.more), (keys, keys, false));
+    assert!(list.kvs.is_sorted_by(|a, b| a.key < b.key));
+    let newest = list.kvs.iter().map(|kv| kv.mod_revision).max().unwrap();
+    assert!(newest <= revision, "{newest} is beyond {revision}");
+    let half = list.kvs.len() / 2;
+    let same = |(a, b): (&KeyValue, &KeyValue)| a.value == b.value && a.mod_revision == b.mod_revision;
+    assert!(list.kvs[..half].iter().zip(list.kvs.iter().rev()).all(same), "a transaction was seen in half");
+}
+
+/// A list by RangeStream; None if a compaction overtook it.
+async fn stream(kv: &mut KvClient<Channel>) -> Option<RangeResponse> {
+    let whole = RangeRequest { key: "0".into(), range_end: "1".into(), ..RangeRequest::default() };
+    let mut chunks = kv.range_stream(whole).await.unwrap().into_inner();
+    let mut all = RangeResponse::default();
+    loop {
+        match chunks.message().await {
+            Ok(Some(chunk)) => {
+                let chunk = chunk.range_response.unwrap();
+                all.kvs.extend(chunk.kvs);
+                (all.header, all.count, all.more) = (chunk.header, chunk.count, chunk.more);
+            }
+            Ok(None) => return Some(all),
+            Err(status) => {
+                assert_eq!(status.code(), Code::OutOfRange, "{status}");
+                return None;
+            }
+        }
+    }
+}
+
+async fn lists_among_writers(keys: u64) {
+    let server = Server::start(&["--compaction-sleep-interval", "1ms"]);
+    let mut kv = server.kv().await;
+    load(&mut kv, keys).await;
+    let (written, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut writers = Vec::new();
+    for writer in 0..WRITERS {
+        writers.push(tokio::spawn(write(server.kv().await, keys, writer, written.clone(), stop.clone())));
+    }
+    let compactor = tokio::spawn(compact(server.kv().await, stop.clone()));
+    let whole = RangeRequest { key: "0".into(), range_end: "1".into(), ..RangeRequest::default() };
+    let (mut revision, mut written_before, mut streamed) = (0, 0, 0);
+    for nth in 0..LISTS {
+        let list = if nth % 3 == 2 { stream(&mut kv).await } else { None };
+        streamed += usize::from(list.is_some());
+        let list = match list {
+            Some(list) => list,
+            None => kv.range(whole.clone()).await.unwrap().into_inner(),
+        };
+        check(keys, &list);
+        let now = list.header.unwrap().revision;
+        assert!(now >= revision, "the present does not go back");
+        revision = now;
+        let written_now = written.load(Ordering::Relaxed);
+        assert!(written_now > written_before, "writers go on during list {nth}");
+        written_before = written_now;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let compactions = compactor.await.unwrap();
+    assert!(compactions > 0);
+    println!(
+        "{LISTS} lists of {keys} ({streamed} streamed) among {written_before} writes and {compactions} compactions"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_among_writers_and_compactions_is_one_moment_and_stops_nobody() {
+    lists_among_writers(20_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long"]
+async fn a_very_long_list_among_writers_and_compactions_is_one_moment_and_stops_nobody() {
+    lists_among_writers(100_000).await;
+}

@@ -1,0 +1,12 @@
+//! One server, seen by stock clients and over the bare wire: keys, transactions, streams, upkeep, and the HTTP beside them.
+
+mod errors;
+mod etcdctl;
+mod http;
+mod keys;
+mod lists;
+mod maintenance;
+mod quota;
+mod stream;
+#[path = "../support/mod.rs"]
+mod support;

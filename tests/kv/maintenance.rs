@@ -1,0 +1,126 @@
+//! Looking after one member.
+
+use etcd_client::{AlarmAction, AlarmType};
+use metastore::proto::etcdserverpb::{
+    AlarmRequest, DefragmentRequest, HashKvRequest, HashRequest, MemberListRequest, MoveLeaderRequest, PutRequest,
+    StatusRequest,
+};
+use tonic::Code;
+
+use crate::support::{Server, assert_refused};
+
+#[tokio::test]
+async fn status_says_how_a_member_is() {
+    let server = Server::start(&[]);
+    let mut kv = server.kv().await;
+    kv.put(PutRequest { key: "a".into(), ..PutRequest::default() }).await.unwrap();
+    let mut maintenance = server.maintenance().await;
+    let status = maintenance.status(StatusRequest {}).await.unwrap().into_inner();
+    let header = status.header.unwrap();
+    assert_eq!((status.version.as_str(), status.storage_version.as_str()), ("3.7.1", "3.7.0"));
+    assert_eq!((header.revision, status.leader), (2, header.member_id));
+    assert_eq!((status.raft_term, header.raft_term), (2, 2));
+    assert!(status.raft_applied_index > 0 && status.raft_applied_index <= status.raft_index);
+    assert_eq!(status.db_size_quota, 2_147_483_648, "trap 41");
+    assert!(status.db_size_in_use <= status.db_size);
+    assert_eq!((status.errors.len(), status.is_learner), (0, false));
+    let downgrade = status.downgrade_info.expect("it is always there");
+    assert!(!downgrade.enabled && downgrade.target_version.is_empty());
+}
+
+#[tokio::test]
+async fn a_quota_that_is_switched_off_is_shown_as_it_was_given() {
+    let server = Server::start(&["--quota-backend-bytes=-1"]);
+    let status = server.maintenance().await.status(StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.db_size_quota, -1);
+}
+
+/// Traps 8 and 15 over the wire; the golden script `mvcc/hash` has all steps.
+#[tokio::test]
+async fn hashes_are_etcds() {
+    let mut server = Server::start(&[]);
+    let mut kv = server.kv().await;
+    let mut maintenance = server.maintenance().await;
+    for value in ["bar", "baz"] {
+        let put = PutRequest { key: "foo".into(), value: value.into(), ..PutRequest::default() };
+        kv.put(put).await.unwrap();
+    }
+    for (revision, hash, hash_revision) in [(0, 2_020_292_994, 3), (2, 3_305_255_506, 2), (1, 1_084_519_789, 1)] {
+        let answer = maintenance.hash_kv(HashKvRequest { revision }).await.unwrap().into_inner();
+        assert_eq!((answer.hash, answer.hash_revision, answer.compact_revision), (hash, hash_revision, -1));
+        assert_eq!(answer.header.unwrap().revision, 3);
+    }
+    let before = maintenance.hash(HashRequest {}).await.unwrap().into_inner();
+    assert_eq!(before.header.unwrap().revision, 3);
+    assert!(server.stop().success());
+    server.restart();
+    let after = server.maintenance().await.hash(HashRequest {}).await.unwrap().into_inner();
+    assert_eq!(after.hash, before.hash, "a restart changes nothing");
+}
+
+/// Trap 34.
+#[tokio::test]
+async fn alarms_are_raised_listed_and_cleared_one_by_one() {
+    let mut server = Server::start(&[]);
+    let mut maintenance = server.maintenance().await;
+    let request = |action, member_id, alarm| AlarmRequest { action, member_id, alarm };
+    for raised in [request(1, 5, 1), request(1, 9, 7), request(1, 5, 0)] {
+        maintenance.alarm(raised).await.unwrap();
+    }
+    let status = maintenance.status(StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.errors, ["memberID:5 alarm:NOSPACE", "memberID:9 alarm:7"]);
+    let cleared = maintenance.alarm(request(2, 0, 1)).await.unwrap().into_inner();
+    assert!(cleared.alarms.is_empty(), "no wildcard");
+    server.kill();
+    server.restart();
+    let mut maintenance = server.maintenance().await;
+    let all = maintenance.alarm(request(0, 0, 0)).await.unwrap().into_inner();
+    assert_eq!((all.alarms.len(), all.header.unwrap().revision), (2, 1));
+    let cleared = maintenance.alarm(request(2, 5, 1)).await.unwrap().into_inner();
+    assert_eq!(cleared.alarms.len(), 1);
+    let unknown = maintenance.alarm(request(3, 0, 0)).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::Unknown, "etcd crashes; we answer: {unknown}");
+    let mut client = server.client().await;
+    let left = client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await.unwrap();
+    assert!(left.alarms().is_empty());
+}
+
+/// Trap 33.
+#[tokio::test]
+async fn corruption_blocks_writes_and_lets_reads_pass() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    client.put("a", "1", None).await.unwrap();
+    let mut maintenance = server.maintenance().await;
+    maintenance.alarm(AlarmRequest { action: 1, member_id: 5, alarm: 2 }).await.unwrap();
+    let mut kv = server.kv().await;
+    let put = PutRequest { key: "a".into(), ..PutRequest::default() };
+    assert_refused(kv.put(put).await, Code::DataLoss, "etcdserver: corrupt cluster");
+    assert!(client.delete("a", None).await.is_err());
+    assert!(client.compact(2, None).await.is_err());
+    assert_eq!(client.get("a", None).await.unwrap().count(), 1);
+    let read = etcd_client::Txn::new().and_then([etcd_client::TxnOp::get("a", None)]);
+    assert!(client.txn(read).await.unwrap().succeeded());
+    client.hash_kv(0).await.unwrap();
+    client.defragment().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sole_member_leads_and_is_listed() {
+    let server = Server::start(&[]);
+    let answer =
+        server.cluster().await.member_list(MemberListRequest { linearizable: true }).await.unwrap().into_inner();
+    let header = answer.header.unwrap();
+    assert_eq!(header.revision, 0, "no revision in headers of this service");
+    let [member] = answer.members.as_slice() else { panic!("{:?}", answer.members) };
+    assert_eq!((member.id, member.name.as_str(), member.is_learner), (header.member_id, "one", false));
+    assert_eq!(member.peer_ur_ls, ["http://127.0.0.1:2380"]);
+    assert_eq!(member.client_ur_ls, ["http://127.0.0.1:2379"]);
+    let mut maintenance = server.maintenance().await;
+    let to_itself = maintenance.move_leader(MoveLeaderRequest { target_id: member.id }).await.unwrap();
+    assert_eq!(to_itself.into_inner().header, None);
+    let to_nobody = maintenance.move_leader(MoveLeaderRequest { target_id: 404 }).await;
+    assert_refused(to_nobody, Code::FailedPrecondition, "etcdserver: bad leader transferee");
+    let defragmented = maintenance.defragment(DefragmentRequest {}).await.unwrap();
+    assert_eq!(defragmented.into_inner().header, None);
+}

@@ -1,0 +1,63 @@
+//! Running out of space, and the way back.
+
+use etcd_client::{AlarmAction, AlarmType, CompactionOptions, PutOptions};
+use metastore::proto::etcdserverpb::{PutRequest, TxnRequest};
+use tonic::Code;
+
+use crate::support::{Server, assert_refused};
+
+const QUOTA: i64 = 8 << 20;
+const VALUE_BYTES: usize = 64 << 10;
+
+/// Traps 31 and 32: full, then compacted, defragmented, disarmed, and usable again.
+#[tokio::test]
+async fn a_full_member_refuses_what_adds_until_there_is_room_again() {
+    let server = Server::start(&[&format!("--quota-backend-bytes={QUOTA}")]);
+    let mut client = server.client().await;
+    let mut kv = server.kv().await;
+    let put = || PutRequest { key: "full".into(), value: vec![b'v'; VALUE_BYTES].into(), ..PutRequest::default() };
+    let refusal = loop {
+        match kv.put(put()).await {
+            Ok(_) => (),
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(refusal.code(), Code::ResourceExhausted);
+    assert_eq!(refusal.message(), "etcdserver: mvcc: database space exceeded");
+    let status = client.status().await.unwrap();
+    assert!(status.db_size() + i64::try_from(VALUE_BYTES).unwrap() >= QUOTA, "{}", status.db_size());
+    assert_eq!(status.db_size_quota(), QUOTA);
+    assert_eq!(status.errors().len(), 1);
+    assert_eq!(server.http("GET", "/health").status, 503);
+
+    // Whatever adds is refused, also what is small; the alarm stands although this member has room for a few bytes.
+    assert!(client.put("a", "", Some(PutOptions::new())).await.is_err());
+    let empty = kv.txn(TxnRequest::default()).await.unwrap().into_inner();
+    let head = empty.header.unwrap().revision;
+    client.delete("nothing", None).await.expect("deletions are free");
+
+    client.compact(head, Some(CompactionOptions::new().with_physical())).await.unwrap();
+    client.defragment().await.unwrap();
+    let status = client.status().await.unwrap();
+    assert!(status.db_size() < QUOTA / 2, "{} bytes are left", status.db_size());
+    assert_refused(kv.put(put()).await, Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
+
+    let alarms = client.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap();
+    let member = alarms.alarms()[0].member_id();
+    let mut options = etcd_client::AlarmOptions::new();
+    options.with_member(member);
+    client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(options)).await.unwrap();
+    kv.put(put()).await.expect("there is room again");
+    assert_eq!(server.http("GET", "/health").status, 200);
+}
+
+/// A request that is over quota and wrong hears of the quota.
+#[tokio::test]
+async fn the_quota_is_looked_at_before_the_request() {
+    let server = Server::start(&["--quota-backend-bytes=1"]);
+    let mut kv = server.kv().await;
+    let nothing = PutRequest::default();
+    assert_refused(kv.put(nothing).await, Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
+    let errors = server.client().await.status().await.unwrap();
+    assert!(errors.errors()[0].ends_with("alarm:NOSPACE"), "{:?}", errors.errors());
+}

@@ -1,0 +1,135 @@
+//! RangeStream: a Range in several messages.
+
+use metastore::proto::etcdserverpb::{CompactionRequest, PutRequest, RangeRequest, RangeResponse, kv_client::KvClient};
+use tonic::{Code, Streaming, transport::Channel};
+
+use crate::support::{Server, assert_refused};
+
+async fn fill(kv: &mut KvClient<Channel>, keys: usize, value_bytes: usize) {
+    for nth in 0..keys {
+        let (key, value) = (format!("{nth:05}").into(), vec![b'v'; value_bytes].into());
+        kv.put(PutRequest { key, value, ..PutRequest::default() }).await.unwrap();
+    }
+}
+
+fn whole() -> RangeRequest {
+    RangeRequest { key: "\0".into(), range_end: "\0".into(), ..RangeRequest::default() }
+}
+
+async fn open(
+    kv: &mut KvClient<Channel>,
+    request: RangeRequest,
+) -> Streaming<metastore::proto::etcdserverpb::RangeStreamResponse> {
+    kv.range_stream(request).await.unwrap().into_inner()
+}
+
+async fn chunks(kv: &mut KvClient<Channel>, request: RangeRequest) -> Vec<RangeResponse> {
+    let mut stream = open(kv, request).await;
+    let mut chunks = Vec::new();
+    while let Some(chunk) = stream.message().await.unwrap() {
+        chunks.push(chunk.range_response.unwrap());
+    }
+    chunks
+}
+
+/// All chunks as one answer. Trap 36: only the last has a header, `more` and `count`.
+fn merged(chunks: Vec<RangeResponse>) -> RangeResponse {
+    let last = chunks.len() - 1;
+    let mut all = RangeResponse::default();
+    for (nth, chunk) in chunks.into_iter().enumerate() {
+        if nth < last {
+            assert!(chunk.header.is_none() && !chunk.more && chunk.count == 0 && !chunk.kvs.is_empty(), "chunk {nth}");
+        }
+        all.kvs.extend(chunk.kvs);
+        (all.header, all.more, all.count) = (chunk.header, chunk.more, chunk.count);
+    }
+    assert!(all.kvs.is_sorted_by(|a, b| a.key < b.key), "chunks are disjoint and ascend");
+    all
+}
+
+#[tokio::test]
+async fn the_chunks_together_are_what_a_range_answers() {
+    let server = Server::start(&[]);
+    let mut kv = server.kv().await;
+    let nothing = chunks(&mut kv, whole()).await;
+    assert_eq!((nothing.len(), nothing[0].count, nothing[0].header.as_ref().unwrap().revision), (1, 0, 1));
+    fill(&mut kv, 3000, 10).await;
+    let answers = chunks(&mut kv, whole()).await;
+    assert!(answers[0].kvs.len() <= 10, "the first chunk comes at once");
+    assert!(answers.len() > 5, "{} chunks", answers.len());
+    let requests = [
+        whole(),
+        RangeRequest { limit: 1, ..whole() },
+        RangeRequest { limit: 10, ..whole() },
+        RangeRequest { limit: 11, ..whole() },
+        RangeRequest { limit: 2999, ..whole() },
+        RangeRequest { limit: 3000, ..whole() },
+        RangeRequest { limit: -1, ..whole() },
+        RangeRequest { revision: 1500, ..whole() },
+        RangeRequest { revision: 1500, limit: 700, keys_only: true, ..whole() },
+        RangeRequest { serializable: true, sort_order: 1, ..whole() },
+        RangeRequest { key: "00100".into(), range_end: "00200".into(), ..RangeRequest::default() },
+        RangeRequest { key: "00100".into(), ..RangeRequest::default() },
+        RangeRequest { key: "b".into(), range_end: "a".into(), ..RangeRequest::default() },
+        RangeRequest { count_only: true, limit: 5, ..whole() },
+    ];
+    for request in requests {
+        let plain = kv.range(request.clone()).await.unwrap().into_inner();
+        assert_eq!(merged(chunks(&mut kv, request.clone()).await), plain, "{request:?}");
+    }
+}
+
+/// Trap 36: later writes are invisible, and the header is of the beginning.
+#[tokio::test]
+async fn a_stream_shows_the_moment_when_it_began() {
+    let server = Server::start(&[]);
+    let mut kv = server.kv().await;
+    fill(&mut kv, 2000, 10_000).await;
+    let mut stream = open(&mut kv, whole()).await;
+    let first = stream.message().await.unwrap().unwrap().range_response.unwrap();
+    for key in ["01000", "zzz"] {
+        kv.put(PutRequest { key: key.into(), value: "new".into(), ..PutRequest::default() }).await.unwrap();
+    }
+    let mut all = vec![first];
+    while let Some(chunk) = stream.message().await.unwrap() {
+        all.push(chunk.range_response.unwrap());
+    }
+    let all = merged(all);
+    assert_eq!((all.count, all.kvs.len(), all.header.unwrap().revision), (2000, 2000, 2001));
+    assert!(all.kvs.iter().all(|kv| kv.mod_revision <= 2001));
+}
+
+/// Trap 37.
+#[tokio::test]
+async fn a_compaction_ends_a_stream_that_it_overtakes() {
+    let server = Server::start(&[]);
+    let mut kv = server.kv().await;
+    fill(&mut kv, 3000, 10_000).await;
+    let mut stream = open(&mut kv, whole()).await;
+    let mut seen = stream.message().await.unwrap().unwrap().range_response.unwrap().kvs.len();
+    kv.put(PutRequest { key: "a".into(), ..PutRequest::default() }).await.unwrap();
+    // The reader's window holds far less than all of it, so the server cannot have read it all.
+    kv.compact(CompactionRequest { revision: 3002, physical: true }).await.unwrap();
+    let end = loop {
+        match stream.message().await {
+            Ok(Some(chunk)) => seen += chunk.range_response.unwrap().kvs.len(),
+            other => break other,
+        }
+    };
+    assert_refused(end, Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
+    assert!(seen < 3000, "{seen} keys came");
+}
+
+/// Trap 38.
+#[tokio::test]
+async fn a_stream_goes_on_with_values_larger_than_a_chunk() {
+    let server = Server::start(&["--max-request-bytes", "100000"]);
+    let mut kv = server.kv().await;
+    fill(&mut kv, 40, 99_000).await;
+    let answers = chunks(&mut kv, whole()).await;
+    let sizes: Vec<_> = answers.iter().map(|answer| answer.kvs.len()).collect();
+    // Ten of them are ten times the target, so the chunks halve: to the size where one is less than twice the target.
+    assert_eq!((sizes[0], sizes[1], sizes[2]), (10, 5, 2), "{sizes:?}");
+    assert!(sizes[3..].iter().all(|&size| size <= 2), "{sizes:?}");
+    assert_eq!(merged(answers).count, 40);
+}

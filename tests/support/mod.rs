@@ -1,0 +1,225 @@
+//! Real `metastore` processes in temporary directories, for every test that drives one from outside.
+//!
+//! Clients' ports are the system's choice: a server is asked to listen on port 0 and says in its log where it does. Nothing
+//! here sleeps; whoever waits, waits for a line of the log or for the process to end, and gives up with the log in hand.
+
+#![allow(dead_code, reason = "each test target uses a part of it")]
+
+use std::{
+    fmt,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, Instant},
+};
+
+use metastore::proto::etcdserverpb::{
+    cluster_client::ClusterClient, kv_client::KvClient, maintenance_client::MaintenanceClient,
+};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+/// Whatever takes longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SERVING: &str = "\"msg\":\"serving client traffic insecurely";
+
+/// A server with a directory of its own. Dropping it kills the process and removes the directory.
+pub struct Server {
+    directory: TempDir,
+    arguments: Vec<String>,
+    process: Option<Process>,
+    address: String,
+}
+
+struct Process {
+    child: Child,
+    log: Arc<Log>,
+}
+
+/// What a process has written to its standard error so far.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Lines>,
+    grown: Condvar,
+}
+
+#[derive(Default)]
+struct Lines {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Log {
+    fn read(&self, from: impl Read) {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            self.lines.lock().unwrap().lines.push(line);
+            self.grown.notify_all();
+        }
+        self.lines.lock().unwrap().ended = true;
+        self.grown.notify_all();
+    }
+
+    /// The first line that contains `text`, as soon as there is one.
+    fn wait_for(&self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.lines.lock().unwrap();
+        loop {
+            if let Some(line) = lines.lines.iter().find(|line| line.contains(text)) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!lines.ended && !left.is_zero(), "no line says {text:?}; the log is\n{}", lines.lines.join("\n"));
+            lines = self.grown.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+}
+
+impl Server {
+    /// Founds a cluster of one and waits until it serves. `arguments` come on top of names and addresses.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut server = Self {
+            directory: tempfile::tempdir().unwrap(),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            process: None,
+            address: String::new(),
+        };
+        server.restart();
+        server
+    }
+
+    /// Starts the process again, on the same data. It must not be running.
+    pub fn restart(&mut self) {
+        assert!(self.process.is_none(), "one process at a time has the data");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_metastore"))
+            .args(["--name", "one", "--data-dir"])
+            .arg(self.data_dir())
+            .args(["--listen-client-urls", "http://127.0.0.1:0", "--advertise-client-urls", "http://127.0.0.1:2379"])
+            .args([
+                "--listen-peer-urls",
+                "http://127.0.0.1:0",
+                "--initial-advertise-peer-urls",
+                "http://127.0.0.1:2380",
+            ])
+            .args(["--initial-cluster", "one=http://127.0.0.1:2380"])
+            .args(&self.arguments)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Log::default());
+        let (errors, reader) = (child.stderr.take().unwrap(), log.clone());
+        std::thread::spawn(move || reader.read(errors));
+        self.process = Some(Process { child, log: log.clone() });
+        let line: serde_json::Value = serde_json::from_str(&log.wait_for(SERVING)).unwrap();
+        self.address = line["address"].as_str().unwrap().to_owned();
+    }
+
+    /// Starts again with other arguments.
+    pub fn restart_with(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(ToString::to_string).collect();
+        self.restart();
+    }
+
+    /// `kill -9`, at once.
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().expect("it runs");
+        process.child.kill().unwrap();
+        process.child.wait().unwrap();
+    }
+
+    /// SIGTERM; returns when the process has ended, with how.
+    pub fn stop(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("it runs");
+        let id = i32::try_from(process.child.id()).unwrap();
+        let id = rustix::process::Pid::from_raw(id).unwrap();
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        process.child.wait().unwrap()
+    }
+
+    /// The first line of the log that contains `text`, as soon as there is one.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        self.process.as_ref().expect("it runs").log.wait_for(text)
+    }
+
+    /// Where the server keeps its data.
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// `host:port` for clients.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The URL for clients.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A stock client.
+    pub async fn client(&self) -> etcd_client::Client {
+        etcd_client::Client::connect([self.url()], None).await.unwrap()
+    }
+
+    /// For services that have no name here.
+    pub async fn channel(&self) -> Channel {
+        Channel::from_shared(self.url()).unwrap().connect().await.unwrap()
+    }
+
+    /// For requests that a stock client does not make. Takes answers of any size.
+    pub async fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel().await).max_decoding_message_size(usize::MAX)
+    }
+
+    /// For requests that a stock client does not make.
+    pub async fn maintenance(&self) -> MaintenanceClient<Channel> {
+        MaintenanceClient::new(self.channel().await)
+    }
+
+    /// For requests that a stock client does not make.
+    pub async fn cluster(&self) -> ClusterClient<Channel> {
+        ClusterClient::new(self.channel().await)
+    }
+
+    /// One request of plain HTTP/1.1, on a connection of its own.
+    pub fn http(&self, method: &str, path: &str) -> Page {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already; a test that fails has said why.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a server answered to plain HTTP.
+#[derive(Debug)]
+pub struct Page {
+    /// The status code.
+    pub status: u16,
+    /// The status line and headers, in small letters.
+    pub head: String,
+    /// Everything behind them.
+    pub body: String,
+}
+
+/// That a call was refused with this code and these words. The words of a stock client's error contain them.
+#[track_caller]
+pub fn assert_refused<T: fmt::Debug>(answer: Result<T, tonic::Status>, code: tonic::Code, message: &str) {
+    let status = answer.expect_err("it is refused");
+    assert_eq!((status.code(), status.message()), (code, message));
+}
