@@ -53,7 +53,7 @@ impl Api {
                 METRICS.puts.inc();
                 self.propose(Kind::Put, &call.message, reply);
             }
-            Err(error) => reply.answer(Err(error.into())),
+            Err(error) => self.turn_away(error, reply),
         }
     }
 
@@ -78,7 +78,7 @@ impl Api {
         });
         let txn = match admitted {
             Ok(txn) => txn,
-            Err(error) => return reply.answer(Err(error.into())),
+            Err(error) => return self.turn_away(error, reply),
         };
         METRICS.txns.inc();
         if !is_read_only(&txn) {

@@ -42,7 +42,7 @@ impl Api {
         });
         match grant {
             Ok(grant) => self.propose(Kind::LeaseGrant, &grant.encode_to_vec(), reply),
-            Err(error) => reply.answer(Err(error.into())),
+            Err(error) => self.turn_away(error, reply),
         }
     }
 

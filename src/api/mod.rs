@@ -28,7 +28,10 @@ pub mod watch;
 
 use std::{
     borrow::Cow,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -40,7 +43,7 @@ use crate::{
     mvcc::read::Failure,
     node::{Node, identity::RequestIds},
     proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
-    state::{Kind, Readers},
+    state::{Kind, NOSPACE, Readers},
     watch::Hub,
 };
 use header::Header;
@@ -119,19 +122,16 @@ impl Api {
         }));
     }
 
-    /// Refuses what no longer fits, and tells the cluster.
-    pub fn check_quota(self: &Arc<Self>, cost: u64) -> Result<(), Error> {
-        if self.node.has_room_for(cost) {
-            return Ok(());
-        }
-        self.raise_no_space();
-        Err(Error::NoSpace)
+    /// Refuses what no longer fits.
+    pub fn check_quota(&self, cost: u64) -> Result<(), Error> {
+        if self.node.has_room_for(cost) { Ok(()) } else { Err(Error::NoSpace) }
     }
 
-    fn raise_no_space(self: &Arc<Self>) {
-        use std::sync::atomic::Ordering;
-        if self.alarm_under_way.swap(true, Ordering::Relaxed) {
-            return;
+    /// Answers a write that was not admitted. For want of space the cluster is told too, unless it knows; who was the
+    /// first to ask then hears of it when the alarm is raised, and can see it.
+    pub fn turn_away(self: &Arc<Self>, error: Error, reply: Reply) {
+        if error != Error::NoSpace || self.is_known_full() || self.alarm_under_way.swap(true, Ordering::Relaxed) {
+            return reply.answer(Err(error.into()));
         }
         let alarm = AlarmRequest {
             action: AlarmAction::Activate as i32,
@@ -139,8 +139,16 @@ impl Api {
             alarm: AlarmType::Nospace as i32,
         };
         let api = self.clone();
-        let done = Box::new(move |_| api.alarm_under_way.store(false, Ordering::Relaxed));
-        self.node.propose(self.ids.next(), Kind::Alarm, &alarm.encode_to_vec(), done);
+        let raised = Box::new(move |_| {
+            api.alarm_under_way.store(false, Ordering::Relaxed);
+            reply.answer(Err(error.into()));
+        });
+        self.node.propose(self.ids.next(), Kind::Alarm, &alarm.encode_to_vec(), raised);
+    }
+
+    fn is_known_full(&self) -> bool {
+        let raised = self.readers().board.read().alarms.list(NOSPACE);
+        raised.iter().any(|alarm| alarm.member_id == self.header.member_id())
     }
 }
 

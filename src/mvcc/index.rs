@@ -444,6 +444,22 @@ mod tests {
     }
 
     #[test]
+    fn a_new_key_is_found_wherever_it_splits_a_leaf() {
+        for place in 0..=LEAF_MAX {
+            // Every fourth number fills a leaf; one in between splits it, and two more follow right around that one.
+            let full = (0..LEAF_MAX).map(|nth| 4 * nth + 4);
+            let keys = full.chain([4 * place + 2, 4 * place + 1, 4 * place + 3]);
+            let (mut index, mut model) = (Index::default(), Model::new());
+            for (main, key) in (1..).zip(keys) {
+                let key = format!("{key:04}").into_bytes();
+                index.push(&key, Change { revision: Revision { main, sub: 0 }, life: Some(live(main)) });
+                model.entry(key).or_default().push((main, false));
+            }
+            check(&index, &model, &Interval::new("\0".into(), "\0".into()), i64::MAX);
+        }
+    }
+
+    #[test]
     fn keys_in_order_fill_their_leaves() {
         let mut index = Index::default();
         for nth in 0..10_000_i64 {

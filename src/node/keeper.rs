@@ -6,15 +6,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{driver::Input, inbox::Inbox, replica::Leadership, status::Status};
+use prost::Message;
+
+use super::{
+    driver::Input,
+    identity::RequestIds,
+    inbox::Inbox,
+    replica::Leadership,
+    retention::{Policy, Retention},
+    status::Status,
+};
 use crate::{
-    error::Halt,
+    error::{Error, Halt},
     metrics::METRICS,
     mvcc::{
         self,
         compact::{Compaction, Progress},
     },
-    state::{self, Effect},
+    proto::etcdserverpb::CompactionRequest,
+    state::{self, Command, Effect, Kind, Response},
     storage::Engine,
 };
 
@@ -24,6 +34,8 @@ pub enum Chore {
     Effect(Effect),
     /// Leadership changed.
     Leadership(Leadership),
+    /// A compaction that the keeper wanted was agreed, or had been before; or it was not, and is wanted again later.
+    Retained(i64, Result<(), Error>),
     /// Somebody waits until nothing is left of what was compacted.
     AwaitCompaction(Box<dyn FnOnce() + Send>),
 }
@@ -58,6 +70,10 @@ pub struct Keeper {
     pub status: Arc<Status>,
     /// How it works.
     pub habits: Habits,
+    /// What it lets nobody forget, and what it has forgotten.
+    pub policy: Policy,
+    /// Where the IDs of its proposals come from.
+    pub ids: Arc<RequestIds>,
 }
 
 /// What the keeper is at.
@@ -66,6 +82,8 @@ pub struct Work {
     awaiting: Vec<Box<dyn FnOnce() + Send>>,
     last_flush: Instant,
     flushed_index: u64,
+    retention: Retention,
+    leads: bool,
 }
 
 impl Keeper {
@@ -78,7 +96,8 @@ impl Keeper {
             if !self.inbox.receive(&mut chores, Some(Instant::now() + pause)) {
                 return Ok(());
             }
-            self.hear(&mut work, &mut chores);
+            self.hear(&mut work, &mut chores, Instant::now());
+            self.forget(&mut work, Instant::now());
             self.compact(&mut work)?;
             self.flush(&mut work, Instant::now())?;
             self.status.set_size(self.engine.size()?);
@@ -93,17 +112,41 @@ impl Keeper {
             awaiting: Vec::new(),
             last_flush: now,
             flushed_index: self.status.applied(),
+            retention: Retention::new(self.policy, now, self.keys.head()),
+            leads: false,
         }
     }
 
     /// Takes on what it is told.
-    pub fn hear(&self, work: &mut Work, chores: &mut Vec<Chore>) {
+    pub fn hear(&self, work: &mut Work, chores: &mut Vec<Chore>, now: Instant) {
         for chore in chores.drain(..) {
             match chore {
                 Chore::AwaitCompaction(waiter) => work.awaiting.push(waiter),
-                Chore::Effect(_) | Chore::Leadership(_) => (),
+                Chore::Leadership(leadership) => work.leads = leadership.is_self,
+                Chore::Retained(target, Ok(()) | Err(Error::Compacted)) => {
+                    work.retention.done(target, now);
+                    tracing::info!(revision = target, "completed auto compaction");
+                }
+                Chore::Retained(target, Err(error)) => {
+                    tracing::warn!(revision = target, %error, "failed auto compaction; it will be tried again");
+                }
+                Chore::Effect(_) => (),
             }
         }
+    }
+
+    /// Proposes a compaction when one is due.
+    pub fn forget(&self, work: &mut Work, now: Instant) {
+        let Some(target) = work.retention.due(now, self.keys.head(), work.leads) else { return };
+        tracing::info!(revision = target, "starting auto compaction");
+        let request = CompactionRequest { revision: target, physical: false };
+        let id = self.ids.next();
+        let data = Command::encode(id, Kind::Compact, &request.encode_to_vec());
+        let inbox = self.inbox.clone();
+        let waiter = Box::new(move |outcome: Result<Response, Error>| {
+            let _ = inbox.send(Chore::Retained(target, outcome.map(|_| ())));
+        });
+        let _ = self.raft.send(Input::Propose { id, data, waiter });
     }
 
     /// One piece of the compaction that is due, if any.

@@ -23,6 +23,7 @@ pub mod inbox;
 pub mod keeper;
 pub mod log;
 pub mod replica;
+pub mod retention;
 pub mod status;
 pub mod timekeeper;
 pub mod waiters;
@@ -51,6 +52,7 @@ use inbox::Inbox;
 use keeper::{Chore, Habits, Keeper};
 use log::{LogStore, MemoryLog, Position, Recovered};
 use replica::{Replica, Timing};
+use retention::Policy;
 use status::Status;
 use timekeeper::{Timekeeper, Times};
 use waiters::{ProposalWaiter, ReadWaiter, Waiters};
@@ -72,6 +74,8 @@ pub struct Settings {
     pub quota: Quota,
     /// What the keeper does when.
     pub habits: Habits,
+    /// What is forgotten without being asked.
+    pub retention: Policy,
     /// A batch that takes longer to apply is reported.
     pub slow_apply: Duration,
     /// More entries than this between commit and apply, and proposals are refused.
@@ -190,7 +194,8 @@ impl Node {
             slow: settings.slow_apply,
         };
         let writer = LogWriter { log, raft: raft.clone(), status: status.clone() };
-        let keeper = Keeper { engine, keys, inbox: keeper, raft, status, habits: settings.habits };
+        let (policy, ids, habits) = (settings.retention, settings.ids.clone(), settings.habits);
+        let keeper = Keeper { engine, keys, inbox: keeper, raft, status, habits, policy, ids };
         Ok((node, Rooms { driver, writer, applier, keeper }))
     }
 

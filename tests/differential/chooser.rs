@@ -113,9 +113,9 @@ impl Chooser {
 
     /// Takes in that a watch lives, or that it does not; tells whether it did.
     pub fn learn_watch(&mut self, watch: (usize, i64), lives: bool) -> bool {
-        let lived = self.watches.len();
+        let known = self.watches.len();
         self.watches.retain(|&other| other != watch);
-        let lived = self.watches.len() < lived;
+        let lived = self.watches.len() < known;
         if lives {
             self.watches.push(watch);
         }

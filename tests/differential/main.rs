@@ -8,6 +8,7 @@
 //! Without a real etcd there is nothing to compare with; the test says so and passes.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::wildcard_enum_match_arm, reason = "answers of other kinds need nothing")]
 
 mod answers;
 mod chooser;
@@ -17,7 +18,7 @@ mod process;
 mod watches;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::Path,
     time::{Duration, Instant},
 };
@@ -30,6 +31,8 @@ use tonic::transport::{Channel, Endpoint};
 
 /// After so many differences the rest says nothing new.
 const MOST_DIFFERENCES: usize = 5;
+/// So many of the changes before a difference are shown with it.
+const CHANGES_SHOWN: usize = 6;
 /// So often the watches of both servers are compared.
 const TURNS_BETWEEN_AGREEMENTS: usize = 60;
 
@@ -126,6 +129,8 @@ struct Pair {
     ours: Side,
     theirs: Side,
     chooser: Chooser,
+    /// The newest changes, to show with a difference.
+    changes: VecDeque<String>,
     differences: Vec<String>,
     /// How often each kind of question found each kind of answer.
     asked: BTreeMap<String, usize>,
@@ -153,6 +158,7 @@ impl Pair {
             ours,
             theirs: Side::new(Server::start(etcd, &flags), with_watches).await,
             chooser: Chooser::new(seed, with_leases),
+            changes: VecDeque::new(),
             differences: Vec::new(),
             asked: BTreeMap::new(),
             excused: BTreeMap::new(),
@@ -205,19 +211,37 @@ impl Pair {
             let known = known::KNOWN.iter().find(|known| (known.excuses)(&self.chooser, operation, &ours, &theirs));
             match known {
                 Some(known) => *self.excused.entry(known.what).or_default() += 1,
-                None => self.differ(&format!("{operation:?}"), &format!("ours: {ours:?}\netcd: {theirs:?}")),
+                None => {
+                    let how = format!(
+                        "ours: {}\netcd: {}",
+                        shortened(&format!("{ours:?}")),
+                        shortened(&format!("{theirs:?}"))
+                    );
+                    self.differ(&shortened(&format!("{operation:?}")), &how);
+                }
             }
         }
         let kind = format!("{operation:?}");
         let kind = kind.split('(').next().unwrap_or_default();
         let answer = if let Answer::Refused(_, text) = &theirs { text } else { "answered" };
         *self.asked.entry(format!("{kind}: {answer}")).or_default() += 1;
+        if matches!(theirs, Answer::Put(_) | Answer::DeleteRange(_) | Answer::Txn(_) | Answer::Compact(_)) {
+            self.changes.push_back(shortened(&format!("{operation:?} -> {theirs:?}")));
+            if self.changes.len() > CHANGES_SHOWN {
+                self.changes.pop_front();
+            }
+        }
         self.chooser.learn(operation, &theirs);
         theirs
     }
 
     fn differ(&mut self, what: &str, how: &str) {
-        self.differences.push(format!("seed {}, head {}, {what}\n{how}", self.seed, self.chooser.head()));
+        let before = self.changes.iter().map(|change| format!("before: {change}\n")).collect::<String>();
+        self.differences.push(format!(
+            "seed {}, head {}\n{before}asked: {what}\n{how}",
+            self.seed,
+            self.chooser.head()
+        ));
     }
 
     /// Asks for all there is.
@@ -280,4 +304,9 @@ impl Pair {
             }
         }
     }
+}
+
+/// Long values say little.
+fn shortened(text: &str) -> String {
+    text.chars().take(2000).collect()
 }

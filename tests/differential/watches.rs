@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     sync::Arc,
     time::Duration,
 };
@@ -248,7 +249,8 @@ fn difference(ours: &BTreeMap<i64, Vec<Note>>, theirs: &BTreeMap<i64, Vec<Note>>
         let (ours, theirs) = (ours.get(id).unwrap_or(&none), theirs.get(id).unwrap_or(&none));
         if ours != theirs {
             let same = ours.iter().zip(theirs).take_while(|(ours, theirs)| ours == theirs).count();
-            told += &format!(
+            _ = write!(
+                told,
                 "watch {id}: {} notes and {}; after {same} equal ones\n  ours: {:?}\n  etcd: {:?}\n",
                 ours.len(),
                 theirs.len(),

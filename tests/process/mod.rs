@@ -97,7 +97,9 @@ impl Server {
         match is_ready.recv_timeout(START_LIMIT) {
             Ok(Ok(())) => {}
             Ok(Err(said)) => panic!("{} ended before it served:\n{said}", self.program.display()),
-            Err(_) => panic!("{} did not serve within {START_LIMIT:?}", self.program.display()),
+            Err(mpsc::RecvTimeoutError::Timeout | mpsc::RecvTimeoutError::Disconnected) => {
+                panic!("{} did not serve within {START_LIMIT:?}", self.program.display())
+            }
         }
     }
 

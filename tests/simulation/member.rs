@@ -17,6 +17,7 @@ use metastore::{
         keeper::{Habits, Work},
         log::{Identity, Position, volatile::VolatileLog},
         replica::Timing,
+        retention,
     },
     proto::etcdserverpb,
     state::{Machine, Members, Progress},
@@ -71,6 +72,7 @@ fn settings(dice: &mut Dice) -> Settings {
         request_timeout: PATIENCE,
         catchup_entries: *dice.pick(&[0, 3, 30]),
         quota: Quota { bytes: -1 },
+        retention: retention::Policy::All,
         habits: Habits {
             compaction_batch: *dice.pick(&[1, 3, 20]),
             compaction_pause: Duration::ZERO,
@@ -144,11 +146,11 @@ impl Member {
     }
 
     /// The keeper goes on with the compaction that is due.
-    pub fn compact(&mut self) -> Result<(), Halt> {
+    pub fn compact(&mut self, now: Instant) -> Result<(), Halt> {
         let keeper = &self.rooms.keeper;
         let mut chores = Vec::new();
         keeper.inbox.drain(&mut chores);
-        keeper.hear(&mut self.work, &mut chores);
+        keeper.hear(&mut self.work, &mut chores, now);
         keeper.compact(&mut self.work)
     }
 

@@ -165,7 +165,7 @@ impl World {
             680..840 => self.apply(share),
             840..910 => {
                 self.note(|| "compact".to_owned());
-                self.member.compact().expect("the disk works");
+                self.member.compact(self.now).expect("the disk works");
             }
             910..950 => {
                 self.note(|| "flush".to_owned());
@@ -302,7 +302,7 @@ impl World {
             assert!(equal, "the hash at revision {revision}: {ours:?}, and without crashes {theirs:?}");
         }
         while !self.member.compaction_is_done() {
-            self.member.compact().expect("the disk works");
+            self.member.compact(self.now).expect("the disk works");
         }
         let (ours, theirs) = (keys.hash_kv(0), peaceful.hash_kv(0));
         assert!(matches!((&ours, &theirs), (Ok(ours), Ok(theirs)) if ours == theirs), "{ours:?}, {theirs:?}");

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 
 /// Whatever takes longer than this has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const SERVING: &str = "\"msg\":\"serving client traffic insecurely";
 
 /// A server with a directory of its own. Dropping it kills the process and removes the directory.
@@ -115,7 +115,7 @@ impl Server {
         std::thread::spawn(move || reader.read(errors));
         self.process = Some(Process { child, log: log.clone() });
         let line: serde_json::Value = serde_json::from_str(&log.wait_for(SERVING)).unwrap();
-        self.address = line["address"].as_str().unwrap().to_owned();
+        line["address"].as_str().unwrap().clone_into(&mut self.address);
     }
 
     /// Starts again with other arguments.
