@@ -11,7 +11,7 @@ use std::{
 use etcd_client::{Client, GetOptions, PutOptions, Txn, TxnOp};
 use tokio::task::JoinSet;
 
-use super::server::Server;
+use super::support::Server;
 
 /// How late the last lease of a slice may go.
 const LATE: Duration = Duration::from_secs(1);
@@ -130,7 +130,7 @@ async fn put_on(mut client: Client, nth: usize, stop: Arc<AtomicBool>) -> Vec<Du
 }
 
 async fn live_and_die(plan: Plan) {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let start = Instant::now();
     let slices = grant_all(&server, plan, start).await;
     let granting = start.elapsed();
