@@ -25,7 +25,7 @@ use crate::{
         self, Api, Limits, Table, grpc, header::Header, maintenance::ETCD_VERSION, pool::Pool, table::Handler, unary,
         unary::UnaryBody,
     },
-    config::{Config, urls::Place},
+    config::{AutoCompaction, Config, urls::Place},
     error::{Error, Halt},
     logging,
     node::{
@@ -36,6 +36,7 @@ use crate::{
         keeper::Habits,
         log::{self, Identity, LogStore, Position, SegmentLog},
         replica::Timing,
+        retention::Policy,
     },
     proto::{
         etcdserverpb::Member,
@@ -244,6 +245,11 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         request_timeout: REQUEST_TIMEOUT + 2 * config.election_timeout,
         catchup_entries: config.snapshot_catchup_entries,
         quota: Quota { bytes: quota_bytes },
+        retention: match config.auto_compaction {
+            AutoCompaction::Off => Policy::All,
+            AutoCompaction::Periodic(period) => Policy::Period(period),
+            AutoCompaction::Revisions(kept) => Policy::Revisions(i64::try_from(kept).unwrap_or(i64::MAX)),
+        },
         habits: Habits {
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,

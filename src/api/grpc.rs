@@ -44,7 +44,7 @@ where
     }
     let mut response = match method.handler {
         Handler::Unary(handler) => grpc.unary(UnaryCall { table, method: method.clone(), handler }, request).await,
-        Handler::ServerStream(open) | Handler::Bidirectional(open) => {
+        Handler::Patient(open) | Handler::ServerStream(open) | Handler::Bidirectional(open) => {
             grpc.streaming(StreamCall { table, method: method.clone(), open }, request).await
         }
     };
@@ -148,7 +148,7 @@ impl UnaryService<Bytes> for UnaryCall {
             let metadata = metadata(&headers.into_headers());
             method.received(message.len());
             let answer = match table.admit(&metadata) {
-                Ok(()) => unary::run(&table, handler, Call { metadata, message }).await,
+                Ok(()) => unary::run(table.api(), handler, Call { metadata, message }).await,
                 Err(refusal) => Err(refusal),
             };
             match answer {

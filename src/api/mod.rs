@@ -1,22 +1,26 @@
 //! What clients say, translated: bytes in, bytes out. Decides nothing about data, and names no type of any transport but
 //! in [`grpc`].
 //!
-//! The [`Table`] maps a path to a handler. A unary handler takes a [`Call`] and a [`Reply`]; it answers at once or hands
-//! the reply on, and never waits. A streaming handler makes a [`Conversation`]. Any transport that can carry bytes and
+//! The [`Table`] maps a path to a handler. A unary handler takes a [`Call`](crate::call::Call) and a [`Reply`]; it answers at once or hands
+//! the reply on, and never waits. A streaming handler makes a [`Conversation`](crate::call::Conversation). Any transport that can carry bytes and
 //! paths can serve the table.
 
 pub mod barrier;
 pub mod cluster;
+pub mod election;
 pub mod grpc;
 pub mod header;
 pub mod http;
 pub mod keep_alive;
 pub mod kv;
 pub mod lease;
+pub mod lock;
 pub mod maintenance;
 pub mod pool;
 pub mod range_stream;
+pub mod recipe;
 pub mod status;
+pub mod succession;
 pub mod table;
 pub mod unary;
 pub mod validate;

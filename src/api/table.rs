@@ -21,6 +21,9 @@ pub type Open = fn(&Arc<Api>, Metadata) -> Box<dyn Conversation>;
 pub enum Handler {
     /// One message, one answer.
     Unary(Unary),
+    /// One message, one answer, which may take long: a conversation, because that hears when the caller goes. Nobody can tell
+    /// from outside.
+    Patient(Open),
     /// One message, many answers.
     ServerStream(Open),
     /// Many messages, many answers.
@@ -30,7 +33,7 @@ pub enum Handler {
 impl Handler {
     fn grpc_type(self) -> &'static str {
         match self {
-            Self::Unary(_) => "unary",
+            Self::Unary(_) | Self::Patient(_) => "unary",
             Self::ServerStream(_) => "server_stream",
             Self::Bidirectional(_) => "bidi_stream",
         }
@@ -146,6 +149,13 @@ const METHODS: &[(&str, Handler)] = &[
     ("/etcdserverpb.Cluster/MemberUpdate", Handler::Unary(Api::member_change)),
     ("/etcdserverpb.Cluster/MemberList", Handler::Unary(Api::member_list)),
     ("/etcdserverpb.Cluster/MemberPromote", Handler::Unary(Api::member_change)),
+    ("/v3lockpb.Lock/Lock", Handler::Patient(Api::lock)),
+    ("/v3lockpb.Lock/Unlock", Handler::Patient(Api::unlock)),
+    ("/v3electionpb.Election/Campaign", Handler::Patient(Api::campaign)),
+    ("/v3electionpb.Election/Proclaim", Handler::Patient(Api::proclaim)),
+    ("/v3electionpb.Election/Leader", Handler::Patient(Api::leader)),
+    ("/v3electionpb.Election/Observe", Handler::ServerStream(Api::observe)),
+    ("/v3electionpb.Election/Resign", Handler::Patient(Api::resign)),
     ("/etcdserverpb.Maintenance/Alarm", Handler::Unary(Api::alarm)),
     ("/etcdserverpb.Maintenance/Status", Handler::Unary(Api::status)),
     ("/etcdserverpb.Maintenance/Defragment", Handler::Unary(Api::defragment)),

@@ -20,7 +20,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 
-use super::table::{Method, Table, Unary};
+use super::{
+    Api,
+    table::{Method, Table, Unary},
+};
 use crate::call::{Answer, Call, Code, Mailbox, Metadata, Parcel, Refusal, Reply};
 
 const PREFIX_LEN: usize = 5;
@@ -64,9 +67,9 @@ impl Pigeonhole {
 }
 
 /// Calls a handler and waits for its answer, running what it wants to be run here.
-pub async fn run(table: &Arc<Table>, handler: Unary, call: Call) -> Answer {
+pub async fn run(api: &Arc<Api>, handler: Unary, call: Call) -> Answer {
     let mailbox = Arc::new(Pigeonhole::default());
-    handler(table.api(), call, Reply::new(mailbox.clone(), 0));
+    handler(api, call, Reply::new(mailbox.clone(), 0));
     loop {
         match mailbox.parcel().await {
             Parcel::Answer(answer) => return answer,
@@ -90,7 +93,7 @@ where
         Ok(message) => {
             method.received(message.len());
             match table.admit(&metadata) {
-                Ok(()) => run(&table, handler, Call { metadata, message }).await,
+                Ok(()) => run(table.api(), handler, Call { metadata, message }).await,
                 Err(refusal) => Err(refusal),
             }
         }

@@ -367,8 +367,7 @@ mod tests {
             assert_eq!(deadlines.renewed(LeaseId(1), seconds(0.0)), Renewal::NotPrimary);
             assert_eq!(deadlines.remaining(LeaseId(1), seconds(0.0)), None);
             assert_eq!(deadlines.next_deadline(), None);
-            assert!(deadlines.ends().is_empty());
-            assert_eq!(deadlines.end(LeaseId(1)), None);
+            assert_eq!((deadlines.ends(), deadlines.end(LeaseId(1))), (vec![], None));
             assert_eq!(offered(&mut deadlines, seconds(1000.0)), Vec::<i64>::new());
             deadlines.promote([(LeaseId(1), 2)], seconds(5.0), seconds(1.0));
             assert!(deadlines.is_primary());

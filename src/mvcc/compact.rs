@@ -13,7 +13,7 @@ use std::{ops::ControlFlow, sync::Arc, sync::atomic::Ordering};
 
 use bytes::Bytes;
 
-use super::{Reader, RecordKey, Revision, Shared, read::Failure};
+use super::{Interval, Reader, RecordKey, Revision, Shared, ViewGuard, read::Failure};
 use crate::{
     error::{Error, Halt},
     storage::{Batch, Table, schema::meta},
@@ -143,17 +143,17 @@ impl Reader {
     /// The hash of all records up to `revision` (zero: now), equal on all members and to etcd's. Reads the whole history.
     pub fn hash_kv(&self, revision: i64) -> Result<KeyHash, Failure> {
         let shared = &self.shared;
+        let (compacted, guard) = self.hold_compaction();
         let head = shared.head();
         if revision > head {
             return Err(Error::FutureRev.into());
         }
-        let at = if revision == 0 { head } else { revision };
         // A negative revision is no error: nothing lies at or below it.
-        let guard = shared.register(at.max(0));
-        let compacted = shared.compacted();
+        let at = if revision == 0 { head } else { revision };
         if revision > 0 && revision < compacted {
             return Err(Error::Compacted.into());
         }
+        let current_at = self.judged_at(at, compacted);
         let mut crc = crc32c::crc32c(HASH_SEED);
         let end = RecordKey::first_of(at.max(0).saturating_add(1));
         let mut damage = None;
@@ -162,7 +162,7 @@ impl Reader {
                 damage = Some(Halt::Refused(format!("the history table has a key that is none: {key:02x?}")));
                 return ControlFlow::Break(());
             };
-            if counts(shared, revision, deletion, value, at, compacted) {
+            if counts(shared, revision, deletion, value, current_at, compacted) {
                 crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
             }
             ControlFlow::Continue(())
@@ -173,14 +173,33 @@ impl Reader {
             None => Ok(KeyHash { hash: crc, compact_revision: compacted, hash_revision: at, head }),
         }
     }
+
+    /// The compact revision, and what keeps all later compactions from removing anything.
+    fn hold_compaction(&self) -> (i64, ViewGuard) {
+        loop {
+            let compacted = self.shared.compacted();
+            let guard = self.shared.register(compacted.max(0));
+            // Registering first and checking afterwards leaves compaction no moment in between.
+            if self.shared.compacted() == compacted {
+                return (compacted, guard);
+            }
+        }
+    }
+
+    /// The revision at which a record that compaction looked at must be current to be part of the hash at `at`. That is `at`
+    /// itself; but where nothing is alive at `at`, etcd leaves this rule out, and all counts that compaction left.
+    fn judged_at(&self, at: i64, compacted: i64) -> i64 {
+        let all = Interval::From(Bytes::new());
+        if self.shared.index.read().count(&all, at) == 0 { compacted } else { at }
+    }
 }
 
 /// Whether a record at or below the hashed revision is part of the hash: above the compact revision all are; at or below it
-/// only those that are still current at the hashed one, as the others may be removed already, or not.
-fn counts(shared: &Shared, revision: Revision, deletion: bool, record: &[u8], at: i64, compacted: i64) -> bool {
+/// only those that are current at `current_at`, as the others may be removed already, or not.
+fn counts(shared: &Shared, revision: Revision, deletion: bool, record: &[u8], current_at: i64, compacted: i64) -> bool {
     if revision.main > compacted {
         return true;
     }
     let key = key_of(record).unwrap_or_default();
-    !deletion && shared.index.read().get(key, at).is_some_and(|hit| hit.revision == revision)
+    !deletion && shared.index.read().get(key, current_at).is_some_and(|hit| hit.revision == revision)
 }

@@ -103,15 +103,14 @@ impl Applier {
     pub fn run(mut self, inbox: &Inbox<Handoff>) -> Result<Machine, Halt> {
         let mut handoffs = Vec::new();
         while inbox.receive(&mut handoffs, None) {
-            self.take(&mut handoffs)?;
+            self.take(&mut handoffs, Instant::now())?;
         }
         self.waiters.stop();
         Ok(self.machine)
     }
 
-    /// Applies everything that was handed over.
-    pub fn take(&mut self, handoffs: &mut Vec<Handoff>) -> Result<(), Halt> {
-        let now = Instant::now();
+    /// Applies everything that was handed over. `now` only says whose patience is at its end.
+    pub fn take(&mut self, handoffs: &mut Vec<Handoff>, now: Instant) -> Result<(), Halt> {
         let mut entries = Vec::new();
         let mut reads = Vec::new();
         let mut catch_up = Vec::new();

@@ -76,30 +76,38 @@ impl Driver {
         let mut inputs = Vec::new();
         let mut next_tick = Instant::now() + self.tick;
         while self.inbox.receive(&mut inputs, Some(next_tick)) {
-            let mut handoff = Handoff::default();
-            for input in inputs.drain(..) {
-                self.hear(input, &mut handoff);
-            }
-            let late = self.ticks_due(&mut next_tick);
-            for _ in 0..late {
-                self.replica.tick();
-            }
-            if late > 0 {
-                self.status.set_ticked();
-                handoff.expire = true;
-            }
-            self.replica.applied(self.status.applied());
-            while let Some(turn) = self.replica.turn() {
-                self.carry_out(turn, &mut handoff);
-            }
-            self.status.set_term(self.replica.term());
-            self.status.set_committed(self.replica.committed());
-            if !handoff.is_empty() {
-                let _ = self.applier.send(handoff); // A closed applier means that everything stops.
-            }
+            let ticks = self.ticks_due(&mut next_tick);
+            self.take(&mut inputs, ticks);
         }
         self.log.close();
         self.applier.close();
+    }
+
+    /// Hears everything that lies there, then lets so many ticks go by, then acts.
+    pub fn take(&mut self, inputs: &mut Vec<Input>, ticks: u32) {
+        let mut handoff = Handoff::default();
+        for input in inputs.drain(..) {
+            self.hear(input, &mut handoff);
+        }
+        for _ in 0..ticks {
+            self.replica.tick();
+        }
+        if ticks > 0 {
+            self.status.set_ticked();
+            handoff.expire = true;
+        }
+        self.replica.applied(self.status.applied());
+        while let Some(turn) = self.replica.turn() {
+            self.carry_out(turn, &mut handoff);
+        }
+        if self.begins_to_rule_alone() {
+            self.status.set_rules_alone(true);
+        }
+        self.status.set_term(self.replica.term());
+        self.status.set_committed(self.replica.committed());
+        if !handoff.is_empty() {
+            let _ = self.applier.send(handoff); // A closed applier means that everything stops.
+        }
     }
 
     fn ticks_due(&self, next_tick: &mut Instant) -> u32 {
@@ -110,6 +118,15 @@ impl Driver {
             due += 1;
         }
         due.min(LATE_TICKS)
+    }
+
+    /// A leader knows everything that was ever acknowledged, but after a restart the database is behind the log. An entry of
+    /// the leader's own term comes after all that others, or an earlier life of this member, have acknowledged.
+    fn begins_to_rule_alone(&self) -> bool {
+        !self.status.rules_alone()
+            && self.replica.leadership().is_self
+            && self.status.applied_term() == self.replica.term()
+            && self.replica.is_sole_voter()
     }
 
     fn hear(&mut self, input: Input, handoff: &mut Handoff) {
@@ -134,7 +151,7 @@ impl Driver {
                 "leader changed"
             );
             self.status.set_leader(leadership.leader);
-            self.status.set_rules_alone(leadership.is_self && self.replica.is_sole_voter());
+            self.status.set_rules_alone(false);
             handoff.leadership = Some(leadership);
         }
         assert!(turn.messages.is_empty(), "a sole member has nobody to talk to");
@@ -164,15 +181,28 @@ impl Driver {
     }
 }
 
-/// The log thread: everything that is waiting becomes one group, one write, one sync. Returns why it cannot go on.
-pub fn run_log(
-    log: &mut dyn LogStore,
-    inbox: &Inbox<LogTask>,
-    raft: &Inbox<Input>,
-    status: &Status,
-) -> Result<(), Halt> {
-    let mut tasks = Vec::new();
-    while inbox.receive(&mut tasks, None) {
+/// The log thread's belongings.
+pub struct LogWriter {
+    /// Where groups are kept.
+    pub log: Box<dyn LogStore>,
+    /// The raft thread's ear.
+    pub raft: Arc<Inbox<Input>>,
+    /// What everybody may know.
+    pub status: Arc<Status>,
+}
+
+impl LogWriter {
+    /// Runs until the inbox is closed; returns why this node cannot go on, if so.
+    pub fn run(mut self, inbox: &Inbox<LogTask>) -> Result<(), Halt> {
+        let mut tasks = Vec::new();
+        while inbox.receive(&mut tasks, None) {
+            self.take(&mut tasks)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that is waiting becomes one group, one write, one sync.
+    pub fn take(&mut self, tasks: &mut Vec<LogTask>) -> Result<(), Halt> {
         let mut gathered: Option<Write> = None;
         for task in tasks.drain(..) {
             match task {
@@ -181,25 +211,24 @@ pub fn run_log(
                     None => gathered = Some(write),
                 },
                 LogTask::Cut(at) => {
-                    persist(log, gathered.take(), raft, status)?;
-                    log.cut(at)?;
+                    self.persist(gathered.take())?;
+                    self.log.cut(at)?;
                 }
             }
         }
-        persist(log, gathered, raft, status)?;
+        self.persist(gathered)
     }
-    Ok(())
-}
 
-fn persist(log: &mut dyn LogStore, write: Option<Write>, raft: &Inbox<Input>, status: &Status) -> Result<(), Halt> {
-    let Some(write) = write else { return Ok(()) };
-    if !write.group.is_empty() {
-        let started = Instant::now();
-        let bytes = log.write(&write.group)?;
-        let written = Instant::now();
-        log.sync()?;
-        status.logged(bytes, written - started, written.elapsed());
+    fn persist(&mut self, write: Option<Write>) -> Result<(), Halt> {
+        let Some(write) = write else { return Ok(()) };
+        if !write.group.is_empty() {
+            let started = Instant::now();
+            let bytes = self.log.write(&write.group)?;
+            let written = Instant::now();
+            self.log.sync()?;
+            self.status.logged(bytes, written - started, written.elapsed());
+        }
+        let _ = self.raft.send(Input::Persisted(write.number));
+        Ok(())
     }
-    let _ = raft.send(Input::Persisted(write.number));
-    Ok(())
 }

@@ -62,6 +62,11 @@ impl<T> Inbox<T> {
         open
     }
 
+    /// Appends all letters to `into` without waiting for any.
+    pub fn drain(&self, into: &mut Vec<T>) {
+        into.append(&mut self.state.lock().letters);
+    }
+
     /// Takes no more letters; those that lie there can still be received.
     pub fn close(&self) {
         self.state.lock().closed = true;

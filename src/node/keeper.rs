@@ -6,15 +6,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{driver::Input, inbox::Inbox, replica::Leadership, status::Status};
+use prost::Message;
+
+use super::{
+    driver::Input,
+    identity::RequestIds,
+    inbox::Inbox,
+    replica::Leadership,
+    retention::{Policy, Retention},
+    status::Status,
+};
 use crate::{
-    error::Halt,
+    error::{Error, Halt},
     metrics::METRICS,
     mvcc::{
         self,
         compact::{Compaction, Progress},
     },
-    state::{self, Effect},
+    proto::etcdserverpb::CompactionRequest,
+    state::{self, Command, Effect, Kind, Response},
     storage::Engine,
 };
 
@@ -24,6 +34,8 @@ pub enum Chore {
     Effect(Effect),
     /// Leadership changed.
     Leadership(Leadership),
+    /// A compaction that the keeper wanted was agreed, or had been before; or it was not, and is wanted again later.
+    Retained(i64, Result<(), Error>),
     /// Somebody waits until nothing is left of what was compacted.
     AwaitCompaction(Box<dyn FnOnce() + Send>),
 }
@@ -58,44 +70,87 @@ pub struct Keeper {
     pub status: Arc<Status>,
     /// How it works.
     pub habits: Habits,
+    /// What it lets nobody forget, and what it has forgotten.
+    pub policy: Policy,
+    /// Where the IDs of its proposals come from.
+    pub ids: Arc<RequestIds>,
 }
 
-struct Work {
+/// What the keeper is at.
+pub struct Work {
     compaction: Option<Compaction>,
     awaiting: Vec<Box<dyn FnOnce() + Send>>,
     last_flush: Instant,
     flushed_index: u64,
+    retention: Retention,
+    leads: bool,
 }
 
 impl Keeper {
     /// Runs until the inbox is closed; returns why this node cannot go on, if so.
     pub fn run(self) -> Result<(), Halt> {
         let mut chores = Vec::new();
-        let mut work = Work {
-            compaction: Compaction::pending(&self.keys),
-            awaiting: Vec::new(),
-            last_flush: Instant::now(),
-            flushed_index: self.status.applied(),
-        };
+        let mut work = self.begin(Instant::now());
         loop {
             let pause = if work.compaction.is_some() { self.habits.compaction_pause } else { ROUND };
             if !self.inbox.receive(&mut chores, Some(Instant::now() + pause)) {
                 return Ok(());
             }
-            for chore in chores.drain(..) {
-                match chore {
-                    Chore::AwaitCompaction(waiter) => work.awaiting.push(waiter),
-                    Chore::Effect(_) | Chore::Leadership(_) => (),
-                }
-            }
+            self.hear(&mut work, &mut chores, Instant::now());
+            self.forget(&mut work, Instant::now());
             self.compact(&mut work)?;
-            self.flush(&mut work)?;
+            self.flush(&mut work, Instant::now())?;
             self.status.set_size(self.engine.size()?);
         }
     }
 
+    /// What there is to do at the start: the compaction that the last run did not finish, if any.
+    #[must_use]
+    pub fn begin(&self, now: Instant) -> Work {
+        Work {
+            compaction: Compaction::pending(&self.keys),
+            awaiting: Vec::new(),
+            last_flush: now,
+            flushed_index: self.status.applied(),
+            retention: Retention::new(self.policy, now, self.keys.head()),
+            leads: false,
+        }
+    }
+
+    /// Takes on what it is told.
+    pub fn hear(&self, work: &mut Work, chores: &mut Vec<Chore>, now: Instant) {
+        for chore in chores.drain(..) {
+            match chore {
+                Chore::AwaitCompaction(waiter) => work.awaiting.push(waiter),
+                Chore::Leadership(leadership) => work.leads = leadership.is_self,
+                Chore::Retained(target, Ok(()) | Err(Error::Compacted)) => {
+                    work.retention.done(target, now);
+                    tracing::info!(revision = target, "completed auto compaction");
+                }
+                Chore::Retained(target, Err(error)) => {
+                    tracing::warn!(revision = target, %error, "failed auto compaction; it will be tried again");
+                }
+                Chore::Effect(_) => (),
+            }
+        }
+    }
+
+    /// Proposes a compaction when one is due.
+    pub fn forget(&self, work: &mut Work, now: Instant) {
+        let Some(target) = work.retention.due(now, self.keys.head(), work.leads) else { return };
+        tracing::info!(revision = target, "starting auto compaction");
+        let request = CompactionRequest { revision: target, physical: false };
+        let id = self.ids.next();
+        let data = Command::encode(id, Kind::Compact, &request.encode_to_vec());
+        let inbox = self.inbox.clone();
+        let waiter = Box::new(move |outcome: Result<Response, Error>| {
+            let _ = inbox.send(Chore::Retained(target, outcome.map(|_| ())));
+        });
+        let _ = self.raft.send(Input::Propose { id, data, waiter });
+    }
+
     /// One piece of the compaction that is due, if any.
-    fn compact(&self, work: &mut Work) -> Result<(), Halt> {
+    pub fn compact(&self, work: &mut Work) -> Result<(), Halt> {
         if work.compaction.is_none() {
             work.compaction = Compaction::pending(&self.keys);
         }
@@ -119,16 +174,16 @@ impl Keeper {
     }
 
     /// Flushes when enough has gathered, then lets the log be cut below what is durable.
-    fn flush(&self, work: &mut Work) -> Result<(), Halt> {
+    pub fn flush(&self, work: &mut Work, now: Instant) -> Result<(), Halt> {
         let grown = self.status.unflushed_log_bytes() >= self.habits.flush_after_bytes;
-        let stale = work.last_flush.elapsed() >= self.habits.flush_after;
+        let stale = now - work.last_flush >= self.habits.flush_after;
         let has_news = self.status.applied() > work.flushed_index;
         if !grown && (!stale || !has_news) {
             return Ok(());
         }
         self.status.take_unflushed();
         self.engine.flush()?;
-        work.last_flush = Instant::now();
+        work.last_flush = now;
         if let Some(durable) = state::Progress::durable(self.engine.as_ref())? {
             work.flushed_index = durable.index;
             let _ = self.raft.send(Input::Durable(durable.index));

@@ -23,6 +23,7 @@ pub mod inbox;
 pub mod keeper;
 pub mod log;
 pub mod replica;
+pub mod retention;
 pub mod status;
 pub mod timekeeper;
 pub mod waiters;
@@ -45,12 +46,13 @@ use crate::{
     watch::Publisher,
 };
 use applier::{Applier, Quota};
-use driver::{Driver, Input};
+use driver::{Driver, Input, LogWriter};
 use identity::RequestIds;
 use inbox::Inbox;
 use keeper::{Chore, Habits, Keeper};
 use log::{LogStore, MemoryLog, Position, Recovered};
 use replica::{Replica, Timing};
+use retention::Policy;
 use status::Status;
 use timekeeper::{Timekeeper, Times};
 use waiters::{ProposalWaiter, ReadWaiter, Waiters};
@@ -72,6 +74,8 @@ pub struct Settings {
     pub quota: Quota,
     /// What the keeper does when.
     pub habits: Habits,
+    /// What is forgotten without being asked.
+    pub retention: Policy,
     /// A batch that takes longer to apply is reported.
     pub slow_apply: Duration,
     /// More entries than this between commit and apply, and proposals are refused.
@@ -90,6 +94,18 @@ pub struct Node {
     quota: Quota,
 }
 
+/// The rooms of a node, wired to each other and at rest: a thread for each of them, or one for all.
+pub struct Rooms {
+    /// What agrees.
+    pub driver: Driver,
+    /// What keeps promises.
+    pub writer: LogWriter,
+    /// What changes the state.
+    pub applier: Applier,
+    /// What has time.
+    pub keeper: Keeper,
+}
+
 /// The node's threads, to be waited for.
 pub struct Threads {
     threads: Vec<JoinHandle<()>>,
@@ -106,7 +122,7 @@ impl Threads {
 }
 
 impl Node {
-    /// Starts the threads of a node whose database and log were opened and belong together.
+    /// Starts the threads of a node; see [`Node::assemble`].
     pub fn start(
         settings: &Settings,
         engine: Arc<dyn Engine>,
@@ -116,6 +132,20 @@ impl Node {
         recovered: &Recovered,
         logger: &slog::Logger,
     ) -> Result<(Arc<Self>, Threads), Halt> {
+        let (node, rooms) = Self::assemble(settings, engine, machine, publisher, log, recovered, logger)?;
+        Ok((node, spawn_all(rooms)))
+    }
+
+    /// Wires the rooms of a node whose database and log were opened and belong together.
+    pub fn assemble(
+        settings: &Settings,
+        engine: Arc<dyn Engine>,
+        machine: Machine,
+        publisher: Publisher,
+        log: Box<dyn LogStore>,
+        recovered: &Recovered,
+        logger: &slog::Logger,
+    ) -> Result<(Arc<Self>, Rooms), Halt> {
         let readers = machine.readers();
         let Progress { index, term, .. } = machine.applied();
         recovered.check_applied(Position { index, term })?;
@@ -163,8 +193,10 @@ impl Node {
             quota: settings.quota,
             slow: settings.slow_apply,
         };
-        let keeper = Keeper { engine, keys, inbox: keeper, raft, status, habits: settings.habits };
-        Ok((node, spawn_all(driver, applier, keeper, log)))
+        let writer = LogWriter { log, raft: raft.clone(), status: status.clone() };
+        let (policy, ids, habits) = (settings.retention, settings.ids.clone(), settings.habits);
+        let keeper = Keeper { engine, keys, inbox: keeper, raft, status, habits, policy, ids };
+        Ok((node, Rooms { driver, writer, applier, keeper }))
     }
 
     /// Proposes a request, encoded as its client sent it. The waiter hears the outcome, a refusal, or a time-out.
@@ -258,9 +290,8 @@ fn conf_state(readers: &Readers) -> ConfState {
     ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() }
 }
 
-fn spawn_all(driver: Driver, applier: Applier, keeper: Keeper, mut log: Box<dyn LogStore>) -> Threads {
+fn spawn_all(Rooms { driver, writer, applier, keeper }: Rooms) -> Threads {
     let (log_inbox, applier_inbox) = (driver.log.clone(), driver.applier.clone());
-    let (raft, status) = (driver.inbox.clone(), driver.status.clone());
     let engine = keeper.engine.clone();
     let timekeeper = applier.timekeeper.clone();
     let threads = vec![
@@ -268,7 +299,7 @@ fn spawn_all(driver: Driver, applier: Applier, keeper: Keeper, mut log: Box<dyn 
             driver.run();
             Ok(())
         }),
-        spawn("log", move || driver::run_log(log.as_mut(), &log_inbox, &raft, &status)),
+        spawn("log", move || writer.run(&log_inbox)),
         spawn("apply", move || {
             applier.run(&applier_inbox)?;
             engine.flush() // A restart after a clean stop replays nothing.

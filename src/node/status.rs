@@ -8,17 +8,15 @@ use std::{
 use crate::metrics;
 
 /// The node in numbers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Status {
-    started: Instant,
-    /// Milliseconds from then until raft counted its last tick.
-    ticked_ms: AtomicU64,
+    ticked: LastTick,
     leader: AtomicU64,
     term: AtomicU64,
     committed: AtomicU64,
     applied: AtomicU64,
     applied_term: AtomicU64,
-    /// Whether this member leads a cluster that has no other voter.
+    /// Whether this member leads a cluster that has no other voter, and has caught up.
     rules_alone: AtomicBool,
     /// Bytes that the log has taken since the last flush of the database.
     unflushed_log_bytes: AtomicU64,
@@ -26,21 +24,17 @@ pub struct Status {
     in_use_bytes: AtomicI64,
 }
 
-impl Default for Status {
+/// When raft counted its last tick.
+#[derive(Debug)]
+struct LastTick {
+    started: Instant,
+    /// Milliseconds since then.
+    at_ms: AtomicU64,
+}
+
+impl Default for LastTick {
     fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            ticked_ms: AtomicU64::default(),
-            leader: AtomicU64::default(),
-            term: AtomicU64::default(),
-            committed: AtomicU64::default(),
-            applied: AtomicU64::default(),
-            applied_term: AtomicU64::default(),
-            rules_alone: AtomicBool::default(),
-            unflushed_log_bytes: AtomicU64::default(),
-            total_bytes: AtomicI64::default(),
-            in_use_bytes: AtomicI64::default(),
-        }
+        Self { started: Instant::now(), at_ms: AtomicU64::default() }
     }
 }
 
@@ -67,10 +61,10 @@ impl Status {
 
     /// The term of the last applied entry: what headers show.
     pub fn applied_term(&self) -> u64 {
-        self.applied_term.load(Ordering::Relaxed)
+        self.applied_term.load(Ordering::Acquire)
     }
 
-    /// Whether this member leads a cluster that has no other voter: then nothing was ever acknowledged that cannot be read
+    /// Whether this member leads a cluster that has no other voter, and has applied an entry of its own term: then nothing was ever acknowledged that cannot be read
     /// here, and there is nobody to ask.
     pub fn rules_alone(&self) -> bool {
         self.rules_alone.load(Ordering::Acquire)
@@ -93,12 +87,13 @@ impl Status {
 
     /// How long ago raft counted its last tick.
     pub fn since_tick(&self) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.ticked_ms.load(Ordering::Relaxed)))
+        let LastTick { started, at_ms } = &self.ticked;
+        started.elapsed().saturating_sub(Duration::from_millis(at_ms.load(Ordering::Relaxed)))
     }
 
     pub(super) fn set_ticked(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).expect("a process runs for less than that");
-        self.ticked_ms.store(now, Ordering::Relaxed);
+        let now = self.ticked.started.elapsed().as_millis();
+        self.ticked.at_ms.store(u64::try_from(now).expect("a process runs for less than that"), Ordering::Relaxed);
     }
 
     pub(super) fn set_leader(&self, leader: u64) {
@@ -119,7 +114,7 @@ impl Status {
     }
 
     pub(super) fn set_applied(&self, index: u64, term: u64) {
-        self.applied_term.store(term, Ordering::Relaxed);
+        self.applied_term.store(term, Ordering::Release);
         self.applied.store(index, Ordering::Release);
     }
 

@@ -129,7 +129,7 @@ pub struct HubCore {
     pub(super) reading: bool,
     pub(super) timers: BinaryHeap<Reverse<(Duration, u64)>>,
     /// Streams with something staged.
-    pub(super) dirty: BTreeSet<u32>,
+    pub(super) dirty: Vec<u32>,
     /// Room to work in: watches and which event matches them.
     matched: Vec<(u32, u32)>,
 }
@@ -153,7 +153,7 @@ impl HubCore {
             ready: BTreeSet::new(),
             reading: false,
             timers: BinaryHeap::new(),
-            dirty: BTreeSet::new(),
+            dirty: Vec::new(),
             matched: Vec::new(),
         }
     }
@@ -184,8 +184,13 @@ impl HubCore {
         self.reader.head() > self.delivered
     }
 
-    /// Ends all streams.
-    pub fn stop(&mut self) {
+    /// Ends all streams, those included that are among the last inputs.
+    pub fn stop(&mut self, inputs: &mut Vec<Input>) {
+        for input in inputs.drain(..) {
+            if let Input::Open { outbox, .. } = input {
+                outbox.close();
+            }
+        }
         for (_, stream) in self.streams.iter() {
             stream.close();
         }
@@ -299,17 +304,26 @@ impl HubCore {
     /// Puts a response into a stream.
     pub(super) fn stage(&mut self, stream: u32, response: Response) {
         self.streams[stream].stage(response);
-        self.dirty.insert(stream);
+        self.mark_dirty(stream);
+    }
+
+    /// Notes that a stream has to be flushed.
+    pub(super) fn mark_dirty(&mut self, stream: u32) {
+        if !std::mem::replace(&mut self.streams[stream].dirty, true) {
+            self.dirty.push(stream);
+        }
     }
 
     /// Hands on all that is staged.
     fn flush(&mut self) {
-        while let Some(slot) = self.dirty.pop_first() {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for slot in dirty.drain(..) {
             // A stream may have been closed since.
             if self.streams.get(slot).is_some() && self.streams[slot].flush() {
                 self.make_ready(slot);
             }
         }
+        self.dirty = dirty;
     }
 
     /// Moves a watch to another standing, needing `from` next.
@@ -322,15 +336,16 @@ impl HubCore {
         match standing {
             Standing::Synced => watch.place = self.interest.insert(&watch.interval, slot),
             Standing::Ready => _ = self.ready.insert((from, slot)),
-            Standing::Waiting => {
-                stream.waiting.insert(slot);
-                self.dirty.insert(watch.stream); // So that the stream's task learns that it is waited for.
-            }
+            Standing::Waiting => _ = stream.waiting.insert(slot),
             Standing::Reading => (),
         }
         if standing != Standing::Synced {
             stream.lagging += 1;
             self.gauges.lagging.inc();
+        }
+        if standing == Standing::Waiting {
+            let stream = watch.stream;
+            self.mark_dirty(stream); // So that its task learns that it is waited for.
         }
     }
 

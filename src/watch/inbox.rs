@@ -33,10 +33,14 @@ enum Sleep {
 }
 
 impl Inbox {
-    /// Leaves an input. After the hub has stopped nobody hears it.
+    /// Leaves an input. Once the hub has stopped nobody hears it: a stream that is opened then has ended already.
     pub fn send(&self, input: Input) {
         let mut state = self.state.lock();
         if state.closed {
+            drop(state);
+            if let Input::Open { outbox, .. } = input {
+                outbox.close();
+            }
             return;
         }
         state.inputs.push(input);
@@ -90,12 +94,9 @@ impl Inbox {
         !state.closed
     }
 
-    /// Hears nothing any more.
+    /// Takes no more inputs; those that lie there can still be received.
     pub fn close(&self) {
-        let mut state = self.state.lock();
-        state.closed = true;
-        state.inputs.clear();
-        drop(state);
+        self.state.lock().closed = true;
         self.rung.notify_all();
     }
 }

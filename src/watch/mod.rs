@@ -185,6 +185,11 @@ impl Hub {
         (publisher, Arc::new(hub), core)
     }
 
+    /// Takes what streams have said since the last call: the inputs of a step.
+    pub fn take_inputs(&self, into: &mut Vec<Input>) {
+        self.inbox.take(into);
+    }
+
     /// Takes steps until nothing is left to do at time `now`. Returns when there will be.
     pub fn settle(&self, core: &mut HubCore, now: Duration) -> Result<Option<Duration>, Halt> {
         let mut inputs = Vec::new();
@@ -283,7 +288,7 @@ fn run(mut core: HubCore, inbox: &Inbox, jobs: &mpsc::Sender<Job>) -> Result<(),
     loop {
         let until = if turn.busy { Some(started) } else { turn.until.map(|until| started + until) };
         if !inbox.receive(&mut inputs, core.listens(), || core.has_news(), until) {
-            core.stop();
+            core.stop(&mut inputs);
             return Ok(());
         }
         turn = core.step(started.elapsed(), &mut inputs)?;

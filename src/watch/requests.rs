@@ -58,7 +58,7 @@ impl HubCore {
 
     fn answer(&mut self, stream: u32, request: Request) {
         self.streams[stream].handled();
-        self.dirty.insert(stream);
+        self.mark_dirty(stream);
         let revision = self.delivered;
         match request {
             Request::Create(create) => match self.admit(stream, &create) {

@@ -30,6 +30,8 @@ pub struct Stream {
     pub period: Duration,
     /// Whether a tick is due.
     pub ticking: bool,
+    /// Whether it is to be flushed.
+    pub dirty: bool,
     outbox: Arc<Outbox>,
     staged: Delivery,
     room: usize,
@@ -48,6 +50,7 @@ impl Stream {
             opened,
             period,
             ticking: false,
+            dirty: false,
             outbox,
             staged: Delivery::default(),
             room,
@@ -73,6 +76,7 @@ impl Stream {
 
     /// Hands on what was staged. True if watches wait for room, and there is some already.
     pub fn flush(&mut self) -> bool {
+        self.dirty = false;
         let low = self.limit() / 2;
         self.staged.hungry_below = (!self.waiting.is_empty()).then_some(low);
         if self.staged.responses.is_empty() && self.staged.handled == 0 && self.waiting.is_empty() {

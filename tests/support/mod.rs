@@ -166,7 +166,8 @@ impl Server {
         etcd_client::Client::connect([self.url()], None).await.unwrap()
     }
 
-    async fn channel(&self) -> Channel {
+    /// For services that have no name here.
+    pub async fn channel(&self) -> Channel {
         Channel::from_shared(self.url()).unwrap().connect().await.unwrap()
     }
 

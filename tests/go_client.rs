@@ -1,0 +1,79 @@
+//! The official Go client, through a program of ours in `tests/go`, against a real process.
+//!
+//! The program prints what it has checked; where it prints `restart` the server is killed and started again under it. The
+//! same program is held against a real etcd, which shows that what it expects is etcd's behaviour and not ours.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod process;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+use process::Server;
+
+#[test]
+fn the_go_client_finds_what_it_expects() {
+    let Some(client) = client() else { return };
+    drive(client, Server::ours(&[]));
+}
+
+#[test]
+fn the_go_client_expects_what_etcd_does() {
+    let Some(client) = client() else { return };
+    let Some(etcd) = process::etcd() else {
+        eprintln!("\n*** THERE IS NO ETCD HERE: THE GO CLIENT WAS NOT HELD AGAINST IT ***\n");
+        return;
+    };
+    drive(client, Server::start(&etcd, &[]));
+}
+
+/// Where the program is, once it is built; none on a machine without Go.
+fn client() -> Option<&'static Path> {
+    static CLIENT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    CLIENT.get_or_init(build).as_deref()
+}
+
+fn build() -> Option<PathBuf> {
+    if Command::new("go").arg("version").output().is_err() {
+        eprintln!("\n*** THERE IS NO GO HERE: THE GO CLIENT WAS NOT TESTED ***\n");
+        return None;
+    }
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("goclient");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go");
+    let built = Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(source).output().unwrap();
+    assert!(built.status.success(), "go build: {}", String::from_utf8_lossy(&built.stderr));
+    Some(program)
+}
+
+fn drive(client: &Path, mut server: Server) {
+    let mut running = Command::new(client)
+        .arg(server.url())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut to_client = running.stdin.take().unwrap();
+    let mut passed = Vec::new();
+    let mut restarts = 0;
+    for line in BufReader::new(running.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if line == "restart" {
+            server.kill_and_restart();
+            restarts += 1;
+            // A client that gave up meanwhile says why below.
+            let _ = to_client.write_all(b"restarted\n");
+        } else {
+            passed.push(line);
+        }
+    }
+    let ended = running.wait_with_output().unwrap();
+    let wrong = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "the Go client says: {wrong}\nafter\n{}", passed.join("\n"));
+    assert!(passed.len() >= 13 && restarts == 3, "after {restarts} restarts only this was checked: {passed:?}");
+}

@@ -1,0 +1,305 @@
+//! Leases, as clients of one server see them.
+
+#![allow(clippy::disallowed_methods, reason = "leases are about time")]
+#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+
+mod many;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use etcd_client::{
+    AlarmAction, AlarmType, Client, Error, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions,
+};
+use metastore::proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, lease_client::LeaseClient};
+use support::Server;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
+
+/// The least that anybody is granted with default flags.
+const MIN_TTL: i64 = 2;
+/// No key goes later than this after its lease is over.
+const LATE: Duration = Duration::from_millis(1500);
+
+async fn grant(client: &mut Client, id: i64, ttl: i64) -> Result<(i64, i64), Error> {
+    let options = LeaseGrantOptions::new().with_id(id);
+    client.lease_grant(ttl, Some(options)).await.map(|granted| (granted.id(), granted.ttl()))
+}
+
+async fn put(client: &mut Client, key: &str, lease: i64) -> Result<(), Error> {
+    client.put(key, "v", Some(PutOptions::new().with_lease(lease))).await.map(drop)
+}
+
+/// The keys that there are, and the revision.
+async fn keys(client: &mut Client) -> (Vec<String>, i64) {
+    let found = client.get("", Some(GetOptions::new().with_all_keys())).await.unwrap();
+    let keys = found.kvs().iter().map(|kv| kv.key_str().unwrap().to_owned()).collect();
+    (keys, found.header().unwrap().revision())
+}
+
+/// Time to live, time granted, keys.
+async fn time_to_live(client: &mut Client, id: i64) -> (i64, i64, Vec<String>) {
+    let options = LeaseTimeToLiveOptions::new().with_keys();
+    let found = client.lease_time_to_live(id, Some(options)).await.unwrap();
+    let mut keys: Vec<_> = found.keys().iter().map(|key| String::from_utf8(key.clone()).unwrap()).collect();
+    keys.sort();
+    (found.ttl(), found.granted_ttl(), keys)
+}
+
+async fn leases(client: &mut Client) -> Vec<i64> {
+    client.leases().await.unwrap().leases().iter().map(etcd_client::LeaseStatus::id).collect()
+}
+
+/// Waits until a lease is gone.
+async fn until_gone(client: &mut Client, id: i64) {
+    while time_to_live(client, id).await.1 != 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn check_refused<T: std::fmt::Debug>(outcome: Result<T, Error>, code: tonic::Code, message: &str) {
+    match outcome {
+        Err(Error::GRpcStatus(status)) => {
+            assert_eq!((status.code() as i32, status.message()), (code as i32, message));
+        }
+        other => panic!("expected {code:?}, not {other:?}"),
+    }
+}
+
+/// A keep-alive stream.
+struct KeepAlive {
+    requests: Option<mpsc::UnboundedSender<LeaseKeepAliveRequest>>,
+    answers: Streaming<LeaseKeepAliveResponse>,
+}
+
+impl KeepAlive {
+    /// Opens a stream; its headers come with the first answer, so there is a first request.
+    async fn open(server: &Server, first: i64) -> Self {
+        let (requests, queue) = mpsc::unbounded_channel();
+        requests.send(LeaseKeepAliveRequest { id: first }).unwrap();
+        let mut client = LeaseClient::new(server.channel().await);
+        let answers = client.lease_keep_alive(UnboundedReceiverStream::new(queue)).await.unwrap().into_inner();
+        Self { requests: Some(requests), answers }
+    }
+
+    fn send(&self, id: i64) {
+        self.requests.as_ref().unwrap().send(LeaseKeepAliveRequest { id }).unwrap();
+    }
+
+    /// The next answer: which lease, and its time to live.
+    async fn heard(&mut self) -> Option<(i64, i64)> {
+        self.answers.message().await.unwrap().map(|answer| (answer.id, answer.ttl))
+    }
+}
+
+#[tokio::test]
+async fn a_grant_says_what_was_granted_and_takes_no_revision() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    let (chosen, ttl) = grant(&mut client, 0, 1).await.unwrap();
+    assert!(chosen > 0 && ttl == MIN_TTL);
+    for (id, asked, granted) in
+        [(1, 0, MIN_TTL), (-1, -5, MIN_TTL), (i64::MIN, 60, 60), (7, 9_000_000_000, 9_000_000_000)]
+    {
+        assert_eq!(grant(&mut client, id, asked).await.unwrap(), (id, granted));
+    }
+    let too_large = grant(&mut client, 8, 9_000_000_001).await;
+    check_refused(too_large, tonic::Code::OutOfRange, "etcdserver: too large lease TTL");
+    let taken = grant(&mut client, -1, 5).await;
+    check_refused(taken, tonic::Code::FailedPrecondition, "etcdserver: lease already exists");
+    assert_eq!(keys(&mut client).await, (vec![], 1));
+}
+
+#[tokio::test]
+async fn a_missing_lease_is_not_found_by_those_who_need_it_and_has_no_time_for_those_who_ask() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    let not_found = "etcdserver: requested lease not found";
+    check_refused(put(&mut client, "k", 5).await, tonic::Code::NotFound, not_found);
+    check_refused(client.lease_revoke(5).await, tonic::Code::NotFound, not_found);
+    check_refused(client.lease_revoke(0).await, tonic::Code::NotFound, not_found);
+    assert_eq!(time_to_live(&mut client, 5).await, (-1, 0, vec![]));
+    assert_eq!(keys(&mut client).await, (vec![], 1));
+}
+
+/// Trap 14.
+#[tokio::test]
+async fn a_revoked_lease_takes_its_keys_in_one_revision_or_none() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    grant(&mut client, 5, 60).await.unwrap();
+    grant(&mut client, 6, 60).await.unwrap();
+    let revoked = client.lease_revoke(6).await.unwrap();
+    assert_eq!(revoked.header().unwrap().revision(), 1);
+    for key in ["c", "a", "b"] {
+        put(&mut client, key, 5).await.unwrap();
+    }
+    assert_eq!(time_to_live(&mut client, 5).await.2, ["a", "b", "c"]);
+    let revoked = client.lease_revoke(5).await.unwrap();
+    assert_eq!(revoked.header().unwrap().revision(), 5);
+    assert_eq!(keys(&mut client).await, (vec![], 5));
+    assert!(leases(&mut client).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_key_hangs_on_the_lease_it_was_last_put_with() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    for id in [1, 2] {
+        grant(&mut client, id, 60).await.unwrap();
+        for key in ["moved", "freed", "deleted", "kept"] {
+            put(&mut client, key, id).await.unwrap();
+        }
+    }
+    put(&mut client, "moved", 1).await.unwrap();
+    put(&mut client, "freed", 0).await.unwrap();
+    client.delete("deleted", None).await.unwrap();
+    client.put("kept", "w", Some(PutOptions::new().with_ignore_lease())).await.unwrap();
+    assert_eq!(time_to_live(&mut client, 1).await.2, ["moved"]);
+    assert_eq!(time_to_live(&mut client, 2).await.2, ["kept"]);
+    client.lease_revoke(2).await.unwrap();
+    assert_eq!(keys(&mut client).await.0, ["freed", "moved"]);
+    client.lease_revoke(1).await.unwrap();
+    assert_eq!(keys(&mut client).await.0, ["freed"]);
+}
+
+/// Trap 13.
+#[tokio::test]
+async fn one_stream_keeps_many_leases_alive_and_says_zero_of_those_that_are_not_there() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    grant(&mut client, 1, 1).await.unwrap();
+    grant(&mut client, -2, 100).await.unwrap();
+    let mut stream = KeepAlive::open(&server, 1).await;
+    assert_eq!(stream.heard().await, Some((1, MIN_TTL)));
+    for id in [404, -2, 1, -2, 0] {
+        stream.send(id);
+    }
+    stream.requests = None; // What was asked before is answered nevertheless.
+    let mut heard = Vec::new();
+    while let Some(answer) = stream.heard().await {
+        heard.push(answer);
+    }
+    assert_eq!(heard, [(404, 0), (-2, 100), (1, MIN_TTL), (-2, 100), (0, 0)]);
+}
+
+#[tokio::test]
+async fn a_lease_can_be_renewed_as_soon_as_it_is_granted() {
+    let server = Server::start(&[]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let mut client = server.client().await;
+        tasks.spawn(async move {
+            for _ in 0..20 {
+                let (id, ttl) = grant(&mut client, 0, 30).await.unwrap();
+                let (mut keeper, mut answers) = client.lease_keep_alive(id).await.unwrap();
+                keeper.keep_alive().await.unwrap();
+                assert_eq!(answers.message().await.unwrap().unwrap().ttl(), ttl);
+                let (left, granted, _) = time_to_live(&mut client, id).await;
+                assert!((ttl - 2..=ttl).contains(&left) && granted == ttl);
+            }
+        });
+    }
+    tasks.join_all().await;
+}
+
+#[tokio::test]
+async fn leases_are_listed_by_the_time_they_have_left() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    for (id, ttl) in [(1, 300), (2, 100), (-3, 200), (4, 250)] {
+        grant(&mut client, id, ttl).await.unwrap();
+    }
+    assert_eq!(leases(&mut client).await, [2, -3, 4, 1]);
+    client.lease_revoke(-3).await.unwrap();
+    assert_eq!(leases(&mut client).await, [2, 4, 1]);
+}
+
+#[tokio::test]
+async fn a_lease_ends_when_its_time_is_over_unless_it_is_renewed() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    let granted = Instant::now();
+    for id in [1, 2, 3] {
+        grant(&mut client, id, MIN_TTL).await.unwrap();
+        put(&mut client, &format!("a{id}"), id).await.unwrap();
+        put(&mut client, &format!("b{id}"), id).await.unwrap();
+    }
+    let (_, before) = keys(&mut client).await;
+    let mut stream = KeepAlive::open(&server, 3).await;
+    let mut renewed = Instant::now();
+    while leases(&mut client).await != [3] {
+        let elapsed = granted.elapsed();
+        assert!(elapsed < Duration::from_secs(2) + LATE, "late");
+        stream.send(3);
+        renewed = Instant::now();
+        assert_eq!(stream.heard().await, Some((3, MIN_TTL)));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(granted.elapsed() >= Duration::from_secs(2), "early");
+    assert_eq!(
+        keys(&mut client).await,
+        (vec!["a3".to_owned(), "b3".to_owned()], before + 2),
+        "a revision for each lease"
+    );
+    until_gone(&mut client, 3).await;
+    let lived = renewed.elapsed();
+    assert!(lived >= Duration::from_secs(2) && lived < Duration::from_secs(2) + LATE, "{lived:?}");
+}
+
+/// Trap 16. A corrupt cluster changes nothing, so leases that are over stay.
+#[tokio::test]
+async fn a_lease_that_is_over_is_not_revived_by_a_renewal_which_waits_until_it_is_gone() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    grant(&mut client, 1, MIN_TTL).await.unwrap();
+    put(&mut client, "k", 1).await.unwrap();
+    client.alarm(AlarmAction::Activate, AlarmType::Corrupt, None).await.unwrap();
+    while time_to_live(&mut client, 1).await.0 >= 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await; // One second more than it has.
+    }
+    assert_eq!(time_to_live(&mut client, 1).await, (-1, MIN_TTL, vec!["k".to_owned()]));
+    assert_eq!(leases(&mut client).await, [1]);
+    let mut waiting = tokio::spawn(async move {
+        let mut stream = KeepAlive::open(&server, 1).await;
+        (stream.heard().await, server)
+    });
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(early.is_err(), "it waits");
+    client.alarm(AlarmAction::Deactivate, AlarmType::Corrupt, None).await.unwrap();
+    let (heard, server) = waiting.await.unwrap();
+    assert_eq!(heard, Some((1, 0)));
+    assert_eq!(keys(&mut client).await.0, Vec::<String>::new());
+    drop(server);
+}
+
+/// Traps 15 and 17.
+#[tokio::test]
+async fn leases_and_their_keys_survive_a_crash_and_get_their_whole_time_again() {
+    let mut server = Server::start(&[]);
+    let mut client = server.client().await;
+    for (id, ttl) in [(-7, 3), (i64::MIN, 1000), (9, 50)] {
+        grant(&mut client, id, ttl).await.unwrap();
+        put(&mut client, &format!("on{id}"), id).await.unwrap();
+    }
+    put(&mut client, "on9", -7).await.unwrap();
+    while time_to_live(&mut client, -7).await.0 > 1 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    server.kill();
+    server.restart();
+    let restarted = Instant::now();
+    let mut client = server.client().await;
+    assert_eq!(leases(&mut client).await, [-7, 9, i64::MIN]);
+    let (left, granted, keys_on) = time_to_live(&mut client, -7).await;
+    assert!(left >= 3 && granted == 3, "its whole time, and an election timeout");
+    assert_eq!(keys_on, ["on-7", "on9"]);
+    assert_eq!(time_to_live(&mut client, i64::MIN).await.2, ["on-9223372036854775808"]);
+    until_gone(&mut client, -7).await;
+    let lived = restarted.elapsed();
+    let earliest = Duration::from_millis(3500); // It led, and so the clock ran, a moment before it served.
+    assert!(lived >= earliest && lived < Duration::from_secs(4) + LATE, "{lived:?}");
+    assert_eq!(keys(&mut client).await.0, ["on-9223372036854775808"]);
+}

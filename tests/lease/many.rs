@@ -1,0 +1,179 @@
+//! Very many leases end, each in its time, while others put.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use etcd_client::{Client, GetOptions, PutOptions, Txn, TxnOp};
+use tokio::task::JoinSet;
+
+use super::support::Server;
+
+/// How late the last lease of a slice may go.
+const LATE: Duration = Duration::from_secs(1);
+/// Leases that end within the same slice share a prefix.
+const SLICE: Duration = Duration::from_millis(250);
+const CLIENTS: usize = 8;
+const TASKS_PER_CLIENT: usize = 32;
+const KEYS_PER_TXN: usize = 100;
+
+/// How many leases, and when they end.
+#[derive(Clone, Copy)]
+struct Plan {
+    leases: usize,
+    /// Granting all of them takes less than this.
+    granting: Duration,
+    /// Over how much time their ends are spread.
+    ending: Duration,
+}
+
+/// Leases that end at about the same time.
+#[derive(Clone, Copy)]
+struct Slice {
+    number: u64,
+    keys: i64,
+    /// None may be gone before.
+    first_end: Instant,
+    /// All must be gone soon after.
+    last_end: Instant,
+}
+
+struct Granted {
+    id: i64,
+    first_end: Instant,
+    last_end: Instant,
+}
+
+/// Grants the leases whose number is `nth` modulo the number of tasks, and hangs a key on each. The time a lease is granted
+/// for is a whole number of seconds, so that it is the moment of the grant that spreads the ends within a second.
+async fn grant_some(mut client: Client, plan: Plan, start: Instant, nth: usize) -> Vec<(u64, Granted)> {
+    let tasks = CLIENTS * TASKS_PER_CLIENT;
+    let mut granted = Vec::new();
+    for number in (nth..plan.leases).step_by(tasks) {
+        let share = u32::try_from(number).unwrap();
+        let end = start + plan.granting + plan.ending * share / u32::try_from(plan.leases).unwrap();
+        let asked = Instant::now();
+        let ttl = (end - asked).as_secs() + 1;
+        let id = client.lease_grant(i64::try_from(ttl).unwrap(), None).await.unwrap().id();
+        let first_end = asked + Duration::from_secs(ttl);
+        let last_end = Instant::now() + Duration::from_secs(ttl);
+        let slice = u64::try_from((first_end - start).as_millis() / SLICE.as_millis()).unwrap();
+        granted.push((slice, Granted { id, first_end, last_end }));
+    }
+    for chunk in granted.chunks(KEYS_PER_TXN) {
+        let puts = chunk.iter().map(|(slice, lease)| {
+            let key = format!("slice/{slice:06}/{:016x}", lease.id);
+            TxnOp::put(key, "v", Some(PutOptions::new().with_lease(lease.id)))
+        });
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
+    }
+    granted
+}
+
+/// Grants all leases; returns the slices in the order of their ends.
+async fn grant_all(server: &Server, plan: Plan, start: Instant) -> Vec<Slice> {
+    let mut tasks = JoinSet::new();
+    for nth in 0..CLIENTS {
+        let client = server.client().await;
+        for task in 0..TASKS_PER_CLIENT {
+            tasks.spawn(grant_some(client.clone(), plan, start, nth * TASKS_PER_CLIENT + task));
+        }
+    }
+    let mut slices = std::collections::BTreeMap::<u64, Slice>::new();
+    for (number, lease) in tasks.join_all().await.into_iter().flatten() {
+        let Granted { first_end, last_end, .. } = lease;
+        let slice = slices.entry(number).or_insert(Slice { number, keys: 0, first_end, last_end });
+        slice.keys += 1;
+        slice.first_end = slice.first_end.min(first_end);
+        slice.last_end = slice.last_end.max(last_end);
+    }
+    slices.into_values().collect()
+}
+
+/// Waits until a slice is gone; asserts that nothing of it went early. Returns how late the last of it was seen.
+async fn watch_slice(mut client: Client, slice: Slice) -> Duration {
+    let prefix = format!("slice/{:06}/", slice.number);
+    loop {
+        let asked = Instant::now();
+        let options = GetOptions::new().with_prefix().with_count_only();
+        let left = client.get(prefix.as_str(), Some(options)).await.unwrap().count();
+        let answered = Instant::now();
+        if answered < slice.first_end {
+            assert_eq!(left, slice.keys, "a lease ended early");
+            let rest = slice.first_end - answered;
+            tokio::time::sleep(rest.saturating_sub(Duration::from_millis(20))).await; // Looks again just before.
+        } else if left == 0 {
+            return asked.saturating_duration_since(slice.last_end);
+        }
+        let late = asked.saturating_duration_since(slice.last_end);
+        assert!(late <= LATE, "{left} of {} leases are {late:?} late", slice.keys);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Puts, one after the other, until told to stop; returns how long each took.
+async fn put_on(mut client: Client, nth: usize, stop: Arc<AtomicBool>) -> Vec<Duration> {
+    let mut took = Vec::new();
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        number += 1;
+        let started = Instant::now();
+        client.put(format!("put/{nth}/{}", number % 1000), vec![b'v'; 256], None).await.unwrap();
+        took.push(started.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await; // Steady, not as fast as possible.
+    }
+    took
+}
+
+async fn live_and_die(plan: Plan) {
+    let server = Server::start(&[]);
+    let start = Instant::now();
+    let slices = grant_all(&server, plan, start).await;
+    let granting = start.elapsed();
+    println!("granted {} leases, with a key on each, in {granting:.1?}", plan.leases);
+    assert!(granting < plan.granting, "the plan gave {:?} to grant them", plan.granting);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut putting = JoinSet::new();
+    for nth in 0..4 {
+        putting.spawn(put_on(server.client().await, nth, stop.clone()));
+    }
+    let client = server.client().await;
+    let mut watching = JoinSet::new();
+    for slice in slices {
+        watching.spawn(watch_slice(client.clone(), slice));
+    }
+    let mut late = watching.join_all().await;
+    stop.store(true, Ordering::Relaxed);
+    let mut took: Vec<Duration> = putting.join_all().await.into_iter().flatten().collect();
+    late.sort();
+    took.sort();
+    let share = |of: &[Duration], per_mille: usize| of[(of.len() - 1) * per_mille / 1000];
+    let slices = late.len();
+    println!("late, worst of each of {slices} slices: half {:.0?}, all {:.0?}", share(&late, 500), share(&late, 1000));
+    println!(
+        "{} puts meanwhile: half {:.1?}, 99% {:.1?}, all {:.1?}",
+        took.len(),
+        share(&took, 500),
+        share(&took, 990),
+        share(&took, 1000)
+    );
+    let mut client = server.client().await;
+    assert!(client.leases().await.unwrap().leases().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_leases_end_in_their_time() {
+    let plan = Plan { leases: 50_000, granting: Duration::from_secs(15), ending: Duration::from_secs(6) };
+    live_and_die(plan).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long"]
+async fn a_million_leases_end_in_their_time() {
+    let plan = Plan { leases: 1_000_000, granting: Duration::from_mins(2), ending: Duration::from_mins(2) };
+    live_and_die(plan).await;
+}

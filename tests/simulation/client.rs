@@ -1,0 +1,124 @@
+//! What clients want: commands, made up by the dice.
+
+use bytes::Bytes;
+use metastore::{
+    proto::etcdserverpb::{
+        CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
+        RangeRequest, RequestOp, TxnRequest,
+        compare::{CompareResult, CompareTarget, TargetUnion},
+        request_op,
+    },
+    state::{Kind, Request},
+};
+use prost::Message;
+
+use super::dice::Dice;
+
+/// Key spaces: so few keys that commands meet, or so many that the index has more than one leaf.
+pub const KEY_SPACES: [usize; 3] = [6, 12, 300];
+const LEASES: i64 = 4;
+
+/// The next command of some client who believes that the head is about there.
+pub fn command(dice: &mut Dice, keys: usize, id: u64, head: i64) -> Request {
+    match dice.below(100) {
+        0..50 => Request::Put(put(dice, keys, id)),
+        50..62 => Request::DeleteRange(delete(dice, keys)),
+        62..82 => Request::Txn(txn(dice, keys, id, head)),
+        82..88 => {
+            let revision = dice.between((head - 30).max(1), head + 2);
+            Request::Compact(CompactionRequest { revision, physical: false })
+        }
+        88..95 => Request::LeaseGrant(LeaseGrantRequest { id: dice.between(1, LEASES), ttl: 60 }),
+        _ => Request::LeaseRevoke(LeaseRevokeRequest { id: dice.between(1, LEASES) }),
+    }
+}
+
+/// The command as a client sends it.
+pub fn encode(request: &Request) -> (Kind, Vec<u8>) {
+    match request {
+        Request::Put(put) => (Kind::Put, put.encode_to_vec()),
+        Request::DeleteRange(delete) => (Kind::DeleteRange, delete.encode_to_vec()),
+        Request::Txn(txn) => (Kind::Txn, txn.encode_to_vec()),
+        Request::Compact(compact) => (Kind::Compact, compact.encode_to_vec()),
+        Request::LeaseGrant(grant) => (Kind::LeaseGrant, grant.encode_to_vec()),
+        Request::LeaseRevoke(revoke) => (Kind::LeaseRevoke, revoke.encode_to_vec()),
+        other => panic!("no client of the simulation wants {other:?}"),
+    }
+}
+
+fn key(nth: usize) -> Bytes {
+    Bytes::from(format!("key{nth:03}"))
+}
+
+fn put(dice: &mut Dice, keys: usize, id: u64) -> PutRequest {
+    let nth = dice.below(keys);
+    put_to(dice, id, nth)
+}
+
+fn put_to(dice: &mut Dice, id: u64, nth: usize) -> PutRequest {
+    let lease = if dice.percent(20) { dice.between(1, LEASES) } else { 0 };
+    let mut put = PutRequest { key: key(nth), value: format!("value {id}").into(), lease, ..PutRequest::default() };
+    put.prev_kv = dice.percent(20);
+    if dice.percent(5) {
+        (put.ignore_value, put.value) = (true, Bytes::new());
+    }
+    if dice.percent(5) {
+        (put.ignore_lease, put.lease) = (true, 0);
+    }
+    put
+}
+
+fn delete(dice: &mut Dice, keys: usize) -> DeleteRangeRequest {
+    let first = dice.below(keys);
+    let range_end = match dice.below(10) {
+        0..7 => Bytes::new(),
+        7..9 => key(first + dice.below(4)),
+        _ => Bytes::from_static(&[0]),
+    };
+    DeleteRangeRequest { key: key(first), range_end, prev_kv: dice.percent(30) }
+}
+
+/// No key twice in one branch, as the API demands.
+fn txn(dice: &mut Dice, keys: usize, id: u64, head: i64) -> TxnRequest {
+    let compare = (0..dice.below(3)).map(|_| compare(dice, keys, head)).collect();
+    let mut branch = || {
+        let first = dice.below(keys);
+        let ops = (first..(first + dice.below(4)).min(keys)).map(|nth| op(dice, id, nth, head)).collect();
+        ops
+    };
+    TxnRequest { compare, success: branch(), failure: branch() }
+}
+
+fn op(dice: &mut Dice, id: u64, nth: usize, head: i64) -> RequestOp {
+    use request_op::Request;
+    let request = match dice.below(10) {
+        0..6 => Request::RequestPut(put_to(dice, id, nth)),
+        6..8 => Request::RequestDeleteRange(DeleteRangeRequest { key: key(nth), ..DeleteRangeRequest::default() }),
+        _ => {
+            let revision = if dice.percent(50) { 0 } else { dice.between((head - 10).max(1), head) };
+            Request::RequestRange(RangeRequest {
+                key: key(0),
+                range_end: Bytes::from_static(&[0]),
+                revision,
+                ..RangeRequest::default()
+            })
+        }
+    };
+    RequestOp { request: Some(request) }
+}
+
+fn compare(dice: &mut Dice, keys: usize, head: i64) -> Compare {
+    let results = [CompareResult::Equal, CompareResult::NotEqual, CompareResult::Greater, CompareResult::Less];
+    let (target, union) = if dice.percent(50) {
+        (CompareTarget::Mod, TargetUnion::ModRevision(dice.between((head - 20).max(0), head)))
+    } else {
+        (CompareTarget::Version, TargetUnion::Version(dice.between(0, 3)))
+    };
+    Compare {
+        result: *dice.pick(&results) as i32,
+        target: target as i32,
+        key: key(dice.below(keys)),
+        range_end: Bytes::new(),
+        target_union: Some(union),
+    }
+}

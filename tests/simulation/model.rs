@@ -1,0 +1,202 @@
+//! What etcd's key space is, in the fewest words: ordered maps, nothing shared, nothing durable, nothing fast.
+//!
+//! It keeps every change for ever, so it can be asked for any revision, and it knows what each command answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use metastore::{
+    error::Error,
+    proto::{
+        etcdserverpb::{
+            Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, PutRequest,
+            PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest, TxnResponse,
+            compare::{CompareResult, CompareTarget, TargetUnion},
+            request_op, response_op,
+        },
+        mvccpb::KeyValue,
+    },
+    state::Request,
+};
+
+/// What a command answers, the header's revision apart.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    Put(PutResponse),
+    Delete(DeleteRangeResponse),
+    Txn(TxnResponse),
+    Grant(LeaseGrantResponse),
+    Nothing,
+}
+
+/// A revision and an answer, or a refusal.
+pub type Outcome = Result<(i64, Answer), Error>;
+
+/// The key space.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// Each key's states, by the revision that made them; None is deleted.
+    keys: BTreeMap<Bytes, BTreeMap<i64, Option<KeyValue>>>,
+    pub leases: BTreeMap<i64, BTreeSet<Bytes>>,
+    pub head: i64,
+    pub compacted: i64,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { keys: BTreeMap::new(), leases: BTreeMap::new(), head: 1, compacted: -1 }
+    }
+}
+
+impl Model {
+    /// Executes a command.
+    pub fn apply(&mut self, request: &Request) -> Outcome {
+        let before = self.clone();
+        let outcome = self.execute(request);
+        if outcome.is_err() {
+            *self = before;
+        }
+        outcome
+    }
+
+    /// All keys that are alive at a revision.
+    pub fn state_at(&self, revision: i64) -> Vec<KeyValue> {
+        self.keys.keys().filter_map(|key| self.get(key, revision)).collect()
+    }
+
+    fn execute(&mut self, request: &Request) -> Outcome {
+        let next = self.head + 1;
+        let answer = match request {
+            Request::Put(put) => Answer::Put(self.put(put, next)?),
+            Request::DeleteRange(delete) => Answer::Delete(self.delete_range(delete, next)),
+            Request::Txn(txn) => Answer::Txn(self.txn(txn, next)?),
+            Request::Compact(compact) if compact.revision <= self.compacted => return Err(Error::Compacted),
+            Request::Compact(compact) if compact.revision > self.head => return Err(Error::FutureRev),
+            Request::Compact(compact) => {
+                self.compacted = compact.revision;
+                Answer::Nothing
+            }
+            Request::LeaseGrant(grant) => Answer::Grant(self.grant(grant)?),
+            Request::LeaseRevoke(revoke) => {
+                let keys = self.leases.remove(&revoke.id).ok_or(Error::LeaseNotFound)?;
+                for key in keys {
+                    self.set(&key, next, None);
+                }
+                Answer::Nothing
+            }
+            other => panic!("the simulation proposes no {other:?}"),
+        };
+        let changed = self.keys.values().any(|states| states.contains_key(&next));
+        self.head += i64::from(changed);
+        Ok((self.head, answer))
+    }
+
+    fn get(&self, key: &[u8], revision: i64) -> Option<KeyValue> {
+        self.keys.get(key)?.range(..=revision).next_back()?.1.clone()
+    }
+
+    fn set(&mut self, key: &Bytes, revision: i64, state: Option<KeyValue>) {
+        self.leases.values_mut().for_each(|keys| _ = keys.remove(key));
+        if let Some(keys) = state.as_ref().and_then(|state| self.leases.get_mut(&state.lease)) {
+            keys.insert(key.clone());
+        }
+        self.keys.entry(key.clone()).or_default().insert(revision, state);
+    }
+
+    fn put(&mut self, put: &PutRequest, revision: i64) -> Result<PutResponse, Error> {
+        if put.lease != 0 && !self.leases.contains_key(&put.lease) {
+            return Err(Error::LeaseNotFound);
+        }
+        let previous = self.get(&put.key, revision);
+        if previous.is_none() && (put.ignore_value || put.ignore_lease) {
+            return Err(Error::KeyNotFound);
+        }
+        let kept = previous.clone().unwrap_or_default();
+        let state = KeyValue {
+            key: put.key.clone(),
+            create_revision: if previous.is_some() { kept.create_revision } else { revision },
+            mod_revision: revision,
+            version: kept.version + 1,
+            value: if put.ignore_value { kept.value } else { put.value.clone() },
+            lease: if put.ignore_lease { kept.lease } else { put.lease },
+        };
+        self.set(&put.key, revision, Some(state));
+        Ok(PutResponse { prev_kv: previous.filter(|_| put.prev_kv), ..PutResponse::default() })
+    }
+
+    fn delete_range(&mut self, delete: &DeleteRangeRequest, revision: i64) -> DeleteRangeResponse {
+        let gone = self.range(&delete.key, &delete.range_end, revision);
+        for state in &gone {
+            self.set(&state.key, revision, None);
+        }
+        let deleted = i64::try_from(gone.len()).expect("few");
+        let prev_kvs = if delete.prev_kv { gone } else { Vec::new() };
+        DeleteRangeResponse { deleted, prev_kvs, ..DeleteRangeResponse::default() }
+    }
+
+    fn range(&self, key: &[u8], end: &[u8], revision: i64) -> Vec<KeyValue> {
+        let inside = |state: &KeyValue| match end {
+            [] => state.key == key,
+            [0] => state.key >= key,
+            end => state.key >= key && state.key < end,
+        };
+        self.state_at(revision).into_iter().filter(inside).collect()
+    }
+
+    fn grant(&mut self, grant: &LeaseGrantRequest) -> Result<LeaseGrantResponse, Error> {
+        if self.leases.contains_key(&grant.id) {
+            return Err(Error::LeaseExists);
+        }
+        self.leases.insert(grant.id, BTreeSet::new());
+        Ok(LeaseGrantResponse { id: grant.id, ttl: grant.ttl, ..LeaseGrantResponse::default() })
+    }
+
+    /// What the whole transaction needs is checked before any of it is done; here a refusal in the middle undoes it, which
+    /// is the same while its operations meet no key twice.
+    fn txn(&mut self, txn: &TxnRequest, revision: i64) -> Result<TxnResponse, Error> {
+        let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
+        let ops = if succeeded { &txn.success } else { &txn.failure };
+        let responses = ops.iter().map(|op| self.op(op, revision)).collect::<Result<_, _>>()?;
+        Ok(TxnResponse { header: None, succeeded, responses })
+    }
+
+    fn op(&mut self, op: &RequestOp, revision: i64) -> Result<ResponseOp, Error> {
+        use response_op::Response;
+        let response = match op.request.as_ref().expect("the simulation leaves no operation empty") {
+            request_op::Request::RequestRange(range) => Response::ResponseRange(self.read(range, revision)?),
+            request_op::Request::RequestPut(put) => Response::ResponsePut(self.put(put, revision)?),
+            request_op::Request::RequestDeleteRange(delete) => {
+                Response::ResponseDeleteRange(self.delete_range(delete, revision))
+            }
+            request_op::Request::RequestTxn(_) => panic!("the simulation nests no transactions"),
+        };
+        Ok(ResponseOp { response: Some(response) })
+    }
+
+    fn read(&self, range: &RangeRequest, revision: i64) -> Result<RangeResponse, Error> {
+        if range.revision > self.head {
+            return Err(Error::FutureRev);
+        }
+        if range.revision != 0 && range.revision < self.compacted {
+            return Err(Error::Compacted);
+        }
+        let at = if range.revision > 0 { range.revision } else { revision };
+        let kvs = self.range(&range.key, &range.range_end, at);
+        Ok(RangeResponse { header: None, count: i64::try_from(kvs.len()).expect("few"), kvs, more: false })
+    }
+
+    fn holds(&self, compare: &Compare) -> bool {
+        let state = self.get(&compare.key, self.head).unwrap_or_default();
+        let order = match (compare.target(), compare.target_union.as_ref().expect("filled")) {
+            (CompareTarget::Mod, TargetUnion::ModRevision(wanted)) => state.mod_revision.cmp(wanted),
+            (CompareTarget::Version, TargetUnion::Version(wanted)) => state.version.cmp(wanted),
+            other => panic!("the simulation compares no {other:?}"),
+        };
+        match compare.result() {
+            CompareResult::Equal => order.is_eq(),
+            CompareResult::NotEqual => order.is_ne(),
+            CompareResult::Greater => order.is_gt(),
+            CompareResult::Less => order.is_lt(),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! When the ground moves: a snapshot is installed, or the hub stops.
+
+use metastore::{
+    call::{Conversation, Step},
+    state::Machine,
+};
+
+use crate::world::{World, from, on};
+
+#[test]
+fn watches_survive_a_snapshot_and_miss_nothing() {
+    let mut world = World::new();
+    world.put("a", "1");
+    let mut client = world.client();
+    world.watch(&mut client, on("a"));
+    world.watch(&mut client, from(9, on("a")));
+    // The same history, further on, as another member sends it.
+    let mut other = World::new();
+    for value in 1..=5 {
+        other.put("a", &value.to_string());
+    }
+    world.machine = Machine::open(other.engine.clone(), 1 << 20).unwrap();
+    world.reader = world.machine.readers().keys;
+    world.publisher.restore(world.reader.clone());
+    assert_eq!(world.told(&mut client), ["0: 3+a=2 4+a=3 5+a=4 6+a=5 @6"]);
+}
+
+#[test]
+fn a_watch_that_a_snapshot_has_left_behind_is_ended() {
+    let mut world = World::new();
+    let mut client = world.client();
+    world.watch(&mut client, on("a"));
+    let mut other = World::new();
+    for value in 1..=5 {
+        other.put("a", &value.to_string());
+    }
+    other.compact(4);
+    world.machine = Machine::open(other.engine.clone(), 1 << 20).unwrap();
+    world.reader = world.machine.readers().keys;
+    world.publisher.restore(world.reader.clone());
+    assert_eq!(world.told(&mut client), ["compacted 0 at 4 @0"]);
+}
+
+#[test]
+fn a_stopped_hub_ends_its_streams() {
+    let world = World::new();
+    let (_publisher, hub) = metastore::watch::Hub::start(world.reader.clone(), metastore::watch::Settings::default());
+    let mut client = crate::world::Client::new(hub.open());
+    hub.stop();
+    let Step::End(Err(refusal)) = client.conversation.step(&mut client.line) else { panic!("it should have ended") };
+    assert_eq!(refusal.code, metastore::call::Code::Unavailable);
+    assert_eq!(refusal.message, "etcdserver: server stopped");
+}
