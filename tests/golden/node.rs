@@ -73,9 +73,9 @@ impl Running {
 
 /// The machine and the log of all entries that it was ever given.
 pub struct Node {
-    place: Place,
-    /// None only while it restarts.
+    /// None only while it restarts. Dropped before the place that it writes to.
     running: Option<Running>,
+    place: Place,
     log: Vec<(Kind, Entry, Result<Response, metastore::error::Error>)>,
     /// Whether entries gather into one batch.
     gathering: bool,

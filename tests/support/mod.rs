@@ -27,9 +27,10 @@ const SERVING: &str = "\"msg\":\"serving client traffic insecurely";
 
 /// A server with a directory of its own. Dropping it kills the process and removes the directory.
 pub struct Server {
+    /// Dropped before the directory that it writes to.
+    process: Option<Process>,
     directory: TempDir,
     arguments: Vec<String>,
-    process: Option<Process>,
     address: String,
 }
 
