@@ -174,6 +174,6 @@ async fn many_leases_end_in_their_time() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long"]
 async fn a_million_leases_end_in_their_time() {
-    let plan = Plan { leases: 1_000_000, granting: Duration::from_secs(120), ending: Duration::from_secs(120) };
+    let plan = Plan { leases: 1_000_000, granting: Duration::from_mins(2), ending: Duration::from_mins(2) };
     live_and_die(plan).await;
 }
