@@ -138,10 +138,10 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     tracing::info!(signal, "received signal; shutting down");
     drop(stopping);
     accepting.join_all().await;
+    floors.api.hub.stop(); // Watches end at once; their clients look for another member.
     if let Some(graceful) = Arc::into_inner(graceful) {
         let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
     }
-    floors.api.hub.stop();
     floors.api.node.stop();
     let _ = tokio::task::spawn_blocking(move || floors.threads.join()).await;
     tracing::info!({ "data-dir" = %config.data_dir.display() }, "closed etcd server");

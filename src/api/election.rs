@@ -138,8 +138,8 @@ async fn await_leader(caller: &Caller, name: &[u8]) -> Result<(ResponseHeader, K
         let (key, range_end) = succession::prefix(name);
         let mut changes = caller.follow(Interval::Range(key, range_end), header.revision + 1);
         while let Some(change) = changes.next().await? {
-            let puts = change.events.into_iter().filter(|event| event.r#type() == EventType::Put);
-            if let Some(leader) = puts.filter_map(|event| event.kv).next() {
+            let mut puts = change.events.into_iter().filter(|event| event.r#type() == EventType::Put);
+            if let Some(leader) = puts.find_map(|event| event.kv) {
                 return Ok((ResponseHeader { revision: leader.mod_revision, ..header }, leader));
             }
         }

@@ -133,3 +133,35 @@ fn is_serializable(txn: &TxnRequest) -> bool {
 fn ops(txn: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
     txn.success.iter().chain(&txn.failure)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(serializable: bool) -> RequestOp {
+        let range = RangeRequest { serializable, ..RangeRequest::default() };
+        RequestOp { request: Some(request_op::Request::RequestRange(range)) }
+    }
+
+    fn branches(success: Vec<RequestOp>, failure: Vec<RequestOp>) -> TxnRequest {
+        TxnRequest { success, failure, ..TxnRequest::default() }
+    }
+
+    /// Trap 51: in etcd, a transaction that only compares may be told what is past. Here it never is.
+    #[test]
+    fn a_transaction_may_read_the_past_only_if_all_its_reads_say_so() {
+        assert!(!is_serializable(&branches(vec![], vec![])));
+        assert!(is_serializable(&branches(vec![read(true)], vec![read(true)])));
+        assert!(!is_serializable(&branches(vec![read(true)], vec![read(false)])));
+    }
+
+    #[test]
+    fn a_transaction_only_reads_if_both_branches_do_nothing_else() {
+        let put = || RequestOp { request: Some(request_op::Request::RequestPut(PutRequest::default())) };
+        let nested = RequestOp { request: Some(request_op::Request::RequestTxn(TxnRequest::default())) };
+        assert!(is_read_only(&branches(vec![], vec![])));
+        assert!(is_read_only(&branches(vec![read(false)], vec![read(true)])));
+        assert!(!is_read_only(&branches(vec![read(false)], vec![put()])));
+        assert!(!is_read_only(&branches(vec![nested], vec![])), "as in etcd, even one that reads");
+    }
+}

@@ -1,8 +1,8 @@
 //! What clients say, translated: bytes in, bytes out. Decides nothing about data, and names no type of any transport but
 //! in [`grpc`].
 //!
-//! The [`Table`] maps a path to a handler. A unary handler takes a [`Call`] and a [`Reply`]; it answers at once or hands
-//! the reply on, and never waits. A streaming handler makes a [`Conversation`]. Any transport that can carry bytes and
+//! The [`Table`] maps a path to a handler. A unary handler takes a [`Call`](crate::call::Call) and a [`Reply`]; it answers at once or hands
+//! the reply on, and never waits. A streaming handler makes a [`Conversation`](crate::call::Conversation). Any transport that can carry bytes and
 //! paths can serve the table.
 
 pub mod barrier;

@@ -4,8 +4,10 @@
 //! the leaves and one inside a leaf. A leaf knows how many of its keys are alive and the newest revision in it, so counting
 //! a range adds up leaves instead of visiting keys.
 //!
-//!     leaves      ┌ from ""          ┌ from "fox"        ┌ from "owl"
-//!     entries     ant bee cat …      fox hen jay …       owl pig rat …
+//! ```text
+//! leaves      ┌ from ""          ┌ from "fox"        ┌ from "owl"
+//! entries     ant bee cat …      fox hen jay …       owl pig rat …
+//! ```
 //!
 //! An entry holds its newest change in full, because that is what nearly everybody asks for. Of older ones it keeps only
 //! the revision; who wants more of them reads the record. Most keys have neither a lease nor a second revision, so both

@@ -1,9 +1,11 @@
 //! Every change to every key, until compaction forgets it.
 //!
-//!     revision      2      3      4        5
-//!     key `a`      a=1    a=2   delete    a=3
-//!     version       1      2      -        1
-//!                  └──── one life ────┘   └ another
+//! ```text
+//! revision      2      3      4        5
+//! key a        a=1    a=2   delete    a=3
+//! version       1      2      -        1
+//!              └──── one life ────┘   └ another
+//! ```
 //!
 //! A transaction takes the next revision, however many keys it changes; its changes are numbered from zero below it. Each
 //! change is a *record* in the history table, immutable: the encoded `mvccpb.KeyValue`, exactly as a Range sends it. The

@@ -201,15 +201,14 @@ impl Node {
 
     /// Proposes a request, encoded as its client sent it. The waiter hears the outcome, a refusal, or a time-out.
     pub fn propose(&self, id: u64, kind: Kind, request: &[u8], waiter: ProposalWaiter) {
-        if self.status.committed().saturating_sub(self.status.applied()) > self.backlog {
-            return waiter(Err(Error::TooManyRequests));
-        }
-        let data = Command::encode(id, kind, request);
-        self.propose_entry(id, data, waiter);
+        self.propose_entry(id, Command::encode(id, kind, request), waiter);
     }
 
     /// Proposes an entry that is encoded already.
     pub fn propose_entry(&self, id: u64, data: Bytes, waiter: ProposalWaiter) {
+        if self.status.committed().saturating_sub(self.status.applied()) > self.backlog {
+            return waiter(Err(Error::TooManyRequests));
+        }
         if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, waiter }) {
             waiter(Err(Error::Stopped));
         }

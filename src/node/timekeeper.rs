@@ -293,3 +293,107 @@ impl Timekeeper {
 fn seconds(ttl: i64) -> f64 {
     ttl as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::node::identity::MemberId;
+
+    /// A timekeeper without a thread, and the raft thread's ear.
+    fn timekeeper(tick: Duration) -> (Arc<Timekeeper>, Arc<Inbox<Input>>) {
+        let raft = Arc::new(Inbox::default());
+        let ids = Arc::new(RequestIds::new(MemberId::new(1).unwrap(), 1));
+        let times = Times { tick, election_timeout: Duration::ZERO, patience: Duration::from_mins(1) };
+        (Arc::new(Timekeeper::new(times, Arc::new(Status::default()), raft.clone(), ids)), raft)
+    }
+
+    const LONG_TICK: Duration = Duration::from_mins(1);
+
+    fn granted(id: i64, ttl: i64) -> Effect {
+        Effect::LeaseGranted { id, ttl }
+    }
+
+    /// A waiter, and whether it was called and with what.
+    fn waiter() -> (ReadWaiter, mpsc::Receiver<Result<(), Error>>) {
+        let (tell, told) = mpsc::channel();
+        (Box::new(move |outcome| tell.send(outcome).unwrap()), told)
+    }
+
+    #[test]
+    fn a_late_renewal_waits_until_its_lease_is_gone() {
+        let (timekeeper, _) = timekeeper(LONG_TICK);
+        timekeeper.promote(vec![]);
+        timekeeper.note(&[granted(1, 0), granted(2, 0)]);
+        let (waiter_1, told_1) = waiter();
+        let (waiter_2, told_2) = waiter();
+        timekeeper.await_end(LeaseId(1), waiter_1);
+        timekeeper.await_end(LeaseId(2), waiter_2);
+        timekeeper.note(&[Effect::LeaseRevoked { id: 1 }]);
+        assert_eq!(told_1.try_recv(), Ok(Ok(())));
+        assert!(told_2.try_recv().is_err());
+        timekeeper.demote();
+        assert_eq!(told_2.try_recv(), Ok(Ok(())), "another member knows now");
+        let (waiter_3, told_3) = waiter();
+        timekeeper.await_end(LeaseId(2), waiter_3);
+        assert_eq!(told_3.try_recv(), Ok(Ok(())), "it does not wait for what nobody will say");
+    }
+
+    #[test]
+    fn who_needs_a_leader_waits_for_one() {
+        let (timekeeper, _) = timekeeper(LONG_TICK);
+        let (early, told_early) = waiter();
+        timekeeper.await_primary(early);
+        assert!(told_early.try_recv().is_err());
+        timekeeper.promote(vec![(LeaseId(1), 10)]);
+        assert_eq!(told_early.try_recv(), Ok(Ok(())));
+        assert_eq!(timekeeper.renew(LeaseId(1)), Renewal::Renewed(10));
+        timekeeper.demote();
+        let (late, told_late) = waiter();
+        timekeeper.await_primary(late);
+        timekeeper.stop();
+        assert_eq!(told_late.try_recv(), Ok(Err(Error::Stopped)));
+    }
+
+    #[test]
+    fn revocations_are_proposed_a_few_at_a_time() {
+        let (timekeeper, raft) = timekeeper(LONG_TICK);
+        timekeeper.promote(vec![]);
+        let leases = i64::try_from(REVOKES_UNDER_WAY).unwrap() * 3;
+        timekeeper.note(&(1..=leases).map(|id| granted(id, 0)).collect::<Vec<_>>());
+        let running = timekeeper.clone();
+        let thread = std::thread::spawn(move || running.run().unwrap());
+        let mut proposed = Vec::new();
+        let mut seen = 0;
+        while seen < REVOKES_UNDER_WAY * 3 {
+            assert!(raft.receive(&mut proposed, None));
+            assert!(proposed.len() <= REVOKES_UNDER_WAY);
+            if proposed.len() < REVOKES_UNDER_WAY / 2 {
+                continue; // Nobody answers: so more will come, up to the bound.
+            }
+            for proposal in proposed.drain(..) {
+                let Input::Propose { waiter, .. } = proposal else { panic!("it only proposes") };
+                seen += 1;
+                waiter(Ok(Response::bare(1)));
+            }
+        }
+        timekeeper.stop();
+        thread.join().unwrap();
+        assert_eq!(timekeeper.book.lock().under_way, 0);
+    }
+
+    #[test]
+    fn a_leader_that_has_been_asleep_proposes_nothing() {
+        let (timekeeper, raft) = timekeeper(Duration::ZERO);
+        timekeeper.promote(vec![(LeaseId(1), 0)]);
+        assert!(!timekeeper.is_awake());
+        let running = timekeeper.clone();
+        let thread = std::thread::spawn(move || running.run().unwrap());
+        let mut proposed = Vec::new();
+        raft.receive(&mut proposed, Some(Instant::now() + ROUND * 2));
+        assert!(proposed.is_empty());
+        timekeeper.stop();
+        thread.join().unwrap();
+    }
+}

@@ -212,6 +212,7 @@ mod tests {
         assert_eq!(foreign.request, Request::Foreign(1000));
     }
 
+    /// Trap 32.
     #[test]
     fn a_transaction_costs_its_dearer_branch_through_all_nesting() {
         let put = |value: &'static str| PutRequest { key: "k".into(), value: value.into(), ..Default::default() };

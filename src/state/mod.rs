@@ -4,7 +4,7 @@
 //! nothing here reads a clock, draws a random number, looks at a flag, or asks whether anybody waits for the outcome.
 //!
 //! [`Machine`] applies; [`Readers`] look at what has been published. Applying gathers one batch: [`Machine::apply`] any
-//! number of entries, [`Machine::commit`] them to the database with the applied index, then [`Machine::publish`].
+//! number of entries, [`Machine::commit`] them to the database with the applied index, then [`Machine::publish_head`].
 //!
 //! It composes its three siblings, which do not know each other: the key space (`mvcc`) says which lease a change
 //! displaced and the lease table is told; a revoked lease names its keys and the key space deletes them.

@@ -127,9 +127,9 @@ pub fn put(words: &mut Words) -> Parsed<PutRequest> {
     Ok(PutRequest { key: bytes(&key), value: bytes(&value), lease, prev_kv, ignore_value, ignore_lease })
 }
 
-pub fn delete(words: &mut Words) -> Parsed<DeleteRangeRequest> {
+pub fn delete(words: &mut Words) -> DeleteRangeRequest {
     let (key, range_end) = (words.word().unwrap_or_default(), words.word().unwrap_or_default());
-    Ok(DeleteRangeRequest { key: bytes(&key), range_end: bytes(&range_end), prev_kv: words.flag("prev_kv") })
+    DeleteRangeRequest { key: bytes(&key), range_end: bytes(&range_end), prev_kv: words.flag("prev_kv") }
 }
 
 /// `if COMPARE and COMPARE { OP; OP } else { OP }`, where an operation may be such a transaction again. `if true` compares
@@ -197,7 +197,7 @@ fn read_op(words: &[String]) -> Parsed<RequestOp> {
     let request = match words[0].as_str() {
         "get" => Some(request_op::Request::RequestRange(range(&mut rest)?)),
         "put" => Some(request_op::Request::RequestPut(put(&mut rest)?)),
-        "delete" => Some(request_op::Request::RequestDeleteRange(delete(&mut rest)?)),
+        "delete" => Some(request_op::Request::RequestDeleteRange(delete(&mut rest))),
         "nothing" => None,
         other => return Err(format!("no such operation: {other}").into()),
     };

@@ -31,6 +31,8 @@
 //! | `flush`, `restart` | the database flushes; everything is opened again |
 //! | `crash lose=n` | the newest n batches are lost; what was lost is replayed, and must come to the same |
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod language;
 mod node;
 mod print;

@@ -73,9 +73,9 @@ impl Running {
 
 /// The machine and the log of all entries that it was ever given.
 pub struct Node {
-    place: Place,
-    /// None only while it restarts.
+    /// None only while it restarts. Dropped before the place that it writes to.
     running: Option<Running>,
+    place: Place,
     log: Vec<(Kind, Entry, Result<Response, metastore::error::Error>)>,
     /// Whether entries gather into one batch.
     gathering: bool,
@@ -103,7 +103,7 @@ impl Node {
         let output = match name {
             "put" => self.propose(Kind::Put, &language::put(&mut words)?),
             "fill" => self.fill(words.expect_number()?),
-            "delete" => self.propose(Kind::DeleteRange, &language::delete(&mut words)?),
+            "delete" => self.propose(Kind::DeleteRange, &language::delete(&mut words)),
             "compact" => self.compact(&mut words)?,
             "grant" => {
                 let (id, ttl) = (words.expect_number()?, words.number("ttl")?);

@@ -1,8 +1,9 @@
-//! The stock `etcdctl`, named by the variable `ETCDCTL_BIN`. Without it these tests say so and pass.
+//! The stock `etcdctl`, named by the variable `METASTORE_TEST_ETCDCTL` or `ETCDCTL_BIN`. Without it these tests say so and
+//! pass.
 
 use std::{
     env,
-    io::Write,
+    io::{self, Write},
     process::{Command, Output, Stdio},
 };
 
@@ -15,8 +16,9 @@ struct Etcdctl {
 
 impl Etcdctl {
     fn start() -> Option<Self> {
-        let Ok(binary) = env::var("ETCDCTL_BIN") else {
-            eprintln!("SKIPPED: ETCDCTL_BIN does not name an etcdctl");
+        let Ok(binary) = env::var("METASTORE_TEST_ETCDCTL").or_else(|_| env::var("ETCDCTL_BIN")) else {
+            // Past the test harness, which hides what passing tests print.
+            io::stderr().write_all(b"SKIPPED: METASTORE_TEST_ETCDCTL does not name an etcdctl\n").unwrap();
             return None;
         };
         Some(Self { binary, server: Server::start(&[]) })
@@ -26,6 +28,7 @@ impl Etcdctl {
         let mut child = Command::new(&self.binary)
             .args(["--endpoints", self.server.address()])
             .args(words.split_whitespace())
+            .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

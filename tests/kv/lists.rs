@@ -1,4 +1,9 @@
 //! A long list among writers and compactions: one consistent view, and nobody waits for it.
+//!
+//! That nobody waits can only be seen of lists that are much longer than a sync of the log. When a list begins, each writer
+//! has one write under way, which may be acknowledged during the list although the list stops everything behind it. So only
+//! what is beyond that counts. A list of 20,000 keys takes 5 to 30 ms, of which a sync or two may be all: it shows
+//! consistency alone. A list of 100,000 keys takes about 80 ms and more and sees ten times what would prove nothing.
 
 use std::sync::{
     Arc,
@@ -96,7 +101,8 @@ async fn stream(kv: &mut KvClient<Channel>) -> Option<RangeResponse> {
     }
 }
 
-async fn lists_among_writers(keys: u64) {
+/// Lists again and again; returns how many writes were acknowledged while a list was under way.
+async fn lists_among_writers(keys: u64) -> u64 {
     let server = Server::start(&["--compaction-sleep-interval", "1ms"]);
     let mut kv = server.kv().await;
     load(&mut kv, keys).await;
@@ -107,21 +113,20 @@ async fn lists_among_writers(keys: u64) {
     }
     let compactor = tokio::spawn(compact(server.kv().await, stop.clone()));
     let whole = RangeRequest { key: "0".into(), range_end: "1".into(), ..RangeRequest::default() };
-    let (mut revision, mut written_before, mut streamed) = (0, 0, 0);
+    let (mut revision, mut during, mut streamed) = (0, 0, 0);
     for nth in 0..LISTS {
+        let before = written.load(Ordering::Relaxed);
         let list = if nth % 3 == 2 { stream(&mut kv).await } else { None };
         streamed += usize::from(list.is_some());
         let list = match list {
             Some(list) => list,
             None => kv.range(whole.clone()).await.unwrap().into_inner(),
         };
+        during += written.load(Ordering::Relaxed) - before;
         check(keys, &list);
         let now = list.header.unwrap().revision;
         assert!(now >= revision, "the present does not go back");
         revision = now;
-        let written_now = written.load(Ordering::Relaxed);
-        assert!(written_now > written_before, "writers go on during list {nth}");
-        written_before = written_now;
     }
     stop.store(true, Ordering::Relaxed);
     for writer in writers {
@@ -129,18 +134,20 @@ async fn lists_among_writers(keys: u64) {
     }
     let compactions = compactor.await.unwrap();
     assert!(compactions > 0);
-    println!(
-        "{LISTS} lists of {keys} ({streamed} streamed) among {written_before} writes and {compactions} compactions"
-    );
+    println!("{LISTS} lists of {keys} ({streamed} streamed) saw {during} writes; {compactions} compactions");
+    assert!(written.load(Ordering::Relaxed) > 0);
+    during
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_among_writers_and_compactions_is_one_moment_and_stops_nobody() {
+async fn a_list_among_writers_and_compactions_is_one_moment() {
     lists_among_writers(20_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long"]
-async fn a_very_long_list_among_writers_and_compactions_is_one_moment_and_stops_nobody() {
-    lists_among_writers(100_000).await;
+async fn a_long_list_among_writers_and_compactions_is_one_moment_and_stops_nobody() {
+    let during = lists_among_writers(100_000).await;
+    let under_way = LISTS as u64 * WRITERS;
+    assert!(during > under_way, "{during} writes, of which {under_way} may have been under way when a list began");
 }

@@ -1,5 +1,7 @@
 //! One server, seen by stock clients and over the bare wire: keys, transactions, streams, upkeep, and the HTTP beside them.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod errors;
 mod etcdctl;
 mod http;

@@ -1,7 +1,10 @@
 //! Running out of space, and the way back.
 
 use etcd_client::{AlarmAction, AlarmType, CompactionOptions, PutOptions};
-use metastore::proto::etcdserverpb::{PutRequest, TxnRequest};
+use metastore::{
+    node::applier::Quota,
+    proto::etcdserverpb::{PutRequest, TxnRequest},
+};
 use tonic::Code;
 
 use crate::support::{Server, assert_refused};
@@ -60,4 +63,14 @@ async fn the_quota_is_looked_at_before_the_request() {
     assert_refused(kv.put(nothing).await, Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
     let errors = server.client().await.status().await.unwrap();
     assert!(errors.errors()[0].ends_with("alarm:NOSPACE"), "{:?}", errors.errors());
+}
+
+/// Trap 31: what would fill the quota exactly does not fit any more. What costs nothing always does.
+#[test]
+fn a_quota_is_reached_when_it_is_met_exactly() {
+    let quota = Quota { bytes: 100 };
+    assert!(quota.admits(10, 89));
+    assert!(!quota.admits(10, 90));
+    assert!(quota.admits(0, 1000));
+    assert!(Quota { bytes: -1 }.admits(10, 1000), "a negative quota is none");
 }

@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of a test")]
 
 mod many;
-mod server;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use etcd_client::{
     AlarmAction, AlarmType, Client, Error, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions,
 };
 use metastore::proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, lease_client::LeaseClient};
-use server::Server;
+use support::Server;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
@@ -95,7 +96,7 @@ impl KeepAlive {
 
 #[tokio::test]
 async fn a_grant_says_what_was_granted_and_takes_no_revision() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let mut client = server.client().await;
     let (chosen, ttl) = grant(&mut client, 0, 1).await.unwrap();
     assert!(chosen > 0 && ttl == MIN_TTL);
@@ -113,7 +114,7 @@ async fn a_grant_says_what_was_granted_and_takes_no_revision() {
 
 #[tokio::test]
 async fn a_missing_lease_is_not_found_by_those_who_need_it_and_has_no_time_for_those_who_ask() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let mut client = server.client().await;
     let not_found = "etcdserver: requested lease not found";
     check_refused(put(&mut client, "k", 5).await, tonic::Code::NotFound, not_found);
@@ -126,7 +127,7 @@ async fn a_missing_lease_is_not_found_by_those_who_need_it_and_has_no_time_for_t
 /// Trap 14.
 #[tokio::test]
 async fn a_revoked_lease_takes_its_keys_in_one_revision_or_none() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let mut client = server.client().await;
     grant(&mut client, 5, 60).await.unwrap();
     grant(&mut client, 6, 60).await.unwrap();
@@ -144,7 +145,7 @@ async fn a_revoked_lease_takes_its_keys_in_one_revision_or_none() {
 
 #[tokio::test]
 async fn a_key_hangs_on_the_lease_it_was_last_put_with() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let mut client = server.client().await;
     for id in [1, 2] {
         grant(&mut client, id, 60).await.unwrap();
@@ -167,7 +168,7 @@ async fn a_key_hangs_on_the_lease_it_was_last_put_with() {
 /// Trap 13.
 #[tokio::test]
 async fn one_stream_keeps_many_leases_alive_and_says_zero_of_those_that_are_not_there() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let mut client = server.client().await;
     grant(&mut client, 1, 1).await.unwrap();
     grant(&mut client, -2, 100).await.unwrap();
@@ -186,7 +187,7 @@ async fn one_stream_keeps_many_leases_alive_and_says_zero_of_those_that_are_not_
 
 #[tokio::test]
 async fn a_lease_can_be_renewed_as_soon_as_it_is_granted() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let mut client = server.client().await;
@@ -206,7 +207,7 @@ async fn a_lease_can_be_renewed_as_soon_as_it_is_granted() {
 
 #[tokio::test]
 async fn leases_are_listed_by_the_time_they_have_left() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let mut client = server.client().await;
     for (id, ttl) in [(1, 300), (2, 100), (-3, 200), (4, 250)] {
         grant(&mut client, id, ttl).await.unwrap();
@@ -218,7 +219,7 @@ async fn leases_are_listed_by_the_time_they_have_left() {
 
 #[tokio::test]
 async fn a_lease_ends_when_its_time_is_over_unless_it_is_renewed() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let mut client = server.client().await;
     let granted = Instant::now();
     for id in [1, 2, 3] {
@@ -251,7 +252,7 @@ async fn a_lease_ends_when_its_time_is_over_unless_it_is_renewed() {
 /// Trap 16. A corrupt cluster changes nothing, so leases that are over stay.
 #[tokio::test]
 async fn a_lease_that_is_over_is_not_revived_by_a_renewal_which_waits_until_it_is_gone() {
-    let server = Server::start();
+    let server = Server::start(&[]);
     let mut client = server.client().await;
     grant(&mut client, 1, MIN_TTL).await.unwrap();
     put(&mut client, "k", 1).await.unwrap();
@@ -277,7 +278,7 @@ async fn a_lease_that_is_over_is_not_revived_by_a_renewal_which_waits_until_it_i
 /// Traps 15 and 17.
 #[tokio::test]
 async fn leases_and_their_keys_survive_a_crash_and_get_their_whole_time_again() {
-    let mut server = Server::start();
+    let mut server = Server::start(&[]);
     let mut client = server.client().await;
     for (id, ttl) in [(-7, 3), (i64::MIN, 1000), (9, 50)] {
         grant(&mut client, id, ttl).await.unwrap();

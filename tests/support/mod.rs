@@ -22,14 +22,15 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 
 /// Whatever takes longer than this has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const SERVING: &str = "\"msg\":\"serving client traffic insecurely";
 
 /// A server with a directory of its own. Dropping it kills the process and removes the directory.
 pub struct Server {
+    /// Dropped before the directory that it writes to.
+    process: Option<Process>,
     directory: TempDir,
     arguments: Vec<String>,
-    process: Option<Process>,
     address: String,
 }
 
@@ -115,7 +116,7 @@ impl Server {
         std::thread::spawn(move || reader.read(errors));
         self.process = Some(Process { child, log: log.clone() });
         let line: serde_json::Value = serde_json::from_str(&log.wait_for(SERVING)).unwrap();
-        self.address = line["address"].as_str().unwrap().to_owned();
+        line["address"].as_str().unwrap().clone_into(&mut self.address);
     }
 
     /// Starts again with other arguments.
@@ -165,7 +166,8 @@ impl Server {
         etcd_client::Client::connect([self.url()], None).await.unwrap()
     }
 
-    async fn channel(&self) -> Channel {
+    /// For services that have no name here.
+    pub async fn channel(&self) -> Channel {
         Channel::from_shared(self.url()).unwrap().connect().await.unwrap()
     }
 

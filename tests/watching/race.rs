@@ -3,14 +3,17 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     task::{Wake, Waker},
     thread::{self, Thread},
 };
 
 use metastore::{
-    mvcc::Reader,
+    mvcc::{
+        Reader,
+        compact::{Compaction, Progress},
+    },
     watch::{Hub, Settings},
 };
 
@@ -25,14 +28,26 @@ impl Wake for Parked {
     }
 }
 
-/// Puts one key until told to stop; keeps the last few thousand revisions.
-fn write(mut world: World, stop: &AtomicBool) {
+/// What the writer has to know.
+#[derive(Default)]
+struct Orders {
+    stop: AtomicBool,
+    /// Nobody begins a watch below.
+    needed: AtomicI64,
+}
+
+/// Puts one key until told to stop, and forgets what nobody needs.
+fn write(mut world: World, orders: &Orders) {
     use metastore::storage::Engine;
-    while !stop.load(Ordering::Relaxed) {
+    while !orders.stop.load(Ordering::Relaxed) {
         let head = world.put("a", "value");
-        if head % 5000 == 0 {
-            world.compact(head - 4000);
-            world.forget();
+        let needed = orders.needed.load(Ordering::Relaxed);
+        if head % 5000 == 0 && needed > world.reader.compacted() {
+            world.compact(needed);
+            let mut compaction = Compaction::pending(world.machine.shared());
+            while compaction.as_mut().is_some_and(|compaction| compaction.step(1000).unwrap() != Progress::Done) {
+                thread::yield_now(); // Somebody reads history below.
+            }
             world.engine.flush().unwrap();
         }
         thread::yield_now();
@@ -40,10 +55,11 @@ fn write(mut world: World, stop: &AtomicBool) {
 }
 
 /// Begins a watch near the head, and listens for a while.
-fn watch_once(hub: &Hub, reader: &Reader, nth: i64) {
+fn watch_once(hub: &Hub, reader: &Reader, orders: &Orders, nth: i64) {
     let mut client = Client::new(hub.open());
     client.line.waker = Waker::from(Arc::new(Parked(thread::current())));
     let head = reader.head();
+    orders.needed.store((head - 100).max(1), Ordering::Relaxed);
     let start = match nth % 4 {
         0 => 0,
         1 => head + 1,
@@ -79,13 +95,15 @@ fn race(watches: i64) {
     let (publisher, hub) = Hub::start(world.reader.clone(), Settings { ring_bytes: 1 << 16, ..Settings::default() });
     world.publisher = publisher;
     let reader = world.reader.clone();
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
-    let writer = thread::spawn(move || write(world, &stopped));
+    let orders = Arc::new(Orders::default());
+    let writer = thread::spawn({
+        let orders = orders.clone();
+        move || write(world, &orders)
+    });
     for nth in 0..watches {
-        watch_once(&hub, &reader, nth);
+        watch_once(&hub, &reader, &orders, nth);
     }
-    stop.store(true, Ordering::Relaxed);
+    orders.stop.store(true, Ordering::Relaxed);
     writer.join().unwrap();
     hub.stop();
 }
