@@ -25,13 +25,13 @@ use pair::Pair;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_few_thousand_random_operations_are_answered_as_etcd_answers_them() {
-    compare(1..=3, 1000).await;
+    Box::pin(compare(1..=3, 1000)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long"]
 async fn a_hundred_thousand_random_operations_are_answered_as_etcd_answers_them() {
-    compare(100..=124, 4200).await;
+    Box::pin(compare(100..=124, 4200)).await;
 }
 
 async fn compare(seeds: impl Iterator<Item = u64>, turns: usize) {
@@ -42,7 +42,7 @@ async fn compare(seeds: impl Iterator<Item = u64>, turns: usize) {
     let (mut asked, mut excused) = (BTreeMap::new(), BTreeMap::new());
     for seed in seeds.filter(|&seed| only.is_none_or(|only| only == seed)) {
         let began = Instant::now();
-        let pair = Pair::start(&etcd, seed, turns).await.run().await;
+        let pair = Box::pin(Pair::start(&etcd, seed, turns).await.run()).await;
         eprintln!("seed {seed}: {turns} operations, head {}, {:.1?}", pair.chooser.head(), began.elapsed());
         for (what, times) in &pair.asked {
             *asked.entry(what.clone()).or_insert(0) += times;
