@@ -2,8 +2,9 @@
 //!
 //! Both start empty and with the same flags and names, so even the IDs are the same; only sizes, log positions and the time
 //! that a lease has left are not compared. One operation at a time is put to both. Whatever differs is printed with the
-//! operation, both answers and the seed. [`known::KNOWN`] lists the differences that are meant, [`chooser`] what is never
-//! asked, [`directed`] asks what chance does not find. After half of the operations both servers are killed and started again on what they left behind.
+//! operation, both answers and the seed. After half of the operations both servers are killed and started again on what
+//! they left behind. [`known::KNOWN`] lists the differences that are meant, [`chooser`] what is never asked; [`directed`]
+//! asks what chance does not find.
 //!
 //! Without a real etcd there is nothing to compare with; the test says so and passes.
 
@@ -25,13 +26,13 @@ use pair::Pair;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_few_thousand_random_operations_are_answered_as_etcd_answers_them() {
-    compare(1..=3, 1000).await;
+    Box::pin(compare(1..=3, 1000)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long"]
 async fn a_hundred_thousand_random_operations_are_answered_as_etcd_answers_them() {
-    compare(100..=124, 4200).await;
+    Box::pin(compare(100..=124, 4200)).await;
 }
 
 async fn compare(seeds: impl Iterator<Item = u64>, turns: usize) {
@@ -42,7 +43,7 @@ async fn compare(seeds: impl Iterator<Item = u64>, turns: usize) {
     let (mut asked, mut excused) = (BTreeMap::new(), BTreeMap::new());
     for seed in seeds.filter(|&seed| only.is_none_or(|only| only == seed)) {
         let began = Instant::now();
-        let pair = Pair::start(&etcd, seed, turns).await.run().await;
+        let pair = Box::pin(Pair::start(&etcd, seed, turns).await.run()).await;
         eprintln!("seed {seed}: {turns} operations, head {}, {:.1?}", pair.chooser.head(), began.elapsed());
         for (what, times) in &pair.asked {
             *asked.entry(what.clone()).or_insert(0) += times;
