@@ -107,12 +107,12 @@ impl Chooser {
 
     /// Takes in that a watch lives, or that it does not; tells whether it did.
     pub fn learn_watch(&mut self, watch: (usize, i64), lives: bool) -> bool {
-        let was_open = self.watches.contains(&watch);
+        let known = self.watches.contains(&watch);
         self.watches.retain(|&other| other != watch);
         if lives {
             self.watches.push(watch);
         }
-        was_open
+        known
     }
 
     /// Of so many turns, this one?

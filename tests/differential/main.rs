@@ -2,8 +2,9 @@
 //!
 //! Both start empty and with the same flags and names, so even the IDs are the same; only sizes, log positions and the time
 //! that a lease has left are not compared. One operation at a time is put to both. Whatever differs is printed with the
-//! operation, both answers and the seed. [`known::KNOWN`] lists the differences that are meant, [`chooser`] what is never
-//! asked, [`directed`] asks what chance does not find. After half of the operations both servers are killed and started again on what they left behind.
+//! operation, both answers and the seed. After half of the operations both servers are killed and started again on what
+//! they left behind. [`known::KNOWN`] lists the differences that are meant, [`chooser`] what is never asked; [`directed`]
+//! asks what chance does not find.
 //!
 //! Without a real etcd there is nothing to compare with; the test says so and passes.
 
