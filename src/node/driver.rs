@@ -110,7 +110,8 @@ impl Driver {
         }
     }
 
-    fn ticks_due(&self, next_tick: &mut Instant) -> u32 {
+    /// How many ticks have become due; moves the next one on.
+    pub fn ticks_due(&self, next_tick: &mut Instant) -> u32 {
         let now = Instant::now();
         let mut due = 0;
         while *next_tick <= now {

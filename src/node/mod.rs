@@ -15,6 +15,7 @@
 //! * Nothing is cut from the log that the database has not made durable: truncated ≤ durable applied ≤ applied.
 //! * A thread that fails ends the process: a dead node is ordinary to its cluster, a half-dead one is not.
 
+pub mod alone;
 pub mod applier;
 pub mod data_dir;
 pub mod driver;
@@ -294,19 +295,18 @@ fn spawn_all(Rooms { driver, writer, applier, keeper }: Rooms) -> Threads {
     let (log_inbox, applier_inbox) = (driver.log.clone(), driver.applier.clone());
     let engine = keeper.engine.clone();
     let timekeeper = applier.timekeeper.clone();
-    let threads = vec![
-        spawn("raft", move || {
+    let mut threads = vec![spawn("keeper", move || keeper.run()), spawn("timekeeper", move || timekeeper.run())];
+    // A restart after a clean stop replays nothing: the last thing is a flush.
+    if driver.replica.is_sole_voter() {
+        threads.push(spawn("raft", move || alone::run(driver, writer, applier).and_then(|_machine| engine.flush())));
+    } else {
+        threads.push(spawn("raft", move || {
             driver.run();
             Ok(())
-        }),
-        spawn("log", move || writer.run(&log_inbox)),
-        spawn("apply", move || {
-            applier.run(&applier_inbox)?;
-            engine.flush() // A restart after a clean stop replays nothing.
-        }),
-        spawn("keeper", move || keeper.run()),
-        spawn("timekeeper", move || timekeeper.run()),
-    ];
+        }));
+        threads.push(spawn("log", move || writer.run(&log_inbox)));
+        threads.push(spawn("apply", move || applier.run(&applier_inbox).and_then(|_machine| engine.flush())));
+    }
     Threads { threads }
 }
 
