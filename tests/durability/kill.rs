@@ -75,9 +75,9 @@ pub async fn kill_again_and_again(rounds: usize) -> Figures {
         all.live().await;
         all.come_back();
         all.look().await;
+        all.figures.acknowledged = all.writers.iter().map(|writer| writer.acknowledged).sum();
         println!("round {}: {}", round + 1, all.figures);
     }
-    all.figures.acknowledged = all.writers.iter().map(|writer| writer.acknowledged).sum();
     all.figures
 }
 

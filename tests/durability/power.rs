@@ -264,10 +264,10 @@ pub fn cut_again_and_again(rounds: usize) -> Figures {
         figures.came_back(started.elapsed());
         look(&running, &mut writers, highest, &mut figures);
         compare_hashes(&running, &hashes, &mut figures);
+        figures.acknowledged = writers.iter().map(|writer| writer.acknowledged).sum();
         println!("round {round}: {figures}");
     }
     running.stop();
-    figures.acknowledged = writers.iter().map(|writer| writer.acknowledged).sum();
     figures
 }
 
