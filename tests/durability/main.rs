@@ -15,7 +15,7 @@ mod power;
 mod support;
 mod writer;
 
-use std::{fmt, time::Duration};
+use std::{fmt, panic, time::Duration};
 
 /// What a loop came to.
 #[derive(Debug, Default)]
@@ -84,11 +84,22 @@ async fn nothing_acknowledged_is_lost_to_kill_9_a_hundred_times() {
 
 #[test]
 fn nothing_acknowledged_is_lost_with_what_was_not_synced() {
-    assert_meaningful(&power::cut_again_and_again(8), 8);
+    assert_meaningful(&power::cut_again_and_again(8, false), 8);
 }
 
 #[test]
 #[ignore = "long"]
 fn nothing_acknowledged_is_lost_with_what_was_not_synced_a_hundred_times() {
-    assert_meaningful(&power::cut_again_and_again(100), 100);
+    assert_meaningful(&power::cut_again_and_again(100, false), 100);
+}
+
+/// What the loop says where a promise was broken: the log cannot be what it was, a writer misses something, time went back.
+const COMPLAINTS: [&str; 3] = ["Refused", "was promised", "went back"];
+
+#[test]
+fn a_disk_that_lies_about_syncs_is_found() {
+    let outcome = panic::catch_unwind(|| power::cut_again_and_again(8, true));
+    let cause = outcome.expect_err("on this disk something must be lost");
+    let text = cause.downcast_ref::<String>().expect("a panic with figures in it");
+    assert!(COMPLAINTS.iter().any(|complaint| text.contains(complaint)), "{text}");
 }

@@ -245,14 +245,17 @@ fn propose(node: &Node, id: u64, kind: Kind, request: &impl Message) -> Result<R
     told.recv_timeout(PATIENCE).expect("a proposal has an outcome")
 }
 
-/// Cuts the power so many times.
-pub fn cut_again_and_again(rounds: usize) -> Figures {
+/// Cuts the power so many times; on a disk that may lie about what is synced.
+pub fn cut_again_and_again(rounds: usize, disk_lies: bool) -> Figures {
     let seed = fresh_seed();
     println!("seed {seed}");
     let root = TempDir::new().unwrap();
     let mut dice = StdRng::seed_from_u64(seed);
     let mut writers: Vec<_> = (0..WRITERS).map(|name| Writer::new(name, seed)).collect();
     let mut running = Running::start(Ground::found(root.path().join("life-0")), 0);
+    if disk_lies {
+        running.ground.files.lie_about_syncs();
+    }
     let (mut highest, mut figures) = (1, Figures::default());
     for round in 1..=rounds {
         let to = root.path().join(format!("life-{round}"));

@@ -43,6 +43,7 @@ struct Disk {
     unsynced_changes: Vec<Change>,
     operations: u64,
     fail_at: Option<u64>,
+    lies: bool,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -95,6 +96,11 @@ impl LossyFiles {
     pub fn fail_at(&self, operation: u64) {
         let mut disk = self.disk();
         disk.fail_at = Some(disk.operations + operation);
+    }
+
+    /// From now on a sync of a file reports success and does nothing: for tests that must find out.
+    pub fn lie_about_syncs(&self) {
+        self.disk().lies = true;
     }
 
     /// How many operations that change something there were.
@@ -277,9 +283,12 @@ impl File for LossyFile {
     fn sync(&mut self) -> io::Result<()> {
         let mut disk = self.disk();
         let outcome = disk.count();
+        let lies = disk.lies;
         let inode = &mut disk.inodes[self.inode];
         if outcome.is_ok() {
-            inode.settle();
+            if !lies {
+                inode.settle();
+            }
         } else {
             inode.sync_failed = true;
         }
