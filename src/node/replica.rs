@@ -341,7 +341,7 @@ impl<R> Replica<R> {
 
     /// A leader that has committed nothing in its term knows no commit index, and raft-rs drops what it is asked.
     fn is_fresh_leader(&self) -> bool {
-        self.leadership.is_self && !self.raft.raft.commit_to_current_term()
+        self.raft.raft.state == StateRole::Leader && !self.raft.raft.commit_to_current_term()
     }
 
     fn ask(&mut self, reads: Vec<R>) {
@@ -364,15 +364,57 @@ impl<R> Replica<R> {
         }
     }
 
-    /// Asks all unanswered rounds again, as one.
+    /// Gives up on all unanswered rounds: whoever waits for them takes part in the next one.
     fn retry_rounds_now(&mut self) {
-        if !self.rounds.is_empty() && self.raft.raft.leader_id != 0 {
-            let reads = self.rounds.drain(..).flat_map(|round| round.reads).collect();
-            self.ask(reads);
-        }
+        let reads = self.rounds.drain(..).flat_map(|round| round.reads);
+        self.waiting_reads.splice(..0, reads);
     }
 }
 
 fn entry(data: &Bytes) -> Entry {
     Entry { entry_type: EntryType::EntryNormal, data: data.clone(), ..Entry::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::ConfState;
+
+    use super::{
+        super::log::{Identity, Recovered},
+        *,
+    };
+
+    fn founder() -> Replica<&'static str> {
+        let recovered = Recovered {
+            identity: Identity::default(),
+            hard_state: HardState { term: 1, commit: 1, ..HardState::default() },
+            truncated: Position { index: 1, term: 1 },
+            entries: Vec::new(),
+            installing: None,
+            torn_tail: None,
+        };
+        let log = MemoryLog::new(&recovered, 1, ConfState { voters: vec![1], ..ConfState::default() });
+        let timing = Timing { tick_ms: 100, election_ticks: 10, pre_vote: true };
+        Replica::new(1, 1, log, timing, &slog::Logger::root(slog::Discard, slog::o!())).unwrap()
+    }
+
+    /// All turns there are, each write called durable at once.
+    fn settle(replica: &mut Replica<&'static str>) -> Vec<(u64, Vec<&'static str>)> {
+        let mut answered = Vec::new();
+        while let Some(turn) = replica.turn() {
+            answered.extend(turn.reads);
+            if let Some(write) = turn.write {
+                replica.persisted(write.number);
+            }
+        }
+        answered
+    }
+
+    #[test]
+    fn a_read_that_comes_before_the_leader_is_answered_without_waiting_for_a_tick() {
+        let mut replica = founder();
+        replica.read("early");
+        let answered = settle(&mut replica);
+        assert_eq!(answered, [(2, vec!["early"])], "it sees the first entry of the leader's term, and comes once");
+    }
 }

@@ -9,7 +9,8 @@ use std::{ops::ControlFlow, path::Path};
 use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBCompressionType, FlushOptions, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions, properties,
+    DBCompressionType, FlushOptions, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions, checkpoint::Checkpoint,
+    properties,
 };
 
 use super::{Batch, Engine, Size, Table, Visit};
@@ -45,6 +46,12 @@ impl Rocks {
         let families = [HISTORY, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(halt)?;
         Ok(Self { db })
+    }
+
+    /// Flushes, and makes a copy of the database as of one moment in a directory that is not there yet. Files are shared, so
+    /// it takes room only as the two drift apart.
+    pub fn checkpoint(&self, path: &Path) -> Result<(), Halt> {
+        Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(path)).map_err(halt)
     }
 
     fn family(&self, table: Table) -> &ColumnFamily {

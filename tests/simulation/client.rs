@@ -42,7 +42,9 @@ pub fn encode(request: &Request) -> (Kind, Vec<u8>) {
         Request::Compact(compact) => (Kind::Compact, compact.encode_to_vec()),
         Request::LeaseGrant(grant) => (Kind::LeaseGrant, grant.encode_to_vec()),
         Request::LeaseRevoke(revoke) => (Kind::LeaseRevoke, revoke.encode_to_vec()),
-        other => panic!("no client of the simulation wants {other:?}"),
+        Request::Alarm(_) | Request::ClusterVersionSet(_) | Request::MemberAttributesSet(_) | Request::Foreign(_) => {
+            panic!("no client of the simulation wants {request:?}")
+        }
     }
 }
 
@@ -83,8 +85,7 @@ fn txn(dice: &mut Dice, keys: usize, id: u64, head: i64) -> TxnRequest {
     let compare = (0..dice.below(3)).map(|_| compare(dice, keys, head)).collect();
     let mut branch = || {
         let first = dice.below(keys);
-        let ops = (first..(first + dice.below(4)).min(keys)).map(|nth| op(dice, id, nth, head)).collect();
-        ops
+        (first..(first + dice.below(4)).min(keys)).map(|nth| op(dice, id, nth, head)).collect()
     };
     TxnRequest { compare, success: branch(), failure: branch() }
 }

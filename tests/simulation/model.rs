@@ -84,7 +84,10 @@ impl Model {
                 }
                 Answer::Nothing
             }
-            other => panic!("the simulation proposes no {other:?}"),
+            Request::Alarm(_)
+            | Request::ClusterVersionSet(_)
+            | Request::MemberAttributesSet(_)
+            | Request::Foreign(_) => panic!("the simulation proposes no {request:?}"),
         };
         let changed = self.keys.values().any(|states| states.contains_key(&next));
         self.head += i64::from(changed);

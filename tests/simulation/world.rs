@@ -7,11 +7,7 @@
 //! * Nothing is applied that the log has not called durable; nothing is cut from it that the database has not.
 //! * At the end HashKV is that of a member that lived through the same history without a crash.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use metastore::{
@@ -26,6 +22,7 @@ use metastore::{
     state::{self, Command, Machine, Readers, Response},
     storage::memory::Memory,
 };
+use parking_lot::Mutex;
 use prost::Message;
 use raft::eraftpb;
 
@@ -183,7 +180,7 @@ impl World {
         let (kind, bytes) = client::encode(&request);
         self.note(|| format!("propose {id}: {request:?}"));
         let mailbox = self.mailbox.clone();
-        let waiter = move |outcome| mailbox.lock().unwrap().push(Told::Outcome(id, outcome));
+        let waiter = move |outcome| mailbox.lock().push(Told::Outcome(id, outcome));
         self.member.node.propose(id, kind, &bytes, Box::new(waiter));
     }
 
@@ -193,7 +190,7 @@ impl World {
         let (mailbox, keys) = (self.mailbox.clone(), self.reader());
         let waiter = move |outcome: Result<(), Error>| {
             if outcome.is_ok() {
-                mailbox.lock().unwrap().push(Told::Read { wanted, head: keys.head() });
+                mailbox.lock().push(Told::Read { wanted, head: keys.head() });
             }
         };
         self.member.node.read_barrier(Box::new(waiter));
@@ -214,7 +211,7 @@ impl World {
             Member::start(Disks::found(), None, self.now, &mut dice).expect("a new member starts"),
         );
         let disks = member.crash(&mut dice);
-        self.mailbox.lock().unwrap().clear();
+        self.mailbox.lock().clear();
         let started = Member::start(disks, self.fault, self.now, &mut dice);
         self.member = started.unwrap_or_else(|halt| panic!("no start after a crash: {halt}"));
         let (applied, agreed) = (self.member.applied(), self.history.last_index());
@@ -224,7 +221,7 @@ impl World {
 
     /// Clients look at what they were told.
     fn listen(&mut self) {
-        let told = std::mem::take(&mut *self.mailbox.lock().unwrap());
+        let told = std::mem::take(&mut *self.mailbox.lock());
         for told in told {
             match told {
                 Told::Read { wanted, head } => {

@@ -90,8 +90,15 @@ impl Server {
         server
     }
 
-    /// Starts the process again, on the same data. It must not be running.
+    /// Starts the process again, on the same data, and waits until it serves. It must not be running.
     pub fn restart(&mut self) {
+        self.launch();
+        let line: serde_json::Value = serde_json::from_str(&self.wait_for_log(SERVING)).unwrap();
+        line["address"].as_str().unwrap().clone_into(&mut self.address);
+    }
+
+    /// Starts the process again, and does not wait for it.
+    pub fn launch(&mut self) {
         assert!(self.process.is_none(), "one process at a time has the data");
         let mut child = Command::new(env!("CARGO_BIN_EXE_metastore"))
             .args(["--name", "one", "--data-dir"])
@@ -114,9 +121,7 @@ impl Server {
         let log = Arc::new(Log::default());
         let (errors, reader) = (child.stderr.take().unwrap(), log.clone());
         std::thread::spawn(move || reader.read(errors));
-        self.process = Some(Process { child, log: log.clone() });
-        let line: serde_json::Value = serde_json::from_str(&log.wait_for(SERVING)).unwrap();
-        line["address"].as_str().unwrap().clone_into(&mut self.address);
+        self.process = Some(Process { child, log });
     }
 
     /// Starts again with other arguments.

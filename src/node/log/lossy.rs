@@ -2,7 +2,8 @@
 //!
 //! [`LossyFiles`] works on real files and remembers, for each of them, what a power cut would leave: the bytes at the last
 //! sync, and of the writes since then whatever the disk felt like; the names at the last directory sync, and of the changes
-//! since then the first few. [`crash`](LossyFiles::crash) puts the directory into that state.
+//! since then the first few. [`crash`](LossyFiles::crash) puts the directory into that state;
+//! [`power_cut`](LossyFiles::power_cut) lays that state down elsewhere, while whoever works here goes on and notices nothing.
 //!
 //! [`fail_at`](LossyFiles::fail_at) breaks the disk at the n-th operation, so that a test can go through a procedure and
 //! crash at each of its steps.
@@ -33,7 +34,7 @@ pub struct LossyFiles {
     disk: Arc<Mutex<Disk>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Disk {
     inodes: Vec<Inode>,
     /// Every name, as the process sees it, and as it would be after a power cut.
@@ -42,9 +43,10 @@ struct Disk {
     unsynced_changes: Vec<Change>,
     operations: u64,
     fail_at: Option<u64>,
+    lies: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Inode {
     durable: Vec<u8>,
     unsynced_writes: Vec<(usize, Vec<u8>)>,
@@ -96,6 +98,11 @@ impl LossyFiles {
         disk.fail_at = Some(disk.operations + operation);
     }
 
+    /// From now on a sync of a file reports success and does nothing: for tests that must find out.
+    pub fn lie_about_syncs(&self) {
+        self.disk().lies = true;
+    }
+
     /// How many operations that change something there were.
     #[must_use]
     pub fn operations(&self) -> u64 {
@@ -105,26 +112,33 @@ impl LossyFiles {
     /// Loses what the crash costs, and repairs the disk. Files that were open before must not be used any more.
     pub fn crash(&self, loss: Loss) -> io::Result<()> {
         let mut disk = self.disk();
-        disk.fail_at = None;
-        if loss == Loss::Nothing {
-            disk.inodes.iter_mut().for_each(Inode::restart);
+        let before: BTreeSet<PathBuf> = disk.names.keys().chain(disk.durable_names.keys()).cloned().collect();
+        if !disk.lose(loss) {
             return Ok(());
         }
-        let mut dice = if let Loss::Parts(seed) = loss { Some(Dice(seed)) } else { None };
-        let survivors = dice.as_mut().map_or(0, |dice| dice.below(disk.unsynced_changes.len() + 1));
-        let Disk { unsynced_changes, durable_names, names, inodes, .. } = &mut *disk;
-        unsynced_changes.drain(..).take(survivors).for_each(|change| change.make(durable_names));
-        for path in names.keys().chain(durable_names.keys()).collect::<BTreeSet<_>>() {
+        for path in before {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
         }
-        for inode in inodes.iter_mut() {
-            inode.lose(dice.as_mut());
-        }
-        names.clone_from(durable_names);
-        names.iter().try_for_each(|(path, inode)| fs::write(path, &inodes[*inode].durable))
+        disk.lay_down()
+    }
+
+    /// Lays down in another directory what a power cut at this very moment would leave; all files must lie in one. Whoever
+    /// works on this disk goes on, and cannot reach its successor.
+    pub fn power_cut(&self, loss: Loss, to: &Path) -> io::Result<Self> {
+        assert!(loss != Loss::Nothing, "a power cut takes at least what only the process knew");
+        let mut disk = self.disk().clone();
+        disk.lose(loss);
+        let elsewhere = |names: &BTreeMap<PathBuf, usize>| {
+            let moved = names.iter().map(|(path, inode)| (to.join(path.file_name().expect("of a file")), *inode));
+            moved.collect::<BTreeMap<_, _>>()
+        };
+        (disk.names, disk.durable_names) = (elsewhere(&disk.names), elsewhere(&disk.durable_names));
+        fs::create_dir_all(to)?;
+        disk.lay_down()?;
+        Ok(Self { disk: Arc::new(Mutex::new(disk)) })
     }
 
     /// Changes a file's bytes behind everybody's back, as a decaying disk does.
@@ -157,6 +171,29 @@ impl LossyFiles {
 }
 
 impl Disk {
+    /// Becomes what the crash leaves, and intact again; false if the real files need no change.
+    fn lose(&mut self, loss: Loss) -> bool {
+        self.fail_at = None;
+        if loss == Loss::Nothing {
+            self.inodes.iter_mut().for_each(Inode::restart);
+            return false;
+        }
+        let mut dice = if let Loss::Parts(seed) = loss { Some(Dice(seed)) } else { None };
+        let survivors = dice.as_mut().map_or(0, |dice| dice.below(self.unsynced_changes.len() + 1));
+        let Self { unsynced_changes, durable_names, names, inodes, .. } = self;
+        unsynced_changes.drain(..).take(survivors).for_each(|change| change.make(durable_names));
+        for inode in inodes {
+            inode.lose(dice.as_mut());
+        }
+        names.clone_from(durable_names);
+        true
+    }
+
+    /// Writes every file as it is on the disk.
+    fn lay_down(&self) -> io::Result<()> {
+        self.names.iter().try_for_each(|(path, inode)| fs::write(path, &self.inodes[*inode].durable))
+    }
+
     /// Counts an operation; `Err` if the disk is broken.
     fn count(&mut self) -> io::Result<()> {
         self.operations += 1;
@@ -246,9 +283,12 @@ impl File for LossyFile {
     fn sync(&mut self) -> io::Result<()> {
         let mut disk = self.disk();
         let outcome = disk.count();
+        let lies = disk.lies;
         let inode = &mut disk.inodes[self.inode];
         if outcome.is_ok() {
-            inode.settle();
+            if !lies {
+                inode.settle();
+            }
         } else {
             inode.sync_failed = true;
         }

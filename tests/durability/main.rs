@@ -1,0 +1,105 @@
+//! An acknowledged write survives, whatever happens to the process or to the power.
+//!
+//! Two loops, the same [`writer`]s in both: [`kill`] ends a real process with kill -9 while a hundred clients write, compact
+//! and ask for hashes; [`power`] takes from a node in this process everything that was not synced. After each end the data
+//! is opened again, and every writer looks at his keys.
+//!
+//! Short forms run always, long ones of a hundred rounds with `scripts/test --long`. The seed is printed; it fixes what is
+//! written, but not how threads and processes take turns. For that there is the simulation.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod kill;
+mod power;
+#[path = "../support/mod.rs"]
+mod support;
+mod writer;
+
+use std::{fmt, panic, time::Duration};
+
+/// What a loop came to.
+#[derive(Debug, Default)]
+pub struct Figures {
+    rounds: usize,
+    /// Starts that were killed before they served.
+    killed_at_start: usize,
+    acknowledged: u64,
+    /// Transactions under way at the end whose writer never heard of them: how many were there afterwards, how many not.
+    done_unheard: usize,
+    not_done: usize,
+    /// Hashes of old revisions that were compared.
+    hashes: usize,
+    starts: Duration,
+    slowest_start: Duration,
+}
+
+impl Figures {
+    fn came_back(&mut self, took: Duration) {
+        self.rounds += 1;
+        self.starts += took;
+        self.slowest_start = self.slowest_start.max(took);
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mean = self.starts / u32::try_from(self.rounds.max(1)).unwrap();
+        write!(
+            out,
+            "{} rounds, {} killed at start; {} writes acknowledged, of those under way {} done and {} not; {} hashes \
+             equal; start {:.0?} on average, {:.0?} at most",
+            self.rounds,
+            self.killed_at_start,
+            self.acknowledged,
+            self.done_unheard,
+            self.not_done,
+            self.hashes,
+            mean,
+            self.slowest_start
+        )
+    }
+}
+
+fn fresh_seed() -> u64 {
+    std::env::var("DURABILITY_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap())
+}
+
+fn assert_meaningful(figures: &Figures, rounds: usize) {
+    println!("{figures}");
+    assert_eq!(figures.rounds, rounds);
+    assert!(figures.acknowledged > 100 * rounds as u64, "too little was written: {figures}");
+    assert!(figures.hashes > 0 && figures.not_done + figures.done_unheard > 0, "too little was tried: {figures}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_to_kill_9() {
+    assert_meaningful(&kill::kill_again_and_again(8).await, 8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long"]
+async fn nothing_acknowledged_is_lost_to_kill_9_a_hundred_times() {
+    assert_meaningful(&kill::kill_again_and_again(100).await, 100);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_with_what_was_not_synced() {
+    assert_meaningful(&power::cut_again_and_again(8, false), 8);
+}
+
+#[test]
+#[ignore = "long"]
+fn nothing_acknowledged_is_lost_with_what_was_not_synced_a_hundred_times() {
+    assert_meaningful(&power::cut_again_and_again(100, false), 100);
+}
+
+/// What the loop says where a promise was broken: the log cannot be what it was, a writer misses something, time went back.
+const COMPLAINTS: [&str; 3] = ["Refused", "was promised", "went back"];
+
+#[test]
+fn a_disk_that_lies_about_syncs_is_found() {
+    let outcome = panic::catch_unwind(|| power::cut_again_and_again(8, true));
+    let cause = outcome.expect_err("on this disk something must be lost");
+    let text = cause.downcast_ref::<String>().expect("a panic with figures in it");
+    assert!(COMPLAINTS.iter().any(|complaint| text.contains(complaint)), "{text}");
+}

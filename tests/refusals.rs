@@ -1,0 +1,239 @@
+//! What a server does not start on: one clear line, an exit code, and nothing touched.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use metastore::{
+    node::data_dir::DataDir,
+    proto::etcdserverpb::{PutRequest, RangeRequest},
+};
+use support::Server;
+
+const REFUSED: i32 = 1;
+const ANY_PORT: &str = "http://127.0.0.1:0";
+
+/// Everything below a directory: files with their bytes, directories without.
+fn tree(path: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        all.insert(path.clone(), fs::read(&path).ok());
+        if path.is_dir() {
+            all.extend(tree(&path));
+        }
+    }
+    all
+}
+
+#[track_caller]
+fn assert_untouched(before: &BTreeMap<PathBuf, Option<Vec<u8>>>, path: &Path) {
+    let after = tree(path);
+    let names = |tree: &BTreeMap<PathBuf, Option<Vec<u8>>>| tree.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&after), names(before), "no file came or went");
+    let changed: Vec<_> = before.keys().filter(|path| before[*path] != after[*path]).collect();
+    assert!(changed.is_empty(), "{changed:?} have changed");
+}
+
+fn command(data_dir: &Path, client_url: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_metastore"));
+    command
+        .args(["--name", "one", "--data-dir"])
+        .arg(data_dir)
+        .args(["--listen-client-urls", client_url, "--advertise-client-urls", "http://127.0.0.1:2379"])
+        .args(["--listen-peer-urls", ANY_PORT, "--initial-advertise-peer-urls", "http://127.0.0.1:2380"])
+        .args(["--initial-cluster", "one=http://127.0.0.1:2380"])
+        .env_clear()
+        .stdin(Stdio::null());
+    command
+}
+
+/// Starts a server that must end by itself; returns its last words.
+#[track_caller]
+fn refusal(data_dir: &Path, client_url: &str) -> String {
+    let output = command(data_dir, client_url).output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(REFUSED), "{log}");
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let complaints: Vec<_> =
+        lines.iter().filter(|line| !["debug", "info", "warn"].contains(&word(line, "level"))).collect();
+    let [complaint] = complaints.as_slice() else { panic!("one line says why, but these do: {complaints:?}") };
+    assert_eq!(word(complaint, "level"), "fatal");
+    assert!(!word(complaint, "error").contains('\n'), "{complaint}");
+    word(complaint, "error").to_owned()
+}
+
+fn word<'a>(line: &'a serde_json::Value, field: &str) -> &'a str {
+    line[field].as_str().unwrap_or_default()
+}
+
+#[track_caller]
+fn assert_says(said: &str, words: &[&str]) {
+    assert!(words.iter().all(|word| said.contains(word)), "{said:?} does not say all of {words:?}");
+}
+
+async fn put(server: &Server, key: &str, value: &str) {
+    let (key, value) = (key.to_owned().into(), value.to_owned().into());
+    server.kv().await.put(PutRequest { key, value, ..PutRequest::default() }).await.unwrap();
+}
+
+async fn count(server: &Server) -> i64 {
+    let all = RangeRequest { key: vec![0].into(), range_end: vec![0].into(), ..RangeRequest::default() };
+    server.kv().await.range(all).await.unwrap().into_inner().count
+}
+
+/// A data directory in which a member was, and is no more.
+fn left_behind() -> Server {
+    let mut server = Server::start(&[]);
+    assert!(server.stop().success());
+    server
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let server = left_behind();
+    let version = server.data_dir().join("member/VERSION");
+    fs::write(&version, "metastore 2\n").unwrap();
+    let before = tree(&server.data_dir());
+    let said = refusal(&server.data_dir(), ANY_PORT);
+    assert_says(&said, &["VERSION", "format 2", "newer"]);
+    assert_untouched(&before, &server.data_dir());
+}
+
+#[test]
+fn etcds_own_directory_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("default.etcd");
+    fs::create_dir_all(data.join("member/wal")).unwrap();
+    fs::create_dir_all(data.join("member/snap")).unwrap();
+    fs::write(data.join("member/wal/0000000000000000-0000000000000000.wal"), "a log of etcd's").unwrap();
+    fs::write(data.join("member/snap/db"), "a database of etcd's").unwrap();
+    let before = tree(root.path());
+    assert_says(&refusal(&data, ANY_PORT), &["default.etcd/member", "not ours", "etcd's"]);
+    assert_untouched(&before, root.path());
+}
+
+#[test]
+fn a_directory_with_files_of_somebody_else_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("thesis.tex"), "all of it").unwrap();
+    let before = tree(root.path());
+    assert_says(&refusal(root.path(), ANY_PORT), &["not ours", "thesis.tex"]);
+    assert_untouched(&before, root.path());
+}
+
+#[test]
+fn a_port_in_use_is_refused_before_anything_is_made() {
+    let root = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = refusal(&root.path().join("data"), &format!("http://{address}"));
+    assert_says(&said, &[&address, "address already in use"]);
+    assert_untouched(&BTreeMap::new(), root.path());
+}
+
+#[test]
+fn a_place_where_nothing_can_be_written_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("file");
+    fs::write(&file, "in the way").unwrap();
+    let before = tree(root.path());
+    // Not even root can make a directory in the second and third of these.
+    for place in [file.clone(), file.join("data"), PathBuf::from("/proc/metastore")] {
+        let said = refusal(&place, ANY_PORT);
+        assert_says(&said, &["data directory", place.to_str().unwrap()]);
+    }
+    assert_untouched(&before, root.path());
+}
+
+/// Like etcd, it waits for the lock, says so in one line, and takes over when the first process ends.
+#[test]
+fn a_second_process_waits_and_touches_nothing() {
+    let server = left_behind();
+    let path = server.data_dir();
+    let first = DataDir::open(&path).unwrap();
+    let before = tree(&path);
+    let mut second = command(&path, ANY_PORT).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(second.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let until = |log: &mut dyn Iterator<Item = String>, text: &str| {
+        let mut seen = Vec::new();
+        for line in log {
+            seen.push(line);
+            if seen.last().is_some_and(|line| line.contains(text)) {
+                return seen;
+            }
+        }
+        panic!("no line says {text:?}: {seen:?}");
+    };
+    let waiting = until(&mut log, "db file is flocked by another process");
+    assert!(waiting.iter().all(|line| !line.contains("serving client traffic")), "{waiting:?}");
+    assert!(second.try_wait().unwrap().is_none(), "it waits");
+    assert_untouched(&before, &path);
+    drop(first);
+    until(&mut log, "serving client traffic");
+    second.kill().unwrap();
+    second.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_log_that_is_shorter_than_the_database_is_refused() {
+    let mut server = Server::start(&[]);
+    put(&server, "a", "1").await;
+    server.stop();
+    let (log, old) = (server.data_dir().join("member/log"), server.data_dir().parent().unwrap().join("old"));
+    fs::create_dir(&old).unwrap();
+    for entry in fs::read_dir(&log).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, old.join(path.file_name().unwrap())).unwrap();
+    }
+    server.restart();
+    for key in ["b", "c", "d"] {
+        put(&server, key, "2").await;
+    }
+    server.stop();
+
+    let new = server.data_dir().parent().unwrap().join("new");
+    fs::rename(&log, &new).unwrap();
+    fs::rename(&old, &log).unwrap();
+    let before = tree(&log);
+    assert_says(&refusal(&server.data_dir(), ANY_PORT), &["log", "database"]);
+    assert_untouched(&before, &log);
+
+    fs::remove_dir_all(&log).unwrap();
+    fs::rename(&new, &log).unwrap();
+    server.restart();
+    assert_eq!(count(&server).await, 4, "with the log that belongs to it the database is as good as ever");
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_the_middle_of_the_log_is_refused() {
+    let mut server = Server::start(&[]);
+    for nth in 0..20 {
+        put(&server, &format!("key-{nth}"), &format!("needle-{nth};")).await; // One after the other: a group each.
+    }
+    server.kill();
+    let segment = server.data_dir().join("member/log/00000000000000000001.segment");
+    let mut bytes = fs::read(&segment).unwrap();
+    let place = bytes.windows(9).position(|window| window == b"needle-9;").unwrap();
+    bytes[place] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    let before = tree(&server.data_dir());
+    let said = refusal(&server.data_dir(), ANY_PORT);
+    assert_says(&said, &["00000000000000000001.segment", "damaged at offset", "Nothing was changed"]);
+    assert_untouched(&before, &server.data_dir());
+
+    bytes[place] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    server.restart();
+    assert_eq!(count(&server).await, 20);
+}
