@@ -282,6 +282,7 @@ async fn publish(config: &Config, floors: &Floors) -> Result<(), Failure> {
 
 async fn agree(api: &Arc<Api>, kind: Kind, request: &impl Message) -> Result<Response, Failure> {
     loop {
+        catch_up(api).await?;
         let (tell, told) = oneshot::channel();
         api.node.propose(
             api.ids.next(),
@@ -291,8 +292,25 @@ async fn agree(api: &Arc<Api>, kind: Kind, request: &impl Message) -> Result<Res
         );
         match told.await.unwrap_or(Err(Error::Stopped)) {
             Ok(response) => return Ok(response),
-            Err(error @ (Error::Timeout | Error::DeadlineExceeded)) => {
+            Err(error @ (Error::Timeout | Error::DeadlineExceeded | Error::TooManyRequests)) => {
                 tracing::warn!(%error, "failed to publish local member to cluster through raft");
+            }
+            Err(error) => return Err(Failure::Refused(error.to_string())),
+        }
+    }
+}
+
+/// Returns when everything that was ever acknowledged can be read here. After a crash that is when the log is replayed; until
+/// then the node is too far behind to take proposals, the server's own included.
+async fn catch_up(api: &Arc<Api>) -> Result<(), Failure> {
+    loop {
+        let (tell, told) = oneshot::channel();
+        api.node.read_barrier(Box::new(move |outcome| _ = tell.send(outcome)));
+        match told.await.unwrap_or(Err(Error::Stopped)) {
+            Ok(()) => return Ok(()),
+            Err(error @ (Error::Timeout | Error::DeadlineExceeded)) => {
+                let (applied, committed) = (api.node.status().applied(), api.node.status().committed());
+                tracing::warn!(%error, applied, committed, "still catching up with the log");
             }
             Err(error) => return Err(Failure::Refused(error.to_string())),
         }

@@ -181,7 +181,7 @@ impl Keeper {
         if !grown && (!stale || !has_news) {
             return Ok(());
         }
-        self.status.take_unflushed();
+        self.status.set_unflushed(0);
         self.engine.flush()?;
         work.last_flush = now;
         if let Some(durable) = state::Progress::durable(self.engine.as_ref())? {

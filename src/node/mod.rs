@@ -155,8 +155,11 @@ impl Node {
         let replica = Replica::new(settings.member_id, index, memory, settings.timing, logger)?;
         let status = Arc::new(Status::default());
         status.set_applied(index, term);
+        status.set_unflushed(recovered.bytes_behind(index));
         status.set_size(engine.size()?);
         let raft = Arc::new(Inbox::default());
+        // What lies on disk needs no flush: a node that dies young again and again still gets rid of its log.
+        let _ = raft.send(Input::Durable(index));
         let keeper = Arc::new(Inbox::default());
         let tick = Duration::from_millis(settings.timing.tick_ms);
         let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);

@@ -18,7 +18,7 @@ pub struct Status {
     applied_term: AtomicU64,
     /// Whether this member leads a cluster that has no other voter, and has caught up.
     rules_alone: AtomicBool,
-    /// Bytes that the log has taken since the last flush of the database.
+    /// Bytes that the log has taken since the last flush of the database, by an earlier life of this member too.
     unflushed_log_bytes: AtomicU64,
     total_bytes: AtomicI64,
     in_use_bytes: AtomicI64,
@@ -80,7 +80,7 @@ impl Status {
         self.in_use_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes logged since the last call of [`Status::take_unflushed`].
+    /// Bytes that the log holds behind the last flush of the database.
     pub fn unflushed_log_bytes(&self) -> u64 {
         self.unflushed_log_bytes.load(Ordering::Relaxed)
     }
@@ -128,7 +128,7 @@ impl Status {
         metrics::logged(bytes, write, sync);
     }
 
-    pub(super) fn take_unflushed(&self) {
-        self.unflushed_log_bytes.store(0, Ordering::Relaxed);
+    pub(super) fn set_unflushed(&self, bytes: u64) {
+        self.unflushed_log_bytes.store(bytes, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 //! The kill -9 loop: a real process, many writers at full rate, the end at a random moment, and what is there afterwards.
 
 use std::{
+    fs,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -8,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use metastore::proto::{
     etcdserverpb::{
-        CompactionRequest, HashKvRequest, HashKvResponse, RangeRequest, kv_client::KvClient,
+        CompactionRequest, HashKvRequest, HashKvResponse, PutRequest, RangeRequest, kv_client::KvClient,
         maintenance_client::MaintenanceClient,
     },
     mvccpb::KeyValue,
@@ -28,6 +30,10 @@ use super::{
 const WRITERS: usize = 100;
 const CONNECTIONS: usize = 4;
 const LIFE_MS: std::ops::Range<u64> = 50..700;
+/// What the database may leave unflushed, what rounds up to segments, and spares: far less than all lives together write.
+const LOG_LIMIT_BYTES: u64 = 160 << 20;
+/// What threads do first at a start is a matter of luck.
+const STARTS: usize = 10;
 const COMPACTION_PAUSE: Duration = Duration::from_millis(60);
 /// Revisions that stay readable.
 const KEPT_REVISIONS: i64 = 2000;
@@ -81,6 +87,31 @@ pub async fn kill_again_and_again(rounds: usize) -> Figures {
     all.figures
 }
 
+/// Kills the server when it has taken so many small writes, and none of them is in a file of the database.
+pub async fn leave_much_to_replay(writes: usize) {
+    let mut server = Server::start(&[]);
+    let kv = server.kv().await;
+    let mut writing = JoinSet::new();
+    for writer in 0..WRITERS {
+        let mut kv = kv.clone();
+        writing.spawn(async move {
+            for nth in 0..writes / WRITERS {
+                let key = format!("{writer}/{nth}").into();
+                kv.put(PutRequest { key, ..PutRequest::default() }).await.unwrap();
+            }
+        });
+    }
+    writing.join_all().await;
+    for _ in 0..STARTS {
+        server.kill();
+        server.restart();
+        let key = Bytes::from_static(&[0]);
+        let all = RangeRequest { key: key.clone(), range_end: key, count_only: true, ..RangeRequest::default() };
+        let count = server.kv().await.range(all).await.unwrap().into_inner().count;
+        assert_eq!(count, i64::try_from(writes).unwrap());
+    }
+}
+
 impl Loop {
     /// Everybody writes, one compacts, one asks for hashes, until the process is killed under all of them.
     async fn live(&mut self) {
@@ -118,6 +149,10 @@ impl Loop {
         let started = Instant::now();
         self.server.restart();
         self.figures.came_back(started.elapsed());
+        let log = fs::read_dir(self.server.data_dir().join("member/log")).unwrap();
+        let bytes: u64 = log.map(|file| file.unwrap().metadata().map_or(0, |file| file.len())).sum();
+        self.figures.largest_log_bytes = self.figures.largest_log_bytes.max(bytes);
+        assert!(bytes <= LOG_LIMIT_BYTES, "the log grows with every crash: {bytes} bytes");
     }
 
     /// Holds what is there against what was promised.

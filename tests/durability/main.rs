@@ -31,6 +31,8 @@ pub struct Figures {
     hashes: usize,
     starts: Duration,
     slowest_start: Duration,
+    /// The log on disk, spare segments included; where it is files of the system's.
+    largest_log_bytes: u64,
 }
 
 impl Figures {
@@ -47,7 +49,7 @@ impl fmt::Display for Figures {
         write!(
             out,
             "{} rounds, {} killed at start; {} writes acknowledged, of those under way {} done and {} not; {} hashes \
-             equal; start {:.0?} on average, {:.0?} at most",
+             equal; start {:.0?} on average, {:.0?} at most; log {} MiB at most",
             self.rounds,
             self.killed_at_start,
             self.acknowledged,
@@ -55,7 +57,8 @@ impl fmt::Display for Figures {
             self.not_done,
             self.hashes,
             mean,
-            self.slowest_start
+            self.slowest_start,
+            self.largest_log_bytes >> 20
         )
     }
 }
@@ -80,6 +83,11 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
 #[ignore = "long"]
 async fn nothing_acknowledged_is_lost_to_kill_9_a_hundred_times() {
     assert_meaningful(&kill::kill_again_and_again(100).await, 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_to_replay_than_a_running_server_would_let_gather_is_replayed() {
+    kill::leave_much_to_replay(20_000).await;
 }
 
 #[test]

@@ -185,6 +185,13 @@ impl Recovered {
         self.truncated.index + self.entries.len() as u64
     }
 
+    /// Bytes in the entries behind an index: what has to be applied again if the database ends there.
+    #[must_use]
+    pub fn bytes_behind(&self, index: u64) -> u64 {
+        let applied = self.entries.partition_point(|entry| entry.index <= index);
+        self.entries[applied..].iter().map(|entry| (entry.data.len() + entry.context.len()) as u64).sum()
+    }
+
     /// The term at an index that the log knows: the truncation point or any entry.
     #[must_use]
     pub fn term(&self, index: u64) -> Option<u64> {
