@@ -16,14 +16,37 @@ pub struct Members {
     members: BTreeMap<u64, Member>,
 }
 
+/// Who votes, and who learns, by ascending ID.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Electorate {
+    /// Those whose acknowledgements count.
+    pub voters: Vec<u64>,
+    /// Those whose acknowledgements do not.
+    pub learners: Vec<u64>,
+}
+
 impl Members {
+    /// Who votes, and who learns.
+    #[must_use]
+    pub fn electorate(&self) -> Electorate {
+        let (learners, voters): (Vec<_>, Vec<_>) = self.iter().partition(|member| member.is_learner);
+        let ids = |members: Vec<&Member>| members.iter().map(|member| member.id).collect();
+        Electorate { voters: ids(voters), learners: ids(learners) }
+    }
+
+    /// The IDs of those who were removed, ascending.
+    pub fn removed(&self) -> impl Iterator<Item = u64> {
+        std::iter::empty()
+    }
+
     /// A cluster of these.
     #[must_use]
     pub fn new(members: impl IntoIterator<Item = Member>) -> Self {
         Self { members: members.into_iter().map(|member| (member.id, member)).collect() }
     }
 
-    pub(super) fn read(engine: &dyn Engine) -> Result<Self, Halt> {
+    /// Those that a database holds.
+    pub fn read(engine: &dyn Engine) -> Result<Self, Halt> {
         let mut members = Self::default();
         let mut damaged = false;
         engine.scan(Table::Member, &[], &[], &mut |_, value| {

@@ -38,7 +38,7 @@ use crate::{
 };
 pub use alarms::{Alarms, CORRUPT, NOSPACE};
 pub use command::{Command, Kind, Request, Response};
-pub use members::Members;
+pub use members::{Electorate, Members};
 
 /// A committed entry of the log.
 #[derive(Debug, Clone)]
@@ -49,6 +49,8 @@ pub struct Entry {
     pub term: u64,
     /// An encoded command; empty for the entry with which a leader begins.
     pub data: Bytes,
+    /// Whether it is a configuration change of raft: only such an entry may change who votes.
+    pub changes_members: bool,
 }
 
 /// What applying one entry produced.
@@ -82,6 +84,8 @@ pub enum Effect {
     },
     /// An alarm was raised or cleared.
     AlarmsChanged,
+    /// A member came, went, or says something else of itself.
+    MembersChanged,
 }
 
 /// What a batch of entries came to, once it is in the database.
@@ -228,6 +232,18 @@ impl Machine {
     #[must_use]
     pub fn applied(&self) -> Progress {
         self.applied
+    }
+
+    /// The members, the running batch included.
+    #[must_use]
+    pub fn members(&self) -> &Members {
+        &self.board.members
+    }
+
+    /// Where the state is kept.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
     }
 
     /// Readers of what is published.
