@@ -155,7 +155,8 @@ impl Applier {
                 let text = format!("entry {} changes the members, which this version does not do yet", entry.index);
                 return Err(Halt::Refused(text));
             }
-            let entry = state::Entry { index: entry.index, term: entry.term, data: entry.data.clone() };
+            let entry =
+                state::Entry { index: entry.index, term: entry.term, data: entry.data.clone(), changes_members: false };
             outcomes.push(self.machine.apply(&entry)?);
         }
         let commit = Instant::now();
@@ -206,7 +207,7 @@ impl Applier {
         for effect in effects {
             match effect {
                 Effect::LeaseGranted { .. } | Effect::LeaseRevoked { .. } => (), // The timekeeper's.
-                Effect::CompactionScheduled { .. } | Effect::AlarmsChanged => {
+                Effect::CompactionScheduled { .. } | Effect::AlarmsChanged | Effect::MembersChanged => {
                     let _ = self.keeper.send(Chore::Effect(effect));
                 }
             }
