@@ -101,9 +101,9 @@ pub fn run(config: &Config) -> ExitCode {
 }
 
 async fn serve(config: &Config) -> Result<(), Failure> {
-    if !DataDir::looks_initialised(&config.data_dir) {
-        config.first_start().map_err(Failure::Refused)?; // Before anything is touched.
-    }
+    let begins = !DataDir::looks_initialised(&config.data_dir);
+    // Checked before anything is touched.
+    let first = if begins { Some(config.first_start().map_err(Failure::Refused)?) } else { None };
     let mut listeners = Vec::new();
     for url in &config.listen_client_urls {
         listeners.push(bind(url).await?);
@@ -116,7 +116,8 @@ async fn serve(config: &Config) -> Result<(), Failure> {
         StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let directory = DataDir::open(&config.data_dir)?;
     if !directory.is_initialised() {
-        found_cluster(config, &directory)?;
+        let first = first.map_or_else(|| config.first_start().map_err(Failure::Refused), Ok)?;
+        found_cluster(&first, &directory)?;
     }
     let (removed, mut is_removed) = tokio::sync::watch::channel(false);
     let floors = build(config, &directory, Arc::new(move || _ = removed.send_replace(true)))?;
