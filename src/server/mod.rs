@@ -27,6 +27,7 @@ use crate::{
         identity::{MemberId, RequestIds},
         inbox::Inbox,
         keeper::Habits,
+        links::Links,
         log::{self, SegmentLog},
         replica::Timing,
         retention::Policy,
@@ -163,8 +164,7 @@ async fn hand_over(config: &Config, floors: &Floors) {
     if node.status().leader() != this || electorate.voters == [this] {
         return;
     }
-    let links = floors.transport.links();
-    let Some(to) = links.longest(|member| member != this && electorate.voters.contains(&member)) else {
+    let Some(to) = node.links().longest(|member| member != this && electorate.voters.contains(&member)) else {
         return tracing::warn!("{}", Error::Unhealthy);
     };
     node.transfer_leader(to);
@@ -209,9 +209,11 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
     let ids = Arc::new(RequestIds::new(member, started_ms));
     let settings = settings(config, identity.member_id, ids.clone(), quota_bytes);
     let (raft, shelf) = (Arc::new(Inbox::default()), Arc::new(Shelf::default()));
+    let links = Arc::new(Links::default());
     let transport = Transport::new(transport::Parts {
         identity,
         raft: raft.clone(),
+        links: links.clone(),
         shelf: shelf.clone(),
         depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes }),
         farewell: farewell.clone(),
@@ -228,6 +230,7 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         log: Box::new(log),
         recovered,
         post: Arc::new(transport.clone()),
+        links,
         first_peers: Vec::new(),
         shelf,
         copies: databases.copies(),
