@@ -19,6 +19,7 @@ use super::{
     waiters::{ProposalWaiter, ReadWaiter},
     writer::LogTask,
 };
+use crate::metrics::METRICS;
 
 /// What the raft thread hears.
 pub enum Input {
@@ -373,6 +374,7 @@ impl Driver {
         let cut = durable.min(kept_from);
         if self.replica.position(cut).is_some() {
             let cut = self.replica.cut(cut);
+            METRICS.log_first_index.set(i64::try_from(cut.index + 1).unwrap_or(i64::MAX));
             let _ = self.log.send(LogTask::Cut(cut));
         }
     }

@@ -280,6 +280,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
             compaction_pause: config.compaction_sleep_interval,
             flush_after_bytes: FLUSH_AFTER_BYTES,
             flush_after: FLUSH_AFTER,
+            flush_after_entries: config.snapshot_count,
         },
         slow_apply: config.warning_apply_duration,
         backlog: BACKLOG,
