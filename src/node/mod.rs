@@ -215,9 +215,9 @@ impl Node {
     pub fn assemble(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Rooms), Halt> {
         let Parts { engine, machine, publisher, mut log, mut recovered, post, .. } = parts;
         let Progress { index, term, .. } = machine.applied();
-        let applied = Position { index, term };
-        finish_install(log.as_mut(), &mut recovered, applied)?;
-        recovered.check_applied(applied)?;
+        let reached = Position { index, term };
+        finish_install(log.as_mut(), &mut recovered, reached)?;
+        recovered.check_applied(reached)?;
         let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().electorate()));
         let life = Life { member: settings.member_id, number: settings.ids.next() };
         let replica = Replica::new(life, index, memory, settings.timing, &parts.logger)?;

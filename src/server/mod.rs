@@ -174,9 +174,10 @@ async fn hand_over(config: &Config, floors: &Floors) {
         }
     };
     let to = format!("{to:x}");
-    match tokio::time::timeout(REQUEST_TIMEOUT + 2 * config.election_timeout, moved).await {
-        Ok(()) => tracing::info!(to, "leadership transferred"),
-        Err(_) => tracing::warn!(to, "leadership transfer failed: another member will be elected"),
+    if tokio::time::timeout(REQUEST_TIMEOUT + 2 * config.election_timeout, moved).await.is_ok() {
+        tracing::info!(to, "leadership transferred");
+    } else {
+        tracing::warn!(to, "leadership transfer failed: another member will be elected");
     }
 }
 
