@@ -241,6 +241,12 @@ impl Machine {
         &self.board.members
     }
 
+    /// Where the state is kept.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
     /// Readers of what is published.
     #[must_use]
     pub fn readers(&self) -> Readers {
