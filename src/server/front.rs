@@ -20,7 +20,7 @@ use tower::ServiceExt;
 use super::Failure;
 use crate::{
     api::{self, Api, Table, grpc, table::Handler, unary, unary::UnaryBody},
-    config::urls::{Place, Url},
+    urls::{Place, Url},
 };
 
 /// Streams of one connection and the connection itself may have so much under way.

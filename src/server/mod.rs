@@ -16,7 +16,7 @@ use std::{
 use hyper_util::server::graceful::GracefulShutdown;
 
 use crate::{
-    api::{self, Api, Limits, Table, header::Header, pool::Pool},
+    api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool},
     config::{AutoCompaction, Config},
     error::{Error, Halt},
     logging,
@@ -33,6 +33,7 @@ use crate::{
         snapshot::Shelf,
         transport::{self, Transport},
     },
+    peer::Client,
     state::Machine,
     storage::{Engine, rocks::Rocks},
     watch,
@@ -121,8 +122,9 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     }
     let (removed, mut is_removed) = tokio::sync::watch::channel(false);
     let floors = build(config, &directory, Arc::new(move || _ = removed.send_replace(true)))?;
-    // HTTP between members comes with the members' own routes.
-    peers::listen(peer_listeners, &floors.transport, |_stream| ())?;
+    let peer_routes = api::peer::router(floors.api.clone());
+    let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, peer_routes.clone()));
+    peers::listen(peer_listeners, &floors.transport, serve_http)?;
     publish(config, &floors).await?;
     tracing::info!("ready to serve client requests");
     let router = routes(&floors.api);
@@ -246,6 +248,15 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         },
         ids,
         pool: Pool::start(std::thread::available_parallelism().map_or(2, usize::from)),
+        company: Company {
+            links: transport.links().clone(),
+            client: Client::new(DIAL_TIMEOUT + config.election_timeout),
+            strict: config.strict_reconfig_check,
+            max_learners: config.max_learners,
+            patience: settings.request_timeout,
+            tick: config.heartbeat_interval,
+            runtime: tokio::runtime::Handle::current(),
+        },
         quota_bytes,
         alarm_under_way: AtomicBool::new(false),
     };
