@@ -59,7 +59,7 @@ use identity::RequestIds;
 use inbox::Inbox;
 use keeper::{Chore, Habits, Keeper};
 use log::{LogStore, MemoryLog, Position, Recovered};
-use peers::{Peer, Post};
+use peers::{Nobody, Peer, Post};
 use replica::{Life, Replica, Timing};
 use retention::Policy;
 use shell::{Core, guarded};
@@ -118,6 +118,32 @@ pub struct Parts {
     pub farewell: Arc<dyn Fn() + Send + Sync>,
     /// Hears what raft has to say.
     pub logger: slog::Logger,
+}
+
+impl Parts {
+    /// For a member that has nobody to talk to, and never will.
+    #[must_use]
+    pub fn alone(
+        engine: Arc<dyn Engine>,
+        machine: Machine,
+        publisher: Publisher,
+        log: Box<dyn LogStore>,
+        recovered: Recovered,
+    ) -> Self {
+        Self {
+            engine,
+            machine,
+            publisher,
+            log,
+            recovered,
+            post: Arc::new(Nobody),
+            first_peers: Vec::new(),
+            shelf: Arc::default(),
+            copies: PathBuf::new(),
+            farewell: Arc::new(|| ()),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+        }
+    }
 }
 
 /// What readers read, and where it lies: changes as a whole when a snapshot takes its place.

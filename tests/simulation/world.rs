@@ -284,7 +284,7 @@ impl World {
         }
         if self.member.applied().index == self.history.last_index() {
             assert_eq!((head, keys.compacted()), (model.head, model.compacted));
-            check_leases(self.member.node.readers(), model);
+            check_leases(&self.member.node.readers(), model);
         }
         self.trace.push(format!("looked at revision {head}"));
     }
