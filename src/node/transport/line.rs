@@ -154,7 +154,7 @@ impl Transport {
     fn linked(&self, member: u64) {
         let others = self.lines.lock().len();
         let active = self.links.up(member, Instant::now());
-        if active == others.min(2) {
+        if self.parts.hurries && active == others.min(2) {
             let _ = self.parts.raft.send(Input::Hurry);
         }
     }
