@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod node;
+pub mod peer;
 pub mod watch;
 
 pub mod state;
@@ -16,6 +17,7 @@ pub mod call;
 pub mod error;
 pub mod metrics;
 pub mod proto;
+pub mod urls;
 
 pub mod bench;
 pub mod config;

@@ -92,7 +92,7 @@ where
     let answer = match read(body, table.api().limits.max_message_bytes()).await {
         Ok(message) => {
             method.received(message.len());
-            match table.admit(&metadata) {
+            match table.admit(&method, &metadata, Some(&message)) {
                 Ok(()) => run(table.api(), handler, Call { metadata, message }).await,
                 Err(refusal) => Err(refusal),
             }

@@ -16,6 +16,7 @@
 //! * A thread that fails ends the process: a dead node is ordinary to its cluster, a half-dead one is not.
 
 pub mod applier;
+pub mod changes;
 pub mod data_dir;
 pub mod databases;
 pub mod driver;
@@ -45,7 +46,6 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
-use raft::eraftpb::ConfChange;
 
 use crate::{
     error::{Error, Halt},
@@ -309,8 +309,9 @@ impl Node {
         }
     }
 
-    /// Proposes a change of the members: the entry's bytes travel inside raft's own kind of change.
-    pub fn change_members(&self, id: u64, change: ConfChange, waiter: ProposalWaiter) {
+    /// Proposes an entry that changes who votes or learns: it travels inside raft's own kind of change.
+    pub fn change_members(&self, id: u64, entry: Bytes, waiter: ProposalWaiter) {
+        let change = changes::for_raft(entry).expect("only what changes the members is proposed as such a change");
         if let Err(Input::Change { waiter, .. }) = self.raft.send(Input::Change { id, change, waiter }) {
             waiter(Err(Error::Stopped));
         }

@@ -3,8 +3,11 @@
 mod bootstrap;
 mod depot;
 mod front;
+mod joining;
 mod peers;
 mod publish;
+mod takeover;
+mod versions;
 
 use std::{
     io,
@@ -14,9 +17,10 @@ use std::{
 };
 
 use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::TcpListener;
 
 use crate::{
-    api::{self, Api, Limits, Table, header::Header, pool::Pool},
+    api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool},
     config::{AutoCompaction, Config},
     error::{Error, Halt},
     logging,
@@ -29,16 +33,17 @@ use crate::{
         keeper::Habits,
         links::Links,
         log::{self, SegmentLog},
+        peers::Peer,
         replica::Timing,
         retention::Policy,
         snapshot::Shelf,
         transport::{self, Transport},
     },
-    state::Machine,
+    peer::Client,
+    state::{Machine, Members},
     storage::{Engine, rocks::Rocks},
     watch,
 };
-use bootstrap::found_cluster;
 use depot::Depot;
 use front::{Service, accept, announce, bind, routes};
 use publish::publish;
@@ -102,59 +107,109 @@ pub fn run(config: &Config) -> ExitCode {
 }
 
 async fn serve(config: &Config) -> Result<(), Failure> {
+    let client = Client::new(DIAL_TIMEOUT + config.election_timeout);
+    let origin = || bootstrap::origin(config, &client, request_timeout(config));
     let begins = !DataDir::looks_initialised(&config.data_dir);
-    // Checked before anything is touched.
-    let first = if begins { Some(config.first_start().map_err(Failure::Refused)?) } else { None };
-    let mut listeners = Vec::new();
+    // Before anything is touched, and before others who start can take an open port for a member that may answer.
+    let known = if begins { Some(origin().await?) } else { None };
+    let (mut listeners, mut peer_listeners) = (Vec::new(), Vec::new());
     for url in &config.listen_client_urls {
         listeners.push(bind(url).await?);
     }
-    let mut peer_listeners = Vec::new();
     for url in &config.listen_peer_urls {
         peer_listeners.push(bind(url).await?);
     }
     let mut stop =
         StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let directory = DataDir::open(&config.data_dir)?;
-    if !directory.is_initialised() {
-        let first = first.map_or_else(|| config.first_start().map_err(Failure::Refused), Ok)?;
-        found_cluster(&first, &directory)?;
+    if directory.is_initialised() {
+        if config.force_new_cluster {
+            takeover::become_sole_member(&directory)?;
+        }
+    } else {
+        let origin = match known {
+            Some(origin) => origin,
+            None => origin().await?,
+        };
+        bootstrap::lay_down(&origin, &directory)?;
     }
     let (removed, mut is_removed) = tokio::sync::watch::channel(false);
-    let floors = build(config, &directory, Arc::new(move || _ = removed.send_replace(true)))?;
-    // HTTP between members comes with the members' own routes.
-    peers::listen(peer_listeners, &floors.transport, |_stream| ())?;
-    publish(config, &floors).await?;
-    tracing::info!("ready to serve client requests");
-    let router = routes(&floors.api);
-    let table = Arc::new(Table::new(floors.api.clone()));
-    let graceful = Arc::new(GracefulShutdown::new());
-    let (stopping, stopped) = tokio::sync::watch::channel(());
-    let mut accepting = tokio::task::JoinSet::new();
-    for listener in listeners {
-        announce(&listener);
-        let service = Service { table: table.clone(), router: router.clone() };
-        accepting.spawn(accept(listener, service, config.max_concurrent_streams, graceful.clone(), stopped.clone()));
-    }
+    let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true)))?;
+    let peer_routes = api::peer::router(floors.api.clone());
+    let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, peer_routes.clone()));
+    peers::listen(peer_listeners, &floors.transport, serve_http)?;
     tokio::select! {
-        signal = stop.wait() => tracing::info!(signal, "received signal; shutting down"),
-        _ = is_removed.wait_for(|removed| *removed) => {
-            tokio::time::sleep(REMOVED_GRACE).await;
-            tracing::warn!("this member was removed from the cluster; shutting down");
+        published = publish(config, &floors.api) => {
+            published.map_err(|error| Failure::Refused(error.to_string()))?;
+        }
+        end = end(&mut stop, &mut is_removed) => {
+            floors.stop().await;
+            return match end {
+                End::Signal(_) => Ok(()),
+                End::Removed => Err(Failure::Refused("server is stopping: this member was removed".to_owned())),
+            };
         }
     }
-    drop(stopping);
-    accepting.join_all().await;
-    floors.api.hub.stop(); // Watches end at once; their clients look for another member.
-    if let Some(graceful) = Arc::into_inner(graceful) {
-        let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    tracing::info!("ready to serve client requests");
+    tokio::spawn(versions::watch_over(floors.api.clone()));
+    let doors = Doors::open(config, &floors.api, listeners);
+    if let End::Removed = end(&mut stop, &mut is_removed).await {
+        tokio::time::sleep(REMOVED_GRACE).await;
     }
+    doors.close(&floors.api).await;
     hand_over(config, &floors).await;
-    floors.transport.stop();
-    floors.api.node.stop();
-    let _ = tokio::task::spawn_blocking(move || floors.threads.join()).await;
+    floors.stop().await;
     tracing::info!({ "data-dir" = %config.data_dir.display() }, "closed etcd server");
     Ok(())
+}
+
+/// Why a member ends.
+enum End {
+    Signal(&'static str),
+    Removed,
+}
+
+async fn end(stop: &mut StopSignal, is_removed: &mut tokio::sync::watch::Receiver<bool>) -> End {
+    let end = tokio::select! {
+        signal = stop.wait() => End::Signal(signal),
+        _ = is_removed.wait_for(|removed| *removed) => End::Removed,
+    };
+    match end {
+        End::Signal(signal) => tracing::info!(signal, "received signal; shutting down"),
+        End::Removed => tracing::warn!("this member was removed from the cluster; shutting down"),
+    }
+    end
+}
+
+/// Where clients come in.
+struct Doors {
+    accepting: tokio::task::JoinSet<()>,
+    graceful: Arc<GracefulShutdown>,
+    stopping: tokio::sync::watch::Sender<()>,
+}
+
+impl Doors {
+    fn open(config: &Config, api: &Arc<Api>, listeners: Vec<TcpListener>) -> Self {
+        let service = Service { table: Arc::new(Table::new(api.clone())), router: routes(api) };
+        let graceful = Arc::new(GracefulShutdown::new());
+        let (stopping, stopped) = tokio::sync::watch::channel(());
+        let mut accepting = tokio::task::JoinSet::new();
+        for listener in listeners {
+            announce(&listener);
+            let (graceful, stopped) = (graceful.clone(), stopped.clone());
+            accepting.spawn(accept(listener, service.clone(), config.max_concurrent_streams, graceful, stopped));
+        }
+        Self { accepting, graceful, stopping }
+    }
+
+    async fn close(self, api: &Arc<Api>) {
+        drop(self.stopping);
+        self.accepting.join_all().await;
+        api.hub.stop(); // Watches end at once; their clients look for another member.
+        if let Some(graceful) = Arc::into_inner(self.graceful) {
+            let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+        }
+    }
 }
 
 /// Lets another voter lead before this one goes.
@@ -174,7 +229,7 @@ async fn hand_over(config: &Config, floors: &Floors) {
         }
     };
     let to = format!("{to:x}");
-    if tokio::time::timeout(REQUEST_TIMEOUT + 2 * config.election_timeout, moved).await.is_ok() {
+    if tokio::time::timeout(request_timeout(config), moved).await.is_ok() {
         tracing::info!(to, "leadership transferred");
     } else {
         tracing::warn!(to, "leadership transfer failed: another member will be elected");
@@ -188,7 +243,26 @@ struct Floors {
     transport: Arc<Transport>,
 }
 
-fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + Sync>) -> Result<Floors, Failure> {
+impl Floors {
+    /// Ends everything below the clients.
+    async fn stop(self) {
+        self.transport.stop();
+        self.api.node.stop();
+        let _ = tokio::task::spawn_blocking(move || self.threads.join()).await;
+    }
+}
+
+/// How long any request may take.
+fn request_timeout(config: &Config) -> Duration {
+    REQUEST_TIMEOUT + 2 * config.election_timeout
+}
+
+fn build(
+    config: &Config,
+    directory: &DataDir,
+    client: Client,
+    farewell: Arc<dyn Fn() + Send + Sync>,
+) -> Result<Floors, Failure> {
     let (log, recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
     let identity = recovered.identity;
     let databases = directory.databases();
@@ -218,12 +292,14 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         shelf: shelf.clone(),
         depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes }),
         farewell: farewell.clone(),
+        hurries: config.advance_first_election,
         patience: transport::Patience {
             dial: DIAL_TIMEOUT + config.election_timeout,
             write: DIAL_TIMEOUT + 2 * config.election_timeout,
             snapshot_rate: SNAPSHOT_BYTES_PER_SECOND,
         },
     });
+    let introduced = Members::introduced(engine.as_ref())?.into_iter().filter(|member| member.id != identity.member_id);
     let parts = Parts {
         engine,
         machine,
@@ -232,7 +308,7 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         recovered,
         post: Arc::new(transport.clone()),
         links,
-        first_peers: Vec::new(),
+        first_peers: introduced.map(|member| Peer { id: member.id, urls: member.peer_ur_ls }).collect(),
         shelf,
         copies: databases.copies(),
         farewell,
@@ -250,6 +326,14 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         },
         ids,
         pool: Pool::start(std::thread::available_parallelism().map_or(2, usize::from)),
+        company: Company {
+            client,
+            strict: config.strict_reconfig_check,
+            max_learners: config.max_learners,
+            patience: settings.request_timeout,
+            tick: config.heartbeat_interval,
+            runtime: tokio::runtime::Handle::current(),
+        },
         quota_bytes,
         alarm_under_way: AtomicBool::new(false),
     };
@@ -257,7 +341,7 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
 }
 
 fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: i64) -> Settings {
-    let request_timeout = REQUEST_TIMEOUT + 2 * config.election_timeout;
+    let request_timeout = request_timeout(config);
     Settings {
         member_id,
         ids,

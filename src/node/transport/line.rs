@@ -155,7 +155,7 @@ impl Transport {
         let others = self.lines.lock().len();
         let active = self.parts.links.up(member, Instant::now());
         let _ = self.parts.raft.send(Input::Reachable(member));
-        if active == others.min(2) {
+        if self.parts.hurries && active == others.min(2) {
             let _ = self.parts.raft.send(Input::Hurry);
         }
     }
