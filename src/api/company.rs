@@ -3,10 +3,7 @@
 //! Only the leader knows when leases end and how far learners are. A member that does not lead asks it, over HTTP: finds out
 //! who leads, tries each of its URLs, and tries again until the request's time is over, because leaders change.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 
