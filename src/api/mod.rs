@@ -26,13 +26,7 @@ pub mod unary;
 pub mod validate;
 pub mod watch;
 
-use std::{
-    borrow::Cow,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message;
@@ -42,7 +36,6 @@ use crate::{
     error::{Error, Halt},
     mvcc::read::Failure,
     node::{Node, identity::RequestIds},
-    proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
     state::{Kind, NOSPACE, Readers},
     watch::Hub,
 };
@@ -88,8 +81,6 @@ pub struct Api {
     pub pool: Pool,
     /// What `Status` shows as the quota.
     pub quota_bytes: i64,
-    /// Whether an alarm about this member's quota is on its way.
-    pub alarm_under_way: AtomicBool,
 }
 
 impl Api {
@@ -127,23 +118,12 @@ impl Api {
         if self.node.has_room_for(cost) { Ok(()) } else { Err(Error::NoSpace) }
     }
 
-    /// Answers a write that was not admitted. For want of space the cluster is told too, unless it knows; who was the
-    /// first to ask then hears of it when the alarm is raised, and can see it.
-    pub fn turn_away(self: &Arc<Self>, error: Error, reply: Reply) {
-        if error != Error::NoSpace || self.is_known_full() || self.alarm_under_way.swap(true, Ordering::Relaxed) {
+    /// Answers a write that was not admitted. For want of space the cluster is told first, unless it knows.
+    pub fn turn_away(&self, error: Error, reply: Reply) {
+        if error != Error::NoSpace || self.is_known_full() {
             return reply.answer(Err(error.into()));
         }
-        let alarm = AlarmRequest {
-            action: AlarmAction::Activate as i32,
-            member_id: self.header.member_id(),
-            alarm: AlarmType::Nospace as i32,
-        };
-        let api = self.clone();
-        let raised = Box::new(move |_| {
-            api.alarm_under_way.store(false, Ordering::Relaxed);
-            reply.answer(Err(error.into()));
-        });
-        self.node.propose(self.ids.next(), Kind::Alarm, &alarm.encode_to_vec(), raised);
+        self.node.turn_away(Box::new(move |_| reply.answer(Err(error.into()))));
     }
 
     fn is_known_full(&self) -> bool {

@@ -16,6 +16,7 @@ use super::{
     inbox::Inbox,
     keeper::Chore,
     replica::Leadership,
+    room::Room,
     status::Status,
     timekeeper::Timekeeper,
     waiters::{ProposalWaiter, ReadWaiter, Waiters},
@@ -77,8 +78,8 @@ pub struct Applier {
     pub timekeeper: Arc<Timekeeper>,
     /// The term that this member leads, until its first entry is applied.
     pub rising: Option<u64>,
-    /// Who decides whether a write was one too many for this member's disk.
-    pub quota: Quota,
+    /// Who knows whether a write was one too many for this member's disk.
+    pub room: Arc<Room>,
     /// A batch that takes longer is worth a line in the log.
     pub slow: Duration,
 }
@@ -195,10 +196,17 @@ impl Applier {
     }
 
     fn answer(&mut self, outcomes: Vec<Applied>) {
-        for Applied { id, outcome } in outcomes {
-            if let Some(waiter) = self.waiters.take(id) {
+        let mut too_many = None;
+        for Applied { id, cost, outcome } in outcomes {
+            let waiter = self.waiters.take(id);
+            if !self.room.charge(cost) {
+                too_many.get_or_insert_with(Vec::new).extend(waiter);
+            } else if let Some(waiter) = waiter {
                 waiter(outcome);
             }
+        }
+        if let Some(waiters) = too_many {
+            self.room.turn_away(waiters);
         }
     }
 

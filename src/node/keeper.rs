@@ -100,7 +100,7 @@ impl Keeper {
             self.forget(&mut work, Instant::now());
             self.compact(&mut work)?;
             self.flush(&mut work, Instant::now())?;
-            self.status.set_size(self.engine.size()?);
+            self.status.measure(self.engine.as_ref())?;
         }
     }
 

@@ -25,6 +25,7 @@ pub mod keeper;
 pub mod log;
 pub mod replica;
 pub mod retention;
+pub mod room;
 pub mod status;
 pub mod timekeeper;
 pub mod waiters;
@@ -54,6 +55,7 @@ use keeper::{Chore, Habits, Keeper};
 use log::{LogStore, MemoryLog, Position, Recovered};
 use replica::{Replica, Timing};
 use retention::Policy;
+use room::Room;
 use status::Status;
 use timekeeper::{Timekeeper, Times};
 use waiters::{ProposalWaiter, ReadWaiter, Waiters};
@@ -92,7 +94,7 @@ pub struct Node {
     readers: Readers,
     engine: Arc<dyn Engine>,
     backlog: u64,
-    quota: Quota,
+    room: Arc<Room>,
 }
 
 /// The rooms of a node, wired to each other and at rest: a thread for each of them, or one for all.
@@ -156,7 +158,7 @@ impl Node {
         let status = Arc::new(Status::default());
         status.set_applied(index, term);
         status.set_unflushed(recovered.bytes_behind(index));
-        status.set_size(engine.size()?);
+        status.measure(engine.as_ref())?;
         let raft = Arc::new(Inbox::default());
         // What lies on disk needs no flush: a node that dies young again and again still gets rid of its log.
         let _ = raft.send(Input::Durable(index));
@@ -165,6 +167,8 @@ impl Node {
         let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
         let times = Times { tick, election_timeout: tick * election_ticks, patience: settings.request_timeout };
         let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids.clone()));
+        let (id, ids) = (settings.member_id, settings.ids.clone());
+        let room = Arc::new(Room::new(settings.quota, id, status.clone(), raft.clone(), ids));
         let node = Arc::new(Self {
             raft: raft.clone(),
             keeper: keeper.clone(),
@@ -173,7 +177,7 @@ impl Node {
             readers,
             engine: engine.clone(),
             backlog: settings.backlog,
-            quota: settings.quota,
+            room: room.clone(),
         });
         let keys = machine.shared().clone();
         let driver = Driver {
@@ -194,7 +198,7 @@ impl Node {
             keeper: keeper.clone(),
             timekeeper: timekeeper.clone(),
             rising: None,
-            quota: settings.quota,
+            room,
             slow: settings.slow_apply,
         };
         let writer = LogWriter { log, raft: raft.clone(), status: status.clone() };
@@ -268,14 +272,18 @@ impl Node {
     /// Whether something of this cost still fits into this member's database.
     #[must_use]
     pub fn has_room_for(&self, cost: u64) -> bool {
-        self.quota.admits(cost, self.status.total_bytes())
+        self.room.has_room_for(cost)
+    }
+
+    /// Raises the alarm that this member has no room left, then tells the waiter.
+    pub fn turn_away(&self, waiter: ProposalWaiter) {
+        self.room.turn_away(vec![waiter]);
     }
 
     /// Rewrites the database's files until removed data takes no room, and measures again.
     pub fn reclaim(&self) -> Result<(), Halt> {
         self.engine.reclaim()?;
-        self.status.set_size(self.engine.size()?);
-        Ok(())
+        self.status.measure(self.engine.as_ref())
     }
 
     /// Asks all threads to finish what they have and end.

@@ -7,7 +7,7 @@ mod publish;
 use std::{
     io,
     process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -166,7 +166,6 @@ fn build(config: &Config, directory: &DataDir) -> Result<Floors, Failure> {
         ids,
         pool: Pool::start(std::thread::available_parallelism().map_or(2, usize::from)),
         quota_bytes,
-        alarm_under_way: AtomicBool::new(false),
     };
     Ok(Floors { api: Arc::new(api), threads })
 }
