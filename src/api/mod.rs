@@ -35,8 +35,8 @@ use crate::{
     call::{Code, Refusal, Reply},
     error::{Error, Halt},
     mvcc::read::Failure,
-    node::{Node, identity::RequestIds},
-    state::{Kind, NOSPACE, Readers},
+    node::{Node, Present, identity::RequestIds},
+    state::{Kind, NOSPACE},
     watch::Hub,
 };
 use header::Header;
@@ -86,7 +86,7 @@ pub struct Api {
 impl Api {
     /// What readers see.
     #[must_use]
-    pub fn readers(&self) -> &Readers {
+    pub fn readers(&self) -> Present {
         self.node.readers()
     }
 

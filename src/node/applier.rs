@@ -10,13 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use raft::eraftpb::EntryType;
+use arc_swap::ArcSwap;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChange, EntryType};
 
 use super::{
+    Stores,
+    driver::{Changed, Input},
     inbox::Inbox,
     keeper::Chore,
+    peers::{Peer, Post},
     replica::Leadership,
     room::Room,
+    snapshot::conf_state,
     status::Status,
     timekeeper::Timekeeper,
     waiters::{ProposalWaiter, ReadWaiter, Waiters},
@@ -72,6 +78,14 @@ pub struct Applier {
     pub publisher: Publisher,
     /// What everybody may know.
     pub status: Arc<Status>,
+    /// What readers read.
+    pub stores: Arc<ArcSwap<Stores>>,
+    /// The raft thread's ear.
+    pub raft: Arc<Inbox<Input>>,
+    /// Who has to know who the members are.
+    pub post: Arc<dyn Post>,
+    /// This member's ID.
+    pub id: u64,
     /// Who looks after space and time: compactions, leases, alarms.
     pub keeper: Arc<Inbox<Chore>>,
     /// Who knows when leases end.
@@ -100,14 +114,38 @@ impl Quota {
 }
 
 impl Applier {
-    /// Runs until the inbox is closed; returns the machine, or why this node cannot go on.
-    pub fn run(mut self, inbox: &Inbox<Handoff>) -> Result<Machine, Halt> {
+    /// Runs until the inbox is closed; returns why this node cannot go on, if so.
+    pub fn run(&mut self, inbox: &Inbox<Handoff>) -> Result<(), Halt> {
         let mut handoffs = Vec::new();
         while inbox.receive(&mut handoffs, None) {
             self.take(&mut handoffs, Instant::now())?;
         }
-        self.waiters.stop();
-        Ok(self.machine)
+        Ok(())
+    }
+
+    /// Another state takes the place of the one that was written so far: a later one of the same history.
+    pub fn restore(&mut self, machine: Machine) {
+        let applied = machine.applied();
+        let readers = machine.readers();
+        tracing::info!(revision = applied.head, index = applied.index, "restored the key space from a snapshot");
+        self.timekeeper.demote();
+        let engine = machine.engine().clone();
+        let keys = machine.shared().clone();
+        self.publisher.restore(readers.keys.clone());
+        self.stores.store(Arc::new(Stores { readers, engine: engine.clone() }));
+        self.machine = machine;
+        let _ = self.keeper.send(Chore::Restored { engine, keys });
+        self.status.set_applied(applied.index, applied.term);
+        self.tell_peers();
+        self.waiters.open_reads(applied.index);
+    }
+
+    /// Tells the transport who the others are.
+    pub fn tell_peers(&self) {
+        let members = self.machine.members();
+        let others = members.iter().filter(|member| member.id != self.id);
+        let peers = others.map(|member| Peer { id: member.id, urls: member.peer_ur_ls.clone() });
+        self.post.set_peers(peers.collect(), members.removed().collect());
     }
 
     /// Applies everything that was handed over. `now` only says whose patience is at its end.
@@ -151,13 +189,17 @@ impl Applier {
     fn apply(&mut self, batch: &[raft::eraftpb::Entry]) -> Result<(), Halt> {
         let started = Instant::now();
         let mut outcomes = Vec::with_capacity(batch.len());
+        let mut change = None;
         for entry in batch {
-            if entry.entry_type != EntryType::EntryNormal {
-                let text = format!("entry {} changes the members, which this version does not do yet", entry.index);
-                return Err(Halt::Refused(text));
-            }
-            let entry = state::Entry { index: entry.index, term: entry.term, data: entry.data.clone() };
-            outcomes.push(self.machine.apply(&entry)?);
+            let (index, term) = (entry.index, entry.term);
+            let data = match entry.entry_type {
+                EntryType::EntryNormal => entry.data.clone(),
+                EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                    change.insert(read_change(entry)?).context.clone()
+                }
+            };
+            let changes_members = change.is_some();
+            outcomes.push(self.machine.apply(&state::Entry { index, term, data, changes_members })?);
         }
         let commit = Instant::now();
         let published = self.machine.commit()?;
@@ -165,11 +207,18 @@ impl Applier {
         let has_events = !published.events.is_empty();
         self.publisher.append(published.events, published.head);
         self.machine.publish_head();
+        if published.effects.contains(&Effect::MembersChanged) {
+            self.tell_peers();
+        }
         let applied = self.machine.applied();
         self.status.set_applied(applied.index, applied.term);
         self.timekeeper.note(&published.effects);
         self.rise(applied.term);
-        self.answer(outcomes);
+        if let Some(change) = change {
+            self.have_followed(applied.index, change, outcomes);
+        } else {
+            self.answer(outcomes);
+        }
         if has_events {
             self.publisher.wake();
         }
@@ -195,6 +244,16 @@ impl Applier {
         }
     }
 
+    /// Has raft follow a change of the members, which is alone in its batch. Who waits for it is answered after that: a next
+    /// change would not be taken before.
+    fn have_followed(&mut self, index: u64, change: ConfChange, mut outcomes: Vec<Applied>) {
+        let Applied { id, outcome, .. } = outcomes.pop().expect("a change is a batch of its own");
+        let change = outcome.is_ok().then_some(change);
+        let done = self.waiters.take(id).map(|waiter| Box::new(move || waiter(outcome)) as Box<dyn FnOnce() + Send>);
+        let conf_state = conf_state(&self.machine.members().electorate());
+        let _ = self.raft.send(Input::Changed(Changed { index, change, conf_state, done }));
+    }
+
     fn answer(&mut self, outcomes: Vec<Applied>) {
         let mut too_many = None;
         for Applied { id, cost, outcome } in outcomes {
@@ -213,7 +272,8 @@ impl Applier {
     fn note(&self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::LeaseGranted { .. } | Effect::LeaseRevoked { .. } => (), // The timekeeper's.
+                // The timekeeper's, and the transport's.
+                Effect::LeaseGranted { .. } | Effect::LeaseRevoked { .. } | Effect::MembersChanged => (),
                 Effect::CompactionScheduled { .. } | Effect::AlarmsChanged => {
                     let _ = self.keeper.send(Chore::Effect(effect));
                 }
@@ -222,12 +282,23 @@ impl Applier {
     }
 }
 
+fn read_change(entry: &raft::eraftpb::Entry) -> Result<ConfChange, Halt> {
+    let unreadable =
+        |error| Halt::Refused(format!("entry {} changes the members, but cannot be read: {error}", entry.index));
+    ConfChange::parse_from_carllerche_bytes(&entry.data).map_err(unreadable)
+}
+
+/// How many entries the next batch takes. A change of the members is a batch of its own.
 fn batch_len(entries: &[raft::eraftpb::Entry]) -> usize {
+    let is_change = |entry: &raft::eraftpb::Entry| entry.entry_type != EntryType::EntryNormal;
+    if entries.first().is_some_and(is_change) {
+        return 1;
+    }
     let mut bytes = 0;
     let fits = entries.iter().take(BATCH_MAX_ENTRIES).take_while(|entry| {
         let first = bytes == 0;
         bytes += entry.data.len().max(1);
-        first || bytes <= BATCH_MAX_BYTES
+        !is_change(entry) && (first || bytes <= BATCH_MAX_BYTES)
     });
     fits.count()
 }

@@ -2,7 +2,8 @@
 
 use super::Failure;
 use crate::{
-    config::Config,
+    config::{ClusterState, FirstStart},
+    error::Halt,
     node::{
         data_dir::{self, DataDir},
         identity::{ClusterId, MemberId},
@@ -13,29 +14,54 @@ use crate::{
     storage::rocks::Rocks,
 };
 
-/// The first start of a cluster's only member: identity, log and database, all or nothing.
-pub fn found_cluster(config: &Config, directory: &DataDir) -> Result<(), Failure> {
-    let first = config.first_start().map_err(Failure::Refused)?;
-    let member_id = MemberId::of_first(&first.peer_urls, &first.token);
-    let cluster_id = ClusterId::of_founders(&[member_id]);
-    let member = Member {
-        id: member_id.get(),
-        peer_ur_ls: first.peer_urls.iter().map(|url| url.as_str().to_owned()).collect(),
-        ..Member::default()
-    };
+/// What a member begins with. The founders of a cluster all begin with the same, without having talked.
+struct Origin {
+    identity: Identity,
+    members: Members,
+    at: Position,
+}
+
+/// A founder's first start: identity, log and database, all or nothing.
+pub fn found_cluster(first: &FirstStart, directory: &DataDir) -> Result<(), Failure> {
+    if first.state == ClusterState::Existing {
+        return Err(Failure::Refused("joining a running cluster is not supported yet".to_owned()));
+    }
+    let origin = founders(first)?;
+    let Identity { cluster_id, member_id } = origin.identity;
     tracing::info!(
-        { "cluster-id" = %cluster_id, "local-member-id" = %member_id },
-        "founding a cluster of one member"
+        {
+            "cluster-id" = format_args!("{cluster_id:x}"),
+            "local-member-id" = format_args!("{member_id:x}"),
+            members = origin.at.index
+        },
+        "founding a cluster"
     );
-    // As if the entry that adds this member had been written, committed and forgotten: the first election is in term 2.
-    let origin = Position { index: 1, term: 1 };
-    let hard_state = raft::eraftpb::HardState { term: origin.term, commit: origin.index, ..Default::default() };
-    let identity = Identity { cluster_id: cluster_id.get(), member_id: member_id.get() };
+    Ok(lay_down(&origin, directory)?)
+}
+
+/// As if an entry for each member had been written, committed and forgotten: the first election is in term 2.
+fn founders(first: &FirstStart) -> Result<Origin, Failure> {
+    let id_of = |urls: &[_]| MemberId::of_first(urls, &first.token);
+    let ids: Vec<MemberId> = first.members.values().map(|urls| id_of(urls)).collect();
+    let members = Members::new(first.members.values().map(|urls| Member {
+        id: id_of(urls).get(),
+        peer_ur_ls: urls.iter().map(ToString::to_string).collect(),
+        ..Member::default()
+    }));
+    let own = id_of(first.own_urls());
+    if members.iter().count() < ids.len() {
+        return Err(Failure::Refused(format!("member exists with identical ID {own}")));
+    }
+    let identity = Identity { cluster_id: ClusterId::of_founders(&ids).get(), member_id: own.get() };
+    Ok(Origin { identity, members, at: Position { index: ids.len() as u64, term: 1 } })
+}
+
+fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
+    let Origin { identity, members, at } = origin;
+    let hard_state = raft::eraftpb::HardState { term: at.term, commit: at.index, ..Default::default() };
     directory.initialise(|draft| {
-        SegmentLog::create(&log::Place::new(data_dir::log_in(draft)), identity, origin, &hard_state)?;
+        SegmentLog::create(&log::Place::new(data_dir::log_in(draft)), *identity, *at, &hard_state)?;
         let engine = Rocks::open(&data_dir::db_in(draft))?;
-        let members = Members::new([member]);
-        Machine::bootstrap(&engine, identity.cluster_id, &members, (origin.index, origin.term))
-    })?;
-    Ok(())
+        Machine::bootstrap(&engine, identity.cluster_id, members, (at.index, at.term))
+    })
 }

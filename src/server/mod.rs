@@ -1,7 +1,9 @@
 //! Builds the floors bottom-up, serves clients, stops top-down.
 
 mod bootstrap;
+mod depot;
 mod front;
+mod peers;
 mod publish;
 
 use std::{
@@ -16,23 +18,27 @@ use hyper_util::server::graceful::GracefulShutdown;
 use crate::{
     api::{self, Api, Limits, Table, header::Header, pool::Pool},
     config::{AutoCompaction, Config},
-    error::Halt,
+    error::{Error, Halt},
     logging,
     node::{
-        Node, Settings, Threads,
+        Node, Parts, Settings, Threads,
         applier::Quota,
         data_dir::DataDir,
         identity::{MemberId, RequestIds},
+        inbox::Inbox,
         keeper::Habits,
-        log::{self, Identity, LogStore, SegmentLog},
+        log::{self, SegmentLog},
         replica::Timing,
         retention::Policy,
+        snapshot::Shelf,
+        transport::{self, Transport},
     },
     state::Machine,
     storage::{Engine, rocks::Rocks},
     watch,
 };
 use bootstrap::found_cluster;
+use depot::Depot;
 use front::{Service, accept, announce, bind, routes};
 use publish::publish;
 
@@ -47,6 +53,13 @@ const BACKLOG: u64 = 5000;
 const DRAIN: Duration = Duration::from_millis(500);
 /// What etcd takes for a quota of zero.
 const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
+/// How long a member that was removed goes on, so that its clients hear the outcome.
+const REMOVED_GRACE: Duration = Duration::from_secs(1);
+/// To connect to a member, on top of an election timeout.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// A copy of the database goes to another member no faster than this.
+const SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
+
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -88,20 +101,28 @@ pub fn run(config: &Config) -> ExitCode {
 }
 
 async fn serve(config: &Config) -> Result<(), Failure> {
-    if !DataDir::looks_initialised(&config.data_dir) {
-        config.first_start().map_err(Failure::Refused)?; // Before anything is touched.
-    }
+    let begins = !DataDir::looks_initialised(&config.data_dir);
+    // Checked before anything is touched.
+    let first = if begins { Some(config.first_start().map_err(Failure::Refused)?) } else { None };
     let mut listeners = Vec::new();
     for url in &config.listen_client_urls {
         listeners.push(bind(url).await?);
+    }
+    let mut peer_listeners = Vec::new();
+    for url in &config.listen_peer_urls {
+        peer_listeners.push(bind(url).await?);
     }
     let mut stop =
         StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let directory = DataDir::open(&config.data_dir)?;
     if !directory.is_initialised() {
-        found_cluster(config, &directory)?;
+        let first = first.map_or_else(|| config.first_start().map_err(Failure::Refused), Ok)?;
+        found_cluster(&first, &directory)?;
     }
-    let floors = build(config, &directory)?;
+    let (removed, mut is_removed) = tokio::sync::watch::channel(false);
+    let floors = build(config, &directory, Arc::new(move || _ = removed.send_replace(true)))?;
+    // HTTP between members comes with the members' own routes.
+    peers::listen(peer_listeners, &floors.transport, |_stream| ())?;
     publish(config, &floors).await?;
     tracing::info!("ready to serve client requests");
     let router = routes(&floors.api);
@@ -114,48 +135,108 @@ async fn serve(config: &Config) -> Result<(), Failure> {
         let service = Service { table: table.clone(), router: router.clone() };
         accepting.spawn(accept(listener, service, config.max_concurrent_streams, graceful.clone(), stopped.clone()));
     }
-    let signal = stop.wait().await;
-    tracing::info!(signal, "received signal; shutting down");
+    tokio::select! {
+        signal = stop.wait() => tracing::info!(signal, "received signal; shutting down"),
+        _ = is_removed.wait_for(|removed| *removed) => {
+            tokio::time::sleep(REMOVED_GRACE).await;
+            tracing::warn!("this member was removed from the cluster; shutting down");
+        }
+    }
     drop(stopping);
     accepting.join_all().await;
     floors.api.hub.stop(); // Watches end at once; their clients look for another member.
     if let Some(graceful) = Arc::into_inner(graceful) {
         let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
     }
+    hand_over(config, &floors).await;
+    floors.transport.stop();
     floors.api.node.stop();
     let _ = tokio::task::spawn_blocking(move || floors.threads.join()).await;
     tracing::info!({ "data-dir" = %config.data_dir.display() }, "closed etcd server");
     Ok(())
 }
 
+/// Lets another voter lead before this one goes.
+async fn hand_over(config: &Config, floors: &Floors) {
+    let (node, this) = (&floors.api.node, floors.api.header.member_id());
+    let electorate = node.readers().board.read().members.electorate();
+    if node.status().leader() != this || electorate.voters == [this] {
+        return;
+    }
+    let links = floors.transport.links();
+    let Some(to) = links.longest(|member| member != this && electorate.voters.contains(&member)) else {
+        return tracing::warn!("{}", Error::Unhealthy);
+    };
+    node.transfer_leader(to);
+    let moved = async {
+        while node.status().leader() == this {
+            tokio::time::sleep(config.heartbeat_interval).await;
+        }
+    };
+    let to = format!("{to:x}");
+    match tokio::time::timeout(REQUEST_TIMEOUT + 2 * config.election_timeout, moved).await {
+        Ok(()) => tracing::info!(to, "leadership transferred"),
+        Err(_) => tracing::warn!(to, "leadership transfer failed: another member will be elected"),
+    }
+}
+
 /// All floors, running.
 struct Floors {
     api: Arc<Api>,
     threads: Threads,
+    transport: Arc<Transport>,
 }
 
-fn build(config: &Config, directory: &DataDir) -> Result<Floors, Failure> {
+fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + Sync>) -> Result<Floors, Failure> {
     let (log, recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
-    let Identity { cluster_id, member_id } = recovered.identity;
-    let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&directory.db_dir())?);
-    let machine = Machine::open(engine.clone(), config.value_cache_bytes as u64)?;
+    let identity = recovered.identity;
+    let databases = directory.databases();
+    databases.tidy()?;
+    let value_cache_bytes = config.value_cache_bytes as u64;
+    let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&databases.current()?)?);
+    let machine = Machine::open(engine.clone(), value_cache_bytes)?;
     let quota_bytes = match config.quota_bytes {
         None => -1,
         Some(0) => DEFAULT_QUOTA_BYTES,
         Some(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
     };
-    let log: Box<dyn LogStore> = Box::new(log);
     let watch_settings =
         watch::Settings { progress_interval: config.watch_progress_notify_interval, ..watch::Settings::default() };
     let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
-    let member = MemberId::new(member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
+    let member = MemberId::new(identity.member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let started_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let ids = Arc::new(RequestIds::new(member, started_ms));
-    let settings = settings(config, member_id, ids.clone(), quota_bytes);
-    let (node, threads) = Node::start(&settings, engine, machine, publisher, log, &recovered, &logging::raft_logger())?;
+    let settings = settings(config, identity.member_id, ids.clone(), quota_bytes);
+    let (raft, shelf) = (Arc::new(Inbox::default()), Arc::new(Shelf::default()));
+    let transport = Transport::new(transport::Parts {
+        identity,
+        raft: raft.clone(),
+        shelf: shelf.clone(),
+        depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes }),
+        farewell: farewell.clone(),
+        patience: transport::Patience {
+            dial: DIAL_TIMEOUT + config.election_timeout,
+            write: DIAL_TIMEOUT + 2 * config.election_timeout,
+            snapshot_rate: SNAPSHOT_BYTES_PER_SECOND,
+        },
+    });
+    let parts = Parts {
+        engine,
+        machine,
+        publisher,
+        log: Box::new(log),
+        recovered,
+        post: Arc::new(transport.clone()),
+        first_peers: Vec::new(),
+        shelf,
+        copies: databases.copies(),
+        farewell,
+        logger: logging::raft_logger(),
+    };
+    let (node, threads) = Node::start(&settings, raft, parts)?;
     let api = Api {
-        header: Header::new(cluster_id, member_id, node.status().clone()),
+        header: Header::new(identity.cluster_id, identity.member_id, node.status().clone()),
         node,
         hub,
         limits: Limits {
@@ -167,10 +248,11 @@ fn build(config: &Config, directory: &DataDir) -> Result<Floors, Failure> {
         pool: Pool::start(std::thread::available_parallelism().map_or(2, usize::from)),
         quota_bytes,
     };
-    Ok(Floors { api: Arc::new(api), threads })
+    Ok(Floors { api: Arc::new(api), threads, transport })
 }
 
 fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: i64) -> Settings {
+    let request_timeout = REQUEST_TIMEOUT + 2 * config.election_timeout;
     Settings {
         member_id,
         ids,
@@ -178,8 +260,10 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
             tick_ms: u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
             election_ticks: config.election_ticks(),
             pre_vote: config.pre_vote,
+            patience_ms: u64::try_from(request_timeout.as_millis()).unwrap_or(u64::MAX),
+            fixed_timeout: None,
         },
-        request_timeout: REQUEST_TIMEOUT + 2 * config.election_timeout,
+        request_timeout,
         catchup_entries: config.snapshot_catchup_entries,
         quota: Quota { bytes: quota_bytes },
         retention: match config.auto_compaction {

@@ -4,7 +4,7 @@
 //! surviving a crash without the other. Files of `history` never overlap, so levels move by renaming, provided that every
 //! level uses the same compression.
 
-use std::{ops::ControlFlow, path::Path};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use rocksdb::{
@@ -46,12 +46,6 @@ impl Rocks {
         let families = [HISTORY, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(halt)?;
         Ok(Self { db })
-    }
-
-    /// Flushes, and makes a copy of the database as of one moment in a directory that is not there yet. Files are shared, so
-    /// it takes room only as the two drift apart.
-    pub fn checkpoint(&self, path: &Path) -> Result<(), Halt> {
-        Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(path)).map_err(halt)
     }
 
     fn family(&self, table: Table) -> &ColumnFamily {
@@ -175,6 +169,13 @@ impl Engine for Rocks {
         // With the write-ahead log off, this tier leaves the memtables out.
         options.set_read_tier(ReadTier::Persisted);
         self.get_with(table, key, &options)
+    }
+
+    /// Files are shared, so the copy takes room only as the two drift apart.
+    fn copy_to(&self, path: &Path) -> Result<Arc<dyn Engine>, Halt> {
+        let checkpoint = Checkpoint::new(&self.db).map_err(halt)?;
+        checkpoint.create_checkpoint(path).map_err(halt)?;
+        Ok(Arc::new(Self::open(path)?))
     }
 
     fn flush(&self) -> Result<(), Halt> {

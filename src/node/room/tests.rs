@@ -8,7 +8,7 @@ use raft::eraftpb::HardState;
 use super::*;
 use crate::{
     node::{
-        Node, Settings, Threads,
+        Node, Parts, Settings, Threads,
         identity::MemberId,
         keeper::Habits,
         log::{Identity, Position, volatile::VolatileLog},
@@ -48,9 +48,8 @@ impl Alone {
         let bytes = engine.size().unwrap().total_bytes.cast_signed() + ROOM;
         let settings = settings(Quota { bytes }, ids.clone());
         let recovered = log.open().unwrap();
-        let silent = slog::Logger::root(slog::Discard, slog::o!());
-        let (node, threads) =
-            Node::start(&settings, engine, machine, publisher, Box::new(log), &recovered, &silent).unwrap();
+        let parts = Parts::alone(engine, machine, publisher, Box::new(log), recovered);
+        let (node, threads) = Node::start(&settings, Arc::default(), parts).unwrap();
         Self { node, threads, ids }
     }
 
@@ -62,7 +61,8 @@ impl Alone {
     }
 
     fn is_full(&self) -> bool {
-        let board = self.node.readers().board.read();
+        let readers = self.node.readers();
+        let board = readers.board.read();
         board.alarms.list(NOSPACE).iter().any(|alarm| alarm.member_id == MEMBER)
     }
 
