@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use bytes::{Buf, BufMut, Bytes};
@@ -146,11 +147,13 @@ impl UnaryService<Bytes> for UnaryCall {
         Box::pin(async move {
             let (headers, _, message) = request.into_parts();
             let metadata = metadata(&headers.into_headers());
-            method.received(message.len());
+            let (started, request_bytes) = (Instant::now(), message.len());
+            method.received(request_bytes);
             let answer = match table.admit(&metadata) {
                 Ok(()) => unary::run(table.api(), handler, Call { metadata, message }).await,
                 Err(refusal) => Err(refusal),
             };
+            table.api().slow.note_call(&method, started, request_bytes, &answer);
             match answer {
                 Ok(message) => {
                     method.sent(message.len());
@@ -185,7 +188,7 @@ impl StreamingService<Bytes> for StreamCall {
                 method.handled(refusal.code);
                 return Err(status(&refusal));
             }
-            let conversation = open(table.api(), metadata);
+            let conversation = method.open(table.api(), open, metadata);
             let mut talk = Talk::new(conversation, request.into_inner(), method);
             // Response headers go out with the first message, as etcd's do; and a stream that ends without one is refused
             // as a whole.

@@ -9,6 +9,8 @@
 //! | over, but not gone | waits until it is gone, or until another member leads |
 //! | unknown | waits until everything that is committed is applied, then hears 0 |
 //!
+//! With the feature gate `FastLeaseKeepAlive` off, every renewal waits as for an unknown lease.
+//!
 //! The header is made before the renewal. So a client that was told of a renewal at some revision has not missed a
 //! revocation before it.
 
@@ -116,6 +118,8 @@ impl Request {
                 timekeeper.await_primary(self.wait(Awaited::Primary, waker));
             } else if !self.is_confirmed && !timekeeper.is_awake() {
                 node.read_barrier(self.wait(Awaited::Confirmation, waker));
+            } else if !self.is_caught_up && !api.fast_keep_alive {
+                node.catch_up(self.wait(Awaited::CatchUp, waker));
             } else {
                 match timekeeper.renew(self.id) {
                     Renewal::Renewed(ttl) => return Ok(Some(ttl)),

@@ -19,11 +19,13 @@ pub mod maintenance;
 pub mod pool;
 pub mod range_stream;
 pub mod recipe;
+pub mod slow;
 pub mod status;
 pub mod succession;
 pub mod table;
 pub mod unary;
 pub mod validate;
+pub mod vigil;
 pub mod watch;
 
 use std::{borrow::Cow, sync::Arc};
@@ -41,7 +43,9 @@ use crate::{
 };
 use header::Header;
 use pool::Pool;
+use slow::Slow;
 pub use table::Table;
+use vigil::Vigil;
 
 /// The bounds that requests are held to.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +85,12 @@ pub struct Api {
     pub pool: Pool,
     /// What `Status` shows as the quota.
     pub quota_bytes: i64,
+    /// Who ends streams that want a leader when there is none.
+    pub vigil: Arc<Vigil>,
+    /// Whether a keep-alive of a known lease waits for nothing.
+    pub fast_keep_alive: bool,
+    /// What is worth a line in the log.
+    pub slow: Slow,
 }
 
 impl Api {

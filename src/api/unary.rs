@@ -13,6 +13,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -89,9 +90,12 @@ pub async fn serve<B>(
 where
     B: HttpBody<Data = Bytes> + Unpin,
 {
+    let started = Instant::now();
+    let mut request_bytes = 0;
     let answer = match read(body, table.api().limits.max_message_bytes()).await {
         Ok(message) => {
-            method.received(message.len());
+            request_bytes = message.len();
+            method.received(request_bytes);
             match table.admit(&metadata) {
                 Ok(()) => run(table.api(), handler, Call { metadata, message }).await,
                 Err(refusal) => Err(refusal),
@@ -99,6 +103,7 @@ where
         }
         Err(refusal) => Err(refusal),
     };
+    table.api().slow.note_call(&method, started, request_bytes, &answer);
     match answer {
         Ok(message) => {
             method.sent(message.len());

@@ -41,6 +41,9 @@ pub const FLAGS: &[Flag] = &[
 
 const SMALLEST_WRITE_BUFFER: u64 = 64 << 10;
 const MOST_READ_THREADS: u64 = 1024;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const SHORTEST_KEEPALIVE: Duration = Duration::from_secs(1);
 
 /// The bounds, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +68,10 @@ pub struct Bounds {
     pub read_threads: Option<usize>,
     /// Client connections at a time. None: what the limit of open files leaves.
     pub max_connections: Option<usize>,
+    /// A client that was silent for so long is asked whether it is still there.
+    pub keepalive_interval: Duration,
+    /// How long it may take to answer that.
+    pub keepalive_timeout: Duration,
 }
 
 impl Bounds {
@@ -76,6 +83,12 @@ impl Bounds {
             value => Err(format!("--{flag} must be at least {least} (set to {value})")),
         };
         let unless_zero = |flag: &str| Some(number(flag)).filter(|&value| value > 0).map(resolve::count);
+        // As in gRPC itself: without one of the two, both are as if nothing had been typed.
+        let mut keepalive =
+            ["grpc-keepalive-interval", "grpc-keepalive-timeout"].map(|flag| resolve::time(typed, flag));
+        if keepalive.iter().any(Duration::is_zero) {
+            keepalive = [KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT];
+        }
         let flush_interval = resolve::time(typed, "flush-interval");
         if flush_interval.is_zero() {
             let typed = typed.text("flush-interval");
@@ -96,6 +109,8 @@ impl Bounds {
             max_watches_per_stream: at_least("max-watches-per-stream", 1)?,
             read_threads: unless_zero("read-threads"),
             max_connections: unless_zero("max-connections"),
+            keepalive_interval: keepalive[0].max(SHORTEST_KEEPALIVE),
+            keepalive_timeout: keepalive[1],
         })
     }
 }
@@ -130,6 +145,20 @@ mod tests {
         let bounds = bounds.unwrap();
         assert_eq!((bounds.watch_ring_bytes, bounds.read_threads, bounds.max_connections), (0, Some(3), Some(7)));
         assert_eq!(bounds.flush_interval, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn silence_is_broken_as_in_grpc() {
+        for (arguments, interval, timeout) in [
+            (vec![], 7200, 20),
+            (vec!["--grpc-keepalive-interval=30s", "--grpc-keepalive-timeout=3s"], 30, 3),
+            (vec!["--grpc-keepalive-interval=10ms"], 1, 20),
+            (vec!["--grpc-keepalive-interval=0s", "--grpc-keepalive-timeout=3s"], 7200, 20),
+        ] {
+            let bounds = read(&arguments).unwrap();
+            let seconds = (bounds.keepalive_interval.as_secs(), bounds.keepalive_timeout.as_secs());
+            assert_eq!(seconds, (interval, timeout), "{arguments:?}");
+        }
     }
 
     #[test]

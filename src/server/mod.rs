@@ -3,8 +3,11 @@
 mod bootstrap;
 mod depot;
 mod front;
+mod listen;
 mod peers;
 mod publish;
+mod signals;
+mod words;
 
 use std::{
     io,
@@ -14,10 +17,11 @@ use std::{
 };
 
 use hyper_util::server::graceful::GracefulShutdown;
+use tokio::signal::unix::SignalKind;
 
 use crate::{
-    api::{self, Api, Limits, Table, header::Header, pool::Pool},
-    config::{AutoCompaction, Config},
+    api::{self, Api, Limits, Table, header::Header, pool::Pool, slow::Slow},
+    config::{AutoCompaction, Config, gates::Gate},
     error::{Error, Halt},
     logging,
     node::{
@@ -34,21 +38,21 @@ use crate::{
         transport::{self, Transport},
     },
     state::Machine,
-    storage::{Engine, rocks::Rocks},
+    storage::{
+        Engine,
+        rocks::{Caches, Rocks},
+    },
     watch,
 };
 use bootstrap::found_cluster;
 use depot::Depot;
-use front::{Service, accept, announce, bind, routes};
+use front::{Manners, Service, accept, announce, routes};
+use listen::{Listener, Slots, bind_for_members};
 use publish::publish;
+use signals::StopSignal;
 
-/// Flush the database when the log has grown by so much, or after so long: what a restart has to replay.
-const FLUSH_AFTER_BYTES: u64 = 32 << 20;
-const FLUSH_AFTER: Duration = Duration::from_mins(1);
 /// What every request may take beyond two election timeouts.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Entries between commit and apply that are too many.
-const BACKLOG: u64 = 5000;
 /// How long clients get to end their calls when the server stops.
 const DRAIN: Duration = Duration::from_millis(500);
 /// What etcd takes for a quota of zero.
@@ -70,9 +74,9 @@ pub enum Failure {
     #[error("{0}")]
     Refused(String),
     /// An address.
-    #[error("listen tcp {address}: bind: {}", plain(.source))]
+    #[error("listen {address}: bind: {}", plain(.source))]
     Bind {
-        /// Where we wanted to listen.
+        /// The network, and where in it we wanted to listen.
         address: String,
         /// What the system said.
         source: io::Error,
@@ -92,29 +96,32 @@ pub fn run(config: &Config) -> ExitCode {
         Err(error) => return logging::fatal("discovery failed", error),
     };
     match runtime.block_on(serve(config)) {
-        Ok(()) => {
+        Ok(signal) => {
             runtime.shutdown_timeout(Duration::from_millis(100));
-            ExitCode::SUCCESS
+            signal.map_or(ExitCode::SUCCESS, signals::end_by)
         }
         Err(failure) => logging::fatal("discovery failed", failure),
     }
 }
 
-async fn serve(config: &Config) -> Result<(), Failure> {
+/// Serves until the end; returns the signal that it was told to stop with, if it was.
+async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     let begins = !DataDir::looks_initialised(&config.data_dir);
     // Checked before anything is touched.
     let first = if begins { Some(config.first_start().map_err(Failure::Refused)?) } else { None };
     let mut listeners = Vec::new();
     for url in &config.listen_client_urls {
-        listeners.push(bind(url).await?);
+        listeners.push(Listener::bind(url, config.socket_reuse_port).await?);
     }
     let mut peer_listeners = Vec::new();
     for url in &config.listen_peer_urls {
-        peer_listeners.push(bind(url).await?);
+        peer_listeners.push(bind_for_members(url, config.socket_reuse_port).await?);
     }
+    let slots = Slots::new(config.bounds.max_connections)?;
     let mut stop =
         StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let directory = DataDir::open(&config.data_dir)?;
+    words::starting(config, directory.is_initialised());
     if !directory.is_initialised() {
         let first = first.map_or_else(|| config.first_start().map_err(Failure::Refused), Ok)?;
         found_cluster(&first, &directory)?;
@@ -123,25 +130,35 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     let floors = build(config, &directory, Arc::new(move || _ = removed.send_replace(true)))?;
     // HTTP between members comes with the members' own routes.
     peers::listen(peer_listeners, &floors.transport, |_stream| ())?;
+    words::serving(config, floors.api.header.member_id());
     publish(config, &floors).await?;
-    tracing::info!("ready to serve client requests");
     let router = routes(&floors.api);
     let table = Arc::new(Table::new(floors.api.clone()));
     let graceful = Arc::new(GracefulShutdown::new());
     let (stopping, stopped) = tokio::sync::watch::channel(());
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
+        tracing::info!("ready to serve client requests");
         announce(&listener);
         let service = Service { table: table.clone(), router: router.clone() };
-        accepting.spawn(accept(listener, service, config.max_concurrent_streams, graceful.clone(), stopped.clone()));
+        let (manners, slots) = (manners(config), slots.clone());
+        accepting.spawn(accept(listener, service, manners, slots, graceful.clone(), stopped.clone()));
     }
-    tokio::select! {
-        signal = stop.wait() => tracing::info!(signal, "received signal; shutting down"),
+    signals::tell_ready();
+    let vigil = tokio::spawn(keep_vigil(floors.api.clone(), config.election_timeout));
+    let signal = tokio::select! {
+        signal = stop.wait() => {
+            tracing::info!(signal = signals::name(signal), "received signal; shutting down");
+            Some(signal)
+        }
         _ = is_removed.wait_for(|removed| *removed) => {
             tokio::time::sleep(REMOVED_GRACE).await;
             tracing::warn!("this member was removed from the cluster; shutting down");
+            None
         }
-    }
+    };
+    words::ending("closing", config);
+    vigil.abort();
     drop(stopping);
     accepting.join_all().await;
     floors.api.hub.stop(); // Watches end at once; their clients look for another member.
@@ -152,8 +169,24 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     floors.transport.stop();
     floors.api.node.stop();
     let _ = tokio::task::spawn_blocking(move || floors.threads.join()).await;
-    tracing::info!({ "data-dir" = %config.data_dir.display() }, "closed etcd server");
-    Ok(())
+    words::ending("closed", config);
+    Ok(signal)
+}
+
+fn manners(config: &Config) -> Manners {
+    Manners {
+        max_streams: config.max_concurrent_streams,
+        keepalive_interval: config.bounds.keepalive_interval,
+        keepalive_timeout: config.bounds.keepalive_timeout,
+    }
+}
+
+/// Looks for the leader once per election timeout, for all streams that want one.
+async fn keep_vigil(api: Arc<Api>, election_timeout: Duration) {
+    loop {
+        tokio::time::sleep(election_timeout).await;
+        api.vigil.look(api.node.status().leader() != 0);
+    }
 }
 
 /// Lets another voter lead before this one goes.
@@ -193,15 +226,21 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
     let databases = directory.databases();
     databases.tidy()?;
     let value_cache_bytes = config.value_cache_bytes as u64;
-    let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&databases.current()?)?);
+    let bounds = &config.bounds;
+    let caches = Caches { block_bytes: bounds.block_cache_bytes, write_bytes: bounds.write_buffer_bytes };
+    let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&databases.current()?, caches)?);
     let machine = Machine::open(engine.clone(), value_cache_bytes)?;
     let quota_bytes = match config.quota_bytes {
         None => -1,
         Some(0) => DEFAULT_QUOTA_BYTES,
         Some(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
     };
-    let watch_settings =
-        watch::Settings { progress_interval: config.watch_progress_notify_interval, ..watch::Settings::default() };
+    let watch_settings = watch::Settings {
+        ring_bytes: bounds.watch_ring_bytes,
+        pending_bytes: bounds.watch_pending_bytes,
+        progress_interval: config.watch_progress_notify_interval,
+        watches_per_stream: bounds.max_watches_per_stream,
+    };
     let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
     let member = MemberId::new(identity.member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -213,7 +252,7 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         identity,
         raft: raft.clone(),
         shelf: shelf.clone(),
-        depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes }),
+        depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes, caches }),
         farewell: farewell.clone(),
         patience: transport::Patience {
             dial: DIAL_TIMEOUT + config.election_timeout,
@@ -235,6 +274,8 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         logger: logging::raft_logger(),
     };
     let (node, threads) = Node::start(&settings, raft, parts)?;
+    let read_threads =
+        bounds.read_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
     let api = Api {
         header: Header::new(identity.cluster_id, identity.member_id, node.status().clone()),
         node,
@@ -245,8 +286,11 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
             min_lease_seconds: api::lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
         },
         ids,
-        pool: Pool::start(std::thread::available_parallelism().map_or(2, usize::from)),
+        pool: Pool::start(read_threads),
         quota_bytes,
+        vigil: Arc::default(),
+        fast_keep_alive: config.feature_gates.is_open(Gate::FastLeaseKeepAlive),
+        slow: Slow { call: config.warning_unary_request_duration, read: config.warning_apply_duration },
     };
     Ok(Floors { api: Arc::new(api), threads, transport })
 }
@@ -274,30 +318,10 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         habits: Habits {
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,
-            flush_after_bytes: FLUSH_AFTER_BYTES,
-            flush_after: FLUSH_AFTER,
+            flush_after_bytes: config.bounds.flush_log_bytes,
+            flush_after: config.bounds.flush_interval,
         },
         slow_apply: config.warning_apply_duration,
-        backlog: BACKLOG,
-    }
-}
-
-/// SIGTERM or SIGINT.
-struct StopSignal {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl StopSignal {
-    fn listen() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn wait(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "terminated",
-            _ = self.interrupt.recv() => "interrupt",
-        }
+        backlog: config.bounds.max_apply_backlog,
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 const MEMBER: u64 = 7;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What the member has room for beyond what it begins with.
-const ROOM: i64 = 20_000;
+const ROOM: u32 = 20_000;
 
 /// A member alone, on memory.
 struct Alone {
@@ -45,7 +45,7 @@ impl Alone {
         let (publisher, _, _) =
             watch::Hub::assemble(machine.readers().keys, watch::Settings::default(), watch::Gauges::detached());
         let ids = Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), 0));
-        let bytes = engine.size().unwrap().total_bytes.cast_signed() + ROOM;
+        let bytes = engine.size().unwrap().total_bytes.cast_signed() + i64::from(ROOM);
         let settings = settings(Quota { bytes }, ids.clone());
         let recovered = log.open().unwrap();
         let parts = Parts::alone(engine, machine, publisher, Box::new(log), recovered);
@@ -76,7 +76,7 @@ fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
     Settings {
         member_id: MEMBER,
         ids,
-        timing: Timing { tick_ms: 10, election_ticks: 10, pre_vote: true },
+        timing: Timing { tick_ms: 10, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
         request_timeout: PATIENCE,
         catchup_entries: 50,
         quota,
@@ -92,8 +92,8 @@ fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
     }
 }
 
-fn put(key: &'static str, bytes: usize) -> PutRequest {
-    PutRequest { key: key.into(), value: vec![b'v'; bytes].into(), ..PutRequest::default() }
+fn put(key: &'static str, bytes: u32) -> PutRequest {
+    PutRequest { key: key.into(), value: vec![b'v'; bytes as usize].into(), ..PutRequest::default() }
 }
 
 /// Trap 31: a write that was admitted and did not fit stays, though its author is told that it does not; the alarm stands
@@ -101,9 +101,9 @@ fn put(key: &'static str, bytes: usize) -> PutRequest {
 #[test]
 fn what_was_one_too_many_stays_and_raises_the_alarm() {
     let member = Alone::start();
-    let first = member.ask(Kind::Put, &put("first", ROOM as usize / 2)).expect("there is room");
+    let first = member.ask(Kind::Put, &put("first", ROOM / 2)).expect("there is room");
     assert!(!member.is_full());
-    assert_eq!(member.ask(Kind::Put, &put("second", ROOM as usize / 2)), Err(Error::NoSpace));
+    assert_eq!(member.ask(Kind::Put, &put("second", ROOM / 2)), Err(Error::NoSpace));
     assert!(member.is_full(), "who is told can see why");
     let head = member.node.readers().keys.head();
     assert_eq!(head, first.revision + 1, "it is stored");
@@ -118,7 +118,7 @@ fn what_was_one_too_many_stays_and_raises_the_alarm() {
 #[test]
 fn a_write_that_nobody_waits_for_counts() {
     let member = Alone::start();
-    let request = put("foreign", ROOM as usize).encode_to_vec();
+    let request = put("foreign", ROOM).encode_to_vec();
     let foreign = Command::encode(12345, Kind::Put, &request);
     member.node.propose_entry(member.ids.next(), foreign, Box::new(|_| ()));
     let deadline = Instant::now() + PATIENCE;
