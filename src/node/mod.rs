@@ -59,6 +59,7 @@ use driver::{Driver, Input, ProgressWaiter};
 use identity::RequestIds;
 use inbox::Inbox;
 use keeper::{Chore, Habits, Keeper};
+use links::Links;
 use log::{LogStore, MemoryLog, Position, Recovered};
 use peers::{Nobody, Peer, Post};
 use replica::{Life, Replica, Timing};
@@ -68,7 +69,7 @@ use shell::{Core, guarded};
 use snapshot::{Giving, Shelf, conf_state};
 use status::Status;
 use timekeeper::{Timekeeper, Times};
-use waiters::{ProposalWaiter, ReadWaiter, Waiters};
+use waiters::{Hopes, ProposalWaiter, ReadWaiter, Waiters};
 use writer::LogWriter;
 
 /// What a node needs to know about itself.
@@ -110,6 +111,8 @@ pub struct Parts {
     pub recovered: Recovered,
     /// Who carries messages to the other members.
     pub post: Arc<dyn Post>,
+    /// Which of them are connected.
+    pub links: Arc<Links>,
     /// The other members, for one that joins a cluster and knows nothing of it yet.
     pub first_peers: Vec<Peer>,
     /// Where copies of the database lie that others may be given.
@@ -139,6 +142,7 @@ impl Parts {
             log,
             recovered,
             post: Arc::new(Nobody),
+            links: Arc::default(),
             first_peers: Vec::new(),
             shelf: Arc::default(),
             copies: PathBuf::new(),
@@ -174,6 +178,7 @@ pub struct Node {
     timekeeper: Arc<Timekeeper>,
     status: Arc<Status>,
     stores: Arc<ArcSwap<Stores>>,
+    links: Arc<Links>,
     backlog: u64,
     room: Arc<Room>,
 }
@@ -239,6 +244,7 @@ impl Node {
             timekeeper: timekeeper.clone(),
             status: status.clone(),
             stores: stores.clone(),
+            links: parts.links.clone(),
             backlog: settings.backlog,
             room: room.clone(),
         });
@@ -273,6 +279,12 @@ impl Node {
             keeper: keeper.clone(),
             timekeeper,
             rising: None,
+            hopes: Hopes {
+                id: settings.member_id,
+                links: parts.links.clone(),
+                election_timeout: tick * election_ticks,
+                elected_at: None,
+            },
             room,
             slow: settings.slow_apply,
         };
@@ -353,6 +365,12 @@ impl Node {
     #[must_use]
     pub fn timekeeper(&self) -> &Arc<Timekeeper> {
         &self.timekeeper
+    }
+
+    /// Which members are connected, and since when.
+    #[must_use]
+    pub fn links(&self) -> &Links {
+        &self.links
     }
 
     /// The node in numbers.

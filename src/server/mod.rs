@@ -31,6 +31,7 @@ use crate::{
         identity::{MemberId, RequestIds},
         inbox::Inbox,
         keeper::Habits,
+        links::Links,
         log::{self, SegmentLog},
         replica::Timing,
         retention::Policy,
@@ -196,8 +197,7 @@ async fn hand_over(config: &Config, floors: &Floors) {
     if node.status().leader() != this || electorate.voters == [this] {
         return;
     }
-    let links = floors.transport.links();
-    let Some(to) = links.longest(|member| member != this && electorate.voters.contains(&member)) else {
+    let Some(to) = node.links().longest(|member| member != this && electorate.voters.contains(&member)) else {
         return tracing::warn!("{}", Error::Unhealthy);
     };
     node.transfer_leader(to);
@@ -248,9 +248,11 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
     let ids = Arc::new(RequestIds::new(member, started_ms));
     let settings = settings(config, identity.member_id, ids.clone(), quota_bytes);
     let (raft, shelf) = (Arc::new(Inbox::default()), Arc::new(Shelf::default()));
+    let links = Arc::new(Links::default());
     let transport = Transport::new(transport::Parts {
         identity,
         raft: raft.clone(),
+        links: links.clone(),
         shelf: shelf.clone(),
         depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes, caches }),
         farewell: farewell.clone(),
@@ -267,6 +269,7 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         log: Box::new(log),
         recovered,
         post: Arc::new(transport.clone()),
+        links,
         first_peers: Vec::new(),
         shelf,
         copies: databases.copies(),
@@ -320,6 +323,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
             compaction_pause: config.compaction_sleep_interval,
             flush_after_bytes: config.bounds.flush_log_bytes,
             flush_after: config.bounds.flush_interval,
+            flush_after_entries: config.snapshot_count,
         },
         slow_apply: config.warning_apply_duration,
         backlog: config.bounds.max_apply_backlog,

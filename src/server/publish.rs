@@ -61,7 +61,7 @@ async fn catch_up(api: &Arc<Api>) -> Result<(), Failure> {
         api.node.read_barrier(Box::new(move |outcome| _ = tell.send(outcome)));
         match told.await.unwrap_or(Err(Error::Stopped)) {
             Ok(()) => return Ok(()),
-            Err(error @ (Error::Timeout | Error::DeadlineExceeded)) => {
+            Err(error @ (Error::Timeout | Error::DeadlineExceeded | Error::LeaderChanged)) => {
                 let (applied, committed) = (api.node.status().applied(), api.node.status().committed());
                 tracing::warn!(%error, applied, committed, "still catching up with the log");
             }

@@ -57,9 +57,6 @@ fn quota(bytes: Option<u64>) {
 
 /// When members are heard.
 pub fn serving(config: &Config, member_id: u64) {
-    for url in &config.listen_peer_urls {
-        Notice::new(Level::Info, "serving peer traffic").with("address", url.as_str()).log();
-    }
     Notice::new(Level::Info, "now serving peer/client/metrics")
         .with("local-member-id", format!("{member_id:x}"))
         .with("initial-advertise-peer-urls", texts(&config.initial_advertise_peer_urls))

@@ -15,12 +15,13 @@
 //!   an empty entry without a word.
 //! * raft hears that a change of the members is applied when it has followed it, not before.
 
+mod facts;
 mod outgoing;
 mod proposals;
 mod rounds;
 mod turn;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use protobuf::Message as _;
@@ -87,6 +88,8 @@ pub struct Replica<R> {
     writes: VecDeque<UnderWay>,
     /// When something was last applied, or there was nothing to apply.
     applied_at: u64,
+    /// Members that nothing can be sent to. What this one would pass on to such a leader waits here for the next.
+    cut_off: BTreeSet<u64>,
     /// A commit index that is not on disk: it rides with the next write.
     unsaved: Option<HardState>,
     rounds: Rounds<R>,
@@ -128,6 +131,7 @@ impl<R> Replica<R> {
             to_follow: VecDeque::new(),
             writes: VecDeque::new(),
             applied_at: 0,
+            cut_off: BTreeSet::new(),
             unsaved: None,
             rounds: Rounds::new(life.member, life.number, patience),
             leadership: Leadership::default(),
@@ -228,14 +232,19 @@ impl<R> Replica<R> {
         self.raft.store().truncated()
     }
 
-    /// The entry at an index, as a position.
-    #[must_use]
-    pub fn position(&self, index: u64) -> Option<Position> {
-        self.raft.store().position(index)
+    /// There is a connection to this member.
+    pub fn reachable(&mut self, member: u64) {
+        self.cut_off.remove(&member);
     }
 
-    /// A connection to this member is broken: what was sent may be lost.
+    /// The connection to this member is broken: what was sent may be lost, and nothing can be.
     pub fn unreachable(&mut self, member: u64) {
+        self.cut_off.insert(member);
+        self.lost(member);
+    }
+
+    /// Something that was sent to this member is lost.
+    pub fn lost(&mut self, member: u64) {
         self.raft.report_unreachable(member);
     }
 
@@ -250,78 +259,9 @@ impl<R> Replica<R> {
         self.raft.mut_store()
     }
 
-    /// Who leads.
-    #[must_use]
-    pub fn leadership(&self) -> Leadership {
-        self.leadership
-    }
-
-    /// Whether this member leads.
-    #[must_use]
-    pub fn leads(&self) -> bool {
-        self.raft.raft.state == StateRole::Leader
-    }
-
-    /// Who votes, and who learns.
-    #[must_use]
-    pub fn conf_state(&self) -> ConfState {
-        self.raft.raft.prs().conf().to_conf_state()
-    }
-
-    /// Whether nobody else has a vote.
-    #[must_use]
-    pub fn is_sole_voter(&self) -> bool {
-        self.conf_state().voters == [self.raft.raft.id]
-    }
-
-    /// Whether there is nobody to talk to.
-    #[must_use]
-    pub fn is_alone(&self) -> bool {
-        self.raft.raft.prs().iter().all(|(&member, _)| member == self.raft.raft.id) && self.is_sole_voter()
-    }
-
-    /// How far each member is known to be, by ID; only a leader knows.
-    #[must_use]
-    pub fn progress(&self) -> Option<Vec<(u64, u64)>> {
-        let matched = || self.raft.raft.prs().iter().map(|(&member, progress)| (member, progress.matched));
-        self.leads().then(|| matched().collect())
-    }
-
-    /// The lowest index that a member that was heard lately still needs, if this one leads.
-    #[must_use]
-    pub fn needed_by_followers(&self) -> Option<u64> {
-        let lively = |progress: &raft::Progress| progress.recent_active && progress.state != ProgressState::Snapshot;
-        let matched = self.raft.raft.prs().iter().filter(|(_, progress)| lively(progress)).map(|(_, it)| it.matched);
-        if self.leads() { matched.min() } else { None }
-    }
-
     /// Lets another voter lead, as soon as it has everything.
     pub fn transfer_leader(&mut self, to: u64) {
         self.raft.transfer_leader(to);
-    }
-
-    /// The commit index.
-    #[must_use]
-    pub fn committed(&self) -> u64 {
-        self.raft.raft.raft_log.committed
-    }
-
-    /// The present term.
-    #[must_use]
-    pub fn term(&self) -> u64 {
-        self.raft.raft.term
-    }
-
-    /// Bytes of the entries that are kept in memory.
-    #[must_use]
-    pub fn log_bytes(&self) -> usize {
-        self.raft.store().size_bytes()
-    }
-
-    /// Proposals that raft has not taken yet.
-    #[must_use]
-    pub fn waiting_proposals(&self) -> usize {
-        self.proposals.waiting()
     }
 
     /// Whether the oldest write has been under way for an election timeout.
@@ -448,8 +388,14 @@ impl<R> Replica<R> {
         Some(Write { group: Group::default(), promises, number })
     }
 
+    /// Whether there is a leader who would hear a proposal: what is sent in vain is lost without a word.
+    fn has_ear(&self) -> bool {
+        let leader = self.raft.raft.leader_id;
+        leader != 0 && !self.cut_off.contains(&leader)
+    }
+
     fn propose_waiting(&mut self) {
-        if self.writes.len() >= WRITES_IN_FLIGHT || self.raft.raft.leader_id == 0 {
+        if self.writes.len() >= WRITES_IN_FLIGHT || !self.has_ear() {
             return;
         }
         while let Some(message) = self.proposals.next(self.raft.raft.id) {
@@ -462,7 +408,7 @@ impl<R> Replica<R> {
     }
 
     fn propose_waiting_change(&mut self) {
-        if self.raft.raft.leader_id == 0 || (self.leads() && self.raft.raft.has_pending_conf()) {
+        if !self.has_ear() || (self.leads() && self.raft.raft.has_pending_conf()) {
             return;
         }
         let Some(message) = self.proposals.next_change(self.raft.raft.id) else { return };

@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn only_the_newest_acknowledgement_is_worth_sending() {
         let mut promises =
-            vec![ack(1, 5, false), ack(1, 3, true), ack(1, 7, false), ack(1, 6, false), ack(2, 1, false)];
+            vec![ack(1, 5, false), ack(1, 3, true), ack(1, 6, false), ack(1, 7, false), ack(2, 1, false)];
         drop_included_acks(&mut promises);
         assert_eq!(promises, [ack(1, 3, true), ack(1, 7, false), ack(2, 1, false)]);
     }

@@ -86,6 +86,7 @@ fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
             compaction_pause: Duration::ZERO,
             flush_after_bytes: 1 << 20,
             flush_after: PATIENCE,
+            flush_after_entries: u64::MAX,
         },
         slow_apply: PATIENCE,
         backlog: 5000,
