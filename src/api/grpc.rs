@@ -8,7 +8,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Instant,
 };
 
 use bytes::{Buf, BufMut, Bytes};
@@ -147,24 +146,8 @@ impl UnaryService<Bytes> for UnaryCall {
         Box::pin(async move {
             let (headers, _, message) = request.into_parts();
             let metadata = metadata(&headers.into_headers());
-            let (started, request_bytes) = (Instant::now(), message.len());
-            method.received(request_bytes);
-            let answer = match table.admit(&metadata) {
-                Ok(()) => unary::run(table.api(), handler, Call { metadata, message }).await,
-                Err(refusal) => Err(refusal),
-            };
-            table.api().slow.note_call(&method, started, request_bytes, &answer);
-            match answer {
-                Ok(message) => {
-                    method.sent(message.len());
-                    method.handled(Code::Ok);
-                    Ok(Response::new(message))
-                }
-                Err(refusal) => {
-                    method.handled(refusal.code);
-                    Err(status(&refusal))
-                }
-            }
+            let answer = unary::answer(&table, &method, handler, Call { metadata, message }).await;
+            answer.map(Response::new).map_err(|refusal| status(&refusal))
         })
     }
 }

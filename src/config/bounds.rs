@@ -126,14 +126,11 @@ mod tests {
     }
 
     #[test]
-    fn unasked_the_bounds_are_those_that_the_floors_would_choose() {
+    fn unasked_every_bound_has_its_default() {
         let bounds = read(&[]).unwrap();
-        let watch = crate::watch::Settings::default();
-        assert_eq!(bounds.watch_ring_bytes, watch.ring_bytes);
-        assert_eq!(bounds.watch_pending_bytes, watch.pending_bytes);
-        assert_eq!(bounds.max_watches_per_stream, watch.watches_per_stream);
-        let caches = crate::storage::rocks::Caches::default();
-        assert_eq!((bounds.block_cache_bytes, bounds.write_buffer_bytes), (caches.block_bytes, caches.write_bytes));
+        assert_eq!((bounds.watch_ring_bytes, bounds.watch_pending_bytes), (8 << 20, 1 << 20));
+        assert_eq!(bounds.max_watches_per_stream, 1_000_000);
+        assert_eq!((bounds.block_cache_bytes, bounds.write_buffer_bytes), (16 << 20, 16 << 20));
         assert_eq!((bounds.flush_log_bytes, bounds.flush_interval), (32 << 20, Duration::from_mins(1)));
         assert_eq!(bounds.max_apply_backlog, 5000);
         assert_eq!((bounds.read_threads, bounds.max_connections), (None, None));

@@ -20,7 +20,6 @@ pub mod data_dir;
 pub mod databases;
 pub mod driver;
 pub mod identity;
-pub mod inbox;
 pub mod keeper;
 pub mod links;
 pub mod log;
@@ -48,6 +47,7 @@ use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use raft::eraftpb::ConfChange;
 
+pub use crate::inbox;
 use crate::{
     error::{Error, Halt},
     state::{Command, Kind, Machine, Progress, Readers},
