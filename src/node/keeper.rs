@@ -120,7 +120,7 @@ impl Keeper {
             self.compact(&mut work)?;
             self.flush(&mut work, Instant::now())?;
             self.copy(&mut work)?;
-            self.status.set_size(self.engine.size()?);
+            self.status.measure(self.engine.as_ref())?;
         }
     }
 
