@@ -155,7 +155,7 @@ impl Api {
             return Ok(());
         }
         let members: Members = self.readers().board.read().members.clone();
-        let connected = |member| self.company.links.active_for(member);
+        let connected = |member| self.node.links().active_for(member);
         check(Outlook { members: &members, this: self.header.member_id(), connected: &connected })
             .inspect_err(|error| tracing::warn!(%error, "rejecting a change of the members"))
     }

@@ -3,23 +3,18 @@
 //! Only the leader knows when leases end and how far learners are. A member that does not lead asks it, over HTTP: finds out
 //! who leads, tries each of its URLs, and tries again until the request's time is over, because leaders change.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 
 use super::Api;
-use crate::{error::Error, node::links::Links, peer::Client};
+use crate::{error::Error, peer::Client};
 
 /// Between two attempts to hear from a leader.
 const RETRY: Duration = Duration::from_millis(50);
 
 /// What a member needs in order to deal with the others.
 pub struct Company {
-    /// Who is connected, and for how long.
-    pub links: Arc<Links>,
     /// Asks them.
     pub client: Client,
     /// Whether changes of the members that could cost the quorum are refused.

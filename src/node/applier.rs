@@ -24,7 +24,7 @@ use super::{
     snapshot::conf_state,
     status::Status,
     timekeeper::Timekeeper,
-    waiters::{ProposalWaiter, ReadWaiter, Waiters},
+    waiters::{Hopes, ProposalWaiter, ReadWaiter, Waiters},
 };
 use crate::{
     error::Halt,
@@ -91,6 +91,8 @@ pub struct Applier {
     pub timekeeper: Arc<Timekeeper>,
     /// The term that this member leads, until its first entry is applied.
     pub rising: Option<u64>,
+    /// Why a proposal may have come to nothing.
+    pub hopes: Hopes,
     /// Who decides whether a write was one too many for this member's disk.
     pub quota: Quota,
     /// A batch that takes longer is worth a line in the log.
@@ -132,7 +134,7 @@ impl Applier {
         let keys = machine.shared().clone();
         self.publisher.restore(readers.keys.clone());
         self.stores.store(Arc::new(Stores { readers, engine: engine.clone() }));
-        self.machine = machine;
+        std::mem::replace(&mut self.machine, machine).engine().retire();
         let _ = self.keeper.send(Chore::Restored { engine, keys });
         self.status.set_applied(applied.index, applied.term);
         self.tell_peers();
@@ -163,7 +165,7 @@ impl Applier {
             catch_up.extend(handoff.catch_up);
             expire |= handoff.expire;
             if let Some(leadership) = handoff.leadership {
-                self.follow(leadership);
+                self.follow(leadership, now);
             }
         }
         let mut rest = entries.as_slice();
@@ -180,7 +182,9 @@ impl Applier {
         }
         self.waiters.open_reads(self.machine.applied().index);
         if expire {
-            self.waiters.expire(now, self.status.leader() != 0);
+            let (hopes, status) = (&self.hopes, &self.status);
+            let members = self.machine.members();
+            self.waiters.expire(now, |since| hopes.why_in_vain(since, status.leader(), members));
             METRICS.proposals_pending.set(i64::try_from(self.waiters.pending()).unwrap_or(i64::MAX));
         }
         Ok(())
@@ -231,7 +235,10 @@ impl Applier {
         Ok(())
     }
 
-    fn follow(&mut self, leadership: Leadership) {
+    fn follow(&mut self, leadership: Leadership, now: Instant) {
+        if leadership.is_self {
+            self.hopes.elected_at = Some(now);
+        }
         self.rising = leadership.is_self.then_some(leadership.term);
         self.timekeeper.demote(); // A new term of the same leader starts over, too.
         let _ = self.keeper.send(Chore::Leadership(leadership));

@@ -19,6 +19,7 @@ use super::{
     waiters::{ProposalWaiter, ReadWaiter},
     writer::LogTask,
 };
+use crate::metrics::METRICS;
 
 /// What the raft thread hears.
 pub enum Input {
@@ -50,9 +51,13 @@ pub enum Input {
     Transfer(u64),
     /// Other members said something.
     Messages(Vec<Message>),
-    /// What was sent to this member may be lost.
+    /// This member can be reached now.
+    Reachable(u64),
+    /// It cannot any more, and what was sent to it may be lost.
     Unreachable(u64),
-    /// This member needs not wait for its first election as long as for a later one.
+    /// Something that was sent to this member was lost.
+    Lost(u64),
+    /// This member need not wait for its first election as long as for a later one.
     Hurry,
     /// The log has synced the write with this number and all before it.
     Persisted(u64),
@@ -260,13 +265,16 @@ impl Driver {
             Input::Progress(waiter) => waiter(self.replica.progress()),
             Input::Transfer(to) => self.replica.transfer_leader(to),
             Input::Messages(messages) => messages.into_iter().for_each(|message| self.replica.step(message)),
+            Input::Reachable(member) => self.replica.reachable(member),
             Input::Unreachable(member) => self.replica.unreachable(member),
+            Input::Lost(member) => self.replica.lost(member),
             Input::Hurry => self.replica.hurry(self.election_ticks.saturating_sub(2)),
             Input::Persisted(number) => self.replica.persisted(number),
             Input::Durable(index) => self.cut(index),
             Input::Changed(changed) => self.follow(changed),
             Input::Offer(offer) => {
                 self.replica.log().offer(Some((offer.at, offer.conf_state.clone())));
+                self.replica.log().take_wants_offer(); // Whoever asked while it was made is served.
                 self.giving.offer(offer);
             }
             Input::SnapshotSent { to, arrived } => {
@@ -366,6 +374,7 @@ impl Driver {
         let cut = durable.min(kept_from);
         if self.replica.position(cut).is_some() {
             let cut = self.replica.cut(cut);
+            METRICS.log_first_index.set(i64::try_from(cut.index + 1).unwrap_or(i64::MAX));
             let _ = self.log.send(LogTask::Cut(cut));
         }
     }

@@ -62,8 +62,12 @@ pub struct Habits {
     pub flush_after_bytes: u64,
     /// Flush what is older than this.
     pub flush_after: Duration,
+    /// Flush after so many entries, but not too often.
+    pub flush_after_entries: u64,
 }
 
+/// Between two flushes because of many entries: a flush of a few small ones costs more than it is worth.
+const FLUSH_REST: Duration = Duration::from_secs(5);
 /// How often the keeper looks around when nobody calls.
 const ROUND: Duration = Duration::from_millis(500);
 
@@ -214,8 +218,9 @@ impl Keeper {
     pub fn flush(&self, work: &mut Work, now: Instant) -> Result<(), Halt> {
         let grown = self.status.unflushed_log_bytes() >= self.habits.flush_after_bytes;
         let stale = now - work.last_flush >= self.habits.flush_after;
-        let has_news = self.status.applied() > work.flushed_index;
-        if !grown && (!stale || !has_news) {
+        let news = self.status.applied().saturating_sub(work.flushed_index);
+        let many = news >= self.habits.flush_after_entries && now - work.last_flush >= FLUSH_REST;
+        if !grown && !many && (!stale || news == 0) {
             return Ok(());
         }
         self.status.set_unflushed(0);

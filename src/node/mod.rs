@@ -58,6 +58,7 @@ use driver::{Driver, Input, ProgressWaiter};
 use identity::RequestIds;
 use inbox::Inbox;
 use keeper::{Chore, Habits, Keeper};
+use links::Links;
 use log::{LogStore, MemoryLog, Position, Recovered};
 use peers::{Nobody, Peer, Post};
 use replica::{Life, Replica, Timing};
@@ -66,7 +67,7 @@ use shell::{Core, guarded};
 use snapshot::{Giving, Shelf, conf_state};
 use status::Status;
 use timekeeper::{Timekeeper, Times};
-use waiters::{ProposalWaiter, ReadWaiter, Waiters};
+use waiters::{Hopes, ProposalWaiter, ReadWaiter, Waiters};
 use writer::LogWriter;
 
 /// What a node needs to know about itself.
@@ -108,6 +109,8 @@ pub struct Parts {
     pub recovered: Recovered,
     /// Who carries messages to the other members.
     pub post: Arc<dyn Post>,
+    /// Which of them are connected.
+    pub links: Arc<Links>,
     /// The other members, for one that joins a cluster and knows nothing of it yet.
     pub first_peers: Vec<Peer>,
     /// Where copies of the database lie that others may be given.
@@ -137,6 +140,7 @@ impl Parts {
             log,
             recovered,
             post: Arc::new(Nobody),
+            links: Arc::default(),
             first_peers: Vec::new(),
             shelf: Arc::default(),
             copies: PathBuf::new(),
@@ -172,6 +176,7 @@ pub struct Node {
     timekeeper: Arc<Timekeeper>,
     status: Arc<Status>,
     stores: Arc<ArcSwap<Stores>>,
+    links: Arc<Links>,
     backlog: u64,
     quota: Quota,
 }
@@ -210,9 +215,9 @@ impl Node {
     pub fn assemble(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Rooms), Halt> {
         let Parts { engine, machine, publisher, mut log, mut recovered, post, .. } = parts;
         let Progress { index, term, .. } = machine.applied();
-        let applied = Position { index, term };
-        finish_install(log.as_mut(), &mut recovered, applied)?;
-        recovered.check_applied(applied)?;
+        let reached = Position { index, term };
+        finish_install(log.as_mut(), &mut recovered, reached)?;
+        recovered.check_applied(reached)?;
         let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().electorate()));
         let life = Life { member: settings.member_id, number: settings.ids.next() };
         let replica = Replica::new(life, index, memory, settings.timing, &parts.logger)?;
@@ -235,6 +240,7 @@ impl Node {
             timekeeper: timekeeper.clone(),
             status: status.clone(),
             stores: stores.clone(),
+            links: parts.links.clone(),
             backlog: settings.backlog,
             quota: settings.quota,
         });
@@ -269,6 +275,12 @@ impl Node {
             keeper: keeper.clone(),
             timekeeper,
             rising: None,
+            hopes: Hopes {
+                id: settings.member_id,
+                links: parts.links.clone(),
+                election_timeout: tick * election_ticks,
+                elected_at: None,
+            },
             quota: settings.quota,
             slow: settings.slow_apply,
         };
@@ -350,6 +362,12 @@ impl Node {
     #[must_use]
     pub fn timekeeper(&self) -> &Arc<Timekeeper> {
         &self.timekeeper
+    }
+
+    /// Which members are connected, and since when.
+    #[must_use]
+    pub fn links(&self) -> &Links {
+        &self.links
     }
 
     /// The node in numbers.

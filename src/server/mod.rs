@@ -31,6 +31,7 @@ use crate::{
         identity::{MemberId, RequestIds},
         inbox::Inbox,
         keeper::Habits,
+        links::Links,
         log::{self, SegmentLog},
         peers::Peer,
         replica::Timing,
@@ -218,8 +219,7 @@ async fn hand_over(config: &Config, floors: &Floors) {
     if node.status().leader() != this || electorate.voters == [this] {
         return;
     }
-    let links = floors.transport.links();
-    let Some(to) = links.longest(|member| member != this && electorate.voters.contains(&member)) else {
+    let Some(to) = node.links().longest(|member| member != this && electorate.voters.contains(&member)) else {
         return tracing::warn!("{}", Error::Unhealthy);
     };
     node.transfer_leader(to);
@@ -284,9 +284,11 @@ fn build(
     let ids = Arc::new(RequestIds::new(member, started_ms));
     let settings = settings(config, identity.member_id, ids.clone(), quota_bytes);
     let (raft, shelf) = (Arc::new(Inbox::default()), Arc::new(Shelf::default()));
+    let links = Arc::new(Links::default());
     let transport = Transport::new(transport::Parts {
         identity,
         raft: raft.clone(),
+        links: links.clone(),
         shelf: shelf.clone(),
         depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes }),
         farewell: farewell.clone(),
@@ -305,6 +307,7 @@ fn build(
         log: Box::new(log),
         recovered,
         post: Arc::new(transport.clone()),
+        links,
         first_peers: introduced.map(|member| Peer { id: member.id, urls: member.peer_ur_ls }).collect(),
         shelf,
         copies: databases.copies(),
@@ -324,7 +327,6 @@ fn build(
         ids,
         pool: Pool::start(std::thread::available_parallelism().map_or(2, usize::from)),
         company: Company {
-            links: transport.links().clone(),
             client,
             strict: config.strict_reconfig_check,
             max_learners: config.max_learners,
@@ -363,6 +365,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
             compaction_pause: config.compaction_sleep_interval,
             flush_after_bytes: FLUSH_AFTER_BYTES,
             flush_after: FLUSH_AFTER,
+            flush_after_entries: config.snapshot_count,
         },
         slow_apply: config.warning_apply_duration,
         backlog: BACKLOG,

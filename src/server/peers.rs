@@ -20,6 +20,10 @@ pub fn listen(
     let listeners: Vec<_> =
         listeners.into_iter().map(TcpListener::into_std).collect::<Result<_, _>>().map_err(cannot)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+    for listener in &listeners {
+        let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+        tracing::info!(address, "serving peer traffic");
+    }
     let transport = transport.clone();
     let run = move || {
         runtime.block_on(async move {

@@ -107,6 +107,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Flushes, and opens a copy of everything as of one moment, in a directory that is not there yet.
     fn copy_to(&self, path: &Path) -> Result<Arc<dyn Engine>, Halt>;
 
+    /// Another database has taken this one's place: when nobody reads it any more, its files go.
+    fn retire(&self) {}
+
     /// Rewrites files until removed data takes no room any more.
     fn reclaim(&self) -> Result<(), Halt>;
 

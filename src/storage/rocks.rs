@@ -4,7 +4,15 @@
 //! surviving a crash without the other. Files of `history` never overlap, so levels move by renaming, provided that every
 //! level uses the same compression.
 
-use std::{ops::ControlFlow, path::Path, sync::Arc};
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use rocksdb::{
@@ -28,6 +36,24 @@ const SCAN_READAHEAD_BYTES: usize = 1 << 20;
 /// The database in one directory.
 pub struct Rocks {
     db: DB,
+    /// Dropped when the database is closed.
+    files: Files,
+}
+
+/// A directory, and whether it goes with the value.
+struct Files {
+    path: PathBuf,
+    retired: AtomicBool,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if *self.retired.get_mut()
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a database that is not in use");
+        }
+    }
 }
 
 impl Rocks {
@@ -45,7 +71,7 @@ impl Rocks {
         options.set_max_log_file_size(4 << 20);
         let families = [HISTORY, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(halt)?;
-        Ok(Self { db })
+        Ok(Self { db, files: Files { path: path.to_path_buf(), retired: AtomicBool::new(false) } })
     }
 
     fn family(&self, table: Table) -> &ColumnFamily {
@@ -176,6 +202,10 @@ impl Engine for Rocks {
         let checkpoint = Checkpoint::new(&self.db).map_err(halt)?;
         checkpoint.create_checkpoint(path).map_err(halt)?;
         Ok(Arc::new(Self::open(path)?))
+    }
+
+    fn retire(&self) {
+        self.files.retired.store(true, Ordering::Relaxed);
     }
 
     fn flush(&self) -> Result<(), Halt> {

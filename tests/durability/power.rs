@@ -237,6 +237,7 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
             compaction_pause: Duration::from_millis(1),
             flush_after_bytes: FLUSH_AFTER_BYTES,
             flush_after: Duration::from_secs(1),
+            flush_after_entries: u64::MAX,
         },
         slow_apply: PATIENCE,
         backlog: 5000,

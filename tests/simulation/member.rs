@@ -86,6 +86,7 @@ fn settings(dice: &mut Dice) -> Settings {
             compaction_pause: Duration::ZERO,
             flush_after_bytes: *dice.pick(&[0, 200, 2000]),
             flush_after: Duration::from_secs(5),
+            flush_after_entries: u64::MAX,
         },
         slow_apply: Duration::from_secs(1000),
         backlog: 5000,

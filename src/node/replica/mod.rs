@@ -21,7 +21,7 @@ mod proposals;
 mod rounds;
 mod turn;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use protobuf::Message as _;
@@ -88,6 +88,8 @@ pub struct Replica<R> {
     writes: VecDeque<UnderWay>,
     /// When something was last applied, or there was nothing to apply.
     applied_at: u64,
+    /// Members that nothing can be sent to. What this one would pass on to such a leader waits here for the next.
+    cut_off: BTreeSet<u64>,
     /// A commit index that is not on disk: it rides with the next write.
     unsaved: Option<HardState>,
     rounds: Rounds<R>,
@@ -129,6 +131,7 @@ impl<R> Replica<R> {
             to_follow: VecDeque::new(),
             writes: VecDeque::new(),
             applied_at: 0,
+            cut_off: BTreeSet::new(),
             unsaved: None,
             rounds: Rounds::new(life.member, life.number, patience),
             leadership: Leadership::default(),
@@ -229,8 +232,19 @@ impl<R> Replica<R> {
         self.raft.store().truncated()
     }
 
-    /// A connection to this member is broken: what was sent may be lost.
+    /// There is a connection to this member.
+    pub fn reachable(&mut self, member: u64) {
+        self.cut_off.remove(&member);
+    }
+
+    /// The connection to this member is broken: what was sent may be lost, and nothing can be.
     pub fn unreachable(&mut self, member: u64) {
+        self.cut_off.insert(member);
+        self.lost(member);
+    }
+
+    /// Something that was sent to this member is lost.
+    pub fn lost(&mut self, member: u64) {
         self.raft.report_unreachable(member);
     }
 
@@ -374,8 +388,14 @@ impl<R> Replica<R> {
         Some(Write { group: Group::default(), promises, number })
     }
 
+    /// Whether there is a leader who would hear a proposal: what is sent in vain is lost without a word.
+    fn has_ear(&self) -> bool {
+        let leader = self.raft.raft.leader_id;
+        leader != 0 && !self.cut_off.contains(&leader)
+    }
+
     fn propose_waiting(&mut self) {
-        if self.writes.len() >= WRITES_IN_FLIGHT || self.raft.raft.leader_id == 0 {
+        if self.writes.len() >= WRITES_IN_FLIGHT || !self.has_ear() {
             return;
         }
         while let Some(message) = self.proposals.next(self.raft.raft.id) {
@@ -388,7 +408,7 @@ impl<R> Replica<R> {
     }
 
     fn propose_waiting_change(&mut self) {
-        if self.raft.raft.leader_id == 0 || (self.leads() && self.raft.raft.has_pending_conf()) {
+        if !self.has_ear() || (self.leads() && self.raft.raft.has_pending_conf()) {
             return;
         }
         let Some(message) = self.proposals.next_change(self.raft.raft.id) else { return };

@@ -68,7 +68,7 @@ impl Line {
                     transport.linked(self.peer.id);
                     let end = self.pump(transport, stream);
                     self.outbox.set_connected(false);
-                    transport.links.down(self.peer.id);
+                    transport.parts.links.down(self.peer.id);
                     let _ = transport.parts.raft.send(Input::Unreachable(self.peer.id));
                     match end {
                         Ok(()) => return,
@@ -114,7 +114,7 @@ impl Line {
                 return Ok(());
             }
             if batch.lost {
-                let _ = transport.parts.raft.send(Input::Unreachable(self.peer.id));
+                let _ = transport.parts.raft.send(Input::Lost(self.peer.id));
             }
             let mut rest = batch.messages.as_slice();
             loop {
@@ -153,7 +153,8 @@ impl Transport {
     /// A line stands. With company a member that has just started need not wait for the others to call an election.
     fn linked(&self, member: u64) {
         let others = self.lines.lock().len();
-        let active = self.links.up(member, Instant::now());
+        let active = self.parts.links.up(member, Instant::now());
+        let _ = self.parts.raft.send(Input::Reachable(member));
         if self.parts.hurries && active == others.min(2) {
             let _ = self.parts.raft.send(Input::Hurry);
         }

@@ -66,6 +66,8 @@ pub struct Parts {
     pub identity: Identity,
     /// The raft thread's ear.
     pub raft: Arc<Inbox<Input>>,
+    /// Who is told which members are connected.
+    pub links: Arc<Links>,
     /// Where copies of the database lie that raft wants sent.
     pub shelf: Arc<Shelf>,
     /// Where copies go that come in.
@@ -81,7 +83,6 @@ pub struct Parts {
 /// Carries messages between this member and all others.
 pub struct Transport {
     parts: Parts,
-    links: Arc<Links>,
     lines: Mutex<BTreeMap<u64, Arc<Line>>>,
     removed: Mutex<BTreeSet<u64>>,
     /// A snapshot is coming in: one at a time.
@@ -92,19 +93,7 @@ impl Transport {
     /// A transport that knows nobody yet.
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
-        Arc::new(Self {
-            parts,
-            links: Arc::default(),
-            lines: Mutex::default(),
-            removed: Mutex::default(),
-            receiving: Mutex::default(),
-        })
-    }
-
-    /// Which members are connected.
-    #[must_use]
-    pub fn links(&self) -> &Arc<Links> {
-        &self.links
+        Arc::new(Self { parts, lines: Mutex::default(), removed: Mutex::default(), receiving: Mutex::default() })
     }
 
     /// Ends all lines. Streams that come in end with the process.
