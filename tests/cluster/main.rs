@@ -5,9 +5,15 @@
 mod failures;
 mod founding;
 mod harness;
+mod joining;
+mod leadership;
+mod leases;
 mod load;
+mod membership;
 mod partitions;
+mod peer_port;
 mod proxy;
+mod removal;
 mod snapshots;
 #[path = "../support/mod.rs"]
 mod support;
