@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod node;
+pub mod peer;
 pub mod watch;
 
 pub mod state;
@@ -17,6 +18,7 @@ pub mod error;
 pub mod inbox;
 pub mod metrics;
 pub mod proto;
+pub mod urls;
 
 pub mod bench;
 pub mod config;

@@ -2,7 +2,9 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
+};
 
 /// The registry behind `/metrics`.
 pub static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
@@ -51,6 +53,16 @@ pub struct Metrics {
     pub client_received_bytes: IntCounter,
     pub slow_applies: IntCounter,
     pub log_first_index: IntGauge,
+    pub peer_sent_bytes: IntCounterVec,
+    pub peer_received_bytes: IntCounterVec,
+    pub peer_sent_failures: IntCounterVec,
+    pub active_peers: IntGaugeVec,
+    pub disconnected_peers: IntCounterVec,
+    pub snapshots_sent: IntCounterVec,
+    pub snapshot_send_failures: IntCounterVec,
+    pub snapshots_received: IntCounterVec,
+    pub snapshot_receive_failures: IntCounterVec,
+    pub snapshots_under_way: IntGauge,
     pub started: IntCounterVec,
     pub handled: IntCounterVec,
     pub received: IntCounterVec,
@@ -83,6 +95,10 @@ fn durations(name: &str, help: &str, first: f64, buckets: usize) -> Histogram {
 
 fn calls(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     keep(IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauges(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    keep(IntGaugeVec::new(Opts::new(name, help), labels))
 }
 
 impl Metrics {
@@ -130,6 +146,16 @@ impl Metrics {
             client_sent_bytes: counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of messages sent to clients."),
             client_received_bytes: counter("etcd_network_client_grpc_received_bytes_total", "Bytes of messages received from clients."),
             slow_applies: counter("etcd_server_slow_apply_total", "Batches that took long to apply."),
+            peer_sent_bytes: calls("etcd_network_peer_sent_bytes_total", "Bytes sent to other members.", &["To"]),
+            peer_received_bytes: calls("etcd_network_peer_received_bytes_total", "Bytes received from other members.", &["From"]),
+            peer_sent_failures: calls("etcd_network_peer_sent_failures_total", "Times that something sent to another member was lost.", &["To"]),
+            active_peers: gauges("etcd_network_active_peers", "Whether another member is connected: 1 or 0.", &["Local", "Remote"]),
+            disconnected_peers: calls("etcd_network_disconnected_peers_total", "How often the connection to another member was lost.", &["Local", "Remote"]),
+            snapshots_sent: calls("etcd_network_snapshot_send_success", "Snapshots that are in place at another member.", &["To"]),
+            snapshot_send_failures: calls("etcd_network_snapshot_send_failures", "Snapshots that did not come to their place at another member.", &["To"]),
+            snapshots_received: calls("etcd_network_snapshot_receive_success", "Snapshots of another member that were received.", &["From"]),
+            snapshot_receive_failures: calls("etcd_network_snapshot_receive_failures", "Snapshots of another member that could not be received.", &["From"]),
+            snapshots_under_way: gauge("etcd_server_snapshot_apply_in_progress_total", "Whether a snapshot is being put in place: 1 or 0."),
             log_first_index: gauge("metastore_log_first_index", "The first index that the log still holds."),
             started: calls("grpc_server_started_total", "Calls that began.", &METHOD),
             handled: calls("grpc_server_handled_total", "Calls that ended.", &["grpc_type", "grpc_service", "grpc_method", "grpc_code"]),

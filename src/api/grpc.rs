@@ -64,6 +64,12 @@ pub fn unknown_method() -> http::Response<Body> {
     Status::unimplemented("unknown service or method").into_http()
 }
 
+/// The answer to a call that is refused before anybody looks at it.
+#[must_use]
+pub fn refused(refusal: &Refusal) -> http::Response<Body> {
+    status(refusal).into_http()
+}
+
 /// tonic says in its own words that a message is too large; clients know etcd's.
 fn rename_too_large(response: &mut http::Response<Body>, method: &Method) {
     let Some(status) = Status::from_header_map(response.headers()) else { return };
@@ -167,7 +173,7 @@ impl StreamingService<Bytes> for StreamCall {
         let (table, method, open) = (self.table.clone(), self.method.clone(), self.open);
         Box::pin(async move {
             let metadata = metadata(request.metadata().as_ref());
-            if let Err(refusal) = table.admit(&metadata) {
+            if let Err(refusal) = table.admit(&method, &metadata, None) {
                 method.handled(refusal.code);
                 return Err(status(&refusal));
             }

@@ -7,6 +7,7 @@
 
 pub mod barrier;
 pub mod cluster;
+pub mod company;
 pub mod election;
 pub mod grpc;
 pub mod header;
@@ -16,7 +17,9 @@ pub mod kv;
 pub mod lease;
 pub mod lock;
 pub mod maintenance;
+pub mod peer;
 pub mod pool;
+pub mod quorum;
 pub mod range_stream;
 pub mod recipe;
 pub mod slow;
@@ -41,6 +44,7 @@ use crate::{
     state::{Kind, NOSPACE},
     watch::Hub,
 };
+use company::Company;
 use header::Header;
 use pool::Pool;
 use slow::Slow;
@@ -83,6 +87,8 @@ pub struct Api {
     pub ids: Arc<RequestIds>,
     /// Where long reads run.
     pub pool: Pool,
+    /// The other members.
+    pub company: Company,
     /// What `Status` shows as the quota.
     pub quota_bytes: i64,
     /// Who ends streams that want a leader when there is none.

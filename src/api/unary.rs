@@ -106,7 +106,7 @@ where
 pub async fn answer(table: &Table, method: &Method, handler: Unary, call: Call) -> Answer {
     let (started, request_bytes) = (Instant::now(), call.message.len());
     method.received(request_bytes);
-    let answer = match table.admit(&call.metadata) {
+    let answer = match table.admit(method, &call.metadata, Some(&call.message)) {
         Ok(()) => run(table.api(), handler, call).await,
         Err(refusal) => Err(refusal),
     };

@@ -22,7 +22,6 @@ pub mod names;
 mod parse;
 mod resolve;
 mod short;
-pub mod urls;
 pub mod usage;
 mod value;
 
@@ -34,12 +33,14 @@ use std::{
     time::Duration,
 };
 
-use crate::logging::{self, Level, Notice};
+use crate::{
+    logging::{self, Level, Notice},
+    urls::{self, Url},
+};
 use bounds::Bounds;
 pub use first::FirstStart;
 use gates::FeatureGates;
 use parse::{Stop, Typed};
-use urls::Url;
 
 /// etcd's words for flags that contradict each other.
 const NOT_VERIFIED: &str = "failed to verify flags";

@@ -16,6 +16,7 @@
 //! * A thread that fails ends the process: a dead node is ordinary to its cluster, a half-dead one is not.
 
 pub mod applier;
+pub mod changes;
 pub mod data_dir;
 pub mod databases;
 pub mod driver;
@@ -45,7 +46,6 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
-use raft::eraftpb::ConfChange;
 
 pub use crate::inbox;
 use crate::{
@@ -217,9 +217,9 @@ impl Node {
     pub fn assemble(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Rooms), Halt> {
         let Parts { engine, machine, publisher, mut log, mut recovered, post, .. } = parts;
         let Progress { index, term, .. } = machine.applied();
-        let applied = Position { index, term };
-        finish_install(log.as_mut(), &mut recovered, applied)?;
-        recovered.check_applied(applied)?;
+        let reached = Position { index, term };
+        finish_install(log.as_mut(), &mut recovered, reached)?;
+        recovered.check_applied(reached)?;
         let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().electorate()));
         let life = Life { member: settings.member_id, number: settings.ids.next() };
         let replica = Replica::new(life, index, memory, settings.timing, &parts.logger)?;
@@ -313,8 +313,9 @@ impl Node {
         }
     }
 
-    /// Proposes a change of the members: the entry's bytes travel inside raft's own kind of change.
-    pub fn change_members(&self, id: u64, change: ConfChange, waiter: ProposalWaiter) {
+    /// Proposes an entry that changes who votes or learns: it travels inside raft's own kind of change.
+    pub fn change_members(&self, id: u64, entry: Bytes, waiter: ProposalWaiter) {
+        let change = changes::for_raft(entry).expect("only what changes the members is proposed as such a change");
         if let Err(Input::Change { waiter, .. }) = self.raft.send(Input::Change { id, change, waiter }) {
             waiter(Err(Error::Stopped));
         }

@@ -18,6 +18,7 @@ pub struct Status {
     applied_term: AtomicU64,
     /// Whether this member leads a cluster that has no other voter, and has caught up.
     rules_alone: AtomicBool,
+    is_learner: AtomicBool,
     /// Bytes that the log has taken since the last flush of the database, by an earlier life of this member too.
     unflushed_log_bytes: AtomicU64,
     /// What was ever written, as the quota charges for it, and how much of that is in the last measurement.
@@ -73,6 +74,11 @@ impl Status {
         self.rules_alone.load(Ordering::Acquire)
     }
 
+    /// Whether this member is in the cluster and only learns.
+    pub fn is_learner(&self) -> bool {
+        self.is_learner.load(Ordering::Relaxed)
+    }
+
     /// Size of the database, as last measured.
     pub fn total_bytes(&self) -> i64 {
         self.total_bytes.load(Ordering::Relaxed)
@@ -109,6 +115,11 @@ impl Status {
     pub(super) fn set_leader(&self, leader: u64) {
         let before = self.leader.swap(leader, Ordering::Relaxed);
         metrics::leader_changed(before, leader);
+    }
+
+    pub(super) fn set_is_learner(&self, learner: bool) {
+        self.is_learner.store(learner, Ordering::Relaxed);
+        metrics::METRICS.is_learner.set(i64::from(learner));
     }
 
     pub(super) fn set_rules_alone(&self, alone: bool) {

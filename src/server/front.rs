@@ -23,7 +23,10 @@ use tokio::{
 use tower::ServiceExt;
 
 use super::listen::{Connection, Listener, Slots};
-use crate::api::{self, Api, Table, grpc, table::Handler, unary, unary::UnaryBody};
+use crate::{
+    api::{self, Api, Table, grpc, table::Handler, unary, unary::UnaryBody},
+    error::Error,
+};
 
 /// Streams of one connection and the connection itself may have so much under way.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -48,11 +51,19 @@ pub fn routes(api: &Arc<Api>) -> axum::Router {
     let grpc = tonic::service::Routes::new(health_service).add_service(reflection).into_axum_router();
     let grpc = grpc.fallback(|| async { grpc::unknown_method() });
     let plain = api::http::router(api.clone());
+    let node_status = api.node.status().clone();
     axum::Router::new().fallback(move |request: axum::extract::Request| {
         let content = request.headers().get(http::header::CONTENT_TYPE);
         let is_grpc = content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         let router = if is_grpc { grpc.clone() } else { plain.clone() };
-        router.oneshot(request)
+        // Health checks are among the calls that a learner refuses.
+        let refused = is_grpc && node_status.is_learner();
+        async move {
+            if refused {
+                return Ok(grpc::refused(&Error::NotSupportedForLearner.into()).map(axum::body::Body::new));
+            }
+            router.oneshot(request).await
+        }
     })
 }
 

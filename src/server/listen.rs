@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::Failure;
-use crate::config::urls::{Place, Url};
+use crate::urls::{Place, Url};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;

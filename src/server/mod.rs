@@ -3,10 +3,13 @@
 mod bootstrap;
 mod depot;
 mod front;
+mod joining;
 mod listen;
 mod peers;
 mod publish;
 mod signals;
+mod takeover;
+mod versions;
 mod words;
 
 use std::{
@@ -20,7 +23,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::signal::unix::SignalKind;
 
 use crate::{
-    api::{self, Api, Limits, Table, header::Header, pool::Pool, slow::Slow},
+    api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool, slow::Slow},
     config::{AutoCompaction, Config, gates::Gate},
     error::{Error, Halt},
     logging,
@@ -33,19 +36,20 @@ use crate::{
         keeper::Habits,
         links::Links,
         log::{self, SegmentLog},
+        peers::Peer,
         replica::Timing,
         retention::Policy,
         snapshot::Shelf,
         transport::{self, Transport},
     },
-    state::Machine,
+    peer::Client,
+    state::{Machine, Members},
     storage::{
         Engine,
         rocks::{Caches, Rocks},
     },
     watch,
 };
-use bootstrap::found_cluster;
 use depot::Depot;
 use front::{Manners, Service, accept, announce, routes};
 use listen::{Listener, Slots, bind_for_members};
@@ -107,14 +111,15 @@ pub fn run(config: &Config) -> ExitCode {
 
 /// Serves until the end; returns the signal that it was told to stop with, if it was.
 async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
+    let client = Client::new(DIAL_TIMEOUT + config.election_timeout);
+    let origin = || bootstrap::origin(config, &client, request_timeout(config));
     let begins = !DataDir::looks_initialised(&config.data_dir);
-    // Checked before anything is touched.
-    let first = if begins { Some(config.first_start().map_err(Failure::Refused)?) } else { None };
-    let mut listeners = Vec::new();
+    // Before anything is touched, and before others who start can take an open port for a member that may answer.
+    let known = if begins { Some(origin().await?) } else { None };
+    let (mut listeners, mut peer_listeners) = (Vec::new(), Vec::new());
     for url in &config.listen_client_urls {
         listeners.push(Listener::bind(url, config.socket_reuse_port).await?);
     }
-    let mut peer_listeners = Vec::new();
     for url in &config.listen_peer_urls {
         peer_listeners.push(bind_for_members(url, config.socket_reuse_port).await?);
     }
@@ -123,63 +128,53 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
         StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let directory = DataDir::open(&config.data_dir)?;
     words::starting(config, directory.is_initialised());
-    if !directory.is_initialised() {
-        let first = first.map_or_else(|| config.first_start().map_err(Failure::Refused), Ok)?;
-        found_cluster(&first, &directory)?;
+    if directory.is_initialised() {
+        if config.force_new_cluster {
+            takeover::become_sole_member(&directory)?;
+        }
+    } else {
+        let origin = match known {
+            Some(origin) => origin,
+            None => origin().await?,
+        };
+        bootstrap::lay_down(&origin, &directory)?;
     }
     let (removed, mut is_removed) = tokio::sync::watch::channel(false);
-    let floors = build(config, &directory, Arc::new(move || _ = removed.send_replace(true)))?;
-    // HTTP between members comes with the members' own routes.
-    peers::listen(peer_listeners, &floors.transport, |_stream| ())?;
+    let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true)))?;
+    let peer_routes = api::peer::router(floors.api.clone());
+    let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, peer_routes.clone()));
+    peers::listen(peer_listeners, &floors.transport, serve_http)?;
     words::serving(config, floors.api.header.member_id());
-    publish(config, &floors).await?;
-    let router = routes(&floors.api);
-    let table = Arc::new(Table::new(floors.api.clone()));
-    let graceful = Arc::new(GracefulShutdown::new());
-    let (stopping, stopped) = tokio::sync::watch::channel(());
-    let mut accepting = tokio::task::JoinSet::new();
-    for listener in listeners {
-        tracing::info!("ready to serve client requests");
-        announce(&listener);
-        let service = Service { table: table.clone(), router: router.clone() };
-        let (manners, slots) = (manners(config), slots.clone());
-        accepting.spawn(accept(listener, service, manners, slots, graceful.clone(), stopped.clone()));
+    tokio::select! {
+        published = publish(config, &floors.api) => {
+            published.map_err(|error| Failure::Refused(error.to_string()))?;
+        }
+        end = end(&mut stop, &mut is_removed) => {
+            floors.stop().await;
+            return match end {
+                End::Signal(signal) => Ok(Some(signal)),
+                End::Removed => Err(Failure::Refused("server is stopping: this member was removed".to_owned())),
+            };
+        }
     }
+    tokio::spawn(versions::watch_over(floors.api.clone()));
+    let doors = Doors::open(config, &floors.api, listeners, &slots);
     signals::tell_ready();
     let vigil = tokio::spawn(keep_vigil(floors.api.clone(), config.election_timeout));
-    let signal = tokio::select! {
-        signal = stop.wait() => {
-            tracing::info!(signal = signals::name(signal), "received signal; shutting down");
-            Some(signal)
-        }
-        _ = is_removed.wait_for(|removed| *removed) => {
-            tokio::time::sleep(REMOVED_GRACE).await;
-            tracing::warn!("this member was removed from the cluster; shutting down");
-            None
-        }
-    };
+    let end = end(&mut stop, &mut is_removed).await;
+    if let End::Removed = end {
+        tokio::time::sleep(REMOVED_GRACE).await;
+    }
     words::ending("closing", config);
     vigil.abort();
-    drop(stopping);
-    accepting.join_all().await;
-    floors.api.hub.stop(); // Watches end at once; their clients look for another member.
-    if let Some(graceful) = Arc::into_inner(graceful) {
-        let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
-    }
+    doors.close(&floors.api).await;
     hand_over(config, &floors).await;
-    floors.transport.stop();
-    floors.api.node.stop();
-    let _ = tokio::task::spawn_blocking(move || floors.threads.join()).await;
+    floors.stop().await;
     words::ending("closed", config);
-    Ok(signal)
-}
-
-fn manners(config: &Config) -> Manners {
-    Manners {
-        max_streams: config.max_concurrent_streams,
-        keepalive_interval: config.bounds.keepalive_interval,
-        keepalive_timeout: config.bounds.keepalive_timeout,
-    }
+    Ok(match end {
+        End::Signal(signal) => Some(signal),
+        End::Removed => None,
+    })
 }
 
 /// Looks for the leader once per election timeout, for all streams that want one.
@@ -187,6 +182,61 @@ async fn keep_vigil(api: Arc<Api>, election_timeout: Duration) {
     loop {
         tokio::time::sleep(election_timeout).await;
         api.vigil.look(api.node.status().leader() != 0);
+    }
+}
+
+/// Why a member ends.
+enum End {
+    Signal(SignalKind),
+    Removed,
+}
+
+async fn end(stop: &mut StopSignal, is_removed: &mut tokio::sync::watch::Receiver<bool>) -> End {
+    let end = tokio::select! {
+        signal = stop.wait() => End::Signal(signal),
+        _ = is_removed.wait_for(|removed| *removed) => End::Removed,
+    };
+    match &end {
+        End::Signal(signal) => tracing::info!(signal = signals::name(*signal), "received signal; shutting down"),
+        End::Removed => tracing::warn!("this member was removed from the cluster; shutting down"),
+    }
+    end
+}
+
+/// Where clients come in.
+struct Doors {
+    accepting: tokio::task::JoinSet<()>,
+    graceful: Arc<GracefulShutdown>,
+    stopping: tokio::sync::watch::Sender<()>,
+}
+
+impl Doors {
+    fn open(config: &Config, api: &Arc<Api>, listeners: Vec<Listener>, slots: &Slots) -> Self {
+        let service = Service { table: Arc::new(Table::new(api.clone())), router: routes(api) };
+        let graceful = Arc::new(GracefulShutdown::new());
+        let (stopping, stopped) = tokio::sync::watch::channel(());
+        let mut accepting = tokio::task::JoinSet::new();
+        for listener in listeners {
+            tracing::info!("ready to serve client requests");
+            announce(&listener);
+            let manners = Manners {
+                max_streams: config.max_concurrent_streams,
+                keepalive_interval: config.bounds.keepalive_interval,
+                keepalive_timeout: config.bounds.keepalive_timeout,
+            };
+            let (slots, graceful, stopped) = (slots.clone(), graceful.clone(), stopped.clone());
+            accepting.spawn(accept(listener, service.clone(), manners, slots, graceful, stopped));
+        }
+        Self { accepting, graceful, stopping }
+    }
+
+    async fn close(self, api: &Arc<Api>) {
+        drop(self.stopping);
+        self.accepting.join_all().await;
+        api.hub.stop(); // Watches end at once; their clients look for another member.
+        if let Some(graceful) = Arc::into_inner(self.graceful) {
+            let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+        }
     }
 }
 
@@ -207,9 +257,10 @@ async fn hand_over(config: &Config, floors: &Floors) {
         }
     };
     let to = format!("{to:x}");
-    match tokio::time::timeout(REQUEST_TIMEOUT + 2 * config.election_timeout, moved).await {
-        Ok(()) => tracing::info!(to, "leadership transferred"),
-        Err(_) => tracing::warn!(to, "leadership transfer failed: another member will be elected"),
+    if tokio::time::timeout(request_timeout(config), moved).await.is_ok() {
+        tracing::info!(to, "leadership transferred");
+    } else {
+        tracing::warn!(to, "leadership transfer failed: another member will be elected");
     }
 }
 
@@ -220,7 +271,26 @@ struct Floors {
     transport: Arc<Transport>,
 }
 
-fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + Sync>) -> Result<Floors, Failure> {
+impl Floors {
+    /// Ends everything below the clients.
+    async fn stop(self) {
+        self.transport.stop();
+        self.api.node.stop();
+        let _ = tokio::task::spawn_blocking(move || self.threads.join()).await;
+    }
+}
+
+/// How long any request may take.
+fn request_timeout(config: &Config) -> Duration {
+    REQUEST_TIMEOUT + 2 * config.election_timeout
+}
+
+fn build(
+    config: &Config,
+    directory: &DataDir,
+    client: Client,
+    farewell: Arc<dyn Fn() + Send + Sync>,
+) -> Result<Floors, Failure> {
     let (log, recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
     let identity = recovered.identity;
     let databases = directory.databases();
@@ -256,12 +326,14 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         shelf: shelf.clone(),
         depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes, caches }),
         farewell: farewell.clone(),
+        hurries: config.advance_first_election,
         patience: transport::Patience {
             dial: DIAL_TIMEOUT + config.election_timeout,
             write: DIAL_TIMEOUT + 2 * config.election_timeout,
             snapshot_rate: SNAPSHOT_BYTES_PER_SECOND,
         },
     });
+    let introduced = Members::introduced(engine.as_ref())?.into_iter().filter(|member| member.id != identity.member_id);
     let parts = Parts {
         engine,
         machine,
@@ -270,7 +342,7 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         recovered,
         post: Arc::new(transport.clone()),
         links,
-        first_peers: Vec::new(),
+        first_peers: introduced.map(|member| Peer { id: member.id, urls: member.peer_ur_ls }).collect(),
         shelf,
         copies: databases.copies(),
         farewell,
@@ -290,6 +362,14 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         },
         ids,
         pool: Pool::start(read_threads),
+        company: Company {
+            client,
+            strict: config.strict_reconfig_check,
+            max_learners: config.max_learners,
+            patience: settings.request_timeout,
+            tick: config.heartbeat_interval,
+            runtime: tokio::runtime::Handle::current(),
+        },
         quota_bytes,
         vigil: Arc::default(),
         fast_keep_alive: config.feature_gates.is_open(Gate::FastLeaseKeepAlive),
@@ -299,7 +379,7 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
 }
 
 fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: i64) -> Settings {
-    let request_timeout = REQUEST_TIMEOUT + 2 * config.election_timeout;
+    let request_timeout = request_timeout(config);
     Settings {
         member_id,
         ids,

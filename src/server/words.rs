@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::{
     api::maintenance::ETCD_VERSION,
-    config::{ClusterState, Config, duration::Go, urls::Url},
+    config::{ClusterState, Config, duration::Go},
     logging::{Level, Notice},
+    urls::Url,
 };
 
 /// etcd advises no larger quota. It is no limit, here as there.

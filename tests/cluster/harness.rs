@@ -39,6 +39,13 @@ pub type Urls = Arc<Mutex<Vec<String>>>;
 impl Cluster {
     /// Founds a cluster of so many, and waits until all of them serve.
     pub fn found(size: usize, arguments: &[&str]) -> Self {
+        let mut cluster = Self::prepare(size, arguments);
+        cluster.start_all();
+        cluster
+    }
+
+    /// A cluster to be, none of whose members was started.
+    pub fn prepare(size: usize, arguments: &[&str]) -> Self {
         let network = Network::default();
         let proxies: Vec<Proxy> = (0..size).map(|_| Proxy::start(&network)).collect();
         let all: Vec<_> = proxies.iter().enumerate().map(|(nth, proxy)| format!("m{nth}={}", proxy.url())).collect();
@@ -48,9 +55,7 @@ impl Cluster {
             servers.map(|(nth, proxy)| Server::member(&format!("m{nth}"), &proxy.url(), &all.join(","), &arguments));
         let ids = proxies.iter().map(|proxy| MemberId::of_first(&[proxy.url()], TOKEN).get()).collect();
         let urls = Arc::new(Mutex::new(vec![String::new(); size]));
-        let mut cluster = Self { servers: servers.collect(), ids, proxies, network, urls };
-        cluster.start_all();
-        cluster
+        Self { servers: servers.collect(), ids, proxies, network, urls }
     }
 
     /// Starts a member without waiting until it serves.

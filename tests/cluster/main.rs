@@ -6,8 +6,13 @@ mod failures;
 mod founding;
 mod harness;
 mod load;
+mod outage;
 mod partitions;
+#[path = "../process/mod.rs"]
+mod process;
 mod proxy;
+mod register;
 mod snapshots;
+mod stuck;
 #[path = "../support/mod.rs"]
 mod support;

@@ -122,7 +122,7 @@ impl Drop for Server {
 
 /// A port that was free a moment ago, and that nobody gets by chance before we use it again after a restart: it is not one of
 /// those from which the system serves outgoing connections and port 0.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const FIRST: u32 = 12_000;
     const COUNT: u32 = 18_000;
     static DRAWN: AtomicU32 = AtomicU32::new(0);

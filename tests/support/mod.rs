@@ -125,6 +125,12 @@ impl Server {
         }
     }
 
+    /// Moves a member that has not been started yet to another file system.
+    pub fn move_to(&mut self, directory: &std::path::Path) {
+        assert!(self.process.is_none() && !self.data_dir().exists(), "it was started already");
+        self.directory = tempfile::tempdir_in(directory).unwrap();
+    }
+
     /// Starts the process again, on the same data, and waits until it serves. It must not be running.
     pub fn restart(&mut self) {
         self.launch();

@@ -8,12 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus::IntCounter;
+
 use super::{
     super::{driver::Input, peers::Peer},
     Transport, dial,
     frame::{self, Hello, Purpose, Verdict},
     outbox::Outbox,
 };
+use crate::metrics::METRICS;
 
 /// Between two attempts to connect, at first and at most.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -66,9 +69,14 @@ impl Line {
                     tracing::info!("remote-peer-id" = member, "established a stream with peer");
                     self.outbox.set_connected(true);
                     transport.linked(self.peer.id);
-                    let end = self.pump(transport, stream);
+                    let local = format!("{:x}", transport.parts.identity.member_id);
+                    let names = [local.as_str(), member.as_str()];
+                    METRICS.active_peers.with_label_values(&names).set(1);
+                    let end = self.pump(transport, stream, &METRICS.peer_sent_bytes.with_label_values(&names[1..]));
                     self.outbox.set_connected(false);
                     transport.parts.links.down(self.peer.id);
+                    METRICS.active_peers.with_label_values(&names).set(0);
+                    METRICS.disconnected_peers.with_label_values(&names).inc();
                     let _ = transport.parts.raft.send(Input::Unreachable(self.peer.id));
                     match end {
                         Ok(()) => return,
@@ -106,7 +114,7 @@ impl Line {
     }
 
     /// Writes until the line is closed or breaks.
-    fn pump(&self, transport: &Transport, mut stream: TcpStream) -> std::io::Result<()> {
+    fn pump(&self, transport: &Transport, mut stream: TcpStream, sent: &IntCounter) -> std::io::Result<()> {
         let mut bytes = Vec::new();
         loop {
             let batch = self.outbox.take(SILENCE);
@@ -114,6 +122,7 @@ impl Line {
                 return Ok(());
             }
             if batch.lost {
+                METRICS.peer_sent_failures.with_label_values(&[format!("{:x}", self.peer.id)]).inc();
                 let _ = transport.parts.raft.send(Input::Lost(self.peer.id));
             }
             let mut rest = batch.messages.as_slice();
@@ -123,6 +132,7 @@ impl Line {
                 rest = later;
                 if bytes.len() >= FRAME_BYTES || rest.is_empty() {
                     stream.write_all(&bytes)?;
+                    sent.inc_by(bytes.len() as u64);
                     bytes.clear();
                 }
                 if rest.is_empty() {
@@ -155,7 +165,7 @@ impl Transport {
         let others = self.lines.lock().len();
         let active = self.parts.links.up(member, Instant::now());
         let _ = self.parts.raft.send(Input::Reachable(member));
-        if active == others.min(2) {
+        if self.parts.hurries && active == others.min(2) {
             let _ = self.parts.raft.send(Input::Hurry);
         }
     }

@@ -74,6 +74,8 @@ pub struct Parts {
     pub depot: Box<dyn Depot>,
     /// Called when the others say that this member was removed.
     pub farewell: Arc<dyn Fn() + Send + Sync>,
+    /// Whether raft is told that it need not wait for its first election, once there is company.
+    pub hurries: bool,
     /// How long it waits.
     pub patience: Patience,
 }

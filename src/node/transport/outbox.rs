@@ -25,6 +25,7 @@ pub(super) struct Outbox {
 }
 
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "they have nothing to do with each other")]
 struct State {
     urgent: Vec<Message>,
     ordinary: Vec<Message>,

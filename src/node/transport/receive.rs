@@ -8,6 +8,7 @@ use super::{
     frame::{self, Hello, Purpose, Verdict},
     prepared, ship,
 };
+use crate::metrics::METRICS;
 
 /// A sender that has said nothing for so long is gone: it would have said that it has nothing to say.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -61,8 +62,10 @@ impl Transport {
 
     fn listen(&self, hello: &Hello, mut stream: TcpStream) -> io::Result<()> {
         stream.set_read_timeout(Some(SILENCE))?;
+        let received = METRICS.peer_received_bytes.with_label_values(&[format!("{:x}", hello.from)]);
         loop {
-            let messages = frame::read(&mut stream)?;
+            let (messages, bytes) = frame::read(&mut stream)?;
+            received.inc_by(bytes);
             if let Some(stray) = messages.iter().find(|message| message.from != hello.from || message.to != hello.to) {
                 let (from, to) = (stray.from, stray.to);
                 return Err(frame::invalid(format!("a message from {from:x} to {to:x} on the stream of another")));
