@@ -10,6 +10,7 @@
 //! | unknown | waits until everything that is committed is applied, then hears 0 |
 //!
 //! A member that does not lead asks the leader, and waits for its answer; by the time that comes, or does not, it may lead itself.
+//!
 //! With the feature gate `FastLeaseKeepAlive` off, every renewal waits as for an unknown lease.
 //!
 //! The header is made before the renewal. So a client that was told of a renewal at some revision has not missed a

@@ -171,15 +171,10 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     hand_over(config, &floors).await;
     floors.stop().await;
     words::ending("closed", config);
-    Ok(end.signal())
-}
-
-fn manners(config: &Config) -> Manners {
-    Manners {
-        max_streams: config.max_concurrent_streams,
-        keepalive_interval: config.bounds.keepalive_interval,
-        keepalive_timeout: config.bounds.keepalive_timeout,
-    }
+    Ok(match end {
+        End::Signal(signal) => Some(signal),
+        End::Removed => None,
+    })
 }
 
 /// Looks for the leader once per election timeout, for all streams that want one.
@@ -196,22 +191,13 @@ enum End {
     Removed,
 }
 
-impl End {
-    fn signal(self) -> Option<SignalKind> {
-        match self {
-            Self::Signal(signal) => Some(signal),
-            Self::Removed => None,
-        }
-    }
-}
-
 async fn end(stop: &mut StopSignal, is_removed: &mut tokio::sync::watch::Receiver<bool>) -> End {
     let end = tokio::select! {
         signal = stop.wait() => End::Signal(signal),
         _ = is_removed.wait_for(|removed| *removed) => End::Removed,
     };
-    match end {
-        End::Signal(signal) => tracing::info!(signal = signals::name(signal), "received signal; shutting down"),
+    match &end {
+        End::Signal(signal) => tracing::info!(signal = signals::name(*signal), "received signal; shutting down"),
         End::Removed => tracing::warn!("this member was removed from the cluster; shutting down"),
     }
     end
@@ -233,8 +219,13 @@ impl Doors {
         for listener in listeners {
             tracing::info!("ready to serve client requests");
             announce(&listener);
+            let manners = Manners {
+                max_streams: config.max_concurrent_streams,
+                keepalive_interval: config.bounds.keepalive_interval,
+                keepalive_timeout: config.bounds.keepalive_timeout,
+            };
             let (slots, graceful, stopped) = (slots.clone(), graceful.clone(), stopped.clone());
-            accepting.spawn(accept(listener, service.clone(), manners(config), slots, graceful, stopped));
+            accepting.spawn(accept(listener, service.clone(), manners, slots, graceful, stopped));
         }
         Self { accepting, graceful, stopping }
     }
