@@ -66,8 +66,6 @@ const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
 /// To connect to a member, on top of an election timeout.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// A copy of the database goes to another member no faster than this.
-const SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -330,7 +328,8 @@ fn build(
         patience: transport::Patience {
             dial: DIAL_TIMEOUT + config.election_timeout,
             write: DIAL_TIMEOUT + 2 * config.election_timeout,
-            snapshot_rate: SNAPSHOT_BYTES_PER_SECOND,
+            snapshot_rate: bounds.snapshot_bytes_per_second,
+            queue_bytes: bounds.peer_queue_bytes,
         },
     });
     let introduced = Members::introduced(engine.as_ref())?.into_iter().filter(|member| member.id != identity.member_id);
@@ -392,6 +391,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         },
         request_timeout,
         catchup_entries: config.snapshot_catchup_entries,
+        laggard_log_bytes: config.bounds.laggard_log_bytes,
         quota: Quota { bytes: quota_bytes },
         retention: match config.auto_compaction {
             AutoCompaction::Off => Policy::All,

@@ -45,7 +45,8 @@ enum Trouble {
 impl Line {
     /// Starts the thread of a line.
     pub fn start(transport: Arc<Transport>, peer: Peer) -> Arc<Self> {
-        let line = Arc::new(Self { peer, outbox: Outbox::default() });
+        let outbox = Outbox::new(transport.parts.patience.queue_bytes);
+        let line = Arc::new(Self { peer, outbox });
         let running = line.clone();
         thread::Builder::new()
             .name(format!("to-{:x}", line.peer.id))

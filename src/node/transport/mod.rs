@@ -49,7 +49,7 @@ pub trait Depot: Send + Sync {
     fn open(&self, files: Scratch) -> Result<Incoming, Halt>;
 }
 
-/// How patient the transport is.
+/// How patient and how large the transport is.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// To connect to a member.
@@ -58,6 +58,8 @@ pub struct Patience {
     pub write: Duration,
     /// Bytes of a snapshot per second.
     pub snapshot_rate: u64,
+    /// Bytes that may wait for one member.
+    pub queue_bytes: usize,
 }
 
 /// What the transport is made of.
