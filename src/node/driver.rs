@@ -65,8 +65,8 @@ pub enum Input {
     Durable(u64),
     /// A change of the members is in the database, or was refused.
     Changed(Changed),
-    /// A copy of the database may be sent to others.
-    Offer(Arc<Offer>),
+    /// A copy of the database may be sent to others; or none could be made.
+    Offer(Option<Arc<Offer>>),
     /// A copy that was sent has arrived, or was lost.
     SnapshotSent {
         /// To whom.
@@ -272,7 +272,8 @@ impl Driver {
             Input::Persisted(number) => self.replica.persisted(number),
             Input::Durable(index) => self.cut(index),
             Input::Changed(changed) => self.follow(changed),
-            Input::Offer(offer) => {
+            Input::Offer(None) => self.giving.failed(),
+            Input::Offer(Some(offer)) => {
                 self.replica.log().offer(Some((offer.at, offer.conf_state.clone())));
                 self.replica.log().take_wants_offer(); // Whoever asked while it was made is served.
                 self.giving.offer(offer);
