@@ -3,6 +3,7 @@
 mod bootstrap;
 mod depot;
 mod front;
+mod inspection;
 mod joining;
 mod peers;
 mod publish;
@@ -21,7 +22,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool},
-    config::{AutoCompaction, Config},
+    config::{AutoCompaction, Config, gates::Gate},
     error::{Error, Halt},
     logging,
     node::{
@@ -135,6 +136,9 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     }
     let (removed, mut is_removed) = tokio::sync::watch::channel(false);
     let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true)))?;
+    if config.feature_gates.is_open(Gate::InitialCorruptCheck) {
+        inspection::before_serving(&floors.api).await.map_err(Failure::Refused)?;
+    }
     let peer_routes = api::peer::router(floors.api.clone());
     let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, peer_routes.clone()));
     peers::listen(peer_listeners, &floors.transport, serve_http)?;
@@ -152,6 +156,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     }
     tracing::info!("ready to serve client requests");
     tokio::spawn(versions::watch_over(floors.api.clone()));
+    inspection::start(config, &floors.api);
     let doors = Doors::open(config, &floors.api, listeners);
     if let End::Removed = end(&mut stop, &mut is_removed).await {
         tokio::time::sleep(REMOVED_GRACE).await;
@@ -363,6 +368,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         habits: Habits {
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,
+            remembers_hashes: config.feature_gates.is_open(Gate::CompactHashCheck),
             flush_after_bytes: FLUSH_AFTER_BYTES,
             flush_after: FLUSH_AFTER,
             flush_after_entries: config.snapshot_count,
