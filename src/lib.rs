@@ -15,6 +15,7 @@ pub mod storage;
 
 pub mod call;
 pub mod error;
+pub mod inbox;
 pub mod metrics;
 pub mod proto;
 pub mod urls;

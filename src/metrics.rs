@@ -40,6 +40,10 @@ pub struct Metrics {
     pub slow_watchers: IntGauge,
     pub events: IntCounter,
     pub pending_events: IntGauge,
+    pub watch_sends: Histogram,
+    pub watch_sends_per_event: Histogram,
+    pub watch_control_sends: Histogram,
+    pub watch_progress_sends: Histogram,
     pub leases_granted: IntCounter,
     pub leases_renewed: IntCounter,
     pub leases_revoked: IntCounter,
@@ -130,6 +134,10 @@ impl Metrics {
             slow_watchers: gauge("etcd_debugging_mvcc_slow_watcher_total", "Watches that are catching up."),
             events: counter("etcd_debugging_mvcc_events_total", "Events sent by this member."),
             pending_events: gauge("etcd_debugging_mvcc_pending_events_total", "Events that wait to be sent."),
+            watch_sends: durations("etcd_debugging_server_watch_send_loop_watch_stream_duration_seconds", "How long it takes to send what a watch stream has to hear.", MILLISECOND, 14),
+            watch_sends_per_event: durations("etcd_debugging_server_watch_send_loop_watch_stream_duration_per_event_seconds", "The same, for each event.", MILLISECOND, 14),
+            watch_control_sends: durations("etcd_debugging_server_watch_send_loop_control_stream_duration_seconds", "How long it takes to answer what a watch stream asked for.", MILLISECOND, 14),
+            watch_progress_sends: durations("etcd_debugging_server_watch_send_loop_progress_duration_seconds", "How long it takes to send progress notices.", MILLISECOND, 14),
             leases_granted: counter("etcd_debugging_lease_granted_total", "Leases granted."),
             leases_renewed: counter("etcd_debugging_lease_renewed_total", "Renewals seen by the leader."),
             leases_revoked: counter("etcd_debugging_lease_revoked_total", "Leases revoked."),
@@ -165,6 +173,31 @@ pub fn leader_changed(before: u64, now: u64) {
     METRICS.has_leader.set(i64::from(now != 0));
     if before != now && now != 0 {
         METRICS.leader_changes.inc();
+    }
+}
+
+/// What one watch stream was sent in one go.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Sent {
+    /// Events.
+    pub events: usize,
+    /// Answers to its requests.
+    pub answers: usize,
+    /// Notices that nothing happened.
+    pub notices: usize,
+}
+
+/// A watch stream was sent something.
+pub fn watch_sent(sent: Sent, took: Duration) {
+    let seconds = took.as_secs_f64();
+    if sent.events > 0 {
+        METRICS.watch_sends.observe(seconds);
+        #[allow(clippy::cast_precision_loss, reason = "no stream hears of so many events at once")]
+        METRICS.watch_sends_per_event.observe(seconds / sent.events as f64);
+    } else if sent.answers > 0 {
+        METRICS.watch_control_sends.observe(seconds);
+    } else if sent.notices > 0 {
+        METRICS.watch_progress_sends.observe(seconds);
     }
 }
 

@@ -22,7 +22,7 @@ const FLOORS: &[&[&str]] = &[
     &["state"],
     &["mvcc", "lease", "auth"],
     &["storage"],
-    &["error", "proto", "call", "urls"],
+    &["error", "proto", "call", "inbox", "urls"],
 ];
 
 /// The rooms beside the floors, and which rooms each of them may use.

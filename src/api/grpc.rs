@@ -152,22 +152,8 @@ impl UnaryService<Bytes> for UnaryCall {
         Box::pin(async move {
             let (headers, _, message) = request.into_parts();
             let metadata = metadata(&headers.into_headers());
-            method.received(message.len());
-            let answer = match table.admit(&method, &metadata, Some(&message)) {
-                Ok(()) => unary::run(table.api(), handler, Call { metadata, message }).await,
-                Err(refusal) => Err(refusal),
-            };
-            match answer {
-                Ok(message) => {
-                    method.sent(message.len());
-                    method.handled(Code::Ok);
-                    Ok(Response::new(message))
-                }
-                Err(refusal) => {
-                    method.handled(refusal.code);
-                    Err(status(&refusal))
-                }
-            }
+            let answer = unary::answer(&table, &method, handler, Call { metadata, message }).await;
+            answer.map(Response::new).map_err(|refusal| status(&refusal))
         })
     }
 }
@@ -191,7 +177,7 @@ impl StreamingService<Bytes> for StreamCall {
                 method.handled(refusal.code);
                 return Err(status(&refusal));
             }
-            let conversation = open(table.api(), metadata);
+            let conversation = method.open(table.api(), open, metadata);
             let mut talk = Talk::new(conversation, request.into_inner(), method);
             // Response headers go out with the first message, as etcd's do; and a stream that ends without one is refused
             // as a whole.

@@ -11,6 +11,8 @@
 //!
 //! A member that does not lead asks the leader, and waits for its answer; by the time that comes, or does not, it may lead itself.
 //!
+//! With the feature gate `FastLeaseKeepAlive` off, every renewal waits as for an unknown lease.
+//!
 //! The header is made before the renewal. So a client that was told of a renewal at some revision has not missed a
 //! revocation before it.
 
@@ -139,6 +141,8 @@ impl Request {
                 }
             } else if !self.is_confirmed && !timekeeper.is_awake() {
                 node.read_barrier(self.wait(Awaited::Confirmation, waker));
+            } else if !self.is_caught_up && !api.fast_keep_alive {
+                node.catch_up(self.wait(Awaited::CatchUp, waker));
             } else {
                 match timekeeper.renew(self.id) {
                     Renewal::Renewed(ttl) => return Ok(Some(ttl)),

@@ -73,6 +73,8 @@ impl Learner {
 
 /// One method: who answers it, and how often that happened.
 pub struct Method {
+    /// Where it is found.
+    pub path: &'static str,
     /// Who answers.
     pub handler: Handler,
     learner: Learner,
@@ -104,11 +106,12 @@ const CODES: [&str; 17] = [
 ];
 
 impl Method {
-    fn new(path: &str, handler: Handler) -> Self {
+    fn new(path: &'static str, handler: Handler) -> Self {
         let (service, name) = path[1..].split_once('/').expect("paths are /service/method");
         let labels = [handler.grpc_type(), service, name];
         let with_code = |code| METRICS.handled.with_label_values(&[labels[0], service, name, code]);
         Self {
+            path,
             handler,
             learner: Learner::of(path),
             started: METRICS.started.with_label_values(&labels),
@@ -116,6 +119,15 @@ impl Method {
             sent: METRICS.sent.with_label_values(&labels),
             handled: CODES.map(with_code),
         }
+    }
+
+    /// Begins a conversation. A stream that wants a leader ends soon after there is none; what looks like a plain call is
+    /// asked at its beginning only.
+    #[must_use]
+    pub fn open(&self, api: &Arc<Api>, open: Open, metadata: Metadata) -> Box<dyn Conversation> {
+        let wants_leader = metadata.require_leader && !matches!(self.handler, Handler::Patient(_));
+        let conversation = open(api, metadata);
+        if wants_leader { api.vigil.guard(conversation) } else { conversation }
     }
 
     /// A call began.

@@ -43,13 +43,7 @@ const ROWS: &[Row] = &[
         once: Some("experimental-compact-hash-check-enabled"),
         lacks: None,
     },
-    Row {
-        gate: Gate::FastLeaseKeepAlive,
-        name: "FastLeaseKeepAlive",
-        stage: Stage::Beta,
-        once: None,
-        lacks: Some("keep-alives are always answered the fast way"),
-    },
+    Row { gate: Gate::FastLeaseKeepAlive, name: "FastLeaseKeepAlive", stage: Stage::Beta, once: None, lacks: None },
     Row {
         gate: Gate::InitialCorruptCheck,
         name: "InitialCorruptCheck",
@@ -164,8 +158,8 @@ impl FeatureGates {
     /// The gates that are not as they would be unasked: name, and what that does not do yet.
     pub fn without_effect(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let changed = self.open ^ Self::default().open;
-        let changed = move |row: &&Row| changed & bit(row.gate) != 0;
-        ROWS.iter().filter(changed).filter_map(|row| Some((row.name, row.lacks?)))
+        let changed = ROWS.iter().filter(move |row| changed & bit(row.gate) != 0);
+        changed.filter_map(|row| Some((row.name, row.lacks?)))
     }
 }
 

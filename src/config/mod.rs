@@ -13,6 +13,7 @@
 //! What only matters when there is no data yet (who the first members are) is checked by [`Config::first_start`], for a
 //! restart ignores it.
 
+pub mod bounds;
 pub mod duration;
 mod first;
 pub mod flags;
@@ -36,6 +37,7 @@ use crate::{
     logging::{self, Level, Notice},
     urls::{self, Url},
 };
+use bounds::Bounds;
 pub use first::FirstStart;
 use gates::FeatureGates;
 use parse::{Stop, Typed};
@@ -114,6 +116,10 @@ pub struct Config {
     pub unsafe_no_fsync: bool,
     /// Memory for recently written and read values.
     pub value_cache_bytes: usize,
+    /// Whether other processes may listen on the same ports.
+    pub socket_reuse_port: bool,
+    /// How much memory, how many threads, watches and connections.
+    pub bounds: Bounds,
     /// Which features are switched on.
     pub feature_gates: FeatureGates,
     /// What is logged, how, and where to.

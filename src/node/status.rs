@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::metrics;
+use crate::{error::Halt, metrics, storage::Engine};
 
 /// The node in numbers.
 #[derive(Debug, Default)]
@@ -21,6 +21,9 @@ pub struct Status {
     is_learner: AtomicBool,
     /// Bytes that the log has taken since the last flush of the database, by an earlier life of this member too.
     unflushed_log_bytes: AtomicU64,
+    /// What was ever written, as the quota charges for it, and how much of that is in the last measurement.
+    written_bytes: AtomicU64,
+    measured_bytes: AtomicU64,
     total_bytes: AtomicI64,
     in_use_bytes: AtomicI64,
 }
@@ -81,6 +84,13 @@ impl Status {
         self.total_bytes.load(Ordering::Relaxed)
     }
 
+    /// Size of the database by now: as last measured, and what was written since.
+    pub fn estimated_bytes(&self) -> i64 {
+        let measured = self.measured_bytes.load(Ordering::Acquire);
+        let since = self.written_bytes.load(Ordering::Relaxed).saturating_sub(measured);
+        self.total_bytes().saturating_add_unsigned(since)
+    }
+
     /// The part of it that holds data, as last measured.
     pub fn in_use_bytes(&self) -> i64 {
         self.in_use_bytes.load(Ordering::Relaxed)
@@ -129,9 +139,18 @@ impl Status {
         self.applied.store(index, Ordering::Release);
     }
 
-    pub(super) fn set_size(&self, size: crate::storage::Size) {
+    /// Something of this cost was written. It is in the database already, so no measurement misses it.
+    pub(super) fn wrote(&self, cost: u64) {
+        self.written_bytes.fetch_add(cost, Ordering::Relaxed);
+    }
+
+    pub(super) fn measure(&self, engine: &dyn Engine) -> Result<(), Halt> {
+        let written = self.written_bytes.load(Ordering::Relaxed);
+        let size = engine.size()?;
         self.total_bytes.store(size.total_bytes.cast_signed(), Ordering::Relaxed);
         self.in_use_bytes.store(size.in_use_bytes.cast_signed(), Ordering::Relaxed);
+        self.measured_bytes.store(written, Ordering::Release);
+        Ok(())
     }
 
     pub(super) fn logged(&self, bytes: u64, write: Duration, sync: Duration) {

@@ -1,7 +1,6 @@
 //! Accepting and answering client connections.
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,16 +11,21 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::OwnedSemaphorePermit,
+};
 use tower::ServiceExt;
 
-use super::Failure;
+use super::listen::{Connection, Listener, Slots};
 use crate::{
     api::{self, Api, Table, grpc, table::Handler, unary, unary::UnaryBody},
     error::Error,
-    urls::{Place, Url},
 };
 
 /// Streams of one connection and the connection itself may have so much under way.
@@ -29,23 +33,11 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Larger header lists are refused.
 const HEADER_LIST_BYTES: u32 = 64 << 10;
-/// The server asks a silent client whether it is still there.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub fn announce(listener: &TcpListener) {
-    let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+/// Says where clients are served.
+pub fn announce(listener: &Listener) {
+    let address = listener.address();
     tracing::info!(traffic = "grpc+http", address, "serving client traffic insecurely; this is strongly discouraged!");
-}
-
-pub async fn bind(url: &Url) -> Result<TcpListener, Failure> {
-    match url.place() {
-        Place::Tcp { host, port } => {
-            let address = format!("{host}:{port}");
-            TcpListener::bind(&address).await.map_err(|source| Failure::Bind { address, source })
-        }
-        Place::Unix(_) => Err(Failure::Refused(format!("{}: unix sockets are not supported yet", url.as_str()))),
-    }
 }
 
 /// Everything on the client port that the method table does not hold.
@@ -140,45 +132,78 @@ impl http_body::Body for Body {
     }
 }
 
+/// How clients are treated.
+pub struct Manners {
+    /// Streams of one connection at a time.
+    pub max_streams: u32,
+    /// A client that was silent for so long is asked whether it is still there.
+    pub keepalive_interval: Duration,
+    /// How long it may take to answer that.
+    pub keepalive_timeout: Duration,
+}
+
+/// Accepts clients until the server stops.
 pub async fn accept(
-    listener: TcpListener,
+    listener: Listener,
     service: Service,
-    max_streams: u32,
+    manners: Manners,
+    slots: Slots,
     graceful: Arc<GracefulShutdown>,
     mut stopped: tokio::sync::watch::Receiver<()>,
 ) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http2()
-        .timer(hyper_util::rt::TokioTimer::new())
-        .max_concurrent_streams(max_streams)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(HEADER_LIST_BYTES)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    let builder = Arc::new(builder);
+    let builder = Arc::new(builder(&manners));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stopped.changed() => return,
         };
-        match accepted {
-            Ok((stream, peer)) => {
-                let _ = stream.set_nodelay(true);
-                let (builder, service, watcher) = (builder.clone(), service.clone(), graceful.watcher());
-                tokio::spawn(async move {
-                    let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
-                    let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-                    log_end(Patient::new(watcher.watch(connection)).await, peer);
-                });
-            }
+        let connection = match accepted {
+            Ok(connection) => connection,
             Err(error) => {
                 // Out of descriptors, most likely: what is open goes on, and closing some makes room.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
             }
-        }
+        };
+        let slot = tokio::select! {
+            slot = slots.take() => slot,
+            _ = stopped.changed() => return,
+        };
+        let (builder, service, watcher) = (builder.clone(), service.clone(), graceful.watcher());
+        match connection {
+            Connection::Tcp(stream) => tokio::spawn(attend(builder, service, stream, watcher, slot)),
+            Connection::Unix(stream) => tokio::spawn(attend(builder, service, stream, watcher, slot)),
+        };
+    }
+}
+
+fn builder(manners: &Manners) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http2()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .max_concurrent_streams(manners.max_streams)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HEADER_LIST_BYTES)
+        .keep_alive_interval(manners.keepalive_interval)
+        .keep_alive_timeout(manners.keepalive_timeout);
+    builder
+}
+
+/// Serves one connection to its end. Its slot is free then.
+async fn attend(
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    service: Service,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    watcher: Watcher,
+    _slot: OwnedSemaphorePermit,
+) {
+    let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
+    let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
+    if let Err(error) = Patient::new(watcher.watch(connection)).await {
+        tracing::debug!(%error, "a connection ended badly");
     }
 }
 
@@ -207,11 +232,5 @@ impl<C: Future> Future for Patient<C> {
             return Poll::Pending;
         }
         self.connection.as_mut().poll(context)
-    }
-}
-
-fn log_end(outcome: Result<(), Box<dyn std::error::Error + Send + Sync>>, peer: SocketAddr) {
-    if let Err(error) = outcome {
-        tracing::debug!(%peer, %error, "a connection ended badly");
     }
 }

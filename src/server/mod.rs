@@ -5,23 +5,26 @@ mod depot;
 mod front;
 mod inspection;
 mod joining;
+mod listen;
 mod peers;
 mod publish;
+mod signals;
 mod takeover;
 mod versions;
+mod words;
 
 use std::{
     io,
     process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
+use tokio::signal::unix::SignalKind;
 
 use crate::{
-    api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool},
+    api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool, slow::Slow},
     config::{AutoCompaction, Config, gates::Gate},
     error::{Error, Halt},
     logging,
@@ -42,20 +45,20 @@ use crate::{
     },
     peer::Client,
     state::{Machine, Members},
-    storage::{Engine, rocks::Rocks},
+    storage::{
+        Engine,
+        rocks::{Caches, Rocks},
+    },
     watch,
 };
 use depot::Depot;
-use front::{Service, accept, announce, bind, routes};
+use front::{Manners, Service, accept, announce, routes};
+use listen::{Listener, Slots, bind_for_members};
 use publish::publish;
+use signals::StopSignal;
 
-/// Flush the database when the log has grown by so much, or after so long: what a restart has to replay.
-const FLUSH_AFTER_BYTES: u64 = 32 << 20;
-const FLUSH_AFTER: Duration = Duration::from_mins(1);
 /// What every request may take beyond two election timeouts.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Entries between commit and apply that are too many.
-const BACKLOG: u64 = 5000;
 /// How long clients get to end their calls when the server stops.
 const DRAIN: Duration = Duration::from_millis(500);
 /// What etcd takes for a quota of zero.
@@ -64,8 +67,6 @@ const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
 /// To connect to a member, on top of an election timeout.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// A copy of the database goes to another member no faster than this.
-const SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +78,9 @@ pub enum Failure {
     #[error("{0}")]
     Refused(String),
     /// An address.
-    #[error("listen tcp {address}: bind: {}", plain(.source))]
+    #[error("listen {address}: bind: {}", plain(.source))]
     Bind {
-        /// Where we wanted to listen.
+        /// The network, and where in it we wanted to listen.
         address: String,
         /// What the system said.
         source: io::Error,
@@ -99,15 +100,16 @@ pub fn run(config: &Config) -> ExitCode {
         Err(error) => return logging::fatal("discovery failed", error),
     };
     match runtime.block_on(serve(config)) {
-        Ok(()) => {
+        Ok(signal) => {
             runtime.shutdown_timeout(Duration::from_millis(100));
-            ExitCode::SUCCESS
+            signal.map_or(ExitCode::SUCCESS, signals::end_by)
         }
         Err(failure) => logging::fatal("discovery failed", failure),
     }
 }
 
-async fn serve(config: &Config) -> Result<(), Failure> {
+/// Serves until the end; returns the signal that it was told to stop with, if it was.
+async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     let client = Client::new(DIAL_TIMEOUT + config.election_timeout);
     let origin = || bootstrap::origin(config, &client, request_timeout(config));
     let begins = !DataDir::looks_initialised(&config.data_dir);
@@ -115,14 +117,16 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     let known = if begins { Some(origin().await?) } else { None };
     let (mut listeners, mut peer_listeners) = (Vec::new(), Vec::new());
     for url in &config.listen_client_urls {
-        listeners.push(bind(url).await?);
+        listeners.push(Listener::bind(url, config.socket_reuse_port).await?);
     }
     for url in &config.listen_peer_urls {
-        peer_listeners.push(bind(url).await?);
+        peer_listeners.push(bind_for_members(url, config.socket_reuse_port).await?);
     }
+    let slots = Slots::new(config.bounds.max_connections)?;
     let mut stop =
         StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let directory = DataDir::open(&config.data_dir)?;
+    words::starting(config, directory.is_initialised());
     if directory.is_initialised() {
         if config.force_new_cluster {
             takeover::become_sole_member(&directory)?;
@@ -142,6 +146,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     let peer_routes = api::peer::router(floors.api.clone());
     let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, peer_routes.clone()));
     peers::listen(peer_listeners, &floors.transport, serve_http)?;
+    words::serving(config, floors.api.header.member_id());
     tokio::select! {
         published = publish(config, &floors.api) => {
             published.map_err(|error| Failure::Refused(error.to_string()))?;
@@ -149,28 +154,43 @@ async fn serve(config: &Config) -> Result<(), Failure> {
         end = end(&mut stop, &mut is_removed) => {
             floors.stop().await;
             return match end {
-                End::Signal(_) => Ok(()),
+                End::Signal(signal) => Ok(Some(signal)),
                 End::Removed => Err(Failure::Refused("server is stopping: this member was removed".to_owned())),
             };
         }
     }
-    tracing::info!("ready to serve client requests");
     tokio::spawn(versions::watch_over(floors.api.clone()));
     inspection::start(config, &floors.api);
-    let doors = Doors::open(config, &floors.api, listeners);
-    if let End::Removed = end(&mut stop, &mut is_removed).await {
+    let doors = Doors::open(config, &floors.api, listeners, &slots);
+    signals::tell_ready();
+    let vigil = tokio::spawn(keep_vigil(floors.api.clone(), config.election_timeout));
+    let end = end(&mut stop, &mut is_removed).await;
+    if let End::Removed = end {
         tokio::time::sleep(REMOVED_GRACE).await;
     }
+    words::ending("closing", config);
+    vigil.abort();
     doors.close(&floors.api).await;
     hand_over(config, &floors).await;
     floors.stop().await;
-    tracing::info!({ "data-dir" = %config.data_dir.display() }, "closed etcd server");
-    Ok(())
+    words::ending("closed", config);
+    Ok(match end {
+        End::Signal(signal) => Some(signal),
+        End::Removed => None,
+    })
+}
+
+/// Looks for the leader once per election timeout, for all streams that want one.
+async fn keep_vigil(api: Arc<Api>, election_timeout: Duration) {
+    loop {
+        tokio::time::sleep(election_timeout).await;
+        api.vigil.look(api.node.status().leader() != 0);
+    }
 }
 
 /// Why a member ends.
 enum End {
-    Signal(&'static str),
+    Signal(SignalKind),
     Removed,
 }
 
@@ -179,8 +199,8 @@ async fn end(stop: &mut StopSignal, is_removed: &mut tokio::sync::watch::Receive
         signal = stop.wait() => End::Signal(signal),
         _ = is_removed.wait_for(|removed| *removed) => End::Removed,
     };
-    match end {
-        End::Signal(signal) => tracing::info!(signal, "received signal; shutting down"),
+    match &end {
+        End::Signal(signal) => tracing::info!(signal = signals::name(*signal), "received signal; shutting down"),
         End::Removed => tracing::warn!("this member was removed from the cluster; shutting down"),
     }
     end
@@ -194,15 +214,21 @@ struct Doors {
 }
 
 impl Doors {
-    fn open(config: &Config, api: &Arc<Api>, listeners: Vec<TcpListener>) -> Self {
+    fn open(config: &Config, api: &Arc<Api>, listeners: Vec<Listener>, slots: &Slots) -> Self {
         let service = Service { table: Arc::new(Table::new(api.clone())), router: routes(api) };
         let graceful = Arc::new(GracefulShutdown::new());
         let (stopping, stopped) = tokio::sync::watch::channel(());
         let mut accepting = tokio::task::JoinSet::new();
         for listener in listeners {
+            tracing::info!("ready to serve client requests");
             announce(&listener);
-            let (graceful, stopped) = (graceful.clone(), stopped.clone());
-            accepting.spawn(accept(listener, service.clone(), config.max_concurrent_streams, graceful, stopped));
+            let manners = Manners {
+                max_streams: config.max_concurrent_streams,
+                keepalive_interval: config.bounds.keepalive_interval,
+                keepalive_timeout: config.bounds.keepalive_timeout,
+            };
+            let (slots, graceful, stopped) = (slots.clone(), graceful.clone(), stopped.clone());
+            accepting.spawn(accept(listener, service.clone(), manners, slots, graceful, stopped));
         }
         Self { accepting, graceful, stopping }
     }
@@ -273,15 +299,21 @@ fn build(
     let databases = directory.databases();
     databases.tidy()?;
     let value_cache_bytes = config.value_cache_bytes as u64;
-    let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&databases.current()?)?);
+    let bounds = &config.bounds;
+    let caches = Caches { block_bytes: bounds.block_cache_bytes, write_bytes: bounds.write_buffer_bytes };
+    let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&databases.current()?, caches)?);
     let machine = Machine::open(engine.clone(), value_cache_bytes)?;
     let quota_bytes = match config.quota_bytes {
         None => -1,
         Some(0) => DEFAULT_QUOTA_BYTES,
         Some(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
     };
-    let watch_settings =
-        watch::Settings { progress_interval: config.watch_progress_notify_interval, ..watch::Settings::default() };
+    let watch_settings = watch::Settings {
+        ring_bytes: bounds.watch_ring_bytes,
+        pending_bytes: bounds.watch_pending_bytes,
+        progress_interval: config.watch_progress_notify_interval,
+        watches_per_stream: bounds.max_watches_per_stream,
+    };
     let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
     let member = MemberId::new(identity.member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -295,13 +327,14 @@ fn build(
         raft: raft.clone(),
         links: links.clone(),
         shelf: shelf.clone(),
-        depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes }),
+        depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes, caches }),
         farewell: farewell.clone(),
         hurries: config.advance_first_election,
         patience: transport::Patience {
             dial: DIAL_TIMEOUT + config.election_timeout,
             write: DIAL_TIMEOUT + 2 * config.election_timeout,
-            snapshot_rate: SNAPSHOT_BYTES_PER_SECOND,
+            snapshot_rate: bounds.snapshot_bytes_per_second,
+            queue_bytes: bounds.peer_queue_bytes,
         },
     });
     let introduced = Members::introduced(engine.as_ref())?.into_iter().filter(|member| member.id != identity.member_id);
@@ -320,6 +353,8 @@ fn build(
         logger: logging::raft_logger(),
     };
     let (node, threads) = Node::start(&settings, raft, parts)?;
+    let read_threads =
+        bounds.read_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
     let api = Api {
         header: Header::new(identity.cluster_id, identity.member_id, node.status().clone()),
         node,
@@ -330,7 +365,7 @@ fn build(
             min_lease_seconds: api::lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
         },
         ids,
-        pool: Pool::start(std::thread::available_parallelism().map_or(2, usize::from)),
+        pool: Pool::start(read_threads),
         company: Company {
             client,
             strict: config.strict_reconfig_check,
@@ -340,7 +375,9 @@ fn build(
             runtime: tokio::runtime::Handle::current(),
         },
         quota_bytes,
-        alarm_under_way: AtomicBool::new(false),
+        vigil: Arc::default(),
+        fast_keep_alive: config.feature_gates.is_open(Gate::FastLeaseKeepAlive),
+        slow: Slow { call: config.warning_unary_request_duration, read: config.warning_apply_duration },
     };
     Ok(Floors { api: Arc::new(api), threads, transport })
 }
@@ -359,6 +396,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         },
         request_timeout,
         catchup_entries: config.snapshot_catchup_entries,
+        laggard_log_bytes: config.bounds.laggard_log_bytes,
         quota: Quota { bytes: quota_bytes },
         retention: match config.auto_compaction {
             AutoCompaction::Off => Policy::All,
@@ -369,31 +407,11 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,
             remembers_hashes: config.feature_gates.is_open(Gate::CompactHashCheck),
-            flush_after_bytes: FLUSH_AFTER_BYTES,
-            flush_after: FLUSH_AFTER,
+            flush_after_bytes: config.bounds.flush_log_bytes,
+            flush_after: config.bounds.flush_interval,
             flush_after_entries: config.snapshot_count,
         },
         slow_apply: config.warning_apply_duration,
-        backlog: BACKLOG,
-    }
-}
-
-/// SIGTERM or SIGINT.
-struct StopSignal {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl StopSignal {
-    fn listen() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn wait(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "terminated",
-            _ = self.interrupt.recv() => "interrupt",
-        }
+        backlog: config.bounds.max_apply_backlog,
     }
 }

@@ -9,6 +9,7 @@ use std::{
     fmt,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex},
@@ -18,6 +19,7 @@ use std::{
 use metastore::proto::etcdserverpb::{
     cluster_client::ClusterClient, kv_client::KvClient, maintenance_client::MaintenanceClient,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -33,6 +35,7 @@ pub struct Server {
     /// Who it is and where it listens.
     identity: Vec<String>,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     address: String,
 }
 
@@ -82,7 +85,14 @@ impl Log {
 impl Server {
     /// Founds a cluster of one and waits until it serves. `arguments` come on top of names and addresses.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(&[], arguments)
+    }
+
+    /// The same, with these variables.
+    pub fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut server = Self::member("one", "http://127.0.0.1:2380", "one=http://127.0.0.1:2380", arguments);
+        server.environment = environment.iter().map(owned).collect();
         server.restart();
         server
     }
@@ -109,6 +119,7 @@ impl Server {
                 initial_cluster,
             ]),
             arguments: owned(arguments),
+            environment: Vec::new(),
             process: None,
             address: String::new(),
         }
@@ -141,6 +152,7 @@ impl Server {
             .arg(self.data_dir())
             .args(&self.arguments)
             .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -187,12 +199,16 @@ impl Server {
         process.child.wait().unwrap();
     }
 
-    /// SIGTERM; returns when the process has ended, with how.
-    pub fn stop(&mut self) -> ExitStatus {
+    /// SIGTERM; returns when the process has ended by it.
+    pub fn stop(&mut self) {
+        assert_eq!(self.end_with(Signal::TERM).signal(), Some(Signal::TERM.as_raw()));
+    }
+
+    /// Sends a signal; returns when the process has ended, with how.
+    pub fn end_with(&mut self, signal: Signal) -> ExitStatus {
         let mut process = self.process.take().expect("it runs");
         let id = i32::try_from(process.child.id()).unwrap();
-        let id = rustix::process::Pid::from_raw(id).unwrap();
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
         process.child.wait().unwrap()
     }
 
