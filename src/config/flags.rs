@@ -250,9 +250,13 @@ const LOGGING: &[Flag] = &[
 
 const TUNING: &[Flag] = &[
     flag("enable-grpc-gateway", Kind::Bool, "true", "The JSON API.").not_yet("there is no JSON API").harmless("false"),
-    flag("corrupt-check-time", Kind::Duration, "0s", "Time between comparisons with other members.").not_yet(CHECKS),
-    flag("compact-hash-check-time", Kind::Duration, "1m", "Time between comparisons of compaction hashes.")
-        .not_yet(CHECKS),
+    flag("corrupt-check-time", Kind::Duration, "0s", "Time between comparisons with other members; 0 is never."),
+    flag(
+        "compact-hash-check-time",
+        Kind::Duration,
+        "1m",
+        "Time between comparisons of compaction hashes, with feature gate CompactHashCheck.",
+    ),
     flag("compaction-batch-limit", Kind::Signed, "0", "Revisions that a compaction removes at a time; 0 is 1000."),
     flag("compaction-sleep-interval", Kind::Duration, "0s", "How long a compaction rests in between; 0 is 10ms."),
     flag(
@@ -333,7 +337,6 @@ const AUTH: &str = "users and logins are not supported";
 const DISCOVERY: &str = "discovery is not supported yet, and a start without it would found another cluster";
 const NO_DISCOVERY: &str = "there is no discovery";
 const TRACES: &str = "no traces are sent";
-const CHECKS: &str = "members are not compared";
 const LINKS: &str = "links between members keep time by themselves";
 const V2_STAGES: &[&str] = &["write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
 const ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;

@@ -98,6 +98,10 @@ pub struct Config {
     pub quota_bytes: Option<u64>,
     /// What is forgotten without being asked.
     pub auto_compaction: AutoCompaction,
+    /// Time between comparisons of the data with other members'. None: never.
+    pub corrupt_check_interval: Option<Duration>,
+    /// Time between comparisons of compaction hashes, if that gate is open.
+    pub compact_hash_check_interval: Duration,
     /// Revisions that a compaction removes at a time.
     pub compaction_batch_limit: usize,
     /// How long a compaction rests in between.

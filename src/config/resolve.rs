@@ -110,6 +110,8 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
         max_concurrent_streams,
         quota_bytes: quota(typed.get("quota-backend-bytes")),
         auto_compaction,
+        corrupt_check_interval: Some(time(typed, "corrupt-check-time")).filter(|interval| !interval.is_zero()),
+        compact_hash_check_interval: time(typed, "compact-hash-check-time"),
         compaction_batch_limit: compaction_batch(typed),
         compaction_sleep_interval: or_default(time(typed, "compaction-sleep-interval"), DEFAULT_COMPACTION_SLEEP),
         watch_progress_notify_interval: progress_interval(typed, notices),

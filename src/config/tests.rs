@@ -169,13 +169,14 @@ fn what_has_no_effect_yet_is_told() {
         "--enable-grpc-gateway",
         "--max-snapshots=5",
         "--experimental-initial-corrupt-check=true",
+        "--feature-gates=PriorityRequest=true",
     ]);
     let expected = [
         "--experimental-initial-corrupt-check is deprecated",
         "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.",
         "flag is accepted, but has no effect yet flag=\"max-wals\"",
         "flag is accepted, but has no effect yet flag=\"enable-grpc-gateway\"",
-        "feature gate is accepted, but has no effect yet feature-gate=\"InitialCorruptCheck\"",
+        "feature gate is accepted, but has no effect yet feature-gate=\"PriorityRequest\"",
     ];
     assert_eq!(told.len(), expected.len(), "{told:?}");
     for (told, expected) in told.iter().zip(expected) {

@@ -58,6 +58,8 @@ pub struct Habits {
     pub compaction_batch: usize,
     /// Pause between two pieces.
     pub compaction_pause: Duration,
+    /// Whether the hash of what is compacted is remembered, to be compared with other members'.
+    pub remembers_hashes: bool,
     /// Flush when the log has grown by so much since.
     pub flush_after_bytes: u64,
     /// Flush what is older than this.
@@ -180,7 +182,7 @@ impl Keeper {
     /// One piece of the compaction that is due, if any.
     pub fn compact(&self, work: &mut Work) -> Result<(), Halt> {
         if work.compaction.is_none() {
-            work.compaction = Compaction::pending(&self.keys);
+            work.compaction = self.next_compaction()?;
         }
         if let Some(compaction) = &mut work.compaction {
             let before = compaction.removed();
@@ -192,13 +194,23 @@ impl Keeper {
                     removed = compaction.removed(),
                     "finished scheduled compaction"
                 );
-                work.compaction = Compaction::pending(&self.keys);
+                work.compaction = self.next_compaction()?;
             }
         }
         if work.compaction.is_none() {
             work.awaiting.drain(..).for_each(|waiter| waiter());
         }
         Ok(())
+    }
+
+    fn next_compaction(&self) -> Result<Option<Compaction>, Halt> {
+        let next = Compaction::pending(&self.keys);
+        if let Some(compaction) = &next
+            && self.habits.remembers_hashes
+        {
+            compaction.remember_hash()?;
+        }
+        Ok(next)
     }
 
     /// Makes a copy of the database for members that need more than the log still has. If that fails, they ask again.

@@ -3,6 +3,7 @@
 mod bootstrap;
 mod depot;
 mod front;
+mod inspection;
 mod joining;
 mod listen;
 mod peers;
@@ -139,6 +140,9 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     }
     let (removed, mut is_removed) = tokio::sync::watch::channel(false);
     let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true)))?;
+    if config.feature_gates.is_open(Gate::InitialCorruptCheck) {
+        inspection::before_serving(&floors.api).await.map_err(Failure::Refused)?;
+    }
     let peer_routes = api::peer::router(floors.api.clone());
     let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, peer_routes.clone()));
     peers::listen(peer_listeners, &floors.transport, serve_http)?;
@@ -156,6 +160,7 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
         }
     }
     tokio::spawn(versions::watch_over(floors.api.clone()));
+    inspection::start(config, &floors.api);
     let doors = Doors::open(config, &floors.api, listeners, &slots);
     signals::tell_ready();
     let vigil = tokio::spawn(keep_vigil(floors.api.clone(), config.election_timeout));
@@ -401,6 +406,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         habits: Habits {
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,
+            remembers_hashes: config.feature_gates.is_open(Gate::CompactHashCheck),
             flush_after_bytes: config.bounds.flush_log_bytes,
             flush_after: config.bounds.flush_interval,
             flush_after_entries: config.snapshot_count,

@@ -85,6 +85,7 @@ fn settings(dice: &mut Dice) -> Settings {
         habits: Habits {
             compaction_batch: *dice.pick(&[1, 3, 20]),
             compaction_pause: Duration::ZERO,
+            remembers_hashes: false,
             flush_after_bytes: *dice.pick(&[0, 200, 2000]),
             flush_after: Duration::from_secs(5),
             flush_after_entries: u64::MAX,
