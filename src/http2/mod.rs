@@ -1,0 +1,5 @@
+//! The front door.
+
+pub mod fault;
+pub mod frame;
+pub mod hpack;
