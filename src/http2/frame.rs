@@ -62,17 +62,45 @@ pub mod setting {
 #[allow(missing_docs, reason = "the standard names them")]
 pub enum Frame {
     /// `counted` is what flow control counts: the padding too.
-    Data { stream: u32, data: Bytes, counted: usize, end: bool },
+    Data {
+        stream: u32,
+        data: Bytes,
+        counted: usize,
+        end: bool,
+    },
     /// `own_parent` if the stream is said to depend on itself.
-    Headers { stream: u32, block: Bytes, end: bool, complete: bool, own_parent: bool },
+    Headers {
+        stream: u32,
+        block: Bytes,
+        end: bool,
+        complete: bool,
+        own_parent: bool,
+    },
     Priority,
-    Reset { stream: u32, code: u32 },
-    Settings { pairs: Bytes },
+    Reset {
+        stream: u32,
+        code: u32,
+    },
+    Settings {
+        pairs: Bytes,
+    },
     SettingsAck,
-    Ping { data: u64, ack: bool },
-    GoAway { code: u32 },
-    WindowUpdate { stream: u32, increment: u32 },
-    Continuation { stream: u32, block: Bytes, complete: bool },
+    Ping {
+        data: u64,
+        ack: bool,
+    },
+    GoAway {
+        code: u32,
+    },
+    WindowUpdate {
+        stream: u32,
+        increment: u32,
+    },
+    Continuation {
+        stream: u32,
+        block: Bytes,
+        complete: bool,
+    },
     /// A type that nobody knows yet.
     Unknown,
 }
@@ -213,9 +241,8 @@ pub fn write_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream:
 #[must_use]
 pub fn head(length: usize, kind: u8, flags: u8, stream: u32) -> [u8; HEAD_BYTES] {
     let length = u32::try_from(length).expect("no payload is longer than three bytes can say");
-    let [_, a, b, c] = length.to_be_bytes();
-    let [d, e, f, g] = stream.to_be_bytes();
-    [a, b, c, kind, flags, d, e, f, g]
+    let (length, stream) = (length.to_be_bytes(), stream.to_be_bytes());
+    [length[1], length[2], length[3], kind, flags, stream[0], stream[1], stream[2], stream[3]]
 }
 
 #[cfg(test)]

@@ -255,7 +255,9 @@ mod tests {
     fn blocks_of_indexes_are_recognised() {
         let mut decoder = Decoder::default();
         let mut fields = Fields::default();
-        for (block, only_indexed) in [("4001 6101 31", false), ("82 be", true), ("20 82", false), ("82 0001 6101 31", false)] {
+        for (block, only_indexed) in
+            [("4001 6101 31", false), ("82 be", true), ("20 82", false), ("82 0001 6101 31", false)]
+        {
             decoder.decode(&unhex(block), 1000, &mut fields).unwrap();
             assert_eq!(fields.only_indexed(), only_indexed, "{block}");
         }

@@ -99,12 +99,11 @@ impl Encoder {
 
 /// A field that is spelled out, but for its name where the table has it.
 fn literal(name: &str, value: &[u8], flags: u8, prefix: u32, out: &mut Vec<u8>) {
-    match STATIC.iter().position(|entry| entry.0 == name) {
-        Some(place) => integer::encode(place + 1, prefix, flags, out),
-        None => {
-            out.push(flags);
-            string(name.as_bytes(), out);
-        }
+    if let Some(place) = STATIC.iter().position(|entry| entry.0 == name) {
+        integer::encode(place + 1, prefix, flags, out);
+    } else {
+        out.push(flags);
+        string(name.as_bytes(), out);
     }
     string(value, out);
 }

@@ -166,7 +166,7 @@ pub fn encode(text: &[u8], out: &mut Vec<u8>) {
     }
     if count > 0 {
         let padding = 8 - count;
-        out.push((bits << padding | ((1 << padding) - 1)) as u8);
+        out.push(((bits << padding | ((1 << padding) - 1)) & 0xff) as u8);
     }
 }
 
