@@ -41,9 +41,9 @@ use crate::{
     call::{Code, Refusal, Reply},
     error::{Error, Halt},
     mvcc::read::Failure,
-    node::{Node, identity::RequestIds},
+    node::{Node, Present, identity::RequestIds},
     proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
-    state::{Kind, NOSPACE, Readers},
+    state::{Kind, NOSPACE},
     watch::Hub,
 };
 use header::Header;
@@ -95,7 +95,7 @@ pub struct Api {
 impl Api {
     /// What readers see.
     #[must_use]
-    pub fn readers(&self) -> &Readers {
+    pub fn readers(&self) -> Present {
         self.node.readers()
     }
 

@@ -45,6 +45,8 @@ fn code(error: &Error) -> Code {
         | Error::LeaderChanged
         | Error::Stopped
         | Error::Timeout
+        | Error::TimeoutLeaderFailure
+        | Error::TimeoutConnectionLost
         | Error::TimeoutWaitAppliedIndex
         | Error::Unhealthy => Code::Unavailable,
         Error::Corrupt => Code::DataLoss,
@@ -101,6 +103,16 @@ mod tests {
             (Error::LeaderChanged, Code::Unavailable, "etcdserver: leader changed"),
             (Error::Stopped, Code::Unavailable, "etcdserver: server stopped"),
             (Error::Timeout, Code::Unavailable, "etcdserver: request timed out"),
+            (
+                Error::TimeoutLeaderFailure,
+                Code::Unavailable,
+                "etcdserver: request timed out, possibly due to previous leader failure",
+            ),
+            (
+                Error::TimeoutConnectionLost,
+                Code::Unavailable,
+                "etcdserver: request timed out, possibly due to connection lost",
+            ),
             (
                 Error::TimeoutWaitAppliedIndex,
                 Code::Unavailable,

@@ -84,6 +84,7 @@ pub const SECTIONS: &[(&str, &[Flag])] = &[
     ("Logging and monitoring", LOGGING),
     ("Tuning", TUNING),
     ("Of metastore alone", OURS),
+    ("Short form", SHORT_FORM),
     ("Process", PROCESS),
 ];
 
@@ -110,8 +111,7 @@ const MEMBER: &[Flag] = &[
         "1000",
         "Milliseconds without a leader until an election; at least 5 heartbeats.",
     ),
-    flag("initial-election-tick-advance", Kind::Bool, "true", "Hold the first election early.")
-        .not_yet("a sole member always elects itself at once"),
+    flag("initial-election-tick-advance", Kind::Bool, "true", "Hold the first election early."),
     flag("listen-peer-urls", Kind::Urls, "http://localhost:2380", "Where other members connect to."),
     flag("listen-client-urls", Kind::Urls, "http://localhost:2379", "Where clients connect to."),
     flag("listen-client-http-urls", Kind::Urls, "", "Separate addresses for HTTP.")
@@ -140,11 +140,11 @@ const MEMBER: &[Flag] = &[
         .not_yet("the server sends no pings"),
     flag("socket-reuse-port", Kind::Bool, "false", "SO_REUSEPORT on listeners.").not_yet("the option is not set"),
     flag("socket-reuse-address", Kind::Bool, "false", "SO_REUSEADDR on listeners.").not_yet("the option is not set"),
-    flag("raft-read-timeout", Kind::Duration, "5s", "Read timeout between members.").not_yet(SOLE_MEMBER),
-    flag("raft-write-timeout", Kind::Duration, "5s", "Write timeout between members.").not_yet(SOLE_MEMBER),
+    flag("raft-read-timeout", Kind::Duration, "5s", "Read timeout between members.").not_yet(LINKS),
+    flag("raft-write-timeout", Kind::Duration, "5s", "Write timeout between members.").not_yet(LINKS),
     flag("memory-mlock", Kind::Bool, "false", "Keep the memory out of swap.").not_yet("memory is not locked"),
     flag("feature-gates", Kind::Gates, "", "Features to switch: `A=true,B=false`."),
-    flag("max-learners", Kind::Signed, "1", "Most learners in the cluster.").not_yet(SOLE_MEMBER),
+    flag("max-learners", Kind::Signed, "1", "Most learners in the cluster."),
 ];
 
 const CLUSTERING: &[Flag] = &[
@@ -170,8 +170,7 @@ const CLUSTERING: &[Flag] = &[
     flag("discovery-srv-name", Kind::Text, "", "A suffix of the DNS service name.").refused(DISCOVERY),
     flag("discovery-fallback", Kind::Choice(&["exit", "proxy"]), "exit", "What to do when discovery fails.")
         .not_yet(NO_DISCOVERY),
-    flag("strict-reconfig-check", Kind::Bool, "true", "Refuse member changes that would lose the quorum.")
-        .not_yet(SOLE_MEMBER),
+    flag("strict-reconfig-check", Kind::Bool, "true", "Refuse member changes that would lose the quorum."),
     flag("pre-vote", Kind::Bool, "true", "Ask before an election, so that a returning member disturbs nobody."),
     flag(
         "auto-compaction-mode",
@@ -185,8 +184,7 @@ const CLUSTERING: &[Flag] = &[
         "0",
         "How much history to keep: hours or a duration, or revisions; 0 is all.",
     ),
-    flag("force-new-cluster", Kind::Bool, "false", "Become the sole member, whoever else there was.")
-        .not_yet(SOLE_MEMBER),
+    flag("force-new-cluster", Kind::Bool, "false", "Become the sole member, whoever else there was."),
     flag("v2-deprecation", Kind::Choice(V2_STAGES), "write-only", "A stage in the end of etcd's v2 store.")
         .not_yet("there never was a v2 store here"),
 ];
@@ -244,10 +242,9 @@ const LOGGING: &[Flag] = &[
 
 const TUNING: &[Flag] = &[
     flag("enable-grpc-gateway", Kind::Bool, "true", "The JSON API.").not_yet("there is no JSON API").harmless("false"),
-    flag("corrupt-check-time", Kind::Duration, "0s", "Time between comparisons with other members.")
-        .not_yet(SOLE_MEMBER),
+    flag("corrupt-check-time", Kind::Duration, "0s", "Time between comparisons with other members.").not_yet(CHECKS),
     flag("compact-hash-check-time", Kind::Duration, "1m", "Time between comparisons of compaction hashes.")
-        .not_yet(SOLE_MEMBER),
+        .not_yet(CHECKS),
     flag("compaction-batch-limit", Kind::Signed, "0", "Revisions that a compaction removes at a time; 0 is 1000."),
     flag("compaction-sleep-interval", Kind::Duration, "0s", "How long a compaction rests in between; 0 is 10ms."),
     flag(
@@ -256,7 +253,8 @@ const TUNING: &[Flag] = &[
         "0s",
         "Time between progress notices; 0 is 10m, least 100ms.",
     ),
-    flag("downgrade-check-time", Kind::Duration, "5s", "Time between looks at a downgrade.").not_yet(SOLE_MEMBER),
+    flag("downgrade-check-time", Kind::Duration, "5s", "Time between looks at a downgrade.")
+        .not_yet("there are no downgrades"),
     flag("bootstrap-defrag-threshold-megabytes", Kind::Unsigned, "0", "Defragment at the start if it frees so much.")
         .not_yet("the storage does not fragment"),
     flag("unsafe-no-fsync", Kind::Bool, "false", "Do not wait for the disk. A crash loses acknowledged writes."),
@@ -264,6 +262,16 @@ const TUNING: &[Flag] = &[
 
 const OURS: &[Flag] =
     &[flag("value-cache-bytes", Kind::Unsigned, "16777216", "Memory for recently written and read values.")];
+
+/// What stands for several of the flags above. None of these has a variable: `ETCD_PORT` is what Kubernetes sets for every
+/// service that is called `etcd`.
+pub const SHORT_FORM: &[Flag] = &[
+    flag("id", Kind::Unsigned, "0", "Which member of --cluster this is, counted from 1; its name is `node<id>`."),
+    flag("cluster", Kind::Text, "", "The members' peer URLs, in the order of their IDs."),
+    flag("grpc-addr", Kind::Text, "", "`host:port` or `:port` for clients."),
+    flag("join", Kind::Bool, "false", "Join a cluster that runs, instead of founding one."),
+    flag("port", Kind::Unsigned, "0", "A port for a quick HTTP API.").not_yet("there is no quick HTTP API"),
+];
 
 const PROCESS: &[Flag] = &[
     flag("config-file", Kind::Text, "", "A YAML file instead of flags and variables.")
@@ -320,7 +328,8 @@ const AUTH: &str = "users and logins are not supported";
 const DISCOVERY: &str = "discovery is not supported yet, and a start without it would found another cluster";
 const NO_DISCOVERY: &str = "there is no discovery";
 const TRACES: &str = "no traces are sent";
-const SOLE_MEMBER: &str = "there is only one member";
+const CHECKS: &str = "members are not compared";
+const LINKS: &str = "links between members keep time by themselves";
 const V2_STAGES: &[&str] = &["write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
 const ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
 

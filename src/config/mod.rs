@@ -14,16 +14,18 @@
 //! restart ignores it.
 
 pub mod duration;
+mod first;
 pub mod flags;
 pub mod gates;
+pub mod names;
 mod parse;
 mod resolve;
+mod short;
 pub mod urls;
 pub mod usage;
 mod value;
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     io::{self, Write},
     path::PathBuf,
@@ -32,6 +34,7 @@ use std::{
 };
 
 use crate::logging::{self, Level, Notice};
+pub use first::FirstStart;
 use gates::FeatureGates;
 use parse::{Stop, Typed};
 use urls::Url;
@@ -44,6 +47,7 @@ const START_FAILED: &str = "discovery failed";
 
 /// Everything that can be configured, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag that people switch by itself")]
 pub struct Config {
     /// What people call this member.
     pub name: String,
@@ -69,6 +73,14 @@ pub struct Config {
     pub election_timeout: Duration,
     /// Whether an election is asked for before it is held.
     pub pre_vote: bool,
+    /// Whether the first election after a start is held early.
+    pub advance_first_election: bool,
+    /// Whether changes of the members that could cost the quorum are refused.
+    pub strict_reconfig_check: bool,
+    /// Most learners in the cluster.
+    pub max_learners: u64,
+    /// Whether to become the sole member of a cluster whose others are lost.
+    pub force_new_cluster: bool,
     /// After so many applied entries a cut of the log is considered.
     pub snapshot_count: u64,
     /// How many entries a cut of the log leaves.
@@ -121,15 +133,6 @@ pub enum AutoCompaction {
     Periodic(Duration),
     /// All but so many of the newest revisions.
     Revisions(u64),
-}
-
-/// Who founds the cluster, checked: this member, alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FirstStart {
-    /// Its peer URLs, sorted: with the token, what its identity is made from.
-    pub peer_urls: Vec<Url>,
-    /// The cluster's token.
-    pub token: String,
 }
 
 /// A configuration, and what the log shall say about it.
@@ -190,6 +193,10 @@ pub fn from_process(
         return Err(Exit::Logged { logs: logging::Settings::default(), notices });
     }
     let logs = resolve::logs(&typed)?;
+    if let Err(error) = short::expand(&mut typed) {
+        let reason = Notice::new(Level::Fatal, NOT_VERIFIED).with("error", error);
+        return Err(Exit::Logged { logs, notices: vec![reason] });
+    }
     match resolve::config(&typed, logs.clone(), &mut notices) {
         Ok(config) => Ok(Parsed { config, notices }),
         Err(reason) => {
@@ -267,31 +274,13 @@ impl Config {
         usize::try_from(ticks).expect("an election timeout has at most 50000 milliseconds")
     }
 
-    /// Checks what counts only while there is no data: that this member founds a cluster of itself alone.
+    /// Reads and checks what counts only while there is no data: who founds the cluster, or which one to join. May take half
+    /// a minute, where names must be looked up.
     ///
     /// # Errors
     /// In etcd's words where etcd refuses too.
     pub fn first_start(&self) -> Result<FirstStart, String> {
-        let members = resolve::initial_cluster(&self.initial_cluster)?;
-        resolve::check_members(&members, &self.name, &self.initial_advertise_peer_urls)?;
-        self.refuse_company(&members)?;
-        Ok(FirstStart {
-            peer_urls: self.initial_advertise_peer_urls.clone(),
-            token: self.initial_cluster_token.clone(),
-        })
-    }
-
-    fn refuse_company(&self, members: &BTreeMap<String, Vec<Url>>) -> Result<(), String> {
-        if members.len() > 1 {
-            let names = members.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            return Err(format!("clusters of several members are not supported yet: --initial-cluster names {names}"));
-        }
-        match self.initial_cluster_state {
-            ClusterState::New => Ok(()),
-            ClusterState::Existing => Err("clusters of several members are not supported yet: \
-                                           --initial-cluster-state=existing asks to join one, and there is no data here"
-                .to_owned()),
-        }
+        FirstStart::read(self)
     }
 }
 

@@ -156,6 +156,13 @@ impl Typed {
         Ok(())
     }
 
+    /// Sets a flag that nobody typed, because others that were typed mean it.
+    pub(super) fn imply(&mut self, flag: &'static Flag, value: String) -> Result<(), String> {
+        flag.kind.check(&value)?;
+        self.texts.insert(flag.name, value);
+        Ok(())
+    }
+
     fn is_typed(&self, name: &str) -> bool {
         match Target::find(name) {
             Some(Target::Flag(flag)) => self.is_set(flag.name),
@@ -216,7 +223,8 @@ fn wrong(name: &str, target: Target, value: &str, why: &str) -> Stop {
 }
 
 fn names_by_variable() -> BTreeMap<String, String> {
-    let today = flags::all().map(|flag| flag.name.to_owned());
+    let has_variable = |flag: &&Flag| flags::SHORT_FORM.iter().all(|short| short.name != flag.name);
+    let today = flags::all().filter(has_variable).map(|flag| flag.name.to_owned());
     let experimental = flags::ONCE_EXPERIMENTAL.iter().map(|name| format!("experimental-{name}"));
     let gates = gates::once_flags().map(|(name, _)| name.to_owned());
     let legacy = flags::LEGACY.iter().map(|name| (*name).to_owned());

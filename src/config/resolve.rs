@@ -1,11 +1,7 @@
 //! From one text per flag to what they mean together. The checks are etcd's, in etcd's order, so that of two mistakes the
 //! same one is told.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use super::{
     AutoCompaction, ClusterState, Config, Exit, NOT_VERIFIED, START_FAILED, duration,
@@ -98,6 +94,10 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
         heartbeat_interval,
         election_timeout,
         pre_vote: typed.get("pre-vote"),
+        advance_first_election: typed.get("initial-election-tick-advance"),
+        strict_reconfig_check: typed.get("strict-reconfig-check"),
+        max_learners: u64::try_from(typed.get::<i64>("max-learners")).unwrap_or(0),
+        force_new_cluster: typed.get("force-new-cluster"),
         snapshot_count: or_default(typed.get("snapshot-count"), DEFAULT_SNAPSHOT_COUNT),
         snapshot_catchup_entries: typed.get("snapshot-catchup-entries"),
         max_txn_ops: count(typed.get("max-txn-ops")),
@@ -369,71 +369,4 @@ fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
 
 fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
-}
-
-/// Reads `name=url,…`: the URLs of each member, sorted. A name that comes again adds a URL.
-pub fn initial_cluster(text: &str) -> Result<BTreeMap<String, Vec<Url>>, String> {
-    let mut members = BTreeMap::<String, Vec<Url>>::new();
-    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let (name, url) = item.split_once('=').unwrap_or((item, ""));
-        let url = Url::parse(url).map_err(|error| format!("error setting up initial cluster: {error}"))?;
-        members.entry(name.to_owned()).or_default().push(url);
-    }
-    for urls in members.values_mut() {
-        urls.sort();
-    }
-    Ok(members)
-}
-
-/// Checks the first members among themselves, and that what this one advertises is what they were told of it. Only the
-/// texts are compared: names are not looked up.
-pub fn check_members(members: &BTreeMap<String, Vec<Url>>, name: &str, advertised: &[Url]) -> Result<(), String> {
-    if members.is_empty() && name.is_empty() {
-        return Err("initial cluster unset and no discovery endpoints found".to_owned());
-    }
-    let told = members
-        .get(name)
-        .ok_or_else(|| format!("couldn't find local name {name:?} in the initial cluster configuration"))?;
-    check_advertised(told, name, advertised)?;
-    let mut seen = BTreeSet::new();
-    if !members.values().flatten().all(|url| seen.insert(url)) {
-        let all: Vec<_> = members.iter().map(|(name, urls)| pairs(name, urls)).collect();
-        return Err(format!("initial cluster {} has duplicate url", all.join(",")));
-    }
-    Ok(())
-}
-
-fn check_advertised(told: &[Url], name: &str, advertised: &[Url]) -> Result<(), String> {
-    if told == advertised {
-        return Ok(());
-    }
-    let lacking = |urls: &[Url], others: &[Url]| -> Vec<Url> {
-        urls.iter().filter(|url| !others.contains(url)).cloned().collect()
-    };
-    let cause = if told.len() == advertised.len() {
-        let (a, b) = advertised.iter().zip(told).find(|(a, b)| a != b).expect("they differ");
-        format!("resolved urls: {:?} != {:?}", a.as_str(), b.as_str())
-    } else {
-        format!("len({}) != len({})", quoted(advertised), quoted(told))
-    };
-    let (unadvertised, untold) = (lacking(told, advertised), lacking(advertised, told));
-    let (joined, all) = (urls::joined(advertised), pairs(name, told));
-    Err(if !unadvertised.is_empty() {
-        let missing = pairs(name, &unadvertised);
-        format!("--initial-cluster has {missing} but missing from --initial-advertise-peer-urls={joined} ({cause})")
-    } else if !untold.is_empty() {
-        let missing = urls::joined(&untold);
-        format!("--initial-advertise-peer-urls has {missing} but missing from --initial-cluster={all}")
-    } else {
-        format!("failed to resolve {joined} to match --initial-cluster={all} ({cause})")
-    })
-}
-
-fn pairs(name: &str, urls: &[Url]) -> String {
-    urls.iter().map(|url| format!("{name}={url}")).collect::<Vec<_>>().join(",")
-}
-
-fn quoted(urls: &[Url]) -> String {
-    let quoted: Vec<_> = urls.iter().map(|url| format!("{:?}", url.as_str())).collect();
-    format!("[{}]", quoted.join(" "))
 }

@@ -61,11 +61,14 @@ fn without_any_flag_everything_has_its_default() {
     assert_eq!(config.value_cache_bytes, 16 << 20);
     assert!(config.pre_vote && !config.unsafe_no_fsync);
     assert_eq!(config.logs, logging::Settings::default());
+    assert!(config.advance_first_election && config.strict_reconfig_check && !config.force_new_cluster);
+    assert_eq!(config.max_learners, 1);
     let first = config.first_start().unwrap();
     assert_eq!(
-        (urls::joined(&first.peer_urls), first.token.as_str()),
-        ("http://localhost:2380".into(), "etcd-cluster")
+        (first.state, first.name.as_str(), first.token.as_str()),
+        (ClusterState::New, "default", "etcd-cluster")
     );
+    assert_eq!((urls::joined(first.own_urls()), first.members.len()), ("http://localhost:2380".into(), 1));
 }
 
 #[test]
@@ -73,7 +76,7 @@ fn a_name_of_its_own_makes_a_directory_and_a_cluster_of_its_own() {
     let config = config(&["--name=m1", "--initial-advertise-peer-urls=http://b:2,http://a:1"]);
     assert_eq!(config.data_dir, PathBuf::from("m1.metastore"));
     assert_eq!(config.initial_cluster, "m1=http://a:1,m1=http://b:2");
-    assert_eq!(config.first_start().unwrap().peer_urls.len(), 2);
+    assert_eq!(config.first_start().unwrap().own_urls().len(), 2);
 }
 
 #[test]
@@ -238,7 +241,7 @@ fn logs_go_where_they_are_told_to() {
 }
 
 #[test]
-fn the_first_members_must_be_this_one_alone() {
+fn the_first_members_must_make_sense_together() {
     for (arguments, error) in [
         (
             &["--name=x", "--initial-cluster=y=http://localhost:2380"][..],
@@ -282,16 +285,85 @@ fn the_first_members_must_be_this_one_alone() {
             "initial cluster b=http://localhost:2380,default=http://localhost:2380 has duplicate url",
         ),
         (
-            &["--initial-cluster=default=http://localhost:2380,b=http://localhost:2381"],
-            "clusters of several members are not supported yet: --initial-cluster names b, default",
+            &["--initial-cluster-state=existing", "--initial-cluster=b=http://localhost:2380"],
+            "couldn't find local name \"default\" in the initial cluster configuration",
         ),
         (
-            &["--initial-cluster-state=existing"],
-            "clusters of several members are not supported yet: --initial-cluster-state=existing asks to join one, and \
-             there is no data here",
+            &["--initial-cluster-state=existing", "--initial-cluster=default=http://a:1,b=http://a:1"],
+            "initial cluster b=http://a:1,default=http://a:1 has duplicate url",
         ),
     ] {
         assert_eq!(config(arguments).first_start().unwrap_err(), error);
+    }
+}
+
+#[test]
+fn several_members_found_a_cluster_or_are_joined() {
+    let cluster = "--initial-cluster=c=http://c:1,a=http://10.0.0.1:2, a=http://10.0.0.1:1,,b=http://b:1";
+    let mine = "--initial-advertise-peer-urls=http://10.0.0.1:1,http://10.0.0.1:2";
+    let first = config(&["--name=a", cluster, mine, "--initial-cluster-token=t"]).first_start().unwrap();
+    assert_eq!(first.members.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(urls::joined(first.own_urls()), "http://10.0.0.1:1,http://10.0.0.1:2");
+    assert_eq!(urls::joined(&first.urls_of_others()), "http://b:1,http://c:1");
+    assert_eq!((first.state, first.token.as_str()), (ClusterState::New, "t"));
+    // Who joins advertises what he told the others, which nobody compares.
+    let joins = config(&["--name=b", cluster, "--initial-cluster-state=existing"]).first_start().unwrap();
+    assert_eq!(joins.state, ClusterState::Existing);
+    assert_eq!(urls::joined(&joins.urls_of_others()), "http://10.0.0.1:1,http://10.0.0.1:2,http://c:1");
+}
+
+const DESK: &str = "--cluster=http://127.0.0.1:9021,http://127.0.0.1:9022,http://db3.example:9023";
+
+#[test]
+fn the_short_form_stands_for_the_long_one() {
+    let short = config(&["--id=2", DESK, "--grpc-addr=:2379"]);
+    assert_eq!((short.name.as_str(), short.data_dir.to_str()), ("node2", Some("node2.metastore")));
+    assert_eq!(urls::joined(&short.listen_client_urls), "http://0.0.0.0:2379");
+    assert_eq!(urls::joined(&short.advertise_client_urls), "http://127.0.0.1:2379");
+    assert_eq!(urls::joined(&short.listen_peer_urls), "http://127.0.0.1:9022");
+    let long = config(&[
+        "--name=node2",
+        "--initial-cluster=node1=http://127.0.0.1:9021,node2=http://127.0.0.1:9022,node3=http://db3.example:9023",
+        "--initial-advertise-peer-urls=http://127.0.0.1:9022",
+        "--listen-peer-urls=http://127.0.0.1:9022",
+        "--listen-client-urls=http://0.0.0.0:2379",
+        "--advertise-client-urls=http://127.0.0.1:2379",
+    ]);
+    assert_eq!(short, long);
+    assert_eq!(short.first_start().unwrap().state, ClusterState::New);
+    let joining = config(&["--id=3", DESK, "--join", "--grpc-addr=db3.example:1", "--data-dir=d", "--name=node3"]);
+    assert_eq!((joining.initial_cluster_state, joining.data_dir.to_str()), (ClusterState::Existing, Some("d")));
+    assert_eq!(urls::joined(&joining.listen_peer_urls), "http://0.0.0.0:9023", "one cannot listen on a name");
+    assert_eq!(urls::joined(&joining.listen_client_urls), "http://0.0.0.0:1");
+    assert_eq!(urls::joined(&joining.advertise_client_urls), "http://db3.example:1");
+    let quiet = warnings(&["--id=1", DESK, "--data-dir=d", "--port=9121"]);
+    assert_eq!(quiet, ["flag is accepted, but has no effect yet flag=\"port\" reason=\"there is no quick HTTP API\""]);
+    let kubernetes = run(&["--data-dir=d", "--name=a"], &[("ETCD_PORT", "tcp://10.0.0.1:2379")]).unwrap();
+    assert_eq!(kubernetes.config.name, "a", "the short form has no variables");
+}
+
+#[test]
+fn a_short_form_that_makes_no_sense_is_refused() {
+    for (arguments, error) in [
+        (&["--id=1"][..], "--id is part of the short form, which needs --id and --cluster: --cluster is missing"),
+        (&["--grpc-addr=:1"], "--grpc-addr is part of the short form, which needs --id and --cluster: --id is missing"),
+        (&["--id=0", DESK], "--id=0 is none of the members that --cluster lists: 1 to 3 are allowed"),
+        (&["--id=4", DESK], "--id=4 is none of the members that --cluster lists: 1 to 3 are allowed"),
+        (&["--id=1", "--cluster=http://a"], "--cluster: URL address does not have the form \"host:port\": http://a"),
+        (&["--id=1", DESK, "--grpc-addr=2379"], "--grpc-addr=2379: there is no port; it is `host:port` or `:port`"),
+        (&["--id=1", DESK, "--grpc-addr=:x"], "--grpc-addr=:x: that is no port; it is `host:port` or `:port`"),
+        (&["--id=1", DESK, "--name=one"], "--name=one contradicts --id=1, which means --name=node1"),
+        (
+            &["--id=1", DESK, "--join", "--initial-cluster-state=new"],
+            "--initial-cluster-state=new contradicts --join=true, which means --initial-cluster-state=existing",
+        ),
+        (
+            &["--id=1", DESK, "--grpc-addr=:2379", "--listen-client-urls=http://127.0.0.1:2379"],
+            "--listen-client-urls=http://127.0.0.1:2379 contradicts --grpc-addr=:2379, which means \
+             --listen-client-urls=http://0.0.0.0:2379",
+        ),
+    ] {
+        assert_eq!(reason(arguments), (Level::Fatal, NOT_VERIFIED.to_owned(), error.to_owned()));
     }
 }
 

@@ -10,15 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use raft::eraftpb::EntryType;
+use arc_swap::ArcSwap;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChange, EntryType};
 
 use super::{
+    Stores,
+    driver::{Changed, Input},
     inbox::Inbox,
     keeper::Chore,
+    peers::{Peer, Post},
     replica::Leadership,
+    snapshot::conf_state,
     status::Status,
     timekeeper::Timekeeper,
-    waiters::{ProposalWaiter, ReadWaiter, Waiters},
+    waiters::{Hopes, ProposalWaiter, ReadWaiter, Waiters},
 };
 use crate::{
     error::Halt,
@@ -71,12 +77,22 @@ pub struct Applier {
     pub publisher: Publisher,
     /// What everybody may know.
     pub status: Arc<Status>,
+    /// What readers read.
+    pub stores: Arc<ArcSwap<Stores>>,
+    /// The raft thread's ear.
+    pub raft: Arc<Inbox<Input>>,
+    /// Who has to know who the members are.
+    pub post: Arc<dyn Post>,
+    /// This member's ID.
+    pub id: u64,
     /// Who looks after space and time: compactions, leases, alarms.
     pub keeper: Arc<Inbox<Chore>>,
     /// Who knows when leases end.
     pub timekeeper: Arc<Timekeeper>,
     /// The term that this member leads, until its first entry is applied.
     pub rising: Option<u64>,
+    /// Why a proposal may have come to nothing.
+    pub hopes: Hopes,
     /// Who decides whether a write was one too many for this member's disk.
     pub quota: Quota,
     /// A batch that takes longer is worth a line in the log.
@@ -99,14 +115,38 @@ impl Quota {
 }
 
 impl Applier {
-    /// Runs until the inbox is closed; returns the machine, or why this node cannot go on.
-    pub fn run(mut self, inbox: &Inbox<Handoff>) -> Result<Machine, Halt> {
+    /// Runs until the inbox is closed; returns why this node cannot go on, if so.
+    pub fn run(&mut self, inbox: &Inbox<Handoff>) -> Result<(), Halt> {
         let mut handoffs = Vec::new();
         while inbox.receive(&mut handoffs, None) {
             self.take(&mut handoffs, Instant::now())?;
         }
-        self.waiters.stop();
-        Ok(self.machine)
+        Ok(())
+    }
+
+    /// Another state takes the place of the one that was written so far: a later one of the same history.
+    pub fn restore(&mut self, machine: Machine) {
+        let applied = machine.applied();
+        let readers = machine.readers();
+        tracing::info!(revision = applied.head, index = applied.index, "restored the key space from a snapshot");
+        self.timekeeper.demote();
+        let engine = machine.engine().clone();
+        let keys = machine.shared().clone();
+        self.publisher.restore(readers.keys.clone());
+        self.stores.store(Arc::new(Stores { readers, engine: engine.clone() }));
+        std::mem::replace(&mut self.machine, machine).engine().retire();
+        let _ = self.keeper.send(Chore::Restored { engine, keys });
+        self.status.set_applied(applied.index, applied.term);
+        self.tell_peers();
+        self.waiters.open_reads(applied.index);
+    }
+
+    /// Tells the transport who the others are.
+    pub fn tell_peers(&self) {
+        let members = self.machine.members();
+        let others = members.iter().filter(|member| member.id != self.id);
+        let peers = others.map(|member| Peer { id: member.id, urls: member.peer_ur_ls.clone() });
+        self.post.set_peers(peers.collect(), members.removed().collect());
     }
 
     /// Applies everything that was handed over. `now` only says whose patience is at its end.
@@ -124,7 +164,7 @@ impl Applier {
             catch_up.extend(handoff.catch_up);
             expire |= handoff.expire;
             if let Some(leadership) = handoff.leadership {
-                self.follow(leadership);
+                self.follow(leadership, now);
             }
         }
         let mut rest = entries.as_slice();
@@ -141,7 +181,9 @@ impl Applier {
         }
         self.waiters.open_reads(self.machine.applied().index);
         if expire {
-            self.waiters.expire(now, self.status.leader() != 0);
+            let (hopes, status) = (&self.hopes, &self.status);
+            let members = self.machine.members();
+            self.waiters.expire(now, |since| hopes.why_in_vain(since, status.leader(), members));
             METRICS.proposals_pending.set(i64::try_from(self.waiters.pending()).unwrap_or(i64::MAX));
         }
         Ok(())
@@ -150,13 +192,17 @@ impl Applier {
     fn apply(&mut self, batch: &[raft::eraftpb::Entry]) -> Result<(), Halt> {
         let started = Instant::now();
         let mut outcomes = Vec::with_capacity(batch.len());
+        let mut change = None;
         for entry in batch {
-            if entry.entry_type != EntryType::EntryNormal {
-                let text = format!("entry {} changes the members, which this version does not do yet", entry.index);
-                return Err(Halt::Refused(text));
-            }
-            let entry = state::Entry { index: entry.index, term: entry.term, data: entry.data.clone() };
-            outcomes.push(self.machine.apply(&entry)?);
+            let (index, term) = (entry.index, entry.term);
+            let data = match entry.entry_type {
+                EntryType::EntryNormal => entry.data.clone(),
+                EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                    change.insert(read_change(entry)?).context.clone()
+                }
+            };
+            let changes_members = change.is_some();
+            outcomes.push(self.machine.apply(&state::Entry { index, term, data, changes_members })?);
         }
         let commit = Instant::now();
         let published = self.machine.commit()?;
@@ -164,11 +210,18 @@ impl Applier {
         let has_events = !published.events.is_empty();
         self.publisher.append(published.events, published.head);
         self.machine.publish_head();
+        if published.effects.contains(&Effect::MembersChanged) {
+            self.tell_peers();
+        }
         let applied = self.machine.applied();
         self.status.set_applied(applied.index, applied.term);
         self.timekeeper.note(&published.effects);
         self.rise(applied.term);
-        self.answer(outcomes);
+        if let Some(change) = change {
+            self.have_followed(applied.index, change, outcomes);
+        } else {
+            self.answer(outcomes);
+        }
         if has_events {
             self.publisher.wake();
         }
@@ -181,7 +234,10 @@ impl Applier {
         Ok(())
     }
 
-    fn follow(&mut self, leadership: Leadership) {
+    fn follow(&mut self, leadership: Leadership, now: Instant) {
+        if leadership.is_self {
+            self.hopes.elected_at = Some(now);
+        }
         self.rising = leadership.is_self.then_some(leadership.term);
         self.timekeeper.demote(); // A new term of the same leader starts over, too.
         let _ = self.keeper.send(Chore::Leadership(leadership));
@@ -192,6 +248,16 @@ impl Applier {
         if self.rising.take_if(|term| *term <= applied_term).is_some() {
             self.timekeeper.promote(self.machine.readers().leases.all());
         }
+    }
+
+    /// Has raft follow a change of the members, which is alone in its batch. Who waits for it is answered after that: a next
+    /// change would not be taken before.
+    fn have_followed(&mut self, index: u64, change: ConfChange, mut outcomes: Vec<Applied>) {
+        let Applied { id, outcome } = outcomes.pop().expect("a change is a batch of its own");
+        let change = outcome.is_ok().then_some(change);
+        let done = self.waiters.take(id).map(|waiter| Box::new(move || waiter(outcome)) as Box<dyn FnOnce() + Send>);
+        let conf_state = conf_state(&self.machine.members().electorate());
+        let _ = self.raft.send(Input::Changed(Changed { index, change, conf_state, done }));
     }
 
     fn answer(&mut self, outcomes: Vec<Applied>) {
@@ -205,7 +271,8 @@ impl Applier {
     fn note(&self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::LeaseGranted { .. } | Effect::LeaseRevoked { .. } => (), // The timekeeper's.
+                // The timekeeper's, and the transport's.
+                Effect::LeaseGranted { .. } | Effect::LeaseRevoked { .. } | Effect::MembersChanged => (),
                 Effect::CompactionScheduled { .. } | Effect::AlarmsChanged => {
                     let _ = self.keeper.send(Chore::Effect(effect));
                 }
@@ -214,12 +281,23 @@ impl Applier {
     }
 }
 
+fn read_change(entry: &raft::eraftpb::Entry) -> Result<ConfChange, Halt> {
+    let unreadable =
+        |error| Halt::Refused(format!("entry {} changes the members, but cannot be read: {error}", entry.index));
+    ConfChange::parse_from_carllerche_bytes(&entry.data).map_err(unreadable)
+}
+
+/// How many entries the next batch takes. A change of the members is a batch of its own.
 fn batch_len(entries: &[raft::eraftpb::Entry]) -> usize {
+    let is_change = |entry: &raft::eraftpb::Entry| entry.entry_type != EntryType::EntryNormal;
+    if entries.first().is_some_and(is_change) {
+        return 1;
+    }
     let mut bytes = 0;
     let fits = entries.iter().take(BATCH_MAX_ENTRIES).take_while(|entry| {
         let first = bytes == 0;
         bytes += entry.data.len().max(1);
-        first || bytes <= BATCH_MAX_BYTES
+        !is_change(entry) && (first || bytes <= BATCH_MAX_BYTES)
     });
     fits.count()
 }

@@ -35,6 +35,7 @@ use rustix::{
 };
 use tracing::{info, warn};
 
+use super::databases::Databases;
 use crate::error::Halt;
 
 const LOCK: &str = "LOCK";
@@ -131,8 +132,8 @@ impl DataDir {
 
     /// Where the database is.
     #[must_use]
-    pub fn db_dir(&self) -> PathBuf {
-        db_in(&self.member_dir())
+    pub fn databases(&self) -> Databases {
+        Databases::new(self.member_dir())
     }
 
     fn discard_draft(&self) -> Result<(), Halt> {
@@ -352,7 +353,7 @@ mod tests {
         let dir = DataDir::open(&path).unwrap();
         assert!(dir.is_initialised());
         assert_eq!(fs::read(dir.log_dir().join("data")).unwrap(), b"first");
-        assert_eq!(fs::read(dir.db_dir().join("data")).unwrap(), b"first");
+        assert_eq!(fs::read(dir.databases().current().unwrap().join("data")).unwrap(), b"first");
         assert_eq!(fs::read_to_string(dir.member_dir().join(VERSION)).unwrap(), "metastore 1\n");
         for made in [temp.path().join("a"), path.clone(), dir.member_dir()] {
             assert_eq!(fs::metadata(made).unwrap().permissions().mode() & 0o777, 0o700);

@@ -6,16 +6,20 @@ use std::{
 };
 
 use bytes::Bytes;
+use raft::eraftpb::{ConfChange, ConfState, Message};
 
 use super::{
     applier::Handoff,
     inbox::Inbox,
-    log::{LogStore, Position},
-    replica::{Replica, Turn, Write},
+    keeper::Chore,
+    peers::Post,
+    replica::{Install, Replica, Turn, Write},
+    snapshot::{Giving, Incoming, Offer},
     status::Status,
     waiters::{ProposalWaiter, ReadWaiter},
+    writer::LogTask,
 };
-use crate::error::Halt;
+use crate::metrics::METRICS;
 
 /// What the raft thread hears.
 pub enum Input {
@@ -28,27 +32,79 @@ pub enum Input {
         /// Who waits.
         waiter: ProposalWaiter,
     },
+    /// Somebody wants to change the members, and waits for the outcome.
+    Change {
+        /// The ID inside the entry.
+        id: u64,
+        /// The change, with the entry inside.
+        change: ConfChange,
+        /// Who waits.
+        waiter: ProposalWaiter,
+    },
     /// Somebody wants to read what was acknowledged before now.
     Read(ReadWaiter),
     /// Somebody wants to see applied what is known here to be committed.
     CatchUp(ReadWaiter),
+    /// Somebody wants to know how far the members are.
+    Progress(ProgressWaiter),
+    /// Somebody wants another voter to lead.
+    Transfer(u64),
+    /// Other members said something.
+    Messages(Vec<Message>),
+    /// This member can be reached now.
+    Reachable(u64),
+    /// It cannot any more, and what was sent to it may be lost.
+    Unreachable(u64),
+    /// Something that was sent to this member was lost.
+    Lost(u64),
+    /// This member need not wait for its first election as long as for a later one.
+    Hurry,
     /// The log has synced the write with this number and all before it.
     Persisted(u64),
     /// The database survives a crash up to this index.
     Durable(u64),
+    /// A change of the members is in the database, or was refused.
+    Changed(Changed),
+    /// A copy of the database may be sent to others.
+    Offer(Arc<Offer>),
+    /// A copy that was sent has arrived, or was lost.
+    SnapshotSent {
+        /// To whom.
+        to: u64,
+        /// Whether it arrived.
+        arrived: bool,
+    },
+    /// A copy of another member's database is here, whole.
+    Snapshot {
+        /// What raft shall hear.
+        message: Message,
+        /// The copy.
+        incoming: Box<Incoming>,
+        /// Told whether it is in place.
+        done: Box<dyn FnOnce(bool) + Send>,
+    },
 }
 
-/// What the log thread hears.
-pub enum LogTask {
-    /// Make this durable, then send what it promises.
-    Write(Write),
-    /// Forget everything up to here.
-    Cut(Position),
+/// Hears how far each member is, by ID; None from a member that does not lead.
+pub type ProgressWaiter = Box<dyn FnOnce(Option<Vec<(u64, u64)>>) + Send>;
+
+/// What became of a change of the members.
+pub struct Changed {
+    /// The entry's index.
+    pub index: u64,
+    /// The change; None if it was refused, on every replica alike.
+    pub change: Option<ConfChange>,
+    /// Who votes, by the table of members.
+    pub conf_state: ConfState,
+    /// To be called when raft has followed.
+    pub done: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// Late ticks are delivered up to this many at once: a process that was paused must hear its mail before it wants an
 /// election.
 const LATE_TICKS: u32 = 3;
+/// The log in memory may grow to this for the sake of members that are behind.
+const LAGGARDS_BYTES: usize = 192 << 20;
 
 /// The raft thread's belongings.
 pub struct Driver {
@@ -60,27 +116,75 @@ pub struct Driver {
     pub log: Arc<Inbox<LogTask>>,
     /// The apply thread's ear.
     pub applier: Arc<Inbox<Handoff>>,
+    /// The keeper's ear.
+    pub keeper: Arc<Inbox<Chore>>,
+    /// Who carries messages.
+    pub post: Arc<dyn Post>,
+    /// The copy of the database that others may be given.
+    pub giving: Giving,
     /// What everybody may know.
     pub status: Arc<Status>,
     /// Time between ticks.
     pub tick: Duration,
+    /// Ticks of an election timeout.
+    pub election_ticks: u64,
     /// Entries that are kept behind the applied index, for whoever is late.
     pub catchup_entries: u64,
     /// This member's ID.
     pub id: u64,
+    /// Called when the cluster has removed this member.
+    pub farewell: Arc<dyn Fn() + Send + Sync>,
+    /// A snapshot that has come, and may be accepted.
+    pub arrived: Option<Arrived>,
+    /// A snapshot that was accepted: everything waits for it to be put in place.
+    pub accepted: Option<Accepted>,
+}
+
+/// A snapshot that is here.
+pub struct Arrived {
+    /// How far it is.
+    pub index: u64,
+    /// The copy.
+    pub incoming: Box<Incoming>,
+    /// Told whether it is in place.
+    pub done: Box<dyn FnOnce(bool) + Send>,
+}
+
+/// A snapshot that raft has accepted.
+pub struct Accepted {
+    /// What raft knows of it.
+    pub install: Install,
+    /// To be written once it is in place.
+    pub write: Option<Write>,
+}
+
+/// Why the raft thread does not go on by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// The inbox is closed.
+    Stopped,
+    /// There are others now, or there are none any more.
+    Company,
+    /// A snapshot has to be put in place.
+    Install,
 }
 
 impl Driver {
-    /// Runs until the inbox is closed.
-    pub fn run(mut self) {
+    /// Runs until something has to be rearranged, in company.
+    pub fn run(&mut self) -> Pause {
         let mut inputs = Vec::new();
         let mut next_tick = Instant::now() + self.tick;
         while self.inbox.receive(&mut inputs, Some(next_tick)) {
             let ticks = self.ticks_due(&mut next_tick);
             self.take(&mut inputs, ticks);
+            if self.accepted.is_some() {
+                return Pause::Install;
+            }
+            if self.replica.is_alone() {
+                return Pause::Company;
+            }
         }
-        self.log.close();
-        self.applier.close();
+        Pause::Stopped
     }
 
     /// Hears everything that lies there, then lets so many ticks go by, then acts.
@@ -93,15 +197,31 @@ impl Driver {
             self.replica.tick();
         }
         if ticks > 0 {
-            self.status.set_ticked();
+            if !self.replica.disk_stands_still() {
+                self.status.set_ticked();
+            }
             handoff.expire = true;
+            if self.giving.grow_old(ticks) {
+                self.replica.log().offer(None);
+            }
         }
         self.replica.applied(self.status.applied());
-        while let Some(turn) = self.replica.turn() {
+        while self.accepted.is_none()
+            && let Some(turn) = self.replica.turn()
+        {
             self.carry_out(turn, &mut handoff);
+        }
+        for (read, error) in self.replica.take_refused_reads() {
+            read(Err(error));
+        }
+        if self.accepted.is_none() {
+            self.turn_down();
         }
         if self.begins_to_rule_alone() {
             self.status.set_rules_alone(true);
+        }
+        if self.replica.log().take_wants_offer() && self.giving.ask() {
+            let _ = self.keeper.send(Chore::CopyWanted);
         }
         self.status.set_term(self.replica.term());
         self.status.set_committed(self.replica.committed());
@@ -136,11 +256,76 @@ impl Driver {
                 self.replica.propose(data);
                 handoff.waiters.push((id, waiter));
             }
+            Input::Change { id, change, waiter } => {
+                self.replica.propose_change(&change);
+                handoff.waiters.push((id, waiter));
+            }
             Input::Read(waiter) => self.replica.read(waiter),
             Input::CatchUp(waiter) => handoff.catch_up.push((self.replica.committed(), waiter)),
+            Input::Progress(waiter) => waiter(self.replica.progress()),
+            Input::Transfer(to) => self.replica.transfer_leader(to),
+            Input::Messages(messages) => messages.into_iter().for_each(|message| self.replica.step(message)),
+            Input::Reachable(member) => self.replica.reachable(member),
+            Input::Unreachable(member) => self.replica.unreachable(member),
+            Input::Lost(member) => self.replica.lost(member),
+            Input::Hurry => self.replica.hurry(self.election_ticks.saturating_sub(2)),
             Input::Persisted(number) => self.replica.persisted(number),
             Input::Durable(index) => self.cut(index),
+            Input::Changed(changed) => self.follow(changed),
+            Input::Offer(offer) => {
+                self.replica.log().offer(Some((offer.at, offer.conf_state.clone())));
+                self.replica.log().take_wants_offer(); // Whoever asked while it was made is served.
+                self.giving.offer(offer);
+            }
+            Input::SnapshotSent { to, arrived } => {
+                self.giving.ended(to);
+                self.replica.snapshot_sent(to, arrived);
+            }
+            Input::Snapshot { message, incoming, done } => {
+                let index = message.get_snapshot().get_metadata().index;
+                self.turn_down(); // A later one is worth more.
+                self.arrived = Some(Arrived { index, incoming, done });
+                self.replica.step(message);
+            }
         }
+    }
+
+    /// Raft did not want the snapshot that has come: its log says as much by itself, or another leader is followed.
+    fn turn_down(&mut self) {
+        if let Some(arrived) = self.arrived.take() {
+            (arrived.done)(false);
+        }
+    }
+
+    /// Raft follows a change of the members that is in the database.
+    fn follow(&mut self, changed: Changed) {
+        if changed.change.is_some() {
+            self.status.set_rules_alone(false);
+        }
+        let voted = self.conf_names_us();
+        let conf_state = self.replica.follow_change(changed.index, changed.change.as_ref());
+        if let Some(conf_state) = conf_state.filter(|_| changed.change.is_some()) {
+            assert_eq!(
+                sorted(conf_state),
+                sorted(changed.conf_state),
+                "raft and the table agree on who the members are"
+            );
+        }
+        if let Some(done) = changed.done {
+            done();
+        }
+        if voted && !self.conf_names_us() {
+            tracing::warn!(
+                "local-member-id" = format_args!("{:x}", self.id),
+                "this member has been permanently removed from the cluster; its data directory is of no use any more: delete it"
+            );
+            (self.farewell)();
+        }
+    }
+
+    fn conf_names_us(&self) -> bool {
+        let ConfState { voters, learners, .. } = self.replica.conf_state();
+        voters.contains(&self.id) || learners.contains(&self.id)
     }
 
     fn carry_out(&mut self, turn: Turn<ReadWaiter>, handoff: &mut Handoff) {
@@ -155,7 +340,10 @@ impl Driver {
             self.status.set_rules_alone(false);
             handoff.leadership = Some(leadership);
         }
-        assert!(turn.messages.is_empty(), "a sole member has nobody to talk to");
+        if !turn.messages.is_empty() {
+            self.giving.note(&turn.messages);
+            self.post.send(turn.messages);
+        }
         handoff.entries.extend(turn.committed);
         let applied = self.status.applied();
         for (index, reads) in turn.reads {
@@ -167,69 +355,33 @@ impl Driver {
                 handoff.reads.push((index, reads));
             }
         }
-        if let Some(write) = turn.write {
+        if let Some(install) = turn.install {
+            self.accepted = Some(Accepted { install, write: turn.write });
+        } else if let Some(write) = turn.write {
             let _ = self.log.send(LogTask::Write(write));
         }
     }
 
-    /// Drops from memory and disk what no restart needs any more.
+    /// Drops from memory and disk what neither a restart nor a member that is behind needs any more.
     fn cut(&mut self, durable: u64) {
-        let behind = self.status.applied().saturating_sub(self.catchup_entries);
-        if self.replica.position(durable.min(behind)).is_some() {
-            let cut = self.replica.cut(durable.min(behind));
+        let mut kept_from = self.status.applied().saturating_sub(self.catchup_entries);
+        if self.replica.log_bytes() <= LAGGARDS_BYTES {
+            let needed = self.replica.needed_by_followers().into_iter().chain(self.giving.pins());
+            kept_from = needed.fold(kept_from, u64::min);
+        } else {
+            kept_from = durable;
+        }
+        let cut = durable.min(kept_from);
+        if self.replica.position(cut).is_some() {
+            let cut = self.replica.cut(cut);
+            METRICS.log_first_index.set(i64::try_from(cut.index + 1).unwrap_or(i64::MAX));
             let _ = self.log.send(LogTask::Cut(cut));
         }
     }
 }
 
-/// The log thread's belongings.
-pub struct LogWriter {
-    /// Where groups are kept.
-    pub log: Box<dyn LogStore>,
-    /// The raft thread's ear.
-    pub raft: Arc<Inbox<Input>>,
-    /// What everybody may know.
-    pub status: Arc<Status>,
-}
-
-impl LogWriter {
-    /// Runs until the inbox is closed; returns why this node cannot go on, if so.
-    pub fn run(mut self, inbox: &Inbox<LogTask>) -> Result<(), Halt> {
-        let mut tasks = Vec::new();
-        while inbox.receive(&mut tasks, None) {
-            self.take(&mut tasks)?;
-        }
-        Ok(())
-    }
-
-    /// Everything that is waiting becomes one group, one write, one sync.
-    pub fn take(&mut self, tasks: &mut Vec<LogTask>) -> Result<(), Halt> {
-        let mut gathered: Option<Write> = None;
-        for task in tasks.drain(..) {
-            match task {
-                LogTask::Write(write) => match &mut gathered {
-                    Some(earlier) => earlier.absorb(write),
-                    None => gathered = Some(write),
-                },
-                LogTask::Cut(at) => {
-                    self.persist(gathered.take())?;
-                    self.log.cut(at)?;
-                }
-            }
-        }
-        self.persist(gathered)
-    }
-
-    fn persist(&mut self, write: Option<Write>) -> Result<(), Halt> {
-        let Some(write) = write else { return Ok(()) };
-        if !write.group.is_empty() {
-            let started = Instant::now();
-            let bytes = self.log.write(&write.group)?;
-            let written = Instant::now();
-            self.log.sync()?;
-            self.status.logged(bytes, written - started, written.elapsed());
-        }
-        let _ = self.raft.send(Input::Persisted(write.number));
-        Ok(())
-    }
+fn sorted(mut conf_state: ConfState) -> ConfState {
+    conf_state.voters.sort_unstable();
+    conf_state.learners.sort_unstable();
+    conf_state
 }

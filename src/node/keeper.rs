@@ -2,6 +2,7 @@
 //! and measures how large everything is. Nothing that a client waits for waits for it, unless the client asked to.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use super::{
     inbox::Inbox,
     replica::Leadership,
     retention::{Policy, Retention},
+    snapshot::Offer,
     status::Status,
 };
 use crate::{
@@ -36,6 +38,15 @@ pub enum Chore {
     Leadership(Leadership),
     /// A compaction that the keeper wanted was agreed, or had been before; or it was not, and is wanted again later.
     Retained(i64, Result<(), Error>),
+    /// Another member needs a copy of the database.
+    CopyWanted,
+    /// Another state has taken the place of the one that was kept so far.
+    Restored {
+        /// Its database.
+        engine: Arc<dyn Engine>,
+        /// Its key space.
+        keys: Arc<mvcc::Shared>,
+    },
     /// Somebody waits until nothing is left of what was compacted.
     AwaitCompaction(Box<dyn FnOnce() + Send>),
 }
@@ -51,8 +62,12 @@ pub struct Habits {
     pub flush_after_bytes: u64,
     /// Flush what is older than this.
     pub flush_after: Duration,
+    /// Flush after so many entries, but not too often.
+    pub flush_after_entries: u64,
 }
 
+/// Between two flushes because of many entries: a flush of a few small ones costs more than it is worth.
+const FLUSH_REST: Duration = Duration::from_secs(5);
 /// How often the keeper looks around when nobody calls.
 const ROUND: Duration = Duration::from_millis(500);
 
@@ -74,6 +89,8 @@ pub struct Keeper {
     pub policy: Policy,
     /// Where the IDs of its proposals come from.
     pub ids: Arc<RequestIds>,
+    /// Where copies for other members are made.
+    pub copies: PathBuf,
 }
 
 /// What the keeper is at.
@@ -84,11 +101,13 @@ pub struct Work {
     flushed_index: u64,
     retention: Retention,
     leads: bool,
+    copy_wanted: bool,
+    copies_made: u64,
 }
 
 impl Keeper {
     /// Runs until the inbox is closed; returns why this node cannot go on, if so.
-    pub fn run(self) -> Result<(), Halt> {
+    pub fn run(mut self) -> Result<(), Halt> {
         let mut chores = Vec::new();
         let mut work = self.begin(Instant::now());
         loop {
@@ -100,6 +119,7 @@ impl Keeper {
             self.forget(&mut work, Instant::now());
             self.compact(&mut work)?;
             self.flush(&mut work, Instant::now())?;
+            self.copy(&mut work)?;
             self.status.set_size(self.engine.size()?);
         }
     }
@@ -114,14 +134,22 @@ impl Keeper {
             flushed_index: self.status.applied(),
             retention: Retention::new(self.policy, now, self.keys.head()),
             leads: false,
+            copy_wanted: false,
+            copies_made: 0,
         }
     }
 
     /// Takes on what it is told.
-    pub fn hear(&self, work: &mut Work, chores: &mut Vec<Chore>, now: Instant) {
+    pub fn hear(&mut self, work: &mut Work, chores: &mut Vec<Chore>, now: Instant) {
         for chore in chores.drain(..) {
             match chore {
                 Chore::AwaitCompaction(waiter) => work.awaiting.push(waiter),
+                Chore::CopyWanted => work.copy_wanted = true,
+                Chore::Restored { engine, keys } => {
+                    (self.engine, self.keys) = (engine, keys);
+                    work.compaction = None;
+                    work.flushed_index = self.status.applied();
+                }
                 Chore::Leadership(leadership) => work.leads = leadership.is_self,
                 Chore::Retained(target, Ok(()) | Err(Error::Compacted)) => {
                     work.retention.done(target, now);
@@ -173,12 +201,26 @@ impl Keeper {
         Ok(())
     }
 
+    /// Makes a copy of the database for members that need more than the log still has.
+    pub fn copy(&self, work: &mut Work) -> Result<(), Halt> {
+        if !std::mem::take(&mut work.copy_wanted) {
+            return Ok(());
+        }
+        work.copies_made += 1;
+        let path = self.copies.join(work.copies_made.to_string());
+        let offer = Offer::make(self.engine.as_ref(), path)?;
+        tracing::info!(index = offer.at.index, term = offer.at.term, "made a snapshot for a member that is behind");
+        let _ = self.raft.send(Input::Offer(Arc::new(offer)));
+        Ok(())
+    }
+
     /// Flushes when enough has gathered, then lets the log be cut below what is durable.
     pub fn flush(&self, work: &mut Work, now: Instant) -> Result<(), Halt> {
         let grown = self.status.unflushed_log_bytes() >= self.habits.flush_after_bytes;
         let stale = now - work.last_flush >= self.habits.flush_after;
-        let has_news = self.status.applied() > work.flushed_index;
-        if !grown && (!stale || !has_news) {
+        let news = self.status.applied().saturating_sub(work.flushed_index);
+        let many = news >= self.habits.flush_after_entries && now - work.last_flush >= FLUSH_REST;
+        if !grown && !many && (!stale || news == 0) {
             return Ok(());
         }
         self.status.set_unflushed(0);

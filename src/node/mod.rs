@@ -15,30 +15,37 @@
 //! * Nothing is cut from the log that the database has not made durable: truncated ≤ durable applied ≤ applied.
 //! * A thread that fails ends the process: a dead node is ordinary to its cluster, a half-dead one is not.
 
-pub mod alone;
 pub mod applier;
 pub mod data_dir;
+pub mod databases;
 pub mod driver;
 pub mod identity;
 pub mod inbox;
 pub mod keeper;
+pub mod links;
 pub mod log;
+pub mod peers;
 pub mod replica;
 pub mod retention;
+pub mod shell;
+pub mod snapshot;
 pub mod status;
 pub mod timekeeper;
+pub mod transport;
 pub mod waiters;
+pub mod writer;
 
 use std::{
-    panic::{self, AssertUnwindSafe},
-    process,
+    ops::Deref,
+    path::PathBuf,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
 
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
-use raft::eraftpb::ConfState;
+use raft::eraftpb::ConfChange;
 
 use crate::{
     error::{Error, Halt},
@@ -47,16 +54,21 @@ use crate::{
     watch::Publisher,
 };
 use applier::{Applier, Quota};
-use driver::{Driver, Input, LogWriter};
+use driver::{Driver, Input, ProgressWaiter};
 use identity::RequestIds;
 use inbox::Inbox;
 use keeper::{Chore, Habits, Keeper};
+use links::Links;
 use log::{LogStore, MemoryLog, Position, Recovered};
-use replica::{Replica, Timing};
+use peers::{Nobody, Peer, Post};
+use replica::{Life, Replica, Timing};
 use retention::Policy;
+use shell::{Core, guarded};
+use snapshot::{Giving, Shelf, conf_state};
 use status::Status;
 use timekeeper::{Timekeeper, Times};
-use waiters::{ProposalWaiter, ReadWaiter, Waiters};
+use waiters::{Hopes, ProposalWaiter, ReadWaiter, Waiters};
+use writer::LogWriter;
 
 /// What a node needs to know about itself.
 #[derive(Debug, Clone)]
@@ -83,26 +95,96 @@ pub struct Settings {
     pub backlog: u64,
 }
 
+/// What a node is made of: its disks, opened, and its neighbours.
+pub struct Parts {
+    /// The database.
+    pub engine: Arc<dyn Engine>,
+    /// The state in it.
+    pub machine: Machine,
+    /// Where events go.
+    pub publisher: Publisher,
+    /// The log.
+    pub log: Box<dyn LogStore>,
+    /// What was in it.
+    pub recovered: Recovered,
+    /// Who carries messages to the other members.
+    pub post: Arc<dyn Post>,
+    /// Which of them are connected.
+    pub links: Arc<Links>,
+    /// The other members, for one that joins a cluster and knows nothing of it yet.
+    pub first_peers: Vec<Peer>,
+    /// Where copies of the database lie that others may be given.
+    pub shelf: Arc<Shelf>,
+    /// Where they are made.
+    pub copies: PathBuf,
+    /// Called when the cluster has removed this member.
+    pub farewell: Arc<dyn Fn() + Send + Sync>,
+    /// Hears what raft has to say.
+    pub logger: slog::Logger,
+}
+
+impl Parts {
+    /// For a member that has nobody to talk to, and never will.
+    #[must_use]
+    pub fn alone(
+        engine: Arc<dyn Engine>,
+        machine: Machine,
+        publisher: Publisher,
+        log: Box<dyn LogStore>,
+        recovered: Recovered,
+    ) -> Self {
+        Self {
+            engine,
+            machine,
+            publisher,
+            log,
+            recovered,
+            post: Arc::new(Nobody),
+            links: Arc::default(),
+            first_peers: Vec::new(),
+            shelf: Arc::default(),
+            copies: PathBuf::new(),
+            farewell: Arc::new(|| ()),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+        }
+    }
+}
+
+/// What readers read, and where it lies: changes as a whole when a snapshot takes its place.
+pub struct Stores {
+    /// Looks at what was published.
+    pub readers: Readers,
+    /// The database, for what is not replicated: its size and its files.
+    pub engine: Arc<dyn Engine>,
+}
+
+/// The present readers. Holding them keeps the state that they read, not the present one: get them anew for each request.
+pub struct Present(Guard<Arc<Stores>>);
+
+impl Deref for Present {
+    type Target = Readers;
+
+    fn deref(&self) -> &Readers {
+        &self.0.readers
+    }
+}
+
 /// The handle that everybody else has of the node.
 pub struct Node {
     raft: Arc<Inbox<Input>>,
     keeper: Arc<Inbox<Chore>>,
     timekeeper: Arc<Timekeeper>,
     status: Arc<Status>,
-    readers: Readers,
-    engine: Arc<dyn Engine>,
+    stores: Arc<ArcSwap<Stores>>,
+    links: Arc<Links>,
     backlog: u64,
     quota: Quota,
 }
 
-/// The rooms of a node, wired to each other and at rest: a thread for each of them, or one for all.
+/// The rooms of a node, wired to each other and at rest: a thread for each of them, or one for many.
 pub struct Rooms {
-    /// What agrees.
-    pub driver: Driver,
-    /// What keeps promises.
-    pub writer: LogWriter,
-    /// What changes the state.
-    pub applier: Applier,
+    /// What agrees, what keeps promises, what changes the state.
+    pub core: Core,
     /// What has time.
     pub keeper: Keeper,
 }
@@ -124,40 +206,25 @@ impl Threads {
 
 impl Node {
     /// Starts the threads of a node; see [`Node::assemble`].
-    pub fn start(
-        settings: &Settings,
-        engine: Arc<dyn Engine>,
-        machine: Machine,
-        publisher: Publisher,
-        log: Box<dyn LogStore>,
-        recovered: &Recovered,
-        logger: &slog::Logger,
-    ) -> Result<(Arc<Self>, Threads), Halt> {
-        let (node, rooms) = Self::assemble(settings, engine, machine, publisher, log, recovered, logger)?;
+    pub fn start(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Threads), Halt> {
+        let (node, rooms) = Self::assemble(settings, raft, parts)?;
         Ok((node, spawn_all(rooms)))
     }
 
-    /// Wires the rooms of a node whose database and log were opened and belong together.
-    pub fn assemble(
-        settings: &Settings,
-        engine: Arc<dyn Engine>,
-        machine: Machine,
-        publisher: Publisher,
-        log: Box<dyn LogStore>,
-        recovered: &Recovered,
-        logger: &slog::Logger,
-    ) -> Result<(Arc<Self>, Rooms), Halt> {
-        let readers = machine.readers();
+    /// Wires the rooms of a node whose database and log were opened and belong together. `raft` is what it will hear.
+    pub fn assemble(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Rooms), Halt> {
+        let Parts { engine, machine, publisher, mut log, mut recovered, post, .. } = parts;
         let Progress { index, term, .. } = machine.applied();
-        recovered.check_applied(Position { index, term })?;
-        let conf_state = conf_state(&readers);
-        let memory = MemoryLog::new(recovered, index, conf_state);
-        let replica = Replica::new(settings.member_id, index, memory, settings.timing, logger)?;
+        let applied = Position { index, term };
+        finish_install(log.as_mut(), &mut recovered, applied)?;
+        recovered.check_applied(applied)?;
+        let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().electorate()));
+        let life = Life { member: settings.member_id, number: settings.ids.next() };
+        let replica = Replica::new(life, index, memory, settings.timing, &parts.logger)?;
         let status = Arc::new(Status::default());
         status.set_applied(index, term);
         status.set_unflushed(recovered.bytes_behind(index));
         status.set_size(engine.size()?);
-        let raft = Arc::new(Inbox::default());
         // What lies on disk needs no flush: a node that dies young again and again still gets rid of its log.
         let _ = raft.send(Input::Durable(index));
         let keeper = Arc::new(Inbox::default());
@@ -165,13 +232,15 @@ impl Node {
         let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
         let times = Times { tick, election_timeout: tick * election_ticks, patience: settings.request_timeout };
         let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids.clone()));
+        let stores = Stores { readers: machine.readers(), engine: engine.clone() };
+        let stores = Arc::new(ArcSwap::from_pointee(stores));
         let node = Arc::new(Self {
             raft: raft.clone(),
             keeper: keeper.clone(),
             timekeeper: timekeeper.clone(),
             status: status.clone(),
-            readers,
-            engine: engine.clone(),
+            stores: stores.clone(),
+            links: parts.links.clone(),
             backlog: settings.backlog,
             quota: settings.quota,
         });
@@ -181,26 +250,48 @@ impl Node {
             inbox: raft.clone(),
             log: Arc::new(Inbox::default()),
             applier: Arc::new(Inbox::default()),
+            keeper: keeper.clone(),
+            post: post.clone(),
+            giving: Giving::new(parts.shelf),
             status: status.clone(),
             tick,
+            election_ticks: u64::from(election_ticks),
             catchup_entries: settings.catchup_entries,
             id: settings.member_id,
+            farewell: parts.farewell,
+            arrived: None,
+            accepted: None,
         };
+        let writer = LogWriter { log, raft: raft.clone(), post: post.clone(), status: status.clone() };
         let applier = Applier {
             machine,
             waiters: Waiters::new(settings.request_timeout),
             publisher,
             status: status.clone(),
+            stores,
+            raft: raft.clone(),
+            post,
+            id: settings.member_id,
             keeper: keeper.clone(),
-            timekeeper: timekeeper.clone(),
+            timekeeper,
             rising: None,
+            hopes: Hopes {
+                id: settings.member_id,
+                links: parts.links.clone(),
+                election_timeout: tick * election_ticks,
+                elected_at: None,
+            },
             quota: settings.quota,
             slow: settings.slow_apply,
         };
-        let writer = LogWriter { log, raft: raft.clone(), status: status.clone() };
+        if applier.machine.members().iter().next().is_some() {
+            applier.tell_peers();
+        } else {
+            applier.post.set_peers(parts.first_peers, Vec::new());
+        }
         let (policy, ids, habits) = (settings.retention, settings.ids.clone(), settings.habits);
-        let keeper = Keeper { engine, keys, inbox: keeper, raft, status, habits, policy, ids };
-        Ok((node, Rooms { driver, writer, applier, keeper }))
+        let keeper = Keeper { engine, keys, inbox: keeper, raft, status, habits, policy, ids, copies: parts.copies };
+        Ok((node, Rooms { core: Core { driver, writer, applier }, keeper }))
     }
 
     /// Proposes a request, encoded as its client sent it. The waiter hears the outcome, a refusal, or a time-out.
@@ -216,6 +307,25 @@ impl Node {
         if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, waiter }) {
             waiter(Err(Error::Stopped));
         }
+    }
+
+    /// Proposes a change of the members: the entry's bytes travel inside raft's own kind of change.
+    pub fn change_members(&self, id: u64, change: ConfChange, waiter: ProposalWaiter) {
+        if let Err(Input::Change { waiter, .. }) = self.raft.send(Input::Change { id, change, waiter }) {
+            waiter(Err(Error::Stopped));
+        }
+    }
+
+    /// Tells how far each member is known to be, if this one leads.
+    pub fn progress(&self, waiter: ProgressWaiter) {
+        if let Err(Input::Progress(waiter)) = self.raft.send(Input::Progress(waiter)) {
+            waiter(None);
+        }
+    }
+
+    /// Lets another voter lead, as soon as it has everything; whether it does is seen in [`Status::leader`].
+    pub fn transfer_leader(&self, to: u64) {
+        let _ = self.raft.send(Input::Transfer(to));
     }
 
     /// Calls the waiter when everything that was acknowledged before now can be read here.
@@ -243,14 +353,20 @@ impl Node {
 
     /// Readers of what is published.
     #[must_use]
-    pub fn readers(&self) -> &Readers {
-        &self.readers
+    pub fn readers(&self) -> Present {
+        Present(self.stores.load())
     }
 
     /// Who knows when leases end.
     #[must_use]
     pub fn timekeeper(&self) -> &Arc<Timekeeper> {
         &self.timekeeper
+    }
+
+    /// Which members are connected, and since when.
+    #[must_use]
+    pub fn links(&self) -> &Links {
+        &self.links
     }
 
     /// The node in numbers.
@@ -261,8 +377,8 @@ impl Node {
 
     /// The database, for what is not replicated: its size and its files.
     #[must_use]
-    pub fn engine(&self) -> &Arc<dyn Engine> {
-        &self.engine
+    pub fn engine(&self) -> Arc<dyn Engine> {
+        self.stores.load().engine.clone()
     }
 
     /// Whether something of this cost still fits into this member's database.
@@ -273,8 +389,9 @@ impl Node {
 
     /// Rewrites the database's files until removed data takes no room, and measures again.
     pub fn reclaim(&self) -> Result<(), Halt> {
-        self.engine.reclaim()?;
-        self.status.set_size(self.engine.size()?);
+        let engine = self.engine();
+        engine.reclaim()?;
+        self.status.set_size(engine.size()?);
         Ok(())
     }
 
@@ -286,42 +403,33 @@ impl Node {
     }
 }
 
-/// Who votes, derived from the one truth about members.
-fn conf_state(readers: &Readers) -> ConfState {
-    let board = readers.board.read();
-    let (learners, voters): (Vec<_>, Vec<_>) = board.members.iter().partition(|member| member.is_learner);
-    let ids = |members: Vec<&crate::proto::etcdserverpb::Member>| members.iter().map(|member| member.id).collect();
-    ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() }
+/// Comes to the end of an install that a crash interrupted between the database and the log.
+fn finish_install(log: &mut dyn LogStore, recovered: &mut Recovered, applied: Position) -> Result<(), Halt> {
+    if let Some(at) = recovered.interrupted_install(applied) {
+        tracing::warn!(index = at.index, term = at.term, "finishing the install of a snapshot that was interrupted");
+        let mut hard_state = recovered.hard_state.clone();
+        if hard_state.term < at.term {
+            (hard_state.term, hard_state.vote) = (at.term, 0); // The term was to be written with the reset.
+        }
+        hard_state.commit = at.index;
+        log.reset(at, &hard_state)?;
+        recovered.restart_behind(at, hard_state);
+    }
+    Ok(())
 }
 
-fn spawn_all(Rooms { driver, writer, applier, keeper }: Rooms) -> Threads {
-    let (log_inbox, applier_inbox) = (driver.log.clone(), driver.applier.clone());
-    let engine = keeper.engine.clone();
-    let timekeeper = applier.timekeeper.clone();
-    let mut threads = vec![spawn("keeper", move || keeper.run()), spawn("timekeeper", move || timekeeper.run())];
-    // A restart after a clean stop replays nothing: the last thing is a flush.
-    if driver.replica.is_sole_voter() {
-        threads.push(spawn("raft", move || alone::run(driver, writer, applier).and_then(|_machine| engine.flush())));
-    } else {
-        threads.push(spawn("raft", move || {
-            driver.run();
-            Ok(())
-        }));
-        threads.push(spawn("log", move || writer.run(&log_inbox)));
-        threads.push(spawn("apply", move || applier.run(&applier_inbox).and_then(|_machine| engine.flush())));
-    }
+fn spawn_all(Rooms { core, keeper }: Rooms) -> Threads {
+    let timekeeper = core.applier.timekeeper.clone();
+    let threads = vec![
+        spawn("keeper", move || keeper.run()),
+        spawn("timekeeper", move || timekeeper.run()),
+        spawn("raft", move || core.run()),
+    ];
     Threads { threads }
 }
 
-/// A thread whose failure ends the process, be it an error or a panic (which the panic hook has reported by then).
+/// A thread whose failure ends the process.
 fn spawn(name: &'static str, run: impl FnOnce() -> Result<(), Halt> + Send + 'static) -> JoinHandle<()> {
-    let body = move || match panic::catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(())) => (),
-        Ok(Err(halt)) => {
-            tracing::error!(thread = name, error = %halt, "cannot go on");
-            process::abort();
-        }
-        Err(_) => process::abort(),
-    };
-    thread::Builder::new().name(name.into()).spawn(body).expect("the system has room for a handful of threads")
+    let thread = thread::Builder::new().name(name.into());
+    thread.spawn(move || guarded(name, run)).expect("the system has room for a handful of threads")
 }

@@ -132,7 +132,7 @@ impl Timekeeper {
                     book.deadlines.revoked(LeaseId(id));
                     gone.extend(book.too_late.remove(&LeaseId(id)).into_iter().flatten());
                 }
-                Effect::CompactionScheduled { .. } | Effect::AlarmsChanged => (),
+                Effect::CompactionScheduled { .. } | Effect::AlarmsChanged | Effect::MembersChanged => (),
             }
         }
         drop(book);

@@ -2,10 +2,15 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use crate::{error::Error, state::Response};
+use super::links::Links;
+use crate::{
+    error::Error,
+    state::{Members, Response},
+};
 
 /// Waits for the outcome of a proposal.
 pub type ProposalWaiter = Box<dyn FnOnce(Result<Response, Error>) + Send>;
@@ -64,6 +69,41 @@ impl Line {
     }
 }
 
+/// What this member knows of the chances that a proposal had.
+pub struct Hopes {
+    /// This member.
+    pub id: u64,
+    /// Who is connected, and since when.
+    pub links: Arc<Links>,
+    /// How long the others wait for a leader.
+    pub election_timeout: Duration,
+    /// When this member was last elected.
+    pub elected_at: Option<Instant>,
+}
+
+impl Hopes {
+    /// Why a proposal that came at `since` has come to nothing, as far as can be seen from here.
+    #[must_use]
+    pub fn why_in_vain(&self, since: Instant, leader: u64, members: &Members) -> Error {
+        let straddles = |elected: Instant| since < elected && elected - since < 2 * self.election_timeout;
+        if self.elected_at.is_some_and(straddles) {
+            return Error::TimeoutLeaderFailure;
+        }
+        let age = since.elapsed();
+        let connected = |member: u64| member == self.id || self.links.active_for(member).is_some_and(|time| time > age);
+        match leader {
+            0 => Error::DeadlineExceeded,
+            leader if leader == self.id => {
+                let voters = members.electorate().voters;
+                let heard = voters.iter().filter(|&&voter| connected(voter)).count();
+                if heard > voters.len() / 2 { Error::Timeout } else { Error::TimeoutConnectionLost }
+            }
+            leader if connected(leader) => Error::Timeout,
+            _ => Error::TimeoutConnectionLost,
+        }
+    }
+}
+
 impl Waiters {
     /// Nobody yet; nobody waits longer than `patience`.
     #[must_use]
@@ -104,12 +144,11 @@ impl Waiters {
         self.catching_up.open(applied);
     }
 
-    /// Tells those whose time is over. `leader_known` decides in which words.
-    pub fn expire(&mut self, now: Instant, leader_known: bool) {
-        let error = if leader_known { Error::Timeout } else { Error::DeadlineExceeded };
-        while let Some((_, id)) = self.deadlines.pop_front_if(|&mut (deadline, _)| deadline <= now) {
+    /// Tells those whose time is over; for a proposal `why` says in which words, from when it came.
+    pub fn expire(&mut self, now: Instant, why: impl Fn(Instant) -> Error) {
+        while let Some((deadline, id)) = self.deadlines.pop_front_if(|&mut (deadline, _)| deadline <= now) {
             if let Some(waiter) = self.proposals.remove(&id) {
-                waiter(Err(error.clone()));
+                waiter(Err(why(deadline - self.patience)));
             }
         }
         self.reads.expire(now);

@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use super::{Applied, CORRUPT, Command, Effect, Entry, Machine, NOSPACE, Request, Response, command};
+use super::{Applied, CORRUPT, Command, Effect, Entry, Machine, Members, NOSPACE, Request, Response, command};
 use crate::{
     error::{Error, Halt},
     lease::LeaseId,
@@ -10,11 +10,11 @@ use crate::{
     proto::{
         etcdserverpb::{
             AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
-            PutRequest, alarm_request::AlarmAction,
+            Member, PutRequest, alarm_request::AlarmAction,
         },
         membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
     },
-    storage::{Table, schema::meta},
+    storage::{Batch, Table, schema::meta},
 };
 
 /// A refusal ends the command, a halt ends the node. The nesting keeps them apart everywhere.
@@ -28,11 +28,15 @@ impl Machine {
         assert!(entry.term >= self.applied.term, "terms never go back");
         self.applied.index = entry.index;
         self.applied.term = entry.term;
-        if entry.data.is_empty() {
+        if entry.data.is_empty() && !entry.changes_members {
             return Ok(Applied { id: 0, outcome: Ok(Response::bare(self.store.head())) });
         }
         match Command::decode(entry.data.clone()) {
-            Ok(command) => Ok(Applied { id: command.id, outcome: self.execute(command.request)? }),
+            Ok(Command { id, request }) if request.changes_members() != entry.changes_members => {
+                let text = "etcdserver: an entry changes the members if and only if raft is told so";
+                Ok(Applied { id, outcome: Err(Error::Unknown(text.into())) })
+            }
+            Ok(Command { id, request }) => Ok(Applied { id, outcome: self.execute(request)? }),
             Err(error) => Ok(Applied { id: 0, outcome: Err(Error::Malformed(error.to_string())) }),
         }
     }
@@ -51,6 +55,18 @@ impl Machine {
             Request::Alarm(alarm) => Ok(self.alarm(&alarm)),
             Request::ClusterVersionSet(version) => Ok(Ok(self.set_cluster_version(version))),
             Request::MemberAttributesSet(attributes) => Ok(self.set_member_attributes(attributes)),
+            Request::MemberAdd(newcomer) => {
+                Ok(self.change_members(|members, batch| members.add(batch, newcomer).map(Some)))
+            }
+            Request::MemberRemove(remove) => {
+                Ok(self.change_members(|members, batch| members.remove(batch, remove.id).map(|()| None)))
+            }
+            Request::MemberPromote(promote) => {
+                Ok(self.change_members(|members, batch| members.promote(batch, promote.id).map(|()| None)))
+            }
+            Request::MemberUpdate(update) => Ok(self.change_members(|members, batch| {
+                members.set_peer_urls(batch, update.id, update.peer_ur_ls).map(|()| None)
+            })),
             Request::Foreign(_) => Ok(Err(Error::Unknown("etcdserver: unknown method".into()))),
         }
     }
@@ -65,6 +81,10 @@ impl Machine {
             Request::Alarm(_)
             | Request::ClusterVersionSet(_)
             | Request::MemberAttributesSet(_)
+            | Request::MemberAdd(_)
+            | Request::MemberRemove(_)
+            | Request::MemberPromote(_)
+            | Request::MemberUpdate(_)
             | Request::Foreign(_) => (false, 0),
         };
         if changes && self.board.alarms.any(CORRUPT) {
@@ -207,21 +227,23 @@ impl Machine {
         let (alarm, member_id) = (request.alarm, request.member_id);
         let changed = AlarmMember { member_id, alarm };
         let alarms = &mut self.board.alarms;
+        let mut has_changed = false;
         let listed = match AlarmAction::try_from(request.action) {
             Ok(AlarmAction::Get) => alarms.list(alarm),
             Ok(AlarmAction::Activate) if alarm == 0 => Vec::new(),
             Ok(AlarmAction::Activate) => {
-                self.board_changed |= alarms.raise(&mut self.batch, alarm, member_id);
+                has_changed = alarms.raise(&mut self.batch, alarm, member_id);
                 vec![changed]
             }
             Ok(AlarmAction::Deactivate) if alarms.clear(&mut self.batch, alarm, member_id) => {
-                self.board_changed = true;
+                has_changed = true;
                 vec![changed]
             }
             Ok(AlarmAction::Deactivate) => Vec::new(),
             Err(_) => return Err(Error::Unknown("etcdserver: unknown alarm action".into())),
         };
-        if self.board_changed {
+        if has_changed {
+            self.board_changed = true;
             self.effects.push(Effect::AlarmsChanged);
         }
         let mut body = Vec::new();
@@ -238,15 +260,41 @@ impl Machine {
 
     fn set_member_attributes(&mut self, request: ClusterMemberAttrSetRequest) -> Result<Response, Error> {
         let attributes = request.member_attributes.unwrap_or_default();
-        let members = &mut self.board.members;
-        if !members.set_attributes(&mut self.batch, request.member_id, attributes.name, attributes.client_urls) {
-            return Err(Error::MemberNotFound);
-        }
-        self.board_changed = true;
+        let (id, name, client_urls) = (request.member_id, attributes.name, attributes.client_urls);
+        self.board.members.set_attributes(&mut self.batch, id, name, client_urls)?;
+        self.note_changed_members();
         Ok(Response::bare(self.store.head()))
+    }
+
+    /// Changes the member table and answers with it, and with the member that was added, if one was. Headers of these answers
+    /// carry no revision.
+    fn change_members(
+        &mut self,
+        change: impl FnOnce(&mut Members, &mut Batch) -> Result<Option<Member>, Error>,
+    ) -> Result<Response, Error> {
+        let added = change(&mut self.board.members, &mut self.batch)?;
+        self.note_changed_members();
+        let mut body = Vec::new();
+        let members: Vec<Member> = self.board.members.iter().cloned().collect();
+        match added {
+            Some(member) => {
+                prost::encoding::message::encode(ADDED_FIELD, &member, &mut body);
+                prost::encoding::message::encode_repeated(MEMBERS_BEHIND_ADDED_FIELD, &members, &mut body);
+            }
+            None => prost::encoding::message::encode_repeated(MEMBERS_FIELD, &members, &mut body),
+        }
+        Ok(Response { revision: 0, body })
+    }
+
+    fn note_changed_members(&mut self) {
+        self.board_changed = true;
+        self.effects.push(Effect::MembersChanged);
     }
 }
 
+const ADDED_FIELD: u32 = 2;
+const MEMBERS_BEHIND_ADDED_FIELD: u32 = 3;
+const MEMBERS_FIELD: u32 = 2;
 const PREV_KV_FIELD: u32 = 2;
 const DELETED_FIELD: u32 = 2;
 const PREV_KVS_FIELD: u32 = 3;

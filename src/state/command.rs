@@ -9,10 +9,12 @@ use prost::{
     encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field},
 };
 
+use super::members::Newcomer;
 use crate::proto::{
     etcdserverpb::{
-        AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
-        RequestHeader, RequestOp, TxnRequest, request_op,
+        AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+        MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest, PutRequest, RequestHeader, RequestOp,
+        TxnRequest, request_op,
     },
     membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
 };
@@ -20,7 +22,8 @@ use crate::proto::{
 const HEADER_FIELD: u32 = 100;
 const LEGACY_ID_FIELD: u32 = 1;
 
-/// The kinds of commands, numbered as the fields of `InternalRaftRequest` that hold them.
+/// The kinds of commands, numbered as the fields of `InternalRaftRequest` that hold them. From 1401 on they are our own: etcd
+/// writes changes of the members in another form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "named after the requests")]
 pub enum Kind {
@@ -33,10 +36,14 @@ pub enum Kind {
     Alarm = 10,
     ClusterVersionSet = 1300,
     MemberAttributesSet = 1301,
+    MemberAdd = 1401,
+    MemberRemove = 1402,
+    MemberPromote = 1403,
+    MemberUpdate = 1404,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 13] = [
         Self::Put,
         Self::DeleteRange,
         Self::Txn,
@@ -46,6 +53,10 @@ impl Kind {
         Self::Alarm,
         Self::ClusterVersionSet,
         Self::MemberAttributesSet,
+        Self::MemberAdd,
+        Self::MemberRemove,
+        Self::MemberPromote,
+        Self::MemberUpdate,
     ];
 
     fn of_field(field: u32) -> Option<Self> {
@@ -66,8 +77,33 @@ pub enum Request {
     Alarm(AlarmRequest),
     ClusterVersionSet(ClusterVersionSetRequest),
     MemberAttributesSet(ClusterMemberAttrSetRequest),
+    MemberAdd(Newcomer),
+    MemberRemove(MemberRemoveRequest),
+    MemberPromote(MemberPromoteRequest),
+    MemberUpdate(MemberUpdateRequest),
     /// A command that this version cannot execute, by field number. Every replica of this version refuses it alike.
     Foreign(u32),
+}
+
+impl Request {
+    /// Whether it changes who votes or learns. Raft must know of such a change, so it travels in an entry of its own kind.
+    #[must_use]
+    pub fn changes_members(&self) -> bool {
+        match self {
+            Self::MemberAdd(_) | Self::MemberRemove(_) | Self::MemberPromote(_) => true,
+            Self::Put(_)
+            | Self::DeleteRange(_)
+            | Self::Txn(_)
+            | Self::Compact(_)
+            | Self::LeaseGrant(_)
+            | Self::LeaseRevoke(_)
+            | Self::Alarm(_)
+            | Self::ClusterVersionSet(_)
+            | Self::MemberAttributesSet(_)
+            | Self::MemberUpdate(_)
+            | Self::Foreign(_) => false,
+        }
+    }
 }
 
 /// A command, read from an entry.
@@ -133,6 +169,10 @@ fn read(field: u32, message: Bytes) -> Result<Request, DecodeError> {
         Some(Kind::Alarm) => Request::Alarm(Message::decode(message)?),
         Some(Kind::ClusterVersionSet) => Request::ClusterVersionSet(Message::decode(message)?),
         Some(Kind::MemberAttributesSet) => Request::MemberAttributesSet(Message::decode(message)?),
+        Some(Kind::MemberAdd) => Request::MemberAdd(Newcomer::decode(message)?),
+        Some(Kind::MemberRemove) => Request::MemberRemove(Message::decode(message)?),
+        Some(Kind::MemberPromote) => Request::MemberPromote(Message::decode(message)?),
+        Some(Kind::MemberUpdate) => Request::MemberUpdate(Message::decode(message)?),
         None => Request::Foreign(field),
     })
 }

@@ -1,44 +1,105 @@
 //! Who the members are: the one truth about it. Whatever else wants to know derives it from here.
+//!
+//! A change is validated where it is applied, against this table alone, so that every replica accepts or refuses it alike.
+//! What a member's own flags say about it (how many learners there may be) therefore travels inside the change.
+//!
+//! INVARIANTS
+//! * An ID that was removed never comes back.
+//! * Once a cluster has a voter it never has none.
+//! * No two members are reached under the same URL, unless they were founded so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
 use crate::{
-    error::Halt,
+    error::{Error, Halt},
     proto::etcdserverpb::Member,
-    storage::{Batch, Engine, Table},
+    storage::{Batch, Engine, Table, schema::decode_u64},
 };
 
-/// The members, by ID.
+/// The members by ID, and the IDs of those that were removed.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Members {
     members: BTreeMap<u64, Member>,
+    removed: BTreeSet<u64>,
+}
+
+/// Who votes and who only learns, each by ascending ID.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Electorate {
+    /// Those who vote.
+    pub voters: Vec<u64>,
+    /// Those who do not.
+    pub learners: Vec<u64>,
+}
+
+/// A member that somebody wants in the cluster.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Newcomer {
+    /// Its ID, its sorted peer URLs, and whether it is a learner.
+    pub member: Member,
+    /// A learner is refused if there are that many already; None is no limit.
+    pub max_learners: Option<u64>,
+}
+
+/// What the encoding of a newcomer has beside the fields of a member.
+#[derive(Clone, PartialEq, Message)]
+struct Terms {
+    #[prost(uint64, optional, tag = "100")]
+    max_learners: Option<u64>,
+}
+
+impl Newcomer {
+    /// As an entry of the log holds it: an `etcdserverpb.Member` with one more field.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.member.encode_to_vec();
+        Terms { max_learners: self.max_learners }.encode(&mut bytes).expect("a vector grows");
+        bytes
+    }
+
+    pub(super) fn decode(bytes: bytes::Bytes) -> Result<Self, prost::DecodeError> {
+        let Terms { max_learners } = Terms::decode(bytes.clone())?;
+        Ok(Self { member: Member::decode(bytes)?, max_learners })
+    }
 }
 
 impl Members {
     /// A cluster of these.
     #[must_use]
     pub fn new(members: impl IntoIterator<Item = Member>) -> Self {
-        Self { members: members.into_iter().map(|member| (member.id, member)).collect() }
+        let members = members.into_iter().map(|member| (member.id, member)).collect();
+        Self { members, removed: BTreeSet::new() }
     }
 
-    pub(super) fn read(engine: &dyn Engine) -> Result<Self, Halt> {
-        let mut members = Self::default();
+    /// The members that a database holds.
+    pub fn read(engine: &dyn Engine) -> Result<Self, Halt> {
+        let mut table = Self::default();
         let mut damaged = false;
         engine.scan(Table::Member, &[], &[], &mut |_, value| {
             match Member::decode(value) {
-                Ok(member) => _ = members.members.insert(member.id, member),
+                Ok(member) => _ = table.members.insert(member.id, member),
                 Err(_) => damaged = true,
             }
             std::ops::ControlFlow::Continue(())
         })?;
-        if damaged { Err(Halt::Refused("the member table is damaged".into())) } else { Ok(members) }
+        engine.scan(Table::Removed, &[], &[], &mut |key, _| {
+            match decode_u64(key) {
+                Some(id) => _ = table.removed.insert(id),
+                None => damaged = true,
+            }
+            std::ops::ControlFlow::Continue(())
+        })?;
+        if damaged { Err(Halt::Refused("the member table is damaged".into())) } else { Ok(table) }
     }
 
     pub(super) fn write(&self, batch: &mut Batch) {
         for member in self.members.values() {
             write(batch, member);
+        }
+        for id in &self.removed {
+            batch.put(Table::Removed, &id.to_be_bytes(), Vec::new());
         }
     }
 
@@ -53,23 +114,219 @@ impl Members {
         self.members.get(&id)
     }
 
-    /// Sets what a member says of itself when it starts: its name and where clients find it. False if there is no such
-    /// member.
+    /// Whether there was a member of this ID, and will never be one again.
+    #[must_use]
+    pub fn is_removed(&self, id: u64) -> bool {
+        self.removed.contains(&id)
+    }
+
+    /// The IDs of those that were removed, ascending.
+    pub fn removed(&self) -> impl Iterator<Item = u64> {
+        self.removed.iter().copied()
+    }
+
+    /// Those who vote.
+    pub fn voters(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().filter(|member| !member.is_learner)
+    }
+
+    /// Who votes and who learns.
+    #[must_use]
+    pub fn electorate(&self) -> Electorate {
+        let (learners, voters): (Vec<_>, Vec<_>) = self.iter().partition(|member| member.is_learner);
+        let ids = |members: Vec<&Member>| members.iter().map(|member| member.id).collect();
+        Electorate { voters: ids(voters), learners: ids(learners) }
+    }
+
+    /// Takes somebody in.
+    pub(super) fn add(&mut self, batch: &mut Batch, newcomer: Newcomer) -> Result<Member, Error> {
+        let Newcomer { member, max_learners } = newcomer;
+        self.check_not_removed(member.id)?;
+        if self.members.contains_key(&member.id) {
+            return Err(Error::MemberExists);
+        }
+        self.check_urls_are_free(member.id, &member.peer_ur_ls)?;
+        let learners = self.members.values().filter(|member| member.is_learner).count() as u64;
+        if member.is_learner && max_learners.is_some_and(|most| learners >= most) {
+            return Err(Error::TooManyLearners);
+        }
+        write(batch, &member);
+        self.members.insert(member.id, member.clone());
+        Ok(member)
+    }
+
+    /// Removes somebody, for good.
+    pub(super) fn remove(&mut self, batch: &mut Batch, id: u64) -> Result<(), Error> {
+        let member = self.find(id)?;
+        if !member.is_learner && self.voters().count() == 1 {
+            return Err(Error::MemberNotEnoughStarted); // Nobody could ever agree on anything again.
+        }
+        batch.delete(Table::Member, &id.to_be_bytes());
+        batch.put(Table::Removed, &id.to_be_bytes(), Vec::new());
+        self.members.remove(&id);
+        self.removed.insert(id);
+        Ok(())
+    }
+
+    /// Makes a voter of a learner.
+    pub(super) fn promote(&mut self, batch: &mut Batch, id: u64) -> Result<(), Error> {
+        if !self.find(id)?.is_learner {
+            return Err(Error::MemberNotLearner);
+        }
+        self.change(batch, id, |member| member.is_learner = false)
+    }
+
+    /// Sets where other members reach a member.
+    pub(super) fn set_peer_urls(&mut self, batch: &mut Batch, id: u64, urls: Vec<String>) -> Result<(), Error> {
+        self.find(id)?;
+        self.check_urls_are_free(id, &urls)?;
+        self.change(batch, id, |member| member.peer_ur_ls = urls)
+    }
+
+    /// Sets what a member says of itself when it starts: its name and where clients find it.
     pub(super) fn set_attributes(
         &mut self,
         batch: &mut Batch,
         id: u64,
         name: String,
         client_urls: Vec<String>,
-    ) -> bool {
-        let Some(member) = self.members.get_mut(&id) else { return false };
-        member.name = name;
-        member.client_ur_ls = client_urls;
+    ) -> Result<(), Error> {
+        self.change(batch, id, |member| {
+            member.name = name;
+            member.client_ur_ls = client_urls;
+        })
+    }
+
+    fn change(&mut self, batch: &mut Batch, id: u64, change: impl FnOnce(&mut Member)) -> Result<(), Error> {
+        let member = self.members.get_mut(&id).ok_or(Error::MemberNotFound)?;
+        change(member);
         write(batch, member);
-        true
+        Ok(())
+    }
+
+    fn find(&self, id: u64) -> Result<&Member, Error> {
+        self.check_not_removed(id)?;
+        self.get(id).ok_or(Error::MemberNotFound)
+    }
+
+    fn check_not_removed(&self, id: u64) -> Result<(), Error> {
+        if self.is_removed(id) { Err(Error::MemberNotFound) } else { Ok(()) }
+    }
+
+    fn check_urls_are_free(&self, id: u64, urls: &[String]) -> Result<(), Error> {
+        let mut others = self.iter().filter(|member| member.id != id).flat_map(|member| &member.peer_ur_ls);
+        if others.any(|taken| urls.contains(taken)) { Err(Error::PeerUrlExists) } else { Ok(()) }
     }
 }
 
 fn write(batch: &mut Batch, member: &Member) {
     batch.put(Table::Member, &member.id.to_be_bytes(), member.encode_to_vec());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::Memory;
+
+    fn member(id: u64, url: &str, is_learner: bool) -> Member {
+        Member { id, peer_ur_ls: vec![url.to_owned()], is_learner, ..Member::default() }
+    }
+
+    fn newcomer(id: u64, url: &str, is_learner: bool) -> Newcomer {
+        Newcomer { member: member(id, url, is_learner), max_learners: Some(1) }
+    }
+
+    /// Two voters and a learner; member 9 was removed.
+    fn cluster() -> (Members, Batch) {
+        let mut members = Members::new([member(1, "u1", false), member(2, "u2", false), member(9, "u9", false)]);
+        let mut batch = Batch::default();
+        members.remove(&mut batch, 9).unwrap();
+        members.add(&mut batch, newcomer(3, "u3", true)).unwrap();
+        (members, batch)
+    }
+
+    #[test]
+    fn an_addition_is_refused_for_the_first_reason_there_is() {
+        let (members, _) = cluster();
+        for (newcomer, refusal) in [
+            (newcomer(9, "u1", true), Error::MemberNotFound),
+            (newcomer(1, "u1", true), Error::MemberExists),
+            (newcomer(4, "u3", true), Error::PeerUrlExists),
+            (newcomer(4, "u4", true), Error::TooManyLearners),
+        ] {
+            let (mut changed, mut batch) = (members.clone(), Batch::default());
+            assert_eq!(changed.add(&mut batch, newcomer), Err(refusal));
+            assert!(batch.is_empty() && changed == members, "a refusal changes nothing");
+        }
+        let more = Newcomer { max_learners: None, ..newcomer(4, "u4", true) };
+        let voter = Newcomer { max_learners: Some(0), ..newcomer(5, "u5", false) };
+        let (mut members, mut batch) = (members, Batch::default());
+        members.add(&mut batch, more).unwrap();
+        members.add(&mut batch, voter).unwrap();
+        assert_eq!(members.electorate(), Electorate { voters: vec![1, 2, 5], learners: vec![3, 4] });
+    }
+
+    #[test]
+    fn a_removal_lasts_and_leaves_a_voter() {
+        let (mut members, mut batch) = cluster();
+        assert_eq!(members.remove(&mut batch, 9), Err(Error::MemberNotFound));
+        assert_eq!(members.remove(&mut batch, 7), Err(Error::MemberNotFound));
+        members.remove(&mut batch, 1).unwrap();
+        assert_eq!(members.remove(&mut batch, 2), Err(Error::MemberNotEnoughStarted));
+        members.remove(&mut batch, 3).unwrap();
+        assert_eq!(members.electorate(), Electorate { voters: vec![2], learners: vec![] });
+        assert!([1, 3, 9].into_iter().all(|id| members.is_removed(id)) && !members.is_removed(2));
+        assert_eq!(members.add(&mut batch, newcomer(1, "u1", false)), Err(Error::MemberNotFound));
+    }
+
+    #[test]
+    fn only_a_learner_is_promoted() {
+        let (mut members, mut batch) = cluster();
+        assert_eq!(members.promote(&mut batch, 9), Err(Error::MemberNotFound));
+        assert_eq!(members.promote(&mut batch, 7), Err(Error::MemberNotFound));
+        assert_eq!(members.promote(&mut batch, 1), Err(Error::MemberNotLearner));
+        members.promote(&mut batch, 3).unwrap();
+        assert_eq!(members.electorate().voters, [1, 2, 3]);
+    }
+
+    #[test]
+    fn an_update_moves_a_member_and_touches_nothing_else() {
+        let (mut members, mut batch) = cluster();
+        members.set_attributes(&mut batch, 3, "three".into(), vec!["c3".into()]).unwrap();
+        let update = |members: &mut Members, batch: &mut Batch, id, url: &str| {
+            members.set_peer_urls(batch, id, vec![url.to_owned()])
+        };
+        assert_eq!(update(&mut members, &mut batch, 9, "u"), Err(Error::MemberNotFound));
+        assert_eq!(update(&mut members, &mut batch, 7, "u"), Err(Error::MemberNotFound));
+        assert_eq!(update(&mut members, &mut batch, 3, "u2"), Err(Error::PeerUrlExists));
+        update(&mut members, &mut batch, 3, "u3").unwrap();
+        update(&mut members, &mut batch, 3, "v3").unwrap();
+        let expected = Member { name: "three".into(), client_ur_ls: vec!["c3".into()], ..member(3, "v3", true) };
+        assert_eq!(members.get(3), Some(&expected));
+    }
+
+    #[test]
+    fn the_table_reads_back_from_the_database() {
+        let (members, batch) = cluster();
+        let engine = Memory::default();
+        let mut first = Batch::default();
+        Members::new([member(1, "u1", false), member(2, "u2", false), member(9, "u9", false)]).write(&mut first);
+        engine.write(&first).unwrap();
+        engine.write(&batch).unwrap();
+        assert_eq!(Members::read(&engine).unwrap(), members);
+        let (whole, copy) = (Memory::default(), &mut Batch::default());
+        members.write(copy);
+        whole.write(copy).unwrap();
+        assert_eq!(Members::read(&whole).unwrap(), members);
+    }
+
+    #[test]
+    fn a_newcomer_is_a_member_with_terms() {
+        for max_learners in [None, Some(0), Some(7)] {
+            let newcomer = Newcomer { max_learners, ..newcomer(5, "u5", true) };
+            let bytes = newcomer.encode();
+            assert_eq!(Member::decode(bytes.as_slice()).unwrap(), newcomer.member);
+            assert_eq!(Newcomer::decode(bytes.into()).unwrap(), newcomer);
+        }
+    }
 }

@@ -38,7 +38,7 @@ use crate::{
 };
 pub use alarms::{Alarms, CORRUPT, NOSPACE};
 pub use command::{Command, Kind, Request, Response};
-pub use members::Members;
+pub use members::{Electorate, Members, Newcomer};
 
 /// A committed entry of the log.
 #[derive(Debug, Clone)]
@@ -49,6 +49,8 @@ pub struct Entry {
     pub term: u64,
     /// An encoded command; empty for the entry with which a leader begins.
     pub data: Bytes,
+    /// Whether raft was told that this entry changes who votes or learns.
+    pub changes_members: bool,
 }
 
 /// What applying one entry produced.
@@ -82,6 +84,8 @@ pub enum Effect {
     },
     /// An alarm was raised or cleared.
     AlarmsChanged,
+    /// A member was added, removed or promoted, or something about one has changed.
+    MembersChanged,
 }
 
 /// What a batch of entries came to, once it is in the database.
@@ -178,7 +182,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes the database of a new cluster: its members, as of the log position that all of them start from.
+    /// Makes the database of a new member: the members it knows, as of the log position that it starts from. One that joins a
+    /// cluster knows nobody and starts from nothing: all of it comes from the others.
     pub fn bootstrap(engine: &dyn Engine, cluster_id: u64, members: &Members, at: (u64, u64)) -> Result<(), Halt> {
         let mut batch = Batch::default();
         members.write(&mut batch);
@@ -230,6 +235,18 @@ impl Machine {
         self.applied
     }
 
+    /// Who the members are, the running batch included.
+    #[must_use]
+    pub fn members(&self) -> &Members {
+        &self.board.members
+    }
+
+    /// Where the state is kept.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
     /// Readers of what is published.
     #[must_use]
     pub fn readers(&self) -> Readers {
@@ -259,5 +276,23 @@ impl Machine {
     /// Lets readers see what was committed. The caller has made the events deliverable by now.
     pub fn publish_head(&self) {
         self.store.publish_head();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::Memory;
+
+    #[test]
+    fn a_joiner_knows_nobody_and_starts_from_nothing() {
+        let engine: Arc<dyn Engine> = Arc::new(Memory::default());
+        Machine::bootstrap(engine.as_ref(), 7, &Members::default(), (0, 0)).unwrap();
+        let mut machine = Machine::open(engine.clone(), 1 << 20).unwrap();
+        assert_eq!(machine.applied(), Progress { index: 0, term: 0, head: 1 });
+        assert_eq!(machine.members().electorate(), Electorate::default());
+        machine.apply(&Entry { index: 1, term: 1, data: Bytes::new(), changes_members: false }).unwrap();
+        machine.commit().unwrap();
+        assert_eq!(Progress::of(engine.as_ref()).unwrap().unwrap().index, 1);
     }
 }

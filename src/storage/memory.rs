@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -100,6 +101,11 @@ impl Engine for Memory {
 
     fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
         Ok(self.content.read().durable.get(table, key))
+    }
+
+    fn copy_to(&self, _path: &Path) -> Result<Arc<dyn Engine>, Halt> {
+        self.flush()?;
+        Ok(Arc::new(self.crash(0)))
     }
 
     fn flush(&self) -> Result<(), Halt> {

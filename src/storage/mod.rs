@@ -12,7 +12,7 @@ pub mod memory;
 pub mod rocks;
 pub mod schema;
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
 use bytes::Bytes;
 
@@ -103,6 +103,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<(), Halt>;
+
+    /// Flushes, and opens a copy of everything as of one moment, in a directory that is not there yet.
+    fn copy_to(&self, path: &Path) -> Result<Arc<dyn Engine>, Halt>;
+
+    /// Another database has taken this one's place: when nobody reads it any more, its files go.
+    fn retire(&self) {}
 
     /// Rewrites files until removed data takes no room any more.
     fn reclaim(&self) -> Result<(), Halt>;

@@ -4,7 +4,15 @@
 //! surviving a crash without the other. Files of `history` never overlap, so levels move by renaming, provided that every
 //! level uses the same compression.
 
-use std::{ops::ControlFlow, path::Path};
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use rocksdb::{
@@ -28,6 +36,24 @@ const SCAN_READAHEAD_BYTES: usize = 1 << 20;
 /// The database in one directory.
 pub struct Rocks {
     db: DB,
+    /// Dropped when the database is closed.
+    files: Files,
+}
+
+/// A directory, and whether it goes with the value.
+struct Files {
+    path: PathBuf,
+    retired: AtomicBool,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if *self.retired.get_mut()
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a database that is not in use");
+        }
+    }
 }
 
 impl Rocks {
@@ -45,13 +71,7 @@ impl Rocks {
         options.set_max_log_file_size(4 << 20);
         let families = [HISTORY, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(halt)?;
-        Ok(Self { db })
-    }
-
-    /// Flushes, and makes a copy of the database as of one moment in a directory that is not there yet. Files are shared, so
-    /// it takes room only as the two drift apart.
-    pub fn checkpoint(&self, path: &Path) -> Result<(), Halt> {
-        Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(path)).map_err(halt)
+        Ok(Self { db, files: Files { path: path.to_path_buf(), retired: AtomicBool::new(false) } })
     }
 
     fn family(&self, table: Table) -> &ColumnFamily {
@@ -175,6 +195,17 @@ impl Engine for Rocks {
         // With the write-ahead log off, this tier leaves the memtables out.
         options.set_read_tier(ReadTier::Persisted);
         self.get_with(table, key, &options)
+    }
+
+    /// Files are shared, so the copy takes room only as the two drift apart.
+    fn copy_to(&self, path: &Path) -> Result<Arc<dyn Engine>, Halt> {
+        let checkpoint = Checkpoint::new(&self.db).map_err(halt)?;
+        checkpoint.create_checkpoint(path).map_err(halt)?;
+        Ok(Arc::new(Self::open(path)?))
+    }
+
+    fn retire(&self) {
+        self.files.retired.store(true, Ordering::Relaxed);
     }
 
     fn flush(&self) -> Result<(), Halt> {

@@ -18,9 +18,10 @@ use metastore::{
     error::{Error, Halt},
     mvcc::{Interval, compact::KeyHash, read::Query},
     node::{
-        Node, Settings, Threads,
+        Node, Parts, Settings, Threads,
         applier::Quota,
         identity::{MemberId, RequestIds},
+        inbox::Inbox,
         keeper::Habits,
         log::{
             Identity, Place, Position, SegmentLog,
@@ -114,12 +115,16 @@ impl Engine for Checkpointed {
         let mut copies = self.copies.lock();
         let old = copies.last();
         copies.count += 1;
-        self.rocks.checkpoint(&copies.last())?;
+        drop(self.rocks.copy_to(&copies.last())?);
         copies.applied = self.rocks.get(Table::Meta, meta::APPLIED)?;
         if old.exists() {
             fs::remove_dir_all(&old).map_err(Halt::io("remove", &old))?;
         }
         Ok(())
+    }
+
+    fn copy_to(&self, path: &Path) -> Result<Arc<dyn Engine>, Halt> {
+        self.rocks.copy_to(path)
     }
 
     fn reclaim(&self) -> Result<(), Halt> {
@@ -177,10 +182,9 @@ impl Running {
         let machine = Machine::open(engine.clone(), 1 << 20).unwrap();
         let ids = Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), life));
         let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch::Settings::default());
-        let silent = slog::Logger::root(slog::Discard, slog::o!());
         let settings = settings(&ids);
-        let (node, threads) =
-            Node::start(&settings, engine.clone(), machine, publisher, Box::new(log), &recovered, &silent).unwrap();
+        let parts = Parts::alone(engine.clone(), machine, publisher, Box::new(log), recovered);
+        let (node, threads) = Node::start(&settings, Arc::new(Inbox::default()), parts).unwrap();
         Self { node, threads, hub, engine, ids, ground }
     }
 
@@ -223,7 +227,7 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
     Settings {
         member_id: MEMBER,
         ids: ids.clone(),
-        timing: Timing { tick_ms: 100, election_ticks: 10, pre_vote: true },
+        timing: Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
         request_timeout: PATIENCE,
         catchup_entries: 50,
         quota: Quota { bytes: -1 },
@@ -233,6 +237,7 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
             compaction_pause: Duration::from_millis(1),
             flush_after_bytes: FLUSH_AFTER_BYTES,
             flush_after: Duration::from_secs(1),
+            flush_after_entries: u64::MAX,
         },
         slow_apply: PATIENCE,
         backlog: 5000,

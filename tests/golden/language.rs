@@ -10,7 +10,8 @@ use metastore::proto::etcdserverpb::{
 type Parsed<T> = Result<T, Box<dyn Error>>;
 
 /// Words that stand alone and switch something on.
-const FLAGS: [&str; 7] = ["prev_kv", "ignore_value", "ignore_lease", "keys_only", "count_only", "physical", "raw"];
+const FLAGS: [&str; 9] =
+    ["prev_kv", "ignore_value", "ignore_lease", "keys_only", "count_only", "physical", "raw", "learner", "misfiled"];
 
 /// What follows the name of a command: plain words, `name=value` pairs and flags, each in order.
 #[derive(Debug, Default)]
@@ -51,7 +52,7 @@ impl Words {
         Ok(self.option(name).map(|text| number(&text)).transpose()?.unwrap_or(0))
     }
 
-    fn option(&mut self, name: &str) -> Option<String> {
+    pub fn option(&mut self, name: &str) -> Option<String> {
         let at = self.pairs.iter().position(|(pair, _)| pair == name)?;
         Some(self.pairs.remove(at).1)
     }

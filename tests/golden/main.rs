@@ -16,6 +16,10 @@
 //! | `compact rev [physical]` | a Compact; `physical` also removes |
 //! | `grant id ttl=`, `revoke id` | leases |
 //! | `alarm list\|raise\|clear [nospace\|corrupt\|number] [member=]` | alarms |
+//! | `member add id url … [learner] [max_learners=]` | a new member |
+//! | `member remove id`, `member promote id`, `member update id url …` | changes of a member |
+//! | `member attributes id name= [url …]` | what a member says of itself |
+//! | … `misfiled` | the same in an entry of the wrong kind: raft is told of what it need not know, or not of what it must |
 //! | `foreign`, `garbage` | an entry of a later version; one that is none |
 //!
 //! And beside the log:
@@ -26,6 +30,7 @@
 //! | `view [rev=]`, `look key [end] …`, `close` | holds a view, reads through it, lets it go |
 //! | `hash [rev]` | `HashKV` |
 //! | `remove [limit=]` | removes what was compacted: one piece of so many records, or all |
+//! | `members` | who votes, who learns, who was removed |
 //! | `records [raw]`, `leases` | what is stored; `raw` byte for byte |
 //! | `batch`, `commit` | entries in between gather into one batch |
 //! | `flush`, `restart` | the database flushes; everything is opened again |
@@ -132,4 +137,9 @@ fn transactions_come_to_what_the_txn_scripts_say() {
 #[test]
 fn leases_and_alarms_act_as_the_lease_scripts_say() {
     run_all("lease");
+}
+
+#[test]
+fn members_come_and_go_as_the_member_scripts_say() {
+    run_all("members");
 }

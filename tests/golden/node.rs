@@ -8,11 +8,14 @@ use metastore::{
         compact::{Compaction, Progress},
         read::View,
     },
-    proto::etcdserverpb::{
-        AlarmRequest, CompactionRequest, LeaseGrantRequest, LeaseRevokeRequest, Member, PutRequest, RangeResponse,
-        ResponseHeader,
+    proto::{
+        etcdserverpb::{
+            AlarmRequest, CompactionRequest, LeaseGrantRequest, LeaseRevokeRequest, Member, MemberPromoteRequest,
+            MemberRemoveRequest, MemberUpdateRequest, PutRequest, RangeResponse, ResponseHeader,
+        },
+        membershippb::{Attributes, ClusterMemberAttrSetRequest},
     },
-    state::{self, Command, Entry, Kind, Machine, Members, Readers, Response, txn},
+    state::{self, Command, Entry, Kind, Machine, Members, Newcomer, Readers, Response, txn},
     storage::{Batch, Engine, Table, memory::Memory, rocks::Rocks},
 };
 use prost::Message;
@@ -111,8 +114,10 @@ impl Node {
             }
             "revoke" => self.propose(Kind::LeaseRevoke, &LeaseRevokeRequest { id: words.expect_number()? }),
             "alarm" => self.alarm(&mut words)?,
-            "foreign" => self.apply_data(Kind::Put, Bytes::from_static(&[0xc2, 0x3e, 0])),
-            "garbage" => self.apply_data(Kind::Put, Bytes::from_static(&[0x22, 0x7f, 1])),
+            "member" => self.member(&mut words)?,
+            "members" => print::members(self.running().machine.members()),
+            "foreign" => self.apply_data(Kind::Put, false, Bytes::from_static(&[0xc2, 0x3e, 0])),
+            "garbage" => self.apply_data(Kind::Put, false, Bytes::from_static(&[0x22, 0x7f, 1])),
             "get" => self.get(language::range(&mut words)?),
             "view" => self.open_view(&mut words)?,
             "look" => self.look(language::range(&mut words)?)?,
@@ -149,7 +154,7 @@ impl Node {
 
     fn propose(&mut self, kind: Kind, request: &impl Message) -> String {
         let id = self.log.len() as u64 + 1;
-        self.apply_data(kind, Command::encode(id, kind, &request.encode_to_vec()))
+        self.apply_data(kind, false, Command::encode(id, kind, &request.encode_to_vec()))
     }
 
     fn fill(&mut self, count: i64) -> String {
@@ -161,8 +166,9 @@ impl Node {
         last
     }
 
-    fn apply_data(&mut self, kind: Kind, data: Bytes) -> String {
-        let entry = Entry { index: self.running().machine.applied().index + 1, term: TERM, data };
+    fn apply_data(&mut self, kind: Kind, changes_members: bool, data: Bytes) -> String {
+        let index = self.running().machine.applied().index + 1;
+        let entry = Entry { index, term: TERM, data, changes_members };
         let outcome = self.running().machine.apply(&entry).unwrap().outcome;
         let mut out = match &outcome {
             Ok(response) => print::response(kind, response),
@@ -229,6 +235,32 @@ impl Node {
         };
         let member_id = words.number("member")?.cast_unsigned();
         Ok(self.propose(Kind::Alarm, &AlarmRequest { action, member_id, alarm }))
+    }
+
+    fn member(&mut self, words: &mut Words) -> Output {
+        let what = words.word().ok_or("a member is added, removed, promoted or updated")?;
+        let id = words.expect_number()?.cast_unsigned();
+        let misfiled = words.flag("misfiled");
+        let peer_ur_ls: Vec<String> = std::iter::from_fn(|| words.word()).collect();
+        let (kind, for_raft, request) = match what.as_str() {
+            "add" => {
+                let member = Member { id, peer_ur_ls, is_learner: words.flag("learner"), ..Member::default() };
+                let max_learners = words.option("max_learners").map(|most| most.parse()).transpose()?;
+                (Kind::MemberAdd, true, Newcomer { member, max_learners }.encode())
+            }
+            "remove" => (Kind::MemberRemove, true, MemberRemoveRequest { id }.encode_to_vec()),
+            "promote" => (Kind::MemberPromote, true, MemberPromoteRequest { id }.encode_to_vec()),
+            "update" => (Kind::MemberUpdate, false, MemberUpdateRequest { id, peer_ur_ls }.encode_to_vec()),
+            "attributes" => {
+                let name = words.option("name").unwrap_or_default();
+                let member_attributes = Some(Attributes { name, client_urls: peer_ur_ls });
+                let request = ClusterMemberAttrSetRequest { member_id: id, member_attributes };
+                (Kind::MemberAttributesSet, false, request.encode_to_vec())
+            }
+            other => return Err(format!("nothing of this kind happens to members: {other}").into()),
+        };
+        let entry = Command::encode(self.log.len() as u64 + 1, kind, &request);
+        Ok(self.apply_data(kind, for_raft != misfiled, entry))
     }
 
     fn get(&mut self, range: metastore::proto::etcdserverpb::RangeRequest) -> String {

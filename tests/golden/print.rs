@@ -6,11 +6,12 @@ use metastore::{
     mvcc::{Event, RecordKey, read::decode},
     proto::{
         etcdserverpb::{
-            AlarmResponse, DeleteRangeResponse, PutResponse, RangeResponse, ResponseOp, TxnResponse, response_op,
+            AlarmResponse, DeleteRangeResponse, Member, MemberAddResponse, MemberRemoveResponse, PutResponse,
+            RangeResponse, ResponseOp, TxnResponse, response_op,
         },
         mvccpb::KeyValue,
     },
-    state::{Effect, Kind, Response},
+    state::{Effect, Kind, Members, Response},
 };
 use prost::Message;
 
@@ -45,6 +46,15 @@ pub fn response(kind: Kind, response: &Response) -> String {
         Kind::Alarm => {
             let alarms = AlarmResponse::decode(body).unwrap().alarms;
             alarms.iter().map(|alarm| format!("alarm {} of member {}", alarm.alarm, alarm.member_id)).collect()
+        }
+        Kind::MemberAdd => {
+            let answer = MemberAddResponse::decode(body).unwrap();
+            let added = format!("added {}", member(&answer.member.unwrap()));
+            std::iter::once(added).chain(answer.members.iter().map(member)).collect()
+        }
+        Kind::MemberRemove | Kind::MemberPromote | Kind::MemberUpdate => {
+            // The three answers are alike.
+            MemberRemoveResponse::decode(body).unwrap().members.iter().map(member).collect()
         }
         Kind::Compact | Kind::LeaseGrant | Kind::LeaseRevoke | Kind::ClusterVersionSet | Kind::MemberAttributesSet => {
             Vec::new()
@@ -103,6 +113,21 @@ fn op_lines(op: &ResponseOp) -> Vec<String> {
     std::iter::once(first).chain(rest.into_iter().map(|line| format!("  {line}"))).collect()
 }
 
+/// One member: who it is, where it is, and what it says of itself.
+fn member(member: &Member) -> String {
+    let learner = if member.is_learner { " learner" } else { "" };
+    let (id, peers, clients) = (member.id, member.peer_ur_ls.join(" "), member.client_ur_ls.join(" "));
+    format!("member {id}{learner} at [{peers}] named {:?} for clients at [{clients}]", member.name)
+}
+
+/// The member table, but for what [`member`] shows.
+pub fn members(members: &Members) -> String {
+    let electorate = members.electorate();
+    let removed: Vec<u64> = members.removed().collect();
+    assert!(removed.iter().all(|&id| members.is_removed(id) && members.get(id).is_none()));
+    format!("voters {:?} learners {:?} removed {removed:?}", electorate.voters, electorate.learners)
+}
+
 /// A change, as watchers hear it.
 pub fn event(event: &Event) -> String {
     let record = decode(event.record.clone()).unwrap();
@@ -124,6 +149,7 @@ pub fn effect(effect: &Effect) -> String {
         Effect::LeaseRevoked { id } => format!("lease {id} revoked"),
         Effect::CompactionScheduled { at } => format!("compaction at {at} scheduled"),
         Effect::AlarmsChanged => "alarms changed".to_owned(),
+        Effect::MembersChanged => "members changed".to_owned(),
     }
 }
 

@@ -42,9 +42,14 @@ pub fn encode(request: &Request) -> (Kind, Vec<u8>) {
         Request::Compact(compact) => (Kind::Compact, compact.encode_to_vec()),
         Request::LeaseGrant(grant) => (Kind::LeaseGrant, grant.encode_to_vec()),
         Request::LeaseRevoke(revoke) => (Kind::LeaseRevoke, revoke.encode_to_vec()),
-        Request::Alarm(_) | Request::ClusterVersionSet(_) | Request::MemberAttributesSet(_) | Request::Foreign(_) => {
-            panic!("no client of the simulation wants {request:?}")
-        }
+        Request::Alarm(_)
+        | Request::ClusterVersionSet(_)
+        | Request::MemberAttributesSet(_)
+        | Request::MemberAdd(_)
+        | Request::MemberRemove(_)
+        | Request::MemberPromote(_)
+        | Request::MemberUpdate(_)
+        | Request::Foreign(_) => panic!("no client of the simulation wants {request:?}"),
     }
 }
 

@@ -4,9 +4,12 @@
 //! Here they get what only the simulation wants: a power cut between two operations of the log, checks on what is cut, and
 //! faults that are planted on purpose.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -161,6 +164,10 @@ impl Engine for SimulatedEngine {
 
     fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
         self.memory.get_durable(table, key)
+    }
+
+    fn copy_to(&self, path: &Path) -> Result<Arc<dyn Engine>, Halt> {
+        self.memory.copy_to(path)
     }
 
     fn flush(&self) -> Result<(), Halt> {

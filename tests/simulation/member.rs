@@ -10,14 +10,16 @@ use metastore::{
     error::Halt,
     mvcc::compact::Compaction,
     node::{
-        Node, Rooms, Settings,
+        Node, Parts, Rooms, Settings,
         applier::{Handoff, Quota},
-        driver::{Input, LogTask},
+        driver::Input,
         identity::{MemberId, RequestIds},
+        inbox::Inbox,
         keeper::{Habits, Work},
         log::{Identity, Position, volatile::VolatileLog},
         replica::Timing,
         retention,
+        writer::LogTask,
     },
     proto::etcdserverpb,
     state::{Machine, Members, Progress},
@@ -68,7 +70,13 @@ fn settings(dice: &mut Dice) -> Settings {
     Settings {
         member_id: MEMBER,
         ids: Arc::new(RequestIds::new(MemberId::new(MEMBER).expect("it is not zero"), 0)),
-        timing: Timing { tick_ms: 100, election_ticks: 10, pre_vote: true },
+        timing: Timing {
+            tick_ms: 100,
+            election_ticks: 10,
+            pre_vote: true,
+            patience_ms: u64::try_from(PATIENCE.as_millis()).expect("it is short"),
+            fixed_timeout: Some(10),
+        },
         request_timeout: PATIENCE,
         catchup_entries: *dice.pick(&[0, 3, 30]),
         quota: Quota { bytes: -1 },
@@ -78,6 +86,7 @@ fn settings(dice: &mut Dice) -> Settings {
             compaction_pause: Duration::ZERO,
             flush_after_bytes: *dice.pick(&[0, 200, 2000]),
             flush_after: Duration::from_secs(5),
+            flush_after_entries: u64::MAX,
         },
         slow_apply: Duration::from_secs(1000),
         backlog: 5000,
@@ -111,43 +120,42 @@ impl Member {
         let (engine_too, gauge_too) = (engine.clone(), gauge.clone());
         let store =
             SimulatedLog { log: log.clone(), engine: engine_too, gauge: gauge_too, fault, owes_sync: false, written };
-        let silent = slog::Logger::root(slog::Discard, slog::o!());
         // Nobody watches: events go into a ring that forgets them.
         let (publisher, _, _) =
             watch::Hub::assemble(machine.readers().keys, watch::Settings::default(), watch::Gauges::detached());
-        let (node, rooms) =
-            Node::assemble(&settings(dice), engine.clone(), machine, publisher, Box::new(store), &recovered, &silent)?;
+        let parts = Parts::alone(engine.clone(), machine, publisher, Box::new(store), recovered);
+        let (node, rooms) = Node::assemble(&settings(dice), Arc::new(Inbox::default()), parts)?;
         let work = rooms.keeper.begin(now);
         Ok(Self { node, rooms, work, engine, log, gauge, inputs: Vec::new(), tasks: Vec::new(), handoffs: Vec::new() })
     }
 
     /// The raft thread hears the first so many inputs, and so many ticks go by.
     pub fn turn(&mut self, share: Share, ticks: u32) {
-        self.rooms.driver.inbox.drain(&mut self.inputs);
-        self.rooms.driver.take(&mut share.of(&mut self.inputs), ticks);
+        self.rooms.core.driver.inbox.drain(&mut self.inputs);
+        self.rooms.core.driver.take(&mut share.of(&mut self.inputs), ticks);
     }
 
     /// The log thread carries out the first so many tasks.
     pub fn write_log(&mut self, share: Share) -> Result<(), Halt> {
-        self.rooms.driver.log.drain(&mut self.tasks);
-        self.rooms.writer.take(&mut share.of(&mut self.tasks))
+        self.rooms.core.driver.log.drain(&mut self.tasks);
+        self.rooms.core.writer.take(&mut share.of(&mut self.tasks))
     }
 
     /// The apply thread takes the first so many handoffs; `see` is shown their entries before.
     pub fn apply(&mut self, share: Share, now: Instant, mut see: impl FnMut(&Entry)) -> Result<(), Halt> {
-        self.rooms.driver.applier.drain(&mut self.handoffs);
+        self.rooms.core.driver.applier.drain(&mut self.handoffs);
         let mut handoffs = share.of(&mut self.handoffs);
         let synced = self.gauge.synced.load(Ordering::Relaxed);
         for entry in handoffs.iter().flat_map(|handoff| &handoff.entries) {
             assert!(entry.index <= synced, "entry {} is applied, but synced is {synced}", entry.index);
             see(entry);
         }
-        self.rooms.applier.take(&mut handoffs, now)
+        self.rooms.core.applier.take(&mut handoffs, now)
     }
 
     /// The keeper goes on with the compaction that is due.
     pub fn compact(&mut self, now: Instant) -> Result<(), Halt> {
-        let keeper = &self.rooms.keeper;
+        let keeper = &mut self.rooms.keeper;
         let mut chores = Vec::new();
         keeper.inbox.drain(&mut chores);
         keeper.hear(&mut self.work, &mut chores, now);
@@ -166,15 +174,15 @@ impl Member {
 
     /// Whether nothing is on its way from room to room.
     pub fn is_quiet(&mut self) -> bool {
-        self.rooms.driver.inbox.drain(&mut self.inputs);
-        self.rooms.driver.log.drain(&mut self.tasks);
-        self.rooms.driver.applier.drain(&mut self.handoffs);
+        self.rooms.core.driver.inbox.drain(&mut self.inputs);
+        self.rooms.core.driver.log.drain(&mut self.tasks);
+        self.rooms.core.driver.applier.drain(&mut self.handoffs);
         self.inputs.is_empty() && self.tasks.is_empty() && self.handoffs.is_empty()
     }
 
     /// The last applied entry.
     pub fn applied(&self) -> Progress {
-        self.rooms.applier.machine.applied()
+        self.rooms.core.applier.machine.applied()
     }
 
     /// The power fails, maybe in the middle of what the log was about to do. Returns what is found afterwards: of the log

@@ -87,6 +87,10 @@ impl Model {
             Request::Alarm(_)
             | Request::ClusterVersionSet(_)
             | Request::MemberAttributesSet(_)
+            | Request::MemberAdd(_)
+            | Request::MemberRemove(_)
+            | Request::MemberPromote(_)
+            | Request::MemberUpdate(_)
             | Request::Foreign(_) => panic!("the simulation proposes no {request:?}"),
         };
         let changed = self.keys.values().any(|states| states.contains_key(&next));

@@ -284,7 +284,7 @@ impl World {
         }
         if self.member.applied().index == self.history.last_index() {
             assert_eq!((head, keys.compacted()), (model.head, model.compacted));
-            check_leases(self.member.node.readers(), model);
+            check_leases(&self.member.node.readers(), model);
         }
         self.trace.push(format!("looked at revision {head}"));
     }
@@ -312,7 +312,8 @@ fn replay<'a>(entries: impl Iterator<Item = &'a eraftpb::Entry>) -> Reader {
     let memory: Arc<Memory> = Arc::new(founded_database());
     let mut machine = Machine::open(memory, 0).expect("memory does not fail");
     for entry in entries {
-        let entry = state::Entry { index: entry.index, term: entry.term, data: entry.data.clone() };
+        let entry =
+            state::Entry { index: entry.index, term: entry.term, data: entry.data.clone(), changes_members: false };
         machine.apply(&entry).expect("memory does not fail");
         machine.commit().expect("memory does not fail");
         machine.publish_head();

@@ -30,6 +30,8 @@ pub struct Server {
     /// Dropped before the directory that it writes to.
     process: Option<Process>,
     directory: TempDir,
+    /// Who it is and where it listens.
+    identity: Vec<String>,
     arguments: Vec<String>,
     address: String,
 }
@@ -80,19 +82,46 @@ impl Log {
 impl Server {
     /// Founds a cluster of one and waits until it serves. `arguments` come on top of names and addresses.
     pub fn start(arguments: &[&str]) -> Self {
-        let mut server = Self {
-            directory: tempfile::tempdir().unwrap(),
-            arguments: arguments.iter().map(ToString::to_string).collect(),
-            process: None,
-            address: String::new(),
-        };
+        let mut server = Self::member("one", "http://127.0.0.1:2380", "one=http://127.0.0.1:2380", arguments);
         server.restart();
         server
+    }
+
+    /// One of several members, not started yet. Others reach it at `peer_url`, which is not where it listens: that is the
+    /// system's choice, and said in its log.
+    pub fn member(name: &str, peer_url: &str, initial_cluster: &str, arguments: &[&str]) -> Self {
+        let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+        let anywhere = "http://127.0.0.1:0";
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            identity: owned(&[
+                "--name",
+                name,
+                "--listen-client-urls",
+                anywhere,
+                "--advertise-client-urls",
+                "http://127.0.0.1:2379",
+                "--listen-peer-urls",
+                anywhere,
+                "--initial-advertise-peer-urls",
+                peer_url,
+                "--initial-cluster",
+                initial_cluster,
+            ]),
+            arguments: owned(arguments),
+            process: None,
+            address: String::new(),
+        }
     }
 
     /// Starts the process again, on the same data, and waits until it serves. It must not be running.
     pub fn restart(&mut self) {
         self.launch();
+        self.await_serving();
+    }
+
+    /// Waits until a process that was launched serves.
+    pub fn await_serving(&mut self) {
         let line: serde_json::Value = serde_json::from_str(&self.wait_for_log(SERVING)).unwrap();
         line["address"].as_str().unwrap().clone_into(&mut self.address);
     }
@@ -101,16 +130,9 @@ impl Server {
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "one process at a time has the data");
         let mut child = Command::new(env!("CARGO_BIN_EXE_metastore"))
-            .args(["--name", "one", "--data-dir"])
+            .args(&self.identity)
+            .arg("--data-dir")
             .arg(self.data_dir())
-            .args(["--listen-client-urls", "http://127.0.0.1:0", "--advertise-client-urls", "http://127.0.0.1:2379"])
-            .args([
-                "--listen-peer-urls",
-                "http://127.0.0.1:0",
-                "--initial-advertise-peer-urls",
-                "http://127.0.0.1:2380",
-            ])
-            .args(["--initial-cluster", "one=http://127.0.0.1:2380"])
             .args(&self.arguments)
             .env_clear()
             .stdin(Stdio::null())
@@ -128,6 +150,28 @@ impl Server {
     pub fn restart_with(&mut self, arguments: &[&str]) {
         self.arguments = arguments.iter().map(ToString::to_string).collect();
         self.restart();
+    }
+
+    /// Whether a process was started and not stopped.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// The process's ID.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").child.id()
+    }
+
+    /// Where the process listens for other members, as soon as it does.
+    pub fn peer_address(&self) -> String {
+        let line: serde_json::Value =
+            serde_json::from_str(&self.wait_for_log("\"msg\":\"serving peer traffic\"")).unwrap();
+        line["address"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until the process ends by itself; returns with how.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        self.process.take().expect("it runs").child.wait().unwrap()
     }
 
     /// `kill -9`, at once.
@@ -221,6 +265,14 @@ pub struct Page {
     pub head: String,
     /// Everything behind them.
     pub body: String,
+}
+
+impl Page {
+    /// The value of a metric without labels; zero if it is not there.
+    pub fn number(&self, metric: &str) -> f64 {
+        let line = self.body.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
 }
 
 /// That a call was refused with this code and these words. The words of a stock client's error contain them.

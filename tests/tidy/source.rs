@@ -174,7 +174,7 @@ fn only_code_is_left_of_a_file() {
 fn every_room_behind_crate_is_found() {
     let code = "use crate::{\n  api::{self, kv},\n  node,\n};\nuse crate::error::Halt;\nlet x = crate::state::Kind;"
         .to_owned();
-    let source = Source { path: "src/server.rs".to_owned(), code };
+    let source = Source { path: "src/server/mod.rs".to_owned(), code };
     let used = source.rooms_used();
     let names: Vec<_> = used.iter().map(|(line, name)| (*line, name.as_str())).collect();
     assert_eq!(names, [(1, "api"), (1, "node"), (5, "error"), (6, "state")]);

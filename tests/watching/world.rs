@@ -100,7 +100,7 @@ impl World {
     pub fn stage(&mut self, kind: Kind, request: &impl Message) {
         self.index += 1;
         let data = Command::encode(self.index, kind, &request.encode_to_vec());
-        let applied = self.machine.apply(&Entry { index: self.index, term: 1, data }).unwrap();
+        let applied = self.machine.apply(&Entry { index: self.index, term: 1, data, changes_members: false }).unwrap();
         applied.outcome.expect("tests ask for nothing that is refused");
     }
 

@@ -212,6 +212,12 @@ impl Recovered {
         self.installing.filter(|mark| *mark == applied && self.term(mark.index) != Some(mark.term))
     }
 
+    /// As if the log had been opened after it was [`reset`](super::LogStore::reset) to a snapshot.
+    pub fn restart_behind(&mut self, at: Position, hard_state: HardState) {
+        (self.truncated, self.hard_state, self.installing) = (at, hard_state, None);
+        self.entries.clear();
+    }
+
     /// Refuses a log that cannot belong to a database which has applied everything up to `applied`.
     ///
     /// Everything applied was synced here first and stays until the database is durable, so a log that ends before, begins

@@ -10,10 +10,10 @@
 //! * Indexes are contiguous from the truncation point on.
 //! * The term at the truncation point is known, although the entry is gone.
 
-use std::collections::VecDeque;
+use std::{cell::Cell, collections::VecDeque};
 
 use protobuf::Message;
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::{Position, Recovered};
@@ -26,6 +26,10 @@ pub struct MemoryLog {
     hard_state: HardState,
     conf_state: ConfState,
     size_bytes: usize,
+    /// A copy of the database that may be sent, by what it holds.
+    offer: Option<(Position, ConfState)>,
+    /// Somebody needs what only a copy of the database still says.
+    wants_offer: Cell<bool>,
 }
 
 impl MemoryLog {
@@ -82,6 +86,17 @@ impl MemoryLog {
     /// Remembers the configuration.
     pub fn set_conf_state(&mut self, conf_state: ConfState) {
         self.conf_state = conf_state;
+    }
+
+    /// Lets raft send a copy of the database as of a position, under the configuration in force there; or, with None, no
+    /// longer.
+    pub fn offer(&mut self, offer: Option<(Position, ConfState)>) {
+        self.offer = offer;
+    }
+
+    /// Whether a copy of the database was asked for in vain since the last time.
+    pub fn take_wants_offer(&self) -> bool {
+        self.wants_offer.take()
     }
 
     /// Term, vote and commit, as last remembered.
@@ -180,8 +195,23 @@ impl Storage for MemoryLog {
         Ok(self.next_index() - 1)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    /// A member ignores a snapshot that does not name it, and one that ends before the log begins leads nowhere: then
+    /// another is wanted.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let names = |conf: &ConfState| conf.voters.contains(&to) || conf.learners.contains(&to);
+        let lowest = request_index.max(self.truncated.index);
+        let fits = |(at, conf): &&(Position, ConfState)| at.index >= lowest && names(conf);
+        let Some((at, conf_state)) = self.offer.as_ref().filter(fits) else {
+            self.wants_offer.set(true);
+            return Err(StorageError::SnapshotTemporarilyUnavailable.into());
+        };
+        let metadata = SnapshotMetadata {
+            index: at.index,
+            term: at.term,
+            conf_state: Some(conf_state.clone()).into(),
+            ..SnapshotMetadata::default()
+        };
+        Ok(Snapshot { metadata: Some(metadata).into(), ..Snapshot::default() })
     }
 }
 

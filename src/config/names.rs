@@ -1,0 +1,105 @@
+//! Whether two lists of URLs lead to the same places, by whatever names.
+
+use std::{
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    thread,
+    time::Duration,
+};
+
+use super::urls::{Place, Url};
+use crate::logging::{Level, Notice};
+
+/// A name that is not known yet may become known: where members start together, so do their names.
+const ATTEMPTS: u32 = 30;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Whether two lists are the same: text for text, or when their hosts are looked up. `localhost` is not.
+///
+/// # Errors
+/// Says where they differ, in etcd's words.
+pub fn lead_to_the_same(a: &[Url], b: &[Url]) -> Result<(), String> {
+    if a.len() != b.len() {
+        return Err(format!("len({}) != len({})", quoted(a), quoted(b)));
+    }
+    let (mut a, mut b) = (a.to_vec(), b.to_vec());
+    a.sort();
+    b.sort();
+    if a == b {
+        return Ok(());
+    }
+    let (a, b) = (resolve_all(&a)?, resolve_all(&b)?);
+    match a.iter().zip(&b).find(|(a, b)| a != b) {
+        None => Ok(()),
+        Some((a, b)) => Err(format!("resolved urls: {a:?} != {b:?}")),
+    }
+}
+
+fn resolve_all(urls: &[Url]) -> Result<Vec<String>, String> {
+    let mut resolved = urls.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+    resolved.sort();
+    Ok(resolved)
+}
+
+fn resolve(url: &Url) -> Result<String, String> {
+    let Place::Tcp { host, port } = url.place() else { return Ok(url.as_str().to_owned()) };
+    if host == "localhost" || host.parse::<IpAddr>().is_ok() {
+        return Ok(url.as_str().to_owned());
+    }
+    let address = look_up(host, *port).map_err(|why| format!("failed to resolve {:?} ({why})", url.as_str()))?;
+    let scheme = if url.is_secure() { "https" } else { "http" };
+    Ok(format!("{scheme}://{address}"))
+}
+
+/// The first address of a name.
+fn look_up(host: &str, port: u16) -> Result<SocketAddr, String> {
+    let mut attempt = 1;
+    loop {
+        let error = match (host, port).to_socket_addrs() {
+            Ok(mut addresses) => match addresses.next() {
+                Some(address) => return Ok(address),
+                None => format!("lookup {host}: no such host"),
+            },
+            Err(error) => format!("lookup {host}: {error}"),
+        };
+        if attempt == ATTEMPTS {
+            return Err(error);
+        }
+        let notice = Notice::new(Level::Warn, "failed to resolve URL Host").with("host", host);
+        notice.with("error", error).log();
+        attempt += 1;
+        thread::sleep(PAUSE);
+    }
+}
+
+fn quoted(urls: &[Url]) -> String {
+    let quoted: Vec<_> = urls.iter().map(|url| format!("{:?}", url.as_str())).collect();
+    format!("[{}]", quoted.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn urls(text: &str) -> Vec<Url> {
+        text.split(',').map(|url| Url::parse(url).unwrap()).collect()
+    }
+
+    #[test]
+    fn order_makes_no_difference_but_every_other_one_counts() {
+        assert_eq!(
+            lead_to_the_same(
+                &urls("http://10.0.0.1:1,http://10.0.0.1:2"),
+                &urls("http://10.0.0.1:2,http://10.0.0.1:1")
+            ),
+            Ok(())
+        );
+        assert_eq!(
+            lead_to_the_same(&urls("http://127.0.0.1:1"), &urls("http://localhost:1")).unwrap_err(),
+            "resolved urls: \"http://127.0.0.1:1\" != \"http://localhost:1\""
+        );
+        assert_eq!(
+            lead_to_the_same(&urls("http://10.0.0.1:1"), &urls("http://10.0.0.1:1,http://10.0.0.1:1")).unwrap_err(),
+            "len([\"http://10.0.0.1:1\"]) != len([\"http://10.0.0.1:1\" \"http://10.0.0.1:1\"])"
+        );
+    }
+}

@@ -1,0 +1,35 @@
+//! The other members, as this one reaches them.
+
+use raft::eraftpb::Message;
+
+/// A member that can be talked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its ID.
+    pub id: u64,
+    /// Where it listens for members, as it says.
+    pub urls: Vec<String>,
+}
+
+/// Carries messages to other members.
+pub trait Post: Send + Sync {
+    /// Takes messages and never waits. What cannot be carried is lost, as on any network.
+    fn send(&self, messages: Vec<Message>);
+
+    /// From now on these are the others, and who was removed is refused.
+    fn set_peers(&self, peers: Vec<Peer>, removed: Vec<u64>);
+}
+
+/// Carries nothing: for a member that will always be alone, as in many tests.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Nobody;
+
+impl Post for Nobody {
+    fn send(&self, messages: Vec<Message>) {
+        assert!(messages.is_empty(), "there is nobody to talk to");
+    }
+
+    fn set_peers(&self, peers: Vec<Peer>, _removed: Vec<u64>) {
+        assert!(peers.is_empty(), "there is nobody to talk to");
+    }
+}

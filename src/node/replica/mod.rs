@@ -1,0 +1,479 @@
+//! raft-rs as a value: inputs go in, one [`Turn`] after another comes out. No thread, no clock, no disk.
+//!
+//! The owner carries a turn out in this order: send `messages` (a leader replicates while its own disk works), put a
+//! snapshot in place if there is one, hand `committed` to the applier, hand `write` to the log. When a write is durable its
+//! promises are sent and [`Replica::persisted`] is called with its number.
+//!
+//! A disk that stands still is a kind of death that others cannot see. A leader whose oldest write has been under way for
+//! most of an election timeout hands over; after a whole one it is silent, so that the others elect another. A follower
+//! then holds back even what promises nothing, so that no leader counts on it.
+//!
+//! INVARIANTS
+//! * Persisted numbers are acknowledged in order, and a turn that writes nothing is acknowledged with the write before it.
+//! * Proposals wait here while [`WRITES_IN_FLIGHT`] writes are under way: the batch grows while the disk works.
+//! * One change of the members at a time: the next is proposed when the one before is applied. raft-rs would turn it into
+//!   an empty entry without a word.
+//! * raft hears that a change of the members is applied when it has followed it, not before.
+
+mod facts;
+mod outgoing;
+mod proposals;
+mod rounds;
+mod turn;
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use protobuf::Message as _;
+use raft::{
+    Config, ProgressState, RawNode, SnapshotStatus, StateRole,
+    eraftpb::{ConfChange, ConfState, EntryType, HardState, Message, MessageType},
+};
+
+use super::log::{Group, MemoryLog, Position};
+use crate::error::{Error, Halt};
+use proposals::Proposals;
+use rounds::{Patience, Rounds};
+pub use turn::{Install, Leadership, Turn, Write};
+
+/// One group is being synced while the next one gathers.
+const WRITES_IN_FLIGHT: usize = 2;
+/// Bounds on what raft-rs hands out or keeps at once.
+const COMMITTED_BYTES_PER_TURN: u64 = 16 << 20;
+const UNCOMMITTED_BYTES: u64 = 128 << 20;
+const MESSAGE_MAX_BYTES: u64 = 1 << 20;
+const MESSAGES_IN_FLIGHT: usize = 512;
+/// A round of reads without an answer is asked again after so many milliseconds.
+const READ_RETRY_MS: u64 = 500;
+
+/// How time is counted.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Milliseconds per tick; the leader is heard once per tick.
+    pub tick_ms: u64,
+    /// Ticks without a leader until a new one is wanted.
+    pub election_ticks: usize,
+    /// Ask before disturbing a leader that others still hear.
+    pub pre_vote: bool,
+    /// How long a proposal or a read may wait, in milliseconds.
+    pub patience_ms: u64,
+    /// The election timeout is drawn between `election_ticks` and its double; with this, it is this many ticks exactly.
+    pub fixed_timeout: Option<usize>,
+}
+
+/// Which member, in which of its lives.
+#[derive(Debug, Clone, Copy)]
+pub struct Life {
+    /// The member.
+    pub member: u64,
+    /// A number that no other life of this member has, nor any other near it.
+    pub number: u64,
+}
+
+struct UnderWay {
+    number: u64,
+    /// The number to acknowledge with it: later turns may have had nothing to write.
+    covers: u64,
+    since: u64,
+}
+
+/// One member's part in the agreement. `R` is whatever the owner needs to find a waiting read again.
+pub struct Replica<R> {
+    raft: RawNode<MemoryLog>,
+    election_ticks: u64,
+    ticks: u64,
+    proposals: Proposals,
+    /// Changes that were handed out to be applied, and not followed yet: their indexes.
+    to_follow: VecDeque<u64>,
+    writes: VecDeque<UnderWay>,
+    /// When something was last applied, or there was nothing to apply.
+    applied_at: u64,
+    /// Members that nothing can be sent to. What this one would pass on to such a leader waits here for the next.
+    cut_off: BTreeSet<u64>,
+    /// A commit index that is not on disk: it rides with the next write.
+    unsaved: Option<HardState>,
+    rounds: Rounds<R>,
+    leadership: Leadership,
+}
+
+impl<R> Replica<R> {
+    /// A member that goes on from what `log` holds, everything up to `applied` being in its database.
+    pub fn new(life: Life, applied: u64, log: MemoryLog, timing: Timing, logger: &slog::Logger) -> Result<Self, Halt> {
+        let sole = raft::Storage::initial_state(&log).is_ok_and(|state| state.conf_state.voters == [life.member]);
+        let config = Config {
+            id: life.member,
+            applied,
+            election_tick: timing.election_ticks,
+            heartbeat_tick: 1,
+            max_size_per_msg: MESSAGE_MAX_BYTES,
+            max_inflight_msgs: MESSAGES_IN_FLIGHT,
+            check_quorum: true,
+            pre_vote: timing.pre_vote,
+            min_election_tick: timing.fixed_timeout.unwrap_or(0),
+            max_election_tick: timing.fixed_timeout.map_or(0, |ticks| ticks + 1),
+            max_committed_size_per_ready: COMMITTED_BYTES_PER_TURN,
+            max_uncommitted_size: UNCOMMITTED_BYTES,
+            ..Config::default()
+        };
+        let cannot = |error: raft::Error| Halt::Refused(format!("raft cannot start from this log: {error}"));
+        let mut raft = RawNode::new(&config, log, logger).map_err(cannot)?;
+        if sole {
+            // Nobody else can lead, so there is nobody to wait for.
+            raft.campaign().map_err(cannot)?;
+        }
+        let ticks = |ms: u64| ms / timing.tick_ms.max(1);
+        let patience = Patience { retry: ticks(READ_RETRY_MS), read: ticks(timing.patience_ms).max(1) };
+        Ok(Self {
+            raft,
+            election_ticks: timing.election_ticks as u64,
+            ticks: 0,
+            proposals: Proposals::new(patience.read),
+            to_follow: VecDeque::new(),
+            writes: VecDeque::new(),
+            applied_at: 0,
+            cut_off: BTreeSet::new(),
+            unsaved: None,
+            rounds: Rounds::new(life.member, life.number, patience),
+            leadership: Leadership::default(),
+        })
+    }
+
+    /// Time goes by.
+    pub fn tick(&mut self) {
+        self.ticks += 1;
+        self.raft.tick();
+        self.rounds.tick();
+        self.proposals.tick();
+        self.hand_over_if_stuck();
+    }
+
+    /// Brings an election nearer by so many ticks, but not about: for a member that has just started and need not wait as
+    /// long as one that has lost its leader.
+    pub fn hurry(&mut self, ticks: u64) {
+        if self.raft.raft.leader_id == 0 {
+            (0..ticks).for_each(|_| _ = self.raft.tick());
+        }
+    }
+
+    /// Takes a message of another member. What makes no sense is ignored: no peer can stop this node.
+    pub fn step(&mut self, mut message: Message) {
+        if message.msg_type == MessageType::MsgPropose && self.leads() {
+            self.proposals.take_changes(&mut message);
+            if message.entries.is_empty() {
+                return;
+            }
+        }
+        if let Err(error) = self.raft.step(message) {
+            tracing::debug!(%error, "a peer's message was ignored");
+        }
+    }
+
+    /// Wants `data` in the log.
+    pub fn propose(&mut self, data: Bytes) {
+        self.proposals.add(data);
+    }
+
+    /// Wants a change of the members in the log.
+    pub fn propose_change(&mut self, change: &ConfChange) {
+        let data = change.write_to_bytes().expect("a change of our own making can be encoded");
+        self.proposals.add_change(data.into());
+    }
+
+    /// Wants to know when everything that was acknowledged before now can be read here.
+    pub fn read(&mut self, read: R) {
+        self.rounds.join(read);
+    }
+
+    /// Reads that will not be answered, and what they are told.
+    pub fn take_refused_reads(&mut self) -> Vec<(R, Error)> {
+        self.rounds.take_refused()
+    }
+
+    /// The write with this number is durable, and so are all before it.
+    pub fn persisted(&mut self, number: u64) {
+        let mut acknowledged = None;
+        while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
+            acknowledged = Some(write.covers);
+        }
+        if let Some(number) = acknowledged {
+            self.raft.on_persist_ready(number);
+        }
+    }
+
+    /// Everything up to this index is in the database. Raft hears of no change of the members before it has followed it.
+    pub fn applied(&mut self, index: u64) {
+        let index = self.to_follow.front().map_or(index, |change| index.min(change - 1));
+        if index > self.raft.raft.raft_log.applied() {
+            self.raft.advance_apply_to(index);
+            self.applied_at = self.ticks;
+        }
+    }
+
+    /// The change at `index` is in the database, or was refused there. Returns who votes now, unless a snapshot has come
+    /// meanwhile, which says so itself.
+    pub fn follow_change(&mut self, index: u64, change: Option<&ConfChange>) -> Option<ConfState> {
+        if index <= self.raft.store().truncated().index && self.to_follow.front() != Some(&index) {
+            return None;
+        }
+        let expected = self.to_follow.pop_front();
+        assert_eq!(expected, Some(index), "changes are followed in the order in which they were handed out");
+        if let Some(change) = change {
+            let conf_state =
+                self.raft.apply_conf_change(change).expect("the member table has found nothing wrong with it");
+            self.raft.mut_store().set_conf_state(conf_state);
+        }
+        self.applied(index);
+        Some(self.conf_state())
+    }
+
+    /// Forgets entries up to `index`; returns where the log begins now.
+    pub fn cut(&mut self, index: u64) -> Position {
+        self.raft.mut_store().cut(index);
+        self.raft.store().truncated()
+    }
+
+    /// There is a connection to this member.
+    pub fn reachable(&mut self, member: u64) {
+        self.cut_off.remove(&member);
+    }
+
+    /// The connection to this member is broken: what was sent may be lost, and nothing can be.
+    pub fn unreachable(&mut self, member: u64) {
+        self.cut_off.insert(member);
+        self.lost(member);
+    }
+
+    /// Something that was sent to this member is lost.
+    pub fn lost(&mut self, member: u64) {
+        self.raft.report_unreachable(member);
+    }
+
+    /// A snapshot for this member is in place there, or was lost on the way.
+    pub fn snapshot_sent(&mut self, member: u64, arrived: bool) {
+        let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raft.report_snapshot(member, status);
+    }
+
+    /// The log, where snapshots are offered to raft.
+    pub fn log(&mut self) -> &mut MemoryLog {
+        self.raft.mut_store()
+    }
+
+    /// Lets another voter lead, as soon as it has everything.
+    pub fn transfer_leader(&mut self, to: u64) {
+        self.raft.transfer_leader(to);
+    }
+
+    /// Whether the oldest write has been under way for an election timeout.
+    #[must_use]
+    pub fn disk_stands_still(&self) -> bool {
+        self.oldest_write_ticks() >= self.election_ticks
+    }
+
+    fn oldest_write_ticks(&self) -> u64 {
+        self.writes.front().map_or(0, |write| self.ticks - write.since)
+    }
+
+    /// Once, when the disk or the applier has stood still for most of an election timeout.
+    fn hand_over_if_stuck(&mut self) {
+        let raft = &self.raft.raft;
+        if raft.raft_log.applied() >= raft.raft_log.committed.min(raft.raft_log.persisted) {
+            self.applied_at = self.ticks;
+        }
+        let stuck = self.oldest_write_ticks().max(self.ticks - self.applied_at);
+        if !self.leads() || stuck != (self.election_ticks * 3 / 4).max(1) {
+            return;
+        }
+        let voters = &raft.prs().conf().to_conf_state().voters;
+        let others = voters.iter().filter(|&&voter| voter != raft.id);
+        let lively = others.filter(|&&voter| raft.prs().get(voter).is_some_and(|progress| progress.recent_active));
+        let best = lively.max_by_key(|&&voter| raft.prs().get(voter).map(|progress| progress.matched));
+        if let Some(&best) = best {
+            let to = format!("{best:x}");
+            tracing::warn!(to, "the disk does not keep up: handing leadership over");
+            self.raft.transfer_leader(best);
+        }
+    }
+
+    /// What is to be done next, if anything.
+    pub fn turn(&mut self) -> Option<Turn<R>> {
+        self.propose_waiting();
+        self.propose_waiting_change();
+        self.start_rounds();
+        if !self.raft.has_ready() {
+            return None;
+        }
+        let mut ready = self.raft.ready();
+        let term = self.raft.raft.term;
+        let leadership = ready.ss().map(|soft| Leadership {
+            leader: soft.leader_id,
+            is_self: soft.raft_state == StateRole::Leader,
+            term,
+        });
+        let leadership = leadership.filter(|now| *now != self.leadership);
+        self.leadership = leadership.unwrap_or(self.leadership);
+        for state in ready.take_read_states() {
+            self.rounds.answer(state.index, &state.request_ctx);
+        }
+        let mut messages = ready.take_messages();
+        let committed = ready.take_committed_entries();
+        let changes = committed.iter().filter(|entry| entry.entry_type != EntryType::EntryNormal);
+        self.to_follow.extend(changes.map(|entry| entry.index));
+        let hard_state = ready.hs().cloned();
+        let install = self.accept(ready.snapshot(), hard_state.as_ref());
+        let entries = ready.take_entries();
+        self.raft.mut_store().append(&entries);
+        if let Some(hard_state) = &hard_state {
+            self.raft.mut_store().set_hard_state(hard_state.clone());
+        }
+        let must_sync = ready.must_sync();
+        let mut promises = ready.take_persisted_messages();
+        let number = ready.number();
+        self.raft.advance_append_async(ready);
+        self.unsaved = hard_state.or(self.unsaved.take());
+        self.choose_what_to_say(&mut messages, &mut promises);
+        let write = if must_sync {
+            let group = Group { entries, hard_state: self.unsaved.take() };
+            Some(Write { group, promises, number })
+        } else {
+            self.after_writes(number, promises, &mut messages)
+        };
+        if write.is_some() {
+            self.writes.push_back(UnderWay { number, covers: number, since: self.ticks });
+        }
+        if leadership.is_some_and(|now| now.leader != 0) {
+            self.rounds.leader_changed();
+        }
+        Some(Turn { leadership, messages, install, committed, reads: self.rounds.take_answered(), write })
+    }
+
+    /// Starts the log in memory over behind a snapshot, if raft has accepted one.
+    fn accept(&mut self, snapshot: &raft::eraftpb::Snapshot, hard_state: Option<&HardState>) -> Option<Install> {
+        if snapshot.is_empty() {
+            return None;
+        }
+        let metadata = snapshot.get_metadata();
+        let at = Position { index: metadata.index, term: metadata.term };
+        let conf_state = metadata.get_conf_state().clone();
+        let hard_state = hard_state.unwrap_or(self.raft.store().hard_state()).clone();
+        self.raft.mut_store().restore(at, hard_state.clone(), conf_state.clone());
+        self.to_follow.clear();
+        Some(Install { at, conf_state, hard_state })
+    }
+
+    /// What promises nothing goes at once, what others will hear anyway does not go at all, and who has no disk is silent.
+    fn choose_what_to_say(&self, messages: &mut Vec<Message>, promises: &mut Vec<Message>) {
+        if self.disk_stands_still() {
+            messages.clear();
+            return;
+        }
+        messages.extend(promises.extract_if(.., |message| outgoing::promises_nothing(message)));
+        let progress = self.raft.raft.prs();
+        outgoing::drop_stale_news(messages, |member| {
+            progress.get(member).is_some_and(|progress| progress.state == ProgressState::Replicate)
+        });
+    }
+
+    /// A turn that writes nothing: what it promises waits for the writes under way, if there are any.
+    fn after_writes(&mut self, number: u64, promises: Vec<Message>, messages: &mut Vec<Message>) -> Option<Write> {
+        let Some(last) = self.writes.back_mut() else {
+            self.raft.on_persist_ready(number);
+            messages.extend(promises);
+            return None;
+        };
+        if promises.is_empty() {
+            last.covers = number;
+            return None;
+        }
+        Some(Write { group: Group::default(), promises, number })
+    }
+
+    /// Whether there is a leader who would hear a proposal: what is sent in vain is lost without a word.
+    fn has_ear(&self) -> bool {
+        let leader = self.raft.raft.leader_id;
+        leader != 0 && !self.cut_off.contains(&leader)
+    }
+
+    fn propose_waiting(&mut self) {
+        if self.writes.len() >= WRITES_IN_FLIGHT || !self.has_ear() {
+            return;
+        }
+        while let Some(message) = self.proposals.next(self.raft.raft.id) {
+            let taken = message.entries.len();
+            if self.raft.step(message).is_err() {
+                return; // Raft takes nothing now: too much is uncommitted, or leadership is moving. Later, then.
+            }
+            self.proposals.taken(taken);
+        }
+    }
+
+    fn propose_waiting_change(&mut self) {
+        if !self.has_ear() || (self.leads() && self.raft.raft.has_pending_conf()) {
+            return;
+        }
+        let Some(message) = self.proposals.next_change(self.raft.raft.id) else { return };
+        if self.raft.step(message).is_ok() {
+            self.proposals.change_taken();
+        }
+    }
+
+    fn start_rounds(&mut self) {
+        if self.raft.raft.leader_id == 0 || self.is_fresh_leader() {
+            return;
+        }
+        if let Some(context) = self.rounds.start() {
+            self.raft.read_index(context);
+        }
+    }
+
+    /// A leader that has committed nothing in its term knows no commit index, and raft-rs drops what it is asked.
+    fn is_fresh_leader(&self) -> bool {
+        self.leads() && !self.raft.raft.commit_to_current_term()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::ConfState;
+
+    use super::{
+        super::log::{Identity, Recovered},
+        *,
+    };
+
+    fn founder() -> Replica<&'static str> {
+        let recovered = Recovered {
+            identity: Identity::default(),
+            hard_state: HardState { term: 1, commit: 1, ..HardState::default() },
+            truncated: Position { index: 1, term: 1 },
+            entries: Vec::new(),
+            installing: None,
+            torn_tail: None,
+        };
+        let log = MemoryLog::new(&recovered, 1, ConfState { voters: vec![1], ..ConfState::default() });
+        let timing =
+            Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 7000, fixed_timeout: None };
+        Replica::new(Life { member: 1, number: 1 }, 1, log, timing, &slog::Logger::root(slog::Discard, slog::o!()))
+            .unwrap()
+    }
+
+    /// All turns there are, each write called durable at once.
+    fn settle(replica: &mut Replica<&'static str>) -> Vec<(u64, Vec<&'static str>)> {
+        let mut answered = Vec::new();
+        while let Some(turn) = replica.turn() {
+            answered.extend(turn.reads);
+            if let Some(write) = turn.write {
+                replica.persisted(write.number);
+            }
+        }
+        answered
+    }
+
+    #[test]
+    fn a_read_that_comes_before_the_leader_is_answered_without_waiting_for_a_tick() {
+        let mut replica = founder();
+        replica.read("early");
+        let answered = settle(&mut replica);
+        assert_eq!(answered, [(2, vec!["early"])], "it sees the first entry of the leader's term, and comes once");
+    }
+}

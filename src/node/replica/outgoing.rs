@@ -1,0 +1,109 @@
+//! What a member says to others, and when it may.
+//!
+//! A leader's messages go out at once. Everything else waits until what it promises is durable: votes, acknowledgements,
+//! answers to snapshots. Exactly three kinds promise nothing and need not wait for a disk: an answer to a heartbeat, and a
+//! proposal or a read that is passed on to the leader. (A heartbeat's answer says only that its sender knows of no newer
+//! leader. A leader that is heard in a new term has a quorum of durable votes behind it already.)
+
+use std::collections::BTreeMap;
+
+use raft::eraftpb::{Message, MessageType};
+
+/// Whether a follower may send this before its disk is done.
+pub(super) fn promises_nothing(message: &Message) -> bool {
+    matches!(message.msg_type, MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex | MessageType::MsgPropose)
+}
+
+/// Drops news of the commit index that a later message to the same member brings as well. `replicating` says whether a
+/// member takes appends without being asked for each; to others an empty append is a question.
+pub(super) fn drop_stale_news(messages: &mut Vec<Message>, replicating: impl Fn(u64) -> bool) {
+    if messages.len() < 2 {
+        return;
+    }
+    let mut later_commit = BTreeMap::new();
+    let mut kept: Vec<Message> = Vec::with_capacity(messages.len());
+    for message in messages.drain(..).rev() {
+        if message.msg_type == MessageType::MsgAppend {
+            let told = later_commit.get(&message.to).is_some_and(|later| *later >= message.commit);
+            if told && message.entries.is_empty() && replicating(message.to) {
+                continue;
+            }
+            let later = later_commit.entry(message.to).or_default();
+            *later = message.commit.max(*later);
+        }
+        kept.push(message);
+    }
+    kept.reverse();
+    *messages = kept;
+}
+
+/// Drops acknowledgements that a later one to the same leader includes.
+pub(super) fn drop_included_acks(promises: &mut Vec<Message>) {
+    if promises.len() < 2 {
+        return;
+    }
+    let mut acknowledged = BTreeMap::new();
+    let mut kept: Vec<Message> = Vec::with_capacity(promises.len());
+    for message in promises.drain(..).rev() {
+        if message.msg_type == MessageType::MsgAppendResponse && !message.reject {
+            let newest = acknowledged.entry((message.to, message.term)).or_insert(0);
+            if message.index <= *newest {
+                continue;
+            }
+            *newest = message.index;
+        }
+        kept.push(message);
+    }
+    kept.reverse();
+    *promises = kept;
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::Entry;
+
+    use super::*;
+
+    fn append(to: u64, entries: usize, commit: u64) -> Message {
+        let entries = vec![Entry::default(); entries];
+        Message { msg_type: MessageType::MsgAppend, to, commit, entries: entries.into(), ..Message::default() }
+    }
+
+    fn ack(to: u64, index: u64, reject: bool) -> Message {
+        Message { msg_type: MessageType::MsgAppendResponse, to, index, reject, ..Message::default() }
+    }
+
+    #[test]
+    fn an_empty_append_goes_if_a_later_one_says_as_much() {
+        let mut messages = vec![append(2, 0, 5), append(3, 0, 5), append(2, 3, 5), append(2, 0, 6), append(3, 1, 4)];
+        drop_stale_news(&mut messages, |_| true);
+        assert_eq!(messages, [append(3, 0, 5), append(2, 3, 5), append(2, 0, 6), append(3, 1, 4)]);
+        let mut probes = vec![append(2, 0, 5), append(2, 0, 5)];
+        drop_stale_news(&mut probes, |_| false);
+        assert_eq!(probes.len(), 2, "who is probed gets every question");
+    }
+
+    #[test]
+    fn only_the_newest_acknowledgement_is_worth_sending() {
+        let mut promises =
+            vec![ack(1, 5, false), ack(1, 3, true), ack(1, 6, false), ack(1, 7, false), ack(2, 1, false)];
+        drop_included_acks(&mut promises);
+        assert_eq!(promises, [ack(1, 3, true), ack(1, 7, false), ack(2, 1, false)]);
+    }
+
+    #[test]
+    fn three_kinds_promise_nothing() {
+        let free = |msg_type| promises_nothing(&Message { msg_type, ..Message::default() });
+        let all = [MessageType::MsgHeartbeatResponse, MessageType::MsgReadIndex, MessageType::MsgPropose];
+        assert!(all.into_iter().all(free));
+        for held in [
+            MessageType::MsgAppendResponse,
+            MessageType::MsgRequestVote,
+            MessageType::MsgRequestVoteResponse,
+            MessageType::MsgRequestPreVote,
+            MessageType::MsgRequestPreVoteResponse,
+        ] {
+            assert!(!free(held), "{held:?}");
+        }
+    }
+}

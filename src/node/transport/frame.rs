@@ -1,0 +1,236 @@
+//! What members say to each other before and between messages, byte for byte.
+//!
+//! ```text
+//! hello     preface, kind (1), cluster, from, to (8 each, big-endian)
+//! verdict   code (1), length (2), text
+//! frame     length (4), CRC-32C of the rest (4), then messages: length (4), raft's encoding
+//! ```
+//!
+//! A stream carries frames in one direction only; after the verdict its receiver says nothing. A frame without messages says
+//! that the sender is still there.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+use bytes::Bytes;
+use protobuf::Message as _;
+use raft::eraftpb::Message;
+
+/// Begins every connection of a member; its last byte is the version of all this. No HTTP request begins so.
+pub const PREFACE: &[u8; 16] = b"metastore raft 1";
+/// Larger frames are refused: the largest request fits many times.
+const FRAME_MAX_BYTES: usize = 512 << 20;
+const HEADER_BYTES: usize = 8;
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Raft's messages.
+    Messages = 1,
+    /// A copy of the database.
+    Snapshot = 2,
+}
+
+/// Who calls, and whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hello {
+    /// What for.
+    pub purpose: Purpose,
+    /// The caller's cluster.
+    pub cluster: u64,
+    /// The caller.
+    pub from: u64,
+    /// Whom it wants.
+    pub to: u64,
+}
+
+impl Hello {
+    /// Says it.
+    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        let mut bytes = PREFACE.to_vec();
+        bytes.push(self.purpose as u8);
+        for number in [self.cluster, self.from, self.to] {
+            bytes.extend(number.to_be_bytes());
+        }
+        to.write_all(&bytes)
+    }
+
+    /// Hears it.
+    pub fn read(from: &mut impl Read) -> io::Result<Self> {
+        let mut bytes = [0; PREFACE.len() + 25];
+        from.read_exact(&mut bytes)?;
+        let (preface, rest) = bytes.split_at(PREFACE.len());
+        if preface != PREFACE {
+            return Err(invalid(format!("this member speaks {:?}", String::from_utf8_lossy(PREFACE))));
+        }
+        let number = |at: usize| u64::from_be_bytes(rest[at..at + 8].try_into().expect("eight bytes"));
+        let purpose = match rest[0] {
+            1 => Purpose::Messages,
+            2 => Purpose::Snapshot,
+            other => return Err(invalid(format!("nothing is known about connections of kind {other}"))),
+        };
+        Ok(Self { purpose, cluster: number(1), from: number(9), to: number(17) })
+    }
+}
+
+/// What comes of a call, or of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on; or: it is in place.
+    Welcome,
+    /// The caller was removed from the cluster and must not come back.
+    Removed,
+    /// Something else is wrong.
+    Refused(String),
+}
+
+impl Verdict {
+    /// Says it.
+    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        let (code, text) = match self {
+            Self::Welcome => (0, ""),
+            Self::Removed => (1, "this member was removed from the cluster"),
+            Self::Refused(text) => (2, text.as_str()),
+        };
+        let text = &text.as_bytes()[..text.len().min(usize::from(u16::MAX))];
+        let length = u16::try_from(text.len()).expect("it was cut to fit");
+        to.write_all(&[&[code], length.to_be_bytes().as_slice(), text].concat())
+    }
+
+    /// Hears it.
+    pub fn read(from: &mut impl Read) -> io::Result<Self> {
+        let mut head = [0; 3];
+        from.read_exact(&mut head)?;
+        let mut text = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        from.read_exact(&mut text)?;
+        Ok(match head[0] {
+            0 => Self::Welcome,
+            1 => Self::Removed,
+            _ => Self::Refused(String::from_utf8_lossy(&text).into_owned()),
+        })
+    }
+}
+
+/// Appends a frame of these messages.
+pub fn encode(messages: &[Message], into: &mut Vec<u8>) {
+    let start = into.len();
+    into.extend([0; HEADER_BYTES]);
+    for message in messages {
+        let place = into.len();
+        into.extend([0; 4]);
+        message.write_to_vec(into).expect("a message of raft's making can be encoded");
+        let length = length(into.len() - place - 4);
+        into[place..place + 4].copy_from_slice(&length);
+    }
+    let body = start + HEADER_BYTES;
+    let header = [length(into.len() - body), crc32c::crc32c(&into[body..]).to_be_bytes()].concat();
+    into[start..body].copy_from_slice(&header);
+}
+
+fn length(bytes: usize) -> [u8; 4] {
+    u32::try_from(bytes).expect("a frame is cut long before that").to_be_bytes()
+}
+
+/// The next frame's messages; their entries share its bytes.
+pub fn read(from: &mut impl Read) -> io::Result<Vec<Message>> {
+    let mut header = [0; HEADER_BYTES];
+    from.read_exact(&mut header)?;
+    let number = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    let length = number(0) as usize;
+    if length > FRAME_MAX_BYTES {
+        return Err(invalid(format!("a frame of {length} bytes is too large: {FRAME_MAX_BYTES} are allowed")));
+    }
+    // Filled as it comes, so that a length alone takes no memory.
+    let mut body = Vec::with_capacity(length.min(1 << 20));
+    from.take(length as u64).read_to_end(&mut body)?;
+    if body.len() < length {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    if crc32c::crc32c(&body) != number(4) {
+        return Err(invalid("a frame was damaged on its way".to_owned()));
+    }
+    decode(Bytes::from(body))
+}
+
+fn decode(mut body: Bytes) -> io::Result<Vec<Message>> {
+    let mut messages = Vec::new();
+    while !body.is_empty() {
+        let malformed = || invalid("a frame is malformed".to_owned());
+        let length =
+            body.first_chunk::<4>().map(|length| u32::from_be_bytes(*length) as usize).ok_or_else(malformed)?;
+        if length > body.len() - 4 {
+            return Err(malformed());
+        }
+        let mut message = body.split_to(4 + length);
+        let message = Message::parse_from_carllerche_bytes(&message.split_off(4));
+        messages.push(message.map_err(|error| invalid(format!("a message cannot be read: {error}")))?);
+    }
+    Ok(messages)
+}
+
+/// An error about what the other side has said.
+pub fn invalid(text: String) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::{Entry, MessageType};
+
+    use super::*;
+
+    fn messages() -> Vec<Message> {
+        let entry = Entry { index: 9, term: 2, data: vec![7; 300].into(), ..Entry::default() };
+        let append = Message {
+            msg_type: MessageType::MsgAppend,
+            to: 2,
+            from: 1,
+            entries: vec![entry].into(),
+            ..Message::default()
+        };
+        vec![append, Message { msg_type: MessageType::MsgHeartbeat, to: 2, commit: 8, ..Message::default() }]
+    }
+
+    #[test]
+    fn frames_come_as_they_went() {
+        let mut bytes = Vec::new();
+        encode(&messages(), &mut bytes);
+        encode(&[], &mut bytes);
+        let mut from = bytes.as_slice();
+        assert_eq!(read(&mut from).unwrap(), messages());
+        assert_eq!(read(&mut from).unwrap(), []);
+        assert_eq!(read(&mut from).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn no_damage_passes_and_nothing_panics() {
+        let mut bytes = Vec::new();
+        encode(&messages(), &mut bytes);
+        for place in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 1 << (place % 8);
+            assert!(read(&mut damaged.as_slice()).is_err(), "a flipped bit at {place}");
+            assert!(read(&mut &bytes[..place]).is_err(), "cut at {place}");
+        }
+        assert!(decode(Bytes::from_static(&[0, 0, 0, 9, 1])).is_err());
+        assert!(decode(Bytes::from_static(&[0, 0, 0])).is_err());
+    }
+
+    #[test]
+    fn who_calls_is_told_apart_from_who_does_not() {
+        let hello = Hello { purpose: Purpose::Snapshot, cluster: 1, from: 2, to: 3 };
+        let mut bytes = Vec::new();
+        hello.write(&mut bytes).unwrap();
+        assert_eq!(Hello::read(&mut bytes.as_slice()).unwrap(), hello);
+        for (place, byte) in [(15, b'2'), (16, 9)] {
+            let mut other = bytes.clone();
+            other[place] = byte;
+            assert!(Hello::read(&mut other.as_slice()).is_err());
+        }
+        for verdict in [Verdict::Welcome, Verdict::Refused("no".repeat(40_000))] {
+            let mut bytes = Vec::new();
+            verdict.write(&mut bytes).unwrap();
+            let heard = Verdict::read(&mut bytes.as_slice()).unwrap();
+            assert!(heard == verdict || matches!(heard, Verdict::Refused(text) if text.len() == 65_535));
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The line to one member: connects, says who it is, writes what its outbox holds, and connects again.
+
+use std::{
+    io::Write,
+    net::TcpStream,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    super::{driver::Input, peers::Peer},
+    Transport, dial,
+    frame::{self, Hello, Purpose, Verdict},
+    outbox::Outbox,
+};
+
+/// Between two attempts to connect, at first and at most.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A line that has nothing to say says so this often.
+const SILENCE: Duration = Duration::from_secs(1);
+/// Frames are cut about here: entries keep the whole frame in memory that they came in.
+const FRAME_BYTES: usize = 1 << 20;
+/// A member that cannot be reached is reported again after so many attempts.
+const REPORTED_EVERY: u32 = 60;
+
+/// One member as it is reached from here.
+pub(super) struct Line {
+    pub peer: Peer,
+    pub outbox: Outbox,
+}
+
+/// Why a line does not stand.
+enum Trouble {
+    /// It may get better.
+    Broken(String),
+    /// The others have removed this member.
+    Removed,
+}
+
+impl Line {
+    /// Starts the thread of a line.
+    pub fn start(transport: Arc<Transport>, peer: Peer) -> Arc<Self> {
+        let line = Arc::new(Self { peer, outbox: Outbox::default() });
+        let running = line.clone();
+        thread::Builder::new()
+            .name(format!("to-{:x}", line.peer.id))
+            .spawn(move || running.run(&transport))
+            .expect("the system has room for a thread per member");
+        line
+    }
+
+    /// Ends it, soon.
+    pub fn close(&self) {
+        self.outbox.close();
+    }
+
+    fn run(&self, transport: &Arc<Transport>) {
+        let (mut pause, mut failures) = (PAUSE, 0_u32);
+        let member = format!("{:x}", self.peer.id);
+        loop {
+            let trouble = match self.connect(transport) {
+                Ok(stream) => {
+                    (pause, failures) = (PAUSE, 0);
+                    tracing::info!("remote-peer-id" = member, "established a stream with peer");
+                    self.outbox.set_connected(true);
+                    transport.linked(self.peer.id);
+                    let end = self.pump(transport, stream);
+                    self.outbox.set_connected(false);
+                    transport.parts.links.down(self.peer.id);
+                    let _ = transport.parts.raft.send(Input::Unreachable(self.peer.id));
+                    match end {
+                        Ok(()) => return,
+                        Err(error) => error.to_string(),
+                    }
+                }
+                Err(Trouble::Removed) => {
+                    let message = "the member has been permanently removed from the cluster";
+                    tracing::warn!("remote-peer-id" = member, "{message}");
+                    (transport.parts.farewell)();
+                    "removed".to_owned()
+                }
+                Err(Trouble::Broken(trouble)) => trouble,
+            };
+            if failures.is_multiple_of(REPORTED_EVERY) {
+                tracing::warn!("remote-peer-id" = member, error = trouble, "lost or cannot reach a peer");
+            }
+            failures = failures.wrapping_add(1);
+            if self.outbox.rest(pause) {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn connect(&self, transport: &Transport) -> Result<TcpStream, Trouble> {
+        let mut stream = dial(&self.peer, transport.parts.patience).map_err(Trouble::Broken)?;
+        let hello = transport.hello(Purpose::Messages, self.peer.id);
+        let verdict = hello.write(&mut stream).and_then(|()| Verdict::read(&mut stream));
+        match verdict.map_err(|error| Trouble::Broken(format!("no welcome: {error}")))? {
+            Verdict::Welcome => Ok(stream),
+            Verdict::Removed => Err(Trouble::Removed),
+            Verdict::Refused(text) => Err(Trouble::Broken(format!("the peer refused this member: {text}"))),
+        }
+    }
+
+    /// Writes until the line is closed or breaks.
+    fn pump(&self, transport: &Transport, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut bytes = Vec::new();
+        loop {
+            let batch = self.outbox.take(SILENCE);
+            if batch.closed {
+                return Ok(());
+            }
+            if batch.lost {
+                let _ = transport.parts.raft.send(Input::Lost(self.peer.id));
+            }
+            let mut rest = batch.messages.as_slice();
+            loop {
+                let (frame, later) = rest.split_at(frame_len(rest));
+                frame::encode(frame, &mut bytes);
+                rest = later;
+                if bytes.len() >= FRAME_BYTES || rest.is_empty() {
+                    stream.write_all(&bytes)?;
+                    bytes.clear();
+                }
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            bytes.shrink_to(2 * FRAME_BYTES);
+        }
+    }
+}
+
+fn frame_len(messages: &[raft::eraftpb::Message]) -> usize {
+    let mut bytes = 0;
+    let fits = messages.iter().take_while(|message| {
+        let first = bytes == 0;
+        bytes += 64 + message.entries.iter().map(|entry| entry.data.len() + 32).sum::<usize>();
+        first || bytes <= FRAME_BYTES
+    });
+    fits.count()
+}
+
+impl Transport {
+    pub(super) fn hello(&self, purpose: Purpose, to: u64) -> Hello {
+        let identity = self.parts.identity;
+        Hello { purpose, cluster: identity.cluster_id, from: identity.member_id, to }
+    }
+
+    /// A line stands. With company a member that has just started need not wait for the others to call an election.
+    fn linked(&self, member: u64) {
+        let others = self.lines.lock().len();
+        let active = self.parts.links.up(member, Instant::now());
+        let _ = self.parts.raft.send(Input::Reachable(member));
+        if active == others.min(2) {
+            let _ = self.parts.raft.send(Input::Hurry);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Between members: one long-lived stream per pair and direction, and a connection of its own for each snapshot.
+//!
+//! ```text
+//! raft, log ──send──▶ Outbox ──take──▶ line's thread ══ frames ══▶ receiver's thread ──▶ the other's raft inbox
+//! ```
+//!
+//! A thread for each line writes what its outbox holds, all of it with one system call; a thread for each stream that comes
+//! in reads frame after frame. Both block, which is the cheapest way to wait, and a cluster has few members. What cannot be
+//! carried is lost and raft is told so once; nothing here waits for a member that does not listen, and nothing that is sent
+//! waits in unbounded memory.
+//!
+//! Who calls says to which cluster it belongs, who it is and whom it wants; who was removed, belongs elsewhere or speaks
+//! another language is refused with a line on both sides.
+
+mod frame;
+mod line;
+mod outbox;
+mod receive;
+mod ship;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use raft::eraftpb::{Message, MessageType};
+
+use super::{
+    driver::Input,
+    inbox::Inbox,
+    links::Links,
+    log::Identity,
+    peers::{Peer, Post},
+    snapshot::{Incoming, Scratch, Shelf},
+};
+use crate::error::Halt;
+pub use frame::PREFACE;
+use line::Line;
+
+/// Where the copies of other members' databases go.
+pub trait Depot: Send + Sync {
+    /// A directory, not there yet, for the copy as of an index.
+    fn place(&self, index: u64) -> Scratch;
+
+    /// Opens what was put there, and has been made durable.
+    fn open(&self, files: Scratch) -> Result<Incoming, Halt>;
+}
+
+/// How patient the transport is.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// To connect to a member.
+    pub dial: Duration,
+    /// For a member to take what is sent to it, before the connection counts as broken.
+    pub write: Duration,
+    /// Bytes of a snapshot per second.
+    pub snapshot_rate: u64,
+}
+
+/// What the transport is made of.
+pub struct Parts {
+    /// Whose it is.
+    pub identity: Identity,
+    /// The raft thread's ear.
+    pub raft: Arc<Inbox<Input>>,
+    /// Who is told which members are connected.
+    pub links: Arc<Links>,
+    /// Where copies of the database lie that raft wants sent.
+    pub shelf: Arc<Shelf>,
+    /// Where copies go that come in.
+    pub depot: Box<dyn Depot>,
+    /// Called when the others say that this member was removed.
+    pub farewell: Arc<dyn Fn() + Send + Sync>,
+    /// How long it waits.
+    pub patience: Patience,
+}
+
+/// Carries messages between this member and all others.
+pub struct Transport {
+    parts: Parts,
+    lines: Mutex<BTreeMap<u64, Arc<Line>>>,
+    removed: Mutex<BTreeSet<u64>>,
+    /// A snapshot is coming in: one at a time.
+    receiving: Mutex<()>,
+}
+
+impl Transport {
+    /// A transport that knows nobody yet.
+    #[must_use]
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self { parts, lines: Mutex::default(), removed: Mutex::default(), receiving: Mutex::default() })
+    }
+
+    /// Ends all lines. Streams that come in end with the process.
+    pub fn stop(&self) {
+        for line in std::mem::take(&mut *self.lines.lock()).into_values() {
+            line.close();
+        }
+    }
+
+    fn line(&self, member: u64) -> Option<Arc<Line>> {
+        self.lines.lock().get(&member).cloned()
+    }
+
+    fn is_removed(&self, member: u64) -> bool {
+        self.removed.lock().contains(&member)
+    }
+}
+
+impl Post for Arc<Transport> {
+    fn send(&self, messages: Vec<Message>) {
+        let mut letters: BTreeMap<u64, Vec<Message>> = BTreeMap::new();
+        for message in messages {
+            if message.msg_type == MessageType::MsgSnapshot {
+                ship::send(self, message);
+            } else {
+                letters.entry(message.to).or_default().push(message);
+            }
+        }
+        let lines = self.lines.lock();
+        for (member, messages) in letters {
+            if let Some(line) = lines.get(&member) {
+                line.outbox.push(messages);
+            }
+        }
+    }
+
+    fn set_peers(&self, peers: Vec<Peer>, removed: Vec<u64>) {
+        *self.removed.lock() = removed.into_iter().collect();
+        let mut lines = self.lines.lock();
+        let gone = lines
+            .extract_if(.., |member, line| !peers.iter().any(|peer| peer.id == *member && peer.urls == line.peer.urls));
+        for (_, line) in gone {
+            line.close();
+        }
+        for peer in peers {
+            lines.entry(peer.id).or_insert_with(|| Line::start(self.clone(), peer));
+        }
+    }
+}
+
+/// The addresses behind a member's URL. Names are looked up each time: members move.
+fn addresses(url: &str) -> Result<Vec<SocketAddr>, String> {
+    let place =
+        url.strip_prefix("http://").ok_or_else(|| format!("{url}: only http is supported between members yet"))?;
+    let found = place.to_socket_addrs().map_err(|error| format!("{url}: {error}"))?;
+    Ok(found.collect())
+}
+
+/// Connects to the first of a member's URLs that answers.
+fn dial(peer: &Peer, patience: Patience) -> Result<TcpStream, String> {
+    let mut trouble = format!("member {:x} has no URLs", peer.id);
+    for url in &peer.urls {
+        match addresses(url) {
+            Ok(addresses) => {
+                for address in addresses {
+                    match TcpStream::connect_timeout(&address, patience.dial) {
+                        Ok(stream) => return prepared(stream, patience).map_err(|error| format!("{url}: {error}")),
+                        Err(error) => trouble = format!("{url}: {error}"),
+                    }
+                }
+            }
+            Err(error) => trouble = error,
+        }
+    }
+    Err(trouble)
+}
+
+/// Sends at once, and notices when the other side has gone without a word.
+fn prepared(stream: TcpStream, patience: Patience) -> std::io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(patience.dial))?;
+    stream.set_write_timeout(Some(patience.write))?;
+    let unacknowledged_ms = u32::try_from(patience.write.as_millis()).unwrap_or(u32::MAX);
+    rustix::net::sockopt::set_tcp_user_timeout(&stream, unacknowledged_ms)?;
+    Ok(stream)
+}

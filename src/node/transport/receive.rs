@@ -1,0 +1,78 @@
+//! Streams that come in.
+
+use std::{io, net::TcpStream, sync::Arc, thread, time::Duration};
+
+use super::{
+    super::driver::Input,
+    Transport,
+    frame::{self, Hello, Purpose, Verdict},
+    prepared, ship,
+};
+
+/// A sender that has said nothing for so long is gone: it would have said that it has nothing to say.
+const SILENCE: Duration = Duration::from_secs(10);
+
+impl Transport {
+    /// Serves a connection that begins with the [`PREFACE`](super::PREFACE), on a thread of its own.
+    pub fn receive(self: &Arc<Self>, stream: TcpStream) {
+        let this = self.clone();
+        let serve = move || {
+            let address = stream.peer_addr().map_or_else(|_| "somebody".to_owned(), |address| address.to_string());
+            if let Err(error) = this.serve(stream) {
+                tracing::warn!("remote-addr" = address, %error, "lost a peer's stream");
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("from-peer".to_owned()).spawn(serve) {
+            tracing::warn!(%error, "cannot start a thread for a peer's stream");
+        }
+    }
+
+    fn serve(self: Arc<Self>, stream: TcpStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        let mut stream = prepared(stream, self.parts.patience)?;
+        let hello = Hello::read(&mut stream)?;
+        let verdict = self.judge(&hello);
+        if verdict != Verdict::Welcome {
+            tracing::warn!("remote-peer-id" = format_args!("{:x}", hello.from), ?verdict, "refused a peer");
+            return verdict.write(&mut stream);
+        }
+        verdict.write(&mut stream)?;
+        match hello.purpose {
+            Purpose::Messages => self.listen(&hello, stream),
+            Purpose::Snapshot => ship::receive(&self, &hello, stream),
+        }
+    }
+
+    fn judge(&self, hello: &Hello) -> Verdict {
+        let ours = self.parts.identity;
+        if hello.cluster != ours.cluster_id {
+            let text = format!("cluster ID mismatch: this is {:x}, not {:x}", ours.cluster_id, hello.cluster);
+            return Verdict::Refused(text);
+        }
+        if self.is_removed(hello.from) {
+            return Verdict::Removed;
+        }
+        if hello.to != ours.member_id {
+            let text = format!("member ID mismatch: this is {:x}, not {:x}", ours.member_id, hello.to);
+            return Verdict::Refused(text);
+        }
+        Verdict::Welcome
+    }
+
+    fn listen(&self, hello: &Hello, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(SILENCE))?;
+        loop {
+            let messages = frame::read(&mut stream)?;
+            if let Some(stray) = messages.iter().find(|message| message.from != hello.from || message.to != hello.to) {
+                let (from, to) = (stray.from, stray.to);
+                return Err(frame::invalid(format!("a message from {from:x} to {to:x} on the stream of another")));
+            }
+            if self.is_removed(hello.from) {
+                return Err(frame::invalid("the sender was removed from the cluster".to_owned()));
+            }
+            if !messages.is_empty() && self.parts.raft.send(Input::Messages(messages)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The port for members: raft's streams, and HTTP for everything else, told apart by the first byte.
+
+use std::{io, net::TcpStream, sync::Arc, thread, time::Duration};
+
+use tokio::net::TcpListener;
+
+use super::Failure;
+use crate::node::transport::{PREFACE, Transport};
+
+/// Who connects and says nothing for so long is sent away.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Accepts members on a thread of its own, so that no client can keep them waiting.
+pub fn listen(
+    listeners: Vec<TcpListener>,
+    transport: &Arc<Transport>,
+    serve_http: impl Fn(tokio::net::TcpStream) + Clone + Send + 'static,
+) -> Result<(), Failure> {
+    let cannot = |error: io::Error| Failure::Refused(format!("cannot listen for peers: {error}"));
+    let listeners: Vec<_> =
+        listeners.into_iter().map(TcpListener::into_std).collect::<Result<_, _>>().map_err(cannot)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+    for listener in &listeners {
+        let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+        tracing::info!(address, "serving peer traffic");
+    }
+    let transport = transport.clone();
+    let run = move || {
+        runtime.block_on(async move {
+            let mut accepting = tokio::task::JoinSet::new();
+            for listener in listeners {
+                let listener = TcpListener::from_std(listener).expect("a runtime runs here");
+                accepting.spawn(accept(listener, transport.clone(), serve_http.clone()));
+            }
+            accepting.join_all().await;
+        });
+    };
+    thread::Builder::new().name("peer".to_owned()).spawn(run).map_err(cannot)?;
+    Ok(())
+}
+
+async fn accept(
+    listener: TcpListener,
+    transport: Arc<Transport>,
+    serve_http: impl Fn(tokio::net::TcpStream) + Clone + Send + 'static,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let (transport, serve_http) = (transport.clone(), serve_http.clone());
+                tokio::spawn(async move {
+                    match first_byte(&stream).await {
+                        Ok(first) if first == PREFACE[0] => hand_over(&transport, stream),
+                        Ok(_) => serve_http(stream),
+                        Err(error) => tracing::debug!(%address, %error, "a connection to the peer port ended early"),
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: what is open goes on, and closing some makes room.
+                tracing::warn!(%error, "cannot accept a peer's connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn first_byte(stream: &tokio::net::TcpStream) -> io::Result<u8> {
+    let mut first = [0];
+    match tokio::time::timeout(SILENCE, stream.peek(&mut first)).await {
+        Ok(Ok(1..)) => Ok(first[0]),
+        Ok(Ok(_)) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+fn hand_over(transport: &Arc<Transport>, stream: tokio::net::TcpStream) {
+    let stream: io::Result<TcpStream> = stream.into_std();
+    match stream {
+        Ok(stream) => transport.receive(stream),
+        Err(error) => tracing::warn!(%error, "cannot take over a peer's stream"),
+    }
+}

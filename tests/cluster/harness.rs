@@ -1,0 +1,172 @@
+//! Several real members, a network between them that can be cut, and what every test wants to know of them.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use etcd_client::Client;
+use metastore::{
+    node::identity::MemberId,
+    proto::etcdserverpb::{HashKvRequest, StatusRequest, StatusResponse},
+};
+
+use super::{
+    proxy::{Network, Proxy},
+    support::Server,
+};
+
+/// Whatever takes longer than this has failed.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+const TOKEN: &str = "etcd-cluster";
+
+/// Short ticks, so that elections are over soon.
+pub const QUICK: &[&str] = &["--heartbeat-interval", "50", "--election-timeout", "500"];
+
+/// Members that were founded together.
+pub struct Cluster {
+    pub servers: Vec<Server>,
+    pub ids: Vec<u64>,
+    pub proxies: Vec<Proxy>,
+    pub network: Network,
+    /// Where clients find the members: a new place after every start.
+    pub urls: Urls,
+}
+
+/// Shared with whoever calls the members for a while.
+pub type Urls = Arc<Mutex<Vec<String>>>;
+
+impl Cluster {
+    /// Founds a cluster of so many, and waits until all of them serve.
+    pub fn found(size: usize, arguments: &[&str]) -> Self {
+        let network = Network::default();
+        let proxies: Vec<Proxy> = (0..size).map(|_| Proxy::start(&network)).collect();
+        let all: Vec<_> = proxies.iter().enumerate().map(|(nth, proxy)| format!("m{nth}={}", proxy.url())).collect();
+        let arguments = [QUICK, arguments].concat();
+        let servers = proxies.iter().enumerate();
+        let servers =
+            servers.map(|(nth, proxy)| Server::member(&format!("m{nth}"), &proxy.url(), &all.join(","), &arguments));
+        let ids = proxies.iter().map(|proxy| MemberId::of_first(&[proxy.url()], TOKEN).get()).collect();
+        let urls = Arc::new(Mutex::new(vec![String::new(); size]));
+        let mut cluster = Self { servers: servers.collect(), ids, proxies, network, urls };
+        cluster.start_all();
+        cluster
+    }
+
+    /// Starts a member without waiting until it serves.
+    pub fn launch(&mut self, nth: usize) {
+        self.servers[nth].launch();
+        self.proxies[nth].lead_to(self.servers[nth].peer_address());
+    }
+
+    /// Starts a member and waits until it serves.
+    pub fn restart(&mut self, nth: usize) {
+        self.launch(nth);
+        self.await_serving(nth);
+    }
+
+    /// Starts all members and waits until they serve.
+    pub fn start_all(&mut self) {
+        (0..self.servers.len()).for_each(|nth| self.launch(nth));
+        (0..self.servers.len()).for_each(|nth| self.await_serving(nth));
+    }
+
+    fn await_serving(&mut self, nth: usize) {
+        self.servers[nth].await_serving();
+        self.urls.lock().unwrap()[nth] = self.servers[nth].url();
+    }
+
+    /// A client of one member.
+    pub async fn client(&self, nth: usize) -> Client {
+        self.servers[nth].client().await
+    }
+
+    /// What a member says of itself, if it says anything.
+    pub async fn status(&self, nth: usize) -> Option<StatusResponse> {
+        if !self.servers[nth].is_running() {
+            return None;
+        }
+        let status = async { self.servers[nth].maintenance().await.status(StatusRequest::default()).await };
+        let status = tokio::time::timeout(Duration::from_secs(5), status).await.ok()?.ok()?;
+        Some(status.into_inner())
+    }
+
+    /// The member that leads, as soon as all of `among` agree on it.
+    pub async fn leader_among(&self, among: &[usize]) -> usize {
+        self.agreed_leader(among, |_| true).await
+    }
+
+    /// The same, but another one than `old`.
+    pub async fn leader_after(&self, old: usize) -> usize {
+        self.agreed_leader(&self.others(old), |leader| leader != old).await
+    }
+
+    async fn agreed_leader(&self, among: &[usize], fits: impl Fn(usize) -> bool) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut leaders = Vec::new();
+            for &nth in among {
+                leaders.push(self.status(nth).await.map_or(0, |status| status.leader));
+            }
+            let first = self.ids.iter().position(|id| *id == leaders[0]);
+            if let Some(first) =
+                first.filter(|&first| fits(first) && leaders.iter().all(|leader| *leader == leaders[0]))
+            {
+                return first;
+            }
+            assert!(Instant::now() < deadline, "no leader that all agree on: {leaders:x?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The member that leads, as soon as all agree on it.
+    pub async fn leader(&self) -> usize {
+        let all: Vec<_> = (0..self.servers.len()).collect();
+        self.leader_among(&all).await
+    }
+
+    /// All but one.
+    pub fn others(&self, nth: usize) -> Vec<usize> {
+        (0..self.servers.len()).filter(|other| *other != nth).collect()
+    }
+
+    /// Cuts a member off from all others, or heals every link.
+    pub fn isolate(&self, nth: usize) {
+        let others: Vec<u64> = self.others(nth).into_iter().map(|other| self.ids[other]).collect();
+        self.network.isolate(self.ids[nth], &others);
+    }
+
+    /// Waits until these members have applied the same, and asserts that they hold the same.
+    pub async fn assert_equal(&self, members: &[usize]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut applied = Vec::new();
+            for &nth in members {
+                let status = self.status(nth).await.expect("it runs");
+                applied.push((status.raft_applied_index, status.header.unwrap().revision));
+            }
+            if applied.iter().all(|progress| *progress == applied[0]) {
+                let revision = applied[0].1;
+                let mut hashes = Vec::new();
+                for &nth in members {
+                    let request = HashKvRequest { revision, ..HashKvRequest::default() };
+                    let hash = self.servers[nth].maintenance().await.hash_kv(request).await.unwrap().into_inner();
+                    hashes.push((hash.hash, hash.compact_revision));
+                }
+                assert!(
+                    hashes.iter().all(|hash| *hash == hashes[0]),
+                    "members differ at revision {revision}: {hashes:x?}"
+                );
+                return;
+            }
+            assert!(Instant::now() < deadline, "members do not come to the same index: {applied:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Asserts that all members hold the same.
+    pub async fn assert_all_equal(&self) {
+        let all: Vec<_> = (0..self.servers.len()).collect();
+        self.assert_equal(&all).await;
+    }
+}

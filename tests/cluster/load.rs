@@ -1,0 +1,134 @@
+//! Clients that write without a pause, to any member, and remember what was acknowledged.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use etcd_client::{Client, GetOptions};
+use tokio::task::JoinSet;
+
+use super::harness::Urls;
+
+/// Writers at work.
+pub struct Load {
+    stopped: Arc<AtomicBool>,
+    book: Arc<Book>,
+    tasks: JoinSet<()>,
+}
+
+/// What is known of the writes.
+#[derive(Default)]
+pub struct Book {
+    acknowledged: Mutex<BTreeMap<String, u64>>,
+    count: AtomicU64,
+    /// When the last write was acknowledged, and the longest time without one.
+    last: Mutex<Option<Instant>>,
+    longest_gap: Mutex<Duration>,
+}
+
+impl Book {
+    /// How many writes were acknowledged.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The longest time without an acknowledgement, between two of them.
+    pub fn longest_gap(&self) -> Duration {
+        *self.longest_gap.lock().unwrap()
+    }
+
+    fn note(&self, key: String, value: u64) {
+        self.acknowledged.lock().unwrap().insert(key, value);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
+        if let Some(before) = self.last.lock().unwrap().replace(now) {
+            let mut longest = self.longest_gap.lock().unwrap();
+            *longest = longest.max(now - before);
+        }
+    }
+
+    /// Forgets how long the longest gap was.
+    pub fn forget_gaps(&self) {
+        *self.longest_gap.lock().unwrap() = Duration::ZERO;
+    }
+}
+
+impl Load {
+    /// So many writers; each writes ascending numbers to a key of its own, to these servers in turn.
+    pub fn start(writers: usize, urls: &Urls) -> Self {
+        let mut load = Self { stopped: Arc::default(), book: Arc::default(), tasks: JoinSet::new() };
+        for writer in 0..writers {
+            let (stopped, book, urls) = (load.stopped.clone(), load.book.clone(), urls.clone());
+            load.tasks.spawn(async move {
+                let mut number = 0;
+                let mut server = writer;
+                while !stopped.load(Ordering::Relaxed) {
+                    server += 1;
+                    let url = {
+                        let urls = urls.lock().unwrap();
+                        urls[server % urls.len()].clone()
+                    };
+                    let Ok(client) = Client::connect([url], None).await else { continue };
+                    write(client, writer, &mut number, &stopped, &book).await;
+                }
+            });
+        }
+        load
+    }
+
+    /// What is known so far.
+    pub fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// Waits until so many more writes were acknowledged.
+    pub async fn progress(&self, more: u64) {
+        let goal = self.book.count() + more;
+        let deadline = Instant::now() + super::harness::PATIENCE;
+        while self.book.count() < goal {
+            assert!(Instant::now() < deadline, "{} writes were acknowledged, {goal} were expected", self.book.count());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends the writers.
+    pub async fn stop(mut self) -> Arc<Book> {
+        self.stopped.store(true, Ordering::Relaxed);
+        while self.tasks.join_next().await.is_some() {}
+        self.book
+    }
+}
+
+/// Writes until something fails. A write without an answer may have happened: its number is not used again.
+async fn write(mut client: Client, writer: usize, number: &mut u64, stopped: &AtomicBool, book: &Book) {
+    while !stopped.load(Ordering::Relaxed) {
+        *number += 1;
+        let key = format!("load/{writer}");
+        let put = client.put(key.as_str(), number.to_string(), None);
+        match tokio::time::timeout(Duration::from_secs(2), put).await {
+            Ok(Ok(_)) => book.note(key, *number),
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+impl Book {
+    /// Asserts that a member shows every acknowledged write, or a later one of the same writer.
+    pub async fn assert_kept(&self, mut client: Client) {
+        let found = client.get("load/", Some(GetOptions::new().with_prefix())).await.unwrap();
+        let found: BTreeMap<String, u64> = found
+            .kvs()
+            .iter()
+            .map(|pair| (pair.key_str().unwrap().to_owned(), pair.value_str().unwrap().parse().unwrap()))
+            .collect();
+        for (key, value) in &*self.acknowledged.lock().unwrap() {
+            let kept = found.get(key).copied().unwrap_or_default();
+            assert!(kept >= *value, "{key}={value} was acknowledged, but {kept} is there");
+        }
+    }
+}
