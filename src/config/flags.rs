@@ -190,12 +190,12 @@ const CLUSTERING: &[Flag] = &[
 ];
 
 const SECURITY: &[Flag] = &[
-    flag("cert-file", Kind::Text, "", "The certificate shown to clients.").refused(TLS),
-    flag("key-file", Kind::Text, "", "Its key.").refused(TLS),
+    flag("cert-file", Kind::Text, "", "The certificate shown to clients."),
+    flag("key-file", Kind::Text, "", "Its key."),
     flag("client-cert-file", Kind::Text, "", "The certificate shown when the server dials itself.").refused(TLS),
     flag("client-key-file", Kind::Text, "", "Its key.").refused(TLS),
-    flag("client-cert-auth", Kind::Bool, "false", "Ask clients for certificates.").refused(TLS),
-    flag("trusted-ca-file", Kind::Text, "", "Who signs clients' certificates.").refused(TLS),
+    flag("client-cert-auth", Kind::Bool, "false", "Ask clients for certificates."),
+    flag("trusted-ca-file", Kind::Text, "", "Who signs clients' certificates; they are asked for then."),
     flag("client-crl-file", Kind::Text, "", "Revoked client certificates.").refused(TLS),
     flag("client-cert-allowed-hostname", Kind::Words, "", "Names that client certificates must carry.").refused(TLS),
     flag("auto-tls", Kind::Bool, "false", "TLS for clients with a certificate of our own making.").refused(TLS),
@@ -260,8 +260,19 @@ const TUNING: &[Flag] = &[
     flag("unsafe-no-fsync", Kind::Bool, "false", "Do not wait for the disk. A crash loses acknowledged writes."),
 ];
 
-const OURS: &[Flag] =
-    &[flag("value-cache-bytes", Kind::Unsigned, "16777216", "Memory for recently written and read values.")];
+const OURS: &[Flag] = &[
+    flag("value-cache-bytes", Kind::Unsigned, "16777216", "Memory for recently written and read values."),
+    flag("grpc-server", Kind::Choice(&["own", "tonic"]), "own", "Who speaks HTTP/2 with clients: `own` or `tonic`."),
+    flag("max-connections", Kind::Unsigned, "0", "Most connections of clients at a time; 0 is what the system allows."),
+    flag("max-resets-per-second", Kind::Unsigned32, "1000", "Calls in progress that one connection may take back."),
+    flag(
+        "max-connection-bytes",
+        Kind::Unsigned,
+        "268435456",
+        "Requests that are not complete and answers that are not read, of one connection.",
+    ),
+    flag("max-held-bytes", Kind::Unsigned, "2147483648", "The same, of all connections."),
+];
 
 /// What stands for several of the flags above. None of these has a variable: `ETCD_PORT` is what Kubernetes sets for every
 /// service that is called `etcd`.
@@ -320,7 +331,7 @@ pub const ONCE_EXPERIMENTAL: &[&str] = &[
     "watch-progress-notify-interval",
 ];
 
-const TLS: &str = "TLS is not supported yet, and a start without it would only look protected";
+const TLS: &str = "this part of TLS is not supported yet, and a start without it would only look protected";
 const ORIGINS: &str = "a list of origins is not supported yet, and a start without it would only look protected";
 const HOSTS: &str = "a list of hosts is not supported yet, and a start without it would only look protected";
 const TOKENS: &str = "only `simple` is supported yet, and a start with another kind would only look protected";

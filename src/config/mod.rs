@@ -16,6 +16,7 @@
 pub mod duration;
 mod first;
 pub mod flags;
+pub mod front;
 pub mod gates;
 pub mod names;
 mod parse;
@@ -111,6 +112,8 @@ pub struct Config {
     pub value_cache_bytes: usize,
     /// Which features are switched on.
     pub feature_gates: FeatureGates,
+    /// Who speaks HTTP/2 with clients, and what they may ask of him.
+    pub front: front::Front,
     /// What is logged, how, and where to.
     pub logs: logging::Settings,
 }

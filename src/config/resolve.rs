@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 use super::{
     AutoCompaction, ClusterState, Config, Exit, NOT_VERIFIED, START_FAILED, duration,
     flags::{self, Status},
+    front::Front,
     gates::{FeatureGates, Gate},
     parse::Typed,
     urls::{self, Url},
@@ -81,6 +82,7 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
     }
     let max_concurrent_streams =
         value::unsigned_32(typed.text("max-concurrent-streams")).expect("a text is checked when it is set");
+    let front = Front::read(typed, &addresses.listen_client, notices).map_err(unverified)?;
     Ok(Config {
         data_dir: data_dir(typed, &name, notices),
         initial_cluster: initial_cluster_text(typed, &name, &addresses.advertise_peer),
@@ -116,6 +118,7 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
         unsafe_no_fsync: typed.get("unsafe-no-fsync"),
         value_cache_bytes: count(typed.get("value-cache-bytes")),
         feature_gates,
+        front,
         logs,
     })
 }
@@ -129,10 +132,14 @@ fn refuse_feigned_protection(typed: &Typed) -> Result<(), Notice> {
             return Err(unsupported(flag.name, why));
         }
     }
-    for name in ["listen-client-urls", "listen-peer-urls"] {
-        if list(typed, name).iter().any(Url::is_secure) {
-            return Err(unsupported(name, "https needs TLS, which is not supported yet"));
-        }
+    if list(typed, "listen-peer-urls").iter().any(Url::is_secure) {
+        return Err(unsupported("listen-peer-urls", "TLS between members is not supported yet"));
+    }
+    if list(typed, "listen-client-urls")
+        .iter()
+        .any(|url| url.is_secure() && matches!(url.place(), urls::Place::Unix(_)))
+    {
+        return Err(unsupported("listen-client-urls", "unix sockets are not supported yet"));
     }
     Ok(())
 }
@@ -367,6 +374,6 @@ fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
     if value == T::default() { default } else { value }
 }
 
-fn count(number: u64) -> usize {
+pub(super) fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

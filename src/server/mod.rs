@@ -1,10 +1,14 @@
 //! Builds the floors bottom-up, serves clients, stops top-down.
 
 mod bootstrap;
+mod classic;
 mod depot;
 mod front;
+mod own;
 mod peers;
 mod publish;
+mod routes;
+mod tls;
 
 use std::{
     io,
@@ -12,8 +16,6 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-
-use hyper_util::server::graceful::GracefulShutdown;
 
 use crate::{
     api::{self, Api, Limits, Table, header::Header, pool::Pool},
@@ -39,8 +41,9 @@ use crate::{
     watch,
 };
 use bootstrap::found_cluster;
+use classic::Service;
 use depot::Depot;
-use front::{Service, accept, announce, bind, routes};
+use front::{Door, bind, bind_all};
 use publish::publish;
 
 /// Flush the database when the log has grown by so much, or after so long: what a restart has to replay.
@@ -105,10 +108,7 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     let begins = !DataDir::looks_initialised(&config.data_dir);
     // Checked before anything is touched.
     let first = if begins { Some(config.first_start().map_err(Failure::Refused)?) } else { None };
-    let mut listeners = Vec::new();
-    for url in &config.listen_client_urls {
-        listeners.push(bind(url).await?);
-    }
+    let ports = bind_all(&config.listen_client_urls).await?;
     let mut peer_listeners = Vec::new();
     for url in &config.listen_peer_urls {
         peer_listeners.push(bind(url).await?);
@@ -126,15 +126,13 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     peers::listen(peer_listeners, &floors.transport, |_stream| ())?;
     publish(config, &floors).await?;
     tracing::info!("ready to serve client requests");
-    let router = routes(&floors.api);
-    let table = Arc::new(Table::new(floors.api.clone()));
-    let graceful = Arc::new(GracefulShutdown::new());
+    let service = Service { table: Arc::new(Table::new(floors.api.clone())), router: routes::routes(&floors.api) };
+    let door = Arc::new(Door::new(config, service)?);
     let (stopping, stopped) = tokio::sync::watch::channel(());
     let mut accepting = tokio::task::JoinSet::new();
-    for listener in listeners {
-        announce(&listener);
-        let service = Service { table: table.clone(), router: router.clone() };
-        accepting.spawn(accept(listener, service, config.max_concurrent_streams, graceful.clone(), stopped.clone()));
+    for port in ports {
+        port.announce();
+        accepting.spawn(door.clone().accept(port, stopped.clone()));
     }
     tokio::select! {
         signal = stop.wait() => tracing::info!(signal, "received signal; shutting down"),
@@ -145,10 +143,9 @@ async fn serve(config: &Config) -> Result<(), Failure> {
     }
     drop(stopping);
     accepting.join_all().await;
+    door.close();
     floors.api.hub.stop(); // Watches end at once; their clients look for another member.
-    if let Some(graceful) = Arc::into_inner(graceful) {
-        let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
-    }
+    let _ = tokio::time::timeout(DRAIN, door.wait_until_empty()).await;
     hand_over(config, &floors).await;
     floors.transport.stop();
     floors.api.node.stop();

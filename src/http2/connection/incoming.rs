@@ -169,7 +169,12 @@ impl Connection {
         if self.is_idle(id) {
             return Err(Fault::connection(Code::Protocol, "a reset of a stream that was never opened"));
         }
-        let Some(slot) = self.streams.find(id) else { return self.count(Nuisance::Idle, now) };
+        let Some(slot) = self.streams.find(id) else {
+            if let Some(past) = self.past.iter_mut().find(|(past, _)| *past == id) {
+                past.1 = false; // Whoever ended it first, now the other side knows.
+            }
+            return self.count(Nuisance::Idle, now);
+        };
         self.abandon(slot, false);
         self.count(Nuisance::Reset, now)
     }

@@ -73,6 +73,18 @@ fn section_5_1_states() {
         client.told();
         client.message(1, b"", true);
     });
+    resets(Code::StreamClosed, |client| {
+        client.open(1, "/gone-without-waiting", &[], false);
+        client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
+        client.message(1, b"", true);
+    });
+    resets(Code::StreamClosed, |client| {
+        client.open(1, "/t/Echo", &[], false);
+        client.message(1, b"", false);
+        assert_eq!(client.told().last().unwrap(), "1 reset 0");
+        client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
+        client.message(1, b"", true);
+    });
     ends(Code::StreamClosed, |client| {
         client.call(1, "/t/Echo", b"");
         client.told();
