@@ -89,9 +89,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         }
         self.has_yielded = false;
         goes_on |= self.connection.run(now);
-        let was_choked = self.connection.is_choked();
+        // What had to wait for the output can go on once that is written.
+        let was_saturated = self.connection.is_saturated();
         self.write(context, now)?;
-        goes_on |= was_choked && !self.connection.is_choked();
+        goes_on |= was_saturated && !self.connection.is_saturated();
         Ok(if goes_on { Turn::GoOn } else { Turn::Rest })
     }
 
@@ -210,3 +211,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
 fn clock() -> Instant {
     Instant::now()
 }
+
+#[cfg(test)]
+mod tests;

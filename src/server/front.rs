@@ -75,7 +75,7 @@ impl Port {
 pub async fn bind_all(urls: &[Url]) -> Result<Vec<Port>, Failure> {
     let mut ports: Vec<Port> = Vec::new();
     for url in urls {
-        match ports.iter_mut().find(|port| port.place == *url.place() && !asks_for_any_port(url.place())) {
+        match ports.iter_mut().find(|port| port.place == *url.place()) {
             Some(port) => {
                 port.is_plain |= !url.is_secure();
                 port.is_secure |= url.is_secure();
@@ -89,10 +89,6 @@ pub async fn bind_all(urls: &[Url]) -> Result<Vec<Port>, Failure> {
         }
     }
     Ok(ports)
-}
-
-fn asks_for_any_port(place: &Place) -> bool {
-    matches!(place, Place::Tcp { port: 0, .. })
 }
 
 pub async fn bind(url: &Url) -> Result<TcpListener, Failure> {

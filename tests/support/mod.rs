@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 
 /// Whatever takes longer than this has failed.
 const PATIENCE: Duration = Duration::from_mins(1);
-const SERVING: &str = "\"msg\":\"serving client traffic insecurely";
+const SERVING: &str = "\"msg\":\"serving client traffic ";
 
 /// A server with a directory of its own. Dropping it kills the process and removes the directory.
 pub struct Server {
@@ -133,6 +133,7 @@ impl Server {
             .args(&self.identity)
             .arg("--data-dir")
             .arg(self.data_dir())
+            .args(grpc_server())
             .args(&self.arguments)
             .env_clear()
             .stdin(Stdio::null())
@@ -246,6 +247,12 @@ impl Server {
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
+}
+
+/// All tests can be run with one server of HTTP/2 or the other.
+fn grpc_server() -> Option<String> {
+    let name = std::env::var("METASTORE_TEST_GRPC_SERVER").ok()?;
+    Some(format!("--grpc-server={name}"))
 }
 
 impl Drop for Process {

@@ -10,7 +10,7 @@ use crate::{
         fault::{Code, Fault},
         frame::kind,
         limits::Limits,
-        streams::Role,
+        streams::{Role, Stream},
     },
 };
 
@@ -105,6 +105,7 @@ impl Connection {
 
     /// Does what is due by now.
     pub fn alarm(&mut self, now: Instant) {
+        self.now = now;
         let is_due = |when: Option<Instant>| when.is_some_and(|when| when <= now);
         if is_due(self.clock.stuck) || is_due(self.clock.silent) {
             tracing::debug!("a client that does not read, or does not answer, was given up");
@@ -133,10 +134,11 @@ impl Connection {
 
     /// Ends the calls whose time is over.
     fn sweep(&mut self, now: Instant) {
-        let waits = |role: &Role| !matches!(role, Role::Answered);
         let mut over = Vec::new();
         let mut next: Option<Instant> = None;
-        for (slot, stream) in self.streams.iter_mut().filter(|(_, stream)| waits(&stream.role)) {
+        // What was answered waits for the other side's end, if for anything.
+        let waits = |stream: &Stream| !matches!(stream.role, Role::Answered) || stream.outbound.is_over();
+        for (slot, stream) in self.streams.iter_mut().filter(|(_, stream)| waits(stream)) {
             match stream.deadline {
                 Some(deadline) if deadline <= now => over.push(slot),
                 Some(deadline) => next = Some(next.map_or(deadline, |next| next.min(deadline))),
@@ -145,6 +147,10 @@ impl Connection {
         }
         self.clock.sweep = next.map(|next| next.max(now + SWEEP));
         for slot in over {
+            if self.streams.get(slot).is_some_and(|stream| stream.outbound.is_over()) {
+                self.stop_listening(slot);
+                continue;
+            }
             let message = "context deadline exceeded".into();
             self.refuse(slot, Refusal { code: Status::DeadlineExceeded, message });
         }
@@ -152,6 +158,7 @@ impl Connection {
 
     /// Says that we are leaving: calls in progress may end, new ones go elsewhere.
     pub fn leave(&mut self, now: Instant) {
+        self.now = now;
         match self.phase {
             Phase::Settings | Phase::Open => {
                 // Streams that are on their way are still taken.

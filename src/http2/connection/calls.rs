@@ -18,6 +18,7 @@ const BUDGET: usize = 256;
 impl Connection {
     /// Does what is waiting to be done. True if there is more, and it is only somebody else's turn.
     pub fn run(&mut self, now: Instant) -> bool {
+        self.now = now;
         self.collect();
         self.begin_calls();
         self.step_streams();
@@ -149,7 +150,7 @@ impl Connection {
                 stream.role = role;
                 return;
             }
-            Role::Answered => return self.finish(slot),
+            Role::Answered => return self.finish(slot), // For the streams that were refused.
         };
         if !stream.outbound.is_ending() {
             stream.role = role;

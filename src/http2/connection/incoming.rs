@@ -104,6 +104,9 @@ impl Connection {
         let stream = self.streams.get(slot).expect("the caller has it");
         let length = data.len();
         match &mut stream.role {
+            Role::Answered if stream.outbound.is_over() && stream.inbound.window < STREAM_WINDOW / 2 => {
+                return self.stop_listening(slot);
+            }
             Role::Answered | Role::Called => return,
             _ if is_too_much => return self.refuse(slot, too_much()),
             Role::Listening => {
@@ -159,7 +162,8 @@ impl Connection {
             }
             Role::Guest(guest) => guest.feed().end(),
             Role::Talk(_) => self.make_due(slot),
-            Role::Called | Role::Answered => (),
+            Role::Answered => self.finish(slot),
+            Role::Called => (),
         }
         Ok(())
     }

@@ -56,6 +56,8 @@ pub struct Connection {
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
     phase: Phase,
+    /// What time it was when somebody last said so.
+    now: Instant,
     clock: Clock,
     counter: Counter,
 
@@ -123,6 +125,7 @@ impl Connection {
             service,
             outbox,
             phase: Phase::Preface(0),
+            now,
             clock: Clock::new(now, &shared.limits),
             shared,
             counter: Counter::default(),
@@ -169,6 +172,7 @@ impl Connection {
 
     /// Takes what has come.
     pub fn receive(&mut self, bytes: Bytes, now: Instant) {
+        self.now = now;
         self.clock.hear(now);
         let mut input = if self.pending.is_empty() { bytes } else { [&self.pending[..], &bytes].concat().into() };
         self.pending = Bytes::new();
@@ -284,6 +288,12 @@ impl Connection {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Over
+    }
+
+    /// Whether so much is to be written that what can wait does.
+    #[must_use]
+    pub fn is_saturated(&self) -> bool {
+        self.sender.is_saturated()
     }
 
     /// Whether so much is to be written that nothing more should be read before it is.

@@ -1,6 +1,9 @@
 //! How streams open: header blocks, in one frame or several, and who is asked.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::BytesMut;
 
@@ -21,6 +24,9 @@ use crate::{
     },
     metrics::METRICS,
 };
+
+/// How long a client may take to end a stream that we have ended.
+const LINGER: Duration = Duration::from_secs(1);
 
 impl Connection {
     /// The first frame of a header block, and mostly all of it.
@@ -201,17 +207,32 @@ impl Connection {
         self.remember(stream.id, by_us);
     }
 
-    /// Forgets a stream whose end is out. If the other side goes on nevertheless, it is told to stop.
+    /// Forgets a stream whose end is out. If the other side has not ended it, it gets a moment to do so, because mostly its
+    /// end is on its way; whoever goes on is told to stop.
     pub(super) fn finish(&mut self, slot: u64) {
         let Some(stream) = self.streams.get(slot) else { return };
         if !stream.outbound.is_over() {
             return;
         }
-        let (id, ended, is_reset) = (stream.id, stream.inbound.ended, stream.outbound.is_reset());
-        if !ended && !is_reset {
-            self.sender.reset(id, Code::NoError);
+        if !stream.inbound.ended && !stream.outbound.is_reset() {
+            let until = self.now + LINGER;
+            stream.deadline = Some(until);
+            return self.clock.expect(until);
         }
-        self.abandon(slot, !ended || is_reset);
+        let is_reset = stream.outbound.is_reset();
+        self.forget(slot, is_reset);
+    }
+
+    /// Tells the other side that nobody listens on a stream any more.
+    pub(super) fn stop_listening(&mut self, slot: u64) {
+        let Some(stream) = self.streams.get(slot) else { return };
+        self.sender.reset(stream.id, Code::NoError);
+        self.forget(slot, true);
+    }
+
+    /// Forgets a stream, and leaves if it was the last one that kept us.
+    pub(super) fn forget(&mut self, slot: u64, by_us: bool) {
+        self.abandon(slot, by_us);
         if self.streams.is_empty()
             && (matches!(self.phase, Phase::Leaving(last) if last != u32::MAX) || self.clock.is_peer_leaving())
         {

@@ -159,10 +159,28 @@ fn a_server_that_ends_first_tells_the_client_to_stop() {
     client.open(1, "/t/Chat", &[], false);
     client.frame(kind::DATA, 0, 1, &[7, 0, 0, 0, 0]);
     let words = "grpc: received unexpected payload format 7";
-    let told = client.told();
-    assert_eq!(told, [format!("1 {HEAD} grpc-status=13 grpc-message={words} end"), "1 reset 0".into()]);
+    let refused = |stream: u32| format!("{stream} {HEAD} grpc-status=13 grpc-message={words} end");
+    assert_eq!(client.told(), [refused(1)]);
     client.message(1, b"unaware", true);
-    assert_eq!(client.told(), [""; 0]);
+    assert_eq!((client.told().len(), client.connection.streams.len()), (0, 0));
+    // One who goes on is told to stop, and one who does nothing too.
+    for wait in [false, true] {
+        let stream = if wait { 5 } else { 3 };
+        client.open(stream, "/t/Chat", &[], false);
+        client.frame(kind::DATA, 0, stream, &[7, 0, 0, 0, 0]);
+        assert_eq!(client.told(), [refused(stream)]);
+        if wait {
+            client.now += Duration::from_millis(1100);
+            client.connection.alarm(client.now);
+        } else {
+            for _ in 0..5 {
+                client.frame(kind::DATA, 0, stream, &[0; 16_384]);
+            }
+        }
+        assert_eq!(client.told(), [format!("{stream} reset 0")]);
+        client.message(stream, b"unaware", true);
+        assert_eq!((client.told().len(), client.connection.streams.len()), (0, 0));
+    }
 }
 
 #[test]
@@ -170,7 +188,9 @@ fn a_unary_call_whose_end_comes_later_is_answered_too() {
     let mut client = Client::new();
     client.open(1, "/t/Echo", &[], false);
     client.message(1, b"", false);
-    assert_eq!(client.told().last().unwrap(), "1 reset 0");
+    assert_eq!(client.told().last().unwrap(), &format!("1 {OK_END}"));
+    client.frame(kind::DATA, flag::END_STREAM, 1, &[]);
+    assert_eq!((client.told().len(), client.connection.streams.len()), (0, 0));
     client.open(3, "/t/Later", &[], false);
     client.message(3, b"", false);
     client.told();
@@ -213,7 +233,7 @@ fn a_deadline_ends_a_call_and_a_conversation() {
     assert!(client.connection.next_alarm() <= client.now);
     client.connection.alarm(client.now);
     let exceeded = "grpc-status=4 grpc-message=context deadline exceeded end";
-    assert_eq!(client.told(), [format!("1 {HEAD} {exceeded}"), "1 reset 0".into()]);
+    assert_eq!(client.told(), [format!("1 {HEAD} {exceeded}")]);
     assert_eq!(client.seen.talks.load(Ordering::Relaxed), 0);
     client.now += Duration::from_millis(100);
     client.connection.alarm(client.now);
