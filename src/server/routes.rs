@@ -14,6 +14,8 @@ pub fn routes(api: &Arc<Api>) -> axum::Router {
         .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
         .build_v1()
         .expect("the descriptors were made by the build");
+    let gzip = tonic::codec::CompressionEncoding::Gzip;
+    let health_service = health_service.accept_compressed(gzip).send_compressed(gzip);
     let grpc = tonic::service::Routes::new(health_service).add_service(reflection).into_axum_router();
     let grpc = grpc.fallback(|| async { grpc::unknown_method() });
     let plain = api::http::router(api.clone());
