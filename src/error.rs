@@ -78,6 +78,8 @@ pub enum Error {
     TimeoutConnectionLost,
     #[error("etcdserver: request timed out, waiting for the applied index took too long")]
     TimeoutWaitAppliedIndex,
+    #[error("etcdserver: request timed out, leader transfer took too long")]
+    TimeoutLeaderTransfer,
     #[error("etcdserver: unhealthy cluster")]
     Unhealthy,
     #[error("etcdserver: corrupt cluster")]

@@ -5,6 +5,7 @@
 pub mod api;
 pub mod http2;
 pub mod node;
+pub mod peer;
 pub mod watch;
 
 pub mod state;
@@ -15,8 +16,10 @@ pub mod storage;
 
 pub mod call;
 pub mod error;
+pub mod inbox;
 pub mod metrics;
 pub mod proto;
+pub mod urls;
 
 pub mod bench;
 pub mod config;

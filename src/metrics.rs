@@ -2,7 +2,9 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
+};
 
 /// The registry behind `/metrics`.
 pub static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
@@ -38,6 +40,10 @@ pub struct Metrics {
     pub slow_watchers: IntGauge,
     pub events: IntCounter,
     pub pending_events: IntGauge,
+    pub watch_sends: Histogram,
+    pub watch_sends_per_event: Histogram,
+    pub watch_control_sends: Histogram,
+    pub watch_progress_sends: Histogram,
     pub leases_granted: IntCounter,
     pub leases_renewed: IntCounter,
     pub leases_revoked: IntCounter,
@@ -47,6 +53,16 @@ pub struct Metrics {
     pub client_received_bytes: IntCounter,
     pub slow_applies: IntCounter,
     pub log_first_index: IntGauge,
+    pub peer_sent_bytes: IntCounterVec,
+    pub peer_received_bytes: IntCounterVec,
+    pub peer_sent_failures: IntCounterVec,
+    pub active_peers: IntGaugeVec,
+    pub disconnected_peers: IntCounterVec,
+    pub snapshots_sent: IntCounterVec,
+    pub snapshot_send_failures: IntCounterVec,
+    pub snapshots_received: IntCounterVec,
+    pub snapshot_receive_failures: IntCounterVec,
+    pub snapshots_under_way: IntGauge,
     pub started: IntCounterVec,
     pub handled: IntCounterVec,
     pub received: IntCounterVec,
@@ -84,6 +100,10 @@ fn calls(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     keep(IntCounterVec::new(Opts::new(name, help), labels))
 }
 
+fn gauges(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    keep(IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
 impl Metrics {
     #[rustfmt::skip] // A table: one metric per line.
     fn register() -> Self {
@@ -117,6 +137,10 @@ impl Metrics {
             slow_watchers: gauge("etcd_debugging_mvcc_slow_watcher_total", "Watches that are catching up."),
             events: counter("etcd_debugging_mvcc_events_total", "Events sent by this member."),
             pending_events: gauge("etcd_debugging_mvcc_pending_events_total", "Events that wait to be sent."),
+            watch_sends: durations("etcd_debugging_server_watch_send_loop_watch_stream_duration_seconds", "How long it takes to send what a watch stream has to hear.", MILLISECOND, 14),
+            watch_sends_per_event: durations("etcd_debugging_server_watch_send_loop_watch_stream_duration_per_event_seconds", "The same, for each event.", MILLISECOND, 14),
+            watch_control_sends: durations("etcd_debugging_server_watch_send_loop_control_stream_duration_seconds", "How long it takes to answer what a watch stream asked for.", MILLISECOND, 14),
+            watch_progress_sends: durations("etcd_debugging_server_watch_send_loop_progress_duration_seconds", "How long it takes to send progress notices.", MILLISECOND, 14),
             leases_granted: counter("etcd_debugging_lease_granted_total", "Leases granted."),
             leases_renewed: counter("etcd_debugging_lease_renewed_total", "Renewals seen by the leader."),
             leases_revoked: counter("etcd_debugging_lease_revoked_total", "Leases revoked."),
@@ -125,6 +149,16 @@ impl Metrics {
             client_sent_bytes: counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of messages sent to clients."),
             client_received_bytes: counter("etcd_network_client_grpc_received_bytes_total", "Bytes of messages received from clients."),
             slow_applies: counter("etcd_server_slow_apply_total", "Batches that took long to apply."),
+            peer_sent_bytes: calls("etcd_network_peer_sent_bytes_total", "Bytes sent to other members.", &["To"]),
+            peer_received_bytes: calls("etcd_network_peer_received_bytes_total", "Bytes received from other members.", &["From"]),
+            peer_sent_failures: calls("etcd_network_peer_sent_failures_total", "Times that something sent to another member was lost.", &["To"]),
+            active_peers: gauges("etcd_network_active_peers", "Whether another member is connected: 1 or 0.", &["Local", "Remote"]),
+            disconnected_peers: calls("etcd_network_disconnected_peers_total", "How often the connection to another member was lost.", &["Local", "Remote"]),
+            snapshots_sent: calls("etcd_network_snapshot_send_success", "Snapshots that are in place at another member.", &["To"]),
+            snapshot_send_failures: calls("etcd_network_snapshot_send_failures", "Snapshots that did not come to their place at another member.", &["To"]),
+            snapshots_received: calls("etcd_network_snapshot_receive_success", "Snapshots of another member that were received.", &["From"]),
+            snapshot_receive_failures: calls("etcd_network_snapshot_receive_failures", "Snapshots of another member that could not be received.", &["From"]),
+            snapshots_under_way: gauge("etcd_server_snapshot_apply_in_progress_total", "Whether a snapshot is being put in place: 1 or 0."),
             log_first_index: gauge("metastore_log_first_index", "The first index that the log still holds."),
             started: calls("grpc_server_started_total", "Calls that began.", &METHOD),
             handled: calls("grpc_server_handled_total", "Calls that ended.", &["grpc_type", "grpc_service", "grpc_method", "grpc_code"]),
@@ -145,6 +179,31 @@ pub fn leader_changed(before: u64, now: u64) {
     METRICS.has_leader.set(i64::from(now != 0));
     if before != now && now != 0 {
         METRICS.leader_changes.inc();
+    }
+}
+
+/// What one watch stream was sent in one go.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Sent {
+    /// Events.
+    pub events: usize,
+    /// Answers to its requests.
+    pub answers: usize,
+    /// Notices that nothing happened.
+    pub notices: usize,
+}
+
+/// A watch stream was sent something.
+pub fn watch_sent(sent: Sent, took: Duration) {
+    let seconds = took.as_secs_f64();
+    if sent.events > 0 {
+        METRICS.watch_sends.observe(seconds);
+        #[allow(clippy::cast_precision_loss, reason = "no stream hears of so many events at once")]
+        METRICS.watch_sends_per_event.observe(seconds / sent.events as f64);
+    } else if sent.answers > 0 {
+        METRICS.watch_control_sends.observe(seconds);
+    } else if sent.notices > 0 {
+        METRICS.watch_progress_sends.observe(seconds);
     }
 }
 

@@ -3,7 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "it measures time")]
 #![allow(clippy::unwrap_used, reason = "helpers of a test")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use metastore::lease::{Deadlines, LeaseId, Leases, Renewal};
 use metastore::storage::memory::Memory;
@@ -75,6 +78,9 @@ fn grant_all(engine: &Memory, count: i64) -> Leases {
 
 /// The life of many leases on a leader, and a budget for their memory: replicated table, then deadlines.
 fn live(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
+    // The allocator counts for the whole process.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let engine = Memory::default();
     drop(grant_all(&engine, count));
     engine.flush().unwrap();

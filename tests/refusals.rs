@@ -95,7 +95,7 @@ async fn count(server: &Server) -> i64 {
 /// A data directory in which a member was, and is no more.
 fn left_behind() -> Server {
     let mut server = Server::start(&[]);
-    assert!(server.stop().success());
+    server.stop();
     server
 }
 

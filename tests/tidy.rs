@@ -15,14 +15,14 @@ use source::{Source, sources};
 /// The floors, from above. A room may use the rooms of lower floors; rooms of one floor do not know each other.
 const FLOORS: &[&[&str]] = &[
     &["api", "http2"],
-    &["node"],
+    &["node", "peer"],
     &["watch"],
     // Measuring is for the edges: nothing below this line does it.
     &["metrics"],
     &["state"],
     &["mvcc", "lease", "auth"],
     &["storage"],
-    &["error", "proto", "call"],
+    &["error", "proto", "call", "inbox", "urls"],
 ];
 
 /// The rooms beside the floors, and which rooms each of them may use.
@@ -32,12 +32,15 @@ const BESIDE: &[(&str, &[&str])] = &[
     // Puts the floors on top of each other.
     (
         "server",
-        &["api", "http2", "node", "watch", "metrics", "state", "mvcc", "lease", "auth", "storage", "error", "proto"],
+        &[
+            "api", "http2", "node", "peer", "watch", "metrics", "state", "mvcc", "lease", "auth", "storage", "error",
+            "proto",
+        ],
     ),
-    ("server", &["call", "config", "logging"]),
+    ("server", &["call", "config", "logging", "urls"]),
     // A client: it knows the wire, and how durations are written.
     ("bench", &["proto", "config"]),
-    ("config", &["logging"]),
+    ("config", &["logging", "urls"]),
     ("logging", &[]),
 ];
 

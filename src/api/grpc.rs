@@ -64,6 +64,12 @@ pub fn unknown_method() -> http::Response<Body> {
     Status::unimplemented("unknown service or method").into_http()
 }
 
+/// The answer to a call that is refused before anybody looks at it.
+#[must_use]
+pub fn refused(refusal: &Refusal) -> http::Response<Body> {
+    status(refusal).into_http()
+}
+
 /// tonic says in its own words that a message is too large; clients know etcd's.
 fn rename_too_large(response: &mut http::Response<Body>, method: &Method) {
     let Some(status) = Status::from_header_map(response.headers()) else { return };
@@ -146,22 +152,8 @@ impl UnaryService<Bytes> for UnaryCall {
         Box::pin(async move {
             let (headers, _, message) = request.into_parts();
             let metadata = metadata(&headers.into_headers());
-            method.received(message.len());
-            let answer = match table.admit(&metadata) {
-                Ok(()) => unary::run(table.api(), handler, Call { metadata, message }).await,
-                Err(refusal) => Err(refusal),
-            };
-            match answer {
-                Ok(message) => {
-                    method.sent(message.len());
-                    method.handled(Code::Ok);
-                    Ok(Response::new(message))
-                }
-                Err(refusal) => {
-                    method.handled(refusal.code);
-                    Err(status(&refusal))
-                }
-            }
+            let answer = unary::answer(&table, &method, handler, Call { metadata, message }).await;
+            answer.map(Response::new).map_err(|refusal| status(&refusal))
         })
     }
 }
@@ -181,11 +173,11 @@ impl StreamingService<Bytes> for StreamCall {
         let (table, method, open) = (self.table.clone(), self.method.clone(), self.open);
         Box::pin(async move {
             let metadata = metadata(request.metadata().as_ref());
-            if let Err(refusal) = table.admit(&metadata) {
+            if let Err(refusal) = table.admit(&method, &metadata, None) {
                 method.handled(refusal.code);
                 return Err(status(&refusal));
             }
-            let conversation = open(table.api(), metadata);
+            let conversation = method.open(table.api(), open, metadata);
             let mut talk = Talk::new(conversation, request.into_inner(), method);
             // Response headers go out with the first message, as etcd's do; and a stream that ends without one is refused
             // as a whole.

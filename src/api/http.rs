@@ -10,12 +10,8 @@ use axum::{
     routing::any,
 };
 use prometheus::{Encoder, TextEncoder};
-use tokio::sync::oneshot;
 
-use super::{
-    Api,
-    maintenance::{ETCD_VERSION, STORAGE_VERSION},
-};
+use super::{Api, company::outcome, maintenance::ETCD_VERSION};
 use crate::{
     error::Error,
     metrics::{METRICS, REGISTRY},
@@ -43,10 +39,7 @@ async fn method_not_allowed() -> Response {
 }
 
 async fn version(State(api): State<Arc<Api>>) -> Response {
-    let cluster = api.readers().board.read().cluster_version.clone();
-    let cluster = if cluster.is_empty() { "not_decided".to_owned() } else { cluster };
-    let body = format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{cluster}","storage":"{STORAGE_VERSION}"}}"#);
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+    ([(header::CONTENT_TYPE, "application/json")], api.versions().write()).into_response()
 }
 
 async fn health(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Response {
@@ -81,11 +74,9 @@ async fn check_health(api: &Arc<Api>, serializable: bool, excluded: &[&str]) -> 
         return Err("RAFT NO LEADER".to_owned());
     }
     if !serializable {
-        let (opened, barrier) = oneshot::channel();
-        api.node.read_barrier(Box::new(move |outcome| _ = opened.send(outcome)));
-        let outcome = tokio::time::timeout(HEALTH_TIMEOUT, barrier).await;
-        let outcome = outcome.unwrap_or(Ok(Err(Error::Timeout))).unwrap_or(Err(Error::Stopped));
-        outcome.map_err(|error| format!("RANGE ERROR:{error}"))?;
+        let barrier = outcome(|waiter| api.node.read_barrier(waiter));
+        let opened = tokio::time::timeout(HEALTH_TIMEOUT, barrier).await;
+        opened.unwrap_or(Err(Error::Timeout)).map_err(|error| format!("RANGE ERROR:{error}"))?;
     }
     let query = Query { limit: 1, keys_only: true, ..Query::all(Interval::From("\0".into())) };
     api.readers().keys.range(&query).map(|_| ()).map_err(|failure| format!("RANGE ERROR:{failure}"))

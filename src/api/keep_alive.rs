@@ -9,6 +9,10 @@
 //! | over, but not gone | waits until it is gone, or until another member leads |
 //! | unknown | waits until everything that is committed is applied, then hears 0 |
 //!
+//! A member that does not lead asks the leader, and waits for its answer; by the time that comes, or does not, it may lead itself.
+//!
+//! With the feature gate `FastLeaseKeepAlive` off, every renewal waits as for an unknown lease.
+//!
 //! The header is made before the renewal. So a client that was told of a renewal at some revision has not missed a
 //! revocation before it.
 
@@ -20,6 +24,7 @@ use prost::Message;
 use super::{
     Api,
     barrier::{self, Barrier},
+    company::Led,
     decode,
 };
 use crate::{
@@ -51,12 +56,26 @@ struct Request {
     is_confirmed: bool,
     /// Everything that was committed when the lease turned out to be unknown is applied.
     is_caught_up: bool,
-    waiting: Option<(Barrier, Awaited)>,
+    waiting: Option<(Barrier<Told>, Awaited)>,
+}
+
+/// What somebody who waits may be told: the leader's answer, if it was the leader who was asked.
+type Told = Option<i64>;
+
+/// Whether a request can go on.
+enum News {
+    /// Not yet.
+    None,
+    /// It can, by itself.
+    Some,
+    /// It need not: this is the answer.
+    Answer(i64),
 }
 
 /// What a request waits for.
 #[derive(Clone, Copy)]
 enum Awaited {
+    Leader,
     Primary,
     Confirmation,
     CatchUp,
@@ -105,17 +124,25 @@ impl KeepAlive {
 
 impl Request {
     /// Goes on until the answer is known, or there is something to wait for: then None.
-    fn advance(&mut self, api: &Api, waker: &Waker) -> Result<Option<i64>, Error> {
+    fn advance(&mut self, api: &Arc<Api>, waker: &Waker) -> Result<Option<i64>, Error> {
         let (node, timekeeper) = (&api.node, api.node.timekeeper());
         loop {
-            if !self.has_arrived()? {
-                return Ok(None);
+            match self.news()? {
+                News::None => return Ok(None),
+                News::Answer(ttl) => return Ok(Some(ttl)),
+                News::Some => (),
             }
             if !timekeeper.is_primary() {
                 (self.is_confirmed, self.is_caught_up) = (false, false);
-                timekeeper.await_primary(self.wait(Awaited::Primary, waker));
+                if api.leads() {
+                    timekeeper.await_primary(self.wait(Awaited::Primary, waker));
+                } else {
+                    self.ask_leader(api, waker);
+                }
             } else if !self.is_confirmed && !timekeeper.is_awake() {
                 node.read_barrier(self.wait(Awaited::Confirmation, waker));
+            } else if !self.is_caught_up && !api.fast_keep_alive {
+                node.catch_up(self.wait(Awaited::CatchUp, waker));
             } else {
                 match timekeeper.renew(self.id) {
                     Renewal::Renewed(ttl) => return Ok(Some(ttl)),
@@ -128,25 +155,40 @@ impl Request {
         }
     }
 
-    /// Whether what was waited for, if anything, has come.
-    fn has_arrived(&mut self) -> Result<bool, Error> {
-        let Some((barrier, awaited)) = &self.waiting else { return Ok(true) };
-        let Some(outcome) = barrier.outcome() else { return Ok(false) };
+    fn ask_leader(&mut self, api: &Arc<Api>, waker: &Waker) {
+        let (barrier, opener) = barrier::erect(waker);
+        self.waiting = Some((barrier, Awaited::Leader));
+        let (api, id) = (api.clone(), self.id.0);
+        api.company.runtime.clone().spawn(async move {
+            let client = &api.company.client;
+            let told = api.ask_leader(|url, patience| async move { client.renew(&url, id, patience).await }).await;
+            opener(told.map(|told| match told {
+                Led::Here => None,
+                Led::There(ttl) => Some(ttl.unwrap_or(0)), // The leader does not know it.
+            }));
+        });
+    }
+
+    /// What has become of what was waited for.
+    fn news(&mut self) -> Result<News, Error> {
+        let Some((barrier, awaited)) = &self.waiting else { return Ok(News::Some) };
+        let Some(outcome) = barrier.outcome() else { return Ok(News::None) };
         match (*awaited, outcome) {
-            (Awaited::Primary | Awaited::End, Ok(())) => (),
-            (Awaited::Confirmation, Ok(())) => self.is_confirmed = true,
-            (Awaited::CatchUp, Ok(())) => self.is_caught_up = true,
+            (Awaited::Leader, Ok(Some(ttl))) => return Ok(News::Answer(ttl)),
+            (Awaited::Leader | Awaited::Primary | Awaited::End, Ok(_)) => (),
+            (Awaited::Confirmation, Ok(_)) => self.is_confirmed = true,
+            (Awaited::CatchUp, Ok(_)) => self.is_caught_up = true,
             (Awaited::Confirmation, Err(_)) => return Err(Error::NotPrimary),
-            (Awaited::Primary | Awaited::CatchUp | Awaited::End, Err(error)) => return Err(error),
+            (Awaited::Leader | Awaited::Primary | Awaited::CatchUp | Awaited::End, Err(error)) => return Err(error),
         }
         self.waiting = None;
-        Ok(true)
+        Ok(News::Some)
     }
 
     fn wait(&mut self, awaited: Awaited, waker: &Waker) -> crate::node::waiters::ReadWaiter {
         let (barrier, opener) = barrier::erect(waker);
         self.waiting = Some((barrier, awaited));
-        opener
+        Box::new(move |outcome| opener(outcome.map(|()| None)))
     }
 
     fn answer(self, ttl: i64) -> Bytes {

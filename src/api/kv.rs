@@ -1,6 +1,6 @@
 //! Range, Put, DeleteRange, Txn, Compact. (RangeStream has a room of its own.)
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use super::{Api, decode, refuse, validate};
 use crate::{
@@ -34,7 +34,11 @@ impl Api {
             return self.answer_range(&query, reply);
         }
         let pool = self.pool.clone();
-        pool.run(move || self.answer_range(&query, reply));
+        pool.run(move || {
+            let started = Instant::now();
+            self.answer_range(&query, reply);
+            self.slow.note_read(started, "read-only range ");
+        });
     }
 
     fn answer_range(&self, query: &Query, reply: Reply) {
@@ -88,7 +92,11 @@ impl Api {
         self.read(is_serializable(&txn), reply, move |reply| {
             let pool = api.pool.clone();
             // Its ranges may be long ones.
-            pool.run(move || reply.answer(api.run_read_only(&txn).map_err(refuse)));
+            pool.run(move || {
+                let started = Instant::now();
+                reply.answer(api.run_read_only(&txn).map_err(refuse));
+                api.slow.note_read(started, "read-only txn ");
+            });
         });
     }
 

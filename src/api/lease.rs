@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Api, decode};
+use super::{Api, company::Led, decode};
 use crate::{
     call::{Call, Reply},
     error::Error,
@@ -68,12 +68,31 @@ impl Api {
             Ok(request) => request,
             Err(error) => return reply.answer(Err(error.into())),
         };
+        if self.leads() {
+            return self.look_here(request, reply);
+        }
+        let api = self.clone();
+        self.company.runtime.spawn(async move {
+            let client = &api.company.client;
+            match api
+                .ask_leader(|url, patience| async move { client.time_to_live(&url, request, patience).await })
+                .await
+            {
+                Ok(Led::Here) => api.look_here(request, reply),
+                Ok(Led::There(found)) => reply.answer(Ok(api.answer_time_to_live(&request, found))),
+                Err(error) => reply.answer(Err(error.into())),
+            }
+        });
+    }
+
+    /// Looks at a lease on the member that leads.
+    fn look_here(self: &Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
         let api = self.clone();
         self.node.timekeeper().await_primary(Box::new(move |primary| match primary {
             Ok(()) => {
                 let node = api.node.clone();
                 node.catch_up(Box::new(move |caught_up| match caught_up {
-                    Ok(()) => reply.run(move |reply| api.answer_time_to_live(request, reply)),
+                    Ok(()) => reply.run(move |reply| api.look(request, reply)),
                     Err(error) => reply.answer(Err(error.into())),
                 }));
             }
@@ -81,27 +100,38 @@ impl Api {
         }));
     }
 
-    fn answer_time_to_live(self: Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
+    fn look(self: Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
+        let look = move |api: &Self| {
+            let found = api.look_at_lease(&request);
+            found.map(|found| api.answer_time_to_live(&request, found)).map_err(Into::into)
+        };
         if !request.keys {
-            return reply.answer(self.time_to_live(&request).map_err(Into::into));
+            return reply.answer(look(&self));
         }
         let pool = self.pool.clone();
-        pool.run(move || reply.answer(self.time_to_live(&request).map_err(Into::into))); // There may be many keys.
+        pool.run(move || reply.answer(look(&self))); // There may be many keys.
     }
 
-    fn time_to_live(&self, request: &LeaseTimeToLiveRequest) -> Result<Bytes, Error> {
+    /// What the leader knows of a lease; None if there is none.
+    pub(super) fn look_at_lease(
+        &self,
+        request: &LeaseTimeToLiveRequest,
+    ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
         let id = LeaseId(request.id);
-        let leases = &self.readers().leases;
-        let (timekeeper, header) = (self.node.timekeeper(), self.header.at(self.readers().keys.head()));
+        let (readers, timekeeper) = (self.readers(), self.node.timekeeper());
         // If one of the two does not know the lease, it is just being revoked.
-        let found = leases.lookup(id).and_then(|granted| Some((timekeeper.remaining(id)?, granted)));
-        if found.is_none() && !timekeeper.is_primary() {
-            return Err(Error::LeaderChanged);
-        }
-        let (ttl, granted_ttl) = found.unwrap_or((NO_TIME, 0));
-        let keys = if request.keys && found.is_some() { leases.keys(id).unwrap_or_default() } else { Vec::new() };
-        let response = LeaseTimeToLiveResponse { header: Some(header), id: request.id, ttl, granted_ttl, keys };
-        Ok(response.encode_to_vec().into())
+        let found = readers.leases.lookup(id).and_then(|granted| Some((timekeeper.remaining(id)?, granted)));
+        let Some((ttl, granted_ttl)) = found else {
+            return if timekeeper.is_primary() { Ok(None) } else { Err(Error::LeaderChanged) };
+        };
+        let keys = if request.keys { readers.leases.keys(id).unwrap_or_default() } else { Vec::new() };
+        Ok(Some(LeaseTimeToLiveResponse { header: None, id: request.id, ttl, granted_ttl, keys }))
+    }
+
+    fn answer_time_to_live(&self, request: &LeaseTimeToLiveRequest, found: Option<LeaseTimeToLiveResponse>) -> Bytes {
+        let header = Some(self.header.at(self.readers().keys.head()));
+        let missing = LeaseTimeToLiveResponse { id: request.id, ttl: NO_TIME, ..LeaseTimeToLiveResponse::default() };
+        LeaseTimeToLiveResponse { header, ..found.unwrap_or(missing) }.encode_to_vec().into()
     }
 
     /// `Lease/LeaseLeases`.

@@ -10,6 +10,7 @@ use crate::{
     call::{Answer, Call, Conversation, Line, Metadata, Reply, Step},
     error::{Error, Halt},
     mvcc::read::Failure,
+    peer::Versions,
     proto::etcdserverpb::{
         AlarmMember, AlarmRequest, DefragmentResponse, DowngradeInfo, HashKvRequest, HashKvResponse, HashResponse,
         MoveLeaderRequest, MoveLeaderResponse, StatusResponse, alarm_request::AlarmAction,
@@ -26,6 +27,17 @@ pub const STORAGE_VERSION: &str = "3.7.0";
 const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
 
 impl Api {
+    /// Which versions are spoken here.
+    #[must_use]
+    pub fn versions(&self) -> Versions {
+        let cluster = self.readers().board.read().cluster_version.clone();
+        Versions {
+            server: ETCD_VERSION.to_owned(),
+            cluster: if cluster.is_empty() { "not_decided".to_owned() } else { cluster },
+            storage: STORAGE_VERSION.to_owned(),
+        }
+    }
+
     /// `Maintenance/Status`: answered locally, without asking anybody.
     pub fn status(self: &Arc<Self>, _call: Call, reply: Reply) {
         let status = self.node.status();
@@ -123,19 +135,37 @@ impl Api {
         }));
     }
 
-    /// `Maintenance/MoveLeader`.
+    /// `Maintenance/MoveLeader`: answers when the other leads. Trap 44: who does not lead says so before it looks at the target.
     pub fn move_leader(self: &Arc<Self>, call: Call, reply: Reply) {
-        let request = match decode::<MoveLeaderRequest>(call.message) {
-            Ok(request) => request,
+        let target = match decode::<MoveLeaderRequest>(call.message) {
+            Ok(request) => request.target_id,
             Err(error) => return reply.answer(Err(error.into())),
         };
-        let this = self.header.member_id();
-        reply.answer(if self.node.status().leader() != this {
-            Err(Error::NotLeader.into())
-        } else if request.target_id == this {
-            encode(&MoveLeaderResponse::default())
-        } else {
-            Err(Error::BadLeaderTransferee.into())
+        if !self.leads() {
+            return reply.answer(Err(Error::NotLeader.into()));
+        }
+        if !self.readers().board.read().members.voters().any(|voter| voter.id == target) {
+            return reply.answer(Err(Error::BadLeaderTransferee.into()));
+        }
+        if target == self.header.member_id() {
+            return reply.answer(encode(&MoveLeaderResponse::default()));
+        }
+        let api = self.clone();
+        self.company.runtime.spawn(async move {
+            let (from, to) = (format!("{:x}", api.header.member_id()), format!("{target:x}"));
+            tracing::info!({ "current-leader-member-id" = from, "transferee-member-id" = to }, "leadership transfer starting");
+            api.node.transfer_leader(target);
+            let moved = async {
+                while api.node.status().leader() != target {
+                    tokio::time::sleep(api.company.tick).await;
+                }
+            };
+            // The client's own deadline ends the call sooner; this one only ends the waiting.
+            let moved = tokio::time::timeout(api.company.patience, moved).await;
+            reply.answer(match moved {
+                Ok(()) => encode(&MoveLeaderResponse::default()),
+                Err(_) => Err(Error::TimeoutLeaderTransfer.into()),
+            });
         });
     }
 

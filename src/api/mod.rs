@@ -7,6 +7,7 @@
 
 pub mod barrier;
 pub mod cluster;
+pub mod company;
 pub mod election;
 pub mod grpc;
 pub mod header;
@@ -16,23 +17,21 @@ pub mod kv;
 pub mod lease;
 pub mod lock;
 pub mod maintenance;
+pub mod peer;
 pub mod pool;
+pub mod quorum;
 pub mod range_stream;
 pub mod recipe;
+pub mod slow;
 pub mod status;
 pub mod succession;
 pub mod table;
 pub mod unary;
 pub mod validate;
+pub mod vigil;
 pub mod watch;
 
-use std::{
-    borrow::Cow,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message;
@@ -42,13 +41,15 @@ use crate::{
     error::{Error, Halt},
     mvcc::read::Failure,
     node::{Node, Present, identity::RequestIds},
-    proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
     state::{Kind, NOSPACE},
     watch::Hub,
 };
+use company::Company;
 use header::Header;
 use pool::Pool;
+use slow::Slow;
 pub use table::Table;
+use vigil::Vigil;
 
 /// The bounds that requests are held to.
 #[derive(Debug, Clone, Copy)]
@@ -86,10 +87,16 @@ pub struct Api {
     pub ids: Arc<RequestIds>,
     /// Where long reads run.
     pub pool: Pool,
+    /// The other members.
+    pub company: Company,
     /// What `Status` shows as the quota.
     pub quota_bytes: i64,
-    /// Whether an alarm about this member's quota is on its way.
-    pub alarm_under_way: AtomicBool,
+    /// Who ends streams that want a leader when there is none.
+    pub vigil: Arc<Vigil>,
+    /// Whether a keep-alive of a known lease waits for nothing.
+    pub fast_keep_alive: bool,
+    /// What is worth a line in the log.
+    pub slow: Slow,
 }
 
 impl Api {
@@ -127,23 +134,12 @@ impl Api {
         if self.node.has_room_for(cost) { Ok(()) } else { Err(Error::NoSpace) }
     }
 
-    /// Answers a write that was not admitted. For want of space the cluster is told too, unless it knows; who was the
-    /// first to ask then hears of it when the alarm is raised, and can see it.
-    pub fn turn_away(self: &Arc<Self>, error: Error, reply: Reply) {
-        if error != Error::NoSpace || self.is_known_full() || self.alarm_under_way.swap(true, Ordering::Relaxed) {
+    /// Answers a write that was not admitted. For want of space the cluster is told first, unless it knows.
+    pub fn turn_away(&self, error: Error, reply: Reply) {
+        if error != Error::NoSpace || self.is_known_full() {
             return reply.answer(Err(error.into()));
         }
-        let alarm = AlarmRequest {
-            action: AlarmAction::Activate as i32,
-            member_id: self.header.member_id(),
-            alarm: AlarmType::Nospace as i32,
-        };
-        let api = self.clone();
-        let raised = Box::new(move |_| {
-            api.alarm_under_way.store(false, Ordering::Relaxed);
-            reply.answer(Err(error.into()));
-        });
-        self.node.propose(self.ids.next(), Kind::Alarm, &alarm.encode_to_vec(), raised);
+        self.node.turn_away(Box::new(move |_| reply.answer(Err(error.into()))));
     }
 
     fn is_known_full(&self) -> bool {

@@ -13,7 +13,7 @@ impl From<Error> for Refusal {
     }
 }
 
-/// The code that etcd gives an error. Two of etcd's errors lose their code on the way to the client, and so do ours.
+/// The code that etcd gives an error. Three of etcd's errors lose their code on the way to the client, and so do ours.
 fn code(error: &Error) -> Code {
     match error {
         Error::EmptyKey
@@ -53,7 +53,11 @@ fn code(error: &Error) -> Code {
         Error::DeadlineExceeded => Code::DeadlineExceeded,
         Error::Unimplemented(_) => Code::Unimplemented,
         Error::Malformed(_) => Code::Internal,
-        Error::TooManyRequests | Error::MemberNotEnoughStarted | Error::NotPrimary | Error::Unknown(_) => Code::Unknown,
+        Error::TooManyRequests
+        | Error::MemberNotEnoughStarted
+        | Error::TimeoutLeaderTransfer
+        | Error::NotPrimary
+        | Error::Unknown(_) => Code::Unknown,
     }
 }
 
@@ -117,6 +121,11 @@ mod tests {
                 Error::TimeoutWaitAppliedIndex,
                 Code::Unavailable,
                 "etcdserver: request timed out, waiting for the applied index took too long",
+            ),
+            (
+                Error::TimeoutLeaderTransfer,
+                Code::Unknown,
+                "etcdserver: request timed out, leader transfer took too long",
             ),
             (Error::Unhealthy, Code::Unavailable, "etcdserver: unhealthy cluster"),
             (Error::Corrupt, Code::DataLoss, "etcdserver: corrupt cluster"),

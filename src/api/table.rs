@@ -2,13 +2,16 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use bytes::Bytes;
 use prometheus::IntCounter;
+use prost::Message;
 
 use super::Api;
 use crate::{
     call::{Call, Code, Conversation, Metadata, Refusal, Reply},
     error::Error,
     metrics::METRICS,
+    proto::etcdserverpb::RangeRequest,
 };
 
 /// Answers one message with one message.
@@ -40,10 +43,41 @@ impl Handler {
     }
 }
 
+/// What a learner does with a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Learner {
+    Refuses,
+    Answers,
+    /// Answers a Range that may be stale.
+    AnswersIfSerializable,
+}
+
+impl Learner {
+    fn of(path: &str) -> Self {
+        match path {
+            "/etcdserverpb.Maintenance/Status" | "/etcdserverpb.Maintenance/Snapshot" => Self::Answers,
+            "/etcdserverpb.KV/Range" => Self::AnswersIfSerializable,
+            _ => Self::Refuses,
+        }
+    }
+
+    fn accepts(self, message: Option<&Bytes>) -> bool {
+        match self {
+            Self::Refuses => false,
+            Self::Answers => true,
+            Self::AnswersIfSerializable => message
+                .is_some_and(|message| RangeRequest::decode(message.clone()).is_ok_and(|range| range.serializable)),
+        }
+    }
+}
+
 /// One method: who answers it, and how often that happened.
 pub struct Method {
+    /// Where it is found.
+    pub path: &'static str,
     /// Who answers.
     pub handler: Handler,
+    learner: Learner,
     started: IntCounter,
     received: IntCounter,
     sent: IntCounter,
@@ -72,16 +106,28 @@ const CODES: [&str; 17] = [
 ];
 
 impl Method {
-    fn new(service: &str, name: &str, handler: Handler) -> Self {
+    fn new(path: &'static str, handler: Handler) -> Self {
+        let (service, name) = path[1..].split_once('/').expect("paths are /service/method");
         let labels = [handler.grpc_type(), service, name];
         let with_code = |code| METRICS.handled.with_label_values(&[labels[0], service, name, code]);
         Self {
+            path,
             handler,
+            learner: Learner::of(path),
             started: METRICS.started.with_label_values(&labels),
             received: METRICS.received.with_label_values(&labels),
             sent: METRICS.sent.with_label_values(&labels),
             handled: CODES.map(with_code),
         }
+    }
+
+    /// Begins a conversation. A stream that wants a leader ends soon after there is none; what looks like a plain call is
+    /// asked at its beginning only.
+    #[must_use]
+    pub fn open(&self, api: &Arc<Api>, open: Open, metadata: Metadata) -> Box<dyn Conversation> {
+        let wants_leader = metadata.require_leader && !matches!(self.handler, Handler::Patient(_));
+        let conversation = open(api, metadata);
+        if wants_leader { api.vigil.guard(conversation) } else { conversation }
     }
 
     /// A call began.
@@ -144,11 +190,11 @@ const METHODS: &[(&str, Handler)] = &[
     ("/etcdserverpb.Auth/RoleDelete", Handler::Unary(Api::auth)),
     ("/etcdserverpb.Auth/RoleGrantPermission", Handler::Unary(Api::auth)),
     ("/etcdserverpb.Auth/RoleRevokePermission", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Cluster/MemberAdd", Handler::Unary(Api::member_change)),
-    ("/etcdserverpb.Cluster/MemberRemove", Handler::Unary(Api::member_change)),
-    ("/etcdserverpb.Cluster/MemberUpdate", Handler::Unary(Api::member_change)),
+    ("/etcdserverpb.Cluster/MemberAdd", Handler::Unary(Api::member_add)),
+    ("/etcdserverpb.Cluster/MemberRemove", Handler::Unary(Api::member_remove)),
+    ("/etcdserverpb.Cluster/MemberUpdate", Handler::Unary(Api::member_update)),
     ("/etcdserverpb.Cluster/MemberList", Handler::Unary(Api::member_list)),
-    ("/etcdserverpb.Cluster/MemberPromote", Handler::Unary(Api::member_change)),
+    ("/etcdserverpb.Cluster/MemberPromote", Handler::Unary(Api::member_promote)),
     ("/v3lockpb.Lock/Lock", Handler::Patient(Api::lock)),
     ("/v3lockpb.Lock/Unlock", Handler::Patient(Api::unlock)),
     ("/v3electionpb.Election/Campaign", Handler::Patient(Api::campaign)),
@@ -170,10 +216,7 @@ impl Table {
     /// The table over these floors.
     #[must_use]
     pub fn new(api: Arc<Api>) -> Self {
-        let methods = METHODS.iter().map(|&(path, handler)| {
-            let (service, name) = path[1..].split_once('/').expect("paths are /service/method");
-            (path, Arc::new(Method::new(service, name, handler)))
-        });
+        let methods = METHODS.iter().map(|&(path, handler)| (path, Arc::new(Method::new(path, handler))));
         Self { api, methods: methods.collect() }
     }
 
@@ -194,15 +237,48 @@ impl Table {
         &self.api
     }
 
-    /// What can be refused by looking at the metadata alone, whatever the method.
-    pub fn admit(&self, metadata: &Metadata) -> Result<(), Refusal> {
+    /// What can be refused whatever the method does: by what this member is, by the metadata. `message` is what a unary call
+    /// says.
+    pub fn admit(&self, method: &Method, metadata: &Metadata, message: Option<&Bytes>) -> Result<(), Refusal> {
+        let status = self.api.node.status();
+        if status.is_learner() && !method.learner.accepts(message) {
+            return Err(Error::NotSupportedForLearner.into());
+        }
         let version = metadata.client_api_version.as_deref().unwrap_or_default();
         if std::str::from_utf8(version).is_err() {
             return Err(Error::InvalidClientApiVersion.into());
         }
-        if metadata.require_leader && self.api.node.status().leader() == 0 {
+        if metadata.require_leader && status.leader() == 0 {
             return Err(Error::NoLeader.into());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Trap 35.
+    #[test]
+    fn a_learner_answers_status_and_reads_that_may_be_stale() {
+        let range =
+            |serializable| Bytes::from(RangeRequest { serializable, ..RangeRequest::default() }.encode_to_vec());
+        let (fresh, stale, garbage) = (range(false), range(true), Bytes::from_static(b"\xff"));
+        for (path, handler) in METHODS {
+            let learner = Learner::of(path);
+            match *path {
+                "/etcdserverpb.Maintenance/Status" => assert!(learner.accepts(Some(&fresh))),
+                "/etcdserverpb.Maintenance/Snapshot" => assert!(learner.accepts(None)),
+                "/etcdserverpb.KV/Range" => {
+                    assert!(learner.accepts(Some(&stale)));
+                    assert!(!learner.accepts(Some(&fresh)) && !learner.accepts(Some(&garbage)));
+                }
+                _ => {
+                    assert!(!learner.accepts(Some(&stale)) && !learner.accepts(None), "{path}");
+                    assert!(!handler.grpc_type().is_empty());
+                }
+            }
+        }
     }
 }

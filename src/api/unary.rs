@@ -13,6 +13,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -89,27 +90,35 @@ pub async fn serve<B>(
 where
     B: HttpBody<Data = Bytes> + Unpin,
 {
-    let answer = match read(body, table.api().limits.max_message_bytes()).await {
-        Ok(message) => {
-            method.received(message.len());
-            match table.admit(&metadata) {
-                Ok(()) => run(table.api(), handler, Call { metadata, message }).await,
-                Err(refusal) => Err(refusal),
-            }
-        }
-        Err(refusal) => Err(refusal),
-    };
-    match answer {
-        Ok(message) => {
-            method.sent(message.len());
-            method.handled(Code::Ok);
-            accept(message)
-        }
+    match read(body, table.api().limits.max_message_bytes()).await {
+        Ok(message) => match answer(&table, &method, handler, Call { metadata, message }).await {
+            Ok(message) => accept(message),
+            Err(refusal) => refuse(&refusal),
+        },
         Err(refusal) => {
             method.handled(refusal.code);
             refuse(&refusal)
         }
     }
+}
+
+/// Answers a call whose message was read, and counts it.
+pub async fn answer(table: &Table, method: &Method, handler: Unary, call: Call) -> Answer {
+    let (started, request_bytes) = (Instant::now(), call.message.len());
+    method.received(request_bytes);
+    let answer = match table.admit(method, &call.metadata, Some(&call.message)) {
+        Ok(()) => run(table.api(), handler, call).await,
+        Err(refusal) => Err(refusal),
+    };
+    table.api().slow.note_call(method, started.elapsed(), request_bytes, &answer);
+    match &answer {
+        Ok(message) => {
+            method.sent(message.len());
+            method.handled(Code::Ok);
+        }
+        Err(refusal) => method.handled(refusal.code),
+    }
+    answer
 }
 
 /// Reads the one message of a request.

@@ -4,7 +4,7 @@
 //! in the order in which the hub put it there. So this file promises nothing about order; it reads requests, and writes
 //! responses around events that are encoded already.
 
-use std::{borrow::Cow, collections::VecDeque, sync::Arc};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use prost::Message;
@@ -13,6 +13,7 @@ use super::{Api, header::Header};
 use crate::{
     call::{Code, Conversation, Line, Metadata, Refusal, Step},
     error::Error,
+    metrics::{self, Sent},
     mvcc::Interval,
     proto::etcdserverpb::{
         WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType, watch_request::RequestUnion,
@@ -105,11 +106,22 @@ impl Watching {
 
     /// Sends what was taken, while there is room. True if all is sent.
     fn speak(&mut self, line: &mut dyn Line) -> bool {
+        if self.taken.is_empty() && self.parted.is_none() {
+            return true;
+        }
+        let (started, mut sent) = (Instant::now(), Sent::default());
+        let is_done = self.speak_of(line, &mut sent);
+        metrics::watch_sent(sent, started.elapsed());
+        is_done
+    }
+
+    fn speak_of(&mut self, line: &mut dyn Line, sent: &mut Sent) -> bool {
         while line.has_room() {
             if let Some((events, next)) = self.parted.take() {
                 let message = self.next_part(events, next);
                 line.send(message);
             } else if let Some(response) = self.taken.pop_front() {
+                count(&response, sent);
                 let message = self.encode(response);
                 line.send(message);
             } else {
@@ -176,6 +188,17 @@ impl Watching {
 
     fn with_header(&self, revision: i64) -> WatchResponse {
         WatchResponse { header: Some(self.header.at(revision)), ..WatchResponse::default() }
+    }
+}
+
+fn count(response: &Response, sent: &mut Sent) {
+    match response {
+        Response::Events(events) => sent.events += events.frames.as_slice().len(),
+        Response::Progress { .. } => sent.notices += 1,
+        Response::Created { .. }
+        | Response::Refused { .. }
+        | Response::Canceled { .. }
+        | Response::Compacted { .. } => sent.answers += 1,
     }
 }
 

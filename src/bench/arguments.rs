@@ -132,9 +132,9 @@ pub(super) struct ReportArgs {
     /// A name for this run, to be repeated in the report.
     #[arg(long, value_name = "TEXT")]
     pub(super) label: Option<String>,
-    /// Measure CPU time and memory of this process, the server on this machine.
-    #[arg(long, value_name = "PID")]
-    pub(super) server_pid: Option<u32>,
+    /// Measure CPU time and memory of these processes, servers on this machine: what they use together.
+    #[arg(long, value_name = "PID", value_delimiter = ',')]
+    pub(super) server_pid: Vec<u32>,
 }
 
 /// Options of every workload but `load`.

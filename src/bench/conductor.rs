@@ -39,9 +39,7 @@ pub(super) fn conduct(plan: &Plan) -> Result<Report, String> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
     runtime.block_on(async {
-        if let Some(pid) = plan.server_pid {
-            Usage::of(pid)?;
-        }
+        Usage::of_all(&plan.server_pids)?;
         // Asked first whatever the workload, so that a server that is not there or does not answer is reported once.
         let is_filled = is_filled(plan).await?;
         Conductor::assemble(plan).await?.perform(plan.workload.wants_keys() && !is_filled).await
@@ -105,7 +103,7 @@ impl<'a> Conductor<'a> {
         if self.interrupted {
             return Err("ended before measuring began".to_owned());
         }
-        let server_before = self.plan.server_pid.map(Usage::of).transpose()?;
+        let server_before = Usage::of_all(&self.plan.server_pids)?;
         let self_before = Usage::of_self().ok();
         let elapsed = self.phase(Task::Workload, self.plan.workload.name(), self.plan.extent, self.plan.rate).await?;
         let generator = self_before.and_then(|before| Usage::of_self().ok().map(|after| used(&before, &after)));
@@ -118,8 +116,8 @@ impl<'a> Conductor<'a> {
 
     /// What the server used; a server that died under the load is a failure, but the report is still wanted.
     fn server_used(&mut self, before: &Usage) -> Option<Used> {
-        match Usage::of(self.plan.server_pid?) {
-            Ok(after) => Some(used(before, &after)),
+        match Usage::of_all(&self.plan.server_pids) {
+            Ok(after) => after.map(|after| used(before, &after)),
             Err(error) => {
                 self.earlier.fail(Failure { kind: "ServerGone".to_owned(), message: error });
                 None

@@ -30,7 +30,7 @@ pub(super) struct Plan {
     pub(super) rate: Option<Rate>,
     pub(super) json: bool,
     pub(super) label: Option<String>,
-    pub(super) server_pid: Option<u32>,
+    pub(super) server_pids: Vec<u32>,
 }
 
 /// What is done.
@@ -133,7 +133,7 @@ impl Plan {
             rate: extent.rate.map(Rate::new).transpose()?,
             json,
             label,
-            server_pid,
+            server_pids: server_pid,
         })
     }
 

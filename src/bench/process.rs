@@ -41,6 +41,23 @@ impl Usage {
         Ok(Self { ticks, threads, resident_bytes, peak_resident_bytes })
     }
 
+    /// What some processes have used together; None if there are none.
+    pub(super) fn of_all(pids: &[u32]) -> Result<Option<Self>, String> {
+        let mut all: Option<Self> = None;
+        for &pid in pids {
+            let one = Self::of(pid)?;
+            let Some(sum) = &mut all else {
+                all = Some(one);
+                continue;
+            };
+            sum.ticks += one.ticks;
+            sum.threads.extend(one.threads); // A thread's number is the system's, not its process's.
+            sum.resident_bytes += one.resident_bytes;
+            sum.peak_resident_bytes += one.peak_resident_bytes;
+        }
+        Ok(all)
+    }
+
     /// What this process has used until now.
     pub(super) fn of_self() -> Result<Self, String> {
         Self::of(std::process::id())

@@ -10,7 +10,7 @@
 //! * No name appears twice; a name of ours is not one of etcd's.
 
 use super::{
-    duration,
+    bounds, duration, front,
     gates::FeatureGates,
     urls,
     value::{self, Value},
@@ -83,7 +83,8 @@ pub const SECTIONS: &[(&str, &[Flag])] = &[
     ("Security", SECURITY),
     ("Logging and monitoring", LOGGING),
     ("Tuning", TUNING),
-    ("Of metastore alone", OURS),
+    ("Of metastore alone", bounds::FLAGS),
+    ("Of metastore alone, for clients", front::FLAGS),
     ("Short form", SHORT_FORM),
     ("Process", PROCESS),
 ];
@@ -134,12 +135,20 @@ const MEMBER: &[Flag] = &[
     flag("max-concurrent-streams", Kind::Unsigned32, "4294967295", "Most HTTP/2 streams at a time per connection."),
     flag("grpc-keepalive-min-time", Kind::Duration, "5s", "How often a client may ping.")
         .not_yet("pings are answered, however many"),
-    flag("grpc-keepalive-interval", Kind::Duration, "2h", "How often idle clients are pinged.")
-        .not_yet("the server sends no pings"),
-    flag("grpc-keepalive-timeout", Kind::Duration, "20s", "How long a ping may stay unanswered.")
-        .not_yet("the server sends no pings"),
-    flag("socket-reuse-port", Kind::Bool, "false", "SO_REUSEPORT on listeners.").not_yet("the option is not set"),
-    flag("socket-reuse-address", Kind::Bool, "false", "SO_REUSEADDR on listeners.").not_yet("the option is not set"),
+    flag(
+        "grpc-keepalive-interval",
+        Kind::Duration,
+        "2h",
+        "How long a client may be silent before it is pinged; at least 1s.",
+    ),
+    flag(
+        "grpc-keepalive-timeout",
+        Kind::Duration,
+        "20s",
+        "How long a ping may stay unanswered before the connection ends.",
+    ),
+    flag("socket-reuse-port", Kind::Bool, "false", "SO_REUSEPORT on listeners: several processes share a port."),
+    flag("socket-reuse-address", Kind::Bool, "false", "SO_REUSEADDR on listeners, which is always set."),
     flag("raft-read-timeout", Kind::Duration, "5s", "Read timeout between members.").not_yet(LINKS),
     flag("raft-write-timeout", Kind::Duration, "5s", "Write timeout between members.").not_yet(LINKS),
     flag("memory-mlock", Kind::Bool, "false", "Keep the memory out of swap.").not_yet("memory is not locked"),
@@ -260,20 +269,6 @@ const TUNING: &[Flag] = &[
     flag("unsafe-no-fsync", Kind::Bool, "false", "Do not wait for the disk. A crash loses acknowledged writes."),
 ];
 
-const OURS: &[Flag] = &[
-    flag("value-cache-bytes", Kind::Unsigned, "16777216", "Memory for recently written and read values."),
-    flag("grpc-server", Kind::Choice(&["own", "tonic"]), "own", "Who speaks HTTP/2 with clients: `own` or `tonic`."),
-    flag("max-connections", Kind::Unsigned, "0", "Most connections of clients at a time; 0 is what the system allows."),
-    flag("max-resets-per-second", Kind::Unsigned32, "1000", "Calls in progress that one connection may take back."),
-    flag(
-        "max-connection-bytes",
-        Kind::Unsigned,
-        "268435456",
-        "Requests that are not complete and answers that are not read, of one connection.",
-    ),
-    flag("max-held-bytes", Kind::Unsigned, "2147483648", "The same, of all connections."),
-];
-
 /// What stands for several of the flags above. None of these has a variable: `ETCD_PORT` is what Kubernetes sets for every
 /// service that is called `etcd`.
 pub const SHORT_FORM: &[Flag] = &[
@@ -344,7 +339,7 @@ const LINKS: &str = "links between members keep time by themselves";
 const V2_STAGES: &[&str] = &["write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
 const ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
 
-const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
+pub(super) const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
     Flag { name, kind, default, help, status: Status::Works }
 }
 

@@ -2,16 +2,35 @@
 
 use std::path::PathBuf;
 
-use super::{parse::Typed, resolve::count, urls::Url, value};
-use crate::logging::{Level, Notice};
+use super::{
+    flags::{Flag, Kind, flag},
+    parse::Typed,
+    resolve::count,
+    value,
+};
+use crate::{
+    logging::{Level, Notice},
+    urls::Url,
+};
+
+/// The flags that are not etcd's.
+pub const FLAGS: &[Flag] = &[
+    flag("grpc-server", Kind::Choice(&["own", "tonic"]), "own", "Who speaks HTTP/2 with clients: `own` or `tonic`."),
+    flag("max-resets-per-second", Kind::Unsigned32, "1000", "Calls in progress that one connection may take back."),
+    flag(
+        "max-connection-bytes",
+        Kind::Unsigned,
+        "268435456",
+        "Requests that are not complete and answers that are not read, of one connection.",
+    ),
+    flag("max-held-bytes", Kind::Unsigned, "2147483648", "The same, of all connections."),
+];
 
 /// How clients are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Front {
     /// Who speaks HTTP/2.
     pub grpc_server: GrpcServer,
-    /// Most connections at a time. None: what the system allows.
-    pub max_connections: Option<usize>,
     /// Calls in progress that one connection may take back in a second.
     pub max_resets: u32,
     /// Bytes that are kept for one connection.
@@ -47,11 +66,9 @@ pub struct TlsFiles {
 impl Front {
     /// What was typed about it.
     pub(super) fn read(typed: &Typed, listen: &[Url], notices: &mut Vec<Notice>) -> Result<Self, String> {
-        let max_connections = count(typed.get("max-connections"));
         let unsigned_32 = |flag| value::unsigned_32(typed.text(flag)).expect("a text is checked when it is set");
         Ok(Self {
             grpc_server: if typed.text("grpc-server") == "tonic" { GrpcServer::Tonic } else { GrpcServer::Own },
-            max_connections: (max_connections > 0).then_some(max_connections),
             max_resets: unsigned_32("max-resets-per-second"),
             max_connection_bytes: count(typed.get("max-connection-bytes")),
             max_held_bytes: count(typed.get("max-held-bytes")),

@@ -32,7 +32,7 @@ struct Row {
     name: &'static str,
     stage: Stage,
     once: Option<&'static str>,
-    lacks: &'static str,
+    lacks: Option<&'static str>,
 }
 
 const ROWS: &[Row] = &[
@@ -41,63 +41,57 @@ const ROWS: &[Row] = &[
         name: "CompactHashCheck",
         stage: Stage::Alpha,
         once: Some("experimental-compact-hash-check-enabled"),
-        lacks: "there is no other member to compare compaction hashes with",
+        lacks: Some("there is no other member to compare compaction hashes with"),
     },
-    Row {
-        gate: Gate::FastLeaseKeepAlive,
-        name: "FastLeaseKeepAlive",
-        stage: Stage::Beta,
-        once: None,
-        lacks: "keep-alives are always answered the fast way",
-    },
+    Row { gate: Gate::FastLeaseKeepAlive, name: "FastLeaseKeepAlive", stage: Stage::Beta, once: None, lacks: None },
     Row {
         gate: Gate::InitialCorruptCheck,
         name: "InitialCorruptCheck",
         stage: Stage::Alpha,
         once: Some("experimental-initial-corrupt-check"),
-        lacks: "there is no other member to compare the data with",
+        lacks: Some("there is no other member to compare the data with"),
     },
     Row {
         gate: Gate::LeaseCheckpoint,
         name: "LeaseCheckpoint",
         stage: Stage::Alpha,
         once: Some("experimental-enable-lease-checkpoint"),
-        lacks: "a new leader gives every lease its whole time again",
+        lacks: Some("a new leader gives every lease its whole time again"),
     },
     Row {
         gate: Gate::LeaseCheckpointPersist,
         name: "LeaseCheckpointPersist",
         stage: Stage::Alpha,
         once: Some("experimental-enable-lease-checkpoint-persist"),
-        lacks: "a new leader gives every lease its whole time again",
+        lacks: Some("a new leader gives every lease its whole time again"),
     },
     Row {
         gate: Gate::PriorityRequest,
         name: "PriorityRequest",
         stage: Stage::Alpha,
         once: None,
-        lacks: "all requests are admitted alike",
+        lacks: Some("all requests are admitted alike"),
     },
     Row {
         gate: Gate::SetMemberLocalAddr,
         name: "SetMemberLocalAddr",
         stage: Stage::Alpha,
         once: Some("experimental-set-member-localaddr"),
-        lacks: "there is no other member to connect to",
+        lacks: Some("there is no other member to connect to"),
     },
     Row {
         gate: Gate::StopGRPCServiceOnDefrag,
         name: "StopGRPCServiceOnDefrag",
         stage: Stage::Alpha,
         once: Some("experimental-stop-grpc-service-on-defrag"),
-        lacks: "a defragmentation stops nobody",
+        lacks: Some("a defragmentation stops nobody"),
     },
     Row {
         gate: Gate::TxnModeWriteWithSharedBuffer,
         name: "TxnModeWriteWithSharedBuffer",
         stage: Stage::Beta,
         once: Some("experimental-txn-mode-write-with-shared-buffer"),
-        lacks: "transactions never copy a read buffer",
+        lacks: Some("transactions never copy a read buffer"),
     },
 ];
 
@@ -164,7 +158,8 @@ impl FeatureGates {
     /// The gates that are not as they would be unasked: name, and what that does not do yet.
     pub fn without_effect(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let changed = self.open ^ Self::default().open;
-        ROWS.iter().filter(move |row| changed & bit(row.gate) != 0).map(|row| (row.name, row.lacks))
+        let changed = ROWS.iter().filter(move |row| changed & bit(row.gate) != 0);
+        changed.filter_map(|row| Some((row.name, row.lacks?)))
     }
 }
 

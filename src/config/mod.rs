@@ -13,6 +13,7 @@
 //! What only matters when there is no data yet (who the first members are) is checked by [`Config::first_start`], for a
 //! restart ignores it.
 
+pub mod bounds;
 pub mod duration;
 mod first;
 pub mod flags;
@@ -22,7 +23,6 @@ pub mod names;
 mod parse;
 mod resolve;
 mod short;
-pub mod urls;
 pub mod usage;
 mod value;
 
@@ -34,11 +34,14 @@ use std::{
     time::Duration,
 };
 
-use crate::logging::{self, Level, Notice};
+use crate::{
+    logging::{self, Level, Notice},
+    urls::{self, Url},
+};
+use bounds::Bounds;
 pub use first::FirstStart;
 use gates::FeatureGates;
 use parse::{Stop, Typed};
-use urls::Url;
 
 /// etcd's words for flags that contradict each other.
 const NOT_VERIFIED: &str = "failed to verify flags";
@@ -110,6 +113,10 @@ pub struct Config {
     pub unsafe_no_fsync: bool,
     /// Memory for recently written and read values.
     pub value_cache_bytes: usize,
+    /// Whether other processes may listen on the same ports.
+    pub socket_reuse_port: bool,
+    /// How much memory, how many threads, watches and connections.
+    pub bounds: Bounds,
     /// Which features are switched on.
     pub feature_gates: FeatureGates,
     /// Who speaks HTTP/2 with clients, and what they may ask of him.

@@ -1,13 +1,13 @@
 //! Whether two lists of URLs lead to the same places, by whatever names.
 
 use std::{
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
     thread,
     time::Duration,
 };
 
-use super::urls::{Place, Url};
 use crate::logging::{Level, Notice};
+use crate::urls::{Place, Url};
 
 /// A name that is not known yet may become known: where members start together, so do their names.
 const ATTEMPTS: u32 = 30;
@@ -69,6 +69,21 @@ fn look_up(host: &str, port: u16) -> Result<SocketAddr, String> {
         attempt += 1;
         thread::sleep(PAUSE);
     }
+}
+
+/// The address by which this machine would talk to the rest of the world: that of its default route, of IPv4 rather than IPv6.
+///
+/// # Errors
+/// In etcd's words, if there is no such route.
+pub fn default_host() -> Result<IpAddr, String> {
+    // Addresses of documentation: connecting a socket for datagrams sends nothing, it only chooses the route.
+    let route = |own: &str, far: &str| -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind(own)?;
+        socket.connect(far)?;
+        socket.local_addr().map(|address| address.ip())
+    };
+    let found = route("0.0.0.0:0", "203.0.113.1:9").or_else(|_| route("[::]:0", "[2001:db8::1]:9"));
+    found.map_err(|_| "could not find default route".to_owned())
 }
 
 fn quoted(urls: &[Url]) -> String {

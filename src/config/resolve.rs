@@ -4,12 +4,15 @@
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use super::{
-    AutoCompaction, ClusterState, Config, Exit, NOT_VERIFIED, START_FAILED, duration,
+    AutoCompaction, ClusterState, Config, Exit, NOT_VERIFIED, START_FAILED,
+    bounds::Bounds,
+    duration,
     flags::{self, Status},
     front::Front,
     gates::{FeatureGates, Gate},
+    names,
     parse::Typed,
-    urls::{self, Url},
+    urls::{self, Place, Url},
     value,
 };
 use crate::logging::{self, Format, Level, Notice, Output};
@@ -60,7 +63,8 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
     refuse_feigned_protection(typed)?;
     notices.extend(warnings(typed));
     let unverified = |error: String| Notice::new(Level::Warn, NOT_VERIFIED).with("error", error);
-    let addresses = Addresses::read(typed).map_err(unverified)?;
+    let mut addresses = Addresses::read(typed).map_err(unverified)?;
+    let bounds = Bounds::read(typed).map_err(unverified)?;
     let (heartbeat_interval, election_timeout) = raft_times(typed).map_err(unverified)?;
     addresses.check_advertised(typed).map_err(unverified)?;
     let mode = compaction_mode(typed).map_err(unverified)?;
@@ -69,6 +73,7 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
         let typed = typed.text("compact-hash-check-time");
         return Err(unverified(format!("--compact-hash-check-time must be >0 (set to {typed})")));
     }
+    addresses.advertise_host(notices);
     let name = typed.text("name").to_owned();
     if name == DEFAULT_NAME {
         notices.push(default_name());
@@ -117,6 +122,8 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
         ),
         unsafe_no_fsync: typed.get("unsafe-no-fsync"),
         value_cache_bytes: count(typed.get("value-cache-bytes")),
+        socket_reuse_port: typed.get("socket-reuse-port"),
+        bounds,
         feature_gates,
         front,
         logs,
@@ -134,12 +141,6 @@ fn refuse_feigned_protection(typed: &Typed) -> Result<(), Notice> {
     }
     if list(typed, "listen-peer-urls").iter().any(Url::is_secure) {
         return Err(unsupported("listen-peer-urls", "TLS between members is not supported yet"));
-    }
-    if list(typed, "listen-client-urls")
-        .iter()
-        .any(|url| url.is_secure() && matches!(url.place(), urls::Place::Unix(_)))
-    {
-        return Err(unsupported("listen-client-urls", "unix sockets are not supported yet"));
     }
     Ok(())
 }
@@ -202,6 +203,31 @@ impl Addresses {
             return Err(format!("--advertise-client-urls {all:?} {form} (unexpected empty host ({url}))"));
         }
         Ok(addresses)
+    }
+
+    /// Who listens on every address and advertises none of his own is found where the default route leaves this machine.
+    fn advertise_host(&mut self, notices: &mut Vec<Notice>) {
+        let pairs = [
+            (&self.listen_peer, &mut self.advertise_peer, "http://localhost:2380"),
+            (&self.listen_client, &mut self.advertise_client, "http://localhost:2379"),
+        ];
+        for (listen, advertise, unasked) in pairs {
+            let [advertised] = advertise.as_mut_slice() else { continue };
+            let Some(Place::Tcp { host, port }) = listen.first().map(Url::place) else { continue };
+            if host != "0.0.0.0" || advertised.as_str() != unasked {
+                continue;
+            }
+            match names::default_host() {
+                Ok(host) => {
+                    *advertised = Url::of_host(host, *port);
+                    let notice = Notice::new(Level::Info, "detected default host for advertise");
+                    notices.push(notice.with("host", host.to_string()));
+                }
+                Err(error) => {
+                    notices.push(Notice::new(Level::Info, "failed to detect default host").with("error", error));
+                }
+            }
+        }
     }
 
     /// Who listens somewhere special must say where clients find that.
@@ -366,7 +392,7 @@ fn nanoseconds(typed: &Typed, flag: &str) -> i64 {
 }
 
 /// A duration flag. Less than no time is no time.
-fn time(typed: &Typed, flag: &str) -> Duration {
+pub fn time(typed: &Typed, flag: &str) -> Duration {
     Duration::from_nanos(u64::try_from(nanoseconds(typed, flag)).unwrap_or(0))
 }
 
@@ -374,6 +400,6 @@ fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
     if value == T::default() { default } else { value }
 }
 
-pub(super) fn count(number: u64) -> usize {
+pub fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -138,7 +138,6 @@ fn what_promises_protection_is_refused() {
         "--discovery-endpoints=a:1",
         "--config-file=etcd.yml",
         "--listen-peer-urls=https://127.0.0.1:2380",
-        "--listen-client-urls=unixs://localhost:2380",
     ] {
         let (level, message, error) = reason(&[argument]);
         assert_eq!((level, message.as_str()), (Level::Fatal, NOT_VERIFIED), "{argument}");
@@ -421,4 +420,28 @@ fn a_conflict_ends_with_the_notices_before_it() {
         panic!("a conflict ends the start");
     };
     assert_eq!(notices.iter().map(|notice| notice.level).collect::<Vec<_>>(), [Level::Warn, Level::Fatal]);
+}
+
+#[test]
+fn who_listens_everywhere_advertises_the_address_of_the_default_route() {
+    let arguments = ["--name=x", "--listen-peer-urls=http://0.0.0.0:7000"];
+    let parsed = run(&arguments, &[]).unwrap();
+    let told = parsed.notices.iter().find(|notice| notice.message.contains("default host")).unwrap();
+    if let Ok(host) = names::default_host() {
+        let url = Url::of_host(host, 7000);
+        assert_eq!(told.message, "detected default host for advertise");
+        assert_eq!(parsed.config.initial_cluster, format!("x={url}"));
+        assert_eq!(parsed.config.initial_advertise_peer_urls, [url]);
+    } else {
+        assert_eq!(told.message, "failed to detect default host");
+        assert_eq!(urls::joined(&parsed.config.initial_advertise_peer_urls), "http://localhost:2380");
+    }
+    // Whoever says where he is found is believed, and who listens somewhere in particular is not looked for.
+    for arguments in [
+        ["--listen-peer-urls=http://0.0.0.0:7000", "--initial-advertise-peer-urls=http://10.0.0.1:7000"],
+        ["--listen-peer-urls=http://127.0.0.1:7000", "--name=x"],
+    ] {
+        let notices = run(&arguments, &[]).unwrap().notices;
+        assert!(notices.iter().all(|notice| !notice.message.contains("default host")));
+    }
 }

@@ -12,7 +12,7 @@
 //! | slow preface, slow header block | [`Limits::patience`] | the connection ends |
 //! | answers that are not read | calls wait; [`Limits::slow_reader`] without progress | the connection ends |
 //! | bytes held, per connection and in all | [`Limits::max_held`], [`Limits::max_held_in_all`] | `RESOURCE_EXHAUSTED` |
-//! | connections | [`Limits::max_connections`] | it is closed at once |
+//! | connections | counted where they are accepted | it waits |
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -37,8 +37,6 @@ pub struct Limits {
     pub max_held: usize,
     /// The same for all connections together.
     pub max_held_in_all: usize,
-    /// Connections at a time.
-    pub max_connections: usize,
     /// How long a preface, or a header block once begun, may take.
     pub patience: Duration,
     /// How long a client may take nothing of what is written to it.
@@ -58,7 +56,6 @@ impl Default for Limits {
             max_message: 2 << 20,
             max_held: 256 << 20,
             max_held_in_all: 2 << 30,
-            max_connections: usize::MAX,
             patience: Duration::from_secs(10),
             slow_reader: Duration::from_mins(1),
             keepalive_interval: Duration::from_hours(2),

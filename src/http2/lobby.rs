@@ -1,4 +1,4 @@
-//! All connections that are open: who may enter, and how all are asked to leave.
+//! All connections that are open, and how all are asked to leave. How many there may be is decided where they are accepted.
 
 use std::{
     collections::HashMap,
@@ -52,12 +52,11 @@ impl Lobby {
         &self.shared
     }
 
-    /// Somebody comes. None: there are too many, or everybody is leaving.
+    /// Somebody comes. None: everybody is leaving.
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> Option<Seat> {
         let mut open = self.open.lock();
-        if open.is_closing || open.outboxes.len() >= self.shared.limits.max_connections {
-            METRICS.refused.with_label_values(&["connections"]).inc();
+        if open.is_closing {
             return None;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -120,10 +119,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn so_many_may_enter_and_all_are_asked_to_leave() {
-        let lobby = Lobby::new(Limits { max_connections: 2, ..Limits::default() });
+    async fn all_who_are_here_are_asked_to_leave() {
+        let lobby = Lobby::new(Limits::default());
         let (first, second) = (lobby.enter().unwrap(), lobby.enter().unwrap());
-        assert!(lobby.enter().is_none());
         drop(first);
         let third = lobby.enter().unwrap();
         lobby.close();

@@ -1,12 +1,12 @@
 //! Who answers, as this floor sees it: a path leads to a method, or to a guest.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body::Body;
 
 use super::guest::RequestBody;
-use crate::call::{Call, Code, Conversation, Metadata, Refusal, Reply};
+use crate::call::{Answer, Call, Code, Conversation, Metadata, Refusal, Reply};
 
 /// How many messages a method takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub trait Method: Send + Sync {
     fn sent(&self, bytes: usize);
     /// A call ended.
     fn handled(&self, code: Code);
+    /// A unary call ended with this answer, so long after its message of so many bytes had come. Counts what was sent, too.
+    fn answered(&self, spent: Duration, request_bytes: usize, answer: &Answer);
 }
 
 /// Something that can go wrong in a body that is not ours.

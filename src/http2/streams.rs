@@ -34,8 +34,13 @@ pub struct Stream {
 pub enum Role {
     /// A unary call whose message has not come.
     Listening,
-    /// A unary call whose message has come. It may wait to be called, or for its answer.
-    Called,
+    /// A unary call whose message, of so many bytes, has come. It may wait to be called, or for its answer.
+    Called {
+        /// When it came.
+        since: Instant,
+        /// How long it was.
+        bytes: usize,
+    },
     /// A conversation.
     Talk(Box<Talk>),
     /// Somebody behind the table.

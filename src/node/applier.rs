@@ -21,6 +21,7 @@ use super::{
     keeper::Chore,
     peers::{Peer, Post},
     replica::Leadership,
+    room::Room,
     snapshot::conf_state,
     status::Status,
     timekeeper::Timekeeper,
@@ -93,8 +94,8 @@ pub struct Applier {
     pub rising: Option<u64>,
     /// Why a proposal may have come to nothing.
     pub hopes: Hopes,
-    /// Who decides whether a write was one too many for this member's disk.
-    pub quota: Quota,
+    /// Who knows whether a write was one too many for this member's disk.
+    pub room: Arc<Room>,
     /// A batch that takes longer is worth a line in the log.
     pub slow: Duration,
 }
@@ -141,9 +142,10 @@ impl Applier {
         self.waiters.open_reads(applied.index);
     }
 
-    /// Tells the transport who the others are.
+    /// Tells the transport who the others are, and everybody here what this one is.
     pub fn tell_peers(&self) {
         let members = self.machine.members();
+        self.status.set_is_learner(members.get(self.id).is_some_and(|member| member.is_learner));
         let others = members.iter().filter(|member| member.id != self.id);
         let peers = others.map(|member| Peer { id: member.id, urls: member.peer_ur_ls.clone() });
         self.post.set_peers(peers.collect(), members.removed().collect());
@@ -253,7 +255,7 @@ impl Applier {
     /// Has raft follow a change of the members, which is alone in its batch. Who waits for it is answered after that: a next
     /// change would not be taken before.
     fn have_followed(&mut self, index: u64, change: ConfChange, mut outcomes: Vec<Applied>) {
-        let Applied { id, outcome } = outcomes.pop().expect("a change is a batch of its own");
+        let Applied { id, outcome, .. } = outcomes.pop().expect("a change is a batch of its own");
         let change = outcome.is_ok().then_some(change);
         let done = self.waiters.take(id).map(|waiter| Box::new(move || waiter(outcome)) as Box<dyn FnOnce() + Send>);
         let conf_state = conf_state(&self.machine.members().electorate());
@@ -261,10 +263,17 @@ impl Applier {
     }
 
     fn answer(&mut self, outcomes: Vec<Applied>) {
-        for Applied { id, outcome } in outcomes {
-            if let Some(waiter) = self.waiters.take(id) {
+        let mut too_many = None;
+        for Applied { id, cost, outcome } in outcomes {
+            let waiter = self.waiters.take(id);
+            if !self.room.charge(cost) {
+                too_many.get_or_insert_with(Vec::new).extend(waiter);
+            } else if let Some(waiter) = waiter {
                 waiter(outcome);
             }
+        }
+        if let Some(waiters) = too_many {
+            self.room.turn_away(waiters);
         }
     }
 

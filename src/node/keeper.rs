@@ -119,8 +119,8 @@ impl Keeper {
             self.forget(&mut work, Instant::now());
             self.compact(&mut work)?;
             self.flush(&mut work, Instant::now())?;
-            self.copy(&mut work)?;
-            self.status.set_size(self.engine.size()?);
+            self.copy(&mut work);
+            self.status.measure(self.engine.as_ref())?;
         }
     }
 
@@ -201,17 +201,28 @@ impl Keeper {
         Ok(())
     }
 
-    /// Makes a copy of the database for members that need more than the log still has.
-    pub fn copy(&self, work: &mut Work) -> Result<(), Halt> {
+    /// Makes a copy of the database for members that need more than the log still has. If that fails, they ask again.
+    pub fn copy(&self, work: &mut Work) {
         if !std::mem::take(&mut work.copy_wanted) {
-            return Ok(());
+            return;
         }
         work.copies_made += 1;
         let path = self.copies.join(work.copies_made.to_string());
-        let offer = Offer::make(self.engine.as_ref(), path)?;
-        tracing::info!(index = offer.at.index, term = offer.at.term, "made a snapshot for a member that is behind");
-        let _ = self.raft.send(Input::Offer(Arc::new(offer)));
-        Ok(())
+        let offer = match Offer::make(self.engine.as_ref(), path) {
+            Ok(offer) => {
+                tracing::info!(
+                    index = offer.at.index,
+                    term = offer.at.term,
+                    "made a snapshot for a member that is behind"
+                );
+                Some(Arc::new(offer))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot make a snapshot for a member that is behind");
+                None
+            }
+        };
+        let _ = self.raft.send(Input::Offer(offer));
     }
 
     /// Flushes when enough has gathered, then lets the log be cut below what is durable.

@@ -16,17 +16,18 @@
 //! * A thread that fails ends the process: a dead node is ordinary to its cluster, a half-dead one is not.
 
 pub mod applier;
+pub mod changes;
 pub mod data_dir;
 pub mod databases;
 pub mod driver;
 pub mod identity;
-pub mod inbox;
 pub mod keeper;
 pub mod links;
 pub mod log;
 pub mod peers;
 pub mod replica;
 pub mod retention;
+pub mod room;
 pub mod shell;
 pub mod snapshot;
 pub mod status;
@@ -45,8 +46,8 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
-use raft::eraftpb::ConfChange;
 
+pub use crate::inbox;
 use crate::{
     error::{Error, Halt},
     state::{Command, Kind, Machine, Progress, Readers},
@@ -63,6 +64,7 @@ use log::{LogStore, MemoryLog, Position, Recovered};
 use peers::{Nobody, Peer, Post};
 use replica::{Life, Replica, Timing};
 use retention::Policy;
+use room::Room;
 use shell::{Core, guarded};
 use snapshot::{Giving, Shelf, conf_state};
 use status::Status;
@@ -83,6 +85,8 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// Entries kept behind the applied index when the log is cut.
     pub catchup_entries: u64,
+    /// The log in memory may grow to this for the sake of members that are behind.
+    pub laggard_log_bytes: usize,
     /// The size that the database may have.
     pub quota: Quota,
     /// What the keeper does when.
@@ -178,7 +182,7 @@ pub struct Node {
     stores: Arc<ArcSwap<Stores>>,
     links: Arc<Links>,
     backlog: u64,
-    quota: Quota,
+    room: Arc<Room>,
 }
 
 /// The rooms of a node, wired to each other and at rest: a thread for each of them, or one for many.
@@ -215,16 +219,16 @@ impl Node {
     pub fn assemble(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Rooms), Halt> {
         let Parts { engine, machine, publisher, mut log, mut recovered, post, .. } = parts;
         let Progress { index, term, .. } = machine.applied();
-        let applied = Position { index, term };
-        finish_install(log.as_mut(), &mut recovered, applied)?;
-        recovered.check_applied(applied)?;
+        let reached = Position { index, term };
+        finish_install(log.as_mut(), &mut recovered, reached)?;
+        recovered.check_applied(reached)?;
         let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().electorate()));
         let life = Life { member: settings.member_id, number: settings.ids.next() };
         let replica = Replica::new(life, index, memory, settings.timing, &parts.logger)?;
         let status = Arc::new(Status::default());
         status.set_applied(index, term);
         status.set_unflushed(recovered.bytes_behind(index));
-        status.set_size(engine.size()?);
+        status.measure(engine.as_ref())?;
         // What lies on disk needs no flush: a node that dies young again and again still gets rid of its log.
         let _ = raft.send(Input::Durable(index));
         let keeper = Arc::new(Inbox::default());
@@ -232,6 +236,8 @@ impl Node {
         let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
         let times = Times { tick, election_timeout: tick * election_ticks, patience: settings.request_timeout };
         let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids.clone()));
+        let (id, ids) = (settings.member_id, settings.ids.clone());
+        let room = Arc::new(Room::new(settings.quota, id, status.clone(), raft.clone(), ids));
         let stores = Stores { readers: machine.readers(), engine: engine.clone() };
         let stores = Arc::new(ArcSwap::from_pointee(stores));
         let node = Arc::new(Self {
@@ -242,7 +248,7 @@ impl Node {
             stores: stores.clone(),
             links: parts.links.clone(),
             backlog: settings.backlog,
-            quota: settings.quota,
+            room: room.clone(),
         });
         let keys = machine.shared().clone();
         let driver = Driver {
@@ -257,6 +263,7 @@ impl Node {
             tick,
             election_ticks: u64::from(election_ticks),
             catchup_entries: settings.catchup_entries,
+            laggard_log_bytes: settings.laggard_log_bytes,
             id: settings.member_id,
             farewell: parts.farewell,
             arrived: None,
@@ -281,7 +288,7 @@ impl Node {
                 election_timeout: tick * election_ticks,
                 elected_at: None,
             },
-            quota: settings.quota,
+            room,
             slow: settings.slow_apply,
         };
         if applier.machine.members().iter().next().is_some() {
@@ -309,8 +316,9 @@ impl Node {
         }
     }
 
-    /// Proposes a change of the members: the entry's bytes travel inside raft's own kind of change.
-    pub fn change_members(&self, id: u64, change: ConfChange, waiter: ProposalWaiter) {
+    /// Proposes an entry that changes who votes or learns: it travels inside raft's own kind of change.
+    pub fn change_members(&self, id: u64, entry: Bytes, waiter: ProposalWaiter) {
+        let change = changes::for_raft(entry).expect("only what changes the members is proposed as such a change");
         if let Err(Input::Change { waiter, .. }) = self.raft.send(Input::Change { id, change, waiter }) {
             waiter(Err(Error::Stopped));
         }
@@ -384,15 +392,19 @@ impl Node {
     /// Whether something of this cost still fits into this member's database.
     #[must_use]
     pub fn has_room_for(&self, cost: u64) -> bool {
-        self.quota.admits(cost, self.status.total_bytes())
+        self.room.has_room_for(cost)
+    }
+
+    /// Raises the alarm that this member has no room left, then tells the waiter.
+    pub fn turn_away(&self, waiter: ProposalWaiter) {
+        self.room.turn_away(vec![waiter]);
     }
 
     /// Rewrites the database's files until removed data takes no room, and measures again.
     pub fn reclaim(&self) -> Result<(), Halt> {
         let engine = self.engine();
         engine.reclaim()?;
-        self.status.set_size(engine.size()?);
-        Ok(())
+        self.status.measure(engine.as_ref())
     }
 
     /// Asks all threads to finish what they have and end.

@@ -20,7 +20,7 @@ use super::{
     inbox::Inbox,
     writer::{LogTask, LogWriter},
 };
-use crate::error::Halt;
+use crate::{error::Halt, metrics::METRICS};
 
 /// The three rooms that agree, keep promises, and change the state.
 pub struct Core {
@@ -110,6 +110,7 @@ impl Core {
         let arrived = self.driver.arrived.take().filter(|arrived| arrived.index == install.at.index);
         let Arrived { incoming, done, .. } = arrived.expect("raft accepts only the snapshot that it was shown last");
         tracing::info!(index = install.at.index, term = install.at.term, "installing a snapshot");
+        METRICS.snapshots_under_way.set(1);
         self.writer.install(&install, incoming.adopt)?;
         self.applier.restore(incoming.machine);
         self.driver.status.set_unflushed(0);
@@ -119,6 +120,7 @@ impl Core {
         let mut inputs = Vec::new();
         self.driver.inbox.drain(&mut inputs);
         self.driver.take(&mut inputs, 0);
+        METRICS.snapshots_under_way.set(0);
         done(true);
         tracing::info!(index = install.at.index, "installed a snapshot");
         Ok(())

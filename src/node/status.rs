@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::metrics;
+use crate::{error::Halt, metrics, storage::Engine};
 
 /// The node in numbers.
 #[derive(Debug, Default)]
@@ -18,8 +18,12 @@ pub struct Status {
     applied_term: AtomicU64,
     /// Whether this member leads a cluster that has no other voter, and has caught up.
     rules_alone: AtomicBool,
+    is_learner: AtomicBool,
     /// Bytes that the log has taken since the last flush of the database, by an earlier life of this member too.
     unflushed_log_bytes: AtomicU64,
+    /// What was ever written, as the quota charges for it, and how much of that is in the last measurement.
+    written_bytes: AtomicU64,
+    measured_bytes: AtomicU64,
     total_bytes: AtomicI64,
     in_use_bytes: AtomicI64,
 }
@@ -70,9 +74,21 @@ impl Status {
         self.rules_alone.load(Ordering::Acquire)
     }
 
+    /// Whether this member is in the cluster and only learns.
+    pub fn is_learner(&self) -> bool {
+        self.is_learner.load(Ordering::Relaxed)
+    }
+
     /// Size of the database, as last measured.
     pub fn total_bytes(&self) -> i64 {
         self.total_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Size of the database by now: as last measured, and what was written since.
+    pub fn estimated_bytes(&self) -> i64 {
+        let measured = self.measured_bytes.load(Ordering::Acquire);
+        let since = self.written_bytes.load(Ordering::Relaxed).saturating_sub(measured);
+        self.total_bytes().saturating_add_unsigned(since)
     }
 
     /// The part of it that holds data, as last measured.
@@ -101,6 +117,11 @@ impl Status {
         metrics::leader_changed(before, leader);
     }
 
+    pub(super) fn set_is_learner(&self, learner: bool) {
+        self.is_learner.store(learner, Ordering::Relaxed);
+        metrics::METRICS.is_learner.set(i64::from(learner));
+    }
+
     pub(super) fn set_rules_alone(&self, alone: bool) {
         self.rules_alone.store(alone, Ordering::Release);
     }
@@ -118,9 +139,18 @@ impl Status {
         self.applied.store(index, Ordering::Release);
     }
 
-    pub(super) fn set_size(&self, size: crate::storage::Size) {
+    /// Something of this cost was written. It is in the database already, so no measurement misses it.
+    pub(super) fn wrote(&self, cost: u64) {
+        self.written_bytes.fetch_add(cost, Ordering::Relaxed);
+    }
+
+    pub(super) fn measure(&self, engine: &dyn Engine) -> Result<(), Halt> {
+        let written = self.written_bytes.load(Ordering::Relaxed);
+        let size = engine.size()?;
         self.total_bytes.store(size.total_bytes.cast_signed(), Ordering::Relaxed);
         self.in_use_bytes.store(size.in_use_bytes.cast_signed(), Ordering::Relaxed);
+        self.measured_bytes.store(written, Ordering::Release);
+        Ok(())
     }
 
     pub(super) fn logged(&self, bytes: u64, write: Duration, sync: Duration) {

@@ -148,7 +148,8 @@ impl Waiters {
     pub fn expire(&mut self, now: Instant, why: impl Fn(Instant) -> Error) {
         while let Some((deadline, id)) = self.deadlines.pop_front_if(|&mut (deadline, _)| deadline <= now) {
             if let Some(waiter) = self.proposals.remove(&id) {
-                waiter(Err(why(deadline - self.patience)));
+                let since = deadline.checked_sub(self.patience).expect("this is how the deadline was made");
+                waiter(Err(why(since)));
             }
         }
         self.reads.expire(now);

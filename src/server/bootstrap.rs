@@ -1,67 +1,155 @@
-//! The first start of a member.
+//! The first start of a member: what it begins with, and laying that down.
+//!
+//! Founders of a cluster all begin with the same, without having talked: the table of members, and a log that looks as if an
+//! entry for each of them had been written, committed and forgotten. A member that joins begins with nothing but whom to
+//! talk to, and is given everything else.
+//!
+//! Nothing is written before everything is known, and then all of it at once.
 
-use super::Failure;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::{Failure, joining};
 use crate::{
-    config::{ClusterState, FirstStart},
+    config::{ClusterState, Config, FirstStart},
     error::Halt,
     node::{
         data_dir::{self, DataDir},
         identity::{ClusterId, MemberId},
         log::{self, Identity, Position, SegmentLog},
     },
+    peer::Client,
     proto::etcdserverpb::Member,
     state::{Machine, Members},
     storage::rocks::Rocks,
 };
 
-/// What a member begins with. The founders of a cluster all begin with the same, without having talked.
-struct Origin {
-    identity: Identity,
-    members: Members,
-    at: Position,
+/// How long others get to say that a cluster is there already.
+const GUARD: Duration = Duration::from_secs(1);
+
+/// What a member begins with.
+pub struct Origin {
+    /// Who it is.
+    pub identity: Identity,
+    /// The members, for who founds a cluster with them.
+    pub members: Vec<Member>,
+    /// The members, for who has yet to be told so by the log.
+    pub introduced: Vec<Member>,
+    /// Where its log begins.
+    pub at: Position,
 }
 
-/// A founder's first start: identity, log and database, all or nothing.
-pub fn found_cluster(first: &FirstStart, directory: &DataDir) -> Result<(), Failure> {
-    if first.state == ClusterState::Existing {
-        return Err(Failure::Refused("joining a running cluster is not supported yet".to_owned()));
+/// Finds out what a member without data begins with. Touches nothing.
+pub async fn origin(config: &Config, client: &Client, patience: Duration) -> Result<Origin, Failure> {
+    let first = config.first_start().map_err(Failure::Refused)?;
+    match first.state {
+        ClusterState::New => {
+            let origin = founders(&first)?;
+            refuse_to_found_twice(&first, origin.identity.member_id, client).await?;
+            Ok(origin)
+        }
+        ClusterState::Existing => {
+            joining::newcomer(&first, config.max_learners, client, patience).await.map_err(Failure::Refused)
+        }
     }
-    let origin = founders(first)?;
-    let Identity { cluster_id, member_id } = origin.identity;
-    tracing::info!(
-        {
-            "cluster-id" = format_args!("{cluster_id:x}"),
-            "local-member-id" = format_args!("{member_id:x}"),
-            members = origin.at.index
-        },
-        "founding a cluster"
-    );
-    Ok(lay_down(&origin, directory)?)
 }
 
-/// As if an entry for each member had been written, committed and forgotten: the first election is in term 2.
+/// The first election will be in term 2, as in etcd.
 fn founders(first: &FirstStart) -> Result<Origin, Failure> {
     let id_of = |urls: &[_]| MemberId::of_first(urls, &first.token);
-    let ids: Vec<MemberId> = first.members.values().map(|urls| id_of(urls)).collect();
-    let members = Members::new(first.members.values().map(|urls| Member {
-        id: id_of(urls).get(),
-        peer_ur_ls: urls.iter().map(ToString::to_string).collect(),
-        ..Member::default()
-    }));
-    let own = id_of(first.own_urls());
-    if members.iter().count() < ids.len() {
-        return Err(Failure::Refused(format!("member exists with identical ID {own}")));
+    let mut members: Vec<Member> = Vec::new();
+    for urls in first.members.values() {
+        let id = id_of(urls);
+        if members.iter().any(|member| member.id == id.get()) {
+            return Err(Failure::Refused(format!("member exists with identical ID {id}")));
+        }
+        let peer_ur_ls = urls.iter().map(ToString::to_string).collect();
+        members.push(Member { id: id.get(), peer_ur_ls, ..Member::default() });
     }
-    let identity = Identity { cluster_id: ClusterId::of_founders(&ids).get(), member_id: own.get() };
-    Ok(Origin { identity, members, at: Position { index: ids.len() as u64, term: 1 } })
+    let ids: Vec<MemberId> = first.members.values().map(|urls| id_of(urls)).collect();
+    let identity =
+        Identity { cluster_id: ClusterId::of_founders(&ids).get(), member_id: id_of(first.own_urls()).get() };
+    Ok(Origin { identity, members, introduced: Vec::new(), at: Position { index: ids.len() as u64, term: 1 } })
 }
 
-fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
-    let Origin { identity, members, at } = origin;
+/// A member whose data was lost must not found its cluster again: it has promised things that it does not remember. If the
+/// others know a member of this ID that has served clients, this is it. Silence is fine: they may not have started.
+async fn refuse_to_found_twice(first: &FirstStart, own: u64, client: &Client) -> Result<(), Failure> {
+    let mut asking = JoinSet::new();
+    for url in first.urls_of_others() {
+        let client = client.clone();
+        asking.spawn(async move { client.members(url.as_str(), GUARD).await });
+    }
+    while let Some(answer) = asking.join_next().await {
+        let Ok(Ok((_, members))) = answer else { continue };
+        if members.iter().any(|member| member.id == own && !member.client_ur_ls.is_empty()) {
+            return Err(Failure::Refused(format!("member {own:x} has already been bootstrapped")));
+        }
+        break;
+    }
+    Ok(())
+}
+
+/// Writes a member's first files, all or none.
+pub fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
+    let Origin { identity, members, introduced, at } = origin;
+    tracing::info!(
+        {
+            "cluster-id" = format_args!("{:x}", identity.cluster_id),
+            "local-member-id" = format_args!("{:x}", identity.member_id),
+            founders = members.len(),
+            introduced = introduced.len()
+        },
+        "first start of this member"
+    );
     let hard_state = raft::eraftpb::HardState { term: at.term, commit: at.index, ..Default::default() };
     directory.initialise(|draft| {
         SegmentLog::create(&log::Place::new(data_dir::log_in(draft)), *identity, *at, &hard_state)?;
         let engine = Rocks::open(&data_dir::db_in(draft))?;
-        Machine::bootstrap(&engine, identity.cluster_id, members, (at.index, at.term))
+        Members::introduce(&engine, introduced)?;
+        Machine::bootstrap(&engine, identity.cluster_id, &Members::new(members.iter().cloned()), (at.index, at.term))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{proto::etcdserverpb::Member, urls::Url};
+
+    fn first(members: &[(&str, &str)], name: &str) -> FirstStart {
+        FirstStart {
+            state: ClusterState::New,
+            name: name.to_owned(),
+            members: members
+                .iter()
+                .map(|(name, urls)| ((*name).to_owned(), urls.split(',').map(|url| Url::parse(url).unwrap()).collect()))
+                .collect(),
+            token: "etcd-cluster-1".to_owned(),
+        }
+    }
+
+    #[test]
+    fn founders_begin_alike() {
+        let members =
+            [("a", "http://127.0.0.1:12380"), ("b", "http://127.0.0.1:22380"), ("c", "http://127.0.0.1:32380")];
+        let origins = ["a", "b", "c"].map(|name| founders(&first(&members, name)).unwrap());
+        let ids = origins.each_ref().map(|origin| format!("{:x}", origin.identity.member_id));
+        assert_eq!(ids, ["8211f1d0f64f3269", "91bc3c398fb3c146", "fd422379fda50e48"]);
+        for origin in &origins {
+            assert_eq!(format!("{:x}", origin.identity.cluster_id), "ef37ad9dc622a7c4");
+            assert_eq!(origin.at, Position { index: 3, term: 1 });
+            assert_eq!(origin.members, origins[0].members);
+        }
+        let urls: Vec<&Member> = origins[0].members.iter().collect();
+        assert!(urls.iter().all(|member| member.name.is_empty() && member.peer_ur_ls.len() == 1));
+    }
+
+    #[test]
+    fn two_founders_cannot_have_the_same_id() {
+        // The digest is over all URLs in one piece.
+        let twins = [("a", "http://a:1,http://b:2"), ("b", "http://b:2,http://a:1")];
+        let refusal = founders(&first(&twins, "a")).err().unwrap().to_string();
+        assert!(refusal.starts_with("member exists with identical ID "), "{refusal}");
+    }
 }

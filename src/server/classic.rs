@@ -17,16 +17,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tower::ServiceExt;
 
 use super::front::Outcome;
-use crate::api::{Table, grpc, table::Handler, unary, unary::UnaryBody};
+use crate::{
+    api::{Table, grpc, table::Handler, unary, unary::UnaryBody},
+    config::Config,
+};
 
 /// Streams of one connection and the connection itself may have so much under way.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Larger header lists are refused.
 const HEADER_LIST_BYTES: u32 = 64 << 10;
-/// The server asks a silent client whether it is still there.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the head of a request may take.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(5);
 
@@ -97,18 +97,18 @@ impl http_body::Body for Body {
 }
 
 /// The server that speaks both.
-pub fn builder(max_streams: u32) -> auto::Builder<TokioExecutor> {
+pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(max_streams)
+        .max_concurrent_streams(config.max_concurrent_streams)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADER_LIST_BYTES)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        .keep_alive_interval(config.bounds.keepalive_interval)
+        .keep_alive_timeout(config.bounds.keepalive_timeout);
     builder
 }
 

@@ -10,13 +10,17 @@ use crate::{
         transport,
     },
     state::Machine,
-    storage::{Engine, rocks::Rocks},
+    storage::{
+        Engine,
+        rocks::{Caches, Rocks},
+    },
 };
 
 /// The databases of this member, and how they are opened.
 pub struct Depot {
     pub databases: Databases,
     pub value_cache_bytes: u64,
+    pub caches: Caches,
 }
 
 impl transport::Depot for Depot {
@@ -25,7 +29,7 @@ impl transport::Depot for Depot {
     }
 
     fn open(&self, files: Scratch) -> Result<Incoming, Halt> {
-        let engine: Arc<dyn Engine> = Arc::new(Rocks::open(files.path())?);
+        let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(files.path(), self.caches)?);
         let machine = Machine::open(engine, self.value_cache_bytes)?;
         let databases = self.databases.clone();
         let adopt = Box::new(move || {

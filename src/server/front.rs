@@ -4,7 +4,7 @@
 //! on; the preface of HTTP/2, which goes to our own loop; anything else is HTTP/1.1, which hyper serves. With
 //! `--grpc-server=tonic` hyper serves both.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper_util::{
@@ -14,27 +14,26 @@ use hyper_util::{
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
+    sync::OwnedSemaphorePermit,
 };
 
 use super::{
     Failure,
     classic::{self, Service},
+    listen::{Connection, Listener, Slots},
     own::Everything,
     tls::Tls,
 };
 use crate::{
-    config::{
-        Config,
-        front::GrpcServer,
-        urls::{Place, Url},
-    },
+    config::{Config, front::GrpcServer},
     http2::{
         limits::Limits,
         lobby::{Lobby, Seat},
         service,
         task::Task,
     },
+    urls::{Place, Url},
 };
 
 /// What a TLS handshake begins with.
@@ -43,15 +42,13 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const HTTP2: &[u8] = b"PRI";
 /// Who connects and says nothing for so long is sent away.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Descriptors that are not for clients.
-const OTHER_DESCRIPTORS: u64 = 150;
 
 /// How a connection ended.
 pub type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// A port, and what may be spoken there.
 pub struct Port {
-    listener: TcpListener,
+    listener: Listener,
     place: Place,
     is_plain: bool,
     is_secure: bool,
@@ -60,10 +57,13 @@ pub struct Port {
 impl Port {
     /// Says where clients are served.
     pub fn announce(&self) {
-        let address = self.listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+        let address = self.listener.address();
         if self.is_plain {
-            let message = "serving client traffic insecurely; this is strongly discouraged!";
-            tracing::info!(traffic = "grpc+http", address, "{message}");
+            tracing::info!(
+                traffic = "grpc+http",
+                address,
+                "serving client traffic insecurely; this is strongly discouraged!"
+            );
         }
         if self.is_secure {
             tracing::info!(traffic = "grpc+http", address, "serving client traffic securely");
@@ -72,7 +72,7 @@ impl Port {
 }
 
 /// Listens on every address once: one that is named with and without TLS speaks both.
-pub async fn bind_all(urls: &[Url]) -> Result<Vec<Port>, Failure> {
+pub async fn bind_all(urls: &[Url], shares_port: bool) -> Result<Vec<Port>, Failure> {
     let mut ports: Vec<Port> = Vec::new();
     for url in urls {
         match ports.iter_mut().find(|port| port.place == *url.place()) {
@@ -81,7 +81,7 @@ pub async fn bind_all(urls: &[Url]) -> Result<Vec<Port>, Failure> {
                 port.is_secure |= url.is_secure();
             }
             None => ports.push(Port {
-                listener: bind(url).await?,
+                listener: Listener::bind(url, shares_port).await?,
                 place: url.place().clone(),
                 is_plain: !url.is_secure(),
                 is_secure: url.is_secure(),
@@ -89,16 +89,6 @@ pub async fn bind_all(urls: &[Url]) -> Result<Vec<Port>, Failure> {
         }
     }
     Ok(ports)
-}
-
-pub async fn bind(url: &Url) -> Result<TcpListener, Failure> {
-    match url.place() {
-        Place::Tcp { host, port } => {
-            let address = format!("{host}:{port}");
-            TcpListener::bind(&address).await.map_err(|source| Failure::Bind { address, source })
-        }
-        Place::Unix(_) => Err(Failure::Refused(format!("{}: unix sockets are not supported yet", url.as_str()))),
-    }
 }
 
 /// Everything that a connection is served with.
@@ -113,8 +103,8 @@ pub struct Door {
 }
 
 impl Door {
-    /// Reads what TLS needs.
-    pub fn new(config: &Config, service: Service) -> Result<Self, Failure> {
+    /// Closed, so far.
+    pub fn new(config: &Config, tls: Option<Tls>, service: Service) -> Self {
         let own: Option<Arc<dyn service::Service>> = match config.front.grpc_server {
             GrpcServer::Own => Some(Arc::new(Everything::new(&service.table, service.router.clone()))),
             GrpcServer::Tonic => None,
@@ -125,38 +115,43 @@ impl Door {
             max_message: service.table.api().limits.max_message_bytes(),
             max_held: config.front.max_connection_bytes,
             max_held_in_all: config.front.max_held_bytes,
-            max_connections: config.front.max_connections.unwrap_or_else(possible_connections),
+            keepalive_interval: config.bounds.keepalive_interval,
+            keepalive_timeout: config.bounds.keepalive_timeout,
             ..Limits::default()
         };
-        Ok(Self {
-            tls: config.front.tls.as_ref().map(Tls::open).transpose()?,
+        Self {
+            tls,
             own,
             lobby: Lobby::new(limits),
-            hyper: classic::builder(config.max_concurrent_streams),
+            hyper: classic::builder(config),
             graceful: Mutex::new(Some(GracefulShutdown::new())),
             service,
-        })
+        }
     }
 
     /// Accepts until it is told to stop.
-    pub async fn accept(self: Arc<Self>, port: Port, mut stopped: tokio::sync::watch::Receiver<()>) {
+    pub async fn accept(self: Arc<Self>, port: Port, slots: Slots, mut stopped: tokio::sync::watch::Receiver<()>) {
+        let spoken = (port.is_plain, port.is_secure);
         loop {
             let accepted = tokio::select! {
                 accepted = port.listener.accept() => accepted,
                 _ = stopped.changed() => return,
             };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let Some(seat) = self.lobby.enter() else { continue };
-                    let _ = stream.set_nodelay(true);
-                    tokio::spawn(serve(self.clone(), (port.is_plain, port.is_secure), stream, peer, seat));
-                }
+            let connection = match accepted {
+                Ok(connection) => connection,
                 Err(error) => {
                     // Out of descriptors, most likely: what is open goes on, and closing some makes room.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
                 }
-            }
+            };
+            let slot = tokio::select! {
+                slot = slots.take() => slot,
+                _ = stopped.changed() => return,
+            };
+            let Some(seat) = self.lobby.enter() else { return };
+            tokio::spawn(attend(self.clone(), spoken, connection, seat, slot));
         }
     }
 
@@ -200,7 +195,10 @@ impl Door {
         }
     }
 
-    async fn serve_plain(&self, mut stream: TcpStream, seat: Seat) -> Outcome {
+    async fn serve_plain<S>(&self, mut stream: S, seat: Seat) -> Outcome
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         if self.own.is_none() {
             return self.serve_classic(stream).await;
         }
@@ -212,29 +210,45 @@ impl Door {
         self.serve_stream(stream, first, is_http2, seat).await
     }
 
-    async fn serve_tls(&self, tls: &Tls, stream: TcpStream, peer: SocketAddr, seat: Seat) -> Outcome {
+    async fn serve_tls<S>(&self, tls: &Tls, stream: S, peer: String, seat: Seat) -> Outcome
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         match tls.accept(stream).await {
             Ok((stream, is_http2)) => self.serve_stream(stream, Bytes::new(), is_http2, seat).await,
             Err(error) => {
-                tracing::warn!({ "remote-addr" = %peer, error = %error }, "rejected connection on client endpoint");
+                tracing::warn!({ "remote-addr" = peer, error = %error }, "rejected connection on client endpoint");
                 Ok(())
             }
         }
     }
+
+    async fn serve(&self, (is_plain, is_secure): (bool, bool), connection: Connection, seat: Seat) -> Outcome {
+        let tls = self.tls.as_ref().filter(|_| is_secure);
+        match (connection, tls) {
+            (Connection::Tcp(stream), Some(tls)) if !is_plain || speaks_tls(&stream).await? => {
+                let peer = stream.peer_addr().map_or_else(|_| String::new(), |address| address.to_string());
+                self.serve_tls(tls, stream, peer, seat).await
+            }
+            (Connection::Tcp(stream), _) => self.serve_plain(stream, seat).await,
+            (Connection::Unix(stream), Some(tls)) if !is_plain => {
+                self.serve_tls(tls, stream, String::new(), seat).await
+            }
+            (Connection::Unix(stream), _) => self.serve_plain(stream, seat).await,
+        }
+    }
 }
 
-/// Serves one connection to its end.
-async fn serve(door: Arc<Door>, (is_plain, is_secure): (bool, bool), stream: TcpStream, peer: SocketAddr, seat: Seat) {
-    let outcome = match &door.tls {
-        Some(tls) if is_secure => match if is_plain { speaks_tls(&stream).await } else { Ok(true) } {
-            Ok(true) => door.serve_tls(tls, stream, peer, seat).await,
-            Ok(false) => door.serve_plain(stream, seat).await,
-            Err(error) => Err(error.into()),
-        },
-        _ => door.serve_plain(stream, seat).await,
-    };
-    if let Err(error) = outcome {
-        tracing::debug!(%peer, %error, "a connection ended badly");
+/// Serves one connection to its end. Its slot is free then.
+async fn attend(
+    door: Arc<Door>,
+    spoken: (bool, bool),
+    connection: Connection,
+    seat: Seat,
+    _slot: OwnedSemaphorePermit,
+) {
+    if let Err(error) = door.serve(spoken, connection, seat).await {
+        tracing::debug!(%error, "a connection ended badly");
     }
 }
 
@@ -245,7 +259,7 @@ async fn speaks_tls(stream: &TcpStream) -> io::Result<bool> {
 }
 
 /// What a client says first, as far as it takes to tell what it speaks.
-async fn first_bytes(stream: &mut TcpStream) -> io::Result<Bytes> {
+async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
     let mut first = Vec::with_capacity(4096);
     while first.len() < HTTP2.len() && HTTP2.starts_with(&first) {
         if stream.read_buf(&mut first).await? == 0 {
@@ -261,10 +275,4 @@ fn may_be_http1(first: &[u8]) -> bool {
     let line = first[..end].trim_ascii_end();
     // Blank lines may come before it.
     line.is_empty() || line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")
-}
-
-/// Most connections that leave some descriptors for ourselves.
-fn possible_connections() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(limit.saturating_sub(OTHER_DESCRIPTORS).max(1)).unwrap_or(usize::MAX)
 }

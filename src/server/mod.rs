@@ -4,22 +4,30 @@ mod bootstrap;
 mod classic;
 mod depot;
 mod front;
+mod joining;
+mod listen;
 mod own;
 mod peers;
 mod publish;
 mod routes;
+mod signals;
+mod takeover;
 mod tls;
+mod versions;
+mod words;
 
 use std::{
     io,
     process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::signal::unix::SignalKind;
+
 use crate::{
-    api::{self, Api, Limits, Table, header::Header, pool::Pool},
-    config::{AutoCompaction, Config},
+    api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool, slow::Slow},
+    config::{AutoCompaction, Config, gates::Gate},
     error::{Error, Halt},
     logging,
     node::{
@@ -31,28 +39,30 @@ use crate::{
         keeper::Habits,
         links::Links,
         log::{self, SegmentLog},
+        peers::Peer,
         replica::Timing,
         retention::Policy,
         snapshot::Shelf,
         transport::{self, Transport},
     },
-    state::Machine,
-    storage::{Engine, rocks::Rocks},
+    peer::Client,
+    state::{Machine, Members},
+    storage::{
+        Engine,
+        rocks::{Caches, Rocks},
+    },
     watch,
 };
-use bootstrap::found_cluster;
 use classic::Service;
 use depot::Depot;
-use front::{Door, bind, bind_all};
+use front::{Door, Port, bind_all};
+use listen::{Slots, bind_for_members};
 use publish::publish;
+use signals::StopSignal;
+use tls::Tls;
 
-/// Flush the database when the log has grown by so much, or after so long: what a restart has to replay.
-const FLUSH_AFTER_BYTES: u64 = 32 << 20;
-const FLUSH_AFTER: Duration = Duration::from_mins(1);
 /// What every request may take beyond two election timeouts.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Entries between commit and apply that are too many.
-const BACKLOG: u64 = 5000;
 /// How long clients get to end their calls when the server stops.
 const DRAIN: Duration = Duration::from_millis(500);
 /// What etcd takes for a quota of zero.
@@ -61,8 +71,6 @@ const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
 /// To connect to a member, on top of an election timeout.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// A copy of the database goes to another member no faster than this.
-const SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -74,9 +82,9 @@ pub enum Failure {
     #[error("{0}")]
     Refused(String),
     /// An address.
-    #[error("listen tcp {address}: bind: {}", plain(.source))]
+    #[error("listen {address}: bind: {}", plain(.source))]
     Bind {
-        /// Where we wanted to listen.
+        /// The network, and where in it we wanted to listen.
         address: String,
         /// What the system said.
         source: io::Error,
@@ -96,62 +104,135 @@ pub fn run(config: &Config) -> ExitCode {
         Err(error) => return logging::fatal("discovery failed", error),
     };
     match runtime.block_on(serve(config)) {
-        Ok(()) => {
+        Ok(signal) => {
             runtime.shutdown_timeout(Duration::from_millis(100));
-            ExitCode::SUCCESS
+            signal.map_or(ExitCode::SUCCESS, signals::end_by)
         }
         Err(failure) => logging::fatal("discovery failed", failure),
     }
 }
 
-async fn serve(config: &Config) -> Result<(), Failure> {
+/// Serves until the end; returns the signal that it was told to stop with, if it was.
+async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
+    let client = Client::new(DIAL_TIMEOUT + config.election_timeout);
+    let origin = || bootstrap::origin(config, &client, request_timeout(config));
     let begins = !DataDir::looks_initialised(&config.data_dir);
-    // Checked before anything is touched.
-    let first = if begins { Some(config.first_start().map_err(Failure::Refused)?) } else { None };
-    let ports = bind_all(&config.listen_client_urls).await?;
+    // Before anything is touched, and before others who start can take an open port for a member that may answer.
+    let known = if begins { Some(origin().await?) } else { None };
+    let tls = config.front.tls.as_ref().map(Tls::open).transpose()?;
+    let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
     let mut peer_listeners = Vec::new();
     for url in &config.listen_peer_urls {
-        peer_listeners.push(bind(url).await?);
+        peer_listeners.push(bind_for_members(url, config.socket_reuse_port).await?);
     }
+    let slots = Slots::new(config.bounds.max_connections)?;
     let mut stop =
         StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let directory = DataDir::open(&config.data_dir)?;
-    if !directory.is_initialised() {
-        let first = first.map_or_else(|| config.first_start().map_err(Failure::Refused), Ok)?;
-        found_cluster(&first, &directory)?;
+    words::starting(config, directory.is_initialised());
+    if directory.is_initialised() {
+        if config.force_new_cluster {
+            takeover::become_sole_member(&directory)?;
+        }
+    } else {
+        let origin = match known {
+            Some(origin) => origin,
+            None => origin().await?,
+        };
+        bootstrap::lay_down(&origin, &directory)?;
     }
     let (removed, mut is_removed) = tokio::sync::watch::channel(false);
-    let floors = build(config, &directory, Arc::new(move || _ = removed.send_replace(true)))?;
-    // HTTP between members comes with the members' own routes.
-    peers::listen(peer_listeners, &floors.transport, |_stream| ())?;
-    publish(config, &floors).await?;
-    tracing::info!("ready to serve client requests");
-    let service = Service { table: Arc::new(Table::new(floors.api.clone())), router: routes::routes(&floors.api) };
-    let door = Arc::new(Door::new(config, service)?);
-    let (stopping, stopped) = tokio::sync::watch::channel(());
-    let mut accepting = tokio::task::JoinSet::new();
-    for port in ports {
-        port.announce();
-        accepting.spawn(door.clone().accept(port, stopped.clone()));
-    }
+    let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true)))?;
+    let peer_routes = api::peer::router(floors.api.clone());
+    let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, peer_routes.clone()));
+    peers::listen(peer_listeners, &floors.transport, serve_http)?;
+    words::serving(config, floors.api.header.member_id());
     tokio::select! {
-        signal = stop.wait() => tracing::info!(signal, "received signal; shutting down"),
-        _ = is_removed.wait_for(|removed| *removed) => {
-            tokio::time::sleep(REMOVED_GRACE).await;
-            tracing::warn!("this member was removed from the cluster; shutting down");
+        published = publish(config, &floors.api) => {
+            published.map_err(|error| Failure::Refused(error.to_string()))?;
+        }
+        end = end(&mut stop, &mut is_removed) => {
+            floors.stop().await;
+            return match end {
+                End::Signal(signal) => Ok(Some(signal)),
+                End::Removed => Err(Failure::Refused("server is stopping: this member was removed".to_owned())),
+            };
         }
     }
-    drop(stopping);
-    accepting.join_all().await;
-    door.close();
-    floors.api.hub.stop(); // Watches end at once; their clients look for another member.
-    let _ = tokio::time::timeout(DRAIN, door.wait_until_empty()).await;
+    tokio::spawn(versions::watch_over(floors.api.clone()));
+    let doors = Doors::open(config, &floors.api, tls, ports, &slots);
+    signals::tell_ready();
+    let vigil = tokio::spawn(keep_vigil(floors.api.clone(), config.election_timeout));
+    let end = end(&mut stop, &mut is_removed).await;
+    if let End::Removed = end {
+        tokio::time::sleep(REMOVED_GRACE).await;
+    }
+    words::ending("closing", config);
+    vigil.abort();
+    doors.close(&floors.api).await;
     hand_over(config, &floors).await;
-    floors.transport.stop();
-    floors.api.node.stop();
-    let _ = tokio::task::spawn_blocking(move || floors.threads.join()).await;
-    tracing::info!({ "data-dir" = %config.data_dir.display() }, "closed etcd server");
-    Ok(())
+    floors.stop().await;
+    words::ending("closed", config);
+    Ok(match end {
+        End::Signal(signal) => Some(signal),
+        End::Removed => None,
+    })
+}
+
+/// Looks for the leader once per election timeout, for all streams that want one.
+async fn keep_vigil(api: Arc<Api>, election_timeout: Duration) {
+    loop {
+        tokio::time::sleep(election_timeout).await;
+        api.vigil.look(api.node.status().leader() != 0);
+    }
+}
+
+/// Why a member ends.
+enum End {
+    Signal(SignalKind),
+    Removed,
+}
+
+async fn end(stop: &mut StopSignal, is_removed: &mut tokio::sync::watch::Receiver<bool>) -> End {
+    let end = tokio::select! {
+        signal = stop.wait() => End::Signal(signal),
+        _ = is_removed.wait_for(|removed| *removed) => End::Removed,
+    };
+    match &end {
+        End::Signal(signal) => tracing::info!(signal = signals::name(*signal), "received signal; shutting down"),
+        End::Removed => tracing::warn!("this member was removed from the cluster; shutting down"),
+    }
+    end
+}
+
+/// Where clients come in.
+struct Doors {
+    accepting: tokio::task::JoinSet<()>,
+    door: Arc<Door>,
+    stopping: tokio::sync::watch::Sender<()>,
+}
+
+impl Doors {
+    fn open(config: &Config, api: &Arc<Api>, tls: Option<Tls>, ports: Vec<Port>, slots: &Slots) -> Self {
+        let service = Service { table: Arc::new(Table::new(api.clone())), router: routes::routes(api) };
+        let door = Arc::new(Door::new(config, tls, service));
+        let (stopping, stopped) = tokio::sync::watch::channel(());
+        let mut accepting = tokio::task::JoinSet::new();
+        for port in ports {
+            tracing::info!("ready to serve client requests");
+            port.announce();
+            accepting.spawn(door.clone().accept(port, slots.clone(), stopped.clone()));
+        }
+        Self { accepting, door, stopping }
+    }
+
+    async fn close(self, api: &Arc<Api>) {
+        drop(self.stopping);
+        self.accepting.join_all().await;
+        self.door.close();
+        api.hub.stop(); // Watches end at once; their clients look for another member.
+        let _ = tokio::time::timeout(DRAIN, self.door.wait_until_empty()).await;
+    }
 }
 
 /// Lets another voter lead before this one goes.
@@ -171,9 +252,10 @@ async fn hand_over(config: &Config, floors: &Floors) {
         }
     };
     let to = format!("{to:x}");
-    match tokio::time::timeout(REQUEST_TIMEOUT + 2 * config.election_timeout, moved).await {
-        Ok(()) => tracing::info!(to, "leadership transferred"),
-        Err(_) => tracing::warn!(to, "leadership transfer failed: another member will be elected"),
+    if tokio::time::timeout(request_timeout(config), moved).await.is_ok() {
+        tracing::info!(to, "leadership transferred");
+    } else {
+        tracing::warn!(to, "leadership transfer failed: another member will be elected");
     }
 }
 
@@ -184,21 +266,46 @@ struct Floors {
     transport: Arc<Transport>,
 }
 
-fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + Sync>) -> Result<Floors, Failure> {
+impl Floors {
+    /// Ends everything below the clients.
+    async fn stop(self) {
+        self.transport.stop();
+        self.api.node.stop();
+        let _ = tokio::task::spawn_blocking(move || self.threads.join()).await;
+    }
+}
+
+/// How long any request may take.
+fn request_timeout(config: &Config) -> Duration {
+    REQUEST_TIMEOUT + 2 * config.election_timeout
+}
+
+fn build(
+    config: &Config,
+    directory: &DataDir,
+    client: Client,
+    farewell: Arc<dyn Fn() + Send + Sync>,
+) -> Result<Floors, Failure> {
     let (log, recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
     let identity = recovered.identity;
     let databases = directory.databases();
     databases.tidy()?;
     let value_cache_bytes = config.value_cache_bytes as u64;
-    let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&databases.current()?)?);
+    let bounds = &config.bounds;
+    let caches = Caches { block_bytes: bounds.block_cache_bytes, write_bytes: bounds.write_buffer_bytes };
+    let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&databases.current()?, caches)?);
     let machine = Machine::open(engine.clone(), value_cache_bytes)?;
     let quota_bytes = match config.quota_bytes {
         None => -1,
         Some(0) => DEFAULT_QUOTA_BYTES,
         Some(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
     };
-    let watch_settings =
-        watch::Settings { progress_interval: config.watch_progress_notify_interval, ..watch::Settings::default() };
+    let watch_settings = watch::Settings {
+        ring_bytes: bounds.watch_ring_bytes,
+        pending_bytes: bounds.watch_pending_bytes,
+        progress_interval: config.watch_progress_notify_interval,
+        watches_per_stream: bounds.max_watches_per_stream,
+    };
     let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
     let member = MemberId::new(identity.member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -212,14 +319,17 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         raft: raft.clone(),
         links: links.clone(),
         shelf: shelf.clone(),
-        depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes }),
+        depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes, caches }),
         farewell: farewell.clone(),
+        hurries: config.advance_first_election,
         patience: transport::Patience {
             dial: DIAL_TIMEOUT + config.election_timeout,
             write: DIAL_TIMEOUT + 2 * config.election_timeout,
-            snapshot_rate: SNAPSHOT_BYTES_PER_SECOND,
+            snapshot_rate: bounds.snapshot_bytes_per_second,
+            queue_bytes: bounds.peer_queue_bytes,
         },
     });
+    let introduced = Members::introduced(engine.as_ref())?.into_iter().filter(|member| member.id != identity.member_id);
     let parts = Parts {
         engine,
         machine,
@@ -228,13 +338,15 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
         recovered,
         post: Arc::new(transport.clone()),
         links,
-        first_peers: Vec::new(),
+        first_peers: introduced.map(|member| Peer { id: member.id, urls: member.peer_ur_ls }).collect(),
         shelf,
         copies: databases.copies(),
         farewell,
         logger: logging::raft_logger(),
     };
     let (node, threads) = Node::start(&settings, raft, parts)?;
+    let read_threads =
+        bounds.read_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
     let api = Api {
         header: Header::new(identity.cluster_id, identity.member_id, node.status().clone()),
         node,
@@ -245,15 +357,25 @@ fn build(config: &Config, directory: &DataDir, farewell: Arc<dyn Fn() + Send + S
             min_lease_seconds: api::lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
         },
         ids,
-        pool: Pool::start(std::thread::available_parallelism().map_or(2, usize::from)),
+        pool: Pool::start(read_threads),
+        company: Company {
+            client,
+            strict: config.strict_reconfig_check,
+            max_learners: config.max_learners,
+            patience: settings.request_timeout,
+            tick: config.heartbeat_interval,
+            runtime: tokio::runtime::Handle::current(),
+        },
         quota_bytes,
-        alarm_under_way: AtomicBool::new(false),
+        vigil: Arc::default(),
+        fast_keep_alive: config.feature_gates.is_open(Gate::FastLeaseKeepAlive),
+        slow: Slow { call: config.warning_unary_request_duration, read: config.warning_apply_duration },
     };
     Ok(Floors { api: Arc::new(api), threads, transport })
 }
 
 fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: i64) -> Settings {
-    let request_timeout = REQUEST_TIMEOUT + 2 * config.election_timeout;
+    let request_timeout = request_timeout(config);
     Settings {
         member_id,
         ids,
@@ -266,6 +388,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         },
         request_timeout,
         catchup_entries: config.snapshot_catchup_entries,
+        laggard_log_bytes: config.bounds.laggard_log_bytes,
         quota: Quota { bytes: quota_bytes },
         retention: match config.auto_compaction {
             AutoCompaction::Off => Policy::All,
@@ -275,31 +398,11 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         habits: Habits {
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,
-            flush_after_bytes: FLUSH_AFTER_BYTES,
-            flush_after: FLUSH_AFTER,
+            flush_after_bytes: config.bounds.flush_log_bytes,
+            flush_after: config.bounds.flush_interval,
             flush_after_entries: config.snapshot_count,
         },
         slow_apply: config.warning_apply_duration,
-        backlog: BACKLOG,
-    }
-}
-
-/// SIGTERM or SIGINT.
-struct StopSignal {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl StopSignal {
-    fn listen() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn wait(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "terminated",
-            _ = self.interrupt.recv() => "interrupt",
-        }
+        backlog: config.bounds.max_apply_backlog,
     }
 }

@@ -1,6 +1,6 @@
 //! The method table and the routes behind it, as our own loop sees them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http_body_util::BodyExt;
 use tower::ServiceExt;
@@ -10,7 +10,7 @@ use crate::{
         Table,
         table::{self, Handler},
     },
-    call::{Call, Code, Conversation, Metadata, Refusal, Reply},
+    call::{Answer, Call, Code, Conversation, Metadata, Refusal, Reply},
     http2::{
         guest::RequestBody,
         service::{Method, Response, ResponseBody, Service, Shape},
@@ -64,17 +64,17 @@ impl Method for Bound {
 
     fn call(&self, call: Call, reply: Reply) {
         let Handler::Unary(handler) = self.method.handler else { return };
-        match self.table.admit(&call.metadata) {
+        match self.table.admit(&self.method, &call.metadata, Some(&call.message)) {
             Ok(()) => handler(self.table.api(), call, reply),
             Err(refusal) => reply.answer(Err(refusal)),
         }
     }
 
     fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, Refusal> {
-        self.table.admit(&metadata)?;
+        self.table.admit(&self.method, &metadata, None)?;
         match self.method.handler {
             Handler::Patient(open) | Handler::ServerStream(open) | Handler::Bidirectional(open) => {
-                Ok(open(self.table.api(), metadata))
+                Ok(self.method.open(self.table.api(), open, metadata))
             }
             Handler::Unary(_) => Err(Refusal { code: Code::Internal, message: "a unary call is no stream".into() }),
         }
@@ -94,5 +94,16 @@ impl Method for Bound {
 
     fn handled(&self, code: Code) {
         self.method.handled(code);
+    }
+
+    fn answered(&self, spent: Duration, request_bytes: usize, answer: &Answer) {
+        self.table.api().slow.note_call(&self.method, spent, request_bytes, answer);
+        match answer {
+            Ok(message) => {
+                self.method.sent(message.len());
+                self.method.handled(Code::Ok);
+            }
+            Err(refusal) => self.method.handled(refusal.code),
+        }
     }
 }

@@ -29,22 +29,27 @@ impl Machine {
         self.applied.index = entry.index;
         self.applied.term = entry.term;
         if entry.data.is_empty() && !entry.changes_members {
-            return Ok(Applied { id: 0, outcome: Ok(Response::bare(self.store.head())) });
+            return Ok(Applied { id: 0, cost: 0, outcome: Ok(Response::bare(self.store.head())) });
         }
         match Command::decode(entry.data.clone()) {
             Ok(Command { id, request }) if request.changes_members() != entry.changes_members => {
                 let text = "etcdserver: an entry changes the members if and only if raft is told so";
-                Ok(Applied { id, outcome: Err(Error::Unknown(text.into())) })
+                Ok(Applied { id, cost: 0, outcome: Err(Error::Unknown(text.into())) })
             }
-            Ok(Command { id, request }) => Ok(Applied { id, outcome: self.execute(request)? }),
-            Err(error) => Ok(Applied { id: 0, outcome: Err(Error::Malformed(error.to_string())) }),
+            Ok(command) => self.admit(command),
+            Err(error) => Ok(Applied { id: 0, cost: 0, outcome: Err(Error::Malformed(error.to_string())) }),
         }
     }
 
+    fn admit(&mut self, Command { id, request }: Command) -> Result<Applied, Halt> {
+        let (cost, outcome) = match self.check_alarms(&request) {
+            Ok(cost) => (cost, self.execute(request)?),
+            Err(error) => (0, Err(error)),
+        };
+        Ok(Applied { id, cost: if outcome.is_ok() { cost } else { 0 }, outcome })
+    }
+
     fn execute(&mut self, request: Request) -> Outcome<Response> {
-        if let Err(error) = self.check_alarms(&request) {
-            return Ok(Err(error));
-        }
         match request {
             Request::Put(put) => self.put(put),
             Request::DeleteRange(delete) => self.delete_range(&delete),
@@ -71,8 +76,8 @@ impl Machine {
         }
     }
 
-    /// A corrupt cluster changes nothing; one without room adds nothing.
-    fn check_alarms(&self, request: &Request) -> Result<(), Error> {
+    /// A corrupt cluster changes nothing; one without room adds nothing. Returns what the quota charges for what is added.
+    fn check_alarms(&self, request: &Request) -> Result<u64, Error> {
         let (changes, cost) = match request {
             Request::Put(put) => (true, command::put_cost(put)),
             Request::Txn(txn) => (true, command::txn_cost(txn)),
@@ -93,7 +98,7 @@ impl Machine {
         if cost > 0 && self.board.alarms.any(NOSPACE) {
             return Err(Error::NoSpace);
         }
-        Ok(())
+        Ok(cost)
     }
 
     fn put(&mut self, put: PutRequest) -> Outcome<Response> {

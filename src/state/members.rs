@@ -14,8 +14,11 @@ use prost::Message;
 
 use crate::{
     error::{Error, Halt},
-    proto::etcdserverpb::Member,
-    storage::{Batch, Engine, Table, schema::decode_u64},
+    proto::etcdserverpb::{Member, MemberListResponse},
+    storage::{
+        Batch, Engine, Table,
+        schema::{decode_u64, meta},
+    },
 };
 
 /// The members by ID, and the IDs of those that were removed.
@@ -101,6 +104,24 @@ impl Members {
         for id in &self.removed {
             batch.put(Table::Removed, &id.to_be_bytes(), Vec::new());
         }
+    }
+
+    /// Notes whom a newcomer may talk to before it is told who the members are.
+    pub fn introduce(engine: &dyn Engine, members: &[Member]) -> Result<(), Halt> {
+        if members.is_empty() {
+            return Ok(());
+        }
+        let list = MemberListResponse { header: None, members: members.to_vec() };
+        let mut batch = Batch::default();
+        batch.put(Table::Meta, meta::INTRODUCED, list.encode_to_vec());
+        engine.write(&batch)
+    }
+
+    /// Whom a newcomer was introduced to.
+    pub fn introduced(engine: &dyn Engine) -> Result<Vec<Member>, Halt> {
+        let list = engine.get(Table::Meta, meta::INTRODUCED)?.unwrap_or_default();
+        let damaged = |_| Halt::Refused("the list of members that this one was introduced to is damaged".into());
+        Ok(MemberListResponse::decode(list).map_err(damaged)?.members)
     }
 
     /// All members, by ascending ID.
@@ -318,6 +339,16 @@ mod tests {
         members.write(copy);
         whole.write(copy).unwrap();
         assert_eq!(Members::read(&whole).unwrap(), members);
+    }
+
+    #[test]
+    fn a_newcomer_remembers_whom_it_was_introduced_to() {
+        let engine = Memory::default();
+        assert_eq!(Members::introduced(&engine).unwrap(), []);
+        let members = [member(1, "u1", false), member(2, "u2", true)];
+        Members::introduce(&engine, &members).unwrap();
+        assert_eq!(Members::introduced(&engine).unwrap(), members);
+        assert_eq!(Members::read(&engine).unwrap(), Members::default(), "that does not make them members");
     }
 
     #[test]

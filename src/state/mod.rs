@@ -58,6 +58,8 @@ pub struct Entry {
 pub struct Applied {
     /// Finds whoever proposed it; zero if it was nobody's.
     pub id: u64,
+    /// What the quota charges for what it added.
+    pub cost: u64,
     /// The answer, the same on every replica.
     pub outcome: Result<Response, Error>,
 }

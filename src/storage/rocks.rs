@@ -26,12 +26,25 @@ use crate::error::Halt;
 
 const HISTORY: &str = "history";
 const STATE: &str = "state";
-const WRITE_BUFFER_BYTES: usize = 16 << 20;
-const BLOCK_CACHE_BYTES: usize = 16 << 20;
 /// Flushes and compactions share two cores with everything else.
 const BACKGROUND_JOBS: i32 = 2;
 /// Scans read ahead, point reads do not.
 const SCAN_READAHEAD_BYTES: usize = 1 << 20;
+
+/// Memory of one database.
+#[derive(Debug, Clone, Copy)]
+pub struct Caches {
+    /// For blocks of its files.
+    pub block_bytes: usize,
+    /// For each family's writes, until they are flushed.
+    pub write_bytes: usize,
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        Self { block_bytes: 16 << 20, write_bytes: 16 << 20 }
+    }
+}
 
 /// The database in one directory.
 pub struct Rocks {
@@ -59,7 +72,12 @@ impl Drop for Files {
 impl Rocks {
     /// Opens the database, making it where there is none.
     pub fn open(path: &Path) -> Result<Self, Halt> {
-        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+        Self::open_with(path, Caches::default())
+    }
+
+    /// The same, with so much memory.
+    pub fn open_with(path: &Path, caches: Caches) -> Result<Self, Halt> {
+        let cache = Cache::new_lru_cache(caches.block_bytes);
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -69,7 +87,8 @@ impl Rocks {
         options.set_max_open_files(512);
         options.set_keep_log_file_num(4);
         options.set_max_log_file_size(4 << 20);
-        let families = [HISTORY, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
+        let families =
+            [HISTORY, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, caches.write_bytes)));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(halt)?;
         Ok(Self { db, files: Files { path: path.to_path_buf(), retired: AtomicBool::new(false) } })
     }
@@ -93,7 +112,7 @@ impl Rocks {
     }
 }
 
-fn family_options(cache: &Cache) -> Options {
+fn family_options(cache: &Cache, write_bytes: usize) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
     blocks.set_block_size(16 << 10);
@@ -101,7 +120,7 @@ fn family_options(cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(DBCompressionType::Lz4);
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_write_buffer_size(write_bytes);
     options.set_max_write_buffer_number(4);
     options
 }

@@ -58,6 +58,9 @@ pub mod meta {
     pub const COMPACT_FINISHED: &[u8] = b"compact_finished";
     /// Identity of the cluster.
     pub const CLUSTER_ID: &[u8] = b"cluster_id";
+    /// The members that a newcomer was introduced to, as an `etcdserverpb.MemberListResponse`: whom to talk to, until a
+    /// snapshot with the real table takes this database's place.
+    pub const INTRODUCED: &[u8] = b"introduced";
     /// The version all members can speak: text, `X.Y.0`.
     pub const CLUSTER_VERSION: &[u8] = b"cluster_version";
 }

@@ -21,7 +21,6 @@
 
 pub mod frame;
 pub mod hub;
-pub mod inbox;
 pub mod interest;
 mod laggards;
 pub mod outbox;
@@ -50,11 +49,11 @@ use rand::RngExt;
 
 use crate::{
     error::Halt,
+    inbox::Inbox,
     metrics::METRICS,
     mvcc::{Event, Reader},
 };
 pub use hub::{Create, HubCore, Input, Request, Turn};
-use inbox::Inbox;
 use outbox::Outbox;
 pub use outbox::{Events, Frames, Response};
 use replay::Job;
@@ -126,7 +125,7 @@ impl Gauges {
 /// Where the apply thread leaves events.
 pub struct Publisher {
     ring: Arc<Mutex<Ring>>,
-    inbox: Arc<Inbox>,
+    inbox: Arc<Inbox<Input>>,
     ring_bytes: usize,
 }
 
@@ -147,13 +146,13 @@ impl Publisher {
     /// that follows it.
     pub fn restore(&mut self, reader: Reader) {
         *self.ring.lock() = Ring::new(reader.head(), self.ring_bytes);
-        self.inbox.send(Input::Restored(reader));
+        tell(&self.inbox, Input::Restored(reader));
     }
 }
 
 /// The door for streams.
 pub struct Hub {
-    inbox: Arc<Inbox>,
+    inbox: Arc<Inbox<Input>>,
     settings: Settings,
     gauges: Gauges,
     streams: AtomicU64,
@@ -187,18 +186,18 @@ impl Hub {
 
     /// Takes what streams have said since the last call: the inputs of a step.
     pub fn take_inputs(&self, into: &mut Vec<Input>) {
-        self.inbox.take(into);
+        self.inbox.drain(into);
     }
 
     /// Takes steps until nothing is left to do at time `now`. Returns when there will be.
     pub fn settle(&self, core: &mut HubCore, now: Duration) -> Result<Option<Duration>, Halt> {
         let mut inputs = Vec::new();
         loop {
-            self.inbox.take(&mut inputs);
+            self.inbox.drain(&mut inputs);
             let turn = core.step(now, &mut inputs)?;
             if let Some(job) = turn.job {
                 inputs.push(Input::Replayed(job.run()?));
-            } else if !turn.busy && !self.inbox.has_inputs() {
+            } else if !turn.busy && !self.inbox.has_letters() {
                 return Ok(turn.until);
             }
         }
@@ -216,7 +215,7 @@ impl Hub {
     pub fn open_with_period(&self, period: Duration) -> Subscriber {
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
         let outbox = Arc::new(Outbox::new(self.gauges.clone()));
-        self.inbox.send(Input::Open { stream, outbox: outbox.clone(), period });
+        tell(&self.inbox, Input::Open { stream, outbox: outbox.clone(), period });
         Subscriber { inbox: self.inbox.clone(), stream, outbox, asked: 0, handled: 0, answers: 0 }
     }
 
@@ -235,7 +234,7 @@ const OPEN_REQUESTS_MAX: u64 = 64;
 
 /// A stream, as its own task holds it. Dropped, it takes all its watches with it.
 pub struct Subscriber {
-    inbox: Arc<Inbox>,
+    inbox: Arc<Inbox<Input>>,
     stream: u64,
     outbox: Arc<Outbox>,
     asked: u64,
@@ -258,7 +257,7 @@ impl Subscriber {
     /// Asks for something. Requests are handled in order.
     pub fn ask(&mut self, request: Request) {
         self.asked += 1;
-        self.inbox.send(Input::Request { stream: self.stream, request });
+        tell(&self.inbox, Input::Request { stream: self.stream, request });
     }
 
     /// Takes some responses out. If there are none, the waker is called when there are, or when more may be asked.
@@ -267,7 +266,7 @@ impl Subscriber {
         self.handled = taken.handled;
         self.answers = taken.answers;
         if taken.room {
-            self.inbox.send(Input::Room { stream: self.stream });
+            tell(&self.inbox, Input::Room { stream: self.stream });
         }
         if taken.stopped { Err(Stopped) } else { Ok(()) }
     }
@@ -276,18 +275,30 @@ impl Subscriber {
 impl Drop for Subscriber {
     fn drop(&mut self) {
         self.outbox.close();
-        self.inbox.send(Input::Close { stream: self.stream });
+        tell(&self.inbox, Input::Close { stream: self.stream });
+    }
+}
+
+/// Leaves an input for the hub. Once the hub has stopped nobody hears it: a stream that is opened then has ended already.
+fn tell(inbox: &Inbox<Input>, input: Input) {
+    if let Err(Input::Open { outbox, .. }) = inbox.send(input) {
+        outbox.close();
     }
 }
 
 /// The hub's thread.
-fn run(mut core: HubCore, inbox: &Inbox, jobs: &mpsc::Sender<Job>) -> Result<(), Halt> {
+fn run(mut core: HubCore, inbox: &Inbox<Input>, jobs: &mpsc::Sender<Job>) -> Result<(), Halt> {
     let started = Instant::now();
     let mut inputs = Vec::new();
     let mut turn = Turn::default();
     loop {
         let until = if turn.busy { Some(started) } else { turn.until.map(|until| started + until) };
-        if !inbox.receive(&mut inputs, core.listens(), || core.has_news(), until) {
+        let is_open = if core.listens() {
+            inbox.receive_or_hear(&mut inputs, || core.has_news(), until)
+        } else {
+            inbox.receive(&mut inputs, until)
+        };
+        if !is_open {
             core.stop(&mut inputs);
             return Ok(());
         }
@@ -299,9 +310,9 @@ fn run(mut core: HubCore, inbox: &Inbox, jobs: &mpsc::Sender<Job>) -> Result<(),
 }
 
 /// The historian's thread.
-fn run_jobs(orders: &mpsc::Receiver<Job>, inbox: &Inbox) -> Result<(), Halt> {
+fn run_jobs(orders: &mpsc::Receiver<Job>, inbox: &Inbox<Input>) -> Result<(), Halt> {
     for job in orders {
-        inbox.send(Input::Replayed(job.run()?));
+        tell(inbox, Input::Replayed(job.run()?));
     }
     Ok(())
 }

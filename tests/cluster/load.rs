@@ -59,7 +59,7 @@ impl Book {
 }
 
 impl Load {
-    /// So many writers; each writes ascending numbers to a key of its own, to these servers in turn.
+    /// So many writers; each writes ascending numbers to keys of its own, to these servers in turn.
     pub fn start(writers: usize, urls: &Urls) -> Self {
         let mut load = Self { stopped: Arc::default(), book: Arc::default(), tasks: JoinSet::new() };
         for writer in 0..writers {
@@ -104,14 +104,15 @@ impl Load {
     }
 }
 
-/// Writes until something fails. A write without an answer may have happened: its number is not used again.
+/// Writes until something fails. A write without an answer may have happened, or may happen yet: its key is not used again.
 async fn write(mut client: Client, writer: usize, number: &mut u64, stopped: &AtomicBool, book: &Book) {
+    *number += 1;
+    let key = format!("load/{writer}/{number}");
     while !stopped.load(Ordering::Relaxed) {
         *number += 1;
-        let key = format!("load/{writer}");
         let put = client.put(key.as_str(), number.to_string(), None);
         match tokio::time::timeout(Duration::from_secs(2), put).await {
-            Ok(Ok(_)) => book.note(key, *number),
+            Ok(Ok(_)) => book.note(key.clone(), *number),
             Ok(Err(_)) | Err(_) => return,
         }
     }

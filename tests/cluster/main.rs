@@ -5,9 +5,20 @@
 mod failures;
 mod founding;
 mod harness;
+mod joining;
+mod leadership;
+mod leases;
 mod load;
+mod membership;
+mod outage;
 mod partitions;
+mod peer_port;
+#[path = "../process/mod.rs"]
+mod process;
 mod proxy;
+mod register;
+mod removal;
 mod snapshots;
+mod stuck;
 #[path = "../support/mod.rs"]
 mod support;

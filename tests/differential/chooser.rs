@@ -426,7 +426,7 @@ impl Chooser {
     }
 }
 
-fn operations(txn: &mut TxnRequest) -> impl Iterator<Item = &mut Request> {
+pub fn operations(txn: &mut TxnRequest) -> impl Iterator<Item = &mut Request> {
     txn.success.iter_mut().chain(&mut txn.failure).filter_map(|op| op.request.as_mut())
 }
 

@@ -1,10 +1,11 @@
 //! The differences that are meant. Each names what differs and why, and says precisely whom it excuses.
 
-use metastore::proto::etcdserverpb::RangeRequest;
+use metastore::proto::etcdserverpb::{HashKvResponse, RangeRequest, StatusResponse, TxnRequest, request_op::Request};
 
 use super::{
+    Etcd,
     answers::{Answer, Operation},
-    chooser::Chooser,
+    chooser::{self, Chooser},
 };
 
 /// One difference that is meant.
@@ -25,7 +26,7 @@ pub const KNOWN: &[Known] = &[
     Known {
         what: "A range sorted by something of which more than twelve keys may have the same: etcd leaves their order \
                open, ours is by key.",
-        excuses: open_ties,
+        excuses: |_, operation, ours, theirs| open_ties_beyond(12, operation, ours, theirs),
     },
     Known {
         what: "Downgrade: not yet.",
@@ -34,6 +35,85 @@ pub const KNOWN: &[Known] = &[
         },
     },
 ];
+
+/// What an etcd older than 3.7 answers otherwise, beside all the rest.
+pub const OF_OLD: &[Known] = &[
+    Known {
+        what: "RangeStream: new in 3.7.",
+        excuses: |_, operation, _, theirs| {
+            matches!((operation, theirs), (Operation::RangeStream(_), Answer::Refused(tonic::Code::Unimplemented, _)))
+        },
+    },
+    Known {
+        what: "HashKV does not say of which revision the hash is: that is new in 3.6.",
+        excuses: |_, _, ours, theirs| {
+            let (Answer::HashKv(ours), Answer::HashKv(theirs)) = (ours, theirs) else { return false };
+            HashKvResponse { hash_revision: 0, ..*ours } == *theirs
+        },
+    },
+    Known {
+        what: "HashKV at the compact revision itself is refused as compacted.",
+        excuses: |before, operation, ours, theirs| {
+            let (Operation::HashKv(request), Answer::HashKv(_)) = (operation, ours) else { return false };
+            request.revision <= before.compacted()
+                && matches!(theirs, Answer::Refused(_, text) if text.ends_with("has been compacted"))
+        },
+    },
+    Known {
+        what: "The order of equals is open from seven keys on: an older Go sorts otherwise.",
+        excuses: |_, operation, ours, theirs| open_ties_beyond(6, operation, ours, theirs),
+    },
+    Known {
+        what: "Status has another version, and not what is new in 3.6: storage version, quota, downgrade.",
+        excuses: |_, _, ours, theirs| {
+            let (Answer::Status(ours), Answer::Status(theirs)) = (ours, theirs) else { return false };
+            let old = StatusResponse {
+                version: theirs.version.clone(),
+                storage_version: String::new(),
+                db_size_quota: 0,
+                downgrade_info: None,
+                ..ours.clone()
+            };
+            old == *theirs
+        },
+    },
+];
+
+/// Takes out of an operation what an old etcd does otherwise and what would drive the two apart: it takes a sort that does not
+/// exist for none, where 3.7 refuses the request, with
+/// `keys_only` it still tells leases, a restart forgets leases with negative IDs,
+/// an alarm of no known type ends it, and without space it takes nested transactions for free.
+pub fn spare_old(operation: &mut Operation) {
+    const CORRUPT: i32 = 2;
+    match operation {
+        Operation::Range(range) => spare_range(range),
+        Operation::Txn(txn) => spare_txn(txn),
+        Operation::Alarm(alarm) if alarm.action == 1 => alarm.alarm = CORRUPT,
+        Operation::LeaseGrant(grant) if grant.id < 0 => grant.id = (grant.id & i64::MAX).max(1),
+        _ => {}
+    }
+}
+
+fn spare_txn(txn: &mut TxnRequest) {
+    for request in chooser::operations(txn) {
+        match request {
+            Request::RequestRange(range) => spare_range(range),
+            Request::RequestTxn(txn) => spare_txn(txn),
+            Request::RequestPut(_) | Request::RequestDeleteRange(_) => {}
+        }
+    }
+}
+
+fn spare_range(range: &mut RangeRequest) {
+    range.sort_order = range.sort_order.clamp(0, 2);
+    range.sort_target = range.sort_target.clamp(0, 4);
+    range.keys_only = false;
+}
+
+/// Those that count beside an etcd.
+pub fn beside(etcd: &Etcd) -> Vec<&'static Known> {
+    KNOWN.iter().chain(OF_OLD.iter().filter(|_| etcd.is_old)).collect()
+}
 
 fn remembered_hash(before: &Chooser, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
     let (Operation::HashKv(request), Answer::HashKv(theirs)) = (operation, theirs) else { return false };
@@ -48,13 +128,13 @@ fn remembered_hash(before: &Chooser, operation: &Operation, ours: &Answer, their
     same && before.hash_is_remembered(request.revision)
 }
 
-fn open_ties(_: &Chooser, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
+fn open_ties_beyond(keys: i64, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
     let (Operation::Range(request), Answer::Range(ours), Answer::Range(theirs)) = (operation, ours, theirs) else {
         return false;
     };
     let Some(rank) = rank(request) else { return false };
     let ranks = |kvs: &[_]| kvs.iter().map(rank).collect::<Vec<_>>();
-    ours.count > 12
+    ours.count > keys
         && (&ours.header, ours.more, ours.count) == (&theirs.header, theirs.more, theirs.count)
         && ranks(&ours.kvs) == ranks(&theirs.kvs)
 }

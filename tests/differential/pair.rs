@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    path::Path,
     time::Duration,
 };
 
@@ -10,9 +9,10 @@ use metastore::proto::etcdserverpb::{HashKvRequest, PutRequest, RangeRequest, Wa
 use tonic::transport::Endpoint;
 
 use super::{
+    Etcd,
     answers::{Answer, Clients, Operation},
     chooser::{Chooser, MAX_TXN_OPS, Turn},
-    known,
+    known::{self, Known},
     process::Server,
     shortened, watches,
 };
@@ -53,7 +53,9 @@ async fn until_the_version_is_agreed_on(clients: &Clients) {
     for _ in 0..500 {
         tries.tick().await;
         let Answer::Status(status) = clients.ask(&Operation::Status).await else { panic!("there is no status") };
-        if status.storage_version == "3.7.0" {
+        // An old one does not tell.
+        if status.storage_version == "3.7.0" || status.storage_version.is_empty() && status.version.starts_with("3.5.")
+        {
             return;
         }
     }
@@ -67,6 +69,10 @@ pub struct Pair {
     ours: Side,
     theirs: Side,
     pub chooser: Chooser,
+    /// What may differ.
+    known: Vec<&'static Known>,
+    /// Whether etcd is older than what ours answers as.
+    is_old: bool,
     /// The newest changes, to show with a difference.
     changes: VecDeque<String>,
     pub differences: Vec<String>,
@@ -89,14 +95,16 @@ impl Pending {
 }
 
 impl Pair {
-    pub async fn start(etcd: &Path, seed: u64, turns: usize) -> Self {
+    pub async fn start(etcd: &Etcd, seed: u64, turns: usize) -> Self {
         let most = MAX_TXN_OPS.to_string();
         let flags = ["--max-txn-ops", &most, "--unsafe-no-fsync", "--log-level", "info"];
         Self {
             seed,
             turns,
             ours: Side::new(Server::ours(&flags)).await,
-            theirs: Side::new(Server::start(etcd, &flags)).await,
+            theirs: Side::new(Server::start(&etcd.program, &flags)).await,
+            known: known::beside(etcd),
+            is_old: etcd.is_old,
             chooser: Chooser::new(seed),
             changes: VecDeque::new(),
             differences: Vec::new(),
@@ -134,14 +142,22 @@ impl Pair {
                 return;
             }
             match self.chooser.turn() {
-                Turn::Ask(operation) => {
+                Turn::Ask(mut operation) => {
+                    if self.is_old {
+                        known::spare_old(&mut operation);
+                    }
                     // What a watch shows of the past depends on when it is compacted away.
                     if matches!(operation, Operation::Compact(_)) {
                         self.agree_on_watches().await;
                     }
                     self.ask(&operation).await;
                 }
-                Turn::Watch(request) => self.watch(request).await,
+                Turn::Watch(mut request) => {
+                    if self.is_old {
+                        request.start_revision = request.start_revision.max(0); // 3.7 refuses less.
+                    }
+                    self.watch(request).await;
+                }
                 Turn::Cancel(watch) => self.cancel(watch).await,
             }
             if number % TURNS_BETWEEN_AGREEMENTS == 0 {
@@ -180,8 +196,7 @@ impl Pair {
         let answer = if let Answer::Refused(_, text) = theirs { text } else { "answered" };
         *self.asked.entry(format!("{kind}: {}", answer.split(" (").next().unwrap_or_default())).or_default() += 1;
         if ours != theirs {
-            if let Some(known) =
-                known::KNOWN.iter().find(|known| (known.excuses)(&self.chooser, operation, ours, theirs))
+            if let Some(known) = self.known.iter().find(|known| (known.excuses)(&self.chooser, operation, ours, theirs))
             {
                 *self.excused.entry(known.what).or_default() += 1;
             } else {

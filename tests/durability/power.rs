@@ -230,6 +230,7 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
         timing: Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
         request_timeout: PATIENCE,
         catchup_entries: 50,
+        laggard_log_bytes: usize::MAX,
         quota: Quota { bytes: -1 },
         retention: retention::Policy::All,
         habits: Habits {

@@ -92,13 +92,6 @@ impl Raw {
         raw
     }
 
-    /// Connects, greets, and waits to be greeted. None: nobody is let in.
-    pub fn connect_and_greet(address: &str) -> Option<Self> {
-        let mut raw = Self::connect(address);
-        raw.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).ok()?;
-        raw.next().map(|_| raw)
-    }
-
     /// Another handle on the same connection, to write with.
     pub fn another(&self) -> Self {
         Self { stream: self.stream.try_clone().unwrap(), input: Vec::new(), received: 0 }

@@ -126,5 +126,5 @@ async fn what_was_acknowledged_survives_a_kill() {
     let mut client = server.client().await;
     assert!(client.get("00/00", Some(GetOptions::new().with_revision(299))).await.is_err());
     assert_eq!(client.put("a", "1", None).await.unwrap().header().unwrap().revision(), 322);
-    assert!(server.stop().success());
+    server.stop();
 }

@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod bounds;
 mod errors;
 mod etcdctl;
 mod http;
 mod keys;
 mod lists;
 mod maintenance;
+mod places;
 mod quota;
+mod stop;
 mod stream;
 #[path = "../support/mod.rs"]
 mod support;

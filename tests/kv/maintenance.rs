@@ -52,7 +52,7 @@ async fn hashes_are_etcds() {
     }
     let before = maintenance.hash(HashRequest {}).await.unwrap().into_inner();
     assert_eq!(before.header.unwrap().revision, 3);
-    assert!(server.stop().success());
+    server.stop();
     server.restart();
     let after = server.maintenance().await.hash(HashRequest {}).await.unwrap().into_inner();
     assert_eq!(after.hash, before.hash, "a restart changes nothing");

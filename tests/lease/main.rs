@@ -303,3 +303,15 @@ async fn leases_and_their_keys_survive_a_crash_and_get_their_whole_time_again() 
     assert!(lived >= earliest && lived < Duration::from_secs(4) + LATE, "{lived:?}");
     assert_eq!(keys(&mut client).await.0, ["on-9223372036854775808"]);
 }
+
+/// With the feature gate off every renewal waits until all that is committed is applied; the answers are the same.
+#[tokio::test]
+async fn keep_alives_are_answered_alike_without_the_fast_way() {
+    let server = Server::start(&["--feature-gates=FastLeaseKeepAlive=false"]);
+    let mut client = server.client().await;
+    assert_eq!(grant(&mut client, 7, 60).await.unwrap(), (7, 60));
+    let (mut keeper, mut answers) = client.lease_keep_alive(7).await.unwrap();
+    keeper.keep_alive().await.unwrap();
+    assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 60);
+    assert!(client.lease_keep_alive(8).await.is_err(), "it is not there");
+}

@@ -125,7 +125,7 @@ impl Drop for Server {
 
 /// A port that was free a moment ago, and that nobody gets by chance before we use it again after a restart: it is not one of
 /// those from which the system serves outgoing connections and port 0.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const FIRST: u32 = 12_000;
     const COUNT: u32 = 18_000;
     static DRAWN: AtomicU32 = AtomicU32::new(0);
@@ -142,16 +142,22 @@ fn free_port() -> u16 {
 
 /// The real etcd, if one can be had that speaks as ours does: the one that is named, or what `scripts/peers` makes.
 pub fn etcd() -> Option<PathBuf> {
+    let (etcd, version) = any_etcd()?;
+    if version.starts_with("3.7.") {
+        return Some(etcd);
+    }
+    eprintln!("{} is etcd {version}, which does not answer as 3.7 does", etcd.display());
+    None
+}
+
+/// The same, of whatever age, and its version.
+pub fn any_etcd() -> Option<(PathBuf, String)> {
     let named = ["METASTORE_TEST_ETCD", "ETCD_BIN"].into_iter().find_map(env::var_os);
     let etcd = named.map(PathBuf::from).or_else(made_by_script)?;
-    let version = Command::new(&etcd).env_remove("ETCD_BIN").arg("--version").output().ok()?.stdout;
-    let version = String::from_utf8_lossy(&version);
-    let first = version.lines().next().unwrap_or_default();
-    if !first.starts_with("etcd Version: 3.7.") {
-        eprintln!("{} is \"{first}\", which does not answer as 3.7 does", etcd.display());
-        return None;
-    }
-    Some(etcd)
+    let said = Command::new(&etcd).env_remove("ETCD_BIN").arg("--version").output().ok()?.stdout;
+    let said = String::from_utf8_lossy(&said);
+    let version = said.lines().next()?.strip_prefix("etcd Version: ")?;
+    Some((etcd, version.to_owned()))
 }
 
 fn made_by_script() -> Option<PathBuf> {

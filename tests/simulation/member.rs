@@ -79,6 +79,7 @@ fn settings(dice: &mut Dice) -> Settings {
         },
         request_timeout: PATIENCE,
         catchup_entries: *dice.pick(&[0, 3, 30]),
+        laggard_log_bytes: usize::MAX,
         quota: Quota { bytes: -1 },
         retention: retention::Policy::All,
         habits: Habits {

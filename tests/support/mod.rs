@@ -9,6 +9,7 @@ use std::{
     fmt,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex},
@@ -18,6 +19,7 @@ use std::{
 use metastore::proto::etcdserverpb::{
     cluster_client::ClusterClient, kv_client::KvClient, maintenance_client::MaintenanceClient,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -33,6 +35,7 @@ pub struct Server {
     /// Who it is and where it listens.
     identity: Vec<String>,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     address: String,
 }
 
@@ -82,7 +85,14 @@ impl Log {
 impl Server {
     /// Founds a cluster of one and waits until it serves. `arguments` come on top of names and addresses.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(&[], arguments)
+    }
+
+    /// The same, with these variables.
+    pub fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut server = Self::member("one", "http://127.0.0.1:2380", "one=http://127.0.0.1:2380", arguments);
+        server.environment = environment.iter().map(owned).collect();
         server.restart();
         server
     }
@@ -109,9 +119,16 @@ impl Server {
                 initial_cluster,
             ]),
             arguments: owned(arguments),
+            environment: Vec::new(),
             process: None,
             address: String::new(),
         }
+    }
+
+    /// Moves a member that has not been started yet to another file system.
+    pub fn move_to(&mut self, directory: &std::path::Path) {
+        assert!(self.process.is_none() && !self.data_dir().exists(), "it was started already");
+        self.directory = tempfile::tempdir_in(directory).unwrap();
     }
 
     /// Starts the process again, on the same data, and waits until it serves. It must not be running.
@@ -136,6 +153,7 @@ impl Server {
             .args(grpc_server())
             .args(&self.arguments)
             .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -182,18 +200,40 @@ impl Server {
         process.child.wait().unwrap();
     }
 
-    /// SIGTERM; returns when the process has ended, with how.
-    pub fn stop(&mut self) -> ExitStatus {
+    /// SIGTERM; returns when the process has ended by it.
+    pub fn stop(&mut self) {
+        assert_eq!(self.end_with(Signal::TERM).signal(), Some(Signal::TERM.as_raw()));
+    }
+
+    /// Sends a signal; returns when the process has ended, with how.
+    pub fn end_with(&mut self, signal: Signal) -> ExitStatus {
         let mut process = self.process.take().expect("it runs");
         let id = i32::try_from(process.child.id()).unwrap();
-        let id = rustix::process::Pid::from_raw(id).unwrap();
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
         process.child.wait().unwrap()
     }
 
     /// The first line of the log that contains `text`, as soon as there is one.
     pub fn wait_for_log(&self, text: &str) -> String {
         self.process.as_ref().expect("it runs").log.wait_for(text)
+    }
+
+    /// Waits until the process ends by itself, after it has said `text`.
+    pub fn wait_for_refusal(&mut self, text: &str) {
+        self.wait_for_log(text);
+        let status = self.wait_for_end();
+        assert_eq!(status.code(), Some(1), "a start that fails says so");
+    }
+
+    /// Starts with other arguments from now on.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(ToString::to_string).collect();
+    }
+
+    /// Loses everything it had.
+    pub fn wipe(&mut self) {
+        assert!(!self.is_running(), "it still writes");
+        std::fs::remove_dir_all(self.data_dir()).unwrap();
     }
 
     /// Where the server keeps its data.
@@ -238,21 +278,25 @@ impl Server {
 
     /// One request of plain HTTP/1.1, on a connection of its own.
     pub fn http(&self, method: &str, path: &str) -> Page {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+        http(&self.address, method, path, "", b"")
     }
 }
 
-/// All tests can be run with one server of HTTP/2 or the other.
-fn grpc_server() -> Option<String> {
-    let name = std::env::var("METASTORE_TEST_GRPC_SERVER").ok()?;
-    Some(format!("--grpc-server={name}"))
+/// One request of plain HTTP/1.1, on a connection of its own. Headers end in line breaks.
+pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> Page {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let text = String::from_utf8_lossy(&answer);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
 }
 
 impl Drop for Process {

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Each trap, what it is, and the files with its tests: golden scripts under `tests/golden`, tests of one server under
-/// `tests/kv`, unit tests in the source.
+/// `tests/kv`, of several under `tests/cluster`, unit tests in the source.
 const COVERED: &[(u32, &str, &[&str])] = &[
     (1, "the header's revision is the head", &["tests/golden/mvcc/range", "tests/kv/keys.rs"]),
     (2, "count ignores limit and filters", &["tests/golden/mvcc/range"]),
@@ -38,28 +38,32 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (28, "ignore_value and ignore_lease", &["tests/golden/lease/attachment", "tests/kv/errors.rs"]),
     (29, "a plain put drops the lease", &["tests/golden/lease/attachment"]),
     (30, "what counts as too large", &["tests/kv/errors.rs"]),
-    (31, "the quota is strict", &["tests/kv/quota.rs", "tests/golden/lease/alarm_nospace"]),
+    (31, "the quota is strict", &["src/node/room/tests.rs", "tests/kv/quota.rs", "tests/golden/lease/alarm_nospace"]),
     (32, "what a transaction costs", &["src/state/command.rs", "tests/golden/lease/alarm_nospace"]),
     (33, "corruption blocks every change", &["tests/golden/lease/alarm_corrupt", "tests/kv/maintenance.rs"]),
     (34, "clearing an alarm names its member", &["tests/golden/lease/alarms", "tests/kv/maintenance.rs"]),
+    (35, "what a learner answers", &["src/api/table.rs", "tests/cluster/membership.rs"]),
     (36, "the last chunk of a stream", &["tests/kv/stream.rs"]),
     (37, "a stream overtaken by compaction", &["tests/kv/stream.rs"]),
     (38, "a stream of large values", &["tests/kv/stream.rs"]),
     (41, "the quota that Status shows", &["tests/kv/maintenance.rs"]),
+    (43, "compaction by the clock", &["src/node/retention.rs"]),
+    (44, "who does not lead says so first", &["tests/cluster/leadership.rs"]),
+    (47, "reads without a quorum", &["tests/cluster/leadership.rs"]),
+    (48, "hashes of another cluster", &["tests/cluster/peer_port.rs"]),
     (49, "keys_only loses the lease", &["tests/golden/mvcc/range"]),
-    (50, "too many requests, code unknown", &["src/api/status.rs"]),
+    (50, "too many requests, code unknown", &["src/api/status.rs", "tests/kv/bounds.rs"]),
     (51, "a transaction that only compares", &["src/api/kv.rs"]),
     (53, "the quirks of the duplicate check", &["src/api/validate.rs", "tests/golden/mvcc/same_revision"]),
+    (55, "a write without a leader", &["tests/cluster/leadership.rs"]),
 ];
 
 /// What does not exist yet, or cannot be brought about from outside.
 const LATER: &[(&str, &[u32])] = &[
     ("the cache of compaction hashes", &[14, 16, 54]),
-    ("more than one member", &[35, 44, 47, 48, 55]),
     ("snapshots for clients, import and export", &[39, 40, 46]),
     ("users", &[42, 56]),
     ("downgrades", &[52]),
-    ("compaction by the clock", &[43]),
     ("a defragmentation that fails: it is RocksDB's own compaction, which is retried or ends the process", &[45]),
 ];
 

@@ -91,18 +91,13 @@ impl Connection {
     fn respond(&mut self, slot: u64, answer: Answer) {
         let is_full = answer.as_ref().is_ok_and(|message| self.is_full(message.len()));
         let Some(stream) = self.streams.get(slot) else { return };
-        let (Target::Method(method), Role::Called) = (&stream.request.target, &stream.role) else { return };
-        let answer = if is_full { Err(unread()) } else { answer };
-        let (id, out) = (stream.id, &mut stream.outbound);
-        let status = match answer {
-            Ok(message) => {
-                method.sent(message.len());
-                self.sender.message(slot, id, out, message);
-                Ok(())
-            }
-            Err(refusal) => Err(refusal),
+        let (Target::Method(method), &Role::Called { since, bytes }) = (&stream.request.target, &stream.role) else {
+            return;
         };
-        method.handled(status.as_ref().map_or_else(|refusal| refusal.code, |()| Status::Ok));
+        let answer = if is_full { Err(unread()) } else { answer };
+        method.answered(self.now.saturating_duration_since(since), bytes, &answer);
+        let (id, out) = (stream.id, &mut stream.outbound);
+        let status = answer.map(|message| self.sender.message(slot, id, out, message));
         self.sender.end(slot, id, out, Ending::Status(status));
         stream.role = Role::Answered;
         self.finish(slot);
@@ -146,7 +141,7 @@ impl Connection {
         let outcome = match &mut role {
             Role::Talk(talk) => talk.step(slot, stream, &mut self.sender, max_bytes),
             Role::Guest(guest) => guest.step(slot, stream, &mut self.sender),
-            Role::Listening | Role::Called => {
+            Role::Listening | Role::Called { .. } => {
                 stream.role = role;
                 return;
             }

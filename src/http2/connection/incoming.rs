@@ -107,7 +107,7 @@ impl Connection {
             Role::Answered if stream.outbound.is_over() && stream.inbound.window < STREAM_WINDOW / 2 => {
                 return self.stop_listening(slot);
             }
-            Role::Answered | Role::Called => return,
+            Role::Answered | Role::Called { .. } => return,
             _ if is_too_much => return self.refuse(slot, too_much()),
             Role::Listening => {
                 stream.inbound.deframer.push(data);
@@ -138,7 +138,7 @@ impl Connection {
         self.held_in = self.held_in - before + inbound.held;
         match message {
             Ok(Some(message)) => {
-                stream.role = Role::Called;
+                stream.role = Role::Called { since: self.now, bytes: message.len() };
                 self.ready_bytes += message.len();
                 self.ready.push_back((slot, message));
             }
@@ -163,7 +163,7 @@ impl Connection {
             Role::Guest(guest) => guest.feed().end(),
             Role::Talk(_) => self.make_due(slot),
             Role::Answered => self.finish(slot),
-            Role::Called => (),
+            Role::Called { .. } => (),
         }
         Ok(())
     }

@@ -197,7 +197,7 @@ impl Connection {
     /// Forgets a stream: nobody waits for its answer any more.
     pub(super) fn abandon(&mut self, slot: u64, by_us: bool) {
         let Some(mut stream) = self.streams.remove(slot) else { return };
-        if let (Target::Method(method), Role::Listening | Role::Called | Role::Talk(_)) =
+        if let (Target::Method(method), Role::Listening | Role::Called { .. } | Role::Talk(_)) =
             (&stream.request.target, &stream.role)
         {
             method.handled(Status::Canceled);
@@ -233,10 +233,16 @@ impl Connection {
     /// Forgets a stream, and leaves if it was the last one that kept us.
     pub(super) fn forget(&mut self, slot: u64, by_us: bool) {
         self.abandon(slot, by_us);
-        if self.streams.is_empty()
-            && (matches!(self.phase, Phase::Leaving(last) if last != u32::MAX) || self.clock.is_peer_leaving())
-        {
-            self.end();
+        if !self.streams.is_empty() {
+            return;
+        }
+        match self.phase {
+            Phase::Leaving(last) if last != u32::MAX => self.end(),
+            Phase::Settings | Phase::Open if self.clock.is_peer_leaving() => {
+                self.go_away(self.highest, Code::NoError, "");
+                self.end();
+            }
+            Phase::Preface(_) | Phase::Settings | Phase::Open | Phase::Leaving(_) | Phase::Over => (),
         }
     }
 

@@ -87,6 +87,10 @@ impl Method for TestMethod {
     fn handled(&self, code: call::Code) {
         self.1.handled.lock().push(code);
     }
+
+    fn answered(&self, _: Duration, _: usize, answer: &call::Answer) {
+        self.handled(answer.as_ref().map_or_else(|refusal| refusal.code, |_| call::Code::Ok));
+    }
 }
 
 struct Chat {

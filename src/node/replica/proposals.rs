@@ -45,7 +45,9 @@ impl Proposals {
         if message.entries.iter().any(is_change) {
             let (changes, rest): (Vec<_>, Vec<_>) = message.take_entries().into_iter().partition(is_change);
             message.entries = rest.into();
-            changes.into_iter().for_each(|change| self.add_change(change.data));
+            for change in changes {
+                self.add_change(change.data);
+            }
         }
     }
 

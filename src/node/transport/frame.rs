@@ -130,8 +130,8 @@ fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).expect("a frame is cut long before that").to_be_bytes()
 }
 
-/// The next frame's messages; their entries share its bytes.
-pub fn read(from: &mut impl Read) -> io::Result<Vec<Message>> {
+/// The next frame's messages, whose entries share its bytes, and how long it was.
+pub fn read(from: &mut impl Read) -> io::Result<(Vec<Message>, u64)> {
     let mut header = [0; HEADER_BYTES];
     from.read_exact(&mut header)?;
     let number = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("four bytes"));
@@ -148,7 +148,7 @@ pub fn read(from: &mut impl Read) -> io::Result<Vec<Message>> {
     if crc32c::crc32c(&body) != number(4) {
         return Err(invalid("a frame was damaged on its way".to_owned()));
     }
-    decode(Bytes::from(body))
+    Ok((decode(Bytes::from(body))?, (HEADER_BYTES + length) as u64))
 }
 
 fn decode(mut body: Bytes) -> io::Result<Vec<Message>> {
@@ -196,8 +196,8 @@ mod tests {
         encode(&messages(), &mut bytes);
         encode(&[], &mut bytes);
         let mut from = bytes.as_slice();
-        assert_eq!(read(&mut from).unwrap(), messages());
-        assert_eq!(read(&mut from).unwrap(), []);
+        assert_eq!(read(&mut from).unwrap().0, messages());
+        assert_eq!(read(&mut from).unwrap(), (Vec::new(), HEADER_BYTES as u64));
         assert_eq!(read(&mut from).unwrap_err().kind(), ErrorKind::UnexpectedEof);
     }
 

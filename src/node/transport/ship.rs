@@ -28,6 +28,7 @@ use super::{
     Transport, dial,
     frame::{self, Hello, Purpose, Verdict},
 };
+use crate::metrics::METRICS;
 
 const CHUNK_BYTES: usize = 256 << 10;
 const MESSAGE_MAX_BYTES: usize = 1 << 20;
@@ -70,9 +71,13 @@ pub(super) fn send(transport: &Arc<Transport>, message: Message) {
         match deliver(&transport, &message, &offer) {
             Ok((bytes, took)) => {
                 report.arrived = true;
+                METRICS.snapshots_sent.with_label_values(&[&to]).inc();
                 tracing::info!(to, index, bytes, took = ?took, "sent a snapshot, which is in place there");
             }
-            Err(trouble) => tracing::warn!(to, index, error = trouble, "failed to send a snapshot"),
+            Err(trouble) => {
+                METRICS.snapshot_send_failures.with_label_values(&[&to]).inc();
+                tracing::warn!(to, index, error = trouble, "failed to send a snapshot");
+            }
         }
     };
     if let Err(error) = thread::Builder::new().name(format!("snapshot-{to:x}")).spawn(run) {
@@ -177,7 +182,9 @@ impl Pace {
 pub(super) fn receive(transport: &Arc<Transport>, hello: &Hello, mut stream: TcpStream) -> io::Result<()> {
     let verdict = match transport.receiving.try_lock() {
         Some(_alone) => take_in(transport, hello, &mut stream).unwrap_or_else(|error| {
-            tracing::warn!(from = format_args!("{:x}", hello.from), %error, "failed to receive a snapshot");
+            let from = format!("{:x}", hello.from);
+            METRICS.snapshot_receive_failures.with_label_values(&[&from]).inc();
+            tracing::warn!(from, %error, "failed to receive a snapshot");
             Verdict::Refused(error.to_string())
         }),
         None => Verdict::Refused("another snapshot is coming in".to_owned()),
@@ -202,6 +209,7 @@ fn take_in(transport: &Transport, hello: &Hello, stream: &mut TcpStream) -> io::
     let files = transport.parts.depot.place(index);
     let bytes = take_files(files.path(), stream)?;
     let incoming = transport.parts.depot.open(files).map_err(|halt| io::Error::other(halt.to_string()))?;
+    METRICS.snapshots_received.with_label_values(&[&from]).inc();
     tracing::info!(from, index, bytes, took = ?started.elapsed(), "received and saved a snapshot");
     let applied = incoming.machine.applied();
     if applied.index != index || applied.term != message.get_snapshot().get_metadata().term {

@@ -254,6 +254,19 @@ fn what_the_table_does_not_hold_is_answered_by_a_guest() {
 }
 
 #[test]
+fn a_client_that_leaves_is_answered_and_said_goodbye_to() {
+    let mut client = Client::new();
+    client.call(1, "/t/Later", b"");
+    client.frame(kind::GOAWAY, 0, 0, &[0; 8]);
+    client.told();
+    assert!(!client.connection.is_over());
+    client.seen.replies.lock().pop().unwrap().1.answer(Ok(Bytes::new()));
+    let told = client.told();
+    assert_eq!(told[2..], [format!("1 {OK_END}"), "goaway 1 0".into()]);
+    assert!(client.connection.is_over());
+}
+
+#[test]
 fn leaving_lets_calls_end_and_takes_no_new_ones() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");

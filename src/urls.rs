@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -69,6 +69,13 @@ impl Url {
             }
             _ => Err(format!("URL scheme must be http, https, unix, or unixs: {text}")),
         }
+    }
+
+    /// Where a host is found.
+    #[must_use]
+    pub fn of_host(host: IpAddr, port: u16) -> Self {
+        let text = format!("http://{}", SocketAddr::new(host, port));
+        Self { text, place: Place::Tcp { host: host.to_string(), port }, secure: false }
     }
 
     /// As etcd prints it.

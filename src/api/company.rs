@@ -1,0 +1,89 @@
+//! The other members, for those calls that are not answered out of this member's own state alone.
+//!
+//! Only the leader knows when leases end and how far learners are. A member that does not lead asks it, over HTTP: finds out
+//! who leads, tries each of its URLs, and tries again until the request's time is over, because leaders change.
+
+use std::time::{Duration, Instant};
+
+use tokio::{runtime::Handle, sync::oneshot, time::sleep};
+
+use super::Api;
+use crate::{error::Error, peer::Client};
+
+/// Between two attempts to hear from a leader.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// What a member needs in order to deal with the others.
+pub struct Company {
+    /// Asks them.
+    pub client: Client,
+    /// Whether changes of the members that could cost the quorum are refused.
+    pub strict: bool,
+    /// Most learners, for who wants to add one here.
+    pub max_learners: u64,
+    /// How long a request may take.
+    pub patience: Duration,
+    /// How long a leader's heartbeat takes to come again.
+    pub tick: Duration,
+    /// Where it is waited for answers.
+    pub runtime: Handle,
+}
+
+/// Who has the answer.
+pub enum Led<T> {
+    /// This member leads: the answer is to be found here.
+    Here,
+    /// Another one leads, and has answered.
+    There(T),
+}
+
+impl Api {
+    /// Whether this member leads.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.node.status().leader() == self.header.member_id()
+    }
+
+    /// Asks the leader: `ask` gets one of its URLs and how long it may take, and is called again if it fails.
+    pub async fn ask_leader<T, Asking>(
+        &self,
+        ask: impl Fn(String, Duration) -> Asking + Send + Sync,
+    ) -> Result<Led<T>, Error>
+    where
+        Asking: Future<Output = Result<T, String>> + Send,
+    {
+        let deadline = Instant::now() + self.company.patience;
+        loop {
+            let leader = self.node.status().leader();
+            if leader == self.header.member_id() {
+                return Ok(Led::Here);
+            }
+            for url in self.peer_urls(leader) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match ask(url, left).await {
+                    Ok(answer) => return Ok(Led::There(answer)),
+                    Err(error) => tracing::debug!(error, "the leader gives no answer"),
+                }
+            }
+            if Instant::now() + RETRY >= deadline {
+                return Err(if leader == 0 { Error::NoLeader } else { Error::Timeout });
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    fn peer_urls(&self, member: u64) -> Vec<String> {
+        let readers = self.readers();
+        let board = readers.board.read();
+        board.members.get(member).map_or_else(Vec::new, |member| member.peer_ur_ls.clone())
+    }
+}
+
+/// Waits for what a waiter is told; `ask` hands the waiter over.
+pub async fn outcome<T: Send + 'static>(
+    ask: impl FnOnce(Box<dyn FnOnce(Result<T, Error>) + Send>),
+) -> Result<T, Error> {
+    let (tell, told) = oneshot::channel();
+    ask(Box::new(move |outcome| _ = tell.send(outcome)));
+    told.await.unwrap_or(Err(Error::Stopped))
+}

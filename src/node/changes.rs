@@ -1,0 +1,66 @@
+//! Changes of the members, as raft must be told of them.
+//!
+//! The entry itself is an ordinary command; raft gets a change of its own kind around it, which says who gains or loses a
+//! vote. Both are made here from the same bytes, so they cannot say different things.
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfChange, ConfChangeType};
+
+use crate::state::{Command, Request};
+
+/// The change around an entry; None if the entry changes nothing that raft must know of.
+#[must_use]
+pub fn for_raft(entry: Bytes) -> Option<ConfChange> {
+    let (kind, member) = match Command::decode(entry.clone()).ok()?.request {
+        Request::MemberAdd(newcomer) if newcomer.member.is_learner => {
+            (ConfChangeType::AddLearnerNode, newcomer.member.id)
+        }
+        Request::MemberAdd(newcomer) => (ConfChangeType::AddNode, newcomer.member.id),
+        Request::MemberPromote(promote) => (ConfChangeType::AddNode, promote.id),
+        Request::MemberRemove(remove) => (ConfChangeType::RemoveNode, remove.id),
+        Request::Put(_)
+        | Request::DeleteRange(_)
+        | Request::Txn(_)
+        | Request::Compact(_)
+        | Request::LeaseGrant(_)
+        | Request::LeaseRevoke(_)
+        | Request::Alarm(_)
+        | Request::ClusterVersionSet(_)
+        | Request::MemberAttributesSet(_)
+        | Request::MemberUpdate(_)
+        | Request::Foreign(_) => return None,
+    };
+    Some(ConfChange { change_type: kind, node_id: member, context: entry, ..ConfChange::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::{
+        proto::etcdserverpb::{Member, MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest},
+        state::{Kind, Newcomer},
+    };
+
+    #[test]
+    fn raft_hears_who_gains_or_loses_a_vote() {
+        let newcomer = |is_learner| {
+            let member = Member { id: 7, is_learner, ..Member::default() };
+            Newcomer { member, max_learners: Some(1) }.encode()
+        };
+        for (kind, request, expected) in [
+            (Kind::MemberAdd, newcomer(false), Some(ConfChangeType::AddNode)),
+            (Kind::MemberAdd, newcomer(true), Some(ConfChangeType::AddLearnerNode)),
+            (Kind::MemberPromote, MemberPromoteRequest { id: 7 }.encode_to_vec(), Some(ConfChangeType::AddNode)),
+            (Kind::MemberRemove, MemberRemoveRequest { id: 7 }.encode_to_vec(), Some(ConfChangeType::RemoveNode)),
+            (Kind::MemberUpdate, MemberUpdateRequest { id: 7, ..Default::default() }.encode_to_vec(), None),
+        ] {
+            let entry = Command::encode(1, kind, &request);
+            let change = for_raft(entry.clone());
+            assert_eq!(change.as_ref().map(|change| change.change_type), expected);
+            assert!(change.is_none_or(|change| change.node_id == 7 && change.context == entry));
+        }
+        assert!(for_raft(Bytes::from_static(b"\xff")).is_none());
+    }
+}

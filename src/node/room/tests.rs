@@ -1,0 +1,149 @@
+use std::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use raft::eraftpb::HardState;
+
+use super::*;
+use crate::{
+    node::{
+        Node, Parts, Settings, Threads,
+        identity::MemberId,
+        keeper::Habits,
+        log::{Identity, Position, volatile::VolatileLog},
+        replica::Timing,
+        retention,
+    },
+    proto::etcdserverpb::{LeaseGrantRequest, Member, PutRequest},
+    state::{Machine, Members, NOSPACE, Response},
+    storage::{Engine, memory::Memory},
+    watch,
+};
+
+const MEMBER: u64 = 7;
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What the member has room for beyond what it begins with.
+const ROOM: u32 = 20_000;
+
+/// A member alone, on memory.
+struct Alone {
+    node: Arc<Node>,
+    threads: Threads,
+    ids: Arc<RequestIds>,
+}
+
+impl Alone {
+    fn start() -> Self {
+        let origin = Position { index: 1, term: 1 };
+        let hard_state = HardState { term: 1, commit: 1, ..HardState::default() };
+        let log = VolatileLog::create(Identity { cluster_id: 70, member_id: MEMBER }, origin, &hard_state);
+        let engine = Arc::new(Memory::default());
+        let members = Members::new([Member { id: MEMBER, ..Member::default() }]);
+        Machine::bootstrap(engine.as_ref(), 70, &members, (origin.index, origin.term)).unwrap();
+        let machine = Machine::open(engine.clone(), 0).unwrap();
+        let (publisher, _, _) =
+            watch::Hub::assemble(machine.readers().keys, watch::Settings::default(), watch::Gauges::detached());
+        let ids = Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), 0));
+        let bytes = engine.size().unwrap().total_bytes.cast_signed() + i64::from(ROOM);
+        let settings = settings(Quota { bytes }, ids.clone());
+        let recovered = log.open().unwrap();
+        let parts = Parts::alone(engine, machine, publisher, Box::new(log), recovered);
+        let (node, threads) = Node::start(&settings, Arc::default(), parts).unwrap();
+        Self { node, threads, ids }
+    }
+
+    fn ask(&self, kind: Kind, request: &impl Message) -> Result<Response, Error> {
+        let (tell, told) = mpsc::channel();
+        let waiter = Box::new(move |outcome| _ = tell.send(outcome));
+        self.node.propose(self.ids.next(), kind, &request.encode_to_vec(), waiter);
+        told.recv_timeout(PATIENCE).expect("a proposal has an outcome")
+    }
+
+    fn is_full(&self) -> bool {
+        let readers = self.node.readers();
+        let board = readers.board.read();
+        board.alarms.list(NOSPACE).iter().any(|alarm| alarm.member_id == MEMBER)
+    }
+
+    fn stop(self) {
+        self.node.stop();
+        self.threads.join();
+    }
+}
+
+fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
+    Settings {
+        member_id: MEMBER,
+        ids,
+        timing: Timing { tick_ms: 10, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
+        request_timeout: PATIENCE,
+        catchup_entries: 50,
+        laggard_log_bytes: usize::MAX,
+        quota,
+        retention: retention::Policy::All,
+        habits: Habits {
+            compaction_batch: 100,
+            compaction_pause: Duration::ZERO,
+            flush_after_bytes: 1 << 20,
+            flush_after: PATIENCE,
+            flush_after_entries: u64::MAX,
+        },
+        slow_apply: PATIENCE,
+        backlog: 5000,
+    }
+}
+
+fn put(key: &'static str, bytes: u32) -> PutRequest {
+    PutRequest { key: key.into(), value: vec![b'v'; bytes as usize].into(), ..PutRequest::default() }
+}
+
+/// Trap 31: a write that was admitted and did not fit stays, though its author is told that it does not; the alarm stands
+/// by then, and what comes later is refused for real.
+#[test]
+fn what_was_one_too_many_stays_and_raises_the_alarm() {
+    let member = Alone::start();
+    let first = member.ask(Kind::Put, &put("first", ROOM / 2)).expect("there is room");
+    assert!(!member.is_full());
+    assert_eq!(member.ask(Kind::Put, &put("second", ROOM / 2)), Err(Error::NoSpace));
+    assert!(member.is_full(), "who is told can see why");
+    let head = member.node.readers().keys.head();
+    assert_eq!(head, first.revision + 1, "it is stored");
+    assert_eq!(member.ask(Kind::Put, &put("third", 1)), Err(Error::NoSpace));
+    assert_eq!(member.ask(Kind::LeaseGrant, &LeaseGrantRequest { id: 1, ttl: 1 }), Err(Error::NoSpace));
+    assert_eq!(member.node.readers().keys.head(), head, "nothing else is");
+    assert!(!member.node.readers().leases.exists(crate::lease::LeaseId(1)));
+    member.stop();
+}
+
+/// A write of which nobody here waits for the outcome, as on the members that did not propose it, raises the alarm too.
+#[test]
+fn a_write_that_nobody_waits_for_counts() {
+    let member = Alone::start();
+    let request = put("foreign", ROOM).encode_to_vec();
+    let foreign = Command::encode(12345, Kind::Put, &request);
+    member.node.propose_entry(member.ids.next(), foreign, Box::new(|_| ()));
+    let deadline = Instant::now() + PATIENCE;
+    while !member.is_full() {
+        assert!(Instant::now() < deadline, "the alarm is not raised");
+        std::thread::yield_now();
+    }
+    member.stop();
+}
+
+/// Between two measurements the estimate grows with what is written.
+#[test]
+fn what_was_written_since_the_last_measurement_counts() {
+    let engine = Memory::default();
+    let status = Arc::new(Status::default());
+    status.measure(&engine).unwrap();
+    let before = status.estimated_bytes();
+    let (quota, ids) = (Quota { bytes: before + 100 }, Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), 0)));
+    let room = Room::new(quota, MEMBER, status.clone(), Arc::new(Inbox::default()), ids);
+    assert!(room.charge(60));
+    assert_eq!(status.estimated_bytes(), before + 60);
+    assert!(!room.charge(40), "exactly full is too full");
+    assert!(room.charge(0), "what costs nothing always fits");
+    status.measure(&engine).unwrap();
+    assert_eq!(status.estimated_bytes(), before, "measured: it is not there");
+}

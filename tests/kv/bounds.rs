@@ -1,0 +1,109 @@
+//! The bounds that have flags of our own, and what clients see of them.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use metastore::proto::etcdserverpb::PutRequest;
+use tonic::Code;
+
+use crate::support::{Server, assert_refused};
+
+/// Trap 50: too much between commit and apply is "too many requests", and the code of that is Unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_between_commit_and_apply_refuses_writes() {
+    const AT_ONCE: usize = 256;
+    let server = Server::start(&["--max-apply-backlog=0"]);
+    let kv = server.kv().await;
+    let refusal = tokio::time::timeout(Duration::from_mins(1), async {
+        loop {
+            let puts = (0..AT_ONCE).map(|nth| {
+                let mut kv = kv.clone();
+                let put = PutRequest { key: format!("{nth}").into(), ..PutRequest::default() };
+                tokio::spawn(async move { kv.put(put).await })
+            });
+            for put in puts.collect::<Vec<_>>() {
+                if let Err(refusal) = put.await.unwrap() {
+                    return refusal;
+                }
+            }
+        }
+    });
+    let refusal = refusal.await.expect("some write finds others committed and not applied");
+    assert_refused(Err::<(), _>(refusal), Code::Unknown, "etcdserver: too many requests");
+}
+
+#[tokio::test]
+async fn a_stream_has_so_many_watches_and_no_more() {
+    let server = Server::start(&["--max-watches-per-stream=2"]);
+    let mut client = server.client().await;
+    let mut stream = client.watch("a", None).await.unwrap();
+    for key in ["b", "c"] {
+        stream.watch(key, None).await.unwrap();
+    }
+    let refused = loop {
+        let answer = stream.message().await.unwrap().expect("the stream goes on");
+        if answer.canceled() {
+            break answer;
+        }
+        assert!(answer.created() && answer.watch_id() < 2);
+    };
+    assert_eq!((refused.watch_id(), refused.cancel_reason()), (-1, "etcdserver: too many requests"));
+    client.watch("d", None).await.expect("another stream has watches of its own");
+}
+
+#[test]
+fn who_connects_beyond_the_bound_waits() {
+    let server = Server::start(&["--max-connections=1"]);
+    let mut first = TcpStream::connect(server.address()).unwrap();
+    // Answered, and kept open.
+    write!(first, "GET /version HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(first.read(&mut [0; 64]).unwrap() > 0);
+    let mut second = TcpStream::connect(server.address()).unwrap();
+    write!(second, "GET /version HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    server.wait_for_log("too many client connections");
+    second.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert!(second.read(&mut [0; 1]).is_err(), "nobody answers yet");
+    drop(first);
+    second.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    let mut answer = String::new();
+    second.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// A client that does not answer pings is sent away.
+#[test]
+fn a_silent_client_is_asked_whether_it_is_there_and_then_left() {
+    const PING: u8 = 6;
+    let server = Server::start(&["--grpc-keepalive-interval=1s", "--grpc-keepalive-timeout=500ms"]);
+    let mut client = TcpStream::connect(server.address()).unwrap();
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    client.write_all(&settings).unwrap();
+    client.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    let started = Instant::now();
+    let mut heard = Vec::new();
+    // To the end of the connection, be it with or without ceremony.
+    let _ = client.read_to_end(&mut heard);
+    let took = started.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_secs(30)).contains(&took), "it was left after {took:?}");
+    let mut kinds = Vec::new();
+    let mut rest = heard.as_slice();
+    while let [a, b, c, kind, more @ ..] = rest {
+        kinds.push(*kind);
+        rest = &more[5 + usize::from(*a) * 65_536 + usize::from(*b) * 256 + usize::from(*c)..];
+    }
+    assert!(kinds.contains(&PING), "{kinds:?}");
+}
+
+/// What takes longer than is expected has a line in the log.
+#[tokio::test]
+async fn slow_calls_are_logged() {
+    let server = Server::start(&["--warning-unary-request-duration=1us"]);
+    server.kv().await.put(PutRequest { key: "k".into(), ..PutRequest::default() }).await.unwrap();
+    let line: serde_json::Value = serde_json::from_str(&server.wait_for_log("request stats")).unwrap();
+    assert_eq!((line["level"].as_str(), line["response type"].as_str()), (Some("warn"), Some("/etcdserverpb.KV/Put")));
+    assert_eq!(line["request size"], 3);
+}

@@ -1,0 +1,61 @@
+//! Where a server can be found: socket files, and whom it tells that it can.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::{UnixDatagram, UnixStream},
+    process::Command,
+};
+
+use hyper_util::rt::TokioIo;
+use metastore::proto::etcdserverpb::{PutRequest, kv_client::KvClient};
+use tonic::transport::Endpoint;
+
+use crate::support::Server;
+
+#[tokio::test]
+async fn clients_are_served_at_a_socket_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("client.sock");
+    let url = format!("unix://{}", path.display());
+    let mut server = Server::start(&[&format!("--listen-client-urls={url}")]);
+    assert_eq!(server.address(), path.display().to_string());
+
+    let socket = path.clone();
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap();
+    let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+    let answer = KvClient::new(channel).put(put).await.unwrap().into_inner();
+    assert_eq!(answer.header.unwrap().revision, 2);
+
+    let mut plain = UnixStream::connect(&path).unwrap();
+    write!(plain, "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    plain.read_to_string(&mut page).unwrap();
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+
+    if let Some(etcdctl) = std::env::var_os("METASTORE_TEST_ETCDCTL") {
+        let output = Command::new(etcdctl).args(["--endpoints", &url, "get", "k", "--print-value-only"]).output();
+        assert_eq!(String::from_utf8_lossy(&output.unwrap().stdout), "v\n");
+    }
+    server.stop();
+    assert!(!path.exists(), "nothing is left of it");
+    server.restart();
+    server.kill();
+    assert!(path.exists(), "this time it is");
+    server.restart();
+}
+
+#[test]
+fn systemd_hears_when_clients_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let systemd = UnixDatagram::bind(&path).unwrap();
+    let server = Server::start_in(&[("NOTIFY_SOCKET", path.to_str().unwrap())], &[]);
+    let mut heard = [0; 64];
+    let len = systemd.recv(&mut heard).unwrap();
+    assert_eq!(&heard[..len], b"READY=1");
+    assert_eq!(server.http("GET", "/health").status, 200);
+}

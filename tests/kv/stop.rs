@@ -1,0 +1,58 @@
+//! How a server ends, and what it says on its way.
+
+use std::{
+    os::unix::process::ExitStatusExt,
+    time::{Duration, Instant},
+};
+
+use etcd_client::LockOptions;
+use rustix::process::Signal;
+
+use crate::support::Server;
+
+/// Longer than this nobody waits for a stop.
+const LIMIT: Duration = Duration::from_millis(1500);
+
+/// Streams, a call that waits for ever and a connection that does nothing hold nobody up.
+#[tokio::test]
+async fn a_server_ends_at_once_and_by_the_signal_that_it_was_sent() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut server = Server::start(&[]);
+        let mut client = server.client().await;
+        client.put("k", "v", None).await.unwrap();
+        let mut watch = client.watch("k", None).await.unwrap();
+        let lease = client.lease_grant(60, None).await.unwrap().id();
+        let (mut keeper, mut answers) = client.lease_keep_alive(lease).await.unwrap();
+        keeper.keep_alive().await.unwrap();
+        assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 60);
+        let held = client.lock("lock", Some(LockOptions::new().with_lease(lease))).await.unwrap();
+        let mut other = server.client().await;
+        let waiting = tokio::spawn(async move { other.lock("lock", None).await });
+        let idle = std::net::TcpStream::connect(server.address()).unwrap();
+
+        let (started, status) = (Instant::now(), server.end_with(signal));
+        let took = started.elapsed();
+        assert_eq!(status.signal(), Some(signal.as_raw()), "{status}");
+        assert!(took < LIMIT, "it took {took:?}");
+        let rest = async { while let Ok(Some(_)) = watch.message().await {} };
+        tokio::time::timeout(LIMIT, rest).await.expect("the watch has ended");
+        assert!(tokio::time::timeout(LIMIT, waiting).await.expect("the call has ended").unwrap().is_err());
+        drop((held, idle));
+    }
+}
+
+#[test]
+fn the_lines_that_tools_wait_for_are_there() {
+    let server = Server::start(&["--quota-backend-bytes=9000000000", "--snapshot-catchup-entries=77"]);
+    let starting = server.wait_for_log("\"starting an etcd server\"");
+    for part in [r#""snapshot-catchup-entries":77"#, r#""v2-deprecation":"write-only""#, r#""name":"one""#] {
+        assert!(starting.contains(part), "{starting}");
+    }
+    let quota = server.wait_for_log("quota exceeds the maximum value");
+    assert!(quota.contains(r#""quota-size-bytes":9000000000,"quota-maximum-size-bytes":8589934592"#), "{quota}");
+    for line in ["enabled backend quota", "serving peer traffic", "now serving peer/client/metrics"] {
+        server.wait_for_log(line);
+    }
+    server.wait_for_log("published local member to cluster through raft");
+    server.wait_for_log("ready to serve client requests");
+}
