@@ -221,9 +221,17 @@ impl<R> Replica<R> {
             let conf_state =
                 self.raft.apply_conf_change(change).expect("the member table has found nothing wrong with it");
             self.raft.mut_store().set_conf_state(conf_state);
+            self.step_down_if_removed();
         }
         self.applied(index);
         Some(self.conf_state())
+    }
+
+    /// A leader that the cluster has removed would go on leading, and raft-rs would look for its progress in vain.
+    fn step_down_if_removed(&mut self) {
+        if self.leads() && self.raft.raft.prs().get(self.raft.raft.id).is_none() {
+            self.raft.raft.become_follower(self.term(), raft::INVALID_ID);
+        }
     }
 
     /// Forgets entries up to `index`; returns where the log begins now.
