@@ -242,12 +242,13 @@ impl Driver {
     }
 
     /// A leader knows everything that was ever acknowledged, but after a restart the database is behind the log. An entry of
-    /// the leader's own term comes after all that others, or an earlier life of this member, have acknowledged.
+    /// the leader's own term comes after all that others, or an earlier life of this member, have acknowledged. Nobody else
+    /// may acknowledge anything from then on: a learner that is quicker to apply what its client wanted would.
     fn begins_to_rule_alone(&self) -> bool {
         !self.status.rules_alone()
             && self.replica.leadership().is_self
             && self.status.applied_term() == self.replica.term()
-            && self.replica.is_sole_voter()
+            && self.replica.is_alone()
     }
 
     fn hear(&mut self, input: Input, handoff: &mut Handoff) {

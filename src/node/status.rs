@@ -16,7 +16,7 @@ pub struct Status {
     committed: AtomicU64,
     applied: AtomicU64,
     applied_term: AtomicU64,
-    /// Whether this member leads a cluster that has no other voter, and has caught up.
+    /// Whether this member leads a cluster that has no other member, and has caught up.
     rules_alone: AtomicBool,
     is_learner: AtomicBool,
     /// Bytes that the log has taken since the last flush of the database, by an earlier life of this member too.
@@ -68,8 +68,8 @@ impl Status {
         self.applied_term.load(Ordering::Acquire)
     }
 
-    /// Whether this member leads a cluster that has no other voter, and has applied an entry of its own term: then nothing was ever acknowledged that cannot be read
-    /// here, and there is nobody to ask.
+    /// Whether this member leads a cluster that has no other member, and has applied an entry of its own term: then nothing
+    /// was ever acknowledged that cannot be read here, and there is nobody to ask.
     pub fn rules_alone(&self) -> bool {
         self.rules_alone.load(Ordering::Acquire)
     }

@@ -29,16 +29,11 @@ impl<R> Replica<R> {
         self.raft.raft.prs().conf().to_conf_state()
     }
 
-    /// Whether nobody else has a vote.
-    #[must_use]
-    pub fn is_sole_voter(&self) -> bool {
-        self.conf_state().voters == [self.raft.raft.id]
-    }
-
-    /// Whether there is nobody to talk to.
+    /// Whether this is a voter, and there is nobody to talk to.
     #[must_use]
     pub fn is_alone(&self) -> bool {
-        self.raft.raft.prs().iter().all(|(&member, _)| member == self.raft.raft.id) && self.is_sole_voter()
+        let others = self.raft.raft.prs().iter().any(|(&member, _)| member != self.raft.raft.id);
+        !others && self.conf_state().voters == [self.raft.raft.id]
     }
 
     /// How far each member is known to be, by ID; only a leader knows.
