@@ -326,7 +326,9 @@ impl<R> Replica<R> {
         let mut messages = ready.take_messages();
         let committed = ready.take_committed_entries();
         let changes = committed.iter().filter(|entry| entry.entry_type != EntryType::EntryNormal);
+        let followed_before = self.to_follow.len();
         self.to_follow.extend(changes.map(|entry| entry.index));
+        let has_changes = self.to_follow.len() > followed_before;
         let hard_state = ready.hs().cloned();
         let install = self.accept(ready.snapshot(), hard_state.as_ref());
         let entries = ready.take_entries();
@@ -334,11 +336,13 @@ impl<R> Replica<R> {
         if let Some(hard_state) = &hard_state {
             self.raft.mut_store().set_hard_state(hard_state.clone());
         }
-        let must_sync = ready.must_sync();
+        let mut must_sync = ready.must_sync();
         let mut promises = ready.take_persisted_messages();
         let number = ready.number();
         self.raft.advance_append_async(ready);
         self.unsaved = hard_state.or(self.unsaved.take());
+        // Who was removed goes, and cannot be asked again: that others agreed to it must not be forgotten.
+        must_sync |= has_changes && self.unsaved.is_some();
         self.choose_what_to_say(&mut messages, &mut promises);
         let write = if must_sync {
             let group = Group { entries, hard_state: self.unsaved.take() };
