@@ -19,6 +19,8 @@ mod facts;
 mod outgoing;
 mod proposals;
 mod rounds;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -234,8 +236,10 @@ impl<R> Replica<R> {
         }
     }
 
-    /// Forgets entries up to `index`; returns where the log begins now.
+    /// Forgets entries up to `index`, but none that raft does not know to be applied: it looks at all others when it calls an
+    /// election. Returns where the log begins now.
     pub fn cut(&mut self, index: u64) -> Position {
+        let index = index.min(self.raft.raft.raft_log.applied());
         self.raft.mut_store().cut(index);
         self.raft.store().truncated()
     }
@@ -441,51 +445,5 @@ impl<R> Replica<R> {
     /// A leader that has committed nothing in its term knows no commit index, and raft-rs drops what it is asked.
     fn is_fresh_leader(&self) -> bool {
         self.leads() && !self.raft.raft.commit_to_current_term()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use raft::eraftpb::ConfState;
-
-    use super::{
-        super::log::{Identity, Recovered},
-        *,
-    };
-
-    fn founder() -> Replica<&'static str> {
-        let recovered = Recovered {
-            identity: Identity::default(),
-            hard_state: HardState { term: 1, commit: 1, ..HardState::default() },
-            truncated: Position { index: 1, term: 1 },
-            entries: Vec::new(),
-            installing: None,
-            torn_tail: None,
-        };
-        let log = MemoryLog::new(&recovered, 1, ConfState { voters: vec![1], ..ConfState::default() });
-        let timing =
-            Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 7000, fixed_timeout: None };
-        Replica::new(Life { member: 1, number: 1 }, 1, log, timing, &slog::Logger::root(slog::Discard, slog::o!()))
-            .unwrap()
-    }
-
-    /// All turns there are, each write called durable at once.
-    fn settle(replica: &mut Replica<&'static str>) -> Vec<(u64, Vec<&'static str>)> {
-        let mut answered = Vec::new();
-        while let Some(turn) = replica.turn() {
-            answered.extend(turn.reads);
-            if let Some(write) = turn.write {
-                replica.persisted(write.number);
-            }
-        }
-        answered
-    }
-
-    #[test]
-    fn a_read_that_comes_before_the_leader_is_answered_without_waiting_for_a_tick() {
-        let mut replica = founder();
-        replica.read("early");
-        let answered = settle(&mut replica);
-        assert_eq!(answered, [(2, vec!["early"])], "it sees the first entry of the leader's term, and comes once");
     }
 }
