@@ -94,6 +94,8 @@ pub struct Replica<R> {
     cut_off: BTreeSet<u64>,
     /// A commit index that is not on disk: it rides with the next write.
     unsaved: Option<HardState>,
+    /// The write that makes the present term durable, while it is under way.
+    term_write: Option<u64>,
     rounds: Rounds<R>,
     leadership: Leadership,
 }
@@ -135,6 +137,7 @@ impl<R> Replica<R> {
             applied_at: 0,
             cut_off: BTreeSet::new(),
             unsaved: None,
+            term_write: None,
             rounds: Rounds::new(life.member, life.number, patience),
             leadership: Leadership::default(),
         })
@@ -193,6 +196,7 @@ impl<R> Replica<R> {
 
     /// The write with this number is durable, and so are all before it.
     pub fn persisted(&mut self, number: u64) {
+        self.term_write.take_if(|write| *write <= number);
         let mut acknowledged = None;
         while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
             acknowledged = Some(write.covers);
@@ -338,6 +342,9 @@ impl<R> Replica<R> {
         let entries = ready.take_entries();
         self.raft.mut_store().append(&entries);
         if let Some(hard_state) = &hard_state {
+            if hard_state.term > self.raft.store().hard_state().term {
+                self.term_write = Some(ready.number());
+            }
             self.raft.mut_store().set_hard_state(hard_state.clone());
         }
         let mut must_sync = ready.must_sync();
@@ -378,9 +385,16 @@ impl<R> Replica<R> {
     }
 
     /// What promises nothing goes at once, what others will hear anyway does not go at all, and who has no disk is silent.
+    ///
+    /// A leader was elected by what was durable, so it may speak before its own disk is done. But a sole voter elects itself
+    /// without a word: until that is durable it could be elected to the same term again, and say something else to learners.
     fn choose_what_to_say(&self, messages: &mut Vec<Message>, promises: &mut Vec<Message>) {
         if self.disk_stands_still() {
             messages.clear();
+            return;
+        }
+        if self.leads() && self.term_write.is_some() {
+            promises.append(messages);
             return;
         }
         messages.extend(promises.extract_if(.., |message| outgoing::promises_nothing(message)));
