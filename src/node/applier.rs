@@ -142,12 +142,11 @@ impl Applier {
         self.waiters.open_reads(applied.index);
     }
 
-    /// Tells the transport who the others are, and everybody here what this one is.
+    /// Tells the transport who the members are, and everybody here what this one is.
     pub fn tell_peers(&self) {
         let members = self.machine.members();
         self.status.set_is_learner(members.get(self.id).is_some_and(|member| member.is_learner));
-        let others = members.iter().filter(|member| member.id != self.id);
-        let peers = others.map(|member| Peer { id: member.id, urls: member.peer_ur_ls.clone() });
+        let peers = members.iter().map(|member| Peer { id: member.id, urls: member.peer_ur_ls.clone() });
         self.post.set_peers(peers.collect(), members.removed().collect());
     }
 

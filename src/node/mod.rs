@@ -115,7 +115,7 @@ pub struct Parts {
     pub post: Arc<dyn Post>,
     /// Which of them are connected.
     pub links: Arc<Links>,
-    /// The other members, for one that joins a cluster and knows nothing of it yet.
+    /// The members, for one that joins a cluster and knows nothing of it yet.
     pub first_peers: Vec<Peer>,
     /// Where copies of the database lie that others may be given.
     pub shelf: Arc<Shelf>,

@@ -1,4 +1,4 @@
-//! The other members, as this one reaches them.
+//! The members, as they reach each other.
 
 use raft::eraftpb::Message;
 
@@ -16,8 +16,8 @@ pub trait Post: Send + Sync {
     /// Takes messages and never waits. What cannot be carried is lost, as on any network.
     fn send(&self, messages: Vec<Message>);
 
-    /// From now on these are the others, and who was removed is refused.
-    fn set_peers(&self, peers: Vec<Peer>, removed: Vec<u64>);
+    /// From now on these are the members, this one among them if it knows itself, and who was removed is refused.
+    fn set_peers(&self, members: Vec<Peer>, removed: Vec<u64>);
 }
 
 /// Carries nothing: for a member that will always be alone, as in many tests.
@@ -29,7 +29,7 @@ impl Post for Nobody {
         assert!(messages.is_empty(), "there is nobody to talk to");
     }
 
-    fn set_peers(&self, peers: Vec<Peer>, _removed: Vec<u64>) {
-        assert!(peers.is_empty(), "there is nobody to talk to");
+    fn set_peers(&self, members: Vec<Peer>, _removed: Vec<u64>) {
+        assert!(members.len() <= 1, "there is nobody to talk to");
     }
 }

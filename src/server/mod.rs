@@ -334,7 +334,7 @@ fn build(
             queue_bytes: bounds.peer_queue_bytes,
         },
     });
-    let introduced = Members::introduced(engine.as_ref())?.into_iter().filter(|member| member.id != identity.member_id);
+    let introduced = Members::introduced(engine.as_ref())?.into_iter();
     let parts = Parts {
         engine,
         machine,

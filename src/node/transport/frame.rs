@@ -1,7 +1,7 @@
 //! What members say to each other before and between messages, byte for byte.
 //!
 //! ```text
-//! hello     preface, kind (1), cluster, from, to (8 each, big-endian)
+//! hello     preface, kind (1), cluster, from, to (8 each, big-endian), length (2), the caller's URLs with commas between
 //! verdict   code (1), length (2), text
 //! frame     length (4), CRC-32C of the rest (4), then messages: length (4), raft's encoding
 //! ```
@@ -31,7 +31,7 @@ pub enum Purpose {
 }
 
 /// Who calls, and whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// What for.
     pub purpose: Purpose,
@@ -41,6 +41,8 @@ pub struct Hello {
     pub from: u64,
     /// Whom it wants.
     pub to: u64,
+    /// Where it can be reached, as far as it knows.
+    pub urls: Vec<String>,
 }
 
 impl Hello {
@@ -51,12 +53,15 @@ impl Hello {
         for number in [self.cluster, self.from, self.to] {
             bytes.extend(number.to_be_bytes());
         }
+        let urls = self.urls.join(",");
+        bytes.extend(u16::try_from(urls.len()).map_err(io::Error::other)?.to_be_bytes());
+        bytes.extend(urls.into_bytes());
         to.write_all(&bytes)
     }
 
     /// Hears it.
     pub fn read(from: &mut impl Read) -> io::Result<Self> {
-        let mut bytes = [0; PREFACE.len() + 25];
+        let mut bytes = [0; PREFACE.len() + 27];
         from.read_exact(&mut bytes)?;
         let (preface, rest) = bytes.split_at(PREFACE.len());
         if preface != PREFACE {
@@ -68,7 +73,11 @@ impl Hello {
             2 => Purpose::Snapshot,
             other => return Err(invalid(format!("nothing is known about connections of kind {other}"))),
         };
-        Ok(Self { purpose, cluster: number(1), from: number(9), to: number(17) })
+        let mut urls = vec![0; usize::from(u16::from_be_bytes([rest[25], rest[26]]))];
+        from.read_exact(&mut urls)?;
+        let urls = String::from_utf8(urls).map_err(|_| invalid("the caller's URLs are not text".to_owned()))?;
+        let urls = urls.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect();
+        Ok(Self { purpose, cluster: number(1), from: number(9), to: number(17), urls })
     }
 }
 
@@ -217,10 +226,14 @@ mod tests {
 
     #[test]
     fn who_calls_is_told_apart_from_who_does_not() {
-        let hello = Hello { purpose: Purpose::Snapshot, cluster: 1, from: 2, to: 3 };
+        let urls = vec!["http://a:1".to_owned(), "http://b:2".to_owned()];
         let mut bytes = Vec::new();
-        hello.write(&mut bytes).unwrap();
-        assert_eq!(Hello::read(&mut bytes.as_slice()).unwrap(), hello);
+        for urls in [Vec::new(), urls] {
+            let hello = Hello { purpose: Purpose::Snapshot, cluster: 1, from: 2, to: 3, urls };
+            bytes.clear();
+            hello.write(&mut bytes).unwrap();
+            assert_eq!(Hello::read(&mut bytes.as_slice()).unwrap(), hello);
+        }
         for (place, byte) in [(15, b'2'), (16, 9)] {
             let mut other = bytes.clone();
             other[place] = byte;

@@ -31,6 +31,8 @@ const REPORTED_EVERY: u32 = 60;
 /// One member as it is reached from here.
 pub(super) struct Line {
     pub peer: Peer,
+    /// It has called, but is no member as far as this one knows.
+    pub is_guest: bool,
     pub outbox: Outbox,
 }
 
@@ -44,9 +46,9 @@ enum Trouble {
 
 impl Line {
     /// Starts the thread of a line.
-    pub fn start(transport: Arc<Transport>, peer: Peer) -> Arc<Self> {
+    pub fn start(transport: Arc<Transport>, peer: Peer, is_guest: bool) -> Arc<Self> {
         let outbox = Outbox::new(transport.parts.patience.queue_bytes);
-        let line = Arc::new(Self { peer, outbox });
+        let line = Arc::new(Self { peer, is_guest, outbox });
         let running = line.clone();
         thread::Builder::new()
             .name(format!("to-{:x}", line.peer.id))
@@ -167,7 +169,7 @@ fn frame_len(messages: &[raft::eraftpb::Message]) -> usize {
 impl Transport {
     pub(super) fn hello(&self, purpose: Purpose, to: u64) -> Hello {
         let identity = self.parts.identity;
-        Hello { purpose, cluster: identity.cluster_id, from: identity.member_id, to }
+        Hello { purpose, cluster: identity.cluster_id, from: identity.member_id, to, urls: self.urls.lock().clone() }
     }
 
     /// A line stands. With company a member that has just started need not wait for the others to call an election.

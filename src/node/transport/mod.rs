@@ -10,13 +10,16 @@
 //! waits in unbounded memory.
 //!
 //! Who calls says to which cluster it belongs, who it is and whom it wants; who was removed, belongs elsewhere or speaks
-//! another language is refused with a line on both sides.
+//! another language is refused with a line on both sides. It also says where it can be reached: a member that was away may
+//! not know it yet, and hears of it from nobody else if the caller leads.
 
 mod frame;
 mod line;
 mod outbox;
 mod receive;
 mod ship;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,6 +43,7 @@ use super::{
     snapshot::{Incoming, Scratch, Shelf},
 };
 use crate::error::Halt;
+use frame::Hello;
 pub use frame::PREFACE;
 use line::Line;
 
@@ -85,11 +89,16 @@ pub struct Parts {
     pub patience: Patience,
 }
 
+/// Callers that are not known here, at once.
+const MOST_GUESTS: usize = 8;
+
 /// Carries messages between this member and all others.
 pub struct Transport {
     parts: Parts,
     lines: Mutex<BTreeMap<u64, Arc<Line>>>,
     removed: Mutex<BTreeSet<u64>>,
+    /// Where this member can be reached, as the others know it.
+    urls: Mutex<Vec<String>>,
     /// A snapshot is coming in: one at a time.
     receiving: Mutex<()>,
     /// Streams that are being served.
@@ -107,6 +116,7 @@ impl Transport {
             parts,
             lines: Mutex::default(),
             removed: Mutex::default(),
+            urls: Mutex::default(),
             receiving: Mutex::default(),
             streams: AtomicUsize::new(0),
             hurries,
@@ -122,6 +132,18 @@ impl Transport {
 
     fn line(&self, member: u64) -> Option<Arc<Line>> {
         self.lines.lock().get(&member).cloned()
+    }
+
+    /// Lets a caller be answered that is not known here yet: it joined while this member was away, and may be the only one
+    /// who can tell it so.
+    fn greet(self: &Arc<Self>, hello: &Hello) {
+        let mut lines = self.lines.lock();
+        let guests = lines.values().filter(|line| line.is_guest).count();
+        if hello.urls.is_empty() || guests >= MOST_GUESTS || lines.contains_key(&hello.from) {
+            return;
+        }
+        let peer = Peer { id: hello.from, urls: hello.urls.clone() };
+        lines.insert(hello.from, Line::start(self.clone(), peer, true));
     }
 
     fn is_removed(&self, member: u64) -> bool {
@@ -147,16 +169,23 @@ impl Post for Arc<Transport> {
         }
     }
 
-    fn set_peers(&self, peers: Vec<Peer>, removed: Vec<u64>) {
-        *self.removed.lock() = removed.into_iter().collect();
+    fn set_peers(&self, members: Vec<Peer>, removed: Vec<u64>) {
+        let (own, peers): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|member| member.id == self.parts.identity.member_id);
+        if let Some(own) = own.into_iter().next() {
+            *self.urls.lock() = own.urls;
+        }
         let mut lines = self.lines.lock();
-        let gone = lines
-            .extract_if(.., |member, line| !peers.iter().any(|peer| peer.id == *member && peer.urls == line.peer.urls));
+        let gone = lines.extract_if(.., |member, line| match peers.iter().find(|peer| peer.id == *member) {
+            Some(peer) => peer.urls != line.peer.urls,
+            None => !line.is_guest || removed.contains(member),
+        });
         for (_, line) in gone {
             line.close();
         }
+        *self.removed.lock() = removed.into_iter().collect();
         for peer in peers {
-            lines.entry(peer.id).or_insert_with(|| Line::start(self.clone(), peer));
+            lines.entry(peer.id).or_insert_with(|| Line::start(self.clone(), peer, false));
         }
     }
 }

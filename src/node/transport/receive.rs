@@ -54,7 +54,10 @@ impl Transport {
         }
         verdict.write(&mut stream)?;
         match hello.purpose {
-            Purpose::Messages => self.listen(&hello, stream),
+            Purpose::Messages => {
+                self.greet(&hello);
+                self.listen(&hello, stream)
+            }
             Purpose::Snapshot => ship::receive(&self, &hello, stream),
         }
     }

@@ -1,0 +1,76 @@
+use std::net::TcpListener;
+
+use super::*;
+
+struct Nowhere;
+
+impl Depot for Nowhere {
+    fn place(&self, _index: u64) -> Scratch {
+        panic!("these members send no snapshots")
+    }
+
+    fn open(&self, _files: Scratch) -> Result<Incoming, Halt> {
+        panic!("these members send no snapshots")
+    }
+}
+
+/// A member that listens on a port of its own.
+struct Place {
+    transport: Arc<Transport>,
+    raft: Arc<Inbox<Input>>,
+    peer: Peer,
+}
+
+fn place(member_id: u64) -> Place {
+    let raft = Arc::new(Inbox::default());
+    let transport = Transport::new(Parts {
+        identity: Identity { cluster_id: 7, member_id },
+        raft: raft.clone(),
+        links: Arc::default(),
+        shelf: Arc::default(),
+        depot: Box::new(Nowhere),
+        farewell: Arc::new(|| ()),
+        hurries: false,
+        patience: Patience {
+            dial: Duration::from_secs(5),
+            write: Duration::from_secs(5),
+            snapshot_rate: 1 << 20,
+            queue_bytes: 1 << 20,
+        },
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let urls = vec![format!("http://{}", listener.local_addr().unwrap())];
+    let receiver = transport.clone();
+    std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| receiver.receive(stream)));
+    Place { transport, raft, peer: Peer { id: member_id, urls } }
+}
+
+impl Place {
+    /// Says something to another member until `other` has heard it.
+    fn reaches(&self, other: &Self) {
+        let (from, to) = (self.peer.id, other.peer.id);
+        let heartbeat = Message { msg_type: MessageType::MsgHeartbeat, from, to, ..Message::default() };
+        let mut heard = Vec::new();
+        while !heard.iter().any(|input| matches!(input, Input::Messages(messages) if messages[0].from == from)) {
+            self.transport.send(vec![heartbeat.clone()]);
+            heard.clear();
+            other.raft.receive(&mut heard, Some(std::time::Instant::now() + Duration::from_millis(20)));
+        }
+    }
+}
+
+#[test]
+fn a_caller_is_answered_by_a_member_that_does_not_know_it_yet() {
+    let (newcomer, laggard) = (place(1), place(2));
+    newcomer.transport.set_peers(vec![newcomer.peer.clone(), laggard.peer.clone()], Vec::new());
+    laggard.transport.set_peers(vec![laggard.peer.clone()], Vec::new());
+    newcomer.reaches(&laggard);
+    laggard.reaches(&newcomer);
+    // A change of others does not cut it off; its removal does.
+    laggard.transport.set_peers(vec![laggard.peer.clone()], vec![9]);
+    laggard.reaches(&newcomer);
+    laggard.transport.set_peers(vec![laggard.peer.clone()], vec![1]);
+    assert!(laggard.transport.line(1).is_none());
+    newcomer.transport.stop();
+    laggard.transport.stop();
+}
