@@ -1,14 +1,14 @@
-//! What clients want: commands, made up by the dice.
+//! What clients and operators want: commands, made up by the dice.
 
 use bytes::Bytes;
 use metastore::{
     proto::etcdserverpb::{
-        CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
-        RangeRequest, RequestOp, TxnRequest,
+        CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, Member,
+        MemberPromoteRequest, MemberRemoveRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
         compare::{CompareResult, CompareTarget, TargetUnion},
         request_op,
     },
-    state::{Kind, Request},
+    state::{Command, Kind, Newcomer, Request},
 };
 use prost::Message;
 
@@ -50,6 +50,30 @@ pub fn encode(request: &Request) -> (Kind, Vec<u8>) {
         | Request::MemberPromote(_)
         | Request::MemberUpdate(_)
         | Request::Foreign(_) => panic!("no client of the simulation wants {request:?}"),
+    }
+}
+
+/// A change of the members, as an operator wants it.
+#[derive(Debug, Clone, Copy)]
+pub enum Change {
+    Add { id: u64, learner: bool, max_learners: Option<u64> },
+    Remove(u64),
+    Promote(u64),
+}
+
+impl Change {
+    /// The entry that asks for it.
+    pub fn encode(self, request_id: u64) -> Bytes {
+        let (kind, bytes) = match self {
+            Self::Add { id, learner, max_learners } => {
+                let peer_ur_ls = vec![format!("http://{id}")];
+                let member = Member { id, peer_ur_ls, is_learner: learner, ..Member::default() };
+                (Kind::MemberAdd, Newcomer { member, max_learners }.encode())
+            }
+            Self::Remove(id) => (Kind::MemberRemove, MemberRemoveRequest { id }.encode_to_vec()),
+            Self::Promote(id) => (Kind::MemberPromote, MemberPromoteRequest { id }.encode_to_vec()),
+        };
+        Command::encode(request_id, kind, &bytes)
     }
 }
 

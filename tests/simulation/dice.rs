@@ -1,6 +1,8 @@
 //! Numbers from a seed, by the splitmix64 sequence: the same on every machine and with every version of every library, so
 //! that a seed that failed once can be kept.
 
+use std::time::Duration;
+
 /// A source of numbers.
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
@@ -32,6 +34,17 @@ impl Dice {
     /// True in so many cases of a hundred.
     pub fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
+    }
+
+    /// So many milliseconds at least, and fewer than so many, to the microsecond.
+    pub fn millis(&mut self, from: u64, to: u64) -> Duration {
+        let span = usize::try_from((to - from) * 1000).expect("a short time").max(1);
+        Duration::from_micros(from * 1000 + self.below(span) as u64)
+    }
+
+    /// A sequence of its own.
+    pub fn split(&mut self) -> Self {
+        Self(self.next())
     }
 
     /// One of a few.

@@ -1,11 +1,12 @@
 //! What a member writes to, and how it can fail him.
 //!
-//! Both disks are values of the crate itself: [`VolatileLog`] forgets what was not synced, [`Memory`] what was not flushed.
-//! Here they get what only the simulation wants: a power cut between two operations of the log, checks on what is cut, and
-//! faults that are planted on purpose.
+//! A log is the real one, on files that tear what was not synced, or [`VolatileLog`], which forgets it; a database is
+//! [`Memory`], which forgets what was not flushed. Here they get what only the simulation wants: a power cut between two
+//! operations, checks on what is written and cut, and faults that are planted on purpose.
 
 use std::{
-    path::Path,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,38 +16,59 @@ use std::{
 use bytes::Bytes;
 use metastore::{
     error::Halt,
-    node::log::{Group, LogStore, Position, volatile::VolatileLog},
+    node::log::{
+        Group, Identity, LogStore, Place, Position, Recovered, SegmentLog,
+        lossy::{Loss, LossyFiles},
+        volatile::VolatileLog,
+    },
     state::Progress,
     storage::{Batch, Engine, Size, Table, Visit, memory::Memory, schema::meta},
 };
-use raft::eraftpb::HardState;
+use parking_lot::Mutex;
+use raft::eraftpb::{Entry, HardState};
+use tempfile::TempDir;
 
-/// A mistake that the checks must find: each is one that a real system has made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// "It is synced", says the log, and syncs when the next group comes.
-    AcknowledgedBeforeSync,
-    /// The applied index is written after the batch that it belongs to.
-    AppliedIndexLate,
-    /// The applied index is written before the batch that it belongs to.
-    AppliedIndexEarly,
-}
+use super::{dice::Dice, fault::Fault, oaths::Ledger};
+
+/// So small that a log has several.
+const SEGMENT_BYTES: u64 = 4096;
 
 /// The end of the world, for one member.
-pub fn power_cut() -> Halt {
+fn power_cut() -> Halt {
     Halt::Refused("the simulation cut the power".to_owned())
 }
 
-/// What the member's log and the simulation both know.
+/// What a member's disks and the simulation both know.
 #[derive(Debug, Default)]
-pub struct LogGauge {
-    /// The last index that the log has called durable.
-    pub synced: AtomicU64,
+pub struct Gauge {
     /// Operations until the power fails; zero is never.
-    pub fuse: AtomicU64,
+    fuse: AtomicU64,
+    durable: Mutex<Durable>,
 }
 
-impl LogGauge {
+/// What the log has called durable.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Durable {
+    pub last_index: u64,
+    pub term: u64,
+    pub vote: u64,
+}
+
+impl Gauge {
+    /// The power fails at the n-th operation from now on.
+    pub fn light(&self, operations: u64) {
+        self.fuse.store(operations, Ordering::Relaxed);
+    }
+
+    /// Whether the power may fail, or has failed.
+    pub fn is_lit(&self) -> bool {
+        self.fuse.load(Ordering::Relaxed) > 0
+    }
+
+    pub fn durable(&self) -> Durable {
+        *self.durable.lock()
+    }
+
     fn burn(&self) -> Result<(), Halt> {
         match self.fuse.load(Ordering::Relaxed) {
             0 => Ok(()),
@@ -59,20 +81,92 @@ impl LogGauge {
     }
 }
 
+/// Where a log lies when nobody runs on it.
+pub enum LogDisk {
+    Memory(VolatileLog),
+    Files { _root: TempDir, files: LossyFiles, place: Place },
+}
+
+impl LogDisk {
+    /// A log without entries behind a position.
+    pub fn create(on_files: bool, identity: Identity, at: Position, hard_state: &HardState) -> Self {
+        if !on_files {
+            return Self::Memory(VolatileLog::create(identity, at, hard_state));
+        }
+        let root = tempfile::tempdir().expect("there is room for small files");
+        let files = LossyFiles::new();
+        let place =
+            Place { dir: root.path().join("log"), files: Arc::new(files.clone()), segment_bytes: SEGMENT_BYTES };
+        SegmentLog::create(&place, identity, at, hard_state).expect("the disk works");
+        Self::Files { _root: root, files, place }
+    }
+
+    pub fn open(&self) -> Result<(Box<dyn LogStore>, Recovered), Halt> {
+        match self {
+            Self::Memory(log) => Ok((Box::new(log.clone()), log.open()?)),
+            Self::Files { place, .. } => {
+                let (log, recovered) = SegmentLog::open(place)?;
+                Ok((Box::new(log), recovered))
+            }
+        }
+    }
+
+    /// Whoever ran on it is gone, and with it what the dice say of what was not synced.
+    pub fn crash(&self, dice: &mut Dice) {
+        match self {
+            Self::Memory(log) => log.crash(dice.percent(50)),
+            Self::Files { files, .. } => {
+                let seed = dice.below(usize::MAX) as u64;
+                let loss = *dice.pick(&[Loss::Nothing, Loss::Unsynced, Loss::Parts(seed), Loss::Parts(seed)]);
+                files.crash(loss).expect("the disk behind the disk works");
+            }
+        }
+    }
+}
+
+/// Which database a member has: changes when a snapshot takes its place, durably.
+pub type Current = Arc<Mutex<Arc<SimulatedEngine>>>;
+
 /// The log of one member.
 pub struct SimulatedLog {
-    pub log: VolatileLog,
-    pub engine: Arc<SimulatedEngine>,
-    pub gauge: Arc<LogGauge>,
-    pub fault: Option<Fault>,
+    store: Box<dyn LogStore>,
+    current: Current,
+    gauge: Arc<Gauge>,
+    ledger: Arc<Mutex<Ledger>>,
+    fault: Option<Fault>,
     /// Something is written that the log itself has not been told to sync.
-    pub owes_sync: bool,
-    pub written: u64,
+    owes_sync: bool,
+    /// What is durable once the last write is.
+    written: Durable,
+    /// The term of each entry, and of the one before the first.
+    terms: BTreeMap<u64, u64>,
+    /// What was written last, and the term of the entry before.
+    unsynced: (u64, Vec<Entry>),
 }
 
 impl SimulatedLog {
+    pub fn new(
+        store: Box<dyn LogStore>,
+        recovered: &Recovered,
+        current: Current,
+        ledger: Arc<Mutex<Ledger>>,
+        fault: Option<Fault>,
+    ) -> Self {
+        let HardState { term, vote, .. } = recovered.hard_state;
+        let written = Durable { last_index: recovered.last_index(), term, vote };
+        let first = (recovered.truncated.index, recovered.truncated.term);
+        let terms = recovered.entries.iter().map(|entry| (entry.index, entry.term)).chain([first]).collect();
+        let gauge = current.lock().gauge.clone();
+        *gauge.durable.lock() = written;
+        Self { store, current, gauge, ledger, fault, owes_sync: false, written, terms, unsynced: (0, Vec::new()) }
+    }
+
     fn settle(&mut self) -> Result<(), Halt> {
-        if std::mem::take(&mut self.owes_sync) { self.log.sync() } else { Ok(()) }
+        if std::mem::take(&mut self.owes_sync) { self.store.sync() } else { Ok(()) }
+    }
+
+    fn note_hard_state(&mut self, hard_state: &HardState) {
+        (self.written.term, self.written.vote) = (hard_state.term, hard_state.vote);
     }
 }
 
@@ -80,8 +174,17 @@ impl LogStore for SimulatedLog {
     fn write(&mut self, group: &Group) -> Result<u64, Halt> {
         self.settle()?;
         self.gauge.burn()?;
-        self.written = group.entries.last().map_or(self.written, |last| last.index);
-        self.log.write(group)
+        if let Some(first) = group.entries.first() {
+            drop(self.terms.split_off(&first.index));
+            let before = self.terms.get(&(first.index - 1)).copied().expect("entries leave no gap");
+            self.terms.extend(group.entries.iter().map(|entry| (entry.index, entry.term)));
+            self.unsynced = (before, group.entries.clone());
+        }
+        self.written.last_index = group.entries.last().map_or(self.written.last_index, |last| last.index);
+        if let Some(hard_state) = &group.hard_state {
+            self.note_hard_state(hard_state);
+        }
+        self.store.write(group)
     }
 
     fn sync(&mut self) -> Result<(), Halt> {
@@ -89,38 +192,54 @@ impl LogStore for SimulatedLog {
         if self.fault == Some(Fault::AcknowledgedBeforeSync) {
             self.owes_sync = true;
         } else {
-            self.log.sync()?;
+            self.store.sync()?;
         }
-        self.gauge.synced.store(self.written, Ordering::Relaxed);
+        let (before, entries) = std::mem::take(&mut self.unsynced);
+        self.ledger.lock().note_all(&entries, before);
+        *self.gauge.durable.lock() = self.written;
         Ok(())
     }
 
     fn cut(&mut self, at: Position) -> Result<(), Halt> {
         self.settle()?;
-        let durable = Progress::durable(self.engine.as_ref())?.expect("initialised");
+        let durable = Progress::durable(self.current.lock().as_ref())?.expect("initialised");
         assert!(at.index <= durable.index, "the log is cut at {at}, but the database is durable up to {durable:?}");
         self.gauge.burn()?;
-        self.log.cut(at)
+        self.store.cut(at)
     }
 
     fn set_installing(&mut self, snapshot: Option<Position>) -> Result<(), Halt> {
-        self.log.set_installing(snapshot)
+        self.settle()?;
+        self.gauge.burn()?;
+        self.store.set_installing(snapshot)
     }
 
     fn reset(&mut self, at: Position, hard_state: &HardState) -> Result<(), Halt> {
-        self.log.reset(at, hard_state)
+        self.settle()?;
+        self.gauge.burn()?;
+        self.store.reset(at, hard_state)?;
+        self.written.last_index = at.index;
+        self.note_hard_state(hard_state);
+        self.terms = [(at.index, at.term)].into();
+        *self.gauge.durable.lock() = self.written;
+        Ok(())
     }
 
     fn size_bytes(&self) -> u64 {
-        self.log.size_bytes()
+        self.store.size_bytes()
     }
 }
 
+/// Copies of databases, by the path that they were given.
+pub type Copies = Arc<Mutex<BTreeMap<PathBuf, Memory>>>;
+
 /// The database of one member.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SimulatedEngine {
     pub memory: Memory,
     pub fault: Option<Fault>,
+    pub gauge: Arc<Gauge>,
+    pub copies: Copies,
 }
 
 impl SimulatedEngine {
@@ -140,9 +259,10 @@ impl SimulatedEngine {
 
 impl Engine for SimulatedEngine {
     fn write(&self, batch: &Batch) -> Result<(), Halt> {
+        self.gauge.burn()?;
         let mut parts = match self.fault {
             Some(Fault::AppliedIndexLate | Fault::AppliedIndexEarly) => Self::split(batch),
-            Some(Fault::AcknowledgedBeforeSync) | None => return self.memory.write(batch),
+            _ => return self.memory.write(batch),
         };
         if self.fault == Some(Fault::AppliedIndexEarly) {
             parts.reverse();
@@ -167,10 +287,13 @@ impl Engine for SimulatedEngine {
     }
 
     fn copy_to(&self, path: &Path) -> Result<Arc<dyn Engine>, Halt> {
-        self.memory.copy_to(path)
+        self.flush()?;
+        self.copies.lock().insert(path.to_path_buf(), self.memory.crash(0));
+        Ok(Arc::new(self.memory.crash(0)))
     }
 
     fn flush(&self) -> Result<(), Halt> {
+        self.gauge.burn()?;
         self.memory.flush()
     }
 

@@ -9,8 +9,8 @@ use metastore::{
     error::Error,
     proto::{
         etcdserverpb::{
-            Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, PutRequest,
-            PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest, TxnResponse,
+            Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, Member,
+            PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest, TxnResponse,
             compare::{CompareResult, CompareTarget, TargetUnion},
             request_op, response_op,
         },
@@ -26,6 +26,8 @@ pub enum Answer {
     Delete(DeleteRangeResponse),
     Txn(TxnResponse),
     Grant(LeaseGrantResponse),
+    /// The members, by ID, and whether they only learn; with one that was added, or without.
+    Members(Option<u64>, Vec<(u64, bool)>),
     Nothing,
 }
 
@@ -38,25 +40,42 @@ pub struct Model {
     /// Each key's states, by the revision that made them; None is deleted.
     keys: BTreeMap<Bytes, BTreeMap<i64, Option<KeyValue>>>,
     pub leases: BTreeMap<i64, BTreeSet<Bytes>>,
+    /// Whether each member only learns.
+    pub members: BTreeMap<u64, bool>,
+    removed: BTreeSet<u64>,
     pub head: i64,
     pub compacted: i64,
 }
 
-impl Default for Model {
-    fn default() -> Self {
-        Self { keys: BTreeMap::new(), leases: BTreeMap::new(), head: 1, compacted: -1 }
-    }
-}
-
 impl Model {
+    /// A cluster of these voters.
+    pub fn new(founders: impl IntoIterator<Item = u64>) -> Self {
+        Self {
+            keys: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            members: founders.into_iter().map(|id| (id, false)).collect(),
+            removed: BTreeSet::new(),
+            head: 1,
+            compacted: -1,
+        }
+    }
+
     /// Executes a command.
     pub fn apply(&mut self, request: &Request) -> Outcome {
-        let before = self.clone();
+        // Everything else is refused before it changes anything.
+        let before = matches!(request, Request::Txn(_)).then(|| self.clone());
         let outcome = self.execute(request);
-        if outcome.is_err() {
+        if let Some(before) = before.filter(|_| outcome.is_err()) {
             *self = before;
         }
         outcome
+    }
+
+    /// What each key was changed to at a revision, by key; None is deleted.
+    pub fn changes_at(&self, revision: i64) -> Vec<(Bytes, Option<KeyValue>)> {
+        let change =
+            |(key, states): (&Bytes, &BTreeMap<i64, _>)| Some((key.clone(), Option::clone(states.get(&revision)?)));
+        self.keys.iter().filter_map(change).collect()
     }
 
     /// All keys that are alive at a revision.
@@ -84,18 +103,58 @@ impl Model {
                 }
                 Answer::Nothing
             }
+            // Headers of these answers carry no revision.
+            Request::MemberAdd(newcomer) => {
+                return self.add(&newcomer.member, newcomer.max_learners).map(|answer| (0, answer));
+            }
+            Request::MemberRemove(remove) => return self.remove(remove.id).map(|answer| (0, answer)),
+            Request::MemberPromote(promote) => return self.promote(promote.id).map(|answer| (0, answer)),
             Request::Alarm(_)
             | Request::ClusterVersionSet(_)
             | Request::MemberAttributesSet(_)
-            | Request::MemberAdd(_)
-            | Request::MemberRemove(_)
-            | Request::MemberPromote(_)
             | Request::MemberUpdate(_)
             | Request::Foreign(_) => panic!("the simulation proposes no {request:?}"),
         };
         let changed = self.keys.values().any(|states| states.contains_key(&next));
         self.head += i64::from(changed);
         Ok((self.head, answer))
+    }
+
+    fn listed(&self, added: Option<u64>) -> Answer {
+        Answer::Members(added, self.members.iter().map(|(id, learns)| (*id, *learns)).collect())
+    }
+
+    fn add(&mut self, member: &Member, max_learners: Option<u64>) -> Result<Answer, Error> {
+        if self.removed.contains(&member.id) {
+            return Err(Error::MemberNotFound);
+        }
+        if self.members.contains_key(&member.id) {
+            return Err(Error::MemberExists);
+        }
+        let learners = self.members.values().filter(|learns| **learns).count() as u64;
+        if member.is_learner && max_learners.is_some_and(|most| learners >= most) {
+            return Err(Error::TooManyLearners);
+        }
+        self.members.insert(member.id, member.is_learner);
+        Ok(self.listed(Some(member.id)))
+    }
+
+    fn remove(&mut self, id: u64) -> Result<Answer, Error> {
+        let learns = *self.members.get(&id).ok_or(Error::MemberNotFound)?;
+        if !learns && self.members.values().filter(|learns| !**learns).count() == 1 {
+            return Err(Error::MemberNotEnoughStarted);
+        }
+        self.members.remove(&id);
+        self.removed.insert(id);
+        Ok(self.listed(None))
+    }
+
+    fn promote(&mut self, id: u64) -> Result<Answer, Error> {
+        let learns = self.members.get_mut(&id).ok_or(Error::MemberNotFound)?;
+        if !std::mem::replace(learns, false) {
+            return Err(Error::MemberNotLearner);
+        }
+        Ok(self.listed(None))
     }
 
     fn get(&self, key: &[u8], revision: i64) -> Option<KeyValue> {

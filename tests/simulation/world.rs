@@ -1,360 +1,489 @@
-//! One run: a member, its clients, a seed that says what happens next, and what must be true all the while.
+//! One run: a cluster, its clients, a seed that says what happens next, and what must be true all the while.
 //!
-//! * What was handed to the apply thread once is the agreed history: no crash changes it or makes it shorter.
+//! * What a member applied once is the agreed history: no crash changes it or makes it shorter, on any member.
 //! * Whoever got an answer got the model's answer for his command at its place in that history.
-//! * The state is the model's, at the head and at every revision that is not compacted.
-//! * A read behind the barrier sees every write that was acknowledged before it was asked for.
+//! * The state is the model's, at the head and at every revision that is not compacted; equal on all members at one index.
+//! * A read behind the barrier sees every write that was acknowledged, and every read that was answered, before it was asked.
 //! * Nothing is applied that the log has not called durable; nothing is cut from it that the database has not.
-//! * At the end HashKV is that of a member that lived through the same history without a crash.
+//! * Whoever watches hears everything once and in order.
+//! * Who votes, for raft, is who votes by the member table.
+//! * In peace all members come to the same end, whose hash is that of a member that lived through it without trouble.
+//!
+//! What members say is held against [`oaths`](super::oaths).
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use bytes::Bytes;
 use metastore::{
-    error::Error,
-    mvcc::{Interval, Reader, read::Query},
-    proto::{
-        etcdserverpb::{
-            DeleteRangeResponse, LeaseGrantResponse, PutResponse, TxnResponse, response_op::Response as OpResponse,
-        },
-        mvccpb::KeyValue,
-    },
-    state::{self, Command, Machine, Readers, Response},
-    storage::memory::Memory,
+    error::Halt,
+    node::{log::Position, peers::Peer, snapshot::conf_state},
+    proto::etcdserverpb,
+    state::Members,
 };
 use parking_lot::Mutex;
-use prost::Message;
-use raft::eraftpb;
+use raft::eraftpb::Message;
 
 use super::{
-    client,
+    agenda::Agenda,
+    clients::Mailbox,
+    climate::Climate,
+    courier::Shipment,
     dice::Dice,
-    disk::Fault,
-    member::{Disks, Member, Share, TICK, founded_database},
-    model::{Answer, Model, Outcome},
+    fault::{Fault, Forger},
+    history::History,
+    member::{Disks, LATE_TICKS, Member, Room, Share, Surroundings, TICK},
+    network::Network,
+    oaths::{Early, Ledger, Oaths},
+    watcher::Watcher,
 };
 
-/// What clients have been told and not yet looked at.
+/// The keeper looks around at least as often.
+const KEEPER_ROUND: Duration = Duration::from_millis(500);
+
+/// After so many steps without an event a watcher has heard all there is: the end of a watch, its successor, an answer.
+const QUIET_STEPS: usize = 4;
+
+/// Something that happens.
 #[derive(Debug)]
-enum Told {
-    Outcome(u64, Result<Response, Error>),
-    /// A read that wanted at least this revision may read at that one.
-    Read {
-        wanted: i64,
-        head: i64,
-    },
+pub enum Event {
+    /// A member's clock goes on.
+    Tick { member: u64, life: u64 },
+    /// A part of a member gets to run.
+    Work { member: u64, life: u64, room: Room },
+    /// A message arrives.
+    Arrival(Box<Message>),
+    /// A member notices that its connection to another is broken.
+    Broken { from: u64, to: u64 },
+    /// It tries to connect again.
+    Mended { from: u64, life: u64, to: u64 },
+    /// A copy of a database has been sent, all of it.
+    Shipped(u64),
+    /// The sender hears what became of it.
+    Reported { shipment: u64, arrived: bool },
+    /// A member starts, on the disks that it has, or for the first time.
+    Start(u64),
+    /// A member that was removed goes, once the others know.
+    Leave(u64),
+    /// A client wants something.
+    Wish,
+    /// Something goes wrong.
+    Trouble,
+    /// What was cut is whole again.
+    Heal,
 }
 
-type Mailbox = Arc<Mutex<Vec<Told>>>;
-
-/// The agreed history, and what it came to.
+/// A member's place: it may be empty for a while.
 #[derive(Default)]
-struct History {
-    entries: BTreeMap<u64, eraftpb::Entry>,
-    model: Model,
-    /// By the command's ID.
-    outcomes: BTreeMap<u64, Outcome>,
+pub struct Seat {
+    pub member: Option<Member>,
+    /// When nobody runs on them.
+    pub disks: Option<Disks>,
+    /// Rooms that will get to run.
+    pub scheduled: BTreeSet<Room>,
+    /// Until when the log, or the apply thread, or all of it stands still.
+    pub log_stuck_until: Duration,
+    pub apply_stuck_until: Duration,
+    pub asleep_until: Duration,
+    /// It was removed and knows, or is gone for good.
+    pub leaving: bool,
+    pub gone: bool,
+    /// Between two ticks of its clock.
+    pub tick: Duration,
 }
 
-impl History {
-    /// An entry is about to be applied, for the first time or again.
-    fn see(&mut self, entry: &eraftpb::Entry) {
-        if let Some(before) = self.entries.get(&entry.index) {
-            assert_eq!((before.term, &before.data), (entry.term, &entry.data), "entry {} has changed", entry.index);
-            return;
-        }
-        let next = self.entries.last_key_value().map_or(2, |(last, _)| last + 1);
-        assert_eq!(entry.index, next, "entries are handed over without gaps");
-        self.entries.insert(entry.index, entry.clone());
-        if !entry.data.is_empty() {
-            let command = Command::decode(entry.data.clone()).expect("the simulation proposes what it can read");
-            let outcome = self.model.apply(&command.request);
-            self.outcomes.insert(command.id, outcome);
-        }
-    }
-
-    fn last_index(&self) -> u64 {
-        self.entries.last_key_value().map_or(1, |(last, _)| *last)
+impl Seat {
+    /// Until when a room stands still.
+    fn stuck_until(&self, room: Room) -> Duration {
+        let own = match room {
+            Room::Log => self.log_stuck_until,
+            Room::Apply => self.apply_stuck_until,
+            Room::Raft | Room::Keeper | Room::Hub => Duration::ZERO,
+        };
+        own.max(self.asleep_until)
     }
 }
 
 /// A run.
 pub struct World {
-    dice: Dice,
-    now: Instant,
-    fault: Option<Fault>,
-    member: Member,
-    history: History,
-    mailbox: Mailbox,
+    pub dice: Dice,
+    pub climate: Climate,
+    pub agenda: Agenda<Event>,
+    started: Instant,
+    pub fault: Option<Fault>,
+    pub forger: Option<Forger>,
+    pub seats: BTreeMap<u64, Seat>,
+    pub network: Network,
+    pub shipments: BTreeMap<u64, Shipment>,
+    pub history: History,
+    pub oaths: Oaths,
+    pub ledger: Arc<Mutex<Ledger>>,
+    pub mailbox: Mailbox,
+    pub watchers: Vec<Watcher>,
     /// The highest revision that anybody was told of.
-    acknowledged: i64,
-    /// How many keys the clients know.
-    keys: usize,
-    next_id: u64,
-    crashes: usize,
-    answers: usize,
-    /// One line for each event.
-    pub trace: Vec<String>,
+    pub acknowledged: i64,
+    pub next_id: u64,
+    lives: u64,
+    /// Nothing goes wrong any more, and nobody wants anything.
+    pub peace: bool,
+    pub report: Report,
+    /// One line for each event, if anybody wants to read them.
+    pub trace: Option<Vec<String>>,
 }
 
-/// What a run came to.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+/// What runs came to.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Report {
     pub crashes: usize,
     pub entries: usize,
     pub answers: usize,
+    pub reads: usize,
+    pub heard: usize,
+    pub reigns: usize,
+    pub snapshots: usize,
+    pub changes: usize,
+    /// Messages of followers that left before their disk was done, by kind.
+    pub early: Early,
+}
+
+impl Report {
+    pub fn add(&mut self, other: &Self) {
+        self.crashes += other.crashes;
+        self.entries += other.entries;
+        self.answers += other.answers;
+        self.reads += other.reads;
+        self.heard += other.heard;
+        self.reigns += other.reigns;
+        self.snapshots += other.snapshots;
+        self.changes += other.changes;
+        for (kind, count) in &other.early {
+            *self.early.entry(kind).or_default() += count;
+        }
+    }
 }
 
 impl World {
-    pub fn new(seed: u64, fault: Option<Fault>) -> Self {
+    /// The world of a seed.
+    pub fn new(seed: u64, fault: Option<Fault>, tracing: bool) -> Self {
         let mut dice = Dice::new(seed);
-        let keys = *dice.pick(&client::KEY_SPACES);
-        let now = Instant::now(); // Only differences count.
-        let member = Member::start(Disks::found(), fault, now, &mut dice).expect("a new member starts");
-        Self {
+        let climate = Climate::draw(&mut dice);
+        Self::with(climate, dice, fault, tracing)
+    }
+
+    pub fn with(climate: Climate, dice: Dice, fault: Option<Fault>, tracing: bool) -> Self {
+        let founders = Members::new((1..=climate.founders).map(|id| etcdserverpb::Member {
+            id,
+            peer_ur_ls: vec![format!("http://{id}")],
+            ..etcdserverpb::Member::default()
+        }));
+        let mut world = Self {
             dice,
-            now,
+            agenda: Agenda::new(),
+            started: Instant::now(), // Only differences count.
             fault,
-            member,
-            history: History::default(),
+            forger: (fault == Some(Fault::ReusedContext)).then(Forger::default),
+            seats: BTreeMap::new(),
+            network: Network::default(),
+            shipments: BTreeMap::new(),
+            history: History::new(founders.clone()),
+            oaths: Oaths::default(),
+            ledger: Arc::default(),
             mailbox: Mailbox::default(),
+            watchers: (0..climate.watchers).map(|_| Watcher::new()).collect(),
             acknowledged: 1,
-            keys,
             next_id: 1,
-            crashes: 0,
-            answers: 0,
-            trace: Vec::new(),
-        }
-    }
-
-    /// Lives through so many steps and an end in peace.
-    pub fn run(&mut self, steps: usize) -> Report {
-        for _ in 0..steps {
-            self.step();
-            self.listen();
-        }
-        self.crash();
-        self.settle();
-        self.check_state(true);
-        self.check_hashes();
-        Report { crashes: self.crashes, entries: self.history.entries.len(), answers: self.answers }
-    }
-
-    fn note(&mut self, line: impl FnOnce() -> String) {
-        self.trace.push(line());
-    }
-
-    fn step(&mut self) {
-        let share = Share::draw(&mut self.dice);
-        match self.dice.below(1000) {
-            0..280 => self.propose(),
-            280..330 => self.read(),
-            330..520 => {
-                let ticks = u32::from(self.dice.percent(10));
-                self.now += TICK * ticks;
-                self.note(|| format!("turn {share:?} ticks {ticks}"));
-                self.member.turn(share, ticks);
-            }
-            520..680 => {
-                self.note(|| format!("log {share:?}"));
-                self.member.write_log(share).expect("the disk works");
-            }
-            680..840 => self.apply(share),
-            840..910 => {
-                self.note(|| "compact".to_owned());
-                self.member.compact(self.now).expect("the disk works");
-            }
-            910..950 => {
-                self.note(|| "flush".to_owned());
-                self.member.flush(self.now).expect("the disk works");
-            }
-            950..985 => self.check_state(false),
-            _ => self.crash(),
-        }
-    }
-
-    fn propose(&mut self) {
-        let id = self.next_id;
-        self.next_id += 1;
-        let request = client::command(&mut self.dice, self.keys, id, self.history.model.head);
-        let (kind, bytes) = client::encode(&request);
-        self.note(|| format!("propose {id}: {request:?}"));
-        let mailbox = self.mailbox.clone();
-        let waiter = move |outcome| mailbox.lock().push(Told::Outcome(id, outcome));
-        self.member.node.propose(id, kind, &bytes, Box::new(waiter));
-    }
-
-    fn read(&mut self) {
-        let wanted = self.acknowledged;
-        self.note(|| format!("read what is acknowledged up to {wanted}"));
-        let (mailbox, keys) = (self.mailbox.clone(), self.reader());
-        let waiter = move |outcome: Result<(), Error>| {
-            if outcome.is_ok() {
-                mailbox.lock().push(Told::Read { wanted, head: keys.head() });
-            }
+            lives: 0,
+            peace: false,
+            report: Report::default(),
+            trace: tracing.then(Vec::new),
+            climate,
         };
-        self.member.node.read_barrier(Box::new(waiter));
-    }
-
-    fn apply(&mut self, share: Share) {
-        self.note(|| format!("apply {share:?}"));
-        let Self { member, history, now, .. } = self;
-        member.apply(share, *now, |entry| history.see(entry)).expect("the disk works");
-    }
-
-    fn crash(&mut self) {
-        self.crashes += 1;
-        let mut dice = Dice::new(self.dice.below(usize::MAX) as u64);
-        // The old member stops to exist before the new one begins.
-        let member = std::mem::replace(
-            &mut self.member,
-            Member::start(Disks::found(), None, self.now, &mut dice).expect("a new member starts"),
-        );
-        let disks = member.crash(&mut dice);
-        self.mailbox.lock().clear();
-        let started = Member::start(disks, self.fault, self.now, &mut dice);
-        self.member = started.unwrap_or_else(|halt| panic!("no start after a crash: {halt}"));
-        let (applied, agreed) = (self.member.applied(), self.history.last_index());
-        assert!(applied.index <= agreed, "{applied:?} is in the database, but nobody handed it over");
-        self.note(|| format!("crash, back at {applied:?} of {agreed}"));
-    }
-
-    /// Clients look at what they were told.
-    fn listen(&mut self) {
-        let told = std::mem::take(&mut *self.mailbox.lock());
-        for told in told {
-            match told {
-                Told::Read { wanted, head } => {
-                    self.answers += 1;
-                    assert!(head >= wanted, "a read at {head} follows an acknowledgement of {wanted}");
-                }
-                // The outcome is unknown: the command may be in the history or not.
-                Told::Outcome(_, Err(Error::Timeout | Error::DeadlineExceeded | Error::Stopped)) => (),
-                Told::Outcome(id, outcome) => self.hear(id, outcome),
-            }
+        world.note(|world| format!("{:?}", world.climate));
+        let at = Position { index: world.climate.founders, term: 1 };
+        for id in 1..=world.climate.founders {
+            let disks = Disks::new(id, &founders, at, world.climate.segment_files);
+            world.seats.insert(id, Seat { disks: Some(disks), ..Seat::default() });
+            let delay = world.dice.millis(0, 300);
+            world.agenda.after(delay, Event::Start(id));
         }
-    }
-
-    fn hear(&mut self, id: u64, outcome: Result<Response, Error>) {
-        self.answers += 1;
-        let expected = self.history.outcomes.get(&id);
-        let expected = expected.unwrap_or_else(|| panic!("command {id} is answered before it is agreed"));
-        let outcome = outcome.map(|response| {
-            let like = expected.as_ref().map_or(&Answer::Nothing, |(_, answer)| answer);
-            (response.revision, decode(like, &response.body))
-        });
-        assert_eq!(&outcome, expected, "the answer to command {id}");
-        if let Ok((revision, _)) = outcome {
-            self.acknowledged = self.acknowledged.max(revision);
+        for _ in 0..world.climate.clients {
+            world.agenda.after(Duration::from_millis(1), Event::Wish);
         }
+        if !world.climate.troubles.is_empty() {
+            world.agenda.after(Duration::from_millis(500), Event::Trouble);
+        }
+        world
     }
 
-    /// Everything that is on its way arrives.
-    fn settle(&mut self) {
-        let mut rounds = 0;
-        while !self.member.is_quiet() || rounds == 0 {
-            rounds += 1;
-            assert!(rounds < 1000, "the member does not come to rest");
-            self.member.turn(Share::All, 0);
-            self.member.write_log(Share::All).expect("the disk works");
-            self.apply(Share::All);
+    /// Lives through all of it, and an end in peace.
+    pub fn run(&mut self) -> Report {
+        self.run_for(self.climate.length);
+        self.make_peace();
+        self.report.entries = self.history.len();
+        self.report.reigns = self.oaths.reigns();
+        self.report.early = std::mem::take(&mut self.oaths.early);
+        self.report.clone()
+    }
+
+    /// Lets everything happen that happens in so much time.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.agenda.now() + time;
+        while let Some(event) = self.agenda.next(end) {
+            self.happen(event);
             self.listen();
         }
-        let (applied, agreed) = (self.member.applied().index, self.history.last_index());
-        assert_eq!(applied, agreed, "all that was agreed is applied, and nothing else");
     }
 
-    fn reader(&self) -> Reader {
-        self.member.node.readers().keys.clone()
-    }
-
-    /// Holds what can be read against the model. While entries are on their way the model is ahead; where it has compacted
-    /// by then, nothing can be compared.
-    fn check_state(&mut self, all_revisions: bool) {
-        let keys = self.reader();
-        let head = keys.head();
-        let model = &self.history.model;
-        assert!(head <= model.head, "the head is {head}, but all that was agreed comes to {}", model.head);
-        assert!(keys.compacted() <= model.compacted, "compacted at {}", keys.compacted());
-        let oldest = keys.compacted().max(1);
-        let revisions =
-            if all_revisions { (oldest..=head).collect() } else { vec![head, self.dice.between(oldest, head)] };
-        for revision in revisions {
-            assert_eq!(state_at(&keys, revision), model.state_at(revision), "the state at revision {revision}");
+    pub fn note(&mut self, line: impl FnOnce(&Self) -> String) {
+        if let Some(mut trace) = self.trace.take() {
+            trace.push(format!("{:>9.4} {}", self.agenda.now().as_secs_f64(), line(self)));
+            self.trace = Some(trace);
         }
-        if self.member.applied().index == self.history.last_index() {
-            assert_eq!((head, keys.compacted()), (model.head, model.compacted));
-            check_leases(&self.member.node.readers(), model);
-        }
-        self.trace.push(format!("looked at revision {head}"));
     }
 
-    /// Lives through the history again, without crashes, and compares hashes.
-    fn check_hashes(&mut self) {
-        let peaceful = replay(self.history.entries.values());
-        let keys = self.reader();
-        for revision in keys.compacted().max(1)..=keys.head() {
-            let (ours, theirs) = (keys.hash_kv(revision), peaceful.hash_kv(revision));
-            let equal = matches!((&ours, &theirs), (Ok(ours), Ok(theirs)) if ours == theirs);
-            assert!(equal, "the hash at revision {revision}: {ours:?}, and without crashes {theirs:?}");
-        }
-        while !self.member.compaction_is_done() {
-            self.member.compact(self.now).expect("the disk works");
-        }
-        let (ours, theirs) = (keys.hash_kv(0), peaceful.hash_kv(0));
-        assert!(matches!((&ours, &theirs), (Ok(ours), Ok(theirs)) if ours == theirs), "{ours:?}, {theirs:?}");
-        self.check_state(true);
+    /// The time as members know it.
+    pub fn now(&self) -> Instant {
+        self.started + self.agenda.now()
     }
-}
 
-/// The key space of a member that applied these entries and never crashed or forgot anything.
-fn replay<'a>(entries: impl Iterator<Item = &'a eraftpb::Entry>) -> Reader {
-    let memory: Arc<Memory> = Arc::new(founded_database());
-    let mut machine = Machine::open(memory, 0).expect("memory does not fail");
-    for entry in entries {
-        let entry =
-            state::Entry { index: entry.index, term: entry.term, data: entry.data.clone(), changes_members: false };
-        machine.apply(&entry).expect("memory does not fail");
-        machine.commit().expect("memory does not fail");
-        machine.publish_head();
+    pub fn member(&mut self, id: u64) -> Option<&mut Member> {
+        self.seats.get_mut(&id)?.member.as_mut()
     }
-    machine.readers().keys
-}
 
-fn state_at(keys: &Reader, revision: i64) -> Vec<KeyValue> {
-    let query = Query { revision, ..Query::all(Interval::From(Bytes::new())) };
-    let (rows, _) = keys.range(&query).unwrap_or_else(|failure| panic!("the range at {revision}: {failure:?}"));
-    rows.records.into_iter().map(|record| KeyValue::decode(record).expect("a record")).collect()
-}
+    /// A member in a life of it, unless that is over.
+    pub fn member_in(&mut self, id: u64, life: u64) -> Option<&mut Member> {
+        self.member(id).filter(|member| member.life == life)
+    }
 
-fn check_leases(readers: &Readers, model: &Model) {
-    let leases: BTreeMap<_, _> = readers
-        .leases
-        .all()
-        .into_iter()
-        .map(|(id, _)| (id.0, readers.leases.keys(id).unwrap_or_default().into_iter().collect()))
-        .collect();
-    assert_eq!(leases, model.leases, "leases and their keys");
-}
+    /// Those who run.
+    pub fn running(&self) -> Vec<u64> {
+        self.seats.iter().filter(|(_, seat)| seat.member.is_some()).map(|(id, _)| *id).collect()
+    }
 
-/// Reads an answer, headers left out.
-fn decode(like: &Answer, body: &[u8]) -> Answer {
-    match like {
-        Answer::Put(_) => Answer::Put(PutResponse::decode(body).expect("an answer")),
-        Answer::Delete(_) => Answer::Delete(DeleteRangeResponse::decode(body).expect("an answer")),
-        Answer::Grant(_) => Answer::Grant(LeaseGrantResponse::decode(body).expect("an answer")),
-        Answer::Nothing => Answer::Nothing,
-        Answer::Txn(_) => {
-            let mut txn = TxnResponse::decode(body).expect("an answer");
-            for op in &mut txn.responses {
-                match op.response.as_mut().expect("filled") {
-                    OpResponse::ResponseRange(range) => range.header = None,
-                    OpResponse::ResponsePut(put) => put.header = None,
-                    OpResponse::ResponseDeleteRange(delete) => delete.header = None,
-                    OpResponse::ResponseTxn(txn) => txn.header = None,
-                }
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Tick { member, life } => self.tick(member, life),
+            Event::Work { member, life, room } => self.work(member, life, room),
+            Event::Arrival(message) => self.arrive(*message),
+            Event::Broken { from, to } => self.broken(from, to),
+            Event::Mended { from, life, to } => self.mended(from, life, to),
+            Event::Shipped(shipment) => self.shipped(shipment),
+            Event::Reported { shipment, arrived } => self.reported(shipment, arrived),
+            Event::Start(id) => self.start(id),
+            Event::Leave(id) => self.leave(id),
+            Event::Wish => self.wish(),
+            Event::Trouble => self.trouble(),
+            Event::Heal => {
+                self.note(|_| "the network is whole again".to_owned());
+                self.network.heal();
             }
-            Answer::Txn(txn)
+        }
+    }
+
+    fn start(&mut self, id: u64) {
+        let Some(disks) = self.seats.get_mut(&id).and_then(|seat| seat.disks.take()) else { return };
+        self.lives += 1;
+        let members = self.history.model.members.keys().filter(|member| **member != id);
+        let first_peers = members.map(|&id| Peer { id, urls: vec![format!("http://{id}")] }).collect();
+        let around = Surroundings {
+            now: self.now(),
+            life: self.lives,
+            first_peers,
+            pre_vote: self.peace || self.dice.percent(80),
+            ledger: self.ledger.clone(),
+            fault: self.fault,
+        };
+        let mut dice = self.dice.split();
+        let member = Member::start(disks, around, &mut dice);
+        let member = member.unwrap_or_else(|halt| panic!("member {id} does not start: {halt}"));
+        let (applied, agreed) = (member.applied(), self.history.last_index());
+        assert!(applied.index <= agreed, "{applied:?} is in the database of {id}, but nobody applied it");
+        let life = member.life;
+        let seat = self.seats.get_mut(&id).expect("it was there");
+        seat.member = Some(member);
+        seat.scheduled.clear();
+        seat.tick = TICK;
+        self.note(|_| format!("{id}: starts its life {life} at {applied:?} of {agreed}"));
+        let delay = self.dice.millis(0, 100);
+        self.agenda.after(delay, Event::Tick { member: id, life });
+        self.agenda.after(KEEPER_ROUND, Event::Work { member: id, life, room: Room::Keeper });
+        self.arrange(id);
+    }
+
+    fn tick(&mut self, id: u64, life: u64) {
+        let now = self.agenda.now();
+        let Some(seat) = self.seats.get_mut(&id) else { return };
+        let (asleep_until, tick) = (seat.asleep_until, seat.tick);
+        let Some(member) = seat.member.as_mut().filter(|member| member.life == life) else { return };
+        if asleep_until > now {
+            member.tick(LATE_TICKS);
+            self.agenda.after(asleep_until.saturating_sub(now), Event::Tick { member: id, life });
+            return;
+        }
+        member.tick(1);
+        // Clocks run now faster, now slower: else the election timeouts, which are fixed, would always fall alike.
+        if self.dice.percent(4) {
+            self.seats.get_mut(&id).expect("it is there").tick = self.dice.millis(50, 200);
+        }
+        self.agenda.after(tick, Event::Tick { member: id, life });
+        self.arrange(id);
+    }
+
+    /// A part of a member runs, unless it stands still.
+    fn work(&mut self, id: u64, life: u64, room: Room) {
+        let now = self.agenda.now();
+        if self.member_in(id, life).is_none() {
+            return;
+        }
+        let seat = self.seats.get_mut(&id).expect("it has a member");
+        let stuck_until = seat.stuck_until(room);
+        if stuck_until > now {
+            self.agenda.after(stuck_until.saturating_sub(now), Event::Work { member: id, life, room });
+            return;
+        }
+        seat.scheduled.remove(&room);
+        if room == Room::Keeper {
+            self.agenda.after(KEEPER_ROUND, Event::Work { member: id, life, room });
+        }
+        let share = Share::draw(&mut self.dice);
+        let done = match room {
+            Room::Raft => self.turn(id, share),
+            Room::Log => {
+                self.note(|_| format!("{id}: log {share:?}"));
+                self.member(id).expect("it runs").write_log(share)
+            }
+            Room::Apply => self.apply(id, share),
+            Room::Keeper => {
+                let now = self.now();
+                self.note(|_| format!("{id}: keeper"));
+                self.member(id).expect("it runs").keep(now)
+            }
+            Room::Hub => self.deliver(id),
+        };
+        match done {
+            Ok(()) => self.afterwards(id),
+            Err(halt) => {
+                let lit = self.member(id).is_some_and(|member| member.gauge.is_lit());
+                assert!(lit, "member {id} cannot go on: {halt}");
+                self.crash(id);
+            }
+        }
+    }
+
+    fn turn(&mut self, id: u64, share: Share) -> Result<(), Halt> {
+        let now = self.now();
+        let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
+        if member.is_installing() {
+            member.install(now, |entry| self.history.see(entry))?;
+            self.report.snapshots += 1;
+            self.note(|_| format!("{id}: has installed a snapshot"));
+            self.check_digest(id);
+            return Ok(());
+        }
+        let said = member.turn(share);
+        self.note(|_| format!("{id}: turn {share:?}, {} messages", said.messages.len()));
+        if said.stands_still && self.fault.is_none() {
+            assert!(said.messages.is_empty(), "the disk of {id} stands still, but it says {:?}", said.messages);
+        }
+        if said.waited && self.fault.is_none() {
+            said.messages.iter().for_each(|message| self.oaths.early(message));
+        }
+        self.carry(id, said.messages);
+        self.check_leadership(id);
+        Ok(())
+    }
+
+    fn apply(&mut self, id: u64, share: Share) -> Result<(), Halt> {
+        let now = self.now();
+        let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
+        member.apply(share, now, |entry| self.history.see(entry))?;
+        let applied = member.applied();
+        self.note(|_| format!("{id}: apply {share:?}, now at {applied:?}"));
+        self.check_digest(id);
+        self.welcome_newcomers();
+        Ok(())
+    }
+
+    pub fn deliver(&mut self, id: u64) -> Result<(), Halt> {
+        let now = self.agenda.now();
+        let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
+        for watcher in self.watchers.iter_mut().filter(|watcher| watcher.member() == Some(id)) {
+            let mut silent = 0;
+            while silent < QUIET_STEPS {
+                member.deliver(now)?;
+                let heard = watcher.listen(&self.history.model);
+                self.report.heard += heard;
+                silent = if heard == 0 { silent + 1 } else { 0 };
+            }
+        }
+        member.deliver(now)
+    }
+
+    fn check_digest(&mut self, id: u64) {
+        let member = self.seats[&id].member.as_ref().expect("it runs");
+        self.history.check_state(member.applied().index, &member.node.readers());
+    }
+
+    /// A member that leads has all that was agreed before.
+    fn check_leadership(&mut self, id: u64) {
+        let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
+        let replica = &mut member.rooms.core.driver.replica;
+        let leadership = replica.leadership();
+        if !leadership.is_self || !self.oaths.leads(id, leadership.term) {
+            return;
+        }
+        if let Some((index, term)) = self.history.last_before(leadership.term) {
+            let has = replica.log().truncated().index >= index
+                || replica.position(index).is_some_and(|position| position.term == term);
+            assert!(has, "{id} leads term {}, but has not entry {index} of term {term}", leadership.term);
+        }
+        self.note(|_| format!("{id}: leads term {}", leadership.term));
+    }
+
+    /// Whatever a member has left at the doors is taken further.
+    pub fn afterwards(&mut self, id: u64) {
+        let Some(member) = self.member(id) else { return };
+        let messages = member.mailroom.take();
+        let farewell = member.mailroom.said_farewell();
+        self.carry(id, messages);
+        let seat = self.seats.get_mut(&id).expect("it has a member");
+        if farewell && !std::mem::replace(&mut seat.leaving, true) {
+            self.agenda.after(Duration::from_secs(1), Event::Leave(id));
+        }
+        self.check_electorate(id);
+        self.arrange(id);
+    }
+
+    /// Raft and the table agree on who votes, where nothing is on its way from one to the other.
+    fn check_electorate(&mut self, id: u64) {
+        let member = self.member(id).expect("it runs");
+        if !member.is_quiet() {
+            return;
+        }
+        let mut raft = member.rooms.core.driver.replica.conf_state();
+        raft.voters.sort_unstable();
+        raft.learners.sort_unstable();
+        assert_eq!(raft, conf_state(&member.electorate()), "raft and the member table of {id}");
+    }
+
+    /// Lets every room run that has something to do.
+    pub fn arrange(&mut self, id: u64) {
+        let seat = self.seats.get_mut(&id).expect("it is there");
+        let Some(member) = &mut seat.member else { return };
+        for room in Room::ALL {
+            if seat.scheduled.contains(&room) || !member.is_wanted(room) {
+                continue;
+            }
+            seat.scheduled.insert(room);
+            let delay = match room {
+                Room::Log => self.climate.sync(&mut self.dice),
+                Room::Raft | Room::Apply | Room::Hub if self.dice.percent(5) => self.dice.millis(0, 100),
+                Room::Raft | Room::Apply | Room::Hub => self.dice.millis(0, 1),
+                Room::Keeper => self.dice.millis(0, 50),
+            };
+            self.agenda.after(delay, Event::Work { member: id, life: member.life, room });
         }
     }
 }

@@ -1,0 +1,206 @@
+//! What was agreed, and what it comes to: nothing that happens to a member may change it or make it shorter.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use metastore::{
+    error::Error,
+    mvcc::Reader,
+    proto::etcdserverpb::{
+        DeleteRangeResponse, LeaseGrantResponse, MemberAddResponse, MemberListResponse, PutResponse, TxnResponse,
+        response_op::Response as OpResponse,
+    },
+    state::{self, Command, Machine, Members, Readers, Request, Response},
+    storage::memory::Memory,
+};
+use prost::Message as _;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChange, Entry, EntryType};
+
+use super::{
+    member::CLUSTER,
+    model::{Answer, Model, Outcome},
+};
+
+/// One state in so many is compared between members.
+const COMPARED: u64 = 3;
+
+/// The agreed history.
+pub struct History {
+    founders: Members,
+    pub origin: u64,
+    entries: BTreeMap<u64, state::Entry>,
+    pub model: Model,
+    /// By the command's ID.
+    outcomes: BTreeMap<u64, Outcome>,
+    /// What the state was found to be at an index, by whoever came there first.
+    digests: BTreeMap<u64, Digest>,
+    /// Who was taken in, with the index, and not looked at yet.
+    pub newcomers: Vec<u64>,
+    /// When each of those who were removed was.
+    pub removals: BTreeMap<u64, u64>,
+}
+
+/// A state in numbers.
+type Digest = (u64, i64, i64, u32, u32);
+
+impl History {
+    pub fn new(founders: Members) -> Self {
+        Self {
+            origin: founders.iter().count() as u64,
+            model: Model::new(founders.iter().map(|member| member.id)),
+            founders,
+            entries: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            digests: BTreeMap::new(),
+            newcomers: Vec::new(),
+            removals: BTreeMap::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn last_index(&self) -> u64 {
+        self.entries.last_key_value().map_or(self.origin, |(last, _)| *last)
+    }
+
+    /// The last entry that was agreed in an earlier term than this.
+    pub fn last_before(&self, term: u64) -> Option<(u64, u64)> {
+        let entry = self.entries.values().rev().find(|entry| entry.term < term)?;
+        Some((entry.index, entry.term))
+    }
+
+    /// An entry is about to be applied by a member: for the first time, or again.
+    pub fn see(&mut self, entry: &Entry) {
+        let entry = plain(entry);
+        if let Some(before) = self.entries.get(&entry.index) {
+            let same =
+                (before.term, &before.data, before.changes_members) == (entry.term, &entry.data, entry.changes_members);
+            assert!(same, "entry {} was agreed to be {before:?}, and is now {entry:?}", entry.index);
+            return;
+        }
+        let next = self.last_index() + 1;
+        assert_eq!(entry.index, next, "entries are handed over without gaps");
+        if !entry.data.is_empty() {
+            let command = Command::decode(entry.data.clone()).expect("the simulation proposes what it can read");
+            let outcome = self.model.apply(&command.request);
+            if outcome.is_ok() {
+                self.note_members(entry.index, &command.request);
+            }
+            let before = self.outcomes.insert(command.id, outcome);
+            assert!(before.is_none(), "command {} is agreed twice", command.id);
+        }
+        self.entries.insert(entry.index, entry);
+    }
+
+    fn note_members(&mut self, index: u64, request: &Request) {
+        match request {
+            Request::MemberAdd(newcomer) => self.newcomers.push(newcomer.member.id),
+            Request::MemberRemove(remove) => _ = self.removals.insert(remove.id, index),
+            _ => (),
+        }
+    }
+
+    /// Somebody was told what came of a command. Returns the revision that he was told of, if it succeeded.
+    pub fn check_answer(&self, id: u64, outcome: Result<Response, Error>) -> Option<i64> {
+        let expected = self.outcomes.get(&id);
+        let expected = expected.unwrap_or_else(|| panic!("command {id} is answered before it is agreed"));
+        let outcome = outcome.map(|response| {
+            let like = expected.as_ref().map_or(&Answer::Nothing, |(_, answer)| answer);
+            (response.revision, decode(like, &response.body))
+        });
+        assert_eq!(&outcome, expected, "the answer to command {id}");
+        outcome.ok().map(|(revision, _)| revision)
+    }
+
+    /// A member has come to this state. One in a few is compared with what others found there.
+    pub fn check_state(&mut self, index: u64, readers: &Readers) {
+        if index.is_multiple_of(COMPARED) {
+            let digest = digest(index, readers);
+            let first = *self.digests.entry(index).or_insert(digest);
+            assert_eq!(digest, first, "members differ at index {index}");
+        }
+    }
+
+    /// A member that lived through all of it in peace.
+    pub fn replay(&self) -> Readers {
+        let memory = Arc::new(Memory::default());
+        Machine::bootstrap(memory.as_ref(), CLUSTER, &self.founders, (self.origin, 1)).expect("memory does not fail");
+        let mut machine = Machine::open(memory, 0).expect("memory does not fail");
+        for entry in self.entries.values() {
+            machine.apply(entry).expect("memory does not fail");
+            machine.commit().expect("memory does not fail");
+            machine.publish_head();
+        }
+        machine.readers()
+    }
+}
+
+/// The entry as the state sees it.
+fn plain(entry: &Entry) -> state::Entry {
+    let changes_members = entry.entry_type != EntryType::EntryNormal;
+    let data = if changes_members {
+        ConfChange::parse_from_carllerche_bytes(&entry.data).expect("a change of the members").context
+    } else {
+        entry.data.clone()
+    };
+    state::Entry { index: entry.index, term: entry.term, data, changes_members }
+}
+
+fn digest(index: u64, readers: &Readers) -> Digest {
+    let Ok(hash) = readers.keys.hash_kv(0) else { panic!("the history at index {index} cannot be read") };
+    let mut rest = 0;
+    for (id, ttl) in readers.leases.all() {
+        let mut keys = readers.leases.keys(id).unwrap_or_default();
+        keys.sort_unstable();
+        rest = crc32c::crc32c_append(rest, format!("{id:?} {ttl} {keys:?}").as_bytes());
+    }
+    let board = readers.board.read();
+    for member in board.members.iter() {
+        rest = crc32c::crc32c_append(rest, &member.encode_to_vec());
+    }
+    let removed: Vec<u64> = board.members.removed().collect();
+    rest = crc32c::crc32c_append(rest, format!("{removed:?}").as_bytes());
+    (index, readers.keys.head(), readers.keys.compacted(), hash.hash, rest)
+}
+
+/// Compares all that can be read of two key spaces.
+pub fn check_hashes(ours: &Reader, theirs: &Reader) {
+    for revision in (ours.compacted().max(1)..=ours.head()).chain([0]) {
+        let (ours, theirs) = (ours.hash_kv(revision), theirs.hash_kv(revision));
+        let equal = matches!((&ours, &theirs), (Ok(ours), Ok(theirs)) if ours == theirs);
+        assert!(equal, "the hash at revision {revision}: {ours:?}, and without trouble {theirs:?}");
+    }
+}
+
+/// Reads an answer, headers left out.
+fn decode(like: &Answer, body: &[u8]) -> Answer {
+    match like {
+        Answer::Put(_) => Answer::Put(PutResponse::decode(body).expect("an answer")),
+        Answer::Delete(_) => Answer::Delete(DeleteRangeResponse::decode(body).expect("an answer")),
+        Answer::Grant(_) => Answer::Grant(LeaseGrantResponse::decode(body).expect("an answer")),
+        Answer::Nothing => Answer::Nothing,
+        Answer::Members(Some(_), _) => {
+            let response = MemberAddResponse::decode(body).expect("an answer");
+            let members = response.members.iter().map(|member| (member.id, member.is_learner)).collect();
+            Answer::Members(response.member.map(|member| member.id), members)
+        }
+        Answer::Members(None, _) => {
+            let response = MemberListResponse::decode(body).expect("an answer");
+            Answer::Members(None, response.members.iter().map(|member| (member.id, member.is_learner)).collect())
+        }
+        Answer::Txn(_) => {
+            let mut txn = TxnResponse::decode(body).expect("an answer");
+            for op in &mut txn.responses {
+                match op.response.as_mut().expect("filled") {
+                    OpResponse::ResponseRange(range) => range.header = None,
+                    OpResponse::ResponsePut(put) => put.header = None,
+                    OpResponse::ResponseDeleteRange(delete) => delete.header = None,
+                    OpResponse::ResponseTxn(txn) => txn.header = None,
+                }
+            }
+            Answer::Txn(txn)
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Worlds where one thing goes wrong, at a moment of our choice: rules that deserve a story of their own, and what the
+//! simulation has found. All its checks hold here, too.
+
+use std::time::Duration;
+
+use super::{client::Change, climate::Climate, dice::Dice, world::World};
+
+const SECOND: Duration = Duration::from_secs(1);
+const SEEDS: u64 = 12;
+
+/// Tells a story in some worlds without trouble, once their founders have a leader. The end is peace.
+fn tell(founders: u64, story: impl Fn(&mut World)) {
+    for seed in 0..SEEDS {
+        let mut world = World::with(Climate::calm(founders), Dice::new(seed), None, false);
+        world.wait_for_rest();
+        story(&mut world);
+        world.make_peace();
+    }
+}
+
+impl World {
+    fn expect_leader(&mut self) -> u64 {
+        self.leader().expect("somebody leads")
+    }
+
+    /// Somebody who runs, and is not this one.
+    fn other_than(&self, id: u64) -> u64 {
+        self.running().into_iter().find(|other| *other != id).expect("there are others")
+    }
+
+    /// Writes at a member; true if it is answered within a second.
+    fn writes(&mut self, at: u64) -> bool {
+        let before = self.report.answers;
+        self.propose(at);
+        self.run_for(SECOND);
+        self.report.answers > before
+    }
+
+    fn stick_log(&mut self, id: u64, time: Duration) {
+        self.seats.get_mut(&id).expect("it is there").log_stuck_until = self.agenda.now() + time;
+    }
+
+    /// Changes the members by way of the leader, and waits for rest.
+    fn settle_change(&mut self, change: Change) {
+        let leader = self.expect_leader();
+        self.change_members(leader, change);
+        self.run_for(SECOND);
+        self.wait_for_rest();
+    }
+}
+
+#[test]
+fn a_leader_whose_disk_stands_still_hands_over_and_is_silent() {
+    tell(3, |world| {
+        let stuck = world.expect_leader();
+        world.stick_log(stuck, 20 * SECOND);
+        world.propose(stuck);
+        // The hand-over is due after three quarters of an election timeout, of a clock that may run at half its speed.
+        world.run_for(3 * SECOND);
+        let next = world.expect_leader();
+        assert_ne!(next, stuck, "{}", world.describe());
+        assert!(world.writes(next), "{}", world.describe());
+        // That the stuck member says nothing more is checked at each of its turns.
+        world.run_for(10 * SECOND);
+        let other = world.other_than(stuck);
+        assert!(world.writes(other), "{}", world.describe());
+    });
+}
+
+#[test]
+fn a_follower_whose_disk_stands_still_harms_nobody() {
+    tell(3, |world| {
+        let leader = world.expect_leader();
+        let stuck = world.other_than(leader);
+        world.stick_log(stuck, 20 * SECOND);
+        for _ in 0..8 {
+            assert!(world.writes(leader), "{}", world.describe());
+        }
+        assert_eq!(world.expect_leader(), leader);
+    });
+}
+
+/// raft-rs looked for the progress of the leader that was gone, and panicked.
+#[test]
+fn a_leader_that_is_removed_steps_down() {
+    for founders in [2, 3] {
+        tell(founders, |world| {
+            let leader = world.expect_leader();
+            world.change_members(leader, Change::Remove(leader));
+            for _ in 0..40 {
+                world.propose(leader);
+                world.run_for(SECOND / 500);
+            }
+            world.run_for(10 * SECOND);
+            assert_ne!(world.expect_leader(), leader);
+            let next = world.expect_leader();
+            assert!(world.writes(next), "{}", world.describe());
+        });
+    }
+}
+
+/// What a removed member agreed to was forgotten by who was left, and nobody was there to be asked.
+#[test]
+fn a_removal_is_remembered_when_the_removed_is_gone() {
+    tell(2, |world| {
+        let leader = world.expect_leader();
+        world.change_members(leader, Change::Remove(leader));
+        let left = world.other_than(leader);
+        while !world.seats[&leader].gone {
+            world.run_for(SECOND / 10);
+        }
+        world.crash(left);
+        world.wait_for_rest();
+    });
+}
+
+/// A sole voter trusted that nobody but itself acknowledges anything.
+#[test]
+fn a_learner_that_is_quicker_than_its_leader_makes_no_read_stale() {
+    tell(1, |world| {
+        world.settle_change(Change::Add { id: 2, learner: true, max_learners: None });
+        world.seats.get_mut(&1).expect("it is there").apply_stuck_until = world.agenda.now() + 2 * SECOND;
+        let before = world.acknowledged;
+        while world.acknowledged == before {
+            world.propose(2);
+            world.run_for(SECOND / 20);
+        }
+        let reads = world.report.reads;
+        world.read(1);
+        world.run_for(3 * SECOND);
+        let answered = world.report.reads - reads;
+        assert_eq!(answered, 1, "{}", world.describe());
+    });
+}
+
+/// A sole voter elects itself without a word to anybody; before that was durable it already spoke to learners.
+#[test]
+fn a_sole_voter_is_silent_in_a_term_that_it_may_forget() {
+    tell(1, |world| {
+        world.settle_change(Change::Add { id: 2, learner: true, max_learners: None });
+        world.crash(1);
+        while world.member(1).is_none() {
+            world.run_for(SECOND / 1000);
+        }
+        // What it says is held against its disk.
+        world.stick_log(1, SECOND / 2);
+        world.run_for(SECOND / 4);
+        world.crash(1);
+        world.wait_for_rest();
+    });
+}
+
+/// Its answers to a leader that it did not know went nowhere.
+#[test]
+fn a_member_that_was_away_catches_up_with_a_leader_that_it_does_not_know() {
+    tell(3, |world| {
+        let leader = world.expect_leader();
+        let away = world.other_than(leader);
+        let others: Vec<u64> = world.running().into_iter().filter(|id| *id != away).collect();
+        for id in [1, 2, 3, 4] {
+            world.network.cut(id, away);
+            world.network.cut(away, id);
+        }
+        world.change_members(leader, Change::Add { id: 4, learner: false, max_learners: None });
+        world.run_for(10 * SECOND);
+        while world.expect_leader() != 4 {
+            let leader = world.expect_leader();
+            world.member(leader).expect("it leads").node.transfer_leader(4);
+            world.arrange(leader);
+            world.run_for(SECOND);
+        }
+        world.network.heal();
+        // Nobody else tells it.
+        for id in others {
+            world.network.cut(id, away);
+        }
+        world.run_for(10 * SECOND);
+        let mut applied = |id| world.member(id).expect("it runs").applied();
+        let (ours, theirs) = (applied(away), applied(4));
+        assert_eq!(ours, theirs, "{}", world.describe());
+    });
+}
