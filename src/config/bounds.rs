@@ -22,6 +22,24 @@ pub const FLAGS: &[Flag] = &[
     flag("flush-log-bytes", Kind::Unsigned, "33554432", "Log behind the database's last flush that starts a flush."),
     flag("flush-interval", Kind::Duration, "1m0s", "Longest time from a write to a flush of the database."),
     flag("max-apply-backlog", Kind::Unsigned, "5000", "Entries between commit and apply that are too many requests."),
+    flag(
+        "laggard-log-bytes",
+        Kind::Unsigned,
+        "201326592",
+        "Log kept in memory for members that are behind; beyond, they get a snapshot.",
+    ),
+    flag(
+        "peer-queue-bytes",
+        Kind::Unsigned,
+        "67108864",
+        "Messages that may wait for one other member; more are lost and sent again.",
+    ),
+    flag(
+        "snapshot-bytes-per-second",
+        Kind::Unsigned,
+        "134217728",
+        "How fast a snapshot goes to another member; at least 1048576.",
+    ),
     flag("watch-ring-bytes", Kind::Unsigned, "8388608", "Memory for recent events; older ones are read from disk."),
     flag(
         "watch-pending-bytes",
@@ -40,6 +58,7 @@ pub const FLAGS: &[Flag] = &[
 ];
 
 const SMALLEST_WRITE_BUFFER: u64 = 64 << 10;
+const SLOWEST_SNAPSHOT: u64 = 1 << 20;
 const MOST_READ_THREADS: u64 = 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -58,6 +77,12 @@ pub struct Bounds {
     pub flush_interval: Duration,
     /// Entries between commit and apply that are too many requests.
     pub max_apply_backlog: u64,
+    /// Log kept in memory for members that are behind.
+    pub laggard_log_bytes: usize,
+    /// Messages that may wait for one other member.
+    pub peer_queue_bytes: usize,
+    /// How fast a snapshot goes to another member.
+    pub snapshot_bytes_per_second: u64,
     /// Memory for recent events.
     pub watch_ring_bytes: usize,
     /// Events that may wait for one stream.
@@ -104,6 +129,9 @@ impl Bounds {
             flush_log_bytes: number("flush-log-bytes"),
             flush_interval,
             max_apply_backlog: number("max-apply-backlog"),
+            laggard_log_bytes: resolve::count(number("laggard-log-bytes")),
+            peer_queue_bytes: resolve::count(number("peer-queue-bytes")),
+            snapshot_bytes_per_second: at_least("snapshot-bytes-per-second", SLOWEST_SNAPSHOT)? as u64,
             watch_ring_bytes: resolve::count(number("watch-ring-bytes")),
             watch_pending_bytes: at_least("watch-pending-bytes", 1)?,
             max_watches_per_stream: at_least("max-watches-per-stream", 1)?,
@@ -133,6 +161,8 @@ mod tests {
         assert_eq!((bounds.block_cache_bytes, bounds.write_buffer_bytes), (16 << 20, 16 << 20));
         assert_eq!((bounds.flush_log_bytes, bounds.flush_interval), (32 << 20, Duration::from_mins(1)));
         assert_eq!(bounds.max_apply_backlog, 5000);
+        assert_eq!((bounds.laggard_log_bytes, bounds.peer_queue_bytes), (192 << 20, 64 << 20));
+        assert_eq!(bounds.snapshot_bytes_per_second, 128 << 20);
         assert_eq!((bounds.read_threads, bounds.max_connections), (None, None));
     }
 

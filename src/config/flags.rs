@@ -10,7 +10,7 @@
 //! * No name appears twice; a name of ours is not one of etcd's.
 
 use super::{
-    bounds, duration,
+    bounds, duration, front,
     gates::FeatureGates,
     urls,
     value::{self, Value},
@@ -84,6 +84,7 @@ pub const SECTIONS: &[(&str, &[Flag])] = &[
     ("Logging and monitoring", LOGGING),
     ("Tuning", TUNING),
     ("Of metastore alone", bounds::FLAGS),
+    ("Of metastore alone, for clients", front::FLAGS),
     ("Short form", SHORT_FORM),
     ("Process", PROCESS),
 ];
@@ -198,12 +199,12 @@ const CLUSTERING: &[Flag] = &[
 ];
 
 const SECURITY: &[Flag] = &[
-    flag("cert-file", Kind::Text, "", "The certificate shown to clients.").refused(TLS),
-    flag("key-file", Kind::Text, "", "Its key.").refused(TLS),
+    flag("cert-file", Kind::Text, "", "The certificate shown to clients."),
+    flag("key-file", Kind::Text, "", "Its key."),
     flag("client-cert-file", Kind::Text, "", "The certificate shown when the server dials itself.").refused(TLS),
     flag("client-key-file", Kind::Text, "", "Its key.").refused(TLS),
-    flag("client-cert-auth", Kind::Bool, "false", "Ask clients for certificates.").refused(TLS),
-    flag("trusted-ca-file", Kind::Text, "", "Who signs clients' certificates.").refused(TLS),
+    flag("client-cert-auth", Kind::Bool, "false", "Ask clients for certificates."),
+    flag("trusted-ca-file", Kind::Text, "", "Who signs clients' certificates; they are asked for then."),
     flag("client-crl-file", Kind::Text, "", "Revoked client certificates.").refused(TLS),
     flag("client-cert-allowed-hostname", Kind::Words, "", "Names that client certificates must carry.").refused(TLS),
     flag("auto-tls", Kind::Bool, "false", "TLS for clients with a certificate of our own making.").refused(TLS),
@@ -250,9 +251,13 @@ const LOGGING: &[Flag] = &[
 
 const TUNING: &[Flag] = &[
     flag("enable-grpc-gateway", Kind::Bool, "true", "The JSON API.").not_yet("there is no JSON API").harmless("false"),
-    flag("corrupt-check-time", Kind::Duration, "0s", "Time between comparisons with other members.").not_yet(CHECKS),
-    flag("compact-hash-check-time", Kind::Duration, "1m", "Time between comparisons of compaction hashes.")
-        .not_yet(CHECKS),
+    flag("corrupt-check-time", Kind::Duration, "0s", "Time between comparisons with other members; 0 is never."),
+    flag(
+        "compact-hash-check-time",
+        Kind::Duration,
+        "1m",
+        "Time between comparisons of compaction hashes, with feature gate CompactHashCheck.",
+    ),
     flag("compaction-batch-limit", Kind::Signed, "0", "Revisions that a compaction removes at a time; 0 is 1000."),
     flag("compaction-sleep-interval", Kind::Duration, "0s", "How long a compaction rests in between; 0 is 10ms."),
     flag(
@@ -325,7 +330,7 @@ pub const ONCE_EXPERIMENTAL: &[&str] = &[
     "watch-progress-notify-interval",
 ];
 
-const TLS: &str = "TLS is not supported yet, and a start without it would only look protected";
+const TLS: &str = "this part of TLS is not supported yet, and a start without it would only look protected";
 const ORIGINS: &str = "a list of origins is not supported yet, and a start without it would only look protected";
 const HOSTS: &str = "a list of hosts is not supported yet, and a start without it would only look protected";
 const TOKENS: &str = "only `simple` is supported yet, and a start with another kind would only look protected";
@@ -333,7 +338,6 @@ const AUTH: &str = "users and logins are not supported";
 const DISCOVERY: &str = "discovery is not supported yet, and a start without it would found another cluster";
 const NO_DISCOVERY: &str = "there is no discovery";
 const TRACES: &str = "no traces are sent";
-const CHECKS: &str = "members are not compared";
 const LINKS: &str = "links between members keep time by themselves";
 const V2_STAGES: &[&str] = &["write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
 const ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;

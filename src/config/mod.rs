@@ -17,6 +17,7 @@ pub mod bounds;
 pub mod duration;
 mod first;
 pub mod flags;
+pub mod front;
 pub mod gates;
 pub mod names;
 mod parse;
@@ -98,6 +99,10 @@ pub struct Config {
     pub quota_bytes: Option<u64>,
     /// What is forgotten without being asked.
     pub auto_compaction: AutoCompaction,
+    /// Time between comparisons of the data with other members'. None: never.
+    pub corrupt_check_interval: Option<Duration>,
+    /// Time between comparisons of compaction hashes, if that gate is open.
+    pub compact_hash_check_interval: Duration,
     /// Revisions that a compaction removes at a time.
     pub compaction_batch_limit: usize,
     /// How long a compaction rests in between.
@@ -118,6 +123,8 @@ pub struct Config {
     pub bounds: Bounds,
     /// Which features are switched on.
     pub feature_gates: FeatureGates,
+    /// Who speaks HTTP/2 with clients, and what they may ask of him.
+    pub front: front::Front,
     /// What is logged, how, and where to.
     pub logs: logging::Settings,
 }

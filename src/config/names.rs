@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use super::urls::{Place, Url};
 use crate::logging::{Level, Notice};
+use crate::urls::{Place, Url};
 
 /// A name that is not known yet may become known: where members start together, so do their names.
 const ATTEMPTS: u32 = 30;

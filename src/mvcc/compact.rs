@@ -64,6 +64,37 @@ impl Compaction {
         self.removed
     }
 
+    /// Remembers the hash of all records up to its revision, those included that it is going to remove: what `HashKV` would have
+    /// answered before. To be called before the first step. A compaction that was interrupted, or that does the work of
+    /// several, has no such hash, because not every member would come to the same.
+    pub fn remember_hash(&self) -> Result<(), Halt> {
+        let shared = &self.shared;
+        let before = shared.finished.load(Ordering::Acquire);
+        if self.at == 0 || shared.previous.load(Ordering::Acquire) != before {
+            return Ok(());
+        }
+        let is_empty = nothing_is_alive(shared, self.at) && !self.ends_with_a_deletion()?;
+        let current_at = if is_empty { before } else { self.at };
+        let hash = hash_records(shared, self.at, before, current_at)?;
+        let mut hashes = shared.hashes.lock();
+        hashes.insert(self.at, KeyHash { hash, compact_revision: before, hash_revision: self.at, head: shared.head() });
+        while hashes.len() > HASHES_REMEMBERED {
+            hashes.pop_first();
+        }
+        Ok(())
+    }
+
+    /// Whether a key was deleted at the very revision. Its record is kept until the next compaction.
+    fn ends_with_a_deletion(&self) -> Result<bool, Halt> {
+        let (from, to) = (RecordKey::first_of(self.at), RecordKey::first_of(self.at.saturating_add(1)));
+        let mut found = false;
+        self.shared.engine.scan(Table::History, from.as_ref(), to.as_ref(), &mut |key, _| {
+            found |= RecordKey::decode(key).is_some_and(|(_, deletion)| deletion);
+            if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(found)
+    }
+
     /// Looks at up to `limit` records and removes what they let go of.
     pub fn step(&mut self, limit: usize) -> Result<Progress, Halt> {
         if self.shared.oldest_view().is_some_and(|view| view < self.at) {
@@ -138,11 +169,17 @@ pub struct KeyHash {
 
 /// The bucket in which etcd keeps records; its name is the seed of the hash.
 const HASH_SEED: &[u8] = b"key";
+/// So many compactions are remembered by their hashes, those of the highest revisions.
+const HASHES_REMEMBERED: usize = 10;
 
 impl Reader {
-    /// The hash of all records up to `revision` (zero: now), equal on all members and to etcd's. Reads the whole history.
+    /// The hash of all records up to `revision` (zero: now), equal on all members and to etcd's. Reads the whole history,
+    /// unless a compaction has remembered it.
     pub fn hash_kv(&self, revision: i64) -> Result<KeyHash, Failure> {
         let shared = &self.shared;
+        if let Some(remembered) = shared.hashes.lock().get(&revision) {
+            return Ok(KeyHash { head: shared.head(), ..*remembered });
+        }
         let (compacted, guard) = self.hold_compaction();
         let head = shared.head();
         if revision > head {
@@ -153,25 +190,18 @@ impl Reader {
         if revision > 0 && revision < compacted {
             return Err(Error::Compacted.into());
         }
-        let current_at = self.judged_at(at, compacted);
-        let mut crc = crc32c::crc32c(HASH_SEED);
-        let end = RecordKey::first_of(at.max(0).saturating_add(1));
-        let mut damage = None;
-        shared.engine.scan(Table::History, &[], end.as_ref(), &mut |key, value| {
-            let Some((revision, deletion)) = RecordKey::decode(key) else {
-                damage = Some(Halt::Refused(format!("the history table has a key that is none: {key:02x?}")));
-                return ControlFlow::Break(());
-            };
-            if counts(shared, revision, deletion, value, current_at, compacted) {
-                crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
-            }
-            ControlFlow::Continue(())
-        })?;
+        // The revision at which a record that compaction looked at must be current to be part of the hash. But where nothing
+        // is alive, etcd leaves this rule out, and all counts that compaction left.
+        let current_at = if nothing_is_alive(shared, at) { compacted } else { at };
+        let hash = hash_records(shared, at, compacted, current_at)?;
         drop(guard);
-        match damage {
-            Some(damage) => Err(damage.into()),
-            None => Ok(KeyHash { hash: crc, compact_revision: compacted, hash_revision: at, head }),
-        }
+        Ok(KeyHash { hash, compact_revision: compacted, hash_revision: at, head })
+    }
+
+    /// The hashes that compactions have remembered, the newest first.
+    #[must_use]
+    pub fn compaction_hashes(&self) -> Vec<KeyHash> {
+        self.shared.hashes.lock().values().rev().copied().collect()
     }
 
     /// The compact revision, and what keeps all later compactions from removing anything.
@@ -185,13 +215,28 @@ impl Reader {
             }
         }
     }
+}
 
-    /// The revision at which a record that compaction looked at must be current to be part of the hash at `at`. That is `at`
-    /// itself; but where nothing is alive at `at`, etcd leaves this rule out, and all counts that compaction left.
-    fn judged_at(&self, at: i64, compacted: i64) -> i64 {
-        let all = Interval::From(Bytes::new());
-        if self.shared.index.read().count(&all, at) == 0 { compacted } else { at }
-    }
+fn nothing_is_alive(shared: &Shared, at: i64) -> bool {
+    shared.index.read().count(&Interval::From(Bytes::new()), at) == 0
+}
+
+/// The hash of all records up to `at` that count.
+fn hash_records(shared: &Shared, at: i64, compacted: i64, current_at: i64) -> Result<u32, Halt> {
+    let mut crc = crc32c::crc32c(HASH_SEED);
+    let end = RecordKey::first_of(at.max(0).saturating_add(1));
+    let mut damage = None;
+    shared.engine.scan(Table::History, &[], end.as_ref(), &mut |key, value| {
+        let Some((revision, deletion)) = RecordKey::decode(key) else {
+            damage = Some(Halt::Refused(format!("the history table has a key that is none: {key:02x?}")));
+            return ControlFlow::Break(());
+        };
+        if counts(shared, revision, deletion, value, current_at, compacted) {
+            crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
+        }
+        ControlFlow::Continue(())
+    })?;
+    damage.map_or(Ok(crc), Err)
 }
 
 /// Whether a record at or below the hashed revision is part of the hash: above the compact revision all are; at or below it

@@ -128,8 +128,12 @@ pub struct Shared {
     head: AtomicI64,
     /// The compact revision; [`NEVER_COMPACTED`] before the first compaction.
     compacted: AtomicI64,
+    /// The compact revision before that one; [`UNKNOWN`] if this process has not seen the change.
+    previous: AtomicI64,
     /// The newest main revision whose removals are done.
     finished: AtomicI64,
+    /// The hashes of the last compactions, by revision, where somebody wants them.
+    hashes: Mutex<BTreeMap<i64, compact::KeyHash>>,
     cache: Cache<Revision, Bytes, RecordWeight>,
     /// Revisions that somebody reads at, and how many do.
     views: Mutex<BTreeMap<i64, usize>>,
@@ -137,6 +141,9 @@ pub struct Shared {
 
 /// The compact revision of a store that never was.
 pub const NEVER_COMPACTED: i64 = -1;
+
+/// No compact revision at all.
+const UNKNOWN: i64 = i64::MIN;
 
 /// What a cached record costs beside its bytes: key, links, allocation headers.
 const RECORD_OVERHEAD_BYTES: u64 = 96;

@@ -16,7 +16,7 @@ use prost::Message;
 use quick_cache::sync::Cache;
 
 use super::{
-    Change, Event, Hit, Index, Interval, Life, NEVER_COMPACTED, RecordKey, RecordWeight, Revision, Shared,
+    Change, Event, Hit, Index, Interval, Life, NEVER_COMPACTED, RecordKey, RecordWeight, Revision, Shared, UNKNOWN,
     read::{Reader, Source},
 };
 use crate::{
@@ -65,6 +65,8 @@ pub struct Store {
     /// The changes that the running transaction has made.
     changes: u32,
     compacted: i64,
+    /// The compact revision before the last compaction.
+    previous: i64,
 }
 
 impl Store {
@@ -96,7 +98,9 @@ impl Store {
             index: RwLock::new(index),
             head: head.into(),
             compacted: scheduled.into(),
+            previous: UNKNOWN.into(),
             finished: finished.into(),
+            hashes: Mutex::default(),
             cache: Cache::with_weighter(items, cache_bytes, RecordWeight),
             views: Mutex::default(),
         };
@@ -108,6 +112,7 @@ impl Store {
             head,
             changes: 0,
             compacted: scheduled,
+            previous: UNKNOWN,
         })
     }
 
@@ -219,6 +224,7 @@ impl Store {
     /// [`super::compact`]'s.
     pub fn schedule_compaction(&mut self, batch: &mut Batch, at: i64) {
         assert!(at > self.compacted, "compactions go forward");
+        self.previous = self.compacted;
         self.compacted = at;
         batch.put(Table::Meta, meta::COMPACT_SCHEDULED, at.to_be_bytes().to_vec());
     }
@@ -235,6 +241,7 @@ impl Store {
             }
         }
         self.records.clear();
+        self.shared.previous.store(self.previous, Ordering::Release);
         self.shared.compacted.store(self.compacted, Ordering::Release);
         std::mem::take(&mut self.events)
     }

@@ -65,8 +65,8 @@ pub enum Input {
     Durable(u64),
     /// A change of the members is in the database, or was refused.
     Changed(Changed),
-    /// A copy of the database may be sent to others.
-    Offer(Arc<Offer>),
+    /// A copy of the database may be sent to others; or none could be made.
+    Offer(Option<Arc<Offer>>),
     /// A copy that was sent has arrived, or was lost.
     SnapshotSent {
         /// To whom.
@@ -103,8 +103,6 @@ pub struct Changed {
 /// Late ticks are delivered up to this many at once: a process that was paused must hear its mail before it wants an
 /// election.
 const LATE_TICKS: u32 = 3;
-/// The log in memory may grow to this for the sake of members that are behind.
-const LAGGARDS_BYTES: usize = 192 << 20;
 
 /// The raft thread's belongings.
 pub struct Driver {
@@ -130,6 +128,8 @@ pub struct Driver {
     pub election_ticks: u64,
     /// Entries that are kept behind the applied index, for whoever is late.
     pub catchup_entries: u64,
+    /// The log in memory may grow to this for the sake of members that are behind.
+    pub laggard_log_bytes: usize,
     /// This member's ID.
     pub id: u64,
     /// Called when the cluster has removed this member.
@@ -272,7 +272,8 @@ impl Driver {
             Input::Persisted(number) => self.replica.persisted(number),
             Input::Durable(index) => self.cut(index),
             Input::Changed(changed) => self.follow(changed),
-            Input::Offer(offer) => {
+            Input::Offer(None) => self.giving.failed(),
+            Input::Offer(Some(offer)) => {
                 self.replica.log().offer(Some((offer.at, offer.conf_state.clone())));
                 self.replica.log().take_wants_offer(); // Whoever asked while it was made is served.
                 self.giving.offer(offer);
@@ -365,7 +366,7 @@ impl Driver {
     /// Drops from memory and disk what neither a restart nor a member that is behind needs any more.
     fn cut(&mut self, durable: u64) {
         let mut kept_from = self.status.applied().saturating_sub(self.catchup_entries);
-        if self.replica.log_bytes() <= LAGGARDS_BYTES {
+        if self.replica.log_bytes() <= self.laggard_log_bytes {
             let needed = self.replica.needed_by_followers().into_iter().chain(self.giving.pins());
             kept_from = needed.fold(kept_from, u64::min);
         } else {

@@ -58,6 +58,8 @@ pub struct Habits {
     pub compaction_batch: usize,
     /// Pause between two pieces.
     pub compaction_pause: Duration,
+    /// Whether the hash of what is compacted is remembered, to be compared with other members'.
+    pub remembers_hashes: bool,
     /// Flush when the log has grown by so much since.
     pub flush_after_bytes: u64,
     /// Flush what is older than this.
@@ -119,7 +121,7 @@ impl Keeper {
             self.forget(&mut work, Instant::now());
             self.compact(&mut work)?;
             self.flush(&mut work, Instant::now())?;
-            self.copy(&mut work)?;
+            self.copy(&mut work);
             self.status.measure(self.engine.as_ref())?;
         }
     }
@@ -180,7 +182,7 @@ impl Keeper {
     /// One piece of the compaction that is due, if any.
     pub fn compact(&self, work: &mut Work) -> Result<(), Halt> {
         if work.compaction.is_none() {
-            work.compaction = Compaction::pending(&self.keys);
+            work.compaction = self.next_compaction()?;
         }
         if let Some(compaction) = &mut work.compaction {
             let before = compaction.removed();
@@ -192,7 +194,7 @@ impl Keeper {
                     removed = compaction.removed(),
                     "finished scheduled compaction"
                 );
-                work.compaction = Compaction::pending(&self.keys);
+                work.compaction = self.next_compaction()?;
             }
         }
         if work.compaction.is_none() {
@@ -201,17 +203,38 @@ impl Keeper {
         Ok(())
     }
 
-    /// Makes a copy of the database for members that need more than the log still has.
-    pub fn copy(&self, work: &mut Work) -> Result<(), Halt> {
+    fn next_compaction(&self) -> Result<Option<Compaction>, Halt> {
+        let next = Compaction::pending(&self.keys);
+        if let Some(compaction) = &next
+            && self.habits.remembers_hashes
+        {
+            compaction.remember_hash()?;
+        }
+        Ok(next)
+    }
+
+    /// Makes a copy of the database for members that need more than the log still has. If that fails, they ask again.
+    pub fn copy(&self, work: &mut Work) {
         if !std::mem::take(&mut work.copy_wanted) {
-            return Ok(());
+            return;
         }
         work.copies_made += 1;
         let path = self.copies.join(work.copies_made.to_string());
-        let offer = Offer::make(self.engine.as_ref(), path)?;
-        tracing::info!(index = offer.at.index, term = offer.at.term, "made a snapshot for a member that is behind");
-        let _ = self.raft.send(Input::Offer(Arc::new(offer)));
-        Ok(())
+        let offer = match Offer::make(self.engine.as_ref(), path) {
+            Ok(offer) => {
+                tracing::info!(
+                    index = offer.at.index,
+                    term = offer.at.term,
+                    "made a snapshot for a member that is behind"
+                );
+                Some(Arc::new(offer))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot make a snapshot for a member that is behind");
+                None
+            }
+        };
+        let _ = self.raft.send(Input::Offer(offer));
     }
 
     /// Flushes when enough has gathered, then lets the log be cut below what is durable.

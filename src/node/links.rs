@@ -12,16 +12,19 @@ use parking_lot::Mutex;
 pub struct Links(Mutex<BTreeMap<u64, Instant>>);
 
 impl Links {
-    /// A connection stands; returns how many do.
+    /// A connection stands since now; returns how many do.
     pub(super) fn up(&self, member: u64, now: Instant) -> usize {
         let mut links = self.0.lock();
-        links.entry(member).or_insert(now);
+        links.insert(member, now);
         links.len()
     }
 
-    /// A connection has failed, or is given up.
-    pub(super) fn down(&self, member: u64) {
-        self.0.lock().remove(&member);
+    /// The connection that stood since then has failed, or is given up; another one may have taken its place.
+    pub(super) fn down(&self, member: u64, since: Instant) {
+        let mut links = self.0.lock();
+        if links.get(&member) == Some(&since) {
+            links.remove(&member);
+        }
     }
 
     /// For how long a member has been connected; None if it is not.

@@ -85,6 +85,8 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// Entries kept behind the applied index when the log is cut.
     pub catchup_entries: u64,
+    /// The log in memory may grow to this for the sake of members that are behind.
+    pub laggard_log_bytes: usize,
     /// The size that the database may have.
     pub quota: Quota,
     /// What the keeper does when.
@@ -261,6 +263,7 @@ impl Node {
             tick,
             election_ticks: u64::from(election_ticks),
             catchup_entries: settings.catchup_entries,
+            laggard_log_bytes: settings.laggard_log_bytes,
             id: settings.member_id,
             farewell: parts.farewell,
             arrived: None,
@@ -402,6 +405,11 @@ impl Node {
         let engine = self.engine();
         engine.reclaim()?;
         self.status.measure(engine.as_ref())
+    }
+
+    /// Measures the database, for who wants to see its size as it is.
+    pub fn measure(&self) -> Result<(), Halt> {
+        self.status.measure(self.engine().as_ref())
     }
 
     /// Asks all threads to finish what they have and end.

@@ -142,6 +142,11 @@ impl Giving {
         !std::mem::replace(&mut self.asked, true)
     }
 
+    /// It could not be made.
+    pub fn failed(&mut self) {
+        self.asked = false;
+    }
+
     /// It is made.
     pub fn offer(&mut self, offer: Arc<Offer>) {
         self.asked = false;

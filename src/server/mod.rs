@@ -1,14 +1,19 @@
 //! Builds the floors bottom-up, serves clients, stops top-down.
 
 mod bootstrap;
+mod classic;
 mod depot;
 mod front;
+mod inspection;
 mod joining;
 mod listen;
+mod own;
 mod peers;
 mod publish;
+mod routes;
 mod signals;
 mod takeover;
+mod tls;
 mod versions;
 mod words;
 
@@ -19,7 +24,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::signal::unix::SignalKind;
 
 use crate::{
@@ -50,11 +54,13 @@ use crate::{
     },
     watch,
 };
+use classic::Service;
 use depot::Depot;
-use front::{Manners, Service, accept, announce, routes};
-use listen::{Listener, Slots, bind_for_members};
+use front::{Door, Port, bind_all};
+use listen::{Slots, bind_for_members};
 use publish::publish;
 use signals::StopSignal;
+use tls::Tls;
 
 /// What every request may take beyond two election timeouts.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,8 +72,6 @@ const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
 /// To connect to a member, on top of an election timeout.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// A copy of the database goes to another member no faster than this.
-const SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -116,10 +120,9 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     let begins = !DataDir::looks_initialised(&config.data_dir);
     // Before anything is touched, and before others who start can take an open port for a member that may answer.
     let known = if begins { Some(origin().await?) } else { None };
-    let (mut listeners, mut peer_listeners) = (Vec::new(), Vec::new());
-    for url in &config.listen_client_urls {
-        listeners.push(Listener::bind(url, config.socket_reuse_port).await?);
-    }
+    let tls = config.front.tls.as_ref().map(Tls::open).transpose()?;
+    let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
+    let mut peer_listeners = Vec::new();
     for url in &config.listen_peer_urls {
         peer_listeners.push(bind_for_members(url, config.socket_reuse_port).await?);
     }
@@ -141,6 +144,9 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     }
     let (removed, mut is_removed) = tokio::sync::watch::channel(false);
     let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true)))?;
+    if config.feature_gates.is_open(Gate::InitialCorruptCheck) {
+        inspection::before_serving(&floors.api).await.map_err(Failure::Refused)?;
+    }
     let peer_routes = api::peer::router(floors.api.clone());
     let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, peer_routes.clone()));
     peers::listen(peer_listeners, &floors.transport, serve_http)?;
@@ -158,7 +164,8 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
         }
     }
     tokio::spawn(versions::watch_over(floors.api.clone()));
-    let doors = Doors::open(config, &floors.api, listeners, &slots);
+    inspection::start(config, &floors.api);
+    let doors = Doors::open(config, &floors.api, tls, ports, &slots);
     signals::tell_ready();
     let vigil = tokio::spawn(keep_vigil(floors.api.clone(), config.election_timeout));
     let end = end(&mut stop, &mut is_removed).await;
@@ -206,37 +213,30 @@ async fn end(stop: &mut StopSignal, is_removed: &mut tokio::sync::watch::Receive
 /// Where clients come in.
 struct Doors {
     accepting: tokio::task::JoinSet<()>,
-    graceful: Arc<GracefulShutdown>,
+    door: Arc<Door>,
     stopping: tokio::sync::watch::Sender<()>,
 }
 
 impl Doors {
-    fn open(config: &Config, api: &Arc<Api>, listeners: Vec<Listener>, slots: &Slots) -> Self {
-        let service = Service { table: Arc::new(Table::new(api.clone())), router: routes(api) };
-        let graceful = Arc::new(GracefulShutdown::new());
+    fn open(config: &Config, api: &Arc<Api>, tls: Option<Tls>, ports: Vec<Port>, slots: &Slots) -> Self {
+        let service = Service { table: Arc::new(Table::new(api.clone())), router: routes::routes(api) };
+        let door = Arc::new(Door::new(config, tls, service));
         let (stopping, stopped) = tokio::sync::watch::channel(());
         let mut accepting = tokio::task::JoinSet::new();
-        for listener in listeners {
+        for port in ports {
             tracing::info!("ready to serve client requests");
-            announce(&listener);
-            let manners = Manners {
-                max_streams: config.max_concurrent_streams,
-                keepalive_interval: config.bounds.keepalive_interval,
-                keepalive_timeout: config.bounds.keepalive_timeout,
-            };
-            let (slots, graceful, stopped) = (slots.clone(), graceful.clone(), stopped.clone());
-            accepting.spawn(accept(listener, service.clone(), manners, slots, graceful, stopped));
+            port.announce();
+            accepting.spawn(door.clone().accept(port, slots.clone(), stopped.clone()));
         }
-        Self { accepting, graceful, stopping }
+        Self { accepting, door, stopping }
     }
 
     async fn close(self, api: &Arc<Api>) {
         drop(self.stopping);
         self.accepting.join_all().await;
+        self.door.close();
         api.hub.stop(); // Watches end at once; their clients look for another member.
-        if let Some(graceful) = Arc::into_inner(self.graceful) {
-            let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
-        }
+        let _ = tokio::time::timeout(DRAIN, self.door.wait_until_empty()).await;
     }
 }
 
@@ -330,7 +330,8 @@ fn build(
         patience: transport::Patience {
             dial: DIAL_TIMEOUT + config.election_timeout,
             write: DIAL_TIMEOUT + 2 * config.election_timeout,
-            snapshot_rate: SNAPSHOT_BYTES_PER_SECOND,
+            snapshot_rate: bounds.snapshot_bytes_per_second,
+            queue_bytes: bounds.peer_queue_bytes,
         },
     });
     let introduced = Members::introduced(engine.as_ref())?.into_iter().filter(|member| member.id != identity.member_id);
@@ -392,6 +393,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         },
         request_timeout,
         catchup_entries: config.snapshot_catchup_entries,
+        laggard_log_bytes: config.bounds.laggard_log_bytes,
         quota: Quota { bytes: quota_bytes },
         retention: match config.auto_compaction {
             AutoCompaction::Off => Policy::All,
@@ -401,6 +403,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         habits: Habits {
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,
+            remembers_hashes: config.feature_gates.is_open(Gate::CompactHashCheck),
             flush_after_bytes: config.bounds.flush_log_bytes,
             flush_after: config.bounds.flush_interval,
             flush_after_entries: config.snapshot_count,

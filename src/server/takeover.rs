@@ -1,8 +1,9 @@
 //! `--force-new-cluster`: the one member that is left goes on alone, with all its data.
 //!
-//! Whoever uses it says that the others will not come back. So what this member's log holds as committed counts, and what it
-//! does not is dropped; then the others are removed, by entries that look as if a quorum had agreed to them. Whoever of the
-//! others comes back nevertheless is refused: it was removed.
+//! Whoever uses it says that the others will not come back. So everything that this member's log holds counts as agreed: the
+//! others cannot say anything else any more, and what is written about the commit index may lag behind what clients were
+//! told. (etcd drops what lies behind it.) Then the others are removed, by entries that look as if a quorum had agreed to
+//! them. Whoever of the others comes back nevertheless is refused: it was removed.
 //!
 //! The log has these entries before the database does, as always. So a crash in between does no harm: the next start replays
 //! them, with the flag or without.
@@ -19,10 +20,10 @@ use crate::{
     node::{
         changes,
         data_dir::DataDir,
-        log::{self, Group, LogStore, SegmentLog},
+        log::{self, Group, LogStore, Position, SegmentLog},
     },
     proto::etcdserverpb::{Member, MemberPromoteRequest, MemberRemoveRequest},
-    state::{self, Command, Kind, Machine, Newcomer},
+    state::{self, Command, Kind, Machine, Newcomer, Progress},
     storage::{Engine, rocks::Rocks},
 };
 
@@ -40,15 +41,16 @@ pub fn become_sole_member(directory: &DataDir) -> Result<(), Halt> {
     let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&directory.databases().current()?)?);
     let mut machine = Machine::open(engine.clone(), VALUE_CACHE_BYTES)?;
     let mut hard_state = recovered.hard_state.clone();
-    hard_state.commit = hard_state.commit.max(machine.applied().index);
-    let mut last_term = machine.applied().term;
-    for entry in recovered.entries.iter().filter(|entry| entry.index <= hard_state.commit) {
-        last_term = entry.term;
+    let Progress { index, term, .. } = machine.applied();
+    recovered.check_applied(Position { index, term })?;
+    for entry in &recovered.entries {
         if entry.index > machine.applied().index {
             apply(&mut machine, entry)?;
         }
     }
-    hard_state.term = hard_state.term.max(last_term);
+    let applied = machine.applied();
+    hard_state.commit = applied.index;
+    hard_state.term = hard_state.term.max(applied.term);
     if machine.members().is_removed(recovered.identity.member_id) {
         let text = "this member was removed from its cluster: it cannot become the only one of it";
         return Err(Halt::Refused(text.to_owned()));

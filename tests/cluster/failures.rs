@@ -73,3 +73,23 @@ async fn without_a_quorum_nothing_is_written_and_only_serializable_reads_are_ans
     client.put("a", "3", None).await.unwrap();
     assert_eq!(client.get("a", None).await.unwrap().kvs()[0].value_str().unwrap(), "3");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_members_go_on_without_two() {
+    let mut cluster = Cluster::found(5, &[]);
+    let load = load(&cluster);
+    load.progress(200).await;
+    let leader = cluster.leader().await;
+    let other = cluster.others(leader)[0];
+    cluster.servers[leader].kill();
+    cluster.servers[other].kill();
+    load.progress(300).await;
+    cluster.restart(other);
+    cluster.restart(leader);
+    load.progress(100).await;
+    let book = load.stop().await;
+    cluster.assert_all_equal().await;
+    for nth in 0..5 {
+        book.assert_kept(cluster.client(nth).await).await;
+    }
+}

@@ -8,8 +8,9 @@ use std::{
 use etcd_client::Client;
 use metastore::{
     node::identity::MemberId,
-    proto::etcdserverpb::{HashKvRequest, StatusRequest, StatusResponse},
+    proto::etcdserverpb::{HashKvRequest, Member, MemberAddRequest, MemberListRequest, StatusRequest, StatusResponse},
 };
+use tonic::Status;
 
 use super::{
     proxy::{Network, Proxy},
@@ -56,6 +57,32 @@ impl Cluster {
         let ids = proxies.iter().map(|proxy| MemberId::of_first(&[proxy.url()], TOKEN).get()).collect();
         let urls = Arc::new(Mutex::new(vec![String::new(); size]));
         Self { servers: servers.collect(), ids, proxies, network, urls }
+    }
+
+    /// Adds a member through another one. It is the last of the servers then, and does not run yet.
+    pub async fn admit(&mut self, via: usize, is_learner: bool) -> Result<usize, Status> {
+        let proxy = Proxy::start(&self.network);
+        let request = MemberAddRequest { peer_ur_ls: vec![proxy.url()], is_learner };
+        let added = self.servers[via].cluster().await.member_add(request).await?.into_inner();
+        let nth = self.servers.len();
+        let (name, url) = (format!("m{nth}"), proxy.url());
+        let names = added.members.iter().zip(0..).map(|(member, place)| {
+            let name = if member.peer_ur_ls == [url.clone()] { name.clone() } else { format!("other{place}") };
+            format!("{name}={}", member.peer_ur_ls.join(&format!(",{name}=")))
+        });
+        let all = names.collect::<Vec<_>>().join(",");
+        let arguments = [QUICK, &["--initial-cluster-state=existing"]].concat();
+        self.servers.push(Server::member(&name, &url, &all, &arguments));
+        self.proxies.push(proxy);
+        self.ids.push(added.member.expect("it names the new member").id);
+        self.urls.lock().unwrap().push(String::new());
+        Ok(nth)
+    }
+
+    /// All members as one of them lists them.
+    pub async fn members(&self, nth: usize) -> Vec<Member> {
+        let request = MemberListRequest { linearizable: true };
+        self.servers[nth].cluster().await.member_list(request).await.unwrap().into_inner().members
     }
 
     /// Starts a member without waiting until it serves.

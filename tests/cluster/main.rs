@@ -2,16 +2,23 @@
 
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test may panic")]
 
+mod corruption;
 mod failures;
 mod founding;
 mod harness;
+mod joining;
+mod leadership;
+mod leases;
 mod load;
+mod membership;
 mod outage;
 mod partitions;
+mod peer_port;
 #[path = "../process/mod.rs"]
 mod process;
 mod proxy;
 mod register;
+mod removal;
 mod snapshots;
 mod stuck;
 #[path = "../support/mod.rs"]

@@ -230,11 +230,13 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
         timing: Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
         request_timeout: PATIENCE,
         catchup_entries: 50,
+        laggard_log_bytes: usize::MAX,
         quota: Quota { bytes: -1 },
         retention: retention::Policy::All,
         habits: Habits {
             compaction_batch: 100,
             compaction_pause: Duration::from_millis(1),
+            remembers_hashes: false,
             flush_after_bytes: FLUSH_AFTER_BYTES,
             flush_after: Duration::from_secs(1),
             flush_after_entries: u64::MAX,

@@ -29,6 +29,7 @@
 //! | `get key [end] [rev=] [limit=] [sort=] [by=] [min_mod=] … [keys_only] [count_only]` | a Range of what is published |
 //! | `view [rev=]`, `look key [end] …`, `close` | holds a view, reads through it, lets it go |
 //! | `hash [rev]` | `HashKV` |
+//! | `remember` | remembers the hash of what is about to be removed |
 //! | `remove [limit=]` | removes what was compacted: one piece of so many records, or all |
 //! | `members` | who votes, who learns, who was removed |
 //! | `records [raw]`, `leases` | what is stored; `raw` byte for byte |

@@ -126,6 +126,14 @@ impl Node {
                 String::new()
             }
             "hash" => self.hash(&mut words)?,
+            "remember" => {
+                let running = self.running();
+                let due = running.compaction.take().or_else(|| Compaction::pending(running.machine.shared()));
+                due.ok_or("nothing is compacted")?.remember_hash()?;
+                let known = running.readers.keys.compaction_hashes();
+                let known: Vec<_> = known.iter().map(|hash| hash.hash_revision).collect();
+                format!("hashes of {known:?}")
+            }
             "remove" => self.remove(&mut words)?,
             "records" => self.records(words.flag("raw")),
             "leases" => self.leases(),

@@ -79,11 +79,13 @@ fn settings(dice: &mut Dice) -> Settings {
         },
         request_timeout: PATIENCE,
         catchup_entries: *dice.pick(&[0, 3, 30]),
+        laggard_log_bytes: usize::MAX,
         quota: Quota { bytes: -1 },
         retention: retention::Policy::All,
         habits: Habits {
             compaction_batch: *dice.pick(&[1, 3, 20]),
             compaction_pause: Duration::ZERO,
+            remembers_hashes: false,
             flush_after_bytes: *dice.pick(&[0, 200, 2000]),
             flush_after: Duration::from_secs(5),
             flush_after_entries: u64::MAX,

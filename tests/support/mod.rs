@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 
 /// Whatever takes longer than this has failed.
 const PATIENCE: Duration = Duration::from_mins(1);
-const SERVING: &str = "\"msg\":\"serving client traffic insecurely";
+const SERVING: &str = "\"msg\":\"serving client traffic ";
 
 /// A server with a directory of its own. Dropping it kills the process and removes the directory.
 pub struct Server {
@@ -150,6 +150,7 @@ impl Server {
             .args(&self.identity)
             .arg("--data-dir")
             .arg(self.data_dir())
+            .args(grpc_server())
             .args(&self.arguments)
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -217,6 +218,24 @@ impl Server {
         self.process.as_ref().expect("it runs").log.wait_for(text)
     }
 
+    /// Waits until the process ends by itself, after it has said `text`.
+    pub fn wait_for_refusal(&mut self, text: &str) {
+        self.wait_for_log(text);
+        let status = self.wait_for_end();
+        assert_eq!(status.code(), Some(1), "a start that fails says so");
+    }
+
+    /// Starts with other arguments from now on.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(ToString::to_string).collect();
+    }
+
+    /// Loses everything it had.
+    pub fn wipe(&mut self) {
+        assert!(!self.is_running(), "it still writes");
+        std::fs::remove_dir_all(self.data_dir()).unwrap();
+    }
+
     /// Where the server keeps its data.
     pub fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
@@ -259,15 +278,31 @@ impl Server {
 
     /// One request of plain HTTP/1.1, on a connection of its own.
     pub fn http(&self, method: &str, path: &str) -> Page {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+        http(&self.address, method, path, "", b"")
     }
+}
+
+/// One request of plain HTTP/1.1, on a connection of its own. Headers end in line breaks.
+pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> Page {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let text = String::from_utf8_lossy(&answer);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+}
+
+/// All tests can be run with one server of HTTP/2 or the other.
+fn grpc_server() -> Option<String> {
+    let name = std::env::var("METASTORE_TEST_GRPC_SERVER").ok()?;
+    Some(format!("--grpc-server={name}"))
 }
 
 impl Drop for Process {

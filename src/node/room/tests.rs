@@ -79,11 +79,13 @@ fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
         timing: Timing { tick_ms: 10, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
         request_timeout: PATIENCE,
         catchup_entries: 50,
+        laggard_log_bytes: usize::MAX,
         quota,
         retention: retention::Policy::All,
         habits: Habits {
             compaction_batch: 100,
             compaction_pause: Duration::ZERO,
+            remembers_hashes: false,
             flush_after_bytes: 1 << 20,
             flush_after: PATIENCE,
             flush_after_entries: u64::MAX,

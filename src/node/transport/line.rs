@@ -3,7 +3,7 @@
 use std::{
     io::Write,
     net::TcpStream,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -45,7 +45,8 @@ enum Trouble {
 impl Line {
     /// Starts the thread of a line.
     pub fn start(transport: Arc<Transport>, peer: Peer) -> Arc<Self> {
-        let line = Arc::new(Self { peer, outbox: Outbox::default() });
+        let outbox = Outbox::new(transport.parts.patience.queue_bytes);
+        let line = Arc::new(Self { peer, outbox });
         let running = line.clone();
         thread::Builder::new()
             .name(format!("to-{:x}", line.peer.id))
@@ -67,18 +68,7 @@ impl Line {
                 Ok(stream) => {
                     (pause, failures) = (PAUSE, 0);
                     tracing::info!("remote-peer-id" = member, "established a stream with peer");
-                    self.outbox.set_connected(true);
-                    transport.linked(self.peer.id);
-                    let local = format!("{:x}", transport.parts.identity.member_id);
-                    let names = [local.as_str(), member.as_str()];
-                    METRICS.active_peers.with_label_values(&names).set(1);
-                    let end = self.pump(transport, stream, &METRICS.peer_sent_bytes.with_label_values(&names[1..]));
-                    self.outbox.set_connected(false);
-                    transport.parts.links.down(self.peer.id);
-                    METRICS.active_peers.with_label_values(&names).set(0);
-                    METRICS.disconnected_peers.with_label_values(&names).inc();
-                    let _ = transport.parts.raft.send(Input::Unreachable(self.peer.id));
-                    match end {
+                    match self.serve(transport, stream, &member) {
                         Ok(()) => return,
                         Err(error) => error.to_string(),
                     }
@@ -100,6 +90,26 @@ impl Line {
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Carries messages as long as the connection stands; `Ok` if the line was closed.
+    fn serve(&self, transport: &Transport, stream: TcpStream, member: &str) -> std::io::Result<()> {
+        let since = Instant::now();
+        let local = format!("{:x}", transport.parts.identity.member_id);
+        let names = [local.as_str(), member];
+        self.outbox.set_connected(true);
+        transport.linked(self.peer.id, since);
+        METRICS.active_peers.with_label_values(&names).set(1);
+        let end = self.pump(transport, stream, &METRICS.peer_sent_bytes.with_label_values(&names[1..]));
+        self.outbox.set_connected(false);
+        transport.parts.links.down(self.peer.id, since);
+        METRICS.active_peers.with_label_values(&names).set(0);
+        if end.is_err() {
+            // A line that was closed has a successor, or its member is gone.
+            METRICS.disconnected_peers.with_label_values(&names).inc();
+            let _ = transport.parts.raft.send(Input::Unreachable(self.peer.id));
+        }
+        end
     }
 
     fn connect(&self, transport: &Transport) -> Result<TcpStream, Trouble> {
@@ -161,11 +171,11 @@ impl Transport {
     }
 
     /// A line stands. With company a member that has just started need not wait for the others to call an election.
-    fn linked(&self, member: u64) {
+    fn linked(&self, member: u64, since: Instant) {
         let others = self.lines.lock().len();
-        let active = self.parts.links.up(member, Instant::now());
+        let active = self.parts.links.up(member, since);
         let _ = self.parts.raft.send(Input::Reachable(member));
-        if self.parts.hurries && active == others.min(2) {
+        if active >= others.min(2) && self.hurries.swap(false, Ordering::Relaxed) {
             let _ = self.parts.raft.send(Input::Hurry);
         }
     }

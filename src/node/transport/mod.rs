@@ -21,7 +21,10 @@ mod ship;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     time::Duration,
 };
 
@@ -49,7 +52,7 @@ pub trait Depot: Send + Sync {
     fn open(&self, files: Scratch) -> Result<Incoming, Halt>;
 }
 
-/// How patient the transport is.
+/// How patient and how large the transport is.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     /// To connect to a member.
@@ -58,6 +61,8 @@ pub struct Patience {
     pub write: Duration,
     /// Bytes of a snapshot per second.
     pub snapshot_rate: u64,
+    /// Bytes that may wait for one member.
+    pub queue_bytes: usize,
 }
 
 /// What the transport is made of.
@@ -87,13 +92,25 @@ pub struct Transport {
     removed: Mutex<BTreeSet<u64>>,
     /// A snapshot is coming in: one at a time.
     receiving: Mutex<()>,
+    /// Streams that are being served.
+    streams: AtomicUsize,
+    /// The first election may come sooner, and has not yet.
+    hurries: AtomicBool,
 }
 
 impl Transport {
     /// A transport that knows nobody yet.
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
-        Arc::new(Self { parts, lines: Mutex::default(), removed: Mutex::default(), receiving: Mutex::default() })
+        let hurries = AtomicBool::new(parts.hurries);
+        Arc::new(Self {
+            parts,
+            lines: Mutex::default(),
+            removed: Mutex::default(),
+            receiving: Mutex::default(),
+            streams: AtomicUsize::new(0),
+            hurries,
+        })
     }
 
     /// Ends all lines. Streams that come in end with the process.

@@ -12,14 +12,13 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use raft::eraftpb::{Message, MessageType};
 
-/// More than this does not wait.
-const MAX_BYTES: usize = 64 << 20;
 /// What a message costs beside the data of its entries.
 const MESSAGE_BYTES: usize = 128;
 
 /// A member's outbox: many senders, one who takes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outbox {
+    max_bytes: usize,
     state: Mutex<State>,
     arrived: Condvar,
 }
@@ -60,6 +59,11 @@ fn cost(message: &Message) -> usize {
 }
 
 impl Outbox {
+    /// An empty one; more bytes than this do not wait.
+    pub fn new(max_bytes: usize) -> Self {
+        Self { max_bytes, state: Mutex::default(), arrived: Condvar::new() }
+    }
+
     /// Takes messages, unless nobody would carry them.
     pub fn push(&self, messages: Vec<Message>) {
         let mut state = self.state.lock();
@@ -73,7 +77,7 @@ impl Outbox {
             }
             let cost = cost(&message);
             // The first always fits, however large it is.
-            if state.bytes > 0 && state.bytes + cost > MAX_BYTES {
+            if state.bytes > 0 && state.bytes + cost > self.max_bytes {
                 state.lost = true;
                 continue;
             }
@@ -137,7 +141,7 @@ mod tests {
 
     #[test]
     fn heartbeats_overtake_and_nothing_waits_for_who_is_gone() {
-        let outbox = Outbox::default();
+        let outbox = Outbox::new(1000);
         let heartbeat = Message { msg_type: MessageType::MsgHeartbeat, ..Message::default() };
         outbox.push(vec![heartbeat.clone()]);
         assert!(outbox.take(Duration::ZERO).messages.is_empty(), "nobody is connected");
@@ -151,9 +155,9 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_and_the_loss_is_told_once() {
-        let outbox = Outbox::default();
+        let outbox = Outbox::new(1000);
         outbox.set_connected(true);
-        outbox.push(vec![append(MAX_BYTES * 2), append(1), append(1)]);
+        outbox.push(vec![append(2000), append(1), append(1)]);
         let batch = outbox.take(Duration::ZERO);
         assert_eq!((batch.messages.len(), batch.lost), (1, true), "one always fits");
         outbox.push(vec![append(1)]);

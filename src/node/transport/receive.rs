@@ -1,6 +1,12 @@
 //! Streams that come in.
 
-use std::{io, net::TcpStream, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    net::TcpStream,
+    sync::{Arc, atomic::Ordering},
+    thread,
+    time::Duration,
+};
 
 use super::{
     super::driver::Input,
@@ -13,15 +19,24 @@ use crate::metrics::METRICS;
 /// A sender that has said nothing for so long is gone: it would have said that it has nothing to say.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// More streams than this at a time are no cluster's. Each has a thread.
+const MOST_STREAMS: usize = 1024;
+
 impl Transport {
     /// Serves a connection that begins with the [`PREFACE`](super::PREFACE), on a thread of its own.
     pub fn receive(self: &Arc<Self>, stream: TcpStream) {
+        if self.streams.fetch_add(1, Ordering::Relaxed) >= MOST_STREAMS {
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+            return tracing::warn!(most = MOST_STREAMS, "too many streams of peers: one more is closed");
+        }
         let this = self.clone();
         let serve = move || {
+            let streams = this.clone();
             let address = stream.peer_addr().map_or_else(|_| "somebody".to_owned(), |address| address.to_string());
             if let Err(error) = this.serve(stream) {
                 tracing::warn!("remote-addr" = address, %error, "lost a peer's stream");
             }
+            streams.streams.fetch_sub(1, Ordering::Relaxed);
         };
         if let Err(error) = thread::Builder::new().name("from-peer".to_owned()).spawn(serve) {
             tracing::warn!(%error, "cannot start a thread for a peer's stream");

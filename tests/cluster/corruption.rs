@@ -1,0 +1,129 @@
+//! A member whose data is not what the others' is, is found.
+
+use std::time::{Duration, Instant};
+
+use metastore::{
+    node::databases::Databases,
+    proto::etcdserverpb::{AlarmRequest, AlarmType, PutRequest, alarm_request::AlarmAction},
+    storage::{Batch, Engine, Table, rocks::Rocks},
+};
+use tonic::Code;
+
+use super::{
+    harness::{Cluster, PATIENCE, QUICK},
+    support::assert_refused,
+};
+
+/// Founds a cluster, writes, and changes a byte in the database of a follower behind its back. That member does not run then.
+async fn with_a_changed_byte(arguments: &[&str]) -> (Cluster, usize) {
+    let mut cluster = Cluster::found(3, arguments);
+    let leader = cluster.leader().await;
+    for key in ["a", "b", "c"] {
+        cluster.client(leader).await.put(key, "needle", None).await.unwrap();
+    }
+    cluster.assert_all_equal().await;
+    let victim = cluster.others(leader)[0];
+    cluster.servers[victim].stop();
+    let databases = Databases::new(cluster.servers[victim].data_dir().join("member"));
+    let engine = Rocks::open(&databases.current().unwrap()).unwrap();
+    let (mut batch, mut changed) = (Batch::default(), 0);
+    engine
+        .scan(Table::History, &[], &[], &mut |key, record| {
+            let mut record = record.to_vec();
+            if let Some(place) = record.windows(6).position(|window| window == b"needle").filter(|_| changed == 0) {
+                record[place] = b'N';
+                batch.put(Table::History, key, record);
+                changed += 1;
+            }
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(changed, 1);
+    engine.write(&batch).unwrap();
+    engine.flush().unwrap();
+    (cluster, victim)
+}
+
+/// The members that the CORRUPT alarm is raised for, as soon as it is.
+async fn alarmed(cluster: &Cluster, via: usize) -> Vec<u64> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let request = AlarmRequest { action: AlarmAction::Get as i32, member_id: 0, alarm: AlarmType::Corrupt as i32 };
+        let alarms = cluster.servers[via].maintenance().await.alarm(request).await.unwrap().into_inner().alarms;
+        if !alarms.is_empty() {
+            return alarms.into_iter().map(|alarm| alarm.member_id).collect();
+        }
+        assert!(Instant::now() < deadline, "nobody noticed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_compares_and_stops_every_write() {
+    let (mut cluster, victim) = with_a_changed_byte(&["--corrupt-check-time=500ms"]).await;
+    let others = cluster.others(victim);
+    cluster.restart(victim);
+    assert_eq!(alarmed(&cluster, others[0]).await, [cluster.ids[victim]]);
+    let put = PutRequest { key: "a".into(), ..PutRequest::default() };
+    let refused = cluster.servers[others[1]].kv().await.put(put).await;
+    assert_refused(refused, Code::DataLoss, "etcdserver: corrupt cluster");
+    assert_eq!(cluster.client(others[0]).await.get("a", None).await.unwrap().count(), 1, "reads go on");
+    let health = cluster.servers[others[0]].http("GET", "/health");
+    assert_eq!((health.status, health.body.as_str()), (503, "{\"health\":\"false\",\"reason\":\"ALARM CORRUPT\"}\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_differs_does_not_start_where_that_is_asked_for() {
+    let gate = "--feature-gates=InitialCorruptCheck=true";
+    let (mut cluster, victim) = with_a_changed_byte(&[gate]).await;
+    cluster.servers[victim].launch();
+    let id = cluster.ids[victim];
+    cluster.servers[victim].wait_for_refusal(&format!("{id:x} found data inconsistency with peers"));
+    // One that does not, does; and nobody raised an alarm.
+    let leader = cluster.leader_among(&cluster.others(victim)).await;
+    let sound = *cluster.others(victim).iter().find(|nth| **nth != leader).unwrap();
+    cluster.servers[sound].kill();
+    cluster.servers[sound].set_arguments(&[QUICK, &[gate]].concat());
+    cluster.restart(sound);
+    cluster.client(sound).await.put("a", "1", None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compactions_are_compared_and_the_minority_is_wrong() {
+    let arguments = ["--feature-gates=CompactHashCheck=true", "--compact-hash-check-time=500ms"];
+    let (mut cluster, victim) = with_a_changed_byte(&arguments).await;
+    let others = cluster.others(victim);
+    cluster.restart(victim);
+    cluster.client(others[0]).await.compact(3, None).await.unwrap();
+    assert_eq!(alarmed(&cluster, others[0]).await, [cluster.ids[victim]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sound_members_raise_no_alarm() {
+    let arguments = [
+        "--feature-gates=CompactHashCheck=true,InitialCorruptCheck=true",
+        "--compact-hash-check-time=100ms",
+        "--corrupt-check-time=100ms",
+    ];
+    let cluster = Cluster::found(3, &arguments);
+    let leader = cluster.leader().await;
+    let mut client = cluster.client(leader).await;
+    for round in 1..=10 {
+        for _ in 0..10 {
+            client.put("a", round.to_string(), None).await.unwrap();
+        }
+        client.compact(round * 10, None).await.unwrap();
+    }
+    cluster.servers[leader].wait_for_log("successfully checked hash on whole cluster");
+    cluster.servers[leader].wait_for_log("finished peer corruption check");
+    client.put("a", "end", None).await.unwrap();
+    cluster.assert_all_equal().await;
+    assert!(
+        client
+            .alarm(etcd_client::AlarmAction::Get, etcd_client::AlarmType::None, None)
+            .await
+            .unwrap()
+            .alarms()
+            .is_empty()
+    );
+}

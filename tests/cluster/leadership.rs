@@ -1,0 +1,61 @@
+//! Leadership is moved, and missed.
+
+use std::time::{Duration, Instant};
+
+use metastore::proto::etcdserverpb::{MoveLeaderRequest, PutRequest, RangeRequest};
+use tonic::Code;
+
+use super::{harness::Cluster, support::assert_refused};
+
+/// Trap 44.
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_moves_to_a_voter_and_only_from_the_leader() {
+    let mut cluster = Cluster::found(3, &["--strict-reconfig-check=false"]);
+    let leader = cluster.leader().await;
+    let target = cluster.others(leader)[0];
+    let learner = cluster.admit(leader, true).await.unwrap();
+    let ask = |via: usize, target_id: u64| {
+        let client = cluster.servers[via].maintenance();
+        async move { client.await.move_leader(MoveLeaderRequest { target_id }).await }
+    };
+    // Whoever does not lead says so, even where the target makes no sense.
+    assert_refused(ask(target, 77).await, Code::FailedPrecondition, "etcdserver: not leader");
+    for nobody in [77, 0, cluster.ids[learner]] {
+        let bad = "etcdserver: bad leader transferee";
+        assert_refused(ask(leader, nobody).await, Code::FailedPrecondition, bad);
+    }
+    let moved = ask(leader, cluster.ids[leader]).await.unwrap().into_inner();
+    assert_eq!(moved.header, None, "it leads already");
+    assert_eq!(ask(leader, cluster.ids[target]).await.unwrap().into_inner().header, None);
+    assert_eq!(cluster.leader_among(&[0, 1, 2]).await, target);
+    cluster.client(leader).await.put("a", "1", None).await.unwrap();
+    cluster.assert_equal(&[0, 1, 2]).await;
+}
+
+/// Traps 47 and 55.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_leader_writes_run_out_of_time_and_stale_reads_go_on() {
+    let mut cluster = Cluster::found(3, &[]);
+    cluster.client(0).await.put("a", "1", None).await.unwrap();
+    cluster.assert_all_equal().await;
+    cluster.servers[1].kill();
+    cluster.servers[2].kill();
+    let alone = &cluster.servers[0];
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while cluster.status(0).await.unwrap().leader != 0 {
+        assert!(Instant::now() < deadline, "it still believes that somebody leads");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut kv = alone.kv().await;
+    let range = |serializable| RangeRequest { key: "a".into(), serializable, ..RangeRequest::default() };
+    let started = Instant::now();
+    let write = kv.put(PutRequest { key: "a".into(), value: "2".into(), ..PutRequest::default() }).await;
+    let took = started.elapsed();
+    assert_refused(write, Code::DeadlineExceeded, "context deadline exceeded");
+    assert!((Duration::from_millis(5500)..Duration::from_secs(9)).contains(&took), "{took:?}");
+    assert_eq!(kv.range(range(true)).await.unwrap().into_inner().kvs[0].value, "1");
+    assert_refused(kv.range(range(false)).await, Code::Unavailable, "etcdserver: request timed out");
+    assert_eq!(alone.http("GET", "/health?serializable=true").status, 200);
+    let health = alone.http("GET", "/health");
+    assert_eq!((health.status, health.body.as_str()), (503, "{\"health\":\"false\",\"reason\":\"RAFT NO LEADER\"}\n"));
+}

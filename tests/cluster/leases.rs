@@ -1,0 +1,76 @@
+//! Leases are granted, renewed and looked at through any member; only the leader keeps their time.
+
+use std::time::{Duration, Instant};
+
+use etcd_client::{Client, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions};
+
+use super::harness::{Cluster, PATIENCE};
+
+const TTL: i64 = 30;
+
+async fn grant(client: &mut Client, id: i64, ttl: i64) {
+    client.lease_grant(ttl, Some(LeaseGrantOptions::new().with_id(id))).await.unwrap();
+}
+
+/// Renews twice: opening the stream does it once.
+async fn renew(client: &mut Client, id: i64) -> i64 {
+    let (mut keeper, mut answers) = client.lease_keep_alive(id).await.unwrap();
+    keeper.keep_alive().await.unwrap();
+    answers.message().await.unwrap().unwrap().ttl()
+}
+
+async fn time_to_live(client: &mut Client, id: i64) -> (i64, i64, usize) {
+    let options = LeaseTimeToLiveOptions::new().with_keys();
+    let found = client.lease_time_to_live(id, Some(options)).await.unwrap();
+    (found.ttl(), found.granted_ttl(), found.keys().len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_member_renews_and_knows_what_the_leader_knows() {
+    let cluster = Cluster::found(3, &[]);
+    cluster.leader().await;
+    for nth in 0..3 {
+        let id = i64::try_from(nth).unwrap() + 1;
+        grant(&mut cluster.client(nth).await, id, TTL).await;
+        for via in 0..3 {
+            // At once, though another member has granted it.
+            let mut client = cluster.client(via).await;
+            assert_eq!(renew(&mut client, id).await, TTL);
+            let (left, granted, keys) = time_to_live(&mut client, id).await;
+            assert!((TTL - 2..=TTL).contains(&left), "{left}");
+            assert_eq!((granted, keys), (TTL, via), "a key more with each member");
+            client.put(format!("{id}/{via}"), "", Some(PutOptions::new().with_lease(id))).await.unwrap();
+            let header = client.lease_time_to_live(id, None).await.unwrap();
+            assert_eq!(header.header().unwrap().member_id(), cluster.ids[via], "who was asked answers");
+            assert_eq!(time_to_live(&mut client, 999).await, (-1, 0, 0));
+            assert!(client.lease_keep_alive(999).await.is_err(), "the first answer says that there is none");
+        }
+    }
+    cluster.assert_all_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_outlive_their_leader_and_end_on_time() {
+    let mut cluster = Cluster::found(3, &[]);
+    let leader = cluster.leader().await;
+    let others = cluster.others(leader);
+    let mut client = cluster.client(others[0]).await;
+    grant(&mut client, 1, TTL).await;
+    grant(&mut client, 2, 2).await;
+    client.put("long", "", Some(PutOptions::new().with_lease(1))).await.unwrap();
+    client.put("short", "", Some(PutOptions::new().with_lease(2))).await.unwrap();
+    cluster.servers[leader].kill();
+    // While there is no leader the renewal waits for one.
+    assert_eq!(renew(&mut client, 1).await, TTL);
+    let renewed = Instant::now();
+    assert_eq!(renew(&mut client, 2).await, 2);
+    while !client.get("short", None).await.unwrap().kvs().is_empty() {
+        assert!(renewed.elapsed() < PATIENCE, "it does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(renewed.elapsed() >= Duration::from_secs(2), "it ended {:?} after it was renewed", renewed.elapsed());
+    assert_eq!(client.get("long", None).await.unwrap().count(), 1);
+    cluster.restart(leader);
+    cluster.assert_all_equal().await;
+    assert_eq!(renew(&mut cluster.client(leader).await, 1).await, TTL);
+}

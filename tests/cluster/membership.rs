@@ -1,0 +1,190 @@
+//! Members are added, promoted and moved.
+
+use std::time::{Duration, Instant};
+
+use metastore::proto::etcdserverpb::{
+    LeaseKeepAliveRequest, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
+    MemberUpdateRequest, PutRequest, RangeRequest, StatusRequest, TxnRequest, WatchRequest, kv_client::KvClient,
+    lease_client::LeaseClient, watch_client::WatchClient,
+};
+use tonic::{Code, Status};
+
+use super::{
+    harness::{Cluster, PATIENCE},
+    proxy::Proxy,
+    support::assert_refused,
+};
+
+const LOOSE: &[&str] = &["--strict-reconfig-check=false"];
+const FOR_LEARNERS: &str = "etcdserver: rpc not supported for learner";
+
+async fn promote(cluster: &Cluster, via: usize, id: u64) -> Result<usize, Status> {
+    let promoted = cluster.servers[via].cluster().await.member_promote(MemberPromoteRequest { id }).await?.into_inner();
+    let header = promoted.header.unwrap();
+    assert_eq!((header.revision, header.member_id), (0, cluster.ids[via]), "headers of this service have no revision");
+    Ok(promoted.members.iter().filter(|member| !member.is_learner).count())
+}
+
+/// Promotes a learner as soon as it is ready.
+async fn promote_when_ready(cluster: &Cluster, via: usize, id: u64) -> usize {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match promote(cluster, via, id).await {
+            Ok(voters) => return voters,
+            Err(status) => {
+                assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+                assert!(status.message().ends_with("in sync with leader") && Instant::now() < deadline, "{status}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Trap 35.
+async fn assert_learns_only(cluster: &Cluster, nth: usize) {
+    let server = &cluster.servers[nth];
+    let channel = server.channel().await;
+    let mut kv = KvClient::new(channel.clone());
+    let range = |serializable| RangeRequest { key: "a".into(), serializable, ..RangeRequest::default() };
+    let refused = Code::FailedPrecondition;
+    assert_refused(kv.range(range(false)).await, refused, FOR_LEARNERS);
+    assert_refused(kv.put(PutRequest { key: "a".into(), ..Default::default() }).await, refused, FOR_LEARNERS);
+    assert_refused(kv.txn(TxnRequest::default()).await, refused, FOR_LEARNERS);
+    assert_refused(kv.range_stream(range(true)).await.map(drop), refused, FOR_LEARNERS);
+    let list = MemberListRequest { linearizable: false };
+    assert_refused(server.cluster().await.member_list(list).await, refused, FOR_LEARNERS);
+    let watches = tokio_stream::iter([WatchRequest::default()]);
+    assert_refused(WatchClient::new(channel.clone()).watch(watches).await.map(drop), refused, FOR_LEARNERS);
+    let renewals = tokio_stream::iter([LeaseKeepAliveRequest { id: 1 }]);
+    assert_refused(LeaseClient::new(channel.clone()).lease_keep_alive(renewals).await.map(drop), refused, FOR_LEARNERS);
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let check = tonic_health::pb::HealthCheckRequest::default();
+    assert_refused(health.check(check).await.map(drop), refused, FOR_LEARNERS);
+    assert_eq!(kv.range(range(true)).await.unwrap().into_inner().count, 1, "what may be stale is answered");
+    let status = server.maintenance().await.status(StatusRequest::default()).await.unwrap().into_inner();
+    assert!(status.is_learner);
+    assert_eq!(server.http("GET", "/health").status, 200, "the leader answers its linearizable read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_is_added_taught_and_promoted_through_any_member() {
+    let mut cluster = Cluster::found(3, LOOSE);
+    let leader = cluster.leader().await;
+    let follower = cluster.others(leader)[0];
+    cluster.client(leader).await.put("a", "1", None).await.unwrap();
+    let learner = cluster.admit(follower, true).await.unwrap();
+    let id = cluster.ids[learner];
+    let refused = cluster.admit(follower, true).await.map(drop);
+    assert_refused(refused, Code::FailedPrecondition, "etcdserver: too many learner members in cluster");
+    // A follower asks the leader, who knows best.
+    for via in [leader, follower] {
+        let not_ready = "etcdserver: can only promote a learner member which is in sync with leader";
+        assert_refused(promote(&cluster, via, id).await, Code::FailedPrecondition, not_ready);
+        assert_refused(promote(&cluster, via, 77).await, Code::NotFound, "etcdserver: member not found");
+        let voter = cluster.ids[via];
+        let not_learner = "etcdserver: can only promote a learner member";
+        assert_refused(promote(&cluster, via, voter).await, Code::FailedPrecondition, not_learner);
+    }
+    let listed = cluster.members(follower).await;
+    let unstarted = listed.iter().find(|member| member.id == id).unwrap();
+    assert!(unstarted.is_learner && unstarted.name.is_empty() && unstarted.client_ur_ls.is_empty());
+    cluster.restart(learner);
+    assert_learns_only(&cluster, learner).await;
+    assert_eq!(promote_when_ready(&cluster, follower, id).await, 4);
+    while cluster.status(learner).await.unwrap().is_learner {
+        tokio::time::sleep(Duration::from_millis(10)).await; // It hears of it last.
+    }
+    cluster.client(learner).await.put("b", "2", None).await.unwrap();
+    cluster.assert_all_equal().await;
+    for nth in 0..4 {
+        assert_eq!(cluster.members(nth).await, cluster.members(leader).await);
+    }
+    cluster.servers[learner].stop();
+    cluster.restart(learner);
+    assert_eq!(cluster.members(learner).await, cluster.members(leader).await, "it remembers who they are");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_could_cost_the_quorum_are_refused() {
+    let started = "etcdserver: re-configuration failed due to not enough started members";
+    let mut cluster = Cluster::found(1, &[]);
+    let mut client = cluster.servers[0].cluster().await;
+    let remove = |id| MemberRemoveRequest { id };
+    assert_refused(client.member_remove(remove(cluster.ids[0])).await, Code::Unknown, started);
+    assert_refused(client.member_remove(remove(77)).await, Code::NotFound, "etcdserver: member not found");
+    let second = cluster.admit(0, false).await.expect("a second member is always admitted");
+    // One of two has started: nothing can be agreed until the other one has.
+    assert_refused(cluster.admit(0, false).await.map(drop), Code::Unknown, started);
+    assert_refused(client.member_remove(remove(cluster.ids[0])).await, Code::Unknown, started);
+    cluster.restart(second);
+    // Now both have, but they have not known each other for long enough.
+    let deadline = Instant::now() + PATIENCE;
+    let third = loop {
+        match cluster.admit(0, false).await {
+            Ok(third) => break third,
+            Err(status) => assert_refused::<()>(Err(status), Code::Unavailable, "etcdserver: unhealthy cluster"),
+        }
+        assert!(Instant::now() < deadline, "they never count as connected");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    cluster.restart(third);
+    cluster.client(third).await.put("a", "1", None).await.unwrap();
+    cluster.assert_all_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_changes_at_once_are_both_answered() {
+    let cluster = Cluster::found(3, LOOSE);
+    let leader = cluster.leader().await;
+    let mut adding = tokio::task::JoinSet::new();
+    for nth in 0..6 {
+        let mut client = cluster.servers[if nth % 2 == 0 { leader } else { cluster.others(leader)[0] }].cluster().await;
+        let request = MemberAddRequest { peer_ur_ls: vec![format!("http://127.0.0.1:{}", nth + 1)], is_learner: true };
+        adding.spawn(async move { client.member_add(request).await });
+    }
+    let mut added = 0;
+    while let Some(answer) = adding.join_next().await {
+        match answer.unwrap() {
+            Ok(_) => added += 1,
+            Err(status) => assert_refused::<()>(
+                Err(status),
+                Code::FailedPrecondition,
+                "etcdserver: too many learner members in cluster",
+            ),
+        }
+    }
+    assert_eq!(added, 1, "one learner is allowed, and the others heard so");
+    assert_eq!(cluster.members(leader).await.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_addresses_are_refused_and_good_ones_can_change() {
+    let mut cluster = Cluster::found(3, LOOSE);
+    let leader = cluster.leader().await;
+    let moving = cluster.others(leader)[0];
+    let mut client = cluster.servers[leader].cluster().await;
+    let bad = "etcdserver: given member URLs are invalid";
+    for urls in [vec![], vec!["nonsense"], vec!["http://127.0.0.1:1", "http://127.0.0.1"]] {
+        let peer_ur_ls = urls.into_iter().map(str::to_owned).collect();
+        let request = MemberAddRequest { peer_ur_ls, is_learner: false };
+        assert_refused(client.member_add(request).await, Code::InvalidArgument, bad);
+    }
+    let taken = MemberAddRequest { peer_ur_ls: vec![cluster.proxies[moving].url()], is_learner: false };
+    assert_refused(client.member_add(taken).await, Code::FailedPrecondition, "etcdserver: Peer URLs already exists");
+    let update = |id, url: &str| MemberUpdateRequest { id, peer_ur_ls: vec![url.to_owned()] };
+    assert_refused(client.member_update(update(cluster.ids[moving], "::")).await, Code::InvalidArgument, bad);
+    let unknown = client.member_update(update(77, "http://127.0.0.1:1")).await;
+    assert_refused(unknown, Code::NotFound, "etcdserver: member not found");
+    let taken = update(cluster.ids[moving], &cluster.proxies[leader].url());
+    assert_refused(client.member_update(taken).await, Code::FailedPrecondition, "etcdserver: Peer URLs already exists");
+    // The member moves to where nothing of the old address is left.
+    let proxy = Proxy::start(&cluster.network);
+    let moved = client.member_update(update(cluster.ids[moving], &proxy.url())).await.unwrap().into_inner();
+    let listed = moved.members.iter().find(|member| member.id == cluster.ids[moving]).unwrap();
+    assert_eq!((listed.peer_ur_ls.as_slice(), listed.name.as_str()), (&[proxy.url()][..], &*format!("m{moving}")));
+    cluster.servers[moving].stop();
+    cluster.proxies[moving] = proxy;
+    cluster.restart(moving);
+    cluster.client(moving).await.put("a", "1", None).await.unwrap();
+    cluster.assert_all_equal().await;
+}
