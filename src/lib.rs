@@ -3,6 +3,7 @@
 //! The floors, in reading order. A floor knows only those below it.
 
 pub mod api;
+pub mod http2;
 pub mod node;
 pub mod peer;
 pub mod watch;

@@ -67,6 +67,9 @@ pub struct Metrics {
     pub handled: IntCounterVec,
     pub received: IntCounterVec,
     pub sent: IntCounterVec,
+    pub connections: IntGauge,
+    pub held_bytes: IntGauge,
+    pub refused: IntCounterVec,
 }
 
 /// All metrics, registered at first use.
@@ -161,6 +164,9 @@ impl Metrics {
             handled: calls("grpc_server_handled_total", "Calls that ended.", &["grpc_type", "grpc_service", "grpc_method", "grpc_code"]),
             received: calls("grpc_server_msg_received_total", "Messages received.", &METHOD),
             sent: calls("grpc_server_msg_sent_total", "Messages sent.", &METHOD),
+            connections: gauge("metastore_http2_connections", "Open connections of clients."),
+            held_bytes: gauge("metastore_http2_held_bytes", "Bytes held for clients: requests that are not complete, answers that are not read."),
+            refused: calls("metastore_http2_refused_total", "What was refused or ended because a limit was reached or a rule was broken.", &["reason"]),
         };
         metrics.current_revision.set(1);
         metrics.compact_revision.set(-1);

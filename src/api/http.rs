@@ -11,7 +11,7 @@ use axum::{
 };
 use prometheus::{Encoder, TextEncoder};
 
-use super::{Api, company::outcome, maintenance::ETCD_VERSION};
+use super::{Api, company::outcome, halt_process, maintenance::ETCD_VERSION};
 use crate::{
     error::Error,
     metrics::{METRICS, REGISTRY},
@@ -95,6 +95,9 @@ async fn metrics(State(api): State<Arc<Api>>) -> Response {
 
 /// Sets what is measured only when somebody looks.
 fn refresh(api: &Api) {
+    if let Err(halt) = api.node.measure() {
+        halt_process(&halt);
+    }
     let status = api.node.status();
     let keys = &api.readers().keys;
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);

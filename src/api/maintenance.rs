@@ -40,6 +40,9 @@ impl Api {
 
     /// `Maintenance/Status`: answered locally, without asking anybody.
     pub fn status(self: &Arc<Self>, _call: Call, reply: Reply) {
+        if let Err(halt) = self.node.measure() {
+            halt_process(&halt);
+        }
         let status = self.node.status();
         let board = self.readers().board.read().clone();
         let no_leader = (status.leader() == 0).then(|| Error::NoLeader.to_string());

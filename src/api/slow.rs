@@ -16,8 +16,7 @@ pub struct Slow {
 
 impl Slow {
     /// A call with one message each way has ended. Every call is worth a line to who asked for debugging.
-    pub fn note_call(&self, method: &Method, started: Instant, request_bytes: usize, answer: &Answer) {
-        let spent = started.elapsed();
+    pub fn note_call(&self, method: &Method, spent: Duration, request_bytes: usize, answer: &Answer) {
         let response_bytes = answer.as_ref().map_or(0, bytes::Bytes::len);
         macro_rules! stats {
             ($level:ident) => {

@@ -226,6 +226,11 @@ impl Table {
         self.methods.get(path)
     }
 
+    /// All methods, with their paths.
+    pub fn methods(&self) -> impl Iterator<Item = (&'static str, &Arc<Method>)> {
+        self.methods.iter().map(|(path, method)| (*path, method))
+    }
+
     /// Who answers.
     #[must_use]
     pub fn api(&self) -> &Arc<Api> {

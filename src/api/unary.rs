@@ -110,7 +110,7 @@ pub async fn answer(table: &Table, method: &Method, handler: Unary, call: Call) 
         Ok(()) => run(table.api(), handler, call).await,
         Err(refusal) => Err(refusal),
     };
-    table.api().slow.note_call(method, started, request_bytes, &answer);
+    table.api().slow.note_call(method, started.elapsed(), request_bytes, &answer);
     match &answer {
         Ok(message) => {
             method.sent(message.len());

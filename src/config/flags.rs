@@ -10,7 +10,7 @@
 //! * No name appears twice; a name of ours is not one of etcd's.
 
 use super::{
-    bounds, duration,
+    bounds, duration, front,
     gates::FeatureGates,
     urls,
     value::{self, Value},
@@ -84,6 +84,7 @@ pub const SECTIONS: &[(&str, &[Flag])] = &[
     ("Logging and monitoring", LOGGING),
     ("Tuning", TUNING),
     ("Of metastore alone", bounds::FLAGS),
+    ("Of metastore alone, for clients", front::FLAGS),
     ("Short form", SHORT_FORM),
     ("Process", PROCESS),
 ];
@@ -198,12 +199,12 @@ const CLUSTERING: &[Flag] = &[
 ];
 
 const SECURITY: &[Flag] = &[
-    flag("cert-file", Kind::Text, "", "The certificate shown to clients.").refused(TLS),
-    flag("key-file", Kind::Text, "", "Its key.").refused(TLS),
+    flag("cert-file", Kind::Text, "", "The certificate shown to clients."),
+    flag("key-file", Kind::Text, "", "Its key."),
     flag("client-cert-file", Kind::Text, "", "The certificate shown when the server dials itself.").refused(TLS),
     flag("client-key-file", Kind::Text, "", "Its key.").refused(TLS),
-    flag("client-cert-auth", Kind::Bool, "false", "Ask clients for certificates.").refused(TLS),
-    flag("trusted-ca-file", Kind::Text, "", "Who signs clients' certificates.").refused(TLS),
+    flag("client-cert-auth", Kind::Bool, "false", "Ask clients for certificates."),
+    flag("trusted-ca-file", Kind::Text, "", "Who signs clients' certificates; they are asked for then."),
     flag("client-crl-file", Kind::Text, "", "Revoked client certificates.").refused(TLS),
     flag("client-cert-allowed-hostname", Kind::Words, "", "Names that client certificates must carry.").refused(TLS),
     flag("auto-tls", Kind::Bool, "false", "TLS for clients with a certificate of our own making.").refused(TLS),
@@ -329,7 +330,7 @@ pub const ONCE_EXPERIMENTAL: &[&str] = &[
     "watch-progress-notify-interval",
 ];
 
-const TLS: &str = "TLS is not supported yet, and a start without it would only look protected";
+const TLS: &str = "this part of TLS is not supported yet, and a start without it would only look protected";
 const ORIGINS: &str = "a list of origins is not supported yet, and a start without it would only look protected";
 const HOSTS: &str = "a list of hosts is not supported yet, and a start without it would only look protected";
 const TOKENS: &str = "only `simple` is supported yet, and a start with another kind would only look protected";

@@ -17,6 +17,7 @@ pub mod bounds;
 pub mod duration;
 mod first;
 pub mod flags;
+pub mod front;
 pub mod gates;
 pub mod names;
 mod parse;
@@ -122,6 +123,8 @@ pub struct Config {
     pub bounds: Bounds,
     /// Which features are switched on.
     pub feature_gates: FeatureGates,
+    /// Who speaks HTTP/2 with clients, and what they may ask of him.
+    pub front: front::Front,
     /// What is logged, how, and where to.
     pub logs: logging::Settings,
 }

@@ -8,6 +8,7 @@ use super::{
     bounds::Bounds,
     duration,
     flags::{self, Status},
+    front::Front,
     gates::{FeatureGates, Gate},
     names,
     parse::Typed,
@@ -86,6 +87,7 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
     }
     let max_concurrent_streams =
         value::unsigned_32(typed.text("max-concurrent-streams")).expect("a text is checked when it is set");
+    let front = Front::read(typed, &addresses.listen_client, notices).map_err(unverified)?;
     Ok(Config {
         data_dir: data_dir(typed, &name, notices),
         initial_cluster: initial_cluster_text(typed, &name, &addresses.advertise_peer),
@@ -125,6 +127,7 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
         socket_reuse_port: typed.get("socket-reuse-port"),
         bounds,
         feature_gates,
+        front,
         logs,
     })
 }
@@ -138,10 +141,8 @@ fn refuse_feigned_protection(typed: &Typed) -> Result<(), Notice> {
             return Err(unsupported(flag.name, why));
         }
     }
-    for name in ["listen-client-urls", "listen-peer-urls"] {
-        if list(typed, name).iter().any(Url::is_secure) {
-            return Err(unsupported(name, "https needs TLS, which is not supported yet"));
-        }
+    if list(typed, "listen-peer-urls").iter().any(Url::is_secure) {
+        return Err(unsupported("listen-peer-urls", "TLS between members is not supported yet"));
     }
     Ok(())
 }

@@ -123,9 +123,7 @@ fn addresses_are_checked() {
 #[test]
 fn what_promises_protection_is_refused() {
     for argument in [
-        "--cert-file=a",
-        "--client-cert-auth",
-        "--trusted-ca-file=a",
+        "--client-cert-file=a",
         "--client-crl-file=a",
         "--auto-tls=true",
         "--peer-auto-tls",
@@ -140,7 +138,6 @@ fn what_promises_protection_is_refused() {
         "--discovery-endpoints=a:1",
         "--config-file=etcd.yml",
         "--listen-peer-urls=https://127.0.0.1:2380",
-        "--listen-client-urls=unixs://localhost:2380",
     ] {
         let (level, message, error) = reason(&[argument]);
         assert_eq!((level, message.as_str()), (Level::Fatal, NOT_VERIFIED), "{argument}");
@@ -151,11 +148,28 @@ fn what_promises_protection_is_refused() {
 
 #[test]
 fn a_promise_that_is_not_made_is_not_refused() {
-    for argument in ["--auto-tls=0", "--client-cert-auth=false", "--cert-file=", "--auth-token=simple", "--cors=*"] {
+    for argument in
+        ["--auto-tls=0", "--client-cert-auth=false", "--client-crl-file=", "--auth-token=simple", "--cors=*"]
+    {
         assert!(run(&[argument], &[]).is_ok(), "{argument}");
     }
     assert!(run(&[], &[("ETCD_CERT_FILE", ""), ("ETCD_AUTO_TLS", "false")]).is_ok());
     assert!(run(&[], &[("ETCD_AUTO_TLS", "true")]).is_err());
+}
+
+#[test]
+fn a_secure_url_needs_certificate_and_key() {
+    let secure = ["--listen-client-urls=https://127.0.0.1:2379", "--advertise-client-urls=https://127.0.0.1:2379"];
+    let (level, message, error) = reason(&[secure[0], secure[1], "--cert-file=c"]);
+    assert_eq!((level, message.as_str()), (Level::Warn, NOT_VERIFIED));
+    let words = "TLS key/cert (--cert-file, --key-file) must be provided for client url";
+    assert_eq!(error, format!("{words} https://127.0.0.1:2379 with HTTPS scheme"));
+    let tls = |more| config(&[secure[0], secure[1], "--cert-file=c", "--key-file=k", more]).front.tls.unwrap();
+    assert!(!tls("--client-cert-auth=false").client_cert_auth);
+    assert!(tls("--client-cert-auth").client_cert_auth);
+    assert!(tls("--trusted-ca-file=ca").client_cert_auth, "naming who signs them is asking for them");
+    assert_eq!(config(&["--cert-file=c", "--key-file=k"]).front.tls, None);
+    assert_eq!(warnings(&["--name=a", "--data-dir=d", "--cert-file=c"]).len(), 1);
 }
 
 #[test]

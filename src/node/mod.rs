@@ -407,6 +407,11 @@ impl Node {
         self.status.measure(engine.as_ref())
     }
 
+    /// Measures the database, for who wants to see its size as it is.
+    pub fn measure(&self) -> Result<(), Halt> {
+        self.status.measure(self.engine().as_ref())
+    }
+
     /// Asks all threads to finish what they have and end.
     pub fn stop(&self) {
         self.raft.close();

@@ -1,236 +1,278 @@
-//! Accepting and answering client connections.
+//! Accepting client connections, and telling what they speak.
+//!
+//! One port serves all. The first bytes decide: a TLS handshake, where a URL asks for it, and then what the two have agreed
+//! on; the preface of HTTP/2, which goes to our own loop; anything else is HTTP/1.1, which hyper serves. With
+//! `--grpc-server=tonic` hyper serves both.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    rt::TokioExecutor,
+    server::{conn::auto, graceful::GracefulShutdown},
 };
+use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::TcpStream,
     sync::OwnedSemaphorePermit,
 };
-use tower::ServiceExt;
 
-use super::listen::{Connection, Listener, Slots};
+use super::{
+    Failure,
+    classic::{self, Service},
+    listen::{Connection, Listener, Slots},
+    own::Everything,
+    tls::Tls,
+};
 use crate::{
-    api::{self, Api, Table, grpc, table::Handler, unary, unary::UnaryBody},
-    error::Error,
+    config::{Config, front::GrpcServer},
+    http2::{
+        limits::Limits,
+        lobby::{Lobby, Seat},
+        service,
+        task::Task,
+    },
+    urls::{Place, Url},
 };
 
-/// Streams of one connection and the connection itself may have so much under way.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Larger header lists are refused.
-const HEADER_LIST_BYTES: u32 = 64 << 10;
+/// What a TLS handshake begins with.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// No method of HTTP/1.1 begins like this.
+const HTTP2: &[u8] = b"PRI";
+/// Who connects and says nothing for so long is sent away.
+const SILENCE: Duration = Duration::from_secs(10);
 
-/// Says where clients are served.
-pub fn announce(listener: &Listener) {
-    let address = listener.address();
-    tracing::info!(traffic = "grpc+http", address, "serving client traffic insecurely; this is strongly discouraged!");
-}
+/// How a connection ended.
+pub type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-/// Everything on the client port that the method table does not hold.
-pub fn routes(api: &Arc<Api>) -> axum::Router {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    tokio::spawn(async move { health.set_service_status("", tonic_health::ServingStatus::Serving).await });
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
-        .build_v1()
-        .expect("the descriptors were made by the build");
-    let grpc = tonic::service::Routes::new(health_service).add_service(reflection).into_axum_router();
-    let grpc = grpc.fallback(|| async { grpc::unknown_method() });
-    let plain = api::http::router(api.clone());
-    let node_status = api.node.status().clone();
-    axum::Router::new().fallback(move |request: axum::extract::Request| {
-        let content = request.headers().get(http::header::CONTENT_TYPE);
-        let is_grpc = content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        let router = if is_grpc { grpc.clone() } else { plain.clone() };
-        // Health checks are among the calls that a learner refuses.
-        let refused = is_grpc && node_status.is_learner();
-        async move {
-            if refused {
-                return Ok(grpc::refused(&Error::NotSupportedForLearner.into()).map(axum::body::Body::new));
-            }
-            router.oneshot(request).await
-        }
-    })
-}
-
-/// What one connection is served with.
-#[derive(Clone)]
-pub struct Service {
-    pub table: Arc<Table>,
-    pub router: axum::Router,
-}
-
-type Answer = Result<http::Response<Body>, std::convert::Infallible>;
-
-/// The body of a response: small and plain for a unary call, boxed for everything else.
-enum Body {
-    Unary(UnaryBody),
-    Other(axum::body::Body),
-}
-
-impl Service {
-    /// The table's methods first: they are what everybody waits for. Everything but a plain unary call is boxed, so that
-    /// the future of one is small.
-    async fn answer(self, request: http::Request<Incoming>) -> Answer {
-        let Some(method) = self.table.find(request.uri().path()).cloned() else {
-            let response = Box::pin(self.router.oneshot(request.map(axum::body::Body::new))).await;
-            return response.map(|response| response.map(Body::Other));
-        };
-        method.started();
-        if let Handler::Unary(handler) = method.handler
-            && !grpc::is_compressed(request.headers())
-        {
-            let metadata = grpc::metadata(request.headers());
-            let response = unary::serve(self.table, method, handler, metadata, request.into_body()).await;
-            return Ok(response.map(Body::Unary));
-        }
-        let response = Box::pin(grpc::serve(self.table, method, request)).await;
-        Ok(response.map(|body| Body::Other(axum::body::Body::new(body))))
-    }
-}
-
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
-        match self.get_mut() {
-            Self::Unary(body) => Pin::new(body).poll_frame(context),
-            Self::Other(body) => Pin::new(body).poll_frame(context),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Unary(body) => body.is_end_stream(),
-            Self::Other(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        match self {
-            Self::Unary(body) => body.size_hint(),
-            Self::Other(body) => body.size_hint(),
-        }
-    }
-}
-
-/// How clients are treated.
-pub struct Manners {
-    /// Streams of one connection at a time.
-    pub max_streams: u32,
-    /// A client that was silent for so long is asked whether it is still there.
-    pub keepalive_interval: Duration,
-    /// How long it may take to answer that.
-    pub keepalive_timeout: Duration,
-}
-
-/// Accepts clients until the server stops.
-pub async fn accept(
+/// A port, and what may be spoken there.
+pub struct Port {
     listener: Listener,
-    service: Service,
-    manners: Manners,
-    slots: Slots,
-    graceful: Arc<GracefulShutdown>,
-    mut stopped: tokio::sync::watch::Receiver<()>,
-) {
-    let builder = Arc::new(builder(&manners));
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopped.changed() => return,
-        };
-        let connection = match accepted {
-            Ok(connection) => connection,
-            Err(error) => {
-                // Out of descriptors, most likely: what is open goes on, and closing some makes room.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let slot = tokio::select! {
-            slot = slots.take() => slot,
-            _ = stopped.changed() => return,
-        };
-        let (builder, service, watcher) = (builder.clone(), service.clone(), graceful.watcher());
-        match connection {
-            Connection::Tcp(stream) => tokio::spawn(attend(builder, service, stream, watcher, slot)),
-            Connection::Unix(stream) => tokio::spawn(attend(builder, service, stream, watcher, slot)),
-        };
+    place: Place,
+    is_plain: bool,
+    is_secure: bool,
+}
+
+impl Port {
+    /// Says where clients are served.
+    pub fn announce(&self) {
+        let address = self.listener.address();
+        if self.is_plain {
+            tracing::info!(
+                traffic = "grpc+http",
+                address,
+                "serving client traffic insecurely; this is strongly discouraged!"
+            );
+        }
+        if self.is_secure {
+            tracing::info!(traffic = "grpc+http", address, "serving client traffic securely");
+        }
     }
 }
 
-fn builder(manners: &Manners) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http2()
-        .timer(hyper_util::rt::TokioTimer::new())
-        .max_concurrent_streams(manners.max_streams)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(HEADER_LIST_BYTES)
-        .keep_alive_interval(manners.keepalive_interval)
-        .keep_alive_timeout(manners.keepalive_timeout);
-    builder
+/// Listens on every address once: one that is named with and without TLS speaks both.
+pub async fn bind_all(urls: &[Url], shares_port: bool) -> Result<Vec<Port>, Failure> {
+    let mut ports: Vec<Port> = Vec::new();
+    for url in urls {
+        match ports.iter_mut().find(|port| port.place == *url.place()) {
+            Some(port) => {
+                port.is_plain |= !url.is_secure();
+                port.is_secure |= url.is_secure();
+            }
+            None => ports.push(Port {
+                listener: Listener::bind(url, shares_port).await?,
+                place: url.place().clone(),
+                is_plain: !url.is_secure(),
+                is_secure: url.is_secure(),
+            }),
+        }
+    }
+    Ok(ports)
+}
+
+/// Everything that a connection is served with.
+pub struct Door {
+    tls: Option<Tls>,
+    own: Option<Arc<dyn service::Service>>,
+    lobby: Arc<Lobby>,
+    hyper: auto::Builder<TokioExecutor>,
+    /// None: everybody is leaving.
+    graceful: Mutex<Option<GracefulShutdown>>,
+    service: Service,
+}
+
+impl Door {
+    /// Closed, so far.
+    pub fn new(config: &Config, tls: Option<Tls>, service: Service) -> Self {
+        let own: Option<Arc<dyn service::Service>> = match config.front.grpc_server {
+            GrpcServer::Own => Some(Arc::new(Everything::new(&service.table, service.router.clone()))),
+            GrpcServer::Tonic => None,
+        };
+        let limits = Limits {
+            max_streams: config.max_concurrent_streams,
+            max_resets: config.front.max_resets,
+            max_message: service.table.api().limits.max_message_bytes(),
+            max_held: config.front.max_connection_bytes,
+            max_held_in_all: config.front.max_held_bytes,
+            keepalive_interval: config.bounds.keepalive_interval,
+            keepalive_timeout: config.bounds.keepalive_timeout,
+            ..Limits::default()
+        };
+        Self {
+            tls,
+            own,
+            lobby: Lobby::new(limits),
+            hyper: classic::builder(config),
+            graceful: Mutex::new(Some(GracefulShutdown::new())),
+            service,
+        }
+    }
+
+    /// Accepts until it is told to stop.
+    pub async fn accept(self: Arc<Self>, port: Port, slots: Slots, mut stopped: tokio::sync::watch::Receiver<()>) {
+        let spoken = (port.is_plain, port.is_secure);
+        loop {
+            let accepted = tokio::select! {
+                accepted = port.listener.accept() => accepted,
+                _ = stopped.changed() => return,
+            };
+            let connection = match accepted {
+                Ok(connection) => connection,
+                Err(error) => {
+                    // Out of descriptors, most likely: what is open goes on, and closing some makes room.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let slot = tokio::select! {
+                slot = slots.take() => slot,
+                _ = stopped.changed() => return,
+            };
+            let Some(seat) = self.lobby.enter() else { return };
+            tokio::spawn(attend(self.clone(), spoken, connection, seat, slot));
+        }
+    }
+
+    /// Asks everybody to leave, and lets nobody enter any more.
+    pub fn close(&self) {
+        self.lobby.close();
+    }
+
+    /// Returns when everybody has left.
+    pub async fn wait_until_empty(&self) {
+        let graceful = self.graceful.lock().take();
+        if let Some(graceful) = graceful {
+            graceful.shutdown().await;
+        }
+        self.lobby.wait_until_empty().await;
+    }
+
+    /// A connection that hyper serves.
+    async fn serve_classic<S>(&self, stream: S) -> Outcome
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let watcher = self.graceful.lock().as_ref().map(GracefulShutdown::watcher);
+        match watcher {
+            Some(watcher) => classic::serve(&self.hyper, self.service.clone(), watcher, stream).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A connection without TLS, or with what came out of it.
+    async fn serve_stream<S>(&self, stream: S, first: Bytes, is_http2: bool, seat: Seat) -> Outcome
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match &self.own {
+            Some(own) if is_http2 => Ok(Task::new(stream, first, own.clone(), seat).await?),
+            _ => {
+                let (reader, writer) = tokio::io::split(stream);
+                self.serve_classic(tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
+            }
+        }
+    }
+
+    async fn serve_plain<S>(&self, mut stream: S, seat: Seat) -> Outcome
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if self.own.is_none() {
+            return self.serve_classic(stream).await;
+        }
+        let first = tokio::time::timeout(SILENCE, first_bytes(&mut stream)).await??;
+        let is_http2 = first.starts_with(HTTP2);
+        if !is_http2 && !may_be_http1(&first) {
+            return Err("neither HTTP/2 nor HTTP/1.1".into());
+        }
+        self.serve_stream(stream, first, is_http2, seat).await
+    }
+
+    async fn serve_tls<S>(&self, tls: &Tls, stream: S, peer: String, seat: Seat) -> Outcome
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match tls.accept(stream).await {
+            Ok((stream, is_http2)) => self.serve_stream(stream, Bytes::new(), is_http2, seat).await,
+            Err(error) => {
+                tracing::warn!({ "remote-addr" = peer, error = %error }, "rejected connection on client endpoint");
+                Ok(())
+            }
+        }
+    }
+
+    async fn serve(&self, (is_plain, is_secure): (bool, bool), connection: Connection, seat: Seat) -> Outcome {
+        let tls = self.tls.as_ref().filter(|_| is_secure);
+        match (connection, tls) {
+            (Connection::Tcp(stream), Some(tls)) if !is_plain || speaks_tls(&stream).await? => {
+                let peer = stream.peer_addr().map_or_else(|_| String::new(), |address| address.to_string());
+                self.serve_tls(tls, stream, peer, seat).await
+            }
+            (Connection::Tcp(stream), _) => self.serve_plain(stream, seat).await,
+            (Connection::Unix(stream), Some(tls)) if !is_plain => {
+                self.serve_tls(tls, stream, String::new(), seat).await
+            }
+            (Connection::Unix(stream), _) => self.serve_plain(stream, seat).await,
+        }
+    }
 }
 
 /// Serves one connection to its end. Its slot is free then.
 async fn attend(
-    builder: Arc<auto::Builder<TokioExecutor>>,
-    service: Service,
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    watcher: Watcher,
+    door: Arc<Door>,
+    spoken: (bool, bool),
+    connection: Connection,
+    seat: Seat,
     _slot: OwnedSemaphorePermit,
 ) {
-    let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
-    let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-    if let Err(error) = Patient::new(watcher.watch(connection)).await {
+    if let Err(error) = door.serve(spoken, connection, seat).await {
         tracing::debug!(%error, "a connection ended badly");
     }
 }
 
-/// A connection that lets the tasks of its calls go first.
-///
-/// The first answer wakes the connection, and the scheduler would run it at once, to write that one answer. Going to the
-/// back of the queue first, it finds the answers of all calls that were ready, and writes them with one system call.
-struct Patient<C> {
-    connection: Pin<Box<C>>,
-    waited: bool,
+async fn speaks_tls(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    let count = tokio::time::timeout(SILENCE, stream.peek(&mut first)).await??;
+    Ok(count > 0 && first[0] == TLS_HANDSHAKE)
 }
 
-impl<C> Patient<C> {
-    fn new(connection: C) -> Self {
-        Self { connection: Box::pin(connection), waited: false }
-    }
-}
-
-impl<C: Future> Future for Patient<C> {
-    type Output = C::Output;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
-        self.waited = !self.waited;
-        if self.waited {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
+/// What a client says first, as far as it takes to tell what it speaks.
+async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
+    let mut first = Vec::with_capacity(4096);
+    while first.len() < HTTP2.len() && HTTP2.starts_with(&first) {
+        if stream.read_buf(&mut first).await? == 0 {
+            break;
         }
-        self.connection.as_mut().poll(context)
     }
+    Ok(first.into())
+}
+
+/// Whether the first line, if all of it has come, is one of HTTP/1.
+fn may_be_http1(first: &[u8]) -> bool {
+    let Some(end) = first.iter().position(|&byte| byte == b'\n') else { return true };
+    let line = first[..end].trim_ascii_end();
+    // Blank lines may come before it.
+    line.is_empty() || line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")
 }

@@ -1,15 +1,19 @@
 //! Builds the floors bottom-up, serves clients, stops top-down.
 
 mod bootstrap;
+mod classic;
 mod depot;
 mod front;
 mod inspection;
 mod joining;
 mod listen;
+mod own;
 mod peers;
 mod publish;
+mod routes;
 mod signals;
 mod takeover;
+mod tls;
 mod versions;
 mod words;
 
@@ -20,7 +24,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::signal::unix::SignalKind;
 
 use crate::{
@@ -51,11 +54,13 @@ use crate::{
     },
     watch,
 };
+use classic::Service;
 use depot::Depot;
-use front::{Manners, Service, accept, announce, routes};
-use listen::{Listener, Slots, bind_for_members};
+use front::{Door, Port, bind_all};
+use listen::{Slots, bind_for_members};
 use publish::publish;
 use signals::StopSignal;
+use tls::Tls;
 
 /// What every request may take beyond two election timeouts.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,10 +120,9 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     let begins = !DataDir::looks_initialised(&config.data_dir);
     // Before anything is touched, and before others who start can take an open port for a member that may answer.
     let known = if begins { Some(origin().await?) } else { None };
-    let (mut listeners, mut peer_listeners) = (Vec::new(), Vec::new());
-    for url in &config.listen_client_urls {
-        listeners.push(Listener::bind(url, config.socket_reuse_port).await?);
-    }
+    let tls = config.front.tls.as_ref().map(Tls::open).transpose()?;
+    let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
+    let mut peer_listeners = Vec::new();
     for url in &config.listen_peer_urls {
         peer_listeners.push(bind_for_members(url, config.socket_reuse_port).await?);
     }
@@ -161,7 +165,7 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     }
     tokio::spawn(versions::watch_over(floors.api.clone()));
     inspection::start(config, &floors.api);
-    let doors = Doors::open(config, &floors.api, listeners, &slots);
+    let doors = Doors::open(config, &floors.api, tls, ports, &slots);
     signals::tell_ready();
     let vigil = tokio::spawn(keep_vigil(floors.api.clone(), config.election_timeout));
     let end = end(&mut stop, &mut is_removed).await;
@@ -209,37 +213,30 @@ async fn end(stop: &mut StopSignal, is_removed: &mut tokio::sync::watch::Receive
 /// Where clients come in.
 struct Doors {
     accepting: tokio::task::JoinSet<()>,
-    graceful: Arc<GracefulShutdown>,
+    door: Arc<Door>,
     stopping: tokio::sync::watch::Sender<()>,
 }
 
 impl Doors {
-    fn open(config: &Config, api: &Arc<Api>, listeners: Vec<Listener>, slots: &Slots) -> Self {
-        let service = Service { table: Arc::new(Table::new(api.clone())), router: routes(api) };
-        let graceful = Arc::new(GracefulShutdown::new());
+    fn open(config: &Config, api: &Arc<Api>, tls: Option<Tls>, ports: Vec<Port>, slots: &Slots) -> Self {
+        let service = Service { table: Arc::new(Table::new(api.clone())), router: routes::routes(api) };
+        let door = Arc::new(Door::new(config, tls, service));
         let (stopping, stopped) = tokio::sync::watch::channel(());
         let mut accepting = tokio::task::JoinSet::new();
-        for listener in listeners {
+        for port in ports {
             tracing::info!("ready to serve client requests");
-            announce(&listener);
-            let manners = Manners {
-                max_streams: config.max_concurrent_streams,
-                keepalive_interval: config.bounds.keepalive_interval,
-                keepalive_timeout: config.bounds.keepalive_timeout,
-            };
-            let (slots, graceful, stopped) = (slots.clone(), graceful.clone(), stopped.clone());
-            accepting.spawn(accept(listener, service.clone(), manners, slots, graceful, stopped));
+            port.announce();
+            accepting.spawn(door.clone().accept(port, slots.clone(), stopped.clone()));
         }
-        Self { accepting, graceful, stopping }
+        Self { accepting, door, stopping }
     }
 
     async fn close(self, api: &Arc<Api>) {
         drop(self.stopping);
         self.accepting.join_all().await;
+        self.door.close();
         api.hub.stop(); // Watches end at once; their clients look for another member.
-        if let Some(graceful) = Arc::into_inner(self.graceful) {
-            let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
-        }
+        let _ = tokio::time::timeout(DRAIN, self.door.wait_until_empty()).await;
     }
 }
 

@@ -39,7 +39,10 @@ pub struct Server {
 impl Server {
     /// A fresh server of the program under test.
     pub fn ours(flags: &[&str]) -> Self {
-        Self::start(Path::new(env!("CARGO_BIN_EXE_metastore")), flags)
+        // All tests can be run with one server of HTTP/2 or the other.
+        let server = env::var("METASTORE_TEST_GRPC_SERVER").ok().map(|name| format!("--grpc-server={name}"));
+        let flags: Vec<&str> = server.as_deref().into_iter().chain(flags.iter().copied()).collect();
+        Self::start(Path::new(env!("CARGO_BIN_EXE_metastore")), &flags)
     }
 
     /// A fresh server of `program`, which takes etcd's flags.

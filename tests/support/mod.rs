@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 
 /// Whatever takes longer than this has failed.
 const PATIENCE: Duration = Duration::from_mins(1);
-const SERVING: &str = "\"msg\":\"serving client traffic insecurely";
+const SERVING: &str = "\"msg\":\"serving client traffic ";
 
 /// A server with a directory of its own. Dropping it kills the process and removes the directory.
 pub struct Server {
@@ -150,6 +150,7 @@ impl Server {
             .args(&self.identity)
             .arg("--data-dir")
             .arg(self.data_dir())
+            .args(grpc_server())
             .args(&self.arguments)
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -296,6 +297,12 @@ pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8])
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+}
+
+/// All tests can be run with one server of HTTP/2 or the other.
+fn grpc_server() -> Option<String> {
+    let name = std::env::var("METASTORE_TEST_GRPC_SERVER").ok()?;
+    Some(format!("--grpc-server={name}"))
 }
 
 impl Drop for Process {

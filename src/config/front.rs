@@ -1,0 +1,103 @@
+//! How clients are served: who speaks HTTP/2 with them, what they may ask of him, and TLS.
+
+use std::path::PathBuf;
+
+use super::{
+    flags::{Flag, Kind, flag},
+    parse::Typed,
+    resolve::count,
+    value,
+};
+use crate::{
+    logging::{Level, Notice},
+    urls::Url,
+};
+
+/// The flags that are not etcd's.
+pub const FLAGS: &[Flag] = &[
+    flag("grpc-server", Kind::Choice(&["own", "tonic"]), "own", "Who speaks HTTP/2 with clients: `own` or `tonic`."),
+    flag("max-resets-per-second", Kind::Unsigned32, "1000", "Calls in progress that one connection may take back."),
+    flag(
+        "max-connection-bytes",
+        Kind::Unsigned,
+        "268435456",
+        "Requests that are not complete and answers that are not read, of one connection.",
+    ),
+    flag("max-held-bytes", Kind::Unsigned, "2147483648", "The same, of all connections."),
+];
+
+/// How clients are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Front {
+    /// Who speaks HTTP/2.
+    pub grpc_server: GrpcServer,
+    /// Calls in progress that one connection may take back in a second.
+    pub max_resets: u32,
+    /// Bytes that are kept for one connection.
+    pub max_connection_bytes: usize,
+    /// Bytes that are kept for all of them.
+    pub max_held_bytes: usize,
+    /// How TLS is spoken, where a URL asks for it.
+    pub tls: Option<TlsFiles>,
+}
+
+/// Who speaks HTTP/2 with clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrpcServer {
+    /// Our own loop.
+    Own,
+    /// tonic, over hyper.
+    Tonic,
+}
+
+/// The files that TLS for clients needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Our certificate, and who signed it.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Who signs clients' certificates.
+    pub trusted_ca: Option<PathBuf>,
+    /// Whether clients have to show one.
+    pub client_cert_auth: bool,
+}
+
+impl Front {
+    /// What was typed about it.
+    pub(super) fn read(typed: &Typed, listen: &[Url], notices: &mut Vec<Notice>) -> Result<Self, String> {
+        let unsigned_32 = |flag| value::unsigned_32(typed.text(flag)).expect("a text is checked when it is set");
+        Ok(Self {
+            grpc_server: if typed.text("grpc-server") == "tonic" { GrpcServer::Tonic } else { GrpcServer::Own },
+            max_resets: unsigned_32("max-resets-per-second"),
+            max_connection_bytes: count(typed.get("max-connection-bytes")),
+            max_held_bytes: count(typed.get("max-held-bytes")),
+            tls: tls_files(typed, listen, notices)?,
+        })
+    }
+}
+
+/// etcd's rules: a secure URL needs certificate and key; those of a plain one are ignored, with a warning.
+fn tls_files(typed: &Typed, listen: &[Url], notices: &mut Vec<Notice>) -> Result<Option<TlsFiles>, String> {
+    let path = |flag| Some(typed.text(flag)).filter(|text| !text.is_empty()).map(PathBuf::from);
+    let (cert, key, trusted_ca) = (path("cert-file"), path("key-file"), path("trusted-ca-file"));
+    let client_cert_auth = typed.get::<bool>("client-cert-auth") || trusted_ca.is_some();
+    for url in listen.iter().filter(|url| !url.is_secure()) {
+        if cert.is_some() || key.is_some() {
+            let message = "scheme is http or unix while cert and key files are present; ignoring cert and key files";
+            notices.push(Notice::new(Level::Warn, message).with("client-url", url.as_str()));
+        }
+        if typed.get("client-cert-auth") {
+            let message =
+                "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL";
+            notices.push(Notice::new(Level::Warn, message).with("client-url", url.as_str()));
+        }
+    }
+    let Some(secure) = listen.iter().find(|url| url.is_secure()) else { return Ok(None) };
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key, trusted_ca, client_cert_auth })),
+        _ => Err(format!(
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url {secure} with HTTPS scheme"
+        )),
+    }
+}

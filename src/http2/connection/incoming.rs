@@ -1,0 +1,295 @@
+//! What frames do to streams.
+
+use std::time::Instant;
+
+use bytes::{Buf, Bytes};
+
+use super::{Connection, Phase, STREAM_WINDOW};
+use crate::{
+    call::{Code as Status, Refusal},
+    http2::{
+        fault::{Code, Fault},
+        frame::{Frame, LARGEST_PAYLOAD, MAX_PAYLOAD, MAX_WINDOW, kind, setting},
+        limits::Nuisance,
+        message::{Deframer, PREFIX_BYTES},
+        sender::Sender,
+        streams::{Role, Stream},
+    },
+};
+
+impl Connection {
+    /// One frame, in the order in which it came.
+    pub(super) fn handle(&mut self, frame: Frame, now: Instant) -> Result<(), Fault> {
+        match frame {
+            Frame::Data { stream, data, counted, end } => self.data(stream, data, counted, end, now),
+            Frame::Headers { stream, block, end, complete, own_parent } => {
+                self.headers(stream, &block, end, complete, own_parent, now)
+            }
+            Frame::Continuation { block, complete, .. } => self.continuation(&block, complete, now),
+            Frame::Priority | Frame::Unknown => self.count(Nuisance::Idle, now),
+            Frame::Reset { stream, .. } => self.taken_back(stream, now),
+            Frame::Settings { pairs } => self.settings(pairs, now),
+            Frame::SettingsAck => self.count(Nuisance::Settings, now),
+            Frame::Ping { data, ack: false } => {
+                self.acknowledge(kind::PING, &data.to_be_bytes());
+                self.count(Nuisance::Ping, now)
+            }
+            Frame::Ping { data, ack: true } => {
+                self.pong(data, now);
+                self.count(Nuisance::Ping, now)
+            }
+            Frame::GoAway { code } => {
+                tracing::debug!(code, "the client is leaving");
+                self.clock.peer_leaves();
+                self.count(Nuisance::Settings, now)
+            }
+            Frame::WindowUpdate { stream, increment } => self.window_update(stream, i64::from(increment), now),
+        }
+    }
+
+    fn count(&mut self, what: Nuisance, now: Instant) -> Result<(), Fault> {
+        self.counter.count(what, &self.shared.limits, now)
+    }
+
+    fn is_idle(&self, id: u32) -> bool {
+        id > self.highest || id.is_multiple_of(2)
+    }
+
+    /// Whether it was us who ended this stream early: then the other side may not have known.
+    pub(super) fn was_ended_by_us(&self, id: u32) -> Option<bool> {
+        self.past.iter().rev().find(|(past, _)| *past == id).map(|(_, by_us)| *by_us)
+    }
+
+    fn data(&mut self, id: u32, data: Bytes, counted: usize, end: bool, now: Instant) -> Result<(), Fault> {
+        self.intake.take(counted)?;
+        self.widen_connection(now);
+        if data.is_empty() && !end {
+            self.count(Nuisance::EmptyData, now)?;
+        }
+        let Some(slot) = self.streams.find(id) else { return self.stray_data(id) };
+        let stream = self.streams.get(slot).expect("it was found a moment ago");
+        if stream.inbound.ended {
+            return Err(Fault::stream(id, Code::StreamClosed, "data behind the end of its stream"));
+        }
+        let inbound = &mut stream.inbound;
+        inbound.window -= i64::try_from(counted).expect("frames are small");
+        inbound.unreturned += i64::try_from(counted - data.len()).expect("frames are small");
+        if inbound.window < 0 {
+            return Err(Fault::stream(id, Code::FlowControl, "more data than the stream's window"));
+        }
+        inbound.received += data.len() as u64;
+        if stream.request.content_length.is_some_and(|length| length < stream.inbound.received) {
+            return Err(Fault::stream(id, Code::Protocol, "more data than the content-length"));
+        }
+        self.take_data(slot, data);
+        if end { self.ended(slot, id) } else { Ok(()) }
+    }
+
+    /// Data for a stream that is not open.
+    fn stray_data(&self, id: u32) -> Result<(), Fault> {
+        if self.is_idle(id) {
+            return Err(Fault::connection(Code::Protocol, "data on a stream that was never opened"));
+        }
+        match self.was_ended_by_us(id) {
+            Some(true) => Ok(()),
+            Some(false) | None => Err(Fault::stream(id, Code::StreamClosed, "data on a stream that is closed")),
+        }
+    }
+
+    /// Gives data to whoever answers the stream.
+    fn take_data(&mut self, slot: u64, data: Bytes) {
+        let in_all = self.shared.held();
+        let limits = &self.shared.limits;
+        let is_too_much = self.held_in + data.len() > limits.max_held || in_all + data.len() > limits.max_held_in_all;
+        let stream = self.streams.get(slot).expect("the caller has it");
+        let length = data.len();
+        match &mut stream.role {
+            Role::Answered if stream.outbound.is_over() && stream.inbound.window < STREAM_WINDOW / 2 => {
+                return self.stop_listening(slot);
+            }
+            Role::Answered | Role::Called { .. } => return,
+            _ if is_too_much => return self.refuse(slot, too_much()),
+            Role::Listening => {
+                stream.inbound.deframer.push(data);
+                return self.listen(slot);
+            }
+            Role::Talk(_) => {
+                stream.inbound.deframer.push_copy(&data);
+                widen_for_message(stream, &mut self.sender, limits.max_message);
+            }
+            Role::Guest(guest) => guest.feed().push(&data),
+        }
+        stream.inbound.held += length;
+        self.held_in += length;
+        self.make_due(slot);
+    }
+
+    /// Looks whether the message of a unary call has come.
+    fn listen(&mut self, slot: u64) {
+        let max_bytes = self.limits().max_message;
+        let stream = self.streams.get(slot).expect("the caller has it");
+        let inbound = &mut stream.inbound;
+        let message = inbound.deframer.take(stream.request.encoding, max_bytes);
+        if let Ok(Some(_)) = message {
+            inbound.deframer = Deframer::default(); // Whatever comes behind it is nobody's.
+        }
+        inbound.deframer.settle();
+        let before = std::mem::replace(&mut inbound.held, inbound.deframer.len());
+        self.held_in = self.held_in - before + inbound.held;
+        match message {
+            Ok(Some(message)) => {
+                stream.role = Role::Called { since: self.now, bytes: message.len() };
+                self.ready_bytes += message.len();
+                self.ready.push_back((slot, message));
+            }
+            Ok(None) => widen_for_message(stream, &mut self.sender, max_bytes),
+            Err(refusal) => self.refuse(slot, refusal),
+        }
+    }
+
+    /// The other side has ended a stream.
+    pub(super) fn ended(&mut self, slot: u64, id: u32) -> Result<(), Fault> {
+        let Some(stream) = self.streams.get(slot) else { return Ok(()) };
+        stream.inbound.ended = true;
+        let inbound = &stream.inbound;
+        if stream.request.content_length.is_some_and(|length| length != inbound.received) {
+            return Err(Fault::stream(id, Code::Protocol, "less data than the content-length"));
+        }
+        match &mut stream.role {
+            Role::Listening => {
+                let message = "grpc: the request ended before its message did".into();
+                self.refuse(slot, Refusal { code: Status::Internal, message });
+            }
+            Role::Guest(guest) => guest.feed().end(),
+            Role::Talk(_) => self.make_due(slot),
+            Role::Answered => self.finish(slot),
+            Role::Called { .. } => (),
+        }
+        Ok(())
+    }
+
+    /// The other side has reset a stream: whoever answers it hears that.
+    fn taken_back(&mut self, id: u32, now: Instant) -> Result<(), Fault> {
+        if self.is_idle(id) {
+            return Err(Fault::connection(Code::Protocol, "a reset of a stream that was never opened"));
+        }
+        let Some(slot) = self.streams.find(id) else {
+            if let Some(past) = self.past.iter_mut().find(|(past, _)| *past == id) {
+                past.1 = false; // Whoever ended it first, now the other side knows.
+            }
+            return self.count(Nuisance::Idle, now);
+        };
+        self.abandon(slot, false);
+        self.count(Nuisance::Reset, now)
+    }
+
+    fn settings(&mut self, mut pairs: Bytes, now: Instant) -> Result<(), Fault> {
+        let mut window = None;
+        while pairs.has_remaining() {
+            let (setting, value) = (pairs.get_u16(), pairs.get_u32());
+            match setting {
+                setting::HEADER_TABLE_SIZE => self.sender.encoder.set_max_size(value as usize),
+                setting::ENABLE_PUSH if value > 1 => {
+                    return Err(Fault::connection(Code::Protocol, "ENABLE_PUSH is neither 0 nor 1"));
+                }
+                setting::INITIAL_WINDOW_SIZE if i64::from(value) > MAX_WINDOW => {
+                    return Err(Fault::connection(Code::FlowControl, "an initial window that is too large"));
+                }
+                setting::INITIAL_WINDOW_SIZE => window = Some(i64::from(value)),
+                setting::MAX_FRAME_SIZE if !(MAX_PAYLOAD..=LARGEST_PAYLOAD).contains(&(value as usize)) => {
+                    return Err(Fault::connection(Code::Protocol, "a frame size that is not allowed"));
+                }
+                setting::MAX_FRAME_SIZE => self.sender.max_payload = (value as usize).min(OUR_PAYLOAD),
+                _ => (), // What we do not need to know, or nobody knows yet.
+            }
+        }
+        if let Some(window) = window {
+            self.change_windows(window)?;
+        }
+        self.acknowledge(kind::SETTINGS, &[]);
+        self.count(Nuisance::Settings, now)
+    }
+
+    /// The other side has changed the window that streams begin with: open ones change by as much.
+    fn change_windows(&mut self, window: i64) -> Result<(), Fault> {
+        let change = window - std::mem::replace(&mut self.first_window, window);
+        for (slot, stream) in self.streams.iter_mut() {
+            stream.outbound.window += change;
+            if stream.outbound.window > MAX_WINDOW {
+                return Err(Fault::connection(Code::FlowControl, "a window that is too large"));
+            }
+            self.sender.reconsider(slot, &mut stream.outbound);
+        }
+        Ok(())
+    }
+
+    fn window_update(&mut self, id: u32, increment: i64, now: Instant) -> Result<(), Fault> {
+        self.count(Nuisance::WindowUpdate, now)?;
+        if id == 0 {
+            self.sender.window += increment;
+            if self.sender.window > MAX_WINDOW {
+                return Err(Fault::connection(Code::FlowControl, "a window that is too large"));
+            }
+            return Ok(());
+        }
+        if self.is_idle(id) {
+            return Err(Fault::connection(Code::Protocol, "a window of a stream that was never opened"));
+        }
+        if let Some(slot) = self.streams.find(id) {
+            let stream = self.streams.get(slot).expect("it was found a moment ago");
+            stream.outbound.window += increment;
+            if stream.outbound.window > MAX_WINDOW {
+                return Err(Fault::stream(id, Code::FlowControl, "a window that is too large"));
+            }
+            self.sender.reconsider(slot, &mut stream.outbound);
+        }
+        Ok(())
+    }
+
+    /// What a stream has used up is given back, when it is worth a frame.
+    pub(super) fn give_back(&mut self, slot: u64, consumed: usize) {
+        let Some(stream) = self.streams.get(slot) else { return };
+        let inbound = &mut stream.inbound;
+        inbound.held -= consumed;
+        self.held_in -= consumed;
+        inbound.unreturned += i64::try_from(consumed).expect("it fits in memory");
+        if inbound.unreturned < STREAM_WINDOW / 2 || inbound.ended {
+            return;
+        }
+        // A window that was widened for one large message is not kept so wide.
+        let increment = inbound.unreturned.min(STREAM_WINDOW - inbound.window);
+        inbound.unreturned = 0;
+        widen(stream, &mut self.sender, increment);
+    }
+
+    /// Whether the connection takes streams with this ID.
+    pub(super) fn takes(&self, id: u32) -> bool {
+        !matches!(self.phase, Phase::Leaving(last) if id > last)
+    }
+}
+
+/// We fill no larger frames than this, whatever is allowed: other streams have their turn in between.
+const OUR_PAYLOAD: usize = 64 << 10;
+
+fn too_much() -> Refusal {
+    let message = "grpc: too many bytes of requests and answers are under way".into();
+    Refusal { code: Status::ResourceExhausted, message }
+}
+
+fn widen(stream: &mut Stream, sender: &mut Sender, increment: i64) {
+    if let Ok(increment @ 1..) = u32::try_from(increment) {
+        stream.inbound.window += i64::from(increment);
+        sender.control(kind::WINDOW_UPDATE, 0, stream.id, &increment.to_be_bytes());
+    }
+}
+
+/// A message that is longer than the window gets what it needs at once.
+fn widen_for_message(stream: &mut Stream, sender: &mut Sender, max_bytes: usize) {
+    let deframer = &stream.inbound.deframer;
+    let wanted = deframer.wanted().filter(|&wanted| wanted <= max_bytes + PREFIX_BYTES).unwrap_or(0);
+    let missing = i64::try_from(wanted.saturating_sub(deframer.len())).unwrap_or(0);
+    if missing > stream.inbound.window {
+        let increment = missing - stream.inbound.window;
+        widen(stream, sender, increment.max(STREAM_WINDOW / 2));
+    }
+}

@@ -1,0 +1,346 @@
+//! One connection as a value: bytes in, bytes out, and no clock, no socket and no task of its own.
+//!
+//! ```text
+//!            receive                    run
+//! bytes ──► frames ──► streams ──► calls · conversations ──► sender ──► output
+//!                                     ▲                                   (written by whoever owns the connection)
+//!                          outbox ────┘  answers from elsewhere
+//! ```
+//!
+//! [`Connection::receive`] parses all frames of a read first; calls whose message is complete gather, and
+//! [`Connection::run`] hands them out together. So a call that was taken back in the same read never runs, and all answers
+//! of a read leave in one write.
+//!
+//! INVARIANTS
+//! * A fault of a stream ends the stream, a fault of the connection ends everything. Nothing that comes in can panic.
+//! * A stream that is gone is forgotten: what still arrives for it, from either side, is dropped.
+//! * While more waits to be written than [`CALLS_WAIT_BYTES`], no call begins.
+
+mod alarms;
+mod calls;
+mod incoming;
+mod opening;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::{
+    fault::{Code, Fault},
+    frame::{self, DEFAULT_WINDOW, Frame, PREFACE, flag, kind, setting},
+    hpack::{Decoder, decoder::Fields},
+    intake::Intake,
+    limits::{Counter, Limits, MOST_STREAMS, Nuisance, Shared},
+    outbox::{Outbox, Parcels},
+    output::Output,
+    request::Memory,
+    sender::Sender,
+    service::Service,
+    streams::Streams,
+};
+use crate::metrics::METRICS;
+use alarms::Clock;
+
+/// The window of a stream for what comes in. A message that needs more gets more.
+pub const STREAM_WINDOW: i64 = 128 << 10;
+/// While so much waits for the other side to read, calls wait too.
+const CALLS_WAIT_BYTES: usize = 16 << 20;
+/// How many streams that are gone are remembered.
+const PAST_STREAMS: usize = 256;
+
+/// A connection.
+pub struct Connection {
+    service: Arc<dyn Service>,
+    shared: Arc<Shared>,
+    outbox: Arc<Outbox>,
+    phase: Phase,
+    /// What time it was when somebody last said so.
+    now: Instant,
+    clock: Clock,
+    counter: Counter,
+
+    /// The beginning of a frame whose rest has not come.
+    pending: Bytes,
+    decoder: Decoder,
+    fields: Fields,
+    memory: Memory,
+    /// A header block whose rest has not come.
+    block: Option<Block>,
+    intake: Intake,
+
+    streams: Streams,
+    /// The highest stream that the other side has opened.
+    highest: u32,
+    /// The last streams that are gone, and whether it was us who ended them early.
+    past: VecDeque<(u32, bool)>,
+    /// What a new stream may send.
+    first_window: i64,
+    sender: Sender,
+
+    /// Calls whose message has come.
+    ready: VecDeque<(u64, Bytes)>,
+    ready_bytes: usize,
+    /// Streams that are to be stepped.
+    due: VecDeque<u64>,
+    /// Streams that are to be stepped once the output has been written.
+    stalled: Vec<u64>,
+    parcels: Parcels,
+    woken: Vec<u64>,
+
+    /// Bytes that streams hold of what has come.
+    held_in: usize,
+    /// What we told everybody that we hold.
+    held_told: usize,
+}
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// So much of the preface has come.
+    Preface(usize),
+    /// The first frame is to be SETTINGS.
+    Settings,
+    Open,
+    /// We have said that we are leaving: streams above this one are ignored.
+    Leaving(u32),
+    Over,
+}
+
+/// A header block in several frames.
+struct Block {
+    stream: u32,
+    end: bool,
+    own_parent: bool,
+    bytes: BytesMut,
+    frames: u32,
+}
+
+impl Connection {
+    /// A connection that has just been accepted.
+    #[must_use]
+    pub fn new(service: Arc<dyn Service>, shared: Arc<Shared>, outbox: Arc<Outbox>, now: Instant) -> Self {
+        let mut connection = Self {
+            service,
+            outbox,
+            phase: Phase::Preface(0),
+            now,
+            clock: Clock::new(now, &shared.limits),
+            shared,
+            counter: Counter::default(),
+            pending: Bytes::new(),
+            decoder: Decoder::default(),
+            fields: Fields::default(),
+            memory: Memory::default(),
+            block: None,
+            intake: Intake::default(),
+            streams: Streams::default(),
+            highest: 0,
+            past: VecDeque::new(),
+            first_window: DEFAULT_WINDOW,
+            sender: Sender::default(),
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            due: VecDeque::new(),
+            stalled: Vec::new(),
+            parcels: Vec::new(),
+            woken: Vec::new(),
+            held_in: 0,
+            held_told: 0,
+        };
+        connection.greet(now);
+        connection
+    }
+
+    /// Our own settings, and a window to begin with.
+    fn greet(&mut self, now: Instant) {
+        let limits = &self.shared.limits;
+        let settings = [
+            (setting::MAX_CONCURRENT_STREAMS, limits.max_streams.min(MOST_STREAMS)),
+            (setting::INITIAL_WINDOW_SIZE, u32::try_from(STREAM_WINDOW).expect("it is a small number")),
+            (setting::MAX_HEADER_LIST_SIZE, u32::try_from(limits.max_header_list).unwrap_or(u32::MAX)),
+        ];
+        let mut payload = Vec::new();
+        for (setting, value) in settings {
+            payload.extend_from_slice(&setting.to_be_bytes());
+            payload.extend_from_slice(&value.to_be_bytes());
+        }
+        self.sender.control(kind::SETTINGS, 0, 0, &payload);
+        self.widen_connection(now);
+    }
+
+    /// Takes what has come.
+    pub fn receive(&mut self, bytes: Bytes, now: Instant) {
+        self.now = now;
+        self.clock.hear(now);
+        let mut input = if self.pending.is_empty() { bytes } else { [&self.pending[..], &bytes].concat().into() };
+        self.pending = Bytes::new();
+        if let Err(fault) = self.take_preface(&mut input) {
+            return self.fail(fault);
+        }
+        while self.phase != Phase::Over {
+            let fault = match frame::take(&mut input) {
+                Ok(None) => break,
+                Ok(Some(frame)) => self.frame(frame, now).err(),
+                Err(fault) => Some(fault),
+            };
+            if let Some(fault) = fault {
+                self.punish(fault, now);
+            }
+        }
+        if self.phase != Phase::Over && !input.is_empty() {
+            self.pending = Bytes::copy_from_slice(&input); // Not the whole read that it came in.
+        }
+        self.tell_held();
+    }
+
+    fn take_preface(&mut self, input: &mut Bytes) -> Result<(), Fault> {
+        let Phase::Preface(seen) = self.phase else { return Ok(()) };
+        let expected = &PREFACE[seen..];
+        let length = expected.len().min(input.len());
+        if input[..length] != expected[..length] {
+            return Err(Fault::connection(Code::Protocol, "something other than the preface"));
+        }
+        input.advance(length);
+        self.phase = if length == expected.len() { Phase::Settings } else { Phase::Preface(seen + length) };
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: Frame, now: Instant) -> Result<(), Fault> {
+        if let Some(block) = &self.block
+            && !matches!(frame, Frame::Continuation { stream, .. } if stream == block.stream)
+        {
+            return Err(Fault::connection(Code::Protocol, "a frame in the middle of a header block"));
+        }
+        if self.phase == Phase::Settings {
+            if !matches!(frame, Frame::Settings { .. }) {
+                return Err(Fault::connection(Code::Protocol, "a first frame other than SETTINGS"));
+            }
+            self.phase = Phase::Open;
+        }
+        self.handle(frame, now)
+    }
+
+    /// Ends what a fault ends.
+    fn punish(&mut self, fault: Fault, now: Instant) {
+        if fault.stream == 0 || self.block.is_some() || matches!(self.phase, Phase::Settings | Phase::Preface(_)) {
+            return self.fail(Fault { stream: 0, ..fault });
+        }
+        tracing::debug!(stream = fault.stream, %fault, "a stream was reset");
+        METRICS.refused.with_label_values(&[fault.code.name()]).inc();
+        self.reset(fault.stream, fault.code);
+        if let Err(fault) = self.counter.count(Nuisance::OwnReset, &self.shared.limits, now) {
+            self.fail(fault);
+        }
+    }
+
+    /// Ends a stream from our side, at once.
+    fn reset(&mut self, id: u32, code: Code) {
+        self.sender.reset(id, code);
+        match self.streams.find(id) {
+            Some(slot) => self.abandon(slot, true),
+            None => self.remember(id, true),
+        }
+    }
+
+    /// Ends the connection.
+    fn fail(&mut self, fault: Fault) {
+        if self.phase == Phase::Over {
+            return;
+        }
+        tracing::debug!(%fault, "a connection was ended");
+        METRICS.refused.with_label_values(&[fault.code.name()]).inc();
+        self.go_away(self.highest, fault.code, fault.why);
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.phase = Phase::Over;
+        let slots: Vec<u64> = self.streams.iter_mut().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.abandon(slot, true);
+        }
+        (self.ready_bytes, self.block, self.pending) = (0, None, Bytes::new());
+        self.ready.clear();
+        self.due.clear();
+        self.stalled.clear();
+        self.tell_held();
+    }
+
+    fn go_away(&mut self, last: u32, code: Code, why: &str) {
+        let payload = [&last.to_be_bytes()[..], &(code as u32).to_be_bytes(), why.as_bytes()].concat();
+        self.sender.control(kind::GOAWAY, 0, 0, &payload);
+    }
+
+    /// What is to be written.
+    pub fn output(&mut self) -> &mut Output {
+        &mut self.sender.output
+    }
+
+    /// Where answers from elsewhere go, and who wakes us.
+    #[must_use]
+    pub fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
+    }
+
+    /// Whether nothing will come any more, but what is still to be written.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.phase == Phase::Over
+    }
+
+    /// Whether so much is to be written that what can wait does.
+    #[must_use]
+    pub fn is_saturated(&self) -> bool {
+        self.sender.is_saturated()
+    }
+
+    /// Whether so much is to be written that nothing more should be read before it is.
+    #[must_use]
+    pub fn is_choked(&self) -> bool {
+        self.sender.output.len() >= 4 * super::sender::SATURATED_BYTES
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    fn remember(&mut self, id: u32, by_us: bool) {
+        if self.past.len() == PAST_STREAMS {
+            self.past.pop_front();
+        }
+        self.past.push_back((id, by_us));
+    }
+
+    /// What is held for this connection.
+    fn held(&self) -> usize {
+        let written = self.sender.output.len().saturating_sub(super::sender::SATURATED_BYTES);
+        self.held_in + self.ready_bytes + self.sender.held + written
+    }
+
+    fn tell_held(&mut self) {
+        let held = self.held();
+        if held != self.held_told {
+            self.shared.hold(self.held_told, held);
+            self.held_told = held;
+        }
+    }
+
+    fn widen_connection(&mut self, now: Instant) {
+        if let Some(increment) = self.intake.give_back(self.shared.is_scarce(), now) {
+            self.sender.control(kind::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
+        }
+    }
+
+    fn acknowledge(&mut self, kind: u8, payload: &[u8]) {
+        self.sender.control(kind, flag::ACK, 0, payload);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.end();
+        self.shared.hold(self.held_told, 0);
+    }
+}

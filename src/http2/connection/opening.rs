@@ -1,0 +1,267 @@
+//! How streams open: header blocks, in one frame or several, and who is asked.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+
+use super::{Block, Connection, Phase, STREAM_WINDOW};
+use crate::{
+    call::{Code as Status, Metadata},
+    http2::{
+        fault::{Code, Fault},
+        guest::{Feed, Guest},
+        limits::{MAX_BLOCK_FRAMES, MOST_STREAMS, Nuisance},
+        message::Encoding,
+        outbox::Bell,
+        request::{self, Request, Target},
+        sender::{Ending, Outbound},
+        service::{Method, Shape},
+        streams::{Inbound, Role, Stream},
+        talk::Talk,
+    },
+    metrics::METRICS,
+};
+
+/// How long a client may take to end a stream that we have ended.
+const LINGER: Duration = Duration::from_secs(1);
+
+impl Connection {
+    /// The first frame of a header block, and mostly all of it.
+    pub(super) fn headers(
+        &mut self,
+        stream: u32,
+        block: &[u8],
+        end: bool,
+        complete: bool,
+        own_parent: bool,
+        now: Instant,
+    ) -> Result<(), Fault> {
+        if complete {
+            return self.block(stream, block, end, own_parent, now);
+        }
+        self.clock.begin_block(now);
+        self.block = Some(Block { stream, end, own_parent, bytes: BytesMut::from(block), frames: 1 });
+        Ok(())
+    }
+
+    /// A further frame of a header block.
+    pub(super) fn continuation(&mut self, more: &[u8], complete: bool, now: Instant) -> Result<(), Fault> {
+        let max_bytes = self.limits().max_header_list;
+        let Some(block) = &mut self.block else {
+            return Err(Fault::connection(Code::Protocol, "a continuation of nothing"));
+        };
+        block.frames += 1;
+        block.bytes.extend_from_slice(more);
+        if block.bytes.len() > max_bytes || block.frames > MAX_BLOCK_FRAMES {
+            METRICS.refused.with_label_values(&["continuation"]).inc();
+            return Err(Fault::connection(Code::EnhanceYourCalm, "a header block that does not end"));
+        }
+        if complete && let Some(block) = self.block.take() {
+            self.clock.end_block();
+            return self.block(block.stream, &block.bytes, block.end, block.own_parent, now);
+        }
+        Ok(())
+    }
+
+    /// A whole block: a new stream, or what comes behind the body of an open one.
+    fn block(&mut self, id: u32, block: &[u8], end: bool, own_parent: bool, now: Instant) -> Result<(), Fault> {
+        if id.is_multiple_of(2) {
+            return Err(Fault::connection(Code::Protocol, "a client's stream has an odd number"));
+        }
+        if id <= self.highest {
+            return self.late_block(id, block, end);
+        }
+        self.highest = id;
+        let request = self.understand(id, block)?;
+        if own_parent {
+            return Err(Fault::stream(id, Code::Protocol, "a stream that depends on itself"));
+        }
+        if !self.takes(id) {
+            return Ok(());
+        }
+        if self.streams.len() >= self.limits().max_streams.min(MOST_STREAMS) as usize {
+            METRICS.refused.with_label_values(&["streams"]).inc();
+            return Err(Fault::stream(id, Code::RefusedStream, "too many streams"));
+        }
+        let slot = self.open(id, request, now);
+        if end { self.ended(slot, id) } else { Ok(()) }
+    }
+
+    /// What the block asks for. It is read even if nobody will answer: the table of fields has to stay right.
+    fn understand(&mut self, id: u32, block: &[u8]) -> Result<Arc<Request>, Fault> {
+        if let Some(request) = self.memory.recall(block, self.decoder.table_changes()) {
+            return Ok(request.clone());
+        }
+        self.decode(block)?;
+        let request = request::read(&self.fields, &*self.service)
+            .map_err(|request::Malformed(why)| Fault::stream(id, Code::Protocol, why))?;
+        let request = Arc::new(request);
+        if self.fields.only_indexed() {
+            self.memory.keep(block, &request, self.decoder.table_changes());
+        }
+        Ok(request)
+    }
+
+    fn decode(&mut self, block: &[u8]) -> Result<(), Fault> {
+        let max_list = self.shared.limits.max_header_list;
+        let read = self.decoder.decode(block, max_list, &mut self.fields);
+        read.map_err(|malformed| Fault::connection(Code::Compression, malformed.0))
+    }
+
+    /// A block for a stream that was opened before.
+    fn late_block(&mut self, id: u32, block: &[u8], end: bool) -> Result<(), Fault> {
+        self.decode(block)?;
+        let Some(slot) = self.streams.find(id) else {
+            return match self.was_ended_by_us(id) {
+                Some(true) => Ok(()),
+                Some(false) => Err(Fault::connection(Code::StreamClosed, "headers on a stream that is closed")),
+                None => Err(Fault::connection(Code::Protocol, "a stream with a number below earlier ones")),
+            };
+        };
+        let stream = self.streams.get(slot).expect("it was found a moment ago");
+        if stream.inbound.ended {
+            return Err(Fault::stream(id, Code::StreamClosed, "headers behind the end of their stream"));
+        }
+        if !end {
+            return Err(Fault::stream(id, Code::Protocol, "trailers that do not end their stream"));
+        }
+        request::check_trailers(&self.fields)
+            .map_err(|request::Malformed(why)| Fault::stream(id, Code::Protocol, why))?;
+        self.ended(slot, id)
+    }
+
+    /// Opens a stream and asks whoever answers it.
+    fn open(&mut self, id: u32, request: Arc<Request>, now: Instant) -> u64 {
+        let deadline = request.timeout.and_then(|timeout| now.checked_add(timeout));
+        if let Some(deadline) = deadline {
+            self.clock.expect(deadline);
+        }
+        let is_packed = request.encoding == Encoding::Gzip;
+        let slot = self.streams.insert(Stream {
+            id,
+            request: request.clone(),
+            deadline,
+            inbound: Inbound::new(STREAM_WINDOW),
+            outbound: Outbound::new(self.first_window, is_packed),
+            role: Role::Listening,
+            is_due: false,
+        });
+        match &request.target {
+            Target::Method(method) => {
+                method.started();
+                if method.shape() == Shape::Stream {
+                    self.converse(slot, method, Metadata { deadline, ..request.metadata.clone() });
+                }
+            }
+            Target::Guest(parts) => self.invite(slot, (**parts).clone()),
+            Target::Refused(status, refusal) => {
+                let stream = self.streams.get(slot).expect("it was just added");
+                stream.role = Role::Answered;
+                self.sender.refuse(id, &mut stream.outbound, *status, refusal);
+                self.due.push_back(slot); // Its end is known when this read is over.
+            }
+        }
+        slot
+    }
+
+    fn converse(&mut self, slot: u64, method: &Arc<dyn Method>, metadata: Metadata) {
+        let opened = method.open(metadata);
+        let stream = self.streams.get(slot).expect("it was just added");
+        match opened {
+            Ok(conversation) => {
+                let bell = Bell::new(self.outbox.clone(), slot);
+                stream.role = Role::Talk(Box::new(Talk::new(conversation, method.clone(), bell)));
+                self.make_due(slot);
+            }
+            Err(refusal) => {
+                method.handled(refusal.code);
+                stream.role = Role::Answered;
+                self.sender.end(slot, stream.id, &mut stream.outbound, Ending::Status(Err(refusal)));
+                self.due.push_back(slot);
+            }
+        }
+    }
+
+    fn invite(&mut self, slot: u64, parts: http::request::Parts) {
+        let (feed, body) = Feed::new();
+        let response = self.service.guest(http::Request::from_parts(parts, body));
+        let bell = Bell::new(self.outbox.clone(), slot);
+        let stream = self.streams.get(slot).expect("it was just added");
+        stream.role = Role::Guest(Box::new(Guest::new(response, feed, bell)));
+        self.make_due(slot);
+    }
+
+    /// Forgets a stream: nobody waits for its answer any more.
+    pub(super) fn abandon(&mut self, slot: u64, by_us: bool) {
+        let Some(mut stream) = self.streams.remove(slot) else { return };
+        if let (Target::Method(method), Role::Listening | Role::Called { .. } | Role::Talk(_)) =
+            (&stream.request.target, &stream.role)
+        {
+            method.handled(Status::Canceled);
+        }
+        self.sender.abandon(&mut stream.outbound);
+        self.held_in -= stream.inbound.held;
+        self.remember(stream.id, by_us);
+    }
+
+    /// Forgets a stream whose end is out. If the other side has not ended it, it gets a moment to do so, because mostly its
+    /// end is on its way; whoever goes on is told to stop.
+    pub(super) fn finish(&mut self, slot: u64) {
+        let Some(stream) = self.streams.get(slot) else { return };
+        if !stream.outbound.is_over() {
+            return;
+        }
+        if !stream.inbound.ended && !stream.outbound.is_reset() {
+            let until = self.now + LINGER;
+            stream.deadline = Some(until);
+            return self.clock.expect(until);
+        }
+        let is_reset = stream.outbound.is_reset();
+        self.forget(slot, is_reset);
+    }
+
+    /// Tells the other side that nobody listens on a stream any more.
+    pub(super) fn stop_listening(&mut self, slot: u64) {
+        let Some(stream) = self.streams.get(slot) else { return };
+        self.sender.reset(stream.id, Code::NoError);
+        self.forget(slot, true);
+    }
+
+    /// Forgets a stream, and leaves if it was the last one that kept us.
+    pub(super) fn forget(&mut self, slot: u64, by_us: bool) {
+        self.abandon(slot, by_us);
+        if !self.streams.is_empty() {
+            return;
+        }
+        match self.phase {
+            Phase::Leaving(last) if last != u32::MAX => self.end(),
+            Phase::Settings | Phase::Open if self.clock.is_peer_leaving() => {
+                self.go_away(self.highest, Code::NoError, "");
+                self.end();
+            }
+            Phase::Preface(_) | Phase::Settings | Phase::Open | Phase::Leaving(_) | Phase::Over => (),
+        }
+    }
+
+    /// Has a stream stepped soon.
+    pub(super) fn make_due(&mut self, slot: u64) {
+        if let Some(stream) = self.streams.get(slot)
+            && !std::mem::replace(&mut stream.is_due, true)
+        {
+            self.due.push_back(slot);
+        }
+    }
+
+    /// Unused limits are counted for what they are worth.
+    pub(super) fn count_crumbs(&mut self, now: Instant) {
+        let crumbs = std::mem::take(&mut self.sender.crumbs);
+        if crumbs > 0
+            && let Err(fault) = self.counter.add(Nuisance::Crumb, crumbs, &self.shared.limits, now)
+        {
+            self.fail(fault);
+        }
+    }
+}

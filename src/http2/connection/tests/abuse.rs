@@ -1,0 +1,222 @@
+//! Clients that mean no good: each is stopped, and costs little until it is.
+
+use super::*;
+
+/// That some flood ends the connection, and that less of it does not.
+#[track_caller]
+fn flood(borne: u32, mut act: impl FnMut(&mut Client, u32)) {
+    let mut client = Client::new();
+    for nth in 0..borne {
+        act(&mut client, nth);
+        client.take();
+    }
+    assert!(!client.connection.is_over());
+    assert!(client.connection.held() < 100_000, "{} bytes held", client.connection.held());
+    client.now += Duration::from_secs(1);
+    for nth in 0..=borne + 5 {
+        act(&mut client, borne + nth);
+        if client.connection.is_over() {
+            assert!(nth >= borne / 2);
+            return client.assert_ended(Code::EnhanceYourCalm);
+        }
+        client.take();
+    }
+    client.assert_ended(Code::EnhanceYourCalm);
+}
+
+#[test]
+fn rapid_reset() {
+    flood(1000, |client, nth| {
+        client.call(2 * nth + 1, "/t/Later", b"");
+        client.frame(kind::RST_STREAM, 0, 2 * nth + 1, &8_u32.to_be_bytes());
+    });
+}
+
+#[test]
+fn rapid_reset_by_our_own_hand() {
+    flood(1000, |client, nth| client.open(2 * nth + 1, "/t/Chat", &[("te", "wrong")], false));
+}
+
+#[test]
+fn settings_and_pings_and_idle_frames() {
+    flood(97, |client, _| client.set(setting::INITIAL_WINDOW_SIZE, 100));
+    flood(10_000, |client, _| client.frame(kind::PING, 0, 0, &[0; 8]));
+    flood(10_000, |client, _| client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 0, 1]));
+    flood(10_000, |client, _| client.frame(0x55, 0, 1, &[]));
+}
+
+#[test]
+fn empty_data() {
+    let mut client = Client::new();
+    client.open(1, "/t/Chat", &[], false);
+    for _ in 0..2000 {
+        client.frame(kind::DATA, 0, 1, &[]);
+    }
+    assert!(!client.connection.is_over());
+    client.frame(kind::DATA, flag::PADDED, 1, &[3, 0, 0, 0]);
+    client.assert_ended(Code::EnhanceYourCalm);
+}
+
+#[test]
+fn continuations_without_end() {
+    for piece in [&[][..], &[0; 16_384]] {
+        let mut client = Client::new();
+        client.frame(kind::HEADERS, 0, 1, &[]);
+        let mut frames = 0;
+        while !client.connection.is_over() {
+            client.frame(kind::CONTINUATION, 0, 1, piece);
+            frames += 1;
+            assert!(frames <= 64);
+        }
+        client.assert_ended(Code::EnhanceYourCalm);
+    }
+}
+
+#[test]
+fn a_header_list_that_is_too_long_is_answered_and_costs_nothing_else() {
+    let mut client = Client::new();
+    let long = "x".repeat(4000);
+    let more: Vec<_> = (0..17).map(|_| ("a", long.as_str())).collect();
+    let block = client.block("/t/Echo", &more);
+    assert!(block.len() > 16_384);
+    client.frame(kind::HEADERS, flag::END_STREAM, 1, &block[..16_384]);
+    let mut rest = block[16_384..].chunks(16_384).peekable();
+    while let Some(piece) = rest.next() {
+        client.frame(kind::CONTINUATION, if rest.peek().is_none() { flag::END_HEADERS } else { 0 }, 1, piece);
+    }
+    let told = client.told();
+    assert!(told[0].starts_with("1 :status=431"), "{told:?}");
+    client.assert_healthy(1);
+}
+
+#[test]
+fn more_streams_than_allowed_are_refused() {
+    let mut client = Client::with(Limits { max_streams: 2, ..Limits::default() });
+    client.open(1, "/t/Chat", &[], false);
+    client.open(3, "/t/Chat", &[], false);
+    client.open(5, "/t/Chat", &[], false);
+    assert_eq!(client.told(), ["5 reset 7"]);
+    client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
+    client.assert_healthy(5);
+}
+
+#[test]
+fn crumbs() {
+    let mut client = Client::new();
+    client.set(setting::INITIAL_WINDOW_SIZE, 0);
+    client.open(1, "/t/Pour", &[], false);
+    client.message(1, &[0; 100], false);
+    client.take();
+    let mut crumbs = 0;
+    while !client.connection.is_over() {
+        client.grant(1, 1);
+        client.take();
+        crumbs += 1;
+        assert!(crumbs <= 2001);
+    }
+}
+
+#[test]
+fn answers_that_nobody_reads_make_calls_wait() {
+    let mut client = Client::new();
+    client.set(setting::INITIAL_WINDOW_SIZE, 0);
+    let message = vec![b'x'; 16_000];
+    for nth in 0..4000 {
+        client.call(2 * nth + 1, "/t/Echo", &message);
+        client.take();
+    }
+    let waiting = client.connection.ready.len();
+    assert!(client.connection.sender.held < CALLS_WAIT_BYTES + 20_000);
+    assert!(waiting > 2900, "{waiting} calls wait");
+    client.grant(0, 1 << 30);
+    client.set(setting::INITIAL_WINDOW_SIZE, 1 << 20);
+    let got = client.take();
+    assert_eq!(
+        got.iter().filter(|frame| frame.flags & flag::END_STREAM != 0 && frame.kind == kind::HEADERS).count(),
+        4000
+    );
+    assert_eq!((client.connection.held(), client.connection.ready.len()), (0, 0));
+}
+
+#[test]
+fn what_is_held_is_bounded() {
+    let mut client = Client::with(Limits { max_held: 100_000, ..Limits::default() });
+    for nth in 0..20 {
+        client.open(2 * nth + 1, "/t/Echo", &[], false);
+        client.frame(kind::DATA, 0, 2 * nth + 1, &framed(&vec![b'x'; 20_000])[..16_000]);
+    }
+    assert!(client.connection.held() <= 100_000);
+    let told = client.told();
+    let refused = "grpc-status=8 grpc-message=grpc: too many bytes of requests and answers are under way";
+    assert_eq!(told.iter().filter(|line| line.contains(refused)).count(), 14, "{told:?}");
+    client.assert_healthy(50);
+}
+
+#[test]
+fn answers_from_elsewhere_are_bounded_too() {
+    let mut client = Client::with(Limits { max_held: 100_000, ..Limits::default() });
+    client.set(setting::INITIAL_WINDOW_SIZE, 0);
+    for nth in 0..20 {
+        client.call(2 * nth + 1, "/t/Later", b"");
+    }
+    client.take();
+    for (_, reply) in std::mem::take(&mut *client.seen.replies.lock()) {
+        reply.answer(Ok(vec![b'x'; 16_000].into()));
+    }
+    let told = client.told();
+    assert_eq!(told.iter().filter(|line| line.contains("wait to be read")).count(), 14, "{told:?}");
+    assert!(client.connection.held() <= 100_000);
+}
+
+#[test]
+fn whoever_is_slow_to_begin_or_to_go_on_is_not_waited_for() {
+    let mut client = Client::silent(Limits::default());
+    client.send(&PREFACE[..10]);
+    client.now += Duration::from_secs(11);
+    client.connection.alarm(client.now);
+    client.assert_ended(Code::EnhanceYourCalm);
+
+    let mut client = Client::new();
+    client.frame(kind::HEADERS, 0, 1, &[]);
+    client.now += Duration::from_secs(11);
+    client.connection.alarm(client.now);
+    client.assert_ended(Code::EnhanceYourCalm);
+}
+
+#[test]
+fn whoever_reads_nothing_or_is_not_there_is_given_up() {
+    let mut client = Client::new();
+    client.call(1, "/t/Echo", b"");
+    client.connection.run(client.now);
+    client.connection.wrote(false, client.now);
+    client.now += Duration::from_secs(61);
+    client.connection.alarm(client.now);
+    assert!(client.connection.is_dead());
+
+    let mut client = Client::new();
+    client.now += Duration::from_hours(2);
+    client.connection.alarm(client.now);
+    assert_eq!(client.told(), ["ping 0"]);
+    client.now += Duration::from_secs(10);
+    client.frame(kind::PING, flag::ACK, 0, b"there???");
+    client.now += Duration::from_secs(20);
+    client.connection.alarm(client.now);
+    assert!(!client.connection.is_over(), "it has answered");
+    client.now += Duration::from_hours(2);
+    client.connection.alarm(client.now);
+    client.now += Duration::from_secs(20);
+    client.connection.alarm(client.now);
+    assert!(client.connection.is_dead());
+}
+
+#[test]
+fn everything_is_counted_out_at_the_end() {
+    let mut client = Client::with(Limits::default());
+    client.open(1, "/t/Echo", &[], false);
+    client.frame(kind::DATA, 0, 1, &framed(&vec![b'x'; 20_000])[..16_000]);
+    client.take();
+    let shared = client.connection.shared.clone();
+    assert!(shared.held() > 0);
+    drop(client);
+    assert_eq!(shared.held(), 0);
+}

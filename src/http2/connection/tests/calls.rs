@@ -1,0 +1,289 @@
+//! Calls, conversations and guests, from beginning to end.
+
+use super::*;
+use crate::http2::message::pack;
+
+const OK_END: &str = "grpc-status=0 end";
+
+#[test]
+fn calls_of_one_read_are_answered_in_one_write() {
+    let mut client = Client::new();
+    let mut bytes = Vec::new();
+    for stream in [1, 3] {
+        let block = client.block("/t/Echo", &[]);
+        bytes.extend(frame_bytes(kind::HEADERS, flag::END_HEADERS, stream, &block));
+        bytes.extend(frame_bytes(kind::DATA, flag::END_STREAM, stream, &framed(b"abc")));
+    }
+    client.send(&bytes);
+    let told = client.told();
+    let expected = [1, 3].map(|n| [format!("{n} {HEAD}"), format!("{n} data 8"), format!("{n} {OK_END}")]);
+    assert_eq!(told, expected.as_flattened());
+    assert_eq!(*client.seen.handled.lock(), [call::Code::Ok; 2]);
+}
+
+#[test]
+fn an_answer_may_come_later_and_from_another_thread() {
+    let mut client = Client::new();
+    client.call(1, "/t/Later", b"a");
+    client.call(3, "/t/Later", b"b");
+    assert_eq!(client.told(), [""; 0]);
+    let replies = std::mem::take(&mut *client.seen.replies.lock());
+    std::thread::spawn(move || {
+        for (message, reply) in replies.into_iter().rev() {
+            reply.answer(Ok(message));
+        }
+    });
+    let mut told = client.told();
+    while told.len() < 6 {
+        told.extend(client.told());
+    }
+    assert_eq!([&told[0], &told[3]], [&format!("3 {HEAD}"), &format!("1 {HEAD}")]);
+}
+
+#[test]
+fn a_refusal_is_trailers_only_and_its_words_are_escaped() {
+    let mut client = Client::new();
+    client.call(1, "/t/Refuse", b"");
+    assert_eq!(client.told(), [format!("1 {HEAD} grpc-status=5 grpc-message=no%C3%A4 end")]);
+}
+
+#[test]
+fn a_reply_that_is_dropped_says_that_the_server_stops() {
+    let mut client = Client::new();
+    client.call(1, "/t/Later", b"");
+    client.told();
+    client.seen.replies.lock().clear();
+    assert_eq!(client.told(), [format!("1 {HEAD} grpc-status=14 grpc-message=etcdserver: server stopped end")]);
+}
+
+#[test]
+fn metadata_reaches_the_handler_also_when_blocks_repeat() {
+    let mut client = Client::new();
+    let more = [("hasleader", "true"), ("token", "t.1"), ("client-api-version", "3.7.1"), ("grpc-timeout", "5S")];
+    for stream in [1, 3, 5] {
+        client.open(stream, "/t/Echo", &more, false);
+        client.message(stream, b"", true);
+        client.told();
+    }
+    for metadata in &*client.seen.metadata.lock() {
+        assert!(metadata.require_leader);
+        assert_eq!(metadata.token.as_deref(), Some("t.1"));
+        assert_eq!(metadata.client_api_version.as_deref(), Some(&b"3.7.1"[..]));
+        assert_eq!(metadata.deadline, Some(client.now + Duration::from_secs(5)));
+    }
+    assert_eq!(client.seen.metadata.lock().len(), 3);
+}
+
+#[test]
+fn blocks_of_indexes_are_recognised_until_the_table_changes() {
+    let mut client = Client::new();
+    // POST, http, then a path and a type that are added to the table, which are then only named.
+    let added = b"\x83\x86\x44\x07/t/Echo\x5f\x10application/grpc";
+    let (known, later) = (b"\x83\x86\xbf\xbe", b"\x83\x86\xc0\xbf");
+    for (stream, block) in [(1, &added[..]), (3, known), (5, known), (7, known)] {
+        client.frame(kind::HEADERS, flag::END_HEADERS, stream, block);
+        client.message(stream, b"", true);
+        assert_eq!(client.told().len(), 3, "stream {stream}");
+    }
+    // One more entry, and the same bytes mean something else.
+    client.frame(kind::HEADERS, flag::END_HEADERS, 9, b"\x83\x86\xbf\xbe\x40\x01a\x01b");
+    client.message(9, b"", true);
+    assert_eq!(client.told().len(), 3);
+    client.frame(kind::HEADERS, flag::END_HEADERS, 11, later);
+    client.message(11, b"", true);
+    assert_eq!(client.told().len(), 3);
+    client.frame(kind::HEADERS, flag::END_HEADERS, 13, known);
+    client.assert_reset(13, Code::Protocol); // A path called `application/grpc`, and no path.
+}
+
+#[test]
+fn packed_calls_are_answered_in_kind() {
+    let mut client = Client::new();
+    client.open(1, "/t/Echo", &[("grpc-encoding", "gzip")], false);
+    let text = [b'x'; 5000];
+    let packed = pack(&text);
+    let message = [&message::prefix(packed.len(), true).unwrap()[..], &packed].concat();
+    client.frame(kind::DATA, flag::END_STREAM, 1, &message);
+    let got = client.take();
+    assert_eq!(client.fields(&got[0]), [":status=200", "content-type=application/grpc", "grpc-encoding=gzip"]);
+    let mut deframer = message::Deframer::default();
+    deframer.push_copy(&got[1].payload);
+    let answer = deframer.take(message::Encoding::Gzip, 5000).unwrap().unwrap();
+    assert_eq!((got[1].payload[0], &answer[..]), (1, &text[..]));
+}
+
+#[test]
+fn a_call_that_was_taken_back_in_the_same_read_never_runs() {
+    let mut client = Client::new();
+    client.call(1, "/t/Echo", b"");
+    client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+    assert_eq!(client.told(), [""; 0]);
+    assert_eq!(*client.seen.handled.lock(), [call::Code::Canceled]);
+    assert!(client.seen.metadata.lock().is_empty());
+}
+
+#[test]
+fn an_answer_to_a_call_that_was_taken_back_is_dropped() {
+    let mut client = Client::new();
+    client.call(1, "/t/Later", b"");
+    client.told();
+    client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+    client.call(3, "/t/Later", b""); // Takes the same place.
+    client.told();
+    let (_, reply) = client.seen.replies.lock().remove(0);
+    reply.answer(Ok(Bytes::from_static(b"late")));
+    assert_eq!(client.told(), [""; 0]);
+}
+
+#[test]
+fn a_conversation_goes_on_until_either_side_ends_it() {
+    let mut client = Client::new();
+    client.open(1, "/t/Chat", &[], false);
+    client.message(1, b"one", false);
+    assert_eq!(client.told(), [format!("1 {HEAD}"), "1 data 8".into()]);
+    client.message(1, b"two", false);
+    assert_eq!(client.told(), ["1 data 8"]);
+    client.frame(kind::DATA, flag::END_STREAM, 1, &[]);
+    assert_eq!(client.told(), [format!("1 {OK_END}")]);
+    client.open(3, "/t/Chat", &[], false);
+    client.told();
+    assert_eq!(client.seen.talks.load(Ordering::Relaxed), 1);
+    client.frame(kind::RST_STREAM, 0, 3, &8_u32.to_be_bytes());
+    assert_eq!(client.seen.talks.load(Ordering::Relaxed), 0, "a reset reaches the handler");
+    assert_eq!(*client.seen.handled.lock(), [call::Code::Ok, call::Code::Canceled]);
+}
+
+#[test]
+fn a_server_that_ends_first_tells_the_client_to_stop() {
+    let mut client = Client::new();
+    client.open(1, "/t/Chat", &[], false);
+    client.frame(kind::DATA, 0, 1, &[7, 0, 0, 0, 0]);
+    let words = "grpc: received unexpected payload format 7";
+    let refused = |stream: u32| format!("{stream} {HEAD} grpc-status=13 grpc-message={words} end");
+    assert_eq!(client.told(), [refused(1)]);
+    client.message(1, b"unaware", true);
+    assert_eq!((client.told().len(), client.connection.streams.len()), (0, 0));
+    // One who goes on is told to stop, and one who does nothing too.
+    for wait in [false, true] {
+        let stream = if wait { 5 } else { 3 };
+        client.open(stream, "/t/Chat", &[], false);
+        client.frame(kind::DATA, 0, stream, &[7, 0, 0, 0, 0]);
+        assert_eq!(client.told(), [refused(stream)]);
+        if wait {
+            client.now += Duration::from_millis(1100);
+            client.connection.alarm(client.now);
+        } else {
+            for _ in 0..5 {
+                client.frame(kind::DATA, 0, stream, &[0; 16_384]);
+            }
+        }
+        assert_eq!(client.told(), [format!("{stream} reset 0")]);
+        client.message(stream, b"unaware", true);
+        assert_eq!((client.told().len(), client.connection.streams.len()), (0, 0));
+    }
+}
+
+#[test]
+fn a_unary_call_whose_end_comes_later_is_answered_too() {
+    let mut client = Client::new();
+    client.open(1, "/t/Echo", &[], false);
+    client.message(1, b"", false);
+    assert_eq!(client.told().last().unwrap(), &format!("1 {OK_END}"));
+    client.frame(kind::DATA, flag::END_STREAM, 1, &[]);
+    assert_eq!((client.told().len(), client.connection.streams.len()), (0, 0));
+    client.open(3, "/t/Later", &[], false);
+    client.message(3, b"", false);
+    client.told();
+    client.frame(kind::DATA, flag::END_STREAM, 3, &[]);
+    client.seen.replies.lock().pop().unwrap().1.answer(Ok(Bytes::new()));
+    assert_eq!(client.told().last().unwrap(), &format!("3 {OK_END}"));
+}
+
+#[test]
+fn calls_that_are_none_are_refused_in_grpcs_words() {
+    let mut client = Client::new();
+    let refused = |status: u16, code: u8, words: &str| {
+        format!(":status={status} content-type=application/grpc grpc-status={code} grpc-message={words}")
+    };
+    client.open(1, "/t/Echo", &[("grpc-encoding", "br")], true);
+    let words = "grpc: Decompressor is not installed for grpc-encoding \"br\"";
+    assert_eq!(client.told(), [format!("1 {} end", refused(200, 12, words))]);
+    client.open(3, "/t/Echo", &[("grpc-timeout", "5 years")], true);
+    assert_eq!(client.told(), [format!("3 {} end", refused(400, 13, "malformed grpc-timeout: 5 years"))]);
+    client.open(5, "/t/Echo", &[], true);
+    let words = "grpc: the request ended before its message did";
+    assert_eq!(client.told(), [format!("5 {HEAD} grpc-status=13 grpc-message={words} end")]);
+    client.open(7, "/t/Echo", &[("content-type", "text/html")], true);
+    let told = client.told();
+    assert!(told[0].starts_with("7 :status=415"), "{told:?}");
+    client.open(9, "/t/Echo", &[], false);
+    client.frame(kind::DATA, 0, 9, &[0, 0xff, 0, 0, 0]);
+    let words = format!("grpc: received message larger than max ({} vs. {})", 0xff00_0000_u32, 2 << 20);
+    assert_eq!(client.told()[0], format!("9 {HEAD} grpc-status=8 grpc-message={words} end"));
+}
+
+#[test]
+fn a_deadline_ends_a_call_and_a_conversation() {
+    let mut client = Client::new();
+    client.open(1, "/t/Chat", &[("grpc-timeout", "100m")], false);
+    client.open(3, "/t/Later", &[("grpc-timeout", "200m")], false);
+    client.message(3, b"", true);
+    client.told();
+    client.now += Duration::from_millis(101);
+    assert!(client.connection.next_alarm() <= client.now);
+    client.connection.alarm(client.now);
+    let exceeded = "grpc-status=4 grpc-message=context deadline exceeded end";
+    assert_eq!(client.told(), [format!("1 {HEAD} {exceeded}")]);
+    assert_eq!(client.seen.talks.load(Ordering::Relaxed), 0);
+    client.now += Duration::from_millis(100);
+    client.connection.alarm(client.now);
+    assert_eq!(client.told(), [format!("3 {HEAD} {exceeded}")]);
+}
+
+#[test]
+fn what_the_table_does_not_hold_is_answered_by_a_guest() {
+    let mut client = Client::new();
+    client.open(1, "/page", &[], true);
+    assert_eq!(client.told(), ["1 :status=200 x-method=POST", "1 data 4", "1 data 0 end"]);
+    client.open(3, "/gone", &[], false);
+    assert_eq!(client.told(), ["3 :status=404 x-method=POST"]);
+    client.frame(kind::DATA, 0, 3, b"both");
+    assert_eq!(client.told(), ["3 data 4"]);
+    client.frame(kind::DATA, flag::END_STREAM, 3, b"ways");
+    assert_eq!(client.told(), ["3 data 4", "3 data 0 end"]);
+}
+
+#[test]
+fn a_client_that_leaves_is_answered_and_said_goodbye_to() {
+    let mut client = Client::new();
+    client.call(1, "/t/Later", b"");
+    client.frame(kind::GOAWAY, 0, 0, &[0; 8]);
+    client.told();
+    assert!(!client.connection.is_over());
+    client.seen.replies.lock().pop().unwrap().1.answer(Ok(Bytes::new()));
+    let told = client.told();
+    assert_eq!(told[2..], [format!("1 {OK_END}"), "goaway 1 0".into()]);
+    assert!(client.connection.is_over());
+}
+
+#[test]
+fn leaving_lets_calls_end_and_takes_no_new_ones() {
+    let mut client = Client::new();
+    client.call(1, "/t/Later", b"");
+    client.told();
+    client.connection.leave(client.now);
+    assert_eq!(client.told(), ["goaway 2147483647 0", "ping 0"]);
+    client.call(3, "/t/Later", b""); // It was on its way.
+    client.told();
+    client.now += Duration::from_millis(200);
+    client.connection.alarm(client.now);
+    assert_eq!(client.told(), ["goaway 3 0"]);
+    client.call(5, "/t/Later", b"");
+    client.told();
+    for (message, reply) in std::mem::take(&mut *client.seen.replies.lock()) {
+        reply.answer(Ok(message));
+    }
+    let told = client.told();
+    assert_eq!(told.iter().filter(|line| line.ends_with(OK_END)).count(), 2, "{told:?}");
+    assert!(client.connection.is_over());
+}

@@ -1,0 +1,153 @@
+//! Flow control, in both directions.
+
+use super::*;
+
+fn data_of(got: &[Got], stream: u32) -> usize {
+    got.iter().filter(|frame| (frame.kind, frame.stream) == (kind::DATA, stream)).map(|frame| frame.payload.len()).sum()
+}
+
+fn has_ended(got: &[Got], stream: u32) -> bool {
+    got.iter().any(|frame| frame.stream == stream && frame.flags & flag::END_STREAM != 0 && frame.kind <= kind::HEADERS)
+}
+
+#[test]
+fn an_answer_waits_for_its_streams_window() {
+    let mut client = Client::new();
+    client.set(setting::INITIAL_WINDOW_SIZE, 10);
+    client.call(1, "/t/Echo", &[b'x'; 100]);
+    let got = client.take();
+    assert_eq!((data_of(&got, 1), has_ended(&got, 1)), (10, false));
+    client.grant(1, 20);
+    assert_eq!(data_of(&client.take(), 1), 20);
+    client.set(setting::INITIAL_WINDOW_SIZE, 5); // Now it is minus five.
+    client.grant(1, 5);
+    assert_eq!(data_of(&client.take(), 1), 0);
+    client.set(setting::INITIAL_WINDOW_SIZE, 1000);
+    let got = client.take();
+    assert_eq!((data_of(&got, 1), has_ended(&got, 1)), (75, true));
+    assert_eq!(client.connection.sender.held, 0);
+}
+
+#[test]
+fn streams_take_turns_at_the_connections_window() {
+    let mut client = Client::new();
+    client.set(setting::INITIAL_WINDOW_SIZE, 1 << 20);
+    let sent = vec![b'x'; 60_000];
+    for stream in [1, 3, 5] {
+        client.open(stream, "/t/Echo", &[], false);
+        let message = framed(&sent);
+        for chunk in message.chunks(16_384) {
+            client.frame(kind::DATA, 0, stream, chunk);
+        }
+        client.frame(kind::DATA, flag::END_STREAM, stream, &[]);
+    }
+    let got = client.take();
+    assert_eq!([1, 3, 5].map(|stream| data_of(&got, stream)), [60_005, 5530, 0]);
+    client.grant(0, 32_768);
+    let got = client.take();
+    assert_eq!([3, 5].map(|stream| data_of(&got, stream)), [16_384, 16_384]);
+    client.grant(0, 1_000_000);
+    let got = client.take();
+    assert_eq!([3, 5].map(|stream| has_ended(&got, stream)), [true, true]);
+}
+
+#[test]
+fn a_window_that_overflows_is_a_fault() {
+    let mut client = Client::new();
+    client.call(1, "/t/Later", b"");
+    client.grant(1, 0x7fff_ffff);
+    client.assert_reset(1, Code::FlowControl);
+    let mut client = Client::new();
+    client.grant(0, 0x7fff_ffff);
+    client.assert_ended(Code::FlowControl);
+    let mut client = Client::new();
+    client.call(1, "/t/Later", b"");
+    client.grant(1, 0x7fff_0000);
+    client.set(setting::INITIAL_WINDOW_SIZE, 1 << 20);
+    client.assert_ended(Code::FlowControl);
+}
+
+#[test]
+fn a_large_message_gets_the_window_that_it_needs() {
+    let mut client = Client::new();
+    client.open(1, "/t/Later", &[], false);
+    let message = framed(&vec![b'x'; 1_500_000]);
+    let mut window = usize::try_from(STREAM_WINDOW).unwrap();
+    let mut sent = 0;
+    while sent < message.len() {
+        let length = (message.len() - sent).min(16_384);
+        assert!(length <= window, "stuck after {sent} bytes");
+        window -= length;
+        client.frame(kind::DATA, 0, 1, &message[sent..sent + length]);
+        sent += length;
+        let got = client.take();
+        let granted = got.iter().filter(|frame| (frame.kind, frame.stream) == (kind::WINDOW_UPDATE, 1));
+        window += granted.map(|frame| number(&frame.payload) as usize).sum::<usize>();
+    }
+    client.take();
+    assert_eq!(client.seen.replies.lock()[0].0.len(), 1_500_000);
+    assert_eq!(client.connection.held(), 0);
+}
+
+#[test]
+fn who_sends_more_than_the_window_is_stopped() {
+    let mut client = Client::new();
+    client.open(1, "/t/Later", &[], false);
+    client.message(1, b"all of it", false);
+    for _ in 0..8 {
+        client.frame(kind::DATA, 0, 1, &[0; 16_384]);
+    }
+    client.assert_reset(1, Code::FlowControl);
+}
+
+#[test]
+fn a_conversations_window_is_given_back_as_it_reads() {
+    let mut client = Client::new();
+    client.grant(0, 1 << 30);
+    client.set(setting::INITIAL_WINDOW_SIZE, 1 << 30);
+    client.open(1, "/t/Chat", &[], false);
+    let (mut window, mut echoed) = (STREAM_WINDOW, 0);
+    for _ in 0..1000 {
+        client.message(1, &[b'x'; 1000], false);
+        window -= 1005;
+        let got = client.take();
+        echoed += data_of(&got, 1);
+        let granted = got.iter().filter(|frame| (frame.kind, frame.stream) == (kind::WINDOW_UPDATE, 1));
+        window += granted.map(|frame| i64::from(number(&frame.payload))).sum::<i64>();
+        assert!(window > 0);
+    }
+    assert_eq!(echoed, 1_005_000);
+    assert!(window <= STREAM_WINDOW);
+}
+
+#[test]
+fn a_conversation_stops_when_nobody_reads_and_goes_on_when_somebody_does() {
+    let mut client = Client::new();
+    client.open(1, "/t/Pour", &[], false);
+    client.message(1, &[0; 200], false); // 200,000 bytes in messages of 1,000.
+    let mut got = data_of(&client.take(), 1);
+    assert!((60_000..=65_535).contains(&got));
+    let held = client.connection.sender.held;
+    assert!((60_000..=70_000).contains(&held), "{held} bytes wait");
+    while got < 201_000 {
+        client.grant(0, 10_000);
+        client.grant(1, 10_000);
+        let more = data_of(&client.take(), 1);
+        assert!(more > 0, "stuck at {got}");
+        got += more;
+    }
+    assert_eq!((got, client.connection.sender.held), (201_000, 0));
+}
+
+#[test]
+fn frames_are_as_large_as_the_other_side_takes() {
+    let mut client = Client::new();
+    client.set(setting::MAX_FRAME_SIZE, 40_000);
+    client.open(1, "/t/Echo", &[], false);
+    for chunk in framed(&vec![b'x'; 50_000]).chunks(16_384) {
+        client.frame(kind::DATA, 0, 1, chunk);
+    }
+    let got = client.take();
+    let sizes: Vec<_> = got.iter().filter(|frame| frame.kind == kind::DATA).map(|frame| frame.payload.len()).collect();
+    assert_eq!(sizes, [40_000, 10_005]);
+}

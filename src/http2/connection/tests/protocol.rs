@@ -1,0 +1,270 @@
+//! Who breaks the rules, and what he is told. The cases follow RFC 9113, section by section.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// That the connection ends with this code after some frames.
+#[track_caller]
+fn ends(code: Code, act: impl FnOnce(&mut Client)) {
+    let mut client = Client::new();
+    act(&mut client);
+    client.assert_ended(code);
+}
+
+/// That stream 1 ends with this code after some frames.
+#[track_caller]
+fn resets(code: Code, act: impl FnOnce(&mut Client)) {
+    let mut client = Client::new();
+    act(&mut client);
+    client.assert_reset(1, code);
+}
+
+#[test]
+fn the_preface_is_exact_and_settings_come_first() {
+    for (bytes, code) in [(&b"GET / HTTP/1.1\r\n"[..], Code::Protocol), (b"PRI * HTTP/2.0\r\n\r\nXX", Code::Protocol)] {
+        let mut client = Client::silent(Limits::default());
+        client.send(bytes);
+        client.assert_ended(code);
+    }
+    let mut client = Client::silent(Limits::default());
+    client.send(PREFACE);
+    client.frame(kind::PING, 0, 0, &[0; 8]);
+    client.assert_ended(Code::Protocol);
+}
+
+#[test]
+fn section_4_frames() {
+    ends(Code::FrameSize, |client| client.send(&frame::head(16_385, kind::DATA, 0, 1)));
+    ends(Code::Compression, |client| client.frame(kind::HEADERS, flag::END_HEADERS, 1, &[0x80]));
+    ends(Code::Protocol, |client| {
+        client.frame(kind::HEADERS, 0, 1, &[]);
+        client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 0, 1]);
+    });
+    ends(Code::Protocol, |client| {
+        client.frame(kind::HEADERS, 0, 1, &[]);
+        client.frame(0x77, 0, 1, &[]);
+    });
+    ends(Code::Protocol, |client| {
+        client.frame(kind::HEADERS, 0, 1, &[]);
+        client.frame(kind::CONTINUATION, flag::END_HEADERS, 3, &[]);
+    });
+    let mut client = Client::new();
+    client.frame(0x77, 0xff, 1, b"nobody knows this");
+    client.assert_healthy(0);
+}
+
+#[test]
+fn section_5_1_states() {
+    ends(Code::Protocol, |client| client.message(1, b"", false));
+    ends(Code::Protocol, |client| client.frame(kind::RST_STREAM, 0, 1, &[0; 4]));
+    ends(Code::Protocol, |client| client.grant(1, 1));
+    ends(Code::Protocol, |client| client.frame(kind::CONTINUATION, flag::END_HEADERS, 1, &[]));
+    resets(Code::StreamClosed, |client| {
+        client.call(1, "/t/Later", b"");
+        client.message(1, b"", true);
+    });
+    resets(Code::StreamClosed, |client| {
+        client.call(1, "/t/Later", b"");
+        client.open(1, "/t/Later", &[], true);
+    });
+    resets(Code::StreamClosed, |client| {
+        client.call(1, "/t/Echo", b"");
+        client.told();
+        client.message(1, b"", true);
+    });
+    resets(Code::StreamClosed, |client| {
+        client.open(1, "/gone-without-waiting", &[], false);
+        client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
+        client.message(1, b"", true);
+    });
+    resets(Code::StreamClosed, |client| {
+        client.open(1, "/t/Echo", &[], false);
+        client.message(1, b"", false);
+        client.told();
+        client.now += Duration::from_secs(2);
+        client.connection.alarm(client.now);
+        assert_eq!(client.told(), ["1 reset 0"]);
+        client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
+        client.message(1, b"", true);
+    });
+    ends(Code::StreamClosed, |client| {
+        client.call(1, "/t/Echo", b"");
+        client.told();
+        client.open(1, "/t/Echo", &[], true);
+    });
+    ends(Code::Protocol, |client| {
+        client.open(5, "/t/Chat", &[], false);
+        client.open(3, "/t/Chat", &[], false);
+    });
+    ends(Code::Protocol, |client| client.open(2, "/t/Chat", &[], false));
+}
+
+#[test]
+fn section_5_1_closed_streams_may_still_be_spoken_of() {
+    let mut client = Client::new();
+    client.call(1, "/t/Echo", b"");
+    client.told();
+    client.grant(1, 100);
+    client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
+    client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 0, 1]);
+    client.assert_healthy(1);
+}
+
+#[test]
+fn section_5_3_a_stream_does_not_depend_on_itself() {
+    resets(Code::Protocol, |client| {
+        let block = client.block("/t/Chat", &[]);
+        let payload = [&[0, 0, 0, 1, 0][..], &block].concat();
+        client.frame(kind::HEADERS, flag::END_HEADERS | flag::PRIORITY, 1, &payload);
+    });
+    resets(Code::Protocol, |client| client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0]));
+}
+
+#[test]
+fn section_6_5_settings() {
+    ends(Code::Protocol, |client| client.set(setting::ENABLE_PUSH, 2));
+    ends(Code::FlowControl, |client| client.set(setting::INITIAL_WINDOW_SIZE, 1 << 31));
+    ends(Code::Protocol, |client| client.set(setting::MAX_FRAME_SIZE, 16_383));
+    ends(Code::Protocol, |client| client.set(setting::MAX_FRAME_SIZE, 1 << 24));
+    let mut client = Client::new();
+    client.set(0x99, 7);
+    assert_eq!(client.told(), ["settings 1"]);
+}
+
+#[test]
+fn section_6_7_pings_are_answered() {
+    let mut client = Client::new();
+    client.frame(kind::PING, 0, 0, b"12345678");
+    let got = client.take();
+    let pong = Got { kind: kind::PING, flags: flag::ACK, stream: 0, payload: b"12345678".to_vec() };
+    assert_eq!(got, [pong]);
+}
+
+#[test]
+fn section_8_1_what_is_no_request() {
+    let wrong: [&[(&str, &str)]; 12] = [
+        &[(":status", "200")],
+        &[(":unknown", "x")],
+        &[(":method", "POST")],
+        &[("te", "gzip")],
+        &[("connection", "close")],
+        &[("transfer-encoding", "chunked")],
+        &[("Upper", "case")],
+        &[("", "nameless")],
+        &[("a", "line\nbreak")],
+        &[("a", " edge")],
+        &[("content-length", "five")],
+        &[("a", "b"), (":authority", "late")],
+    ];
+    for more in wrong {
+        resets(Code::Protocol, |client| client.open(1, "/t/Chat", more, false));
+    }
+    for (length, sent) in [("7", 8), ("9", 8)] {
+        resets(Code::Protocol, |client| {
+            client.open(1, "/t/Later", &[("content-length", length)], false);
+            client.message(1, &vec![0; sent - PREFIX_BYTES], true);
+        });
+    }
+    resets(Code::Protocol, |client| client.open(1, "", &[], false));
+    resets(Code::Protocol, |client| {
+        client.open(1, "/page", &[], false);
+        client.told(); // It was answered, but the client's side is still open.
+        client.open(1, "/page", &[], false);
+    });
+    resets(Code::Protocol, |client| {
+        client.open(1, "/t/Chat", &[], false);
+        client.frame(kind::HEADERS, flag::END_HEADERS, 1, &[0x00, 1, b'a', 1, b'b']);
+    });
+    resets(Code::Protocol, |client| {
+        client.open(1, "/t/Chat", &[], false);
+        client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[0x83]);
+    });
+}
+
+#[test]
+fn trailers_of_a_client_end_its_side() {
+    let mut client = Client::new();
+    client.open(1, "/t/Chat", &[], false);
+    client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[0x00, 1, b'a', 1, b'b']);
+    assert_eq!(client.told(), [format!("1 {HEAD} grpc-status=0 end")]);
+}
+
+#[test]
+fn a_block_may_come_in_pieces() {
+    let mut client = Client::new();
+    let block = client.block("/t/Echo", &[("a", "b")]);
+    client.frame(kind::HEADERS, 0, 1, &block[..3]);
+    client.frame(kind::CONTINUATION, 0, 1, &[]);
+    client.frame(kind::CONTINUATION, flag::END_HEADERS, 1, &block[3..]);
+    client.message(1, b"", true);
+    assert_eq!(client.told().len(), 3);
+}
+
+/// Something that a client might do, sensible or not.
+fn acts() -> impl Strategy<Value = Vec<u8>> {
+    let payload = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..20),
+        Just(b"\x83\x86\x44\x07/t/Echo\x5f\x10application/grpc".to_vec()),
+        Just(b"\x83\x86\x44\x07/t/Chat\x5f\x10application/grpc".to_vec()),
+        Just(b"\x83\x86\x84".to_vec()),
+        Just(b"\x83\x86\xbf\xbe".to_vec()),
+        Just(framed(b"message")),
+        Just(framed(b"message")[..7].to_vec()),
+        (0_u32..200_000).prop_map(|number| number.to_be_bytes().to_vec()),
+        (1_u16..8, 0_u32..200_000)
+            .prop_map(|(setting, value)| [&setting.to_be_bytes()[..], &value.to_be_bytes()].concat()),
+        Just(vec![0; 8]),
+    ];
+    let fitting = (0_u8..11, prop::sample::select(vec![0_u8, 1, 4, 5, 8, 0x20, 0x25, 0xff]), 0_u32..12, payload);
+    fitting.prop_map(|(kind, flags, stream, payload)| frame_bytes(kind, flags, stream, &payload))
+}
+
+fn talk(pieces: &[Vec<u8>]) -> (Vec<Got>, bool, usize) {
+    let mut client = Client::new();
+    let mut got = Vec::new();
+    for piece in pieces {
+        client.send(piece);
+        got.extend(client.take());
+    }
+    (got, client.connection.is_over(), client.connection.held())
+}
+
+/// What is written when everything has been received before anything is done.
+fn listen_first(pieces: &[Vec<u8>]) -> Vec<Got> {
+    let mut client = Client::new();
+    for piece in pieces {
+        client.send(piece);
+    }
+    client.take()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(
+        std::env::var("FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2000)
+    ))]
+
+    /// Whatever is sent, nothing panics, and only valid frames come back.
+    #[test]
+    fn arbitrary_frames_in_arbitrary_pieces(acts in prop::collection::vec(acts(), 0..30), cut in 1_usize..50) {
+        let bytes: Vec<u8> = acts.concat();
+        let pieces: Vec<Vec<u8>> = bytes.chunks(cut).map(<[u8]>::to_vec).collect();
+        let (got, is_over, held) = talk(&pieces);
+        prop_assert_eq!(got.iter().any(|frame| frame.kind == kind::GOAWAY), is_over);
+        prop_assert!(held < 100_000);
+    }
+
+    /// How bytes are cut into reads makes no difference.
+    #[test]
+    fn cuts_make_no_difference(acts in prop::collection::vec(acts(), 0..30), cut in 1_usize..50) {
+        let bytes: Vec<u8> = acts.concat();
+        let pieces: Vec<Vec<u8>> = bytes.chunks(cut).map(<[u8]>::to_vec).collect();
+        prop_assert_eq!(listen_first(&acts), listen_first(&pieces));
+        prop_assert_eq!(listen_first(&acts), listen_first(&[bytes]));
+    }
+
+    #[test]
+    fn arbitrary_bytes(pieces: Vec<Vec<u8>>) {
+        talk(&pieces);
+    }
+}

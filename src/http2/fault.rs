@@ -1,0 +1,71 @@
+//! What the other side did wrong, and what it is told.
+
+use std::fmt;
+
+/// The codes of RFC 9113 §7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the standard names them")]
+pub enum Code {
+    NoError = 0x0,
+    Protocol = 0x1,
+    Internal = 0x2,
+    FlowControl = 0x3,
+    SettingsTimeout = 0x4,
+    StreamClosed = 0x5,
+    FrameSize = 0x6,
+    RefusedStream = 0x7,
+    Cancel = 0x8,
+    Compression = 0x9,
+    EnhanceYourCalm = 0xb,
+}
+
+impl Code {
+    /// The name in the metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoError => "no_error",
+            Self::Protocol => "protocol_error",
+            Self::Internal => "internal_error",
+            Self::FlowControl => "flow_control_error",
+            Self::SettingsTimeout => "settings_timeout",
+            Self::StreamClosed => "stream_closed",
+            Self::FrameSize => "frame_size_error",
+            Self::RefusedStream => "refused_stream",
+            Self::Cancel => "cancel",
+            Self::Compression => "compression_error",
+            Self::EnhanceYourCalm => "enhance_your_calm",
+        }
+    }
+}
+
+/// Something that ends a stream, or the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// The stream that ends; zero is the connection.
+    pub stream: u32,
+    /// What the other side is told.
+    pub code: Code,
+    /// In words, for the log.
+    pub why: &'static str,
+}
+
+impl Fault {
+    /// Ends the connection.
+    #[must_use]
+    pub const fn connection(code: Code, why: &'static str) -> Self {
+        Self { stream: 0, code, why }
+    }
+
+    /// Ends a stream.
+    #[must_use]
+    pub const fn stream(stream: u32, code: Code, why: &'static str) -> Self {
+        Self { stream, code, why }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.name(), self.why)
+    }
+}

@@ -1,0 +1,206 @@
+//! Requests for paths that the table does not hold, answered by ordinary HTTP services.
+//!
+//! Their future and then the body of their answer are polled on the connection's task, as conversations are stepped. The
+//! request's body is a queue, filled by the connection and emptied by whoever answers; the stream's window is given back as
+//! it is emptied.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use parking_lot::Mutex;
+
+use super::{
+    outbox::Bell,
+    sender::{Ending, ROOM_BYTES, Sender},
+    service::{BoxError, Response, ResponseBody},
+    streams::Stream,
+    talk::Outcome,
+};
+
+/// The body of a request.
+pub struct RequestBody {
+    queue: Arc<Mutex<Queue>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    pieces: VecDeque<Bytes>,
+    is_over: bool,
+    /// The stream was reset before its end.
+    is_broken: bool,
+    /// Taken out and not yet accounted for.
+    taken: usize,
+    /// Nobody will take anything any more.
+    is_abandoned: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut queue = self.queue.lock();
+        if let Some(piece) = queue.pieces.pop_front() {
+            queue.taken += piece.len();
+            if let Some(writer) = &queue.writer {
+                writer.wake_by_ref();
+            }
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        if queue.is_broken {
+            return Poll::Ready(Some(Err("the stream was reset".into())));
+        }
+        if queue.is_over {
+            return Poll::Ready(None);
+        }
+        queue.reader = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.is_over && queue.pieces.is_empty()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let mut queue = self.queue.lock();
+        queue.is_abandoned = true;
+        queue.taken += queue.pieces.drain(..).map(|piece| piece.len()).sum::<usize>();
+    }
+}
+
+/// The connection's side of a request's body.
+#[derive(Clone)]
+pub struct Feed {
+    queue: Arc<Mutex<Queue>>,
+}
+
+impl Feed {
+    /// A body, and the way into it.
+    #[must_use]
+    pub fn new() -> (Self, RequestBody) {
+        let queue = Arc::new(Mutex::new(Queue::default()));
+        (Self { queue: queue.clone() }, RequestBody { queue })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Queue)) {
+        let mut queue = self.queue.lock();
+        change(&mut queue);
+        let reader = queue.reader.take();
+        drop(queue);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Adds a piece.
+    pub fn push(&self, data: &[u8]) {
+        self.change(|queue| {
+            if queue.is_abandoned {
+                queue.taken += data.len();
+            } else {
+                queue.pieces.push_back(Bytes::copy_from_slice(data));
+            }
+        });
+    }
+
+    /// Nothing more will come.
+    pub fn end(&self) {
+        self.change(|queue| queue.is_over = true);
+    }
+
+    fn take_consumed(&self) -> usize {
+        std::mem::take(&mut self.queue.lock().taken)
+    }
+}
+
+/// Somebody who answers one request.
+pub struct Guest {
+    response: Option<Response>,
+    body: Option<ResponseBody>,
+    feed: Feed,
+    bell: Arc<Bell>,
+    waker: Waker,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.feed.change(|queue| {
+            queue.is_broken = !queue.is_over;
+            queue.writer = None; // Nobody would hear it.
+        });
+    }
+}
+
+impl Guest {
+    /// A guest who has just been asked.
+    #[must_use]
+    pub fn new(response: Response, feed: Feed, bell: Arc<Bell>) -> Self {
+        let waker = Waker::from(bell.clone());
+        feed.queue.lock().writer = Some(waker.clone());
+        Self { response: Some(response), body: None, feed, bell, waker }
+    }
+
+    /// The way into the request's body.
+    #[must_use]
+    pub fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
+    /// Does what can be done now.
+    pub fn step(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender) -> Outcome {
+        self.bell.listen();
+        let waker = self.waker.clone();
+        let mut context = Context::from_waker(&waker);
+        if let Some(response) = &mut self.response
+            && let Poll::Ready(response) = response.as_mut().poll(&mut context)
+        {
+            self.response = None;
+            let (parts, body) = response.into_parts();
+            sender.head(stream.id, &mut stream.outbound, &parts, body.is_end_stream());
+            self.body = (!body.is_end_stream()).then_some(body);
+        }
+        let is_stalled = self.send_body(slot, stream, sender, &mut context);
+        Outcome { consumed: self.feed.take_consumed(), is_stalled }
+    }
+
+    /// Sends what there is, while there is room. True if it stopped because the connection has too much to write.
+    fn send_body(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender, context: &mut Context<'_>) -> bool {
+        let Some(body) = &mut self.body else { return false };
+        let (id, out) = (stream.id, &mut stream.outbound);
+        while out.queued() < ROOM_BYTES {
+            if sender.is_saturated() {
+                return true;
+            }
+            let ending = match body.as_mut().poll_frame(context) {
+                Poll::Pending => return false,
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        sender.data(slot, id, out, data);
+                        continue;
+                    }
+                    Err(frame) => match frame.into_trailers() {
+                        Ok(trailers) => Ending::Trailers(trailers),
+                        Err(_) => continue, // A kind of frame that is not known yet.
+                    },
+                },
+                Poll::Ready(Some(Err(_))) => Ending::Broken,
+                Poll::Ready(None) => Ending::Plain,
+            };
+            self.body = None;
+            sender.end(slot, id, out, ending);
+            return false;
+        }
+        false
+    }
+}

@@ -1,0 +1,143 @@
+//! The table of fields: 61 that everybody knows, and those that one side of a connection has added.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+/// What an entry counts for beside its bytes (RFC 7541 §4.1).
+pub const ENTRY_OVERHEAD: usize = 32;
+/// The size of the table until it is said otherwise.
+pub const DEFAULT_SIZE: usize = 4096;
+
+/// RFC 7541, appendix A. The first has index 1.
+#[rustfmt::skip]
+pub const STATIC: [(&str, &str); 61] = [
+    (":authority", ""), (":method", "GET"), (":method", "POST"), (":path", "/"), (":path", "/index.html"),
+    (":scheme", "http"), (":scheme", "https"), (":status", "200"), (":status", "204"), (":status", "206"),
+    (":status", "304"), (":status", "400"), (":status", "404"), (":status", "500"), ("accept-charset", ""),
+    ("accept-encoding", "gzip, deflate"), ("accept-language", ""), ("accept-ranges", ""), ("accept", ""),
+    ("access-control-allow-origin", ""), ("age", ""), ("allow", ""), ("authorization", ""), ("cache-control", ""),
+    ("content-disposition", ""), ("content-encoding", ""), ("content-language", ""), ("content-length", ""),
+    ("content-location", ""), ("content-range", ""), ("content-type", ""), ("cookie", ""), ("date", ""), ("etag", ""),
+    ("expect", ""), ("expires", ""), ("from", ""), ("host", ""), ("if-match", ""), ("if-modified-since", ""),
+    ("if-none-match", ""), ("if-range", ""), ("if-unmodified-since", ""), ("last-modified", ""), ("link", ""),
+    ("location", ""), ("max-forwards", ""), ("proxy-authenticate", ""), ("proxy-authorization", ""), ("range", ""),
+    ("referer", ""), ("refresh", ""), ("retry-after", ""), ("server", ""), ("set-cookie", ""),
+    ("strict-transport-security", ""), ("transfer-encoding", ""), ("user-agent", ""), ("vary", ""), ("via", ""),
+    ("www-authenticate", ""),
+];
+
+/// A field that was added: its name and value in one piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    text: Bytes,
+    name_len: usize,
+}
+
+impl Entry {
+    fn size(&self) -> usize {
+        self.text.len() + ENTRY_OVERHEAD
+    }
+
+    fn field(&self) -> (&[u8], &[u8]) {
+        self.text.split_at(self.name_len)
+    }
+}
+
+/// The table of the side that reads.
+#[derive(Debug)]
+pub struct Table {
+    added: VecDeque<Entry>,
+    size: usize,
+    max_size: usize,
+    changes: u64,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { added: VecDeque::new(), size: 0, max_size: DEFAULT_SIZE, changes: 0 }
+    }
+}
+
+impl Table {
+    /// The field at an index, if there is one.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<(&[u8], &[u8])> {
+        match STATIC.get(index.checked_sub(1)?) {
+            Some((name, value)) => Some((name.as_bytes(), value.as_bytes())),
+            None => self.added.get(index - 1 - STATIC.len()).map(Entry::field),
+        }
+    }
+
+    /// Adds a field; the oldest make room. One that is larger than the table leaves it empty (RFC 7541 §4.4).
+    pub fn add(&mut self, name: &[u8], value: &[u8]) {
+        self.changes += 1;
+        let size = name.len() + value.len() + ENTRY_OVERHEAD;
+        self.shrink_to(self.max_size.saturating_sub(size));
+        if size <= self.max_size {
+            self.size += size;
+            let text = [name, value].concat().into();
+            self.added.push_front(Entry { text, name_len: name.len() });
+        }
+    }
+
+    /// Changes the size that the table may have.
+    pub fn set_max_size(&mut self, max_size: usize) {
+        self.changes += 1;
+        self.max_size = max_size;
+        self.shrink_to(max_size);
+    }
+
+    /// Counts what was done to the table: as long as it stays the same, an index means the same.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    fn shrink_to(&mut self, size: usize) {
+        while self.size > size {
+            let oldest = self.added.pop_back().expect("entries are what makes the size");
+            self.size -= oldest.size();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_entries_never_change() {
+        let table = Table::default();
+        assert_eq!(table.get(0), None);
+        assert_eq!(table.get(1), Some((&b":authority"[..], &b""[..])));
+        assert_eq!(table.get(16), Some((&b"accept-encoding"[..], &b"gzip, deflate"[..])));
+        assert_eq!(table.get(61), Some((&b"www-authenticate"[..], &b""[..])));
+        assert_eq!(table.get(62), None);
+        assert_eq!(table.get(usize::MAX), None);
+    }
+
+    #[test]
+    fn the_oldest_make_room() {
+        let mut table = Table::default();
+        table.set_max_size(2 * (2 + ENTRY_OVERHEAD));
+        for (name, value) in [("a", "1"), ("b", "2"), ("c", "3")] {
+            table.add(name.as_bytes(), value.as_bytes());
+        }
+        assert_eq!(table.get(62), Some((&b"c"[..], &b"3"[..])));
+        assert_eq!(table.get(63), Some((&b"b"[..], &b"2"[..])));
+        assert_eq!(table.get(64), None);
+        table.add(b"long", &[b'x'; 100]);
+        assert_eq!((table.get(62), table.size), (None, 0), "one that is too large leaves nothing");
+    }
+
+    #[test]
+    fn a_smaller_table_forgets() {
+        let mut table = Table::default();
+        table.add(b"a", b"1");
+        let before = table.changes();
+        table.set_max_size(0);
+        assert_eq!(table.get(62), None);
+        assert_ne!(table.changes(), before);
+    }
+}

@@ -1,0 +1,137 @@
+//! All connections that are open, and how all are asked to leave. How many there may be is decided where they are accepted.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{
+    limits::{Limits, Shared},
+    outbox::Outbox,
+};
+use crate::metrics::METRICS;
+
+/// Everybody who is here.
+pub struct Lobby {
+    shared: Arc<Shared>,
+    open: Mutex<Open>,
+    next: AtomicU64,
+    emptied: Notify,
+}
+
+#[derive(Default)]
+struct Open {
+    outboxes: HashMap<u64, Arc<Outbox>>,
+    is_closing: bool,
+}
+
+/// The place of one connection. Given up when dropped.
+pub struct Seat {
+    lobby: Arc<Lobby>,
+    number: u64,
+    outbox: Arc<Outbox>,
+}
+
+impl Lobby {
+    /// Nobody is here.
+    #[must_use]
+    pub fn new(limits: Limits) -> Arc<Self> {
+        let shared = Arc::new(Shared::new(limits));
+        Arc::new(Self { shared, open: Mutex::default(), next: AtomicU64::new(0), emptied: Notify::new() })
+    }
+
+    /// What all connections share.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Somebody comes. None: everybody is leaving.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> Option<Seat> {
+        let mut open = self.open.lock();
+        if open.is_closing {
+            return None;
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let outbox: Arc<Outbox> = Arc::default();
+        open.outboxes.insert(number, outbox.clone());
+        METRICS.connections.inc();
+        Some(Seat { lobby: self.clone(), number, outbox })
+    }
+
+    /// Asks everybody to leave, and lets nobody enter any more.
+    pub fn close(&self) {
+        let mut open = self.open.lock();
+        open.is_closing = true;
+        let outboxes: Vec<_> = open.outboxes.values().cloned().collect();
+        drop(open);
+        for outbox in outboxes {
+            outbox.ask_to_leave();
+        }
+    }
+
+    /// Returns when nobody is here.
+    pub async fn wait_until_empty(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.open.lock().outboxes.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+}
+
+impl Seat {
+    /// Where this connection's answers wait.
+    #[must_use]
+    pub fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
+    }
+
+    /// What all connections share.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.lobby.shared
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        METRICS.connections.dec();
+        let mut open = self.lobby.open.lock();
+        open.outboxes.remove(&self.number);
+        if open.outboxes.is_empty() {
+            self.lobby.emptied.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_who_are_here_are_asked_to_leave() {
+        let lobby = Lobby::new(Limits::default());
+        let (first, second) = (lobby.enter().unwrap(), lobby.enter().unwrap());
+        drop(first);
+        let third = lobby.enter().unwrap();
+        lobby.close();
+        assert!(second.outbox().is_to_leave() && third.outbox().is_to_leave());
+        let waiting = tokio::spawn({
+            let lobby = lobby.clone();
+            async move { lobby.wait_until_empty().await }
+        });
+        drop((second, third));
+        waiting.await.unwrap();
+        assert!(lobby.enter().is_none(), "nobody enters a lobby that closes");
+    }
+}

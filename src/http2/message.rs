@@ -1,0 +1,263 @@
+//! gRPC's own framing inside a stream: messages with a prefix of five bytes, and the small encodings in headers.
+//!
+//! ```text
+//! | compressed 8 | length 32 | message |
+//! ```
+//!
+//! A message's length is looked at before any of it is kept, and a compressed one is unpacked no further than it may be
+//! long: what is refused has cost nothing.
+
+use std::{
+    borrow::Cow,
+    fmt::Write as _,
+    io::{Read, Write},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
+
+use crate::call::{Code, Refusal};
+
+/// What comes before each message.
+pub const PREFIX_BYTES: usize = 5;
+
+/// How messages may be packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// Not at all.
+    Identity,
+    /// With gzip, if the prefix says so.
+    Gzip,
+}
+
+/// Takes messages out of a stream of bytes.
+///
+/// A message that came in one piece is handed on as it is. Of one in several pieces, each piece is copied once.
+#[derive(Debug, Default)]
+pub struct Deframer {
+    whole: Bytes,
+    pieces: BytesMut,
+}
+
+impl Deframer {
+    /// Adds what has come.
+    pub fn push(&mut self, data: Bytes) {
+        if self.is_empty() {
+            self.whole = data;
+        } else {
+            self.settle();
+            self.pieces.extend_from_slice(&data);
+        }
+    }
+
+    /// Adds what has come, as a copy, so that nothing larger is kept for it.
+    pub fn push_copy(&mut self, data: &[u8]) {
+        self.settle();
+        self.pieces.extend_from_slice(data);
+    }
+
+    /// Copies what is left, so that nothing larger is kept for it.
+    pub fn settle(&mut self) {
+        let whole = std::mem::take(&mut self.whole);
+        self.pieces.extend_from_slice(&whole);
+    }
+
+    /// How many bytes are kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.whole.len() + self.pieces.len()
+    }
+
+    /// Whether nothing is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many bytes the first message needs with its prefix, if that is known.
+    #[must_use]
+    pub fn wanted(&self) -> Option<usize> {
+        let mut prefix = self.front().get(1..PREFIX_BYTES)?;
+        Some(PREFIX_BYTES + prefix.get_u32() as usize)
+    }
+
+    /// The next message, if all of it has come.
+    pub fn take(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
+        let Some(wanted) = self.wanted() else { return Ok(None) };
+        let is_packed = match (self.front()[0], encoding) {
+            (0, _) => false,
+            (1, Encoding::Gzip) => true,
+            (1, Encoding::Identity) => {
+                return Err(internal("grpc: compressed flag set with identity or empty encoding"));
+            }
+            (other, _) => return Err(internal(format!("grpc: received unexpected payload format {other}"))),
+        };
+        if wanted - PREFIX_BYTES > max_bytes {
+            return Err(too_large(wanted - PREFIX_BYTES, max_bytes));
+        }
+        if self.len() < wanted {
+            return Ok(None);
+        }
+        let mut message =
+            if self.whole.is_empty() { self.pieces.split_to(wanted).freeze() } else { self.whole.split_to(wanted) };
+        message.advance(PREFIX_BYTES);
+        if is_packed { unpack(&message, max_bytes).map(Some) } else { Ok(Some(message)) }
+    }
+
+    fn front(&self) -> &[u8] {
+        if self.whole.is_empty() { &self.pieces } else { &self.whole }
+    }
+}
+
+fn internal(text: impl Into<Cow<'static, str>>) -> Refusal {
+    Refusal { code: Code::Internal, message: text.into() }
+}
+
+fn too_large(len: usize, max_bytes: usize) -> Refusal {
+    let text = format!("grpc: received message larger than max ({len} vs. {max_bytes})");
+    Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) }
+}
+
+fn unpack(packed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
+    let mut out = Vec::new();
+    let limit = max_bytes as u64 + 1;
+    if let Err(error) = MultiGzDecoder::new(packed).take(limit).read_to_end(&mut out) {
+        return Err(internal(format!("grpc: failed to decompress the received message: {error}")));
+    }
+    if out.len() > max_bytes {
+        let text = format!("grpc: received message after decompression larger than max {max_bytes}");
+        return Err(Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) });
+    }
+    Ok(out.into())
+}
+
+/// Packs a message.
+#[must_use]
+pub fn pack(message: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(message).expect("memory takes everything");
+    encoder.finish().expect("memory takes everything").into()
+}
+
+/// What comes before a message.
+#[must_use]
+pub fn prefix(len: usize, is_packed: bool) -> Option<[u8; PREFIX_BYTES]> {
+    let [a, b, c, d] = u32::try_from(len).ok()?.to_be_bytes();
+    Some([u8::from(is_packed), a, b, c, d])
+}
+
+/// `grpc-message` is text in a header: everything but plain printable ASCII is escaped.
+#[must_use]
+pub fn percent_encode(text: &str) -> Cow<'_, str> {
+    let is_plain = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b'%';
+    if text.bytes().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for byte in text.bytes() {
+        if is_plain(byte) {
+            out.push(char::from(byte));
+        } else {
+            write!(out, "%{byte:02X}").expect("memory takes everything");
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Reads `grpc-timeout`: up to eight digits and a unit.
+#[must_use]
+pub fn timeout(text: &[u8]) -> Option<Duration> {
+    let (unit, digits) = text.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    match unit {
+        b'H' => Some(Duration::from_hours(count)),
+        b'M' => Some(Duration::from_mins(count)),
+        b'S' => Some(Duration::from_secs(count)),
+        b'm' => Some(Duration::from_millis(count)),
+        b'u' => Some(Duration::from_micros(count)),
+        b'n' => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
+        let mut out = prefix(message.len(), false).unwrap().to_vec();
+        out[0] = flag;
+        out.extend_from_slice(message);
+        out
+    }
+
+    fn one(bytes: Vec<u8>, encoding: Encoding, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
+        let mut deframer = Deframer::default();
+        deframer.push(bytes.into());
+        deframer.take(encoding, max_bytes)
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_refused_by_its_prefix_alone() {
+        let refusal = one(framed(0, b"message")[..5].to_vec(), Encoding::Identity, 6).unwrap_err();
+        assert_eq!(refusal.code, Code::ResourceExhausted);
+        assert_eq!(refusal.message, "grpc: received message larger than max (7 vs. 6)");
+    }
+
+    #[test]
+    fn what_is_packed_is_unpacked_but_no_further_than_allowed() {
+        let text = vec![b'x'; 100_000];
+        let packed = framed(1, &pack(&text));
+        assert!(packed.len() < 1000);
+        assert_eq!(one(packed.clone(), Encoding::Gzip, 100_000), Ok(Some(text.clone().into())));
+        assert_eq!(one(packed.clone(), Encoding::Gzip, 99_999).unwrap_err().code, Code::ResourceExhausted);
+        assert_eq!(one(packed, Encoding::Identity, 100_000).unwrap_err().code, Code::Internal);
+        assert_eq!(one(framed(1, b"no gzip"), Encoding::Gzip, 100).unwrap_err().code, Code::Internal);
+        assert_eq!(one(framed(2, b""), Encoding::Gzip, 100).unwrap_err().code, Code::Internal);
+    }
+
+    #[test]
+    fn messages_of_refusals_survive_a_header() {
+        assert_eq!(percent_encode("etcdserver: no leader"), "etcdserver: no leader");
+        assert_eq!(percent_encode("50% \u{e9}\n"), "50%25 %C3%A9%0A");
+    }
+
+    #[test]
+    fn timeouts_have_eight_digits_and_a_unit() {
+        assert_eq!(timeout(b"5S"), Some(Duration::from_secs(5)));
+        assert_eq!(timeout(b"99999999H"), Some(Duration::from_hours(99_999_999)));
+        assert_eq!(timeout(b"250m"), Some(Duration::from_millis(250)));
+        for wrong in ["", "S", "5", "5s", "-5S", "123456789S", "5 S"] {
+            assert_eq!(timeout(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_out_as_they_went_in(
+            messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 0..10),
+            cuts in prop::collection::vec((1_usize..40, any::<bool>()), 1..50),
+        ) {
+            let bytes: Vec<u8> = messages.iter().flat_map(|message| framed(0, message)).collect();
+            let (mut rest, mut cuts) = (&bytes[..], cuts.iter().cycle());
+            let (mut deframer, mut out) = (Deframer::default(), Vec::new());
+            while !rest.is_empty() {
+                let &(cut, copy) = cuts.next().unwrap();
+                let (piece, behind) = rest.split_at(cut.min(rest.len()));
+                if copy { deframer.push_copy(piece) } else { deframer.push(Bytes::copy_from_slice(piece)) }
+                rest = behind;
+                while let Some(message) = deframer.take(Encoding::Identity, 50).unwrap() {
+                    out.push(message.to_vec());
+                }
+            }
+            prop_assert_eq!(out, messages);
+            prop_assert_eq!(deframer.len(), 0);
+        }
+    }
+}

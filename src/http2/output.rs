@@ -1,0 +1,132 @@
+//! What a connection still has to write: small things in one buffer, large payloads as they are, in order.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use bytes::{Buf, Bytes};
+
+/// Payloads from this size on are not copied.
+const LARGE_BYTES: usize = 4 << 10;
+/// A buffer of more than this is not kept by an idle connection.
+const KEPT_BYTES: usize = 4 << 10;
+/// As much is asked for at most when a buffer is made anew.
+const RESERVED_BYTES: usize = 64 << 10;
+
+/// Bytes on their way out.
+#[derive(Default)]
+pub struct Output {
+    sealed: VecDeque<Bytes>,
+    tail: Vec<u8>,
+    /// How much of the tail is written.
+    tail_sent: usize,
+    len: usize,
+    /// How much the last buffer had to hold.
+    usual: usize,
+}
+
+impl Output {
+    /// How many bytes wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds small bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.tail.capacity() == 0 {
+            self.tail.reserve(self.usual.clamp(256, RESERVED_BYTES));
+        }
+        self.tail.extend_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    /// Adds a payload: a large one is not copied.
+    pub fn attach(&mut self, payload: Bytes) {
+        if payload.len() < LARGE_BYTES {
+            return self.push(&payload);
+        }
+        self.len += payload.len();
+        self.seal();
+        self.sealed.push_back(payload);
+    }
+
+    fn seal(&mut self) {
+        if self.tail_sent < self.tail.len() {
+            let mut tail = Bytes::from(std::mem::take(&mut self.tail));
+            tail.advance(self.tail_sent);
+            self.sealed.push_back(tail);
+        }
+        self.tail.clear();
+        self.tail_sent = 0;
+    }
+
+    /// Fills `slices` from the front; returns how many there are.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let tail = (self.tail_sent < self.tail.len()).then(|| &self.tail[self.tail_sent..]);
+        let pieces = self.sealed.iter().map(|sealed| &sealed[..]).chain(tail);
+        slices.iter_mut().zip(pieces).map(|(slice, piece)| *slice = IoSlice::new(piece)).count()
+    }
+
+    /// So many bytes are written.
+    pub fn advance(&mut self, mut written: usize) {
+        self.len -= written;
+        while let Some(first) = self.sealed.front_mut() {
+            if written < first.len() {
+                return first.advance(written);
+            }
+            written -= first.len();
+            self.sealed.pop_front();
+        }
+        self.tail_sent += written;
+        if self.tail_sent == self.tail.len() {
+            self.usual = self.tail.len();
+            self.tail.clear();
+            self.tail_sent = 0;
+            if self.tail.capacity() > KEPT_BYTES {
+                self.tail = Vec::new();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bytes_leave_in_order(
+            pieces in prop::collection::vec((0_usize..10_000, any::<bool>()), 0..20),
+            steps in prop::collection::vec(1_usize..9000, 1..20),
+        ) {
+            let (mut output, mut expected, mut written) = (Output::default(), Vec::new(), Vec::new());
+            let mut steps = steps.iter().cycle();
+            for (nth, &(len, is_payload)) in pieces.iter().enumerate() {
+                let piece = vec![u8::try_from(nth).unwrap(); len];
+                expected.extend_from_slice(&piece);
+                if is_payload { output.attach(piece.into()) } else { output.push(&piece) }
+                write(&mut output, *steps.next().unwrap(), &mut written);
+            }
+            while !output.is_empty() {
+                write(&mut output, *steps.next().unwrap(), &mut written);
+            }
+            prop_assert_eq!(written, expected);
+        }
+    }
+
+    fn write(output: &mut Output, limit: usize, written: &mut Vec<u8>) {
+        let mut slices = [IoSlice::new(&[]); 4];
+        let count = output.slices(&mut slices);
+        let all: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+        let taken = all.len().min(limit);
+        written.extend_from_slice(&all[..taken]);
+        output.advance(taken);
+    }
+}

@@ -1,0 +1,268 @@
+//! What a header block asks for (RFC 9113 §8, and gRPC over it).
+//!
+//! A block that holds only indexes means the same as long as the table of fields does. Most calls of a connection repeat the
+//! blocks of calls before them, so the last few are remembered, by their bytes, together with what they meant.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use super::{
+    hpack::decoder::Fields,
+    message::{self, Encoding},
+    service::{Method, Service},
+};
+use crate::call::{Code, Metadata, Refusal};
+
+/// A request, without its body.
+pub struct Request {
+    /// Who answers it.
+    pub target: Target,
+    /// For whoever answers. The deadline is not in it: it is counted from when the call came.
+    pub metadata: Metadata,
+    /// How long the caller waits.
+    pub timeout: Option<Duration>,
+    /// How its messages may be packed.
+    pub encoding: Encoding,
+    /// How long its body is said to be.
+    pub content_length: Option<u64>,
+}
+
+/// Who answers a request.
+pub enum Target {
+    /// A method of the table.
+    Method(Arc<dyn Method>),
+    /// Somebody behind the table.
+    Guest(Box<http::request::Parts>),
+    /// It is refused by its head alone, with this HTTP status.
+    Refused(u16, Refusal),
+}
+
+/// A block that is no request: its stream ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed(pub &'static str);
+
+/// The parts of a block that matter here, in one pass.
+#[derive(Default)]
+struct Parts<'a> {
+    method: Option<&'a [u8]>,
+    scheme: Option<&'a [u8]>,
+    path: Option<&'a [u8]>,
+    authority: Option<&'a [u8]>,
+    content_type: Option<&'a [u8]>,
+    encoding: Option<&'a [u8]>,
+    timeout: Option<&'a [u8]>,
+    token: Option<&'a [u8]>,
+    authorization: Option<&'a [u8]>,
+    api_version: Option<&'a [u8]>,
+    has_leader: bool,
+    content_length: Option<u64>,
+}
+
+/// Reads a block.
+pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed> {
+    let parts = Parts::gather(fields)?;
+    let (Some(method), Some(path), Some(_)) = (parts.method, parts.path, parts.scheme) else {
+        if fields.is_cut() {
+            return Ok(parts.refused(431, Code::ResourceExhausted, "header list too large"));
+        }
+        return Err(Malformed("a request without method, scheme or path"));
+    };
+    if path.is_empty() {
+        return Err(Malformed("a request with an empty path"));
+    }
+    if fields.is_cut() {
+        return Ok(parts.refused(431, Code::ResourceExhausted, "header list too large"));
+    }
+    let text = std::str::from_utf8(path).map_err(|_| Malformed("a path that is no text"))?;
+    match service.find(text) {
+        Some(found) => Ok(parts.call(method, found)),
+        None => parts.guest(method, text, fields),
+    }
+}
+
+/// Reads what may come behind a body: checked, and then ignored.
+pub fn check_trailers(fields: &Fields) -> Result<(), Malformed> {
+    for (name, value) in fields.iter() {
+        if name.starts_with(b":") {
+            return Err(Malformed("a pseudo-field in a trailer"));
+        }
+        check_field(name, value)?;
+    }
+    Ok(())
+}
+
+fn check_field(name: &[u8], value: &[u8]) -> Result<(), Malformed> {
+    let is_token = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'!' | b'#'..=b'\'' | b'*' | b'+' | b'^' | b'`' | b'|' | b'~');
+    if name.is_empty() || !name.iter().all(is_token) {
+        return Err(Malformed("a field name with characters that no name has"));
+    }
+    let is_edge = |byte: Option<&u8>| byte.is_some_and(|byte| matches!(byte, b' ' | b'\t'));
+    if value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) || is_edge(value.first()) || is_edge(value.last()) {
+        return Err(Malformed("a field value with characters that no value has"));
+    }
+    Ok(())
+}
+
+impl<'a> Parts<'a> {
+    fn gather(fields: &'a Fields) -> Result<Self, Malformed> {
+        let mut parts = Self::default();
+        let mut is_behind = false;
+        for (name, value) in fields.iter() {
+            if let Some(name) = name.strip_prefix(b":") {
+                if is_behind {
+                    return Err(Malformed("a pseudo-field behind an ordinary one"));
+                }
+                parts.pseudo(name, value)?;
+            } else {
+                is_behind = true;
+                check_field(name, value)?;
+                parts.field(name, value)?;
+            }
+        }
+        Ok(parts)
+    }
+
+    fn pseudo(&mut self, name: &[u8], value: &'a [u8]) -> Result<(), Malformed> {
+        let place = match name {
+            b"method" => &mut self.method,
+            b"scheme" => &mut self.scheme,
+            b"path" => &mut self.path,
+            b"authority" => &mut self.authority,
+            _ => return Err(Malformed("a pseudo-field that requests do not have")),
+        };
+        if place.replace(value).is_some() {
+            return Err(Malformed("a pseudo-field that occurs twice"));
+        }
+        Ok(())
+    }
+
+    fn field(&mut self, name: &[u8], value: &'a [u8]) -> Result<(), Malformed> {
+        match name {
+            b"content-type" => self.content_type = Some(value),
+            b"te" if value != b"trailers" => return Err(Malformed("a te other than trailers")),
+            b"connection" | b"proxy-connection" | b"keep-alive" | b"transfer-encoding" | b"upgrade" => {
+                return Err(Malformed("a field about a connection of another protocol"));
+            }
+            b"content-length" => {
+                let length =
+                    std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+                let length =
+                    length.and_then(|text| text.parse().ok()).ok_or(Malformed("a length that is no number"))?;
+                if self.content_length.replace(length).is_some_and(|before| before != length) {
+                    return Err(Malformed("two lengths"));
+                }
+            }
+            b"grpc-encoding" => self.encoding = Some(value),
+            b"grpc-timeout" => self.timeout = Some(value),
+            b"token" => _ = self.token.get_or_insert(value),
+            b"authorization" => _ = self.authorization.get_or_insert(value),
+            b"client-api-version" => _ = self.api_version.get_or_insert(value),
+            b"hasleader" => self.has_leader = value == b"true",
+            _ => (),
+        }
+        Ok(())
+    }
+
+    /// A call of a method of the table.
+    fn call(&self, method: &[u8], found: Arc<dyn Method>) -> Request {
+        if method != b"POST" {
+            let text = format!("Received a HEADERS frame with :method {:?} which should be POST", lossy(method));
+            return self.refused(405, Code::Internal, text);
+        }
+        let content_type = self.content_type.unwrap_or_default();
+        if !is_grpc(content_type) {
+            let text = format!("invalid gRPC request content-type {:?}", lossy(content_type));
+            return self.refused(415, Code::InvalidArgument, text);
+        }
+        let encoding = match self.encoding {
+            None | Some(b"" | b"identity") => Encoding::Identity,
+            Some(b"gzip") => Encoding::Gzip,
+            Some(other) => {
+                let text = format!("grpc: Decompressor is not installed for grpc-encoding {:?}", lossy(other));
+                return self.refused(200, Code::Unimplemented, text);
+            }
+        };
+        let timeout = self.timeout.map(message::timeout);
+        if timeout == Some(None) {
+            let text = format!("malformed grpc-timeout: {}", lossy(self.timeout.unwrap_or_default()));
+            return self.refused(400, Code::Internal, text);
+        }
+        Request { encoding, timeout: timeout.flatten(), ..self.request(Target::Method(found)) }
+    }
+
+    fn refused(&self, status: u16, code: Code, message: impl Into<Cow<'static, str>>) -> Request {
+        self.request(Target::Refused(status, Refusal { code, message: message.into() }))
+    }
+
+    fn request(&self, target: Target) -> Request {
+        let text = |value: &[u8]| std::str::from_utf8(value).ok().map(ToOwned::to_owned);
+        let metadata = Metadata {
+            require_leader: self.has_leader,
+            token: self.token.or(self.authorization).and_then(text),
+            client_api_version: self.api_version.map(Bytes::copy_from_slice),
+            deadline: None,
+        };
+        let content_length = self.content_length;
+        Request { target, metadata, timeout: None, encoding: Encoding::Identity, content_length }
+    }
+
+    /// An ordinary request.
+    fn guest(&self, method: &[u8], path: &str, fields: &Fields) -> Result<Request, Malformed> {
+        const NO_URI: Malformed = Malformed("a request whose parts make no URI");
+        let mut uri = http::Uri::builder().path_and_query(path);
+        if let (Some(authority), Some(scheme)) = (self.authority, self.scheme) {
+            uri = uri.authority(authority).scheme(scheme);
+        }
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        parts.uri = uri.build().map_err(|_| NO_URI)?;
+        parts.method = http::Method::from_bytes(method).map_err(|_| Malformed("a method that is none"))?;
+        parts.version = http::Version::HTTP_2;
+        for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(b":")) {
+            let name = http::HeaderName::from_bytes(name).map_err(|_| Malformed("a field name that is none"))?;
+            let value = http::HeaderValue::from_bytes(value).map_err(|_| Malformed("a field value that is none"))?;
+            parts.headers.append(name, value);
+        }
+        Ok(self.request(Target::Guest(Box::new(parts))))
+    }
+}
+
+fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
+}
+
+/// `application/grpc`, alone or with a codec or parameters behind it.
+fn is_grpc(content_type: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let Some((start, rest)) = content_type.split_at_checked(GRPC.len()) else { return false };
+    start.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';'))
+}
+
+/// The last few blocks, and what they meant.
+#[derive(Default)]
+pub struct Memory {
+    known: [Option<(Bytes, Arc<Request>)>; 4],
+    next: usize,
+    /// What had been done to the table of fields then.
+    table_changes: u64,
+}
+
+impl Memory {
+    /// What these bytes meant, if that is still so.
+    #[must_use]
+    pub fn recall(&self, block: &[u8], table_changes: u64) -> Option<&Arc<Request>> {
+        if table_changes != self.table_changes {
+            return None;
+        }
+        self.known.iter().flatten().find(|(known, _)| known == block).map(|(_, request)| request)
+    }
+
+    /// Remembers a block of indexes.
+    pub fn keep(&mut self, block: &[u8], request: &Arc<Request>, table_changes: u64) {
+        if table_changes != self.table_changes {
+            *self = Self { table_changes, ..Self::default() };
+        }
+        self.known[self.next] = Some((Bytes::copy_from_slice(block), request.clone()));
+        self.next = (self.next + 1) % self.known.len();
+    }
+}

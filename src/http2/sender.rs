@@ -1,0 +1,394 @@
+//! What goes out on streams, as flow control allows (RFC 9113 §5.2).
+//!
+//! Nearly always both windows, the stream's and the connection's, have room for a whole message, and it is written at once.
+//! What does not fit waits in its stream's queue. Streams that have something to send and a window of their own stand in
+//! line for the connection's window, and send one frame in turn, so that a large answer does not keep small ones waiting.
+//!
+//! INVARIANTS
+//! * Nothing overtakes on a stream: while a queue holds something, all that is new goes behind it.
+//! * A queue holds at least one byte; what is empty is gone.
+//! * `held` is the sum of all queues.
+
+use std::{borrow::Cow, collections::VecDeque};
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use super::{
+    fault,
+    frame::{self, DEFAULT_WINDOW, MAX_PAYLOAD, flag, kind},
+    hpack::Encoder,
+    message::{self, PREFIX_BYTES},
+    output::Output,
+};
+use crate::call::{Code, Refusal};
+
+/// While so much waits for the socket, no frame is made that can wait.
+pub const SATURATED_BYTES: usize = 256 << 10;
+/// A conversation may have so much in its queue.
+pub const ROOM_BYTES: usize = 64 << 10;
+/// A frame with less payload, though there would be more, is a crumb.
+const CRUMB_BYTES: usize = 256;
+
+/// The sending side of one stream.
+pub struct Outbound {
+    /// How much the other side takes.
+    pub window: i64,
+    /// Whether its messages are packed.
+    is_packed: bool,
+    stage: Stage,
+    queue: Option<Box<Queue>>,
+    /// It stands in the line for the connection's window.
+    stands_in_line: bool,
+}
+
+/// What has gone out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Stage {
+    Nothing,
+    /// The head.
+    Begun,
+    /// The end.
+    Over,
+    /// An end in the middle.
+    Reset,
+}
+
+/// What waits for a window.
+#[derive(Default)]
+struct Queue {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+    ending: Option<Ending>,
+}
+
+/// How a stream ends.
+#[derive(Debug, Clone)]
+pub enum Ending {
+    /// With the status of a call.
+    Status(Result<(), Refusal>),
+    /// With nothing but its end.
+    Plain,
+    /// In the middle, because whoever answered it failed.
+    Broken,
+    /// With these fields.
+    Trailers(HeaderMap),
+}
+
+impl Outbound {
+    /// Nothing is sent yet.
+    #[must_use]
+    pub fn new(window: i64, is_packed: bool) -> Self {
+        Self { window, is_packed, stage: Stage::Nothing, queue: None, stands_in_line: false }
+    }
+
+    /// How many bytes wait for a window.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.bytes)
+    }
+
+    /// Whether its end is out.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.stage >= Stage::Over
+    }
+
+    /// Whether it ended in the middle, and the other side was told so.
+    #[must_use]
+    pub fn is_reset(&self) -> bool {
+        self.stage == Stage::Reset
+    }
+
+    /// Whether its end is out, or waits behind what is queued.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.is_over() || self.queue.as_ref().is_some_and(|queue| queue.ending.is_some())
+    }
+
+    fn can_go_on(&self) -> bool {
+        self.queue.is_some() && self.window > 0
+    }
+}
+
+/// The sending side of a connection.
+pub struct Sender {
+    /// What is to be written.
+    pub output: Output,
+    /// How fields are written.
+    pub encoder: Encoder,
+    /// How much the other side takes on all streams together.
+    pub window: i64,
+    /// The largest payload that the other side takes.
+    pub max_payload: usize,
+    /// What lies in all queues.
+    pub held: usize,
+    /// How many crumbs had to be sent.
+    pub crumbs: u32,
+    /// Streams that stand in line.
+    line: VecDeque<u64>,
+    block: Vec<u8>,
+}
+
+impl Default for Sender {
+    fn default() -> Self {
+        Self {
+            output: Output::default(),
+            encoder: Encoder::default(),
+            window: DEFAULT_WINDOW,
+            max_payload: MAX_PAYLOAD,
+            held: 0,
+            crumbs: 0,
+            line: VecDeque::new(),
+            block: Vec::new(),
+        }
+    }
+}
+
+impl Sender {
+    /// Writes a frame that no window counts.
+    pub fn control(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        self.output.push(&frame::head(payload.len(), kind, flags, stream));
+        self.output.push(payload);
+    }
+
+    /// Ends a stream at once.
+    pub fn reset(&mut self, id: u32, code: fault::Code) {
+        self.control(kind::RST_STREAM, 0, id, &(code as u32).to_be_bytes());
+    }
+
+    /// Whether what could wait should.
+    #[must_use]
+    pub fn is_saturated(&self) -> bool {
+        self.output.len() >= SATURATED_BYTES
+    }
+
+    /// Sends a gRPC message, and the head before the first one.
+    pub fn message(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes) {
+        let message = if out.is_packed { message::pack(&message) } else { message };
+        let Some(prefix) = message::prefix(message.len(), out.is_packed) else {
+            let text = format!("grpc: trying to send message larger than max ({} vs. {})", message.len(), u32::MAX);
+            let refusal = Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) };
+            return self.end(slot, id, out, Ending::Status(Err(refusal)));
+        };
+        self.head_of_call(id, out);
+        if self.fits(out, PREFIX_BYTES + message.len()) {
+            self.write_message(id, out, prefix, message);
+        } else {
+            self.enqueue(slot, out, [Bytes::copy_from_slice(&prefix), message]);
+        }
+    }
+
+    /// Sends bytes as they are.
+    pub fn data(&mut self, slot: u64, id: u32, out: &mut Outbound, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        if data.len() <= self.max_payload && self.fits(out, data.len()) {
+            self.spend(out, data.len());
+            self.output.push(&frame::head(data.len(), kind::DATA, 0, id));
+            self.output.attach(data);
+        } else {
+            self.enqueue(slot, out, [data]);
+        }
+    }
+
+    /// Ends a stream, behind everything that was sent on it.
+    pub fn end(&mut self, slot: u64, id: u32, out: &mut Outbound, ending: Ending) {
+        if out.is_ending() {
+            return;
+        }
+        match &mut out.queue {
+            Some(queue) => {
+                queue.ending = Some(ending);
+                self.stand_in_line(slot, out);
+            }
+            None => self.write_end(id, out, ending),
+        }
+    }
+
+    /// Sends the head of an ordinary answer, which may be all of it.
+    pub fn head(&mut self, id: u32, out: &mut Outbound, response: &http::response::Parts, is_all: bool) {
+        out.stage = if is_all { Stage::Over } else { Stage::Begun };
+        self.begin_block();
+        self.encoder.field(":status", response.status.as_str().as_bytes(), &mut self.block);
+        self.fields(&response.headers);
+        self.write_block(id, if is_all { flag::END_STREAM } else { 0 });
+    }
+
+    /// The window of a stream has grown, or what it depends on.
+    pub fn reconsider(&mut self, slot: u64, out: &mut Outbound) {
+        self.stand_in_line(slot, out);
+    }
+
+    /// The next stream in line, if anything can be sent at all.
+    pub fn next_in_line(&mut self) -> Option<u64> {
+        if self.is_saturated() || self.window <= 0 { None } else { self.line.pop_front() }
+    }
+
+    /// Sends one frame of a stream whose turn it is. It stands in line again if there is more.
+    pub fn take_turn(&mut self, slot: u64, id: u32, out: &mut Outbound) {
+        out.stands_in_line = false;
+        let Some(queue) = &mut out.queue else { return };
+        let allowed = usize::try_from(out.window.min(self.window)).unwrap_or(0);
+        let length = queue.bytes.min(self.max_payload).min(allowed);
+        if length > 0 {
+            self.crumbs += u32::from(length < CRUMB_BYTES && length < queue.bytes);
+            self.output.push(&frame::head(length, kind::DATA, 0, id));
+            queue.write(length, &mut self.output);
+            self.held -= length;
+            self.spend(out, length);
+        }
+        if let Some(queue) = out.queue.take_if(|queue| queue.bytes == 0)
+            && let Some(ending) = queue.ending
+        {
+            return self.write_end(id, out, ending);
+        }
+        self.stand_in_line(slot, out);
+    }
+
+    /// Forgets what a stream still had to send.
+    pub fn abandon(&mut self, out: &mut Outbound) {
+        self.held -= out.queued();
+        out.queue = None;
+        out.stage = Stage::Over;
+    }
+
+    fn stand_in_line(&mut self, slot: u64, out: &mut Outbound) {
+        if !out.stands_in_line && out.can_go_on() {
+            out.stands_in_line = true;
+            self.line.push_back(slot);
+        }
+    }
+
+    /// Whether so much can be sent now, before anything else on this stream.
+    fn fits(&self, out: &Outbound, length: usize) -> bool {
+        let length = i64::try_from(length).unwrap_or(i64::MAX);
+        out.queue.is_none() && length <= out.window && length <= self.window && !self.is_saturated()
+    }
+
+    fn spend(&mut self, out: &mut Outbound, length: usize) {
+        let length = i64::try_from(length).expect("windows have 31 bits");
+        out.window -= length;
+        self.window -= length;
+    }
+
+    fn enqueue<const N: usize>(&mut self, slot: u64, out: &mut Outbound, pieces: [Bytes; N]) {
+        let queue = out.queue.get_or_insert_default();
+        for piece in pieces {
+            queue.bytes += piece.len();
+            self.held += piece.len();
+            queue.pieces.push_back(piece);
+        }
+        self.stand_in_line(slot, out);
+    }
+
+    /// A whole message, in as many frames as it takes.
+    fn write_message(&mut self, id: u32, out: &mut Outbound, prefix: [u8; PREFIX_BYTES], mut message: Bytes) {
+        self.spend(out, PREFIX_BYTES + message.len());
+        let first = message.split_to(message.len().min(self.max_payload - PREFIX_BYTES));
+        self.output.push(&frame::head(PREFIX_BYTES + first.len(), kind::DATA, 0, id));
+        self.output.push(&prefix);
+        self.output.attach(first);
+        while !message.is_empty() {
+            let next = message.split_to(message.len().min(self.max_payload));
+            self.output.push(&frame::head(next.len(), kind::DATA, 0, id));
+            self.output.attach(next);
+        }
+    }
+
+    fn head_of_call(&mut self, id: u32, out: &mut Outbound) {
+        if out.stage != Stage::Nothing {
+            return;
+        }
+        out.stage = Stage::Begun;
+        self.begin_block();
+        self.encoder.head_of_answer(&mut self.block);
+        if out.is_packed {
+            self.encoder.field("grpc-encoding", b"gzip", &mut self.block);
+        }
+        self.write_block(id, 0);
+    }
+
+    fn write_end(&mut self, id: u32, out: &mut Outbound, ending: Ending) {
+        let is_begun = std::mem::replace(&mut out.stage, Stage::Over) != Stage::Nothing;
+        self.begin_block();
+        match ending {
+            Ending::Plain => return self.control(kind::DATA, flag::END_STREAM, id, &[]),
+            Ending::Broken => {
+                out.stage = Stage::Reset;
+                return self.reset(id, fault::Code::Internal);
+            }
+            Ending::Status(status) => {
+                if !is_begun {
+                    self.encoder.head_of_answer(&mut self.block);
+                }
+                self.status(&status);
+            }
+            Ending::Trailers(trailers) => self.fields(&trailers),
+        }
+        self.write_block(id, flag::END_STREAM);
+    }
+
+    fn status(&mut self, status: &Result<(), Refusal>) {
+        match status {
+            Ok(()) => self.encoder.end_of_answer(&mut self.block),
+            Err(refusal) => {
+                let code = (refusal.code as u8).to_string();
+                self.encoder.field("grpc-status", code.as_bytes(), &mut self.block);
+                let text = message::percent_encode(&refusal.message);
+                self.encoder.field("grpc-message", text.as_bytes(), &mut self.block);
+            }
+        }
+    }
+
+    /// Refuses a request by its head alone, with an HTTP status of its own.
+    pub fn refuse(&mut self, id: u32, out: &mut Outbound, status: u16, refusal: &Refusal) {
+        out.stage = Stage::Over;
+        self.begin_block();
+        self.encoder.field(":status", status.to_string().as_bytes(), &mut self.block);
+        self.encoder.field("content-type", b"application/grpc", &mut self.block);
+        self.status(&Err(refusal.clone()));
+        self.write_block(id, flag::END_STREAM);
+    }
+
+    fn fields(&mut self, fields: &HeaderMap) {
+        for (name, value) in fields {
+            self.encoder.field(name.as_str(), value.as_bytes(), &mut self.block);
+        }
+    }
+
+    fn begin_block(&mut self) {
+        self.block.clear();
+        self.encoder.begin(&mut self.block);
+    }
+
+    /// Writes the block, in as many frames as it takes.
+    fn write_block(&mut self, id: u32, flags: u8) {
+        let block = std::mem::take(&mut self.block);
+        let (first, mut rest) = block.split_at(block.len().min(self.max_payload));
+        let complete = |rest: &[u8]| if rest.is_empty() { flag::END_HEADERS } else { 0 };
+        self.control(kind::HEADERS, flags | complete(rest), id, first);
+        while !rest.is_empty() {
+            let (next, behind) = rest.split_at(rest.len().min(self.max_payload));
+            rest = behind;
+            self.control(kind::CONTINUATION, complete(rest), id, next);
+        }
+        self.block = block;
+    }
+}
+
+impl Queue {
+    /// Moves so many bytes from the front to the output.
+    fn write(&mut self, mut length: usize, output: &mut Output) {
+        self.bytes -= length;
+        while length > 0 {
+            let mut piece = self.pieces.pop_front().expect("the pieces are as long as `bytes` says");
+            if piece.len() > length {
+                self.pieces.push_front(piece.split_off(length));
+            }
+            length -= piece.len();
+            output.attach(piece);
+        }
+    }
+}

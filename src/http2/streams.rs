@@ -1,0 +1,194 @@
+//! The streams of a connection that are open, by ID and by place.
+//!
+//! A stream's slot is its ID and its place in one number: what comes back from afar finds its stream without a search, and
+//! never another one that has taken the place since.
+
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    hash::{BuildHasher, Hasher},
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{guest::Guest, message::Deframer, request::Request, sender::Outbound, talk::Talk};
+
+/// One stream.
+pub struct Stream {
+    /// Its number on the wire.
+    pub id: u32,
+    /// What was asked for.
+    pub request: Arc<Request>,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+    /// What comes in.
+    pub inbound: Inbound,
+    /// What goes out.
+    pub outbound: Outbound,
+    /// Who answers.
+    pub role: Role,
+    /// It waits to be stepped.
+    pub is_due: bool,
+}
+
+/// Who answers a stream, and how far that is.
+pub enum Role {
+    /// A unary call whose message has not come.
+    Listening,
+    /// A unary call whose message, of so many bytes, has come. It may wait to be called, or for its answer.
+    Called {
+        /// When it came.
+        since: Instant,
+        /// How long it was.
+        bytes: usize,
+    },
+    /// A conversation.
+    Talk(Box<Talk>),
+    /// Somebody behind the table.
+    Guest(Box<Guest>),
+    /// Nobody any more; what was said is still being sent.
+    Answered,
+}
+
+/// The receiving side of a stream.
+pub struct Inbound {
+    /// How much the other side may still send.
+    pub window: i64,
+    /// What was used up and not yet given back.
+    pub unreturned: i64,
+    /// How much has come.
+    pub received: u64,
+    /// The other side has ended it.
+    pub ended: bool,
+    /// Messages, or parts of one.
+    pub deframer: Deframer,
+    /// How much is kept of what has come: there, or by a guest.
+    pub held: usize,
+}
+
+impl Inbound {
+    /// Nothing has come.
+    #[must_use]
+    pub fn new(window: i64) -> Self {
+        Self { window, unreturned: 0, received: 0, ended: false, deframer: Deframer::default(), held: 0 }
+    }
+}
+
+/// All of a connection.
+pub struct Streams {
+    places: Vec<Option<Stream>>,
+    free: Vec<u32>,
+    by_id: HashMap<u32, u32, Scatter>,
+    /// The one that was asked for last: frames of a stream come together.
+    latest: (u32, u32),
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        let scatter = Scatter { factor: RandomState::new().hash_one(0) | 1 };
+        Self { places: Vec::new(), free: Vec::new(), by_id: HashMap::with_hasher(scatter), latest: (0, 0) }
+    }
+}
+
+impl Streams {
+    /// How many are open.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether none is open.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// Adds one; returns its slot.
+    pub fn insert(&mut self, stream: Stream) -> u64 {
+        let id = stream.id;
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            u32::try_from(self.places.len() - 1).expect("stream IDs have 31 bits")
+        });
+        self.places[place as usize] = Some(stream);
+        self.by_id.insert(id, place);
+        self.latest = (id, place);
+        slot(id, place)
+    }
+
+    /// The slot of the stream with this ID.
+    pub fn find(&mut self, id: u32) -> Option<u64> {
+        if self.latest.0 != id {
+            self.latest = (id, *self.by_id.get(&id)?);
+        }
+        Some(slot(id, self.latest.1))
+    }
+
+    /// The stream in a slot, if it is still open.
+    pub fn get(&mut self, slot: u64) -> Option<&mut Stream> {
+        let (id, place) = parts(slot);
+        self.places.get_mut(place as usize)?.as_mut().filter(|stream| stream.id == id)
+    }
+
+    /// Takes a stream out.
+    pub fn remove(&mut self, slot: u64) -> Option<Stream> {
+        let (id, place) = parts(slot);
+        let stream = self.places.get_mut(place as usize)?.take_if(|stream| stream.id == id)?;
+        self.by_id.remove(&id);
+        self.latest = (0, 0);
+        self.free.push(place);
+        if self.by_id.is_empty() && self.places.len() > 64 {
+            (self.places, self.free) = (Vec::new(), Vec::new()); // A busy hour is over.
+        }
+        Some(stream)
+    }
+
+    /// All of them, with their slots, in the order of their places.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Stream)> {
+        let numbered = (0_u32..).zip(&mut self.places);
+        numbered.filter_map(|(place, stream)| stream.as_mut().map(|stream| (slot(stream.id, place), stream)))
+    }
+}
+
+fn slot(id: u32, place: u32) -> u64 {
+    u64::from(id) << 32 | u64::from(place)
+}
+
+fn parts(slot: u64) -> (u32, u32) {
+    let id = u32::try_from(slot >> 32).expect("the upper half");
+    (id, u32::try_from(slot & u64::from(u32::MAX)).expect("the lower half"))
+}
+
+/// Hashes an ID by one multiplication. Nobody outside knows the factor, so nobody can choose IDs that collide.
+struct Scatter {
+    factor: u64,
+}
+
+struct Product {
+    factor: u64,
+    value: u64,
+}
+
+impl BuildHasher for Scatter {
+    type Hasher = Product;
+
+    fn build_hasher(&self) -> Product {
+        Product { factor: self.factor, value: 0 }
+    }
+}
+
+impl Hasher for Product {
+    fn finish(&self) -> u64 {
+        self.value
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(u32::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        let product = (self.value ^ u64::from(id)).wrapping_mul(self.factor);
+        self.value = product ^ product >> 32;
+    }
+}

@@ -1,0 +1,131 @@
+//! A conversation on its stream.
+//!
+//! It is stepped on the connection's task when a message has come, when its queue has room again, or when its bell rings.
+
+use std::{sync::Arc, task::Waker};
+
+use bytes::Bytes;
+
+use super::{
+    message::Encoding,
+    outbox::Bell,
+    sender::{Ending, Outbound, ROOM_BYTES, Sender},
+    service::Method,
+    streams::{Inbound, Stream},
+};
+use crate::call::{Code, Conversation, Line, Refusal, Step};
+
+/// A conversation, and what wakes it.
+pub struct Talk {
+    conversation: Box<dyn Conversation>,
+    method: Arc<dyn Method>,
+    bell: Arc<Bell>,
+    waker: Waker,
+}
+
+/// What a step came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// So many bytes of the stream were used up.
+    pub consumed: usize,
+    /// It stopped because the connection has too much to write, and wants to go on when that is written.
+    pub is_stalled: bool,
+}
+
+impl Talk {
+    /// A conversation that has just begun.
+    #[must_use]
+    pub fn new(conversation: Box<dyn Conversation>, method: Arc<dyn Method>, bell: Arc<Bell>) -> Self {
+        let waker = Waker::from(bell.clone());
+        Self { conversation, method, bell, waker }
+    }
+
+    /// Who counts.
+    #[must_use]
+    pub fn method(&self) -> &dyn Method {
+        &*self.method
+    }
+
+    /// Does what can be done now. When that ends the conversation, its end is sent.
+    pub fn step(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender, max_bytes: usize) -> Outcome {
+        self.bell.listen();
+        let mut line = TalkLine {
+            slot,
+            id: stream.id,
+            encoding: stream.request.encoding,
+            max_bytes,
+            method: &*self.method,
+            inbound: &mut stream.inbound,
+            outbound: &mut stream.outbound,
+            sender,
+            waker: &self.waker,
+            broken: None,
+            consumed: 0,
+        };
+        let step = self.conversation.step(&mut line);
+        let (broken, consumed) = (line.broken.take(), line.consumed);
+        let outcome = Outcome { consumed, is_stalled: sender.is_saturated() };
+        let end = match (broken, step) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Step::End(end)) => end,
+            (None, Step::Wait) => return outcome,
+        };
+        self.method.handled(end.as_ref().map_or_else(|refusal| refusal.code, |()| Code::Ok));
+        sender.end(slot, stream.id, &mut stream.outbound, Ending::Status(end));
+        outcome
+    }
+}
+
+struct TalkLine<'a> {
+    slot: u64,
+    id: u32,
+    encoding: Encoding,
+    max_bytes: usize,
+    method: &'a dyn Method,
+    inbound: &'a mut Inbound,
+    outbound: &'a mut Outbound,
+    sender: &'a mut Sender,
+    waker: &'a Waker,
+    broken: Option<Refusal>,
+    consumed: usize,
+}
+
+impl Line for TalkLine<'_> {
+    fn receive(&mut self) -> Option<Bytes> {
+        if self.broken.is_some() {
+            return None;
+        }
+        let before = self.inbound.deframer.len();
+        match self.inbound.deframer.take(self.encoding, self.max_bytes) {
+            Ok(Some(message)) => {
+                self.consumed += before - self.inbound.deframer.len();
+                self.method.received(message.len());
+                return Some(message);
+            }
+            Ok(None) if self.inbound.ended && before > 0 => {
+                let text = "grpc: the request ended before its message did";
+                self.broken = Some(Refusal { code: Code::Internal, message: text.into() });
+            }
+            Ok(None) => (),
+            Err(refusal) => self.broken = Some(refusal),
+        }
+        None
+    }
+
+    fn ended(&self) -> bool {
+        self.inbound.ended && self.inbound.deframer.is_empty()
+    }
+
+    fn has_room(&self) -> bool {
+        !self.sender.is_saturated() && self.outbound.queued() < ROOM_BYTES
+    }
+
+    fn send(&mut self, message: Bytes) {
+        self.method.sent(message.len());
+        self.sender.message(self.slot, self.id, self.outbound, message);
+    }
+
+    fn waker(&self) -> &Waker {
+        self.waker
+    }
+}

@@ -1,0 +1,216 @@
+//! The task that owns a connection and its socket.
+//!
+//! A turn reads once, does what is waiting, and writes everything with one call. After a few turns it is another
+//! connection's turn, however much there is still to do.
+//!
+//! Answers from another thread wake the task at the first of them. It then goes once to the back of the queue of tasks, and
+//! finds more of them when it comes back.
+
+use std::{
+    cell::RefCell,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
+
+use super::{connection::Connection, lobby::Seat, service::Service};
+
+/// What is read at a time.
+const READ_BYTES: usize = 64 << 10;
+/// Pieces that are written at a time.
+const SLICES: usize = 64;
+/// Turns before it is another connection's.
+const TURNS: usize = 4;
+/// How long the other side may take to hear our last words.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// Where this thread's connections read into; what has come is copied out in one piece of its size.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
+
+/// A connection and its socket.
+pub struct Task<S> {
+    socket: S,
+    connection: Connection,
+    seat: Seat,
+    sleep: Pin<Box<Sleep>>,
+    /// When `sleep` ends.
+    alarm: Instant,
+    /// It has gone to the back of the queue.
+    has_yielded: bool,
+    is_leaving: bool,
+    /// Everything is said; what still comes is thrown away.
+    is_closing: bool,
+}
+
+/// What there was to be read.
+enum Input {
+    Bytes(Bytes),
+    Nothing,
+    End,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
+    /// Serves a socket. `first` is what was read from it already.
+    pub fn new(socket: S, first: Bytes, service: Arc<dyn Service>, seat: Seat) -> Self {
+        let now = clock();
+        let mut connection = Connection::new(service, seat.shared().clone(), seat.outbox().clone(), now);
+        connection.receive(first, now);
+        let alarm = connection.next_alarm();
+        let sleep = Box::pin(tokio::time::sleep_until(alarm.into()));
+        Self { socket, connection, seat, sleep, alarm, has_yielded: false, is_leaving: false, is_closing: false }
+    }
+
+    /// Reads once, does what is waiting, writes. True if there may be more to do at once.
+    fn turn(&mut self, context: &mut Context<'_>, now: Instant) -> io::Result<Turn> {
+        let mut goes_on = false;
+        if !self.connection.is_choked() {
+            match self.read(context)? {
+                Input::Bytes(bytes) => {
+                    self.connection.receive(bytes, now);
+                    goes_on = true;
+                }
+                Input::End => return Ok(Turn::End),
+                Input::Nothing => (),
+            }
+        }
+        if !goes_on && !self.has_yielded && self.seat.outbox().has_letters() {
+            self.has_yielded = true;
+            return Ok(Turn::Yield);
+        }
+        self.has_yielded = false;
+        goes_on |= self.connection.run(now);
+        // What had to wait for the output can go on once that is written.
+        let was_saturated = self.connection.is_saturated();
+        self.write(context, now)?;
+        goes_on |= was_saturated && !self.connection.is_saturated();
+        Ok(if goes_on { Turn::GoOn } else { Turn::Rest })
+    }
+
+    fn read(&mut self, context: &mut Context<'_>) -> io::Result<Input> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            match Pin::new(&mut self.socket).poll_read(context, &mut buffer) {
+                Poll::Pending => Ok(Input::Nothing),
+                Poll::Ready(Err(error)) => Err(error),
+                Poll::Ready(Ok(())) if buffer.filled().is_empty() => Ok(Input::End),
+                Poll::Ready(Ok(())) => Ok(Input::Bytes(Bytes::copy_from_slice(buffer.filled()))),
+            }
+        })
+    }
+
+    /// Writes until everything is written, or the socket takes no more.
+    fn write(&mut self, context: &mut Context<'_>, now: Instant) -> io::Result<()> {
+        let mut progress = false;
+        while !self.connection.output().is_empty() {
+            let output = self.connection.output();
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = output.slices(&mut slices);
+            match Pin::new(&mut self.socket).poll_write_vectored(context, &slices[..count]) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => output.advance(written?),
+            }
+            progress = true;
+        }
+        self.connection.wrote(progress, now);
+        if progress && let Poll::Ready(Err(error)) = Pin::new(&mut self.socket).poll_flush(context) {
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Tells the other side that nothing more will come, and waits a moment for it to hear that: a socket that is closed with
+    /// something unread in it may take back what was written last.
+    fn close(&mut self, context: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
+        if !self.is_closing {
+            self.is_closing = true;
+            self.alarm = now + LAST_WORDS;
+            self.sleep.as_mut().reset(self.alarm.into());
+        }
+        ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
+        loop {
+            match self.read(context)? {
+                Input::End => return Poll::Ready(Ok(())),
+                Input::Bytes(_) => (),
+                Input::Nothing => break,
+            }
+        }
+        self.sleep.as_mut().poll(context).map(Ok)
+    }
+
+    /// Hears the alarm, and sees to it that the next one is heard. True if it rang.
+    fn poll_alarm(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
+        let next = self.connection.next_alarm();
+        if next < self.alarm {
+            self.alarm = next;
+            self.sleep.as_mut().reset(next.into());
+        }
+        if self.sleep.as_mut().poll(context).is_pending() {
+            return false;
+        }
+        self.connection.alarm(now);
+        self.alarm = self.connection.next_alarm();
+        self.sleep.as_mut().reset(self.alarm.into());
+        true
+    }
+}
+
+/// How a turn ended.
+enum Turn {
+    GoOn,
+    Rest,
+    Yield,
+    End,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let now = clock();
+        if !this.is_leaving && this.seat.outbox().is_to_leave() {
+            this.is_leaving = true;
+            this.connection.leave(now);
+        }
+        for _ in 0..TURNS {
+            if this.connection.is_dead() {
+                return Poll::Ready(Ok(()));
+            }
+            if this.is_closing || (this.connection.is_over() && this.connection.output().is_empty()) {
+                return this.close(context, now);
+            }
+            match this.turn(context, now)? {
+                Turn::End => return Poll::Ready(Ok(())),
+                Turn::Yield => break,
+                Turn::GoOn => continue,
+                Turn::Rest => (),
+            }
+            let rang = this.poll_alarm(context, now);
+            let is_over = this.connection.is_over() && this.connection.output().is_empty();
+            if !rang && !is_over && this.seat.outbox().sleep(context.waker()) {
+                return Poll::Pending;
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// What time it is, asked once a turn of all connections.
+fn clock() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests;

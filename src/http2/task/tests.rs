@@ -1,0 +1,141 @@
+//! The client of the `h2` crate, over a pipe: what it writes we read, what we write it reads, whatever the fields are.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response as HttpResponse};
+use http_body_util::BodyExt;
+use proptest::prelude::*;
+use tokio::io::DuplexStream;
+
+use super::*;
+use crate::http2::{
+    guest::RequestBody,
+    limits::Limits,
+    lobby::Lobby,
+    service::{Method, Response, ResponseBody},
+};
+
+/// Answers with the fields and the body of the request, and ends with the fields again.
+struct Mirror;
+
+impl Service for Mirror {
+    fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
+        None
+    }
+
+    fn guest(&self, request: Request<RequestBody>) -> Response {
+        let (parts, body) = request.into_parts();
+        let trailers = parts.headers.clone();
+        let body: ResponseBody = Box::pin(body.with_trailers(async move { Some(Ok(trailers)) }));
+        let mut response = HttpResponse::new(body);
+        *response.headers_mut() = parts.headers;
+        Box::pin(async move { response })
+    }
+}
+
+fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<Lobby>) {
+    let lobby = Lobby::new(Limits::default());
+    let (client, server) = tokio::io::duplex(pipe_bytes);
+    let seat = lobby.enter().unwrap();
+    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(Mirror), seat));
+    (client, lobby)
+}
+
+async fn echo(
+    client: &mut h2::client::SendRequest<Bytes>,
+    fields: &HeaderMap,
+    body: Vec<u8>,
+) -> (HeaderMap, Vec<u8>, HeaderMap) {
+    let mut request = Request::post("http://a.b/mirror").body(()).unwrap();
+    *request.headers_mut() = fields.clone();
+    *client = client.clone().ready().await.unwrap();
+    let (response, mut sender) = client.send_request(request, false).unwrap();
+    sender.send_data(body.into(), true).unwrap();
+    let (head, mut body) = response.await.unwrap().into_parts();
+    let mut data = Vec::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece.unwrap();
+        body.flow_control().release_capacity(piece.len()).unwrap();
+        data.extend_from_slice(&piece);
+    }
+    (head.headers, data, body.trailers().await.unwrap().unwrap())
+}
+
+fn fields() -> impl Strategy<Value = HeaderMap> {
+    let name = prop_oneof![
+        "[a-z][a-z0-9-]{0,20}",
+        prop::sample::select(vec!["accept", "cookie", "user-agent", "grpc-status", "content-type", "x"])
+            .prop_map(str::to_owned),
+    ];
+    let value =
+        prop_oneof!["[!-~]{0,60}", Just("application/grpc".to_owned()), Just("0".to_owned()), Just("y".repeat(3000)),];
+    prop::collection::vec((name, value), 0..12).prop_map(|pairs| {
+        let forbidden = ["te", "connection", "upgrade", "keep-alive", "transfer-encoding", "content-length", "host"];
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs.iter().filter(|(name, _)| !forbidden.contains(&name.as_str())) {
+            map.append(HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap());
+        }
+        map
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn fields_and_bodies_go_there_and_back(
+        lists in prop::collection::vec((fields(), 0_usize..200_000), 1..8),
+        pipe_bytes in 1_usize..10_000,
+        table_size in prop::sample::select(vec![0_u32, 50, 200, 4096, 65_536]),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let (pipe, _lobby) = serve(pipe_bytes);
+            let mut builder = h2::client::Builder::new();
+            builder.header_table_size(table_size);
+            let (mut client, connection) = builder.handshake::<_, Bytes>(pipe).await.unwrap();
+            tokio::spawn(connection);
+            for (fields, length) in lists {
+                let body = vec![b'.'; if length % 3 == 0 { length } else { length % 100 }];
+                let (head, data, trailers) = echo(&mut client, &fields, body.clone()).await;
+                assert_eq!((&head, &trailers), (&fields, &fields));
+                assert_eq!(data, body);
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_the_socket_goes_on_when_that_has_room() {
+    let (pipe, _lobby) = serve(10_000);
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(1 << 26).initial_connection_window_size(1 << 26); // Nobody is ever asked for more.
+    let (client, connection) = builder.handshake::<_, Bytes>(pipe).await.unwrap();
+    tokio::spawn(connection);
+    let mut waiting = tokio::task::JoinSet::new();
+    for nth in 0..3 {
+        let mut client = client.clone();
+        waiting.spawn(async move {
+            echo(&mut client, &HeaderMap::new(), vec![nth; 3_000_000]).await.1 == vec![nth; 3_000_000]
+        });
+    }
+    assert_eq!(waiting.join_all().await, [true; 3]);
+}
+
+#[tokio::test]
+async fn who_is_asked_to_leave_goes_when_his_calls_have_ended() {
+    let (pipe, lobby) = serve(10_000);
+    let (mut client, connection) = h2::client::handshake(pipe).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::post("http://a.b/mirror").body(()).unwrap();
+    let (response, mut sender) = client.send_request(request, false).unwrap();
+    response.await.unwrap();
+    lobby.close();
+    for _ in 0..100 {
+        tokio::task::yield_now().await; // It may not go yet, however often its task runs.
+    }
+    assert!(!connection.is_finished());
+    sender.send_data(Bytes::from_static(b"last"), true).unwrap();
+    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.unwrap();
+    connection.await.unwrap().unwrap();
+}

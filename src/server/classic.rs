@@ -1,0 +1,151 @@
+//! Connections that hyper serves: HTTP/1.1, and HTTP/2 too where tonic was asked for.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::Watcher},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower::ServiceExt;
+
+use super::front::Outcome;
+use crate::{
+    api::{Table, grpc, table::Handler, unary, unary::UnaryBody},
+    config::Config,
+};
+
+/// Streams of one connection and the connection itself may have so much under way.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Larger header lists are refused.
+const HEADER_LIST_BYTES: u32 = 64 << 10;
+/// How long the head of a request may take.
+const HEAD_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// What one connection is served with.
+#[derive(Clone)]
+pub struct Service {
+    pub table: Arc<Table>,
+    pub router: axum::Router,
+}
+
+/// How a request is answered, always.
+type Answer = Result<http::Response<Body>, std::convert::Infallible>;
+
+/// The body of a response: small and plain for a unary call, boxed for everything else.
+enum Body {
+    Unary(UnaryBody),
+    Other(axum::body::Body),
+}
+
+impl Service {
+    /// The table's methods first: they are what everybody waits for. Everything but a plain unary call is boxed, so that
+    /// the future of one is small.
+    async fn answer(self, request: http::Request<Incoming>) -> Answer {
+        let Some(method) = self.table.find(request.uri().path()).cloned() else {
+            let response = Box::pin(self.router.oneshot(request.map(axum::body::Body::new))).await;
+            return response.map(|response| response.map(Body::Other));
+        };
+        method.started();
+        if let Handler::Unary(handler) = method.handler
+            && !grpc::is_compressed(request.headers())
+        {
+            let metadata = grpc::metadata(request.headers());
+            let response = unary::serve(self.table, method, handler, metadata, request.into_body()).await;
+            return Ok(response.map(Body::Unary));
+        }
+        let response = Box::pin(grpc::serve(self.table, method, request)).await;
+        Ok(response.map(|body| Body::Other(axum::body::Body::new(body))))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        match self.get_mut() {
+            Self::Unary(body) => Pin::new(body).poll_frame(context),
+            Self::Other(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Unary(body) => body.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self {
+            Self::Unary(body) => body.size_hint(),
+            Self::Other(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The server that speaks both.
+pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.max_concurrent_streams)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HEADER_LIST_BYTES)
+        .keep_alive_interval(config.bounds.keepalive_interval)
+        .keep_alive_timeout(config.bounds.keepalive_timeout);
+    builder
+}
+
+/// Serves one connection to its end.
+pub async fn serve<S>(builder: &auto::Builder<TokioExecutor>, service: Service, watcher: Watcher, stream: S) -> Outcome
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
+    let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
+    Patient::new(watcher.watch(connection)).await
+}
+
+/// A connection that lets the tasks of its calls go first.
+///
+/// The first answer wakes the connection, and the scheduler would run it at once, to write that one answer. Going to the
+/// back of the queue first, it finds the answers of all calls that were ready, and writes them with one system call.
+struct Patient<C> {
+    connection: Pin<Box<C>>,
+    waited: bool,
+}
+
+impl<C> Patient<C> {
+    fn new(connection: C) -> Self {
+        Self { connection: Box::pin(connection), waited: false }
+    }
+}
+
+impl<C: Future> Future for Patient<C> {
+    type Output = C::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
+        self.waited = !self.waited;
+        if self.waited {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.connection.as_mut().poll(context)
+    }
+}

@@ -1,0 +1,109 @@
+//! The method table and the routes behind it, as our own loop sees them.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+
+use crate::{
+    api::{
+        Table,
+        table::{self, Handler},
+    },
+    call::{Answer, Call, Code, Conversation, Metadata, Refusal, Reply},
+    http2::{
+        guest::RequestBody,
+        service::{Method, Response, ResponseBody, Service, Shape},
+    },
+};
+
+/// Everything that can be asked for.
+pub struct Everything {
+    methods: HashMap<&'static str, Arc<dyn Method>>,
+    router: axum::Router,
+}
+
+impl Everything {
+    /// The table first, and the router for the rest.
+    pub fn new(table: &Arc<Table>, router: axum::Router) -> Self {
+        let bind = |(path, method): (&'static str, &Arc<table::Method>)| {
+            let bound: Arc<dyn Method> = Arc::new(Bound { table: table.clone(), method: method.clone() });
+            (path, bound)
+        };
+        Self { methods: table.methods().map(bind).collect(), router }
+    }
+}
+
+impl Service for Everything {
+    fn find(&self, path: &str) -> Option<Arc<dyn Method>> {
+        self.methods.get(path).cloned()
+    }
+
+    fn guest(&self, request: http::Request<RequestBody>) -> Response {
+        let answer = self.router.clone().oneshot(request.map(axum::body::Body::new));
+        Box::pin(async move {
+            let Ok(response) = answer.await;
+            response.map(|body| -> ResponseBody { Box::pin(body.map_err(Into::into)) })
+        })
+    }
+}
+
+/// A method with the table that it is in.
+struct Bound {
+    table: Arc<Table>,
+    method: Arc<table::Method>,
+}
+
+impl Method for Bound {
+    fn shape(&self) -> Shape {
+        match self.method.handler {
+            Handler::Unary(_) => Shape::Unary,
+            Handler::Patient(_) | Handler::ServerStream(_) | Handler::Bidirectional(_) => Shape::Stream,
+        }
+    }
+
+    fn call(&self, call: Call, reply: Reply) {
+        let Handler::Unary(handler) = self.method.handler else { return };
+        match self.table.admit(&self.method, &call.metadata, Some(&call.message)) {
+            Ok(()) => handler(self.table.api(), call, reply),
+            Err(refusal) => reply.answer(Err(refusal)),
+        }
+    }
+
+    fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, Refusal> {
+        self.table.admit(&self.method, &metadata, None)?;
+        match self.method.handler {
+            Handler::Patient(open) | Handler::ServerStream(open) | Handler::Bidirectional(open) => {
+                Ok(self.method.open(self.table.api(), open, metadata))
+            }
+            Handler::Unary(_) => Err(Refusal { code: Code::Internal, message: "a unary call is no stream".into() }),
+        }
+    }
+
+    fn started(&self) {
+        self.method.started();
+    }
+
+    fn received(&self, bytes: usize) {
+        self.method.received(bytes);
+    }
+
+    fn sent(&self, bytes: usize) {
+        self.method.sent(bytes);
+    }
+
+    fn handled(&self, code: Code) {
+        self.method.handled(code);
+    }
+
+    fn answered(&self, spent: Duration, request_bytes: usize, answer: &Answer) {
+        self.table.api().slow.note_call(&self.method, spent, request_bytes, answer);
+        match answer {
+            Ok(message) => {
+                self.method.sent(message.len());
+                self.method.handled(Code::Ok);
+            }
+            Err(refusal) => self.method.handled(refusal.code),
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Clients that mean no good. Each is stopped, memory stays bounded, and a healthy client's calls go on.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use metastore::proto::etcdserverpb::{PutRequest, RangeRequest};
+use prost::Message;
+
+use crate::{
+    raw::{self, Raw, call, frame, framed, setting},
+    support::Server,
+};
+
+const RANGE: &str = "/etcdserverpb.KV/Range";
+const PUT: &str = "/etcdserverpb.KV/Put";
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const MEBIBYTE: usize = 1 << 20;
+
+fn resident_bytes(server: &Server) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+}
+
+/// That some misbehaviour leaves the server in good health, and no larger than before by more than this.
+fn survives(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
+    let server = Server::start(arguments);
+    let before = resident_bytes(&server);
+    act(&server);
+    let grown = resident_bytes(&server).saturating_sub(before);
+    assert!(grown <= may_grow, "{} MiB more than before", grown / MEBIBYTE);
+    assert_healthy(&server);
+}
+
+/// That a call is answered, and soon.
+fn assert_healthy(server: &Server) {
+    let started = Instant::now();
+    let mut healthy = Raw::greet(server.address());
+    healthy
+        .send(&call(1, RANGE, &RangeRequest { key: "a".into(), ..RangeRequest::default() }.encode_to_vec()))
+        .unwrap();
+    let answer = healthy.wait_for(raw::DATA).expect("an answer");
+    assert!(!answer.payload.is_empty());
+    assert!(started.elapsed() < Duration::from_secs(3), "it took {:?}", started.elapsed());
+}
+
+fn counted(server: &Server, reason: &str) -> u64 {
+    let metrics = server.http("GET", "/metrics").body;
+    let name = format!("metastore_http2_refused_total{{reason=\"{reason}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |count| count.parse().unwrap())
+}
+
+#[test]
+fn floods_of_frames_end_in_calm() {
+    survives(&[], 50 * MEBIBYTE, |server| {
+        type Flood = (&'static str, fn(u32) -> Vec<u8>);
+        let floods: [Flood; 6] = [
+            ("resets", |nth| {
+                let mut bytes = call(2 * nth + 1, WATCH, b"");
+                bytes.extend(frame(raw::RST_STREAM, 0, 2 * nth + 1, &[0, 0, 0, 8]));
+                bytes
+            }),
+            ("settings", |_| setting(raw::INITIAL_WINDOW, 100).repeat(10)),
+            ("pings", |_| frame(raw::PING, 0, 0, &[0; 8]).repeat(1000)),
+            ("idle_frames", |_| frame(0x77, 0, 0, b"nothing").repeat(1000)),
+            ("own_resets", |nth| frame(raw::HEADERS, raw::END_HEADERS, 2 * nth + 1, &[0x83])),
+            ("empty_data", |nth| {
+                let open = frame(raw::HEADERS, raw::END_HEADERS, 1, &raw::block(WATCH));
+                [if nth == 0 { open } else { Vec::new() }, frame(raw::DATA, 0, 1, &[]).repeat(1000)].concat()
+            }),
+        ];
+        for (name, next) in floods {
+            assert_eq!(Raw::greet(server.address()).flood(next), raw::ENHANCE_YOUR_CALM, "{name}");
+            assert_eq!(counted(server, name), 1, "{name}");
+            assert_healthy(server);
+        }
+    });
+}
+
+#[test]
+fn a_header_block_without_end_ends_in_calm() {
+    survives(&[], 20 * MEBIBYTE, |server| {
+        let piece = vec![0; 10_000];
+        for piece in [&piece[..], &[]] {
+            let next = |nth| frame(if nth == 0 { raw::HEADERS } else { raw::CONTINUATION }, 0, 1, piece);
+            assert_eq!(Raw::greet(server.address()).flood(next), raw::ENHANCE_YOUR_CALM);
+        }
+        assert_eq!(counted(server, "continuation"), 2);
+    });
+}
+
+#[test]
+fn a_header_list_that_is_too_long_is_refused() {
+    survives(&[], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::greet(server.address());
+        let mut block = raw::block(RANGE);
+        // One entry of the table, and then its index again and again: a byte each, and four thousand when it is read.
+        block.extend([&b"\x40\x01a\x7f\xa1\x1e"[..], &[b'x'; 4000]].concat());
+        block.extend([0xbe; 1000]);
+        raw.send(&frame(raw::HEADERS, raw::END_HEADERS | raw::END_STREAM, 1, &block)).unwrap();
+        let answer = raw.wait_for(raw::HEADERS).unwrap();
+        assert_eq!(answer.flags & raw::END_STREAM, raw::END_STREAM);
+        raw.send(&call(3, RANGE, &[])).unwrap();
+        assert_eq!(raw.wait_for(raw::HEADERS).unwrap().stream, 3, "the connection goes on");
+    });
+}
+
+/// Calls whose answers are large, from somebody who never reads them.
+#[test]
+fn answers_that_nobody_reads_do_not_pile_up() {
+    survives(&["--max-connection-bytes=33554432"], 150 * MEBIBYTE, |server| {
+        let mut raw = Raw::greet(server.address());
+        raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
+        let put = PutRequest { key: "large".into(), value: vec![b'x'; 1_000_000].into(), ..PutRequest::default() }
+            .encode_to_vec();
+        let mut bytes = frame(raw::HEADERS, raw::END_HEADERS, 1, &raw::block(PUT));
+        let put = framed(&put);
+        let mut chunks = put.chunks(16_384).peekable();
+        while let Some(chunk) = chunks.next() {
+            bytes.extend(frame(raw::DATA, if chunks.peek().is_none() { raw::END_STREAM } else { 0 }, 1, chunk));
+        }
+        // The window is wide enough for the message once its prefix has come: wait for that after the first frame.
+        let (first, rest) = bytes.split_at(9 + raw::block(PUT).len() + 9 + 16_384);
+        raw.send(first).unwrap();
+        while raw.wait_for(raw::WINDOW_UPDATE).unwrap().stream != 1 {}
+        raw.send(rest).unwrap();
+        raw.wait_for(raw::HEADERS).unwrap();
+        let range = RangeRequest { key: "large".into(), ..RangeRequest::default() }.encode_to_vec();
+        for nth in 1..1000 {
+            raw.send(&call(2 * nth + 1, RANGE, &range)).unwrap();
+        }
+        assert_healthy(server);
+        // Whoever opens the window at last gets what was waiting.
+        raw.send(&frame(raw::WINDOW_UPDATE, 0, 3, &1_500_000_u32.to_be_bytes())).unwrap();
+        raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &1_500_000_u32.to_be_bytes())).unwrap();
+        let mut received = 0;
+        while received < 1_000_000 {
+            let data = raw.wait_for(raw::DATA).unwrap();
+            assert_eq!(data.stream, 3);
+            received += data.payload.len();
+        }
+    });
+}
+
+#[test]
+fn a_window_that_opens_byte_by_byte_ends_in_calm() {
+    survives(&[], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::greet(server.address());
+        raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
+        let put =
+            PutRequest { key: "k".into(), value: vec![b'x'; 10_000].into(), ..PutRequest::default() }.encode_to_vec();
+        raw.send(&call(1, PUT, &put)).unwrap();
+        raw.wait_for(raw::HEADERS).unwrap();
+        let range = RangeRequest { key: "k".into(), ..RangeRequest::default() }.encode_to_vec();
+        raw.send(&call(3, RANGE, &range)).unwrap();
+        raw.wait_for(raw::HEADERS).unwrap();
+        let code = raw.flood(|_| frame(raw::WINDOW_UPDATE, 0, 3, &[0, 0, 0, 1]));
+        assert_eq!(code, raw::ENHANCE_YOUR_CALM);
+    });
+}
+
+#[test]
+fn requests_that_never_end_do_not_pile_up() {
+    survives(&["--max-connection-bytes=4194304"], 40 * MEBIBYTE, |server| {
+        let mut raw = Raw::greet(server.address());
+        let part = &framed(&[b'x'; 16_000])[..15_000];
+        let mut refused = 0;
+        for nth in 0..2000 {
+            raw.send(&frame(raw::HEADERS, raw::END_HEADERS, 2 * nth + 1, &raw::block(PUT))).unwrap();
+            raw.send(&frame(raw::DATA, 0, 2 * nth + 1, part)).unwrap();
+            if nth > 300 {
+                refused += u32::from(raw.wait_for(raw::HEADERS).is_some());
+            }
+        }
+        assert!(refused > 1500, "{refused} were refused");
+    });
+}
+
+#[test]
+fn so_many_streams_and_no_more() {
+    survives(&["--max-concurrent-streams=10"], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::greet(server.address());
+        for nth in 0..11 {
+            raw.send(&frame(raw::HEADERS, raw::END_HEADERS, 2 * nth + 1, &raw::block(WATCH))).unwrap();
+        }
+        let reset = raw.wait_for(raw::RST_STREAM).unwrap();
+        assert_eq!((reset.stream, &reset.payload[..]), (21, &[0, 0, 0, 7][..]));
+        assert_eq!(counted(server, "streams"), 1);
+    });
+}
+
+#[test]
+fn so_many_connections_and_no_more() {
+    survives(&["--max-connections=20"], 20 * MEBIBYTE, |server| {
+        let mut open: Vec<_> = (0..20).map(|_| Raw::greet(server.address())).collect();
+        for raw in &mut open {
+            raw.wait_for(raw::SETTINGS).unwrap();
+        }
+        let mut late = Raw::greet(server.address());
+        server.wait_for_log("too many client connections; new ones wait until others end");
+        open.pop();
+        late.wait_for(raw::SETTINGS).expect("room was made");
+        drop(open);
+    });
+}
+
+#[test]
+fn whoever_is_slow_to_begin_is_sent_away() {
+    survives(&[], 20 * MEBIBYTE, |server| {
+        let mut silent = Raw::connect(server.address());
+        let mut slow = Raw::connect(server.address());
+        slow.send(b"PRI * HTTP/2.0").unwrap();
+        let mut stuck = Raw::greet(server.address());
+        stuck.send(&frame(raw::HEADERS, 0, 1, &raw::block(RANGE))).unwrap();
+        assert_eq!(silent.next(), None);
+        let farewell = slow.wait_for(raw::GOAWAY).unwrap();
+        assert_eq!(farewell.payload[7], 11);
+        assert_eq!(stuck.wait_for(raw::GOAWAY).unwrap().payload[7], 11);
+        assert_eq!(stuck.next(), None);
+    });
+}
+
+/// One connection's backlog does not delay another's.
+#[test]
+fn a_backlog_is_its_own_connections() {
+    survives(&[], 100 * MEBIBYTE, |server| {
+        let mut raw = Raw::greet(server.address());
+        let range = RangeRequest { key: "a".into(), ..RangeRequest::default() }.encode_to_vec();
+        let mut bytes = Vec::new();
+        for nth in 0..20_000 {
+            bytes.extend(call(2 * nth + 1, RANGE, &range));
+        }
+        let mut writer = raw.another();
+        let writing = std::thread::spawn(move || writer.send(&bytes));
+        for _ in 0..20 {
+            assert_healthy(server);
+        }
+        for _ in 0..20_000 {
+            raw.wait_for(raw::DATA).unwrap();
+            if raw.is_thirsty() {
+                raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &1_000_000_u32.to_be_bytes())).unwrap();
+            }
+        }
+        writing.join().unwrap().unwrap();
+    });
+}

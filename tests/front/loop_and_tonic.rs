@@ -1,0 +1,75 @@
+//! Both servers of HTTP/2 answer alike.
+
+use metastore::proto::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
+use tonic::{Code, codec::CompressionEncoding, transport::Channel};
+
+use crate::support::Server;
+
+async fn both() -> [(Server, KvClient<Channel>); 2] {
+    let start = async |name| {
+        let server = Server::start(&[&format!("--grpc-server={name}")]);
+        let client = server.kv().await;
+        (server, client)
+    };
+    [start("own").await, start("tonic").await]
+}
+
+#[tokio::test]
+async fn packed_calls_are_understood_and_answered_in_kind() {
+    for (_server, client) in both().await {
+        let mut client = client.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip);
+        let value = "repeated ".repeat(10_000);
+        client.put(PutRequest { key: "a".into(), value: value.clone().into(), ..PutRequest::default() }).await.unwrap();
+        let answer = client.range(RangeRequest { key: "a".into(), ..RangeRequest::default() }).await.unwrap();
+        assert_eq!(answer.metadata().get("grpc-encoding").unwrap(), "gzip");
+        assert_eq!(answer.into_inner().kvs[0].value, value.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_refused_in_the_same_words() {
+    let mut words = Vec::new();
+    for (_server, mut client) in both().await {
+        let value = vec![b'x'; 3 << 20].into();
+        let refused = client.put(PutRequest { key: "a".into(), value, ..PutRequest::default() }).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        words.push(refused.message().to_owned());
+        client.range(RangeRequest { key: "a".into(), ..RangeRequest::default() }).await.unwrap();
+    }
+    assert_eq!(words[0], words[1]);
+}
+
+#[tokio::test]
+async fn a_large_list_arrives_whole() {
+    for (_server, mut client) in both().await {
+        for nth in 0..20_u8 {
+            let put =
+                PutRequest { key: vec![b'k', nth].into(), value: vec![nth; 500_000].into(), ..PutRequest::default() };
+            client.put(put).await.unwrap();
+        }
+        let range = RangeRequest { key: "k".into(), range_end: "l".into(), ..RangeRequest::default() };
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let (mut client, range) = (client.clone(), range.clone());
+            waiting.spawn(async move { client.range(range).await.unwrap().into_inner() });
+        }
+        for list in waiting.join_all().await {
+            assert!(list.kvs.iter().zip(0..20_u8).all(|(kv, nth)| kv.value == vec![nth; 500_000]));
+            assert_eq!(list.kvs.len(), 20);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_lets_open_watches_hear_it() {
+    for (mut server, _) in both().await {
+        let mut client = server.client().await;
+        let mut stream = client.watch("a", None).await.unwrap();
+        tokio::task::block_in_place(|| server.stop());
+        let mut last = stream.message().await;
+        while let Ok(Some(_)) = last {
+            last = stream.message().await;
+        }
+        assert!(last.as_ref().is_err_and(|error| error.to_string().contains("etcdserver: server stopped")), "{last:?}");
+    }
+}

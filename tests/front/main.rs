@@ -1,0 +1,13 @@
+//! The front door from outside: one port for everything, TLS, other people's clients, and clients that mean no good.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod clients;
+mod floods;
+mod h2spec;
+mod loop_and_tonic;
+mod raw;
+mod soak;
+#[path = "../support/mod.rs"]
+mod support;
+mod tls;

@@ -1,0 +1,216 @@
+//! TLS for clients: what the two agree on, who is let in, and certificates that are renewed.
+
+use std::{env, fs, path::PathBuf, process::Command, sync::Arc};
+
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    },
+};
+
+use crate::support::Server;
+
+/// Somebody who signs certificates, and the files of what was signed.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    directory: TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("ca.pem"), certificate.pem()).unwrap();
+        Self { issuer: Issuer::new(params, key), directory }
+    }
+
+    /// Signs a certificate; `serial` tells it from others.
+    fn sign(&self, name: &str, serial: u64, purpose: ExtendedKeyUsagePurpose) {
+        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = vec![purpose];
+        params.serial_number = Some(serial.into());
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        fs::write(self.directory.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+        fs::write(self.directory.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
+    }
+
+    fn flag(&self, flag: &str, file: &str) -> String {
+        format!("--{flag}={}", self.path(file).display())
+    }
+
+    /// A server with a certificate of its own.
+    fn server(&self, urls: &str, more: &[String]) -> Server {
+        self.sign("server", 1, ExtendedKeyUsagePurpose::ServerAuth);
+        let mut arguments = vec![format!("--listen-client-urls={urls}")];
+        arguments.extend([self.flag("cert-file", "server.pem"), self.flag("key-file", "server.key")]);
+        arguments.extend_from_slice(more);
+        Server::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Shakes hands, showing a certificate or none.
+    async fn connect(
+        &self,
+        server: &Server,
+        protocols: &[&str],
+        shown: Option<&str>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
+        let mut config = match shown {
+            None => builder.with_no_client_auth(),
+            Some(name) => {
+                let certificate = CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).unwrap();
+                let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).unwrap();
+                builder.with_client_auth_cert(vec![certificate], key).unwrap()
+            }
+        };
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        let stream = TcpStream::connect(server.address()).await.unwrap();
+        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), stream).await
+    }
+}
+
+/// Reads a page with HTTP/2.
+async fn page(stream: TlsStream<TcpStream>) -> Result<String, h2::Error> {
+    let (mut client, connection) = h2::client::handshake(stream).await?;
+    tokio::spawn(connection);
+    let request = http::Request::get("https://localhost/health").body(()).unwrap();
+    let (response, _) = client.send_request(request, true)?;
+    let mut body = response.await?.into_body();
+    let mut text = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        text.extend_from_slice(&data);
+    }
+    Ok(String::from_utf8(text).unwrap())
+}
+
+async fn page_of_http1(mut stream: TlsStream<TcpStream>) -> String {
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+const HEALTHY: &str = r#"{"health":"true","reason":""}"#;
+const SECURE: &str = "https://127.0.0.1:0";
+
+#[tokio::test]
+async fn what_is_agreed_on_decides() {
+    let authority = Authority::new();
+    let server = authority.server(SECURE, &[]);
+    let connect = async |protocols: &[&str]| authority.connect(&server, protocols, None).await;
+    assert_eq!(page(connect(&["h2", "http/1.1"]).await.unwrap()).await.unwrap(), HEALTHY);
+    for protocols in [&["http/1.1"][..], &[]] {
+        let text = page_of_http1(connect(protocols).await.unwrap()).await;
+        assert!(text.starts_with("HTTP/1.1 200") && text.ends_with(HEALTHY), "{text}");
+    }
+    let error = connect(&["spdy/1"]).await.unwrap_err().to_string();
+    assert!(error.contains("NoApplicationProtocol"), "{error}");
+}
+
+#[tokio::test]
+async fn one_port_speaks_with_and_without() {
+    let authority = Authority::new();
+    let server = authority.server("http://127.0.0.1:0,https://127.0.0.1:0", &[]);
+    assert_eq!(page(authority.connect(&server, &["h2"], None).await.unwrap()).await.unwrap(), HEALTHY);
+    assert_eq!(server.http("GET", "/health").body, HEALTHY);
+    server.client().await.put("a", "1", None).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_has_to_show_a_certificate_and_has_none_is_not_let_in() {
+    let authority = Authority::new();
+    for flags in [&["trusted-ca-file"][..], &["trusted-ca-file", "client-cert-auth"]] {
+        let mut more = vec![authority.flag("trusted-ca-file", "ca.pem")];
+        more.extend(flags.get(1).map(|flag| format!("--{flag}")));
+        let server = authority.server(SECURE, &more);
+        authority.sign("client", 2, ExtendedKeyUsagePurpose::ClientAuth);
+        authority.sign("other", 3, ExtendedKeyUsagePurpose::ServerAuth);
+        let stranger = Authority::new();
+        stranger.sign("stranger", 4, ExtendedKeyUsagePurpose::ClientAuth);
+        for file in ["stranger.pem", "stranger.key"] {
+            fs::copy(stranger.path(file), authority.path(file)).unwrap();
+        }
+        let ask = async |shown| match authority.connect(&server, &["h2"], shown).await {
+            Ok(stream) => page(stream).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        assert_eq!(ask(Some("client")).await.as_deref(), Ok(HEALTHY));
+        for shown in [None, Some("other"), Some("stranger")] {
+            assert!(ask(shown).await.is_err(), "{shown:?}");
+        }
+        server.wait_for_log("rejected connection on client endpoint");
+    }
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_without_a_restart() {
+    let authority = Authority::new();
+    let server = authority.server(SECURE, &[]);
+    let shown = async || {
+        let stream = authority.connect(&server, &["h2"], None).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].as_ref().to_vec()
+    };
+    let before = shown().await;
+    assert_eq!(shown().await, before);
+    authority.sign("server", 99, ExtendedKeyUsagePurpose::ServerAuth);
+    assert_ne!(shown().await, before);
+    fs::write(authority.path("server.pem"), "no certificate").unwrap();
+    assert!(authority.connect(&server, &["h2"], None).await.is_err());
+    server.wait_for_log("rejected connection on client endpoint");
+}
+
+#[test]
+fn etcdctl_speaks_tls_with_a_certificate() {
+    let Some(etcdctl) = env::var_os("METASTORE_TEST_ETCDCTL") else {
+        eprintln!("\n*** THERE IS NO ETCDCTL HERE: TLS WAS NOT TRIED WITH IT ***\n");
+        return;
+    };
+    let authority = Authority::new();
+    let server = authority.server(SECURE, &[authority.flag("trusted-ca-file", "ca.pem")]);
+    authority.sign("client", 2, ExtendedKeyUsagePurpose::ClientAuth);
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&etcdctl);
+        command.env_clear().args(arguments).arg(format!("--endpoints=https://{}", server.address()));
+        command.arg(authority.flag("cacert", "ca.pem"));
+        command.args([authority.flag("cert", "client.pem"), authority.flag("key", "client.key")]);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(run(&["put", "greeting", "hello"]), "OK\n");
+    assert_eq!(run(&["get", "greeting"]), "greeting\nhello\n");
+}
+
+#[test]
+fn a_certificate_that_cannot_be_read_stops_the_start() {
+    let mut server = Server::member(
+        "one",
+        "http://127.0.0.1:2380",
+        "one=http://127.0.0.1:2380",
+        &["--listen-client-urls=https://127.0.0.1:0", "--cert-file=/nowhere/cert.pem", "--key-file=/nowhere/key.pem"],
+    );
+    server.launch();
+    let line = server.wait_for_log("\"level\":\"fatal\"");
+    assert!(line.contains("open /nowhere/cert.pem: No such file or directory"), "{line}");
+}
