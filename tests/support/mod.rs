@@ -299,6 +299,12 @@ pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8])
     Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
 }
 
+/// All tests can be run with one server of HTTP/2 or the other.
+fn grpc_server() -> Option<String> {
+    let name = std::env::var("METASTORE_TEST_GRPC_SERVER").ok()?;
+    Some(format!("--grpc-server={name}"))
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended already; a test that fails has said why.
