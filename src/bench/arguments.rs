@@ -25,6 +25,7 @@ pub(super) struct Arguments {
 
 /// What to do.
 #[derive(Subcommand, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a process has one of it")]
 pub(super) enum Command {
     /// Put load on a server.
     #[command(flatten)]

@@ -96,8 +96,8 @@ async fn a_register_stays_one_while_leadership_moves_and_members_are_cut_off() {
         let leader = cluster.leader().await;
         let target = cluster.others(leader)[round % 2];
         let request = MoveLeaderRequest { target_id: cluster.ids[target] };
-        let moved = cluster.servers[leader].maintenance().await.move_leader(request).await;
-        moves += u32::from(moved.is_ok());
+        let answer = cluster.servers[leader].maintenance().await.move_leader(request).await;
+        moves += u32::from(answer.is_ok());
         if round % 10 == 9 {
             cluster.isolate(target);
             cluster.leader_after(target).await;
