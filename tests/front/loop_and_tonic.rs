@@ -65,8 +65,7 @@ async fn a_stop_lets_open_watches_hear_it() {
     for (mut server, _) in both().await {
         let mut client = server.client().await;
         let mut stream = client.watch("a", None).await.unwrap();
-        let status = tokio::task::block_in_place(|| server.stop());
-        assert!(status.success());
+        tokio::task::block_in_place(|| server.stop());
         let mut last = stream.message().await;
         while let Ok(Some(_)) = last {
             last = stream.message().await;
