@@ -36,7 +36,7 @@ use crate::{
     mvcc::read::Failure,
     peer::{CLUSTER_ID, json, paths},
     proto::{
-        etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, Member, MemberPromoteResponse, ResponseHeader},
+        etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, MemberPromoteResponse, ResponseHeader},
         leasepb::{LeaseInternalRequest, LeaseInternalResponse},
     },
 };
@@ -120,7 +120,7 @@ async fn promote(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Respons
     };
     let answer = match promoted {
         Ok(response) => match MemberPromoteResponse::decode(response.body.as_slice()) {
-            Ok(promoted) => of_kind(JSON, json::write_members::<'_>(promoted.members.iter().collect::<Vec<&Member>>())),
+            Ok(promoted) => of_kind(JSON, json::write_members(&promoted.members)),
             Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, error),
         },
         Err(Error::MemberNotFound) => refusal(StatusCode::NOT_FOUND, "membership: ID not found"),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::{Failure, joining};
+use super::{Failure, joining, request_timeout, takeover};
 use crate::{
     config::{ClusterState, Config, FirstStart},
     error::Halt,
@@ -41,7 +41,7 @@ pub struct Origin {
 }
 
 /// Finds out what a member without data begins with. Touches nothing.
-pub async fn origin(config: &Config, client: &Client, patience: Duration) -> Result<Origin, Failure> {
+pub async fn origin(config: &Config, client: &Client) -> Result<Origin, Failure> {
     let first = config.first_start().map_err(Failure::Refused)?;
     match first.state {
         ClusterState::New => {
@@ -50,6 +50,7 @@ pub async fn origin(config: &Config, client: &Client, patience: Duration) -> Res
             Ok(origin)
         }
         ClusterState::Existing => {
+            let patience = request_timeout(config);
             joining::newcomer(&first, config.max_learners, client, patience).await.map_err(Failure::Refused)
         }
     }
@@ -91,8 +92,28 @@ async fn refuse_to_found_twice(first: &FirstStart, own: u64, client: &Client) ->
     Ok(())
 }
 
+/// Makes the data directory one to start from. `known` is what it begins with, if it was seen to be empty before.
+pub async fn prepare(
+    config: &Config,
+    client: &Client,
+    known: Option<Origin>,
+    directory: &DataDir,
+) -> Result<(), Failure> {
+    if directory.is_initialised() {
+        if config.force_new_cluster {
+            takeover::become_sole_member(directory)?;
+        }
+        return Ok(());
+    }
+    let origin = match known {
+        Some(origin) => origin,
+        None => origin(config, client).await?,
+    };
+    Ok(lay_down(&origin, directory)?)
+}
+
 /// Writes a member's first files, all or none.
-pub fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
+fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
     let Origin { identity, members, introduced, at } = origin;
     tracing::info!(
         {

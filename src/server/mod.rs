@@ -24,7 +24,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::signal::unix::SignalKind;
+use tokio::{net::TcpListener, signal::unix::SignalKind};
 
 use crate::{
     api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool, slow::Slow},
@@ -116,10 +116,9 @@ pub fn run(config: &Config) -> ExitCode {
 /// Serves until the end; returns the signal that it was told to stop with, if it was.
 async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     let client = Client::new(DIAL_TIMEOUT + config.election_timeout);
-    let origin = || bootstrap::origin(config, &client, request_timeout(config));
     let begins = !DataDir::looks_initialised(&config.data_dir);
     // Before anything is touched, and before others who start can take an open port for a member that may answer.
-    let known = if begins { Some(origin().await?) } else { None };
+    let known = if begins { Some(bootstrap::origin(config, &client).await?) } else { None };
     let tls = config.front.tls.as_ref().map(Tls::open).transpose()?;
     let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
     let mut peer_listeners = Vec::new();
@@ -127,35 +126,19 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
         peer_listeners.push(bind_for_members(url, config.socket_reuse_port).await?);
     }
     let slots = Slots::new(config.bounds.max_connections)?;
-    let mut stop =
-        StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
+    let stop = StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let directory = DataDir::open(&config.data_dir)?;
     words::starting(config, directory.is_initialised());
-    if directory.is_initialised() {
-        if config.force_new_cluster {
-            takeover::become_sole_member(&directory)?;
-        }
-    } else {
-        let origin = match known {
-            Some(origin) => origin,
-            None => origin().await?,
-        };
-        bootstrap::lay_down(&origin, &directory)?;
-    }
-    let (removed, mut is_removed) = tokio::sync::watch::channel(false);
+    bootstrap::prepare(config, &client, known, &directory).await?;
+    let (removed, is_removed) = tokio::sync::watch::channel(false);
+    let mut ends = Ends { stop, is_removed };
     let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true)))?;
-    if config.feature_gates.is_open(Gate::InitialCorruptCheck) {
-        inspection::before_serving(&floors.api).await.map_err(Failure::Refused)?;
-    }
-    let peer_routes = api::peer::router(floors.api.clone());
-    let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, peer_routes.clone()));
-    peers::listen(peer_listeners, &floors.transport, serve_http)?;
-    words::serving(config, floors.api.header.member_id());
+    open_to_members(config, &floors, peer_listeners).await?;
     tokio::select! {
         published = publish(config, &floors.api) => {
             published.map_err(|error| Failure::Refused(error.to_string()))?;
         }
-        end = end(&mut stop, &mut is_removed) => {
+        end = ends.wait() => {
             floors.stop().await;
             return match end {
                 End::Signal(signal) => Ok(Some(signal)),
@@ -168,7 +151,7 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     let doors = Doors::open(config, &floors.api, tls, ports, &slots);
     signals::tell_ready();
     let vigil = tokio::spawn(keep_vigil(floors.api.clone(), config.election_timeout));
-    let end = end(&mut stop, &mut is_removed).await;
+    let end = ends.wait().await;
     if let End::Removed = end {
         tokio::time::sleep(REMOVED_GRACE).await;
     }
@@ -192,22 +175,42 @@ async fn keep_vigil(api: Arc<Api>, election_timeout: Duration) {
     }
 }
 
+/// Lets other members in, once nothing speaks against this one.
+async fn open_to_members(config: &Config, floors: &Floors, listeners: Vec<TcpListener>) -> Result<(), Failure> {
+    if config.feature_gates.is_open(Gate::InitialCorruptCheck) {
+        inspection::before_serving(&floors.api).await.map_err(Failure::Refused)?;
+    }
+    let routes = api::peer::router(floors.api.clone());
+    let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, routes.clone()));
+    peers::listen(listeners, &floors.transport, serve_http)?;
+    words::serving(config, floors.api.header.member_id());
+    Ok(())
+}
+
 /// Why a member ends.
 enum End {
     Signal(SignalKind),
     Removed,
 }
 
-async fn end(stop: &mut StopSignal, is_removed: &mut tokio::sync::watch::Receiver<bool>) -> End {
-    let end = tokio::select! {
-        signal = stop.wait() => End::Signal(signal),
-        _ = is_removed.wait_for(|removed| *removed) => End::Removed,
-    };
-    match &end {
-        End::Signal(signal) => tracing::info!(signal = signals::name(*signal), "received signal; shutting down"),
-        End::Removed => tracing::warn!("this member was removed from the cluster; shutting down"),
+/// What a member ends for.
+struct Ends {
+    stop: StopSignal,
+    is_removed: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Ends {
+    async fn wait(&mut self) -> End {
+        let end = tokio::select! {
+            signal = self.stop.wait() => End::Signal(signal),
+            _ = self.is_removed.wait_for(|removed| *removed) => End::Removed,
+        };
+        match &end {
+            End::Signal(signal) => tracing::info!(signal = signals::name(*signal), "received signal; shutting down"),
+            End::Removed => tracing::warn!("this member was removed from the cluster; shutting down"),
+        }
+        end
     }
-    end
 }
 
 /// Where clients come in.

@@ -181,7 +181,7 @@ impl Cluster {
                 let revision = applied[0].1;
                 let mut hashes = Vec::new();
                 for &nth in members {
-                    let request = HashKvRequest { revision, ..HashKvRequest::default() };
+                    let request = HashKvRequest { revision };
                     let hash = self.servers[nth].maintenance().await.hash_kv(request).await.unwrap().into_inner();
                     hashes.push((hash.hash, hash.compact_revision));
                 }

@@ -39,7 +39,9 @@ async fn one_way_cuts_stop_the_cluster_no_longer_than_an_election() {
         let leader = cluster.leader().await;
         let others = cluster.others(leader);
         // It is heard, but hears nobody: check-quorum makes it step down.
-        others.iter().for_each(|&other| cluster.network.cut(cluster.ids[other], cluster.ids[leader]));
+        for other in others {
+            cluster.network.cut(cluster.ids[other], cluster.ids[leader]);
+        }
         load.progress(200).await;
         cluster.network.heal();
         cluster.leader().await;
@@ -47,7 +49,9 @@ async fn one_way_cuts_stop_the_cluster_no_longer_than_an_election() {
         // It hears, but nobody hears it.
         let leader = cluster.leader().await;
         let others = cluster.others(leader);
-        others.iter().for_each(|&other| cluster.network.cut(cluster.ids[leader], cluster.ids[other]));
+        for other in others {
+            cluster.network.cut(cluster.ids[leader], cluster.ids[other]);
+        }
         load.progress(200).await;
         cluster.network.heal();
         cluster.leader().await;

@@ -1,6 +1,8 @@
 //! The differences that are meant. Each names what differs and why, and says precisely whom it excuses.
 
-use metastore::proto::etcdserverpb::{HashKvResponse, RangeRequest, StatusResponse, TxnRequest, request_op::Request};
+use metastore::proto::etcdserverpb::{
+    HashKvResponse, RangeRequest, StatusResponse, TxnRequest, TxnResponse, request_op::Request, response_op::Response,
+};
 
 use super::{
     Etcd,
@@ -64,6 +66,20 @@ pub const OF_OLD: &[Known] = &[
         excuses: |_, operation, ours, theirs| open_ties_beyond(6, operation, ours, theirs),
     },
     Known {
+        what: "The same in a transaction's ranges.",
+        excuses: |_, _, ours, theirs| {
+            let (Answer::Txn(ours), Answer::Txn(theirs)) = (ours, theirs) else { return false };
+            in_key_order(ours) == in_key_order(theirs)
+        },
+    },
+    Known {
+        what: "Of a put in a transaction that lacks its lease and its key, the key is missed first.",
+        excuses: |_, operation, ours, theirs| {
+            let missed = |answer: &Answer, what| matches!(answer, Answer::Refused(_, text) if text.ends_with(what));
+            matches!(operation, Operation::Txn(_)) && missed(ours, "lease not found") && missed(theirs, "key not found")
+        },
+    },
+    Known {
         what: "Status has another version, and not what is new in 3.6: storage version, quota, downgrade.",
         excuses: |_, _, ours, theirs| {
             let (Answer::Status(ours), Answer::Status(theirs)) = (ours, theirs) else { return false };
@@ -79,17 +95,16 @@ pub const OF_OLD: &[Known] = &[
     },
 ];
 
-/// Takes out of an operation what an old etcd does otherwise and what would drive the two apart: it takes a sort that does not
-/// exist for none, where 3.7 refuses the request, with
-/// `keys_only` it still tells leases, a restart forgets leases with negative IDs,
-/// an alarm of no known type ends it, and without space it takes nested transactions for free.
+/// Takes out of an operation what an old etcd does otherwise and what would drive the two apart. It takes a sort that does not
+/// exist for none, where 3.7 refuses the request; with `keys_only` it still tells leases; a restart forgets leases with
+/// negative IDs and the largest; an alarm of no known type ends it; and without space it takes nested transactions for free.
 pub fn spare_old(operation: &mut Operation) {
     const CORRUPT: i32 = 2;
     match operation {
         Operation::Range(range) => spare_range(range),
         Operation::Txn(txn) => spare_txn(txn),
         Operation::Alarm(alarm) if alarm.action == 1 => alarm.alarm = CORRUPT,
-        Operation::LeaseGrant(grant) if grant.id < 0 => grant.id = (grant.id & i64::MAX).max(1),
+        Operation::LeaseGrant(grant) if grant.id != 0 => grant.id = (grant.id & i64::MAX).clamp(1, i64::MAX - 1),
         _ => {}
     }
 }
@@ -113,6 +128,18 @@ fn spare_range(range: &mut RangeRequest) {
 /// Those that count beside an etcd.
 pub fn beside(etcd: &Etcd) -> Vec<&'static Known> {
     KNOWN.iter().chain(OF_OLD.iter().filter(|_| etcd.is_old)).collect()
+}
+
+fn in_key_order(answer: &TxnResponse) -> TxnResponse {
+    let mut answer = answer.clone();
+    for response in answer.responses.iter_mut().filter_map(|op| op.response.as_mut()) {
+        match response {
+            Response::ResponseRange(range) => range.kvs.sort_by(|a, b| a.key.cmp(&b.key)),
+            Response::ResponseTxn(txn) => *txn = in_key_order(txn),
+            Response::ResponsePut(_) | Response::ResponseDeleteRange(_) => {}
+        }
+    }
+    answer
 }
 
 fn remembered_hash(before: &Chooser, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {

@@ -159,6 +159,11 @@ impl Stream {
         told.map_err(|_| difference(&self.notes.lock().by_watch, &other.notes.lock().by_watch))
     }
 
+    /// Forgets what was told.
+    pub fn forget(&self) {
+        self.notes.lock().by_watch.clear();
+    }
+
     fn send(&self, union: RequestUnion) {
         // A stream that has ended says so where its answer is awaited.
         _ = self.requests.send(WatchRequest { request_union: Some(union) });
