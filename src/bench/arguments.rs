@@ -25,7 +25,7 @@ pub(super) struct Arguments {
 
 /// What to do.
 #[derive(Subcommand, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a process has one of it")]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub(super) enum Command {
     /// Put load on a server.
     #[command(flatten)]

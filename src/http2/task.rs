@@ -38,6 +38,7 @@ thread_local! {
 }
 
 /// A connection and its socket.
+#[allow(clippy::struct_excessive_bools, reason = "each is a question about this task alone")]
 pub struct Task<S> {
     socket: S,
     connection: Connection,
@@ -45,6 +46,8 @@ pub struct Task<S> {
     sleep: Pin<Box<Sleep>>,
     /// When `sleep` ends.
     alarm: Instant,
+    /// Something was written and not flushed.
+    is_unflushed: bool,
     /// It has gone to the back of the queue.
     has_yielded: bool,
     is_leaving: bool,
@@ -67,7 +70,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         connection.receive(first, now);
         let alarm = connection.next_alarm();
         let sleep = Box::pin(tokio::time::sleep_until(alarm.into()));
-        Self { socket, connection, seat, sleep, alarm, has_yielded: false, is_leaving: false, is_closing: false }
+        Self {
+            socket,
+            connection,
+            seat,
+            sleep,
+            alarm,
+            is_unflushed: false,
+            has_yielded: false,
+            is_leaving: false,
+            is_closing: false,
+        }
     }
 
     /// Reads once, does what is waiting, writes. True if there may be more to do at once.
@@ -123,8 +136,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             progress = true;
         }
         self.connection.wrote(progress, now);
-        if progress && let Poll::Ready(Err(error)) = Pin::new(&mut self.socket).poll_flush(context) {
-            return Err(error);
+        // TLS may keep back what it has taken.
+        self.is_unflushed |= progress;
+        if self.is_unflushed
+            && let Poll::Ready(flushed) = Pin::new(&mut self.socket).poll_flush(context)
+        {
+            flushed?;
+            self.is_unflushed = false;
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ async fn one_way_cuts_stop_the_cluster_no_longer_than_an_election() {
         let leader = cluster.leader().await;
         let others = cluster.others(leader);
         // It is heard, but hears nobody: check-quorum makes it step down.
-        for &other in &others {
+        for other in others {
             cluster.network.cut(cluster.ids[other], cluster.ids[leader]);
         }
         load.progress(200).await;
@@ -49,7 +49,7 @@ async fn one_way_cuts_stop_the_cluster_no_longer_than_an_election() {
         // It hears, but nobody hears it.
         let leader = cluster.leader().await;
         let others = cluster.others(leader);
-        for &other in &others {
+        for other in others {
             cluster.network.cut(cluster.ids[leader], cluster.ids[other]);
         }
         load.progress(200).await;

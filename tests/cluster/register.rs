@@ -91,13 +91,13 @@ async fn a_register_stays_one_while_leadership_moves_and_members_are_cut_off() {
             }
         });
     }
-    let mut moves = 0;
+    let mut transfers = 0;
     for round in 0..30 {
         let leader = cluster.leader().await;
         let target = cluster.others(leader)[round % 2];
         let request = MoveLeaderRequest { target_id: cluster.ids[target] };
-        let answer = cluster.servers[leader].maintenance().await.move_leader(request).await;
-        moves += u32::from(answer.is_ok());
+        let moved = cluster.servers[leader].maintenance().await.move_leader(request).await;
+        transfers += u32::from(moved.is_ok());
         if round % 10 == 9 {
             cluster.isolate(target);
             cluster.leader_after(target).await;
@@ -108,8 +108,12 @@ async fn a_register_stays_one_while_leadership_moves_and_members_are_cut_off() {
     stopped.store(true, Ordering::Relaxed);
     callers.join_all().await;
     let history = std::mem::take(&mut *history.lock().unwrap());
-    println!("{moves} transfers, {} calls", history.len());
-    assert!(moves >= 20 && history.len() > 500, "too little happened: {moves} transfers, {} calls", history.len());
+    println!("{transfers} transfers, {} calls", history.len());
+    assert!(
+        transfers >= 20 && history.len() > 500,
+        "too little happened: {transfers} transfers, {} calls",
+        history.len()
+    );
     assert_linearizable(history);
     cluster.assert_all_equal().await;
 }

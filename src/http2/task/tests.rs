@@ -37,8 +37,41 @@ fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<Lobby>) {
     let lobby = Lobby::new(Limits::default());
     let (client, server) = tokio::io::duplex(pipe_bytes);
     let seat = lobby.enter().unwrap();
-    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(Mirror), seat));
+    tokio::spawn(Task::new(Hoarder { pipe: server, kept: Vec::new() }, Bytes::new(), Arc::new(Mirror), seat));
     (client, lobby)
+}
+
+/// A socket that takes everything at once and lets go of it only when it is flushed, as TLS does.
+struct Hoarder {
+    pipe: DuplexStream,
+    kept: Vec<u8>,
+}
+
+impl AsyncRead for Hoarder {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().pipe).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Hoarder {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().kept.extend_from_slice(data);
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while !this.kept.is_empty() {
+            let written = ready!(Pin::new(&mut this.pipe).poll_write(context, &this.kept))?;
+            this.kept.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(context))?;
+        Pin::new(&mut self.get_mut().pipe).poll_shutdown(context)
+    }
 }
 
 async fn echo(
