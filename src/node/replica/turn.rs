@@ -25,7 +25,7 @@ pub struct Write {
     pub group: Group,
     /// To be sent once this and every earlier write is durable.
     pub promises: Vec<Message>,
-    /// For [`Replica::persisted`].
+    /// For [`super::Replica::persisted`].
     pub number: u64,
 }
 
