@@ -11,6 +11,13 @@ const KEPT_BYTES: usize = 4 << 10;
 /// As much is asked for at most when a buffer is made anew.
 const RESERVED_BYTES: usize = 64 << 10;
 
+/// A place in a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    buffer: u64,
+    offset: usize,
+}
+
 /// Bytes on their way out.
 #[derive(Default)]
 pub struct Output {
@@ -18,6 +25,8 @@ pub struct Output {
     tail: Vec<u8>,
     /// How much of the tail is written.
     tail_sent: usize,
+    /// Counts how often the tail began anew.
+    buffer: u64,
     len: usize,
     /// How much the last buffer had to hold.
     usual: usize,
@@ -45,6 +54,18 @@ impl Output {
         self.len += bytes.len();
     }
 
+    /// Where the next small bytes will lie.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark { buffer: self.buffer, offset: self.tail.len() }
+    }
+
+    /// The small bytes from `mark` on, if none of them is written or sealed yet.
+    pub fn since(&mut self, mark: Mark) -> Option<&mut [u8]> {
+        let is_here = mark.buffer == self.buffer && self.tail_sent <= mark.offset;
+        if is_here { self.tail.get_mut(mark.offset..) } else { None }
+    }
+
     /// Adds a payload: a large one is not copied.
     pub fn attach(&mut self, payload: Bytes) {
         if payload.len() < LARGE_BYTES {
@@ -61,8 +82,13 @@ impl Output {
             tail.advance(self.tail_sent);
             self.sealed.push_back(tail);
         }
+        self.begin_tail();
+    }
+
+    fn begin_tail(&mut self) {
         self.tail.clear();
         self.tail_sent = 0;
+        self.buffer += 1;
     }
 
     /// Fills `slices` from the front; returns how many there are.
@@ -85,8 +111,7 @@ impl Output {
         self.tail_sent += written;
         if self.tail_sent == self.tail.len() {
             self.usual = self.tail.len();
-            self.tail.clear();
-            self.tail_sent = 0;
+            self.begin_tail();
             if self.tail.capacity() > KEPT_BYTES {
                 self.tail = Vec::new();
             }

@@ -19,7 +19,7 @@ use super::{
     frame::{self, DEFAULT_WINDOW, MAX_PAYLOAD, flag, kind},
     hpack::Encoder,
     message::{self, PREFIX_BYTES},
-    output::Output,
+    output::{Mark, Output},
 };
 use crate::call::{Code, Refusal};
 
@@ -27,6 +27,8 @@ use crate::call::{Code, Refusal};
 pub const SATURATED_BYTES: usize = 256 << 10;
 /// A conversation may have so much in its queue.
 pub const ROOM_BYTES: usize = 64 << 10;
+/// Messages up to this size share a frame.
+const JOINED_BYTES: usize = 2 << 10;
 /// A frame with less payload, though there would be more, is a crumb.
 const CRUMB_BYTES: usize = 256;
 
@@ -128,6 +130,18 @@ pub struct Sender {
     /// Streams that stand in line.
     line: VecDeque<u64>,
     block: Vec<u8>,
+    /// The frame of messages that was begun last.
+    last: Option<Last>,
+}
+
+/// A frame that may be at the end of the output, and then takes further messages of its stream.
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    stream: u32,
+    /// Where it begins.
+    mark: Mark,
+    /// Its payload, so far.
+    length: usize,
 }
 
 impl Default for Sender {
@@ -141,6 +155,7 @@ impl Default for Sender {
             crumbs: 0,
             line: VecDeque::new(),
             block: Vec::new(),
+            last: None,
         }
     }
 }
@@ -286,6 +301,11 @@ impl Sender {
     /// A whole message, in as many frames as it takes.
     fn write_message(&mut self, id: u32, out: &mut Outbound, prefix: [u8; PREFIX_BYTES], mut message: Bytes) {
         self.spend(out, PREFIX_BYTES + message.len());
+        if self.extend_last(id, prefix, &message) {
+            return;
+        }
+        let length = PREFIX_BYTES + message.len();
+        self.last = (length < JOINED_BYTES).then(|| Last { stream: id, mark: self.output.mark(), length });
         let first = message.split_to(message.len().min(self.max_payload - PREFIX_BYTES));
         self.output.push(&frame::head(PREFIX_BYTES + first.len(), kind::DATA, 0, id));
         self.output.push(&prefix);
@@ -295,6 +315,22 @@ impl Sender {
             self.output.push(&frame::head(next.len(), kind::DATA, 0, id));
             self.output.attach(next);
         }
+    }
+
+    /// Adds a small message to the frame before it, if that is one of its stream: a client reads one frame faster than many.
+    fn extend_last(&mut self, id: u32, prefix: [u8; PREFIX_BYTES], message: &[u8]) -> bool {
+        let Some(last) = &mut self.last else { return false };
+        let length = last.length + PREFIX_BYTES + message.len();
+        if last.stream != id || message.len() >= JOINED_BYTES || length > self.max_payload {
+            return false;
+        }
+        let is_last = |frame: &&mut [u8]| frame.len() == frame::HEAD_BYTES + last.length;
+        let Some(frame) = self.output.since(last.mark).filter(is_last) else { return false };
+        frame[..frame::HEAD_BYTES].copy_from_slice(&frame::head(length, kind::DATA, 0, id));
+        last.length = length;
+        self.output.push(&prefix);
+        self.output.push(message);
+        true
     }
 
     fn head_of_call(&mut self, id: u32, out: &mut Outbound) {

@@ -52,7 +52,7 @@ fn ten_thousand_connections_for_ten_minutes() {
             }
         }
     };
-    for _ in 0..3 {
+    for _ in 0..40 {
         round(&mut open);
     }
     let (started, before) = (Instant::now(), measure(&server));

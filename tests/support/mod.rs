@@ -82,6 +82,19 @@ impl Log {
     }
 }
 
+impl Log {
+    /// Waits until nothing will be written any more: the process has ended.
+    fn wait_for_end(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.lines.lock().unwrap();
+        while !lines.ended {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "it does not end; the log is\n{}", lines.lines.join("\n"));
+            lines = self.grown.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+}
+
 impl Server {
     /// Founds a cluster of one and waits until it serves. `arguments` come on top of names and addresses.
     pub fn start(arguments: &[&str]) -> Self {
@@ -190,7 +203,9 @@ impl Server {
 
     /// Waits until the process ends by itself; returns with how.
     pub fn wait_for_end(&mut self) -> ExitStatus {
-        self.process.take().expect("it runs").child.wait().unwrap()
+        let mut process = self.process.take().expect("it runs");
+        process.log.wait_for_end();
+        process.child.wait().unwrap()
     }
 
     /// `kill -9`, at once.

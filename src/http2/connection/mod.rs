@@ -48,7 +48,7 @@ pub const STREAM_WINDOW: i64 = 128 << 10;
 /// While so much waits for the other side to read, calls wait too.
 const CALLS_WAIT_BYTES: usize = 16 << 20;
 /// How many streams that are gone are remembered.
-const PAST_STREAMS: usize = 256;
+const PAST_STREAMS: usize = 64;
 
 /// A connection.
 pub struct Connection {

@@ -139,6 +139,53 @@ fn a_conversation_stops_when_nobody_reads_and_goes_on_when_somebody_does() {
     assert_eq!((got, client.connection.sender.held), (201_000, 0));
 }
 
+/// Bytes of the same length in the same place are not the same frame.
+#[test]
+fn a_message_is_not_added_to_what_lies_where_its_frame_lay() {
+    let mut client = Client::new();
+    client.open(1, "/t/Chat", &[], false);
+    client.message(1, b"first", false);
+    client.told();
+    client.message(1, &[b'x'; 20], false); // A frame of 34 bytes at the front of a buffer.
+    assert_eq!(client.told(), ["1 data 25"]);
+    client.frame(kind::PING, 0, 0, &[0; 8]); // Two of 17 bytes.
+    client.frame(kind::PING, 0, 0, &[0; 8]);
+    client.message(1, &[b'x'; 20], false);
+    assert_eq!(client.told(), ["ping 1", "ping 1", "1 data 25"]);
+}
+
+#[test]
+fn small_messages_of_one_stream_share_a_frame() {
+    let mut client = Client::new();
+    for stream in [1, 3] {
+        client.open(stream, "/t/Chat", &[], false);
+        client.told();
+    }
+    // What was written already is not touched, and another stream's message begins another frame.
+    for _ in 0..2 {
+        for stream in [1, 1, 3, 1] {
+            client.message(stream, &[b'x'; 100], false);
+            client.message(stream, &[b'x'; 50], false);
+        }
+        let got = client.take();
+        let frames: Vec<_> = got.iter().filter(|frame| frame.kind == kind::DATA).collect();
+        let sizes: Vec<_> = frames.iter().map(|frame| (frame.stream, frame.payload.len())).collect();
+        assert_eq!(sizes, [(1, 480), (3, 160)]);
+        let mut deframer = message::Deframer::default();
+        deframer.push_copy(&frames[0].payload);
+        for length in [100, 50].repeat(3) {
+            assert_eq!(deframer.take(message::Encoding::Identity, 100).unwrap().unwrap(), vec![b'x'; length]);
+        }
+    }
+    // No frame is larger than allowed.
+    client.grant(0, 1 << 20);
+    client.open(5, "/t/Pour", &[], false);
+    client.message(5, &[0; 40], false);
+    let sizes: Vec<_> =
+        client.take().iter().filter(|frame| frame.kind == kind::DATA).map(|frame| frame.payload.len()).collect();
+    assert_eq!(sizes, [16 * 1005, 16 * 1005, 8 * 1005]);
+}
+
 #[test]
 fn frames_are_as_large_as_the_other_side_takes() {
     let mut client = Client::new();
