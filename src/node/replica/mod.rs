@@ -388,9 +388,11 @@ impl<R> Replica<R> {
     ///
     /// A leader was elected by what was durable, so it may speak before its own disk is done. But a sole voter elects itself
     /// without a word: until that is durable it could be elected to the same term again, and say something else to learners.
-    fn choose_what_to_say(&self, messages: &mut Vec<Message>, promises: &mut Vec<Message>) {
+    fn choose_what_to_say(&mut self, messages: &mut Vec<Message>, promises: &mut Vec<Message>) {
         if self.disk_stands_still() {
-            messages.clear();
+            for kept_back in messages.drain(..).filter(|message| message.msg_type == MessageType::MsgSnapshot) {
+                self.snapshot_sent(kept_back.to, false); // Raft waits for a word of it.
+            }
             return;
         }
         if self.leads() && self.term_write.is_some() {

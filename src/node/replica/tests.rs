@@ -1,4 +1,4 @@
-use raft::eraftpb::ConfState;
+use raft::eraftpb::{ConfState, Message, MessageType};
 
 use super::{
     super::log::{Identity, Recovered},
@@ -6,6 +6,10 @@ use super::{
 };
 
 fn founder() -> Replica<&'static str> {
+    voter_of(vec![1])
+}
+
+fn voter_of(voters: Vec<u64>) -> Replica<&'static str> {
     let recovered = Recovered {
         identity: Identity::default(),
         hard_state: HardState { term: 1, commit: 1, ..HardState::default() },
@@ -14,7 +18,7 @@ fn founder() -> Replica<&'static str> {
         installing: None,
         torn_tail: None,
     };
-    let log = MemoryLog::new(&recovered, 1, ConfState { voters: vec![1], ..ConfState::default() });
+    let log = MemoryLog::new(&recovered, 1, ConfState { voters, ..ConfState::default() });
     let timing = Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 7000, fixed_timeout: None };
     Replica::new(Life { member: 1, number: 1 }, 1, log, timing, &slog::Logger::root(slog::Discard, slog::o!())).unwrap()
 }
@@ -47,4 +51,49 @@ fn a_read_that_comes_before_the_leader_is_answered_without_waiting_for_a_tick() 
     replica.read("early");
     let answered = settle(&mut replica);
     assert_eq!(answered, [(2, vec!["early"])], "it sees the first entry of the leader's term, and comes once");
+}
+
+/// What the second member says, who has nothing and grants every vote.
+fn says(replica: &mut Replica<&'static str>, msg_type: MessageType, term: u64) {
+    let reject = msg_type == MessageType::MsgAppendResponse;
+    replica.step(Message { msg_type, from: 2, to: 1, term, index: 1, reject, ..Message::default() });
+}
+
+/// The first member, which leads the second in term 2; everything that it writes is durable.
+fn leader_of_two() -> Replica<&'static str> {
+    let mut replica = voter_of(vec![1, 2]);
+    for (answer, term) in [(MessageType::MsgRequestPreVoteResponse, 2), (MessageType::MsgRequestVoteResponse, 2)] {
+        while replica.raft.raft.state == StateRole::Follower {
+            replica.tick();
+            settle(&mut replica);
+        }
+        says(&mut replica, answer, term);
+        settle(&mut replica);
+    }
+    assert!(replica.leads(), "{:?}", replica.raft.raft.state);
+    replica
+}
+
+fn snapshots_sent(replica: &mut Replica<&'static str>) -> usize {
+    let messages = std::iter::from_fn(|| replica.turn()).flat_map(|turn| turn.messages);
+    messages.filter(|message| message.msg_type == MessageType::MsgSnapshot).count()
+}
+
+/// Raft waits for a report of each snapshot: without one it would never send that member anything again.
+#[test]
+fn a_snapshot_that_is_kept_back_while_the_disk_stands_still_is_sent_later() {
+    let mut replica = leader_of_two();
+    let conf_state = ConfState { voters: vec![1, 2], ..ConfState::default() };
+    replica.log().offer(Some((Position { index: 1, term: 1 }, conf_state)));
+    replica.propose(Bytes::from_static(b"stuck"));
+    let stuck = replica.turn().and_then(|turn| turn.write).expect("a proposal is written");
+    while !replica.disk_stands_still() {
+        replica.tick();
+        says(&mut replica, MessageType::MsgHeartbeatResponse, 2);
+    }
+    says(&mut replica, MessageType::MsgAppendResponse, 2);
+    assert_eq!(snapshots_sent(&mut replica), 0, "who has no disk is silent");
+    replica.persisted(stuck.number);
+    says(&mut replica, MessageType::MsgHeartbeatResponse, 2);
+    assert_eq!(snapshots_sent(&mut replica), 1);
 }
