@@ -38,6 +38,19 @@ pub enum Led<T> {
 }
 
 impl Api {
+    /// Lets another voter lead, until `is_over` says so of who leads, or the time is over. It is asked more than once: raft
+    /// gives up a transfer after an election timeout, and a voter that has not applied a change of the members yet does not
+    /// take it on.
+    pub async fn move_leadership(&self, to: u64, is_over: impl Fn(u64) -> bool) -> Result<(), Error> {
+        let moved = async {
+            while !is_over(self.node.status().leader()) {
+                self.node.transfer_leader(to);
+                sleep(self.company.tick).await;
+            }
+        };
+        tokio::time::timeout(self.company.patience, moved).await.map_err(|_| Error::TimeoutLeaderTransfer)
+    }
+
     /// Whether this member leads.
     #[must_use]
     pub fn leads(&self) -> bool {

@@ -157,18 +157,9 @@ impl Api {
         self.company.runtime.spawn(async move {
             let (from, to) = (format!("{:x}", api.header.member_id()), format!("{target:x}"));
             tracing::info!({ "current-leader-member-id" = from, "transferee-member-id" = to }, "leadership transfer starting");
-            api.node.transfer_leader(target);
-            let moved = async {
-                while api.node.status().leader() != target {
-                    tokio::time::sleep(api.company.tick).await;
-                }
-            };
-            // The client's own deadline ends the call sooner; this one only ends the waiting.
-            let moved = tokio::time::timeout(api.company.patience, moved).await;
-            reply.answer(match moved {
-                Ok(()) => encode(&MoveLeaderResponse::default()),
-                Err(_) => Err(Error::TimeoutLeaderTransfer.into()),
-            });
+            // The client's own deadline ends the call sooner; ours only ends the waiting.
+            let moved = api.move_leadership(target, |leader| leader == target).await;
+            reply.answer(moved.map_err(Into::into).and_then(|()| encode(&MoveLeaderResponse::default())));
         });
     }
 

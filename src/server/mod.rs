@@ -158,7 +158,7 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     words::ending("closing", config);
     vigil.abort();
     doors.close(&floors.api).await;
-    hand_over(config, &floors).await;
+    hand_over(&floors).await;
     floors.stop().await;
     words::ending("closed", config);
     Ok(match end {
@@ -244,7 +244,7 @@ impl Doors {
 }
 
 /// Lets another voter lead before this one goes.
-async fn hand_over(config: &Config, floors: &Floors) {
+async fn hand_over(floors: &Floors) {
     let (node, this) = (&floors.api.node, floors.api.header.member_id());
     let electorate = node.readers().board.read().members.electorate();
     if node.status().leader() != this || electorate.voters == [this] {
@@ -253,14 +253,9 @@ async fn hand_over(config: &Config, floors: &Floors) {
     let Some(to) = node.links().longest(|member| member != this && electorate.voters.contains(&member)) else {
         return tracing::warn!("{}", Error::Unhealthy);
     };
-    node.transfer_leader(to);
-    let moved = async {
-        while node.status().leader() == this {
-            tokio::time::sleep(config.heartbeat_interval).await;
-        }
-    };
+    let moved = floors.api.move_leadership(to, |leader| leader != this).await;
     let to = format!("{to:x}");
-    if tokio::time::timeout(request_timeout(config), moved).await.is_ok() {
+    if moved.is_ok() {
         tracing::info!(to, "leadership transferred");
     } else {
         tracing::warn!(to, "leadership transfer failed: another member will be elected");

@@ -23,6 +23,7 @@ const TOKEN: &str = "etcd-cluster";
 
 /// Short ticks, so that elections are over soon.
 pub const QUICK: &[&str] = &["--heartbeat-interval", "50", "--election-timeout", "500"];
+pub const ELECTION: Duration = Duration::from_millis(500);
 
 /// Members that were founded together.
 pub struct Cluster {

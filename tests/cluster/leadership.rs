@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use metastore::proto::etcdserverpb::{MoveLeaderRequest, PutRequest, RangeRequest};
 use tonic::Code;
 
-use super::{harness::Cluster, support::assert_refused};
+use super::{
+    harness::{Cluster, ELECTION},
+    support::assert_refused,
+};
 
 /// Trap 44.
 #[tokio::test(flavor = "multi_thread")]
@@ -30,6 +33,23 @@ async fn leadership_moves_to_a_voter_and_only_from_the_leader() {
     assert_eq!(cluster.leader_among(&[0, 1, 2]).await, target);
     cluster.client(leader).await.put("a", "1", None).await.unwrap();
     cluster.assert_equal(&[0, 1, 2]).await;
+}
+
+/// Raft gives a transfer up after an election timeout, without a word; whoever asked for it still waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_moves_to_a_voter_that_is_away_for_a_while() {
+    let cluster = Cluster::found(3, &[]);
+    let leader = cluster.leader().await;
+    let target = cluster.others(leader)[0];
+    cluster.isolate(target);
+    let request = MoveLeaderRequest { target_id: cluster.ids[target] };
+    let mut client = cluster.servers[leader].maintenance().await;
+    let (moved, ()) = tokio::join!(client.move_leader(request), async {
+        tokio::time::sleep(3 * ELECTION).await;
+        cluster.network.heal();
+    });
+    moved.unwrap();
+    assert_eq!(cluster.leader().await, target);
 }
 
 /// Traps 47 and 55.

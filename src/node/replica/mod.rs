@@ -275,9 +275,11 @@ impl<R> Replica<R> {
         self.raft.mut_store()
     }
 
-    /// Lets another voter lead, as soon as it has everything.
+    /// Lets another voter lead, as soon as it has everything; nothing happens where this one does not lead, or is at it.
     pub fn transfer_leader(&mut self, to: u64) {
-        self.raft.transfer_leader(to);
+        if self.leads() && self.raft.raft.lead_transferee != Some(to) {
+            self.raft.transfer_leader(to);
+        }
     }
 
     /// Whether the oldest write has been under way for an election timeout.
