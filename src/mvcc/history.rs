@@ -98,61 +98,12 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::{
-        mvcc::{
-            Store,
-            compact::{Compaction, Progress},
-            write::Put,
-        },
-        storage::{Batch, Engine, memory::Memory},
+    use super::{
+        super::{compact::Progress, tests::World},
+        *,
     };
 
-    struct World {
-        engine: Arc<Memory>,
-        store: Store,
-        batch: Batch,
-    }
-
     impl World {
-        fn new() -> Self {
-            let engine = Arc::new(Memory::default());
-            let store = Store::open(engine.clone(), 1, 1 << 20, &mut |_, _| ()).unwrap();
-            Self { engine, store, batch: Batch::default() }
-        }
-
-        fn put(&mut self, keys: &[&str]) {
-            for key in keys {
-                let put = Put { key: Bytes::copy_from_slice(key.as_bytes()), value: "value".into(), lease: 0 };
-                self.store.put(&mut self.batch, put);
-            }
-            self.commit();
-        }
-
-        fn delete(&mut self, key: &str) {
-            self.store.delete(&mut self.batch, &Bytes::copy_from_slice(key.as_bytes())).unwrap();
-            self.commit();
-        }
-
-        fn compact(&mut self, at: i64) {
-            self.store.schedule_compaction(&mut self.batch, at);
-            self.commit();
-        }
-
-        fn commit(&mut self) {
-            self.store.end_transaction();
-            self.engine.write(&self.batch).unwrap();
-            self.batch.clear();
-            self.store.publish();
-            self.store.publish_head();
-        }
-
-        fn forget(&self) -> Progress {
-            Compaction::pending(self.store.shared()).unwrap().step(1000).unwrap()
-        }
-
         fn read(&self, from: i64, to: i64, limit: usize) -> Result<(String, i64), Failure> {
             let chunk = self.store.reader().history(Span { from, to, with_previous: true }, limit)?;
             let text = chunk.events.iter().map(|event| {
@@ -199,17 +150,5 @@ mod tests {
         assert_eq!(world.read(3, 4, 100).unwrap().0, "3-a<2 4+b");
         assert_eq!(world.forget(), Progress::Done);
         assert_eq!(world.read(3, 4, 100).unwrap().0, "3-a 4+b", "what was before is forgotten, which is no error");
-    }
-
-    #[test]
-    fn compaction_waits_for_a_view_at_a_lower_revision() {
-        let mut world = World::new();
-        world.put(&["a"]);
-        world.put(&["a"]);
-        let guard = world.store.shared().register(2);
-        world.compact(3);
-        assert_eq!(world.forget(), Progress::Blocked);
-        drop(guard);
-        assert_eq!(world.forget(), Progress::Done);
     }
 }

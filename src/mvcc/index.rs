@@ -20,6 +20,8 @@
 
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
+
 use super::{Interval, revision::Revision};
 
 /// More keys than this split a leaf in two.
@@ -227,33 +229,76 @@ impl Index {
 
     /// Visits the live keys of an interval at `at`, ascending, until told to stop.
     pub fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
-        let _ = self.visit_entries(interval, &mut |entry| match entry.hit(at) {
-            Some(hit) => visit(&entry.key, hit),
-            None => ControlFlow::Continue(()),
-        });
+        let _ = self.visit_piece(interval, at, usize::MAX, visit);
+    }
+
+    /// The same, but looks at no more than so many keys, live or not. Returns where to go on if there is more.
+    pub fn visit_piece(
+        &self,
+        interval: &Interval,
+        at: i64,
+        mut most: usize,
+        visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>,
+    ) -> Option<Bytes> {
+        let place = self.place(interval.start());
+        let mut first = place.entry.unwrap_or_else(|place| place);
+        for leaf in self.leaves.get(place.leaf..).unwrap_or(&[]) {
+            let dead = leaf.live == 0 && leaf.newest <= at;
+            for entry in &leaf.entries[first..] {
+                if interval.is_past(&entry.key) {
+                    return None;
+                }
+                if most == 0 {
+                    return Some(Bytes::copy_from_slice(&entry.key));
+                }
+                most -= 1;
+                if dead {
+                    break; // One look tells as much as a look at each.
+                }
+                if entry.hit(at).is_some_and(|hit| visit(&entry.key, hit).is_break()) {
+                    return None;
+                }
+            }
+            first = 0;
+        }
+        None
     }
 
     /// How many keys of an interval are alive at `at`.
     #[must_use]
     pub fn count(&self, interval: &Interval, at: i64) -> usize {
-        let mut place = self.place(interval.start());
+        self.count_piece(interval, at, usize::MAX).0
+    }
+
+    /// The same, but looks at no more than so many keys and leaves, at least at a leaf. Says where to go on if there is more.
+    #[must_use]
+    pub fn count_piece(&self, interval: &Interval, at: i64, mut most: usize) -> (usize, Option<Bytes>) {
+        let place = self.place(interval.start());
+        let mut first = place.entry.unwrap_or_else(|place| place);
         let mut count = 0;
-        while let Some(leaf) = self.leaves.get(place.leaf) {
-            let first = place.entry.unwrap_or_else(|place| place);
+        most = most.max(LEAF_MAX);
+        for (nth, leaf) in self.leaves.iter().enumerate().skip(place.leaf) {
             // All of the next leaf's keys lie behind this leaf's, so its `from` tells whether this one is inside.
-            let ends_inside = self.leaves.get(place.leaf + 1).is_some_and(|next| !interval.is_past(&next.from));
-            if first == 0 && ends_inside && leaf.newest <= at {
+            let ends_inside = self.leaves.get(nth + 1).is_some_and(|next| !interval.is_past(&next.from));
+            let adds_up = first == 0 && ends_inside && leaf.newest <= at;
+            let rest = &leaf.entries[first..];
+            let looks = if adds_up { 1 } else { rest.len() };
+            if most < looks {
+                return (count, Some(Bytes::copy_from_slice(&rest[0].key)).filter(|key| !interval.is_past(key)));
+            }
+            most -= looks;
+            if adds_up {
                 count += leaf.live as usize;
             } else {
-                let inside = leaf.entries[first..].iter().take_while(|entry| !interval.is_past(&entry.key));
+                let inside = rest.iter().take_while(|entry| !interval.is_past(&entry.key));
                 count += inside.filter(|entry| entry.hit(at).is_some()).count();
-                if !ends_inside && self.leaves.get(place.leaf + 1).is_some() {
+                if !ends_inside {
                     break;
                 }
             }
-            place = Place { leaf: place.leaf + 1, entry: Err(0) };
+            first = 0;
         }
-        count
+        (count, None)
     }
 
     /// Adds a change, newer than all others of its key.
@@ -306,21 +351,6 @@ impl Index {
         Place { leaf, entry }
     }
 
-    fn visit_entries(&self, interval: &Interval, visit: &mut dyn FnMut(&Entry) -> ControlFlow<()>) -> ControlFlow<()> {
-        let place = self.place(interval.start());
-        let mut first = place.entry.unwrap_or_else(|place| place);
-        for leaf in self.leaves.get(place.leaf..).unwrap_or(&[]) {
-            for entry in &leaf.entries[first..] {
-                if interval.is_past(&entry.key) {
-                    return ControlFlow::Break(());
-                }
-                visit(entry)?;
-            }
-            first = 0;
-        }
-        ControlFlow::Continue(())
-    }
-
     fn insert(&mut self, leaf: usize, place: usize, entry: Entry) {
         self.keys += 1;
         if self.leaves.is_empty() {
@@ -369,109 +399,4 @@ impl Index {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use rand::{RngExt, SeedableRng, rngs::SmallRng};
-
-    use super::*;
-
-    type Model = BTreeMap<Vec<u8>, Vec<(i64, bool)>>;
-
-    fn live(create: i64) -> Life {
-        Life { create, version: 1, lease: create % 3 }
-    }
-
-    fn alive_in(model: &Model, interval: &Interval, at: i64) -> Vec<(Vec<u8>, i64)> {
-        let inside = model.iter().filter(|(key, _)| interval.contains(key));
-        let visible = inside.filter_map(|(key, marks)| {
-            let (main, deleted) = marks.iter().rfind(|(main, _)| *main <= at)?;
-            (!deleted).then(|| (key.clone(), *main))
-        });
-        visible.collect()
-    }
-
-    fn check(index: &Index, model: &Model, interval: &Interval, at: i64) {
-        let expected = alive_in(model, interval, at);
-        let mut seen = Vec::new();
-        index.visit(interval, at, &mut |key, hit| {
-            seen.push((key.to_vec(), hit.revision.main));
-            ControlFlow::Continue(())
-        });
-        assert_eq!(seen, expected);
-        assert_eq!(index.count(interval, at), expected.len(), "count in {interval:?} at {at}");
-        for (key, main) in expected {
-            assert_eq!(index.get(&key, at).map(|hit| hit.revision.main), Some(main));
-        }
-    }
-
-    #[test]
-    fn random_histories_read_like_a_plain_map_of_lists() {
-        for seed in 0..20 {
-            let mut random = SmallRng::seed_from_u64(seed);
-            let (mut index, mut model) = (Index::default(), Model::new());
-            let mut compacted = 0;
-            for main in 1..3000_i64 {
-                let key = format!("{:04}", random.random_range(0..800)).into_bytes();
-                let deleted = random.random_bool(0.3);
-                let life = (!deleted).then(|| live(main));
-                index.push(&key, Change { revision: Revision { main, sub: 0 }, life });
-                model.entry(key).or_default().push((main, deleted));
-                if main % 500 == 0 {
-                    compacted = random.random_range(compacted..=main);
-                    compact_both(&mut index, &mut model, compacted);
-                    assert_eq!(index.len(), model.len());
-                }
-                if main % 100 == 0 {
-                    let (a, b) = (random.random_range(0..800), random.random_range(0..800));
-                    let interval = Interval::new(format!("{a:04}").into(), format!("{b:04}").into());
-                    check(&index, &model, &interval, random.random_range(compacted..=main));
-                    check(&index, &model, &Interval::new("\0".into(), "\0".into()), main);
-                }
-            }
-        }
-    }
-
-    fn compact_both(index: &mut Index, model: &mut Model, at: i64) {
-        let mut dead = Vec::new();
-        let mut expected = Vec::new();
-        for (key, marks) in &mut *model {
-            index.compact(key, at, &mut dead);
-            let last = marks.iter().rposition(|(main, _)| *main <= at);
-            let keep_from = last.map_or(0, |last| last + usize::from(marks[last].1 && marks[last].0 < at));
-            expected.extend(marks.drain(..keep_from).map(|(main, deleted)| (Revision { main, sub: 0 }, deleted)));
-        }
-        model.retain(|_, marks| !marks.is_empty());
-        assert_eq!(dead, expected);
-    }
-
-    #[test]
-    fn a_new_key_is_found_wherever_it_splits_a_leaf() {
-        for place in 0..=LEAF_MAX {
-            // Every fourth number fills a leaf; one in between splits it, and two more follow right around that one.
-            let full = (0..LEAF_MAX).map(|nth| 4 * nth + 4);
-            let keys = full.chain([4 * place + 2, 4 * place + 1, 4 * place + 3]);
-            let (mut index, mut model) = (Index::default(), Model::new());
-            for (main, key) in (1..).zip(keys) {
-                let key = format!("{key:04}").into_bytes();
-                index.push(&key, Change { revision: Revision { main, sub: 0 }, life: Some(live(main)) });
-                model.entry(key).or_default().push((main, false));
-            }
-            check(&index, &model, &Interval::new("\0".into(), "\0".into()), i64::MAX);
-        }
-    }
-
-    #[test]
-    fn keys_in_order_fill_their_leaves() {
-        let mut index = Index::default();
-        for nth in 0..10_000_i64 {
-            let key = format!("{nth:06}");
-            index.push(
-                key.as_bytes(),
-                Change { revision: Revision { main: nth + 1, sub: 0 }, life: Some(live(nth + 1)) },
-            );
-        }
-        assert_eq!(index.leaves.len(), 10_000_usize.div_ceil(LEAF_MAX));
-        assert_eq!(size_of::<Entry>(), 56, "the memory budget of a key");
-    }
-}
+mod tests;

@@ -196,3 +196,6 @@ impl Drop for ViewGuard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,25 +197,20 @@ impl Source for Shared {
     fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
         let mut rest = interval.clone();
         loop {
-            let mut seen = 0;
-            let mut resume = None;
-            self.index.read().visit(&rest, at, &mut |key, hit| {
-                if seen == CHUNK {
-                    resume = Some(Bytes::copy_from_slice(key));
-                    return ControlFlow::Break(());
-                }
-                seen += 1;
-                visit(key, hit)
-            });
-            match resume {
-                Some(key) => rest = rest.starting_at(key),
-                None => return,
-            }
+            let next = self.index.read().visit_piece(&rest, at, CHUNK, visit);
+            let Some(key) = next else { return };
+            rest = rest.starting_at(key);
         }
     }
 
     fn count(&self, interval: &Interval, at: i64) -> usize {
-        self.index.read().count(interval, at)
+        let (mut total, mut rest) = (0, interval.clone());
+        loop {
+            let (count, next) = self.index.read().count_piece(&rest, at, CHUNK);
+            total += count;
+            let Some(key) = next else { return total };
+            rest = rest.starting_at(key);
+        }
     }
 
     fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt> {
@@ -395,18 +390,18 @@ impl Reader {
         self.shared.index.read().len()
     }
 
-    /// Whether a query looks at few enough keys to be answered on the spot.
+    /// Whether a query looks at few enough keys to be answered on the spot. What is alive now is counted by adding up; at an
+    /// older revision it has to be looked at.
     #[must_use]
     pub fn is_short(&self, query: &Query) -> bool {
-        if query.count_only || matches!(query.interval, Interval::Key(_)) || query.fetch_limit() <= CHUNK + 1 {
+        let takes_few = query.count_only || query.fetch_limit() <= CHUNK + 1;
+        if takes_few && query.revision <= 0 {
             return true;
         }
-        let mut seen = 0;
-        self.shared.index.read().visit(&query.interval, i64::MAX, &mut |_, _| {
-            seen += 1;
-            if seen <= CHUNK { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        });
-        seen <= CHUNK
+        let everything = &mut |_: &[u8], _| ControlFlow::Continue(());
+        let index = self.shared.index.read();
+        let rest = index.visit_piece(&query.interval, i64::MAX, CHUNK, everything);
+        rest.is_none()
     }
 
     /// Answers a query, with the head that it was answered at.
@@ -414,12 +409,19 @@ impl Reader {
         if self.is_short(query) {
             let head = self.head();
             let at = self.resolve(query.revision, head)?;
-            if let Some(rows) = range(self.shared.as_ref(), query, at)? {
+            if let Some(rows) = self.range_unguarded(query, at)? {
                 return Ok((rows, head));
             }
         }
         let (view, head) = self.view(query.revision)?;
         Ok((view.range(query)?, head))
+    }
+
+    /// Answers a query without keeping compaction away from what it sees; None if one has come. The index forgets first,
+    /// and without a trace.
+    pub(super) fn range_unguarded(&self, query: &Query, at: i64) -> Result<Option<Rows>, Halt> {
+        let rows = range(self.shared.as_ref(), query, at)?;
+        Ok(rows.filter(|_| at >= self.compacted()))
     }
 
     /// A view at `revision` (zero or less: now) and the head at this moment. Nothing it can see is forgotten while it lives.
