@@ -246,8 +246,8 @@ impl Applier {
 
     /// Leads, once an entry of the own term is applied: nothing of earlier terms is missing then.
     fn rise(&mut self, applied_term: u64) {
-        if self.rising.take_if(|term| *term <= applied_term).is_some() {
-            self.timekeeper.promote(self.machine.readers().leases.all());
+        if let Some(term) = self.rising.take_if(|term| *term <= applied_term) {
+            self.timekeeper.promote(self.machine.readers().leases.all(), term);
         }
     }
 

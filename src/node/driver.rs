@@ -11,6 +11,7 @@ use raft::eraftpb::{ConfChange, ConfState, Message};
 use super::{
     applier::Handoff,
     inbox::Inbox,
+    log::Position,
     keeper::Chore,
     peers::Post,
     replica::{Install, Replica, Turn, Write},
@@ -62,7 +63,7 @@ pub enum Input {
     /// The log has synced the write with this number and all before it.
     Persisted(u64),
     /// The database survives a crash up to this index.
-    Durable(u64),
+    Durable(Position),
     /// A change of the members is in the database, or was refused.
     Changed(Changed),
     /// A copy of the database may be sent to others; or none could be made.
@@ -206,6 +207,9 @@ impl Driver {
             }
         }
         self.replica.applied(self.status.applied());
+        if self.status.rules_alone() {
+            self.replica.cut(self.status.applied()); // Nobody will ask for it; whoever comes gets a copy of the database.
+        }
         while self.accepted.is_none()
             && let Some(turn) = self.replica.turn()
         {
@@ -242,12 +246,14 @@ impl Driver {
     }
 
     /// A leader knows everything that was ever acknowledged, but after a restart the database is behind the log. An entry of
-    /// the leader's own term comes after all that others, or an earlier life of this member, have acknowledged. Nobody else
-    /// may acknowledge anything from then on: a learner that is quicker to apply what its client wanted would.
+    /// the leader's own term comes after all that others, or an earlier life of this member, have acknowledged; what it
+    /// committed since, others may have acknowledged who were removed a moment ago. Nobody else may acknowledge anything from
+    /// then on: a learner that is quicker to apply what its client wanted would.
     fn begins_to_rule_alone(&self) -> bool {
         !self.status.rules_alone()
             && self.replica.leadership().is_self
             && self.status.applied_term() == self.replica.term()
+            && self.status.applied() >= self.replica.committed()
             && self.replica.is_alone()
     }
 
@@ -271,7 +277,7 @@ impl Driver {
             Input::Lost(member) => self.replica.lost(member),
             Input::Hurry => self.replica.hurry(self.election_ticks.saturating_sub(2)),
             Input::Persisted(number) => self.replica.persisted(number),
-            Input::Durable(index) => self.cut(index),
+            Input::Durable(at) => self.cut(at),
             Input::Changed(changed) => self.follow(changed),
             Input::Offer(None) => self.giving.failed(),
             Input::Offer(Some(offer)) => {
@@ -339,6 +345,7 @@ impl Driver {
                 "leader changed"
             );
             self.status.set_leader(leadership.leader);
+            self.status.set_reign(if leadership.is_self { leadership.term } else { 0 });
             self.status.set_rules_alone(false);
             handoff.leadership = Some(leadership);
         }
@@ -365,20 +372,22 @@ impl Driver {
     }
 
     /// Drops from memory and disk what neither a restart nor a member that is behind needs any more.
-    fn cut(&mut self, durable: u64) {
-        let mut kept_from = self.status.applied().saturating_sub(self.catchup_entries);
-        if self.replica.log_bytes() <= self.laggard_log_bytes {
-            let needed = self.replica.needed_by_followers().into_iter().chain(self.giving.pins());
-            kept_from = needed.fold(kept_from, u64::min);
-        } else {
-            kept_from = durable;
+    fn cut(&mut self, durable: Position) {
+        let mut cut = durable;
+        if !self.status.rules_alone() {
+            let mut kept_from = durable.index;
+            if self.replica.log_bytes() <= self.laggard_log_bytes {
+                let catchup = self.status.applied().saturating_sub(self.catchup_entries);
+                let needed = self.replica.needed_by_followers().into_iter().chain(self.giving.pins());
+                kept_from = needed.fold(catchup.min(kept_from), u64::min);
+            }
+            if self.replica.position(kept_from).is_none() {
+                return;
+            }
+            cut = self.replica.cut(kept_from);
         }
-        let cut = durable.min(kept_from);
-        if self.replica.position(cut).is_some() {
-            let cut = self.replica.cut(cut);
-            METRICS.log_first_index.set(i64::try_from(cut.index + 1).unwrap_or(i64::MAX));
-            let _ = self.log.send(LogTask::Cut(cut));
-        }
+        METRICS.log_first_index.set(i64::try_from(cut.index + 1).unwrap_or(i64::MAX));
+        let _ = self.log.send(LogTask::Cut(cut));
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     driver::Input,
     identity::RequestIds,
     inbox::Inbox,
+    log::Position,
     replica::Leadership,
     retention::{Policy, Retention},
     snapshot::Offer,
@@ -251,7 +252,7 @@ impl Keeper {
         work.last_flush = now;
         if let Some(durable) = state::Progress::durable(self.engine.as_ref())? {
             work.flushed_index = durable.index;
-            let _ = self.raft.send(Input::Durable(durable.index));
+            let _ = self.raft.send(Input::Durable(Position { index: durable.index, term: durable.term }));
         }
         Ok(())
     }

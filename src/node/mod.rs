@@ -230,7 +230,7 @@ impl Node {
         status.set_unflushed(recovered.bytes_behind(index));
         status.measure(engine.as_ref())?;
         // What lies on disk needs no flush: a node that dies young again and again still gets rid of its log.
-        let _ = raft.send(Input::Durable(index));
+        let _ = raft.send(Input::Durable(reached));
         let keeper = Arc::new(Inbox::default());
         let tick = Duration::from_millis(settings.timing.tick_ms);
         let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);

@@ -55,14 +55,15 @@ impl Core {
             loop {
                 let ticks = self.driver.ticks_due(&mut next_tick);
                 self.driver.take(&mut inputs, ticks);
-                if !self.settle()? {
+                let settled = !self.settle()?;
+                if !self.driver.replica.is_alone() {
+                    return Ok(Pause::Company); // What was written is told in company: it lies in the inbox.
+                }
+                if settled {
                     break;
                 }
                 // "Persisted", and whatever came while the disk worked.
                 self.driver.inbox.drain(&mut inputs);
-            }
-            if !self.driver.replica.is_alone() {
-                return Ok(Pause::Company);
             }
         }
         Ok(Pause::Stopped)

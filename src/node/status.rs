@@ -12,6 +12,7 @@ use crate::{error::Halt, metrics, storage::Engine};
 pub struct Status {
     ticked: LastTick,
     leader: AtomicU64,
+    reign: AtomicU64,
     term: AtomicU64,
     committed: AtomicU64,
     applied: AtomicU64,
@@ -110,6 +111,15 @@ impl Status {
     pub(super) fn set_ticked(&self) {
         let now = self.ticked.started.elapsed().as_millis();
         self.ticked.at_ms.store(u64::try_from(now).expect("a process runs for less than that"), Ordering::Relaxed);
+    }
+
+    /// The term in which this member leads, as raft knows it; zero if it does not.
+    pub(super) fn reign(&self) -> u64 {
+        self.reign.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_reign(&self, term: u64) {
+        self.reign.store(term, Ordering::Release);
     }
 
     pub(super) fn set_leader(&self, leader: u64) {

@@ -71,6 +71,8 @@ pub struct Timekeeper {
 
 struct Book {
     deadlines: Deadlines,
+    /// The term in which this member last began to keep them.
+    term: u64,
     /// Renewals that came too late, until their lease is gone.
     too_late: HashMap<LeaseId, Vec<ReadWaiter>>,
     /// Those who need a leader, and until when.
@@ -87,15 +89,17 @@ impl Timekeeper {
             deadlines: Deadlines::new(times.patience),
             too_late: HashMap::new(),
             leaderless: VecDeque::new(),
+            term: 0,
             under_way: 0,
             stopped: false,
         };
         Self { times, started: Instant::now(), status, raft, ids, book: Mutex::new(book), room: Condvar::new() }
     }
 
-    /// This member leads, and everything from before its term is applied.
-    pub fn promote(&self, leases: Vec<(LeaseId, i64)>) {
+    /// This member leads in this term, and everything from before it is applied.
+    pub fn promote(&self, leases: Vec<(LeaseId, i64)>, term: u64) {
         let mut book = self.book.lock();
+        book.term = term;
         tracing::info!(leases = leases.len(), "leases get their whole time again");
         book.deadlines.promote(leases, self.now(), self.times.election_timeout);
         let waiting = std::mem::take(&mut book.leaderless);
@@ -144,7 +148,12 @@ impl Timekeeper {
     /// Renews a lease, if this member leads and knows it, and it is not over.
     pub fn renew(&self, id: LeaseId) -> Renewal {
         let now = self.now();
-        let renewal = self.book.lock().deadlines.renewed(id, now);
+        let mut book = self.book.lock();
+        if !self.reigns(&book) {
+            return Renewal::NotPrimary;
+        }
+        let renewal = book.deadlines.renewed(id, now);
+        drop(book);
         if matches!(renewal, Renewal::Renewed(_)) {
             METRICS.leases_renewed.inc();
         }
@@ -169,7 +178,12 @@ impl Timekeeper {
     /// Whether this member leads and keeps the deadlines.
     #[must_use]
     pub fn is_primary(&self) -> bool {
-        self.book.lock().deadlines.is_primary()
+        self.reigns(&self.book.lock())
+    }
+
+    /// The apply thread says when deadlines begin and end, and may be late: raft knows sooner that another member leads.
+    fn reigns(&self, book: &Book) -> bool {
+        book.deadlines.is_primary() && self.status.reign() == book.term
     }
 
     /// Whether raft has heard its clock lately. If not, another member may lead by now.
@@ -192,7 +206,7 @@ impl Timekeeper {
     /// Calls the waiter when this member leads, or its patience is over.
     pub fn await_primary(&self, waiter: ReadWaiter) {
         let mut book = self.book.lock();
-        if !book.stopped && !book.deadlines.is_primary() {
+        if !book.stopped && !self.reigns(&book) {
             book.leaderless.push_back((Instant::now() + self.times.patience, waiter));
             return;
         }
@@ -204,7 +218,7 @@ impl Timekeeper {
     pub fn run(self: &Arc<Self>) -> Result<(), Halt> {
         let mut book = self.book.lock();
         while !book.stopped {
-            if book.deadlines.is_primary() && self.is_awake() {
+            if self.reigns(&book) && self.is_awake() {
                 let room = REVOKES_UNDER_WAY - book.under_way;
                 let over = book.deadlines.expired(self.now(), room);
                 if !over.is_empty() {
@@ -306,9 +320,12 @@ mod tests {
         let raft = Arc::new(Inbox::default());
         let ids = Arc::new(RequestIds::new(MemberId::new(1).unwrap(), 1));
         let times = Times { tick, election_timeout: Duration::ZERO, patience: Duration::from_mins(1) };
-        (Arc::new(Timekeeper::new(times, Arc::new(Status::default()), raft.clone(), ids)), raft)
+        let status = Arc::new(Status::default());
+        status.set_reign(TERM);
+        (Arc::new(Timekeeper::new(times, status, raft.clone(), ids)), raft)
     }
 
+    const TERM: u64 = 3;
     const LONG_TICK: Duration = Duration::from_mins(1);
 
     fn granted(id: i64, ttl: i64) -> Effect {
@@ -324,7 +341,7 @@ mod tests {
     #[test]
     fn a_late_renewal_waits_until_its_lease_is_gone() {
         let (timekeeper, _) = timekeeper(LONG_TICK);
-        timekeeper.promote(vec![]);
+        timekeeper.promote(vec![], TERM);
         timekeeper.note(&[granted(1, 0), granted(2, 0)]);
         let (waiter_1, told_1) = waiter();
         let (waiter_2, told_2) = waiter();
@@ -346,7 +363,7 @@ mod tests {
         let (early, told_early) = waiter();
         timekeeper.await_primary(early);
         assert!(told_early.try_recv().is_err());
-        timekeeper.promote(vec![(LeaseId(1), 10)]);
+        timekeeper.promote(vec![(LeaseId(1), 10)], TERM);
         assert_eq!(told_early.try_recv(), Ok(Ok(())));
         assert_eq!(timekeeper.renew(LeaseId(1)), Renewal::Renewed(10));
         timekeeper.demote();
@@ -359,7 +376,7 @@ mod tests {
     #[test]
     fn revocations_are_proposed_a_few_at_a_time() {
         let (timekeeper, raft) = timekeeper(LONG_TICK);
-        timekeeper.promote(vec![]);
+        timekeeper.promote(vec![], TERM);
         let leases = i64::try_from(REVOKES_UNDER_WAY).unwrap() * 3;
         timekeeper.note(&(1..=leases).map(|id| granted(id, 0)).collect::<Vec<_>>());
         let running = timekeeper.clone();
@@ -384,9 +401,27 @@ mod tests {
     }
 
     #[test]
+    fn who_was_deposed_renews_and_revokes_nothing_even_if_that_is_not_applied_yet() {
+        let (timekeeper, raft) = timekeeper(LONG_TICK);
+        timekeeper.promote(vec![(LeaseId(1), 10), (LeaseId(2), 0)], TERM);
+        for reign in [0, TERM + 2] {
+            timekeeper.status.set_reign(reign);
+            assert_eq!(timekeeper.renew(LeaseId(1)), Renewal::NotPrimary);
+            assert!(!timekeeper.is_primary());
+        }
+        let running = timekeeper.clone();
+        let thread = std::thread::spawn(move || running.run().unwrap());
+        let mut proposed = Vec::new();
+        raft.receive(&mut proposed, Some(Instant::now() + ROUND * 2));
+        assert!(proposed.is_empty());
+        timekeeper.stop();
+        thread.join().unwrap();
+    }
+
+    #[test]
     fn a_leader_that_has_been_asleep_proposes_nothing() {
         let (timekeeper, raft) = timekeeper(Duration::ZERO);
-        timekeeper.promote(vec![(LeaseId(1), 0)]);
+        timekeeper.promote(vec![(LeaseId(1), 0)], TERM);
         assert!(!timekeeper.is_awake());
         let running = timekeeper.clone();
         let thread = std::thread::spawn(move || running.run().unwrap());

@@ -68,10 +68,4 @@ impl<R> Replica<R> {
     pub fn log_bytes(&self) -> usize {
         self.raft.store().size_bytes()
     }
-
-    /// Proposals that raft has not taken yet.
-    #[must_use]
-    pub fn waiting_proposals(&self) -> usize {
-        self.proposals.waiting()
-    }
 }

@@ -29,7 +29,7 @@ use bytes::Bytes;
 use protobuf::Message as _;
 use raft::{
     Config, ProgressState, RawNode, SnapshotStatus, StateRole,
-    eraftpb::{ConfChange, ConfState, EntryType, HardState, Message, MessageType},
+    eraftpb::{ConfChange, ConfChangeType, ConfState, EntryType, HardState, Message, MessageType},
 };
 
 use super::log::{Group, MemoryLog, Position};
@@ -90,6 +90,8 @@ pub struct Replica<R> {
     writes: VecDeque<UnderWay>,
     /// When something was last applied, or there was nothing to apply.
     applied_at: u64,
+    /// When leadership last changed.
+    leads_since: u64,
     /// Members that nothing can be sent to. What this one would pass on to such a leader waits here for the next.
     cut_off: BTreeSet<u64>,
     /// A commit index that is not on disk: it rides with the next write.
@@ -135,6 +137,7 @@ impl<R> Replica<R> {
             to_follow: VecDeque::new(),
             writes: VecDeque::new(),
             applied_at: 0,
+            leads_since: 0,
             cut_off: BTreeSet::new(),
             unsaved: None,
             term_write: None,
@@ -292,25 +295,29 @@ impl<R> Replica<R> {
         self.writes.front().map_or(0, |write| self.ticks - write.since)
     }
 
-    /// Once, when the disk or the applier has stood still for most of an election timeout.
+    /// When the disk or the applier has stood still for most of an election timeout; again, if raft has given that up.
     fn hand_over_if_stuck(&mut self) {
         let raft = &self.raft.raft;
         if raft.raft_log.applied() >= raft.raft_log.committed.min(raft.raft_log.persisted) {
             self.applied_at = self.ticks;
         }
-        let stuck = self.oldest_write_ticks().max(self.ticks - self.applied_at);
-        if !self.leads() || stuck != (self.election_ticks * 3 / 4).max(1) {
+        let stuck = self.oldest_write_ticks().max(self.ticks - self.applied_at).min(self.ticks - self.leads_since);
+        if !self.leads() || stuck < (self.election_ticks * 3 / 4).max(1) || raft.lead_transferee.is_some() {
             return;
         }
+        if let Some(best) = self.best_other_voter() {
+            tracing::warn!(to = format!("{best:x}"), "the disk does not keep up: handing leadership over");
+            self.raft.transfer_leader(best);
+        }
+    }
+
+    /// Who would lead in this leader's place: of those that were heard lately, the one that has most.
+    fn best_other_voter(&self) -> Option<u64> {
+        let raft = &self.raft.raft;
         let voters = &raft.prs().conf().to_conf_state().voters;
         let others = voters.iter().filter(|&&voter| voter != raft.id);
         let lively = others.filter(|&&voter| raft.prs().get(voter).is_some_and(|progress| progress.recent_active));
-        let best = lively.max_by_key(|&&voter| raft.prs().get(voter).map(|progress| progress.matched));
-        if let Some(&best) = best {
-            let to = format!("{best:x}");
-            tracing::warn!(to, "the disk does not keep up: handing leadership over");
-            self.raft.transfer_leader(best);
-        }
+        lively.max_by_key(|&&voter| raft.prs().get(voter).map(|progress| progress.matched)).copied()
     }
 
     /// What is to be done next, if anything.
@@ -329,7 +336,9 @@ impl<R> Replica<R> {
             term,
         });
         let leadership = leadership.filter(|now| *now != self.leadership);
-        self.leadership = leadership.unwrap_or(self.leadership);
+        if let Some(leadership) = leadership {
+            (self.leadership, self.leads_since) = (leadership, self.ticks);
+        }
         for state in ready.take_read_states() {
             self.rounds.answer(state.index, &state.request_ctx);
         }
@@ -445,23 +454,40 @@ impl<R> Replica<R> {
         if !self.has_ear() || (self.leads() && self.raft.raft.has_pending_conf()) {
             return;
         }
+        if self.leads() && self.hands_over_before_removal() {
+            return;
+        }
         let Some(message) = self.proposals.next_change(self.raft.raft.id) else { return };
         if self.raft.step(message).is_ok() {
             self.proposals.change_taken();
         }
     }
 
+    /// Nobody removes itself if another can do it: the others hear of it from a leader that stays. Tried once for each
+    /// change; true while that is under way.
+    fn hands_over_before_removal(&mut self) -> bool {
+        let raft = &self.raft.raft;
+        let removes_us = |change: &ConfChange| change.change_type == ConfChangeType::RemoveNode && change.node_id == raft.id;
+        if !self.proposals.first_change().is_some_and(|change| removes_us(&change)) {
+            return false;
+        }
+        if raft.lead_transferee.is_some() {
+            return true;
+        }
+        let Some(best) = self.best_other_voter().filter(|_| self.proposals.tries_first_change()) else { return false };
+        tracing::info!(to = format!("{best:x}"), "this leader is to be removed: handing leadership over");
+        self.raft.transfer_leader(best);
+        true
+    }
+
+    /// A leader that has committed nothing in its term knows no commit index, and raft-rs drops what it is asked; and
+    /// whatever it will say, who asks must have applied up to there.
     fn start_rounds(&mut self) {
-        if self.raft.raft.leader_id == 0 || self.is_fresh_leader() {
+        if self.raft.raft.leader_id == 0 || !self.raft.raft.commit_to_current_term() {
             return;
         }
         if let Some(context) = self.rounds.start() {
             self.raft.read_index(context);
         }
-    }
-
-    /// A leader that has committed nothing in its term knows no commit index, and raft-rs drops what it is asked.
-    fn is_fresh_leader(&self) -> bool {
-        self.leads() && !self.raft.raft.commit_to_current_term()
     }
 }
