@@ -53,6 +53,7 @@ pub struct Metrics {
     pub client_received_bytes: IntCounter,
     pub slow_applies: IntCounter,
     pub log_first_index: IntGauge,
+    pub memory: IntGaugeVec,
     pub peer_sent_bytes: IntCounterVec,
     pub peer_received_bytes: IntCounterVec,
     pub peer_sent_failures: IntCounterVec,
@@ -160,6 +161,7 @@ impl Metrics {
             snapshot_receive_failures: calls("etcd_network_snapshot_receive_failures", "Snapshots of another member that could not be received.", &["From"]),
             snapshots_under_way: gauge("etcd_server_snapshot_apply_in_progress_total", "Whether a snapshot is being put in place: 1 or 0."),
             log_first_index: gauge("metastore_log_first_index", "The first index that the log still holds."),
+            memory: gauges("metastore_memory_bytes", "About how much memory each part takes.", &["part"]),
             started: calls("grpc_server_started_total", "Calls that began.", &METHOD),
             handled: calls("grpc_server_handled_total", "Calls that ended.", &["grpc_type", "grpc_service", "grpc_method", "grpc_code"]),
             received: calls("grpc_server_msg_received_total", "Messages received.", &METHOD),
@@ -205,6 +207,11 @@ pub fn watch_sent(sent: Sent, took: Duration) {
     } else if sent.notices > 0 {
         METRICS.watch_progress_sends.observe(seconds);
     }
+}
+
+/// A part of the memory budget was measured.
+pub fn measured(part: &str, bytes: u64) {
+    METRICS.memory.with_label_values(&[part]).set(bytes.cast_signed());
 }
 
 /// The log has taken a group.

@@ -10,6 +10,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::TcpListener,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -18,6 +19,7 @@ use metastore::{
     node::data_dir::DataDir,
     proto::etcdserverpb::{PutRequest, RangeRequest},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use support::Server;
 
 const REFUSED: i32 = 1;
@@ -154,6 +156,21 @@ fn a_place_where_nothing_can_be_written_is_refused() {
         assert_says(&said, &["data directory", place.to_str().unwrap()]);
     }
     assert_untouched(&before, root.path());
+}
+
+/// Nothing is begun, so there is nothing to end.
+#[test]
+fn a_process_that_waits_ends_when_it_is_told_to() {
+    let server = left_behind();
+    let path = server.data_dir();
+    let first = DataDir::open(&path).unwrap();
+    let mut second = command(&path, ANY_PORT).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(second.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(log.any(|line| line.contains("db file is flocked by another process")));
+    let id = Pid::from_raw(second.id().try_into().unwrap()).unwrap();
+    kill_process(id, Signal::TERM).unwrap();
+    assert_eq!(second.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
+    drop(first);
 }
 
 /// Like etcd, it waits for the lock, says so in one line, and takes over when the first process ends.

@@ -14,7 +14,7 @@ use prometheus::{Encoder, TextEncoder};
 use super::{Api, company::outcome, halt_process, maintenance::ETCD_VERSION};
 use crate::{
     error::Error,
-    metrics::{METRICS, REGISTRY},
+    metrics::{self, METRICS, REGISTRY},
     mvcc::{Interval, read::Query},
     state::{CORRUPT, NOSPACE},
 };
@@ -109,6 +109,9 @@ fn refresh(api: &Api) {
     METRICS.current_revision.set(keys.head());
     METRICS.compact_revision.set(keys.compacted());
     METRICS.keys.set(i64::try_from(keys.keys()).unwrap_or(i64::MAX));
+    metrics::measured("index", keys.index_bytes() as u64);
+    metrics::measured("value_cache", keys.cached_bytes());
+    metrics::measured("watch_ring", api.hub.ring_bytes() as u64);
 }
 
 /// What never changes while the process lives, and what the system knows of it.

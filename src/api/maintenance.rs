@@ -23,8 +23,6 @@ use crate::{
 pub const ETCD_VERSION: &str = "3.7.1";
 /// The format of what a snapshot holds, in etcd's numbering.
 pub const STORAGE_VERSION: &str = "3.7.0";
-/// What etcd calls a quota that was not set.
-const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
 
 impl Api {
     /// Which versions are spoken here.
@@ -59,7 +57,7 @@ impl Api {
             db_size_in_use: status.in_use_bytes(),
             is_learner: board.members.get(self.header.member_id()).is_some_and(|member| member.is_learner),
             storage_version: STORAGE_VERSION.to_owned(),
-            db_size_quota: if self.quota_bytes == 0 { DEFAULT_QUOTA_BYTES } else { self.quota_bytes },
+            db_size_quota: self.quota_bytes,
             downgrade_info: Some(DowngradeInfo::default()),
             header: Some(header),
         };
@@ -128,7 +126,11 @@ impl Api {
         self.node.await_compaction(Box::new(move || {
             // A thread of its own: this may take minutes, and the pool's threads are for reads.
             let reclaim = move || match api.node.reclaim() {
-                Ok(()) => reply.answer(encode(&DefragmentResponse::default())),
+                Ok(None) => reply.answer(encode(&DefragmentResponse::default())),
+                Ok(Some(lack)) => {
+                    tracing::warn!(%lack, "failed to defragment");
+                    reply.answer(Err(Error::Unknown(lack.to_string()).into()));
+                }
                 Err(halt) => halt_process(&halt),
             };
             std::thread::Builder::new()

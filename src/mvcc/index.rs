@@ -200,6 +200,8 @@ struct Place {
 pub struct Index {
     leaves: Vec<Leaf>,
     keys: usize,
+    /// Of all keys together.
+    key_bytes: usize,
 }
 
 impl Index {
@@ -207,6 +209,12 @@ impl Index {
     #[must_use]
     pub fn len(&self) -> usize {
         self.keys
+    }
+
+    /// About how much memory all of it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.leaves.len() * size_of::<Leaf>() + self.keys * size_of::<Entry>() + self.key_bytes
     }
 
     /// Whether no key was ever written, or all were forgotten.
@@ -353,6 +361,7 @@ impl Index {
 
     fn insert(&mut self, leaf: usize, place: usize, entry: Entry) {
         self.keys += 1;
+        self.key_bytes += entry.key.len();
         if self.leaves.is_empty() {
             self.leaves.push(Leaf::new(Box::default(), Vec::new()));
         }
@@ -379,6 +388,7 @@ impl Index {
     fn remove(&mut self, leaf: usize, place: usize) {
         self.keys -= 1;
         let removed = self.leaves[leaf].entries.remove(place);
+        self.key_bytes -= removed.key.len();
         self.leaves[leaf].live -= u32::from(!removed.deleted);
         let len = self.leaves[leaf].entries.len();
         if len == 0 {

@@ -390,6 +390,18 @@ impl Reader {
         self.shared.index.read().len()
     }
 
+    /// About how much memory the index takes.
+    #[must_use]
+    pub fn index_bytes(&self) -> usize {
+        self.shared.index.read().bytes()
+    }
+
+    /// How much memory cached records take.
+    #[must_use]
+    pub fn cached_bytes(&self) -> u64 {
+        self.shared.cache.weight()
+    }
+
     /// Whether a query looks at few enough keys to be answered on the spot. What is alive now is counted by adding up; at an
     /// older revision it has to be looked at.
     #[must_use]

@@ -11,8 +11,8 @@ use raft::eraftpb::{ConfChange, ConfState, Message};
 use super::{
     applier::Handoff,
     inbox::Inbox,
-    log::Position,
     keeper::Chore,
+    log::Position,
     peers::Post,
     replica::{Install, Replica, Turn, Write},
     snapshot::{Giving, Incoming, Offer},
@@ -20,7 +20,7 @@ use super::{
     waiters::{ProposalWaiter, ReadWaiter},
     writer::LogTask,
 };
-use crate::metrics::METRICS;
+use crate::metrics::{self, METRICS};
 
 /// What the raft thread hears.
 pub enum Input {
@@ -202,6 +202,7 @@ impl Driver {
                 self.status.set_ticked();
             }
             handoff.expire = true;
+            metrics::measured("log", self.replica.log_bytes() as u64);
             if self.giving.grow_old(ticks) {
                 self.replica.log().offer(None);
             }

@@ -51,7 +51,7 @@ pub use crate::inbox;
 use crate::{
     error::{Error, Halt},
     state::{Command, Kind, Machine, Progress, Readers},
-    storage::Engine,
+    storage::{Engine, Lack},
     watch::Publisher,
 };
 use applier::{Applier, Quota};
@@ -400,11 +400,12 @@ impl Node {
         self.room.turn_away(vec![waiter]);
     }
 
-    /// Rewrites the database's files until removed data takes no room, and measures again.
-    pub fn reclaim(&self) -> Result<(), Halt> {
+    /// Rewrites the database's files until removed data takes no room, and measures again; or says why it does not begin.
+    pub fn reclaim(&self) -> Result<Option<Lack>, Halt> {
         let engine = self.engine();
-        engine.reclaim()?;
-        self.status.measure(engine.as_ref())
+        let lack = engine.reclaim()?;
+        self.status.measure(engine.as_ref())?;
+        Ok(lack)
     }
 
     /// Measures the database, for who wants to see its size as it is.

@@ -160,6 +160,8 @@ impl Status {
         self.total_bytes.store(size.total_bytes.cast_signed(), Ordering::Relaxed);
         self.in_use_bytes.store(size.in_use_bytes.cast_signed(), Ordering::Relaxed);
         self.measured_bytes.store(written, Ordering::Release);
+        metrics::measured("memtables", size.memtable_bytes);
+        metrics::measured("block_cache", size.block_cache_bytes);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::{
 use super::links::Links;
 use crate::{
     error::Error,
+    metrics::METRICS,
     state::{Members, Response},
 };
 
@@ -148,6 +149,7 @@ impl Waiters {
     pub fn expire(&mut self, now: Instant, why: impl Fn(Instant) -> Error) {
         while let Some((deadline, id)) = self.deadlines.pop_front_if(|&mut (deadline, _)| deadline <= now) {
             if let Some(waiter) = self.proposals.remove(&id) {
+                METRICS.proposals_failed.inc();
                 let since = deadline.checked_sub(self.patience).expect("this is how the deadline was made");
                 waiter(Err(why(since)));
             }

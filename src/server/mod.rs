@@ -31,6 +31,7 @@ use crate::{
     config::{AutoCompaction, Config, gates::Gate},
     error::{Error, Halt},
     logging,
+    metrics::METRICS,
     node::{
         Node, Parts, Settings, Threads,
         applier::Quota,
@@ -66,8 +67,6 @@ use tls::Tls;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long clients get to end their calls when the server stops.
 const DRAIN: Duration = Duration::from_millis(500);
-/// What etcd takes for a quota of zero.
-const DEFAULT_QUOTA_BYTES: i64 = 2 << 30;
 /// How long a member that was removed goes on, so that its clients hear the outcome.
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
 /// To connect to a member, on top of an election timeout.
@@ -126,13 +125,14 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
         peer_listeners.push(bind_for_members(url, config.socket_reuse_port).await?);
     }
     let slots = Slots::new(config.bounds.max_connections)?;
-    let stop = StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let directory = DataDir::open(&config.data_dir)?;
     words::starting(config, directory.is_initialised());
     bootstrap::prepare(config, &client, known, &directory).await?;
     let (removed, is_removed) = tokio::sync::watch::channel(false);
-    let mut ends = Ends { stop, is_removed };
     let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true)))?;
+    // Until here a signal ends the process by itself, whatever it waits for: there is nothing to hand over yet.
+    let stop = StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
+    let mut ends = Ends { stop, is_removed };
     open_to_members(config, &floors, peer_listeners).await?;
     tokio::select! {
         published = publish(config, &floors.api) => {
@@ -289,7 +289,9 @@ fn build(
     client: Client,
     farewell: Arc<dyn Fn() + Send + Sync>,
 ) -> Result<Floors, Failure> {
-    let (log, recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
+    let place = log::Place::new(directory.log_dir());
+    let place = if config.unsafe_no_fsync { place.without_syncs() } else { place };
+    let (log, recovered) = SegmentLog::open(&place)?;
     let identity = recovered.identity;
     let databases = directory.databases();
     databases.tidy()?;
@@ -298,11 +300,8 @@ fn build(
     let caches = Caches { block_bytes: bounds.block_cache_bytes, write_bytes: bounds.write_buffer_bytes };
     let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&databases.current()?, caches)?);
     let machine = Machine::open(engine.clone(), value_cache_bytes)?;
-    let quota_bytes = match config.quota_bytes {
-        None => -1,
-        Some(0) => DEFAULT_QUOTA_BYTES,
-        Some(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
-    };
+    let quota_bytes = config.quota_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+    METRICS.quota_bytes.set(quota_bytes.max(0));
     let watch_settings = watch::Settings {
         ring_bytes: bounds.watch_ring_bytes,
         pending_bytes: bounds.watch_pending_bytes,

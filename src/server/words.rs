@@ -41,6 +41,10 @@ pub fn starting(config: &Config, is_initialised: bool) {
         .with("v2-deprecation", "write-only")
         .log();
     quota(config.quota_bytes);
+    if config.unsafe_no_fsync {
+        let text = "fsync is off (--unsafe-no-fsync): a crash of this machine loses acknowledged writes";
+        Notice::new(Level::Warn, text).log();
+    }
 }
 
 fn quota(bytes: Option<u64>) {

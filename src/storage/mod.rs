@@ -81,6 +81,22 @@ pub struct Size {
     pub total_bytes: u64,
     /// The part of them that holds data which has not been removed.
     pub in_use_bytes: u64,
+    /// Memory for what is not in a file yet.
+    pub memtable_bytes: u64,
+    /// Memory for blocks of files.
+    pub block_cache_bytes: u64,
+}
+
+/// Room on the disk that is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "defragmenting rewrites what is in use: it needs up to {needed_bytes} bytes of free disk space, and {free_bytes} are free"
+)]
+pub struct Lack {
+    /// So much is needed for a while.
+    pub needed_bytes: u64,
+    /// So much there is.
+    pub free_bytes: u64,
 }
 
 /// An ordered store of bytes. [`rocks::Rocks`] is the real one; [`memory::Memory`] serves tests and the simulation.
@@ -110,8 +126,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Another database has taken this one's place: when nobody reads it any more, its files go.
     fn retire(&self) {}
 
-    /// Rewrites files until removed data takes no room any more.
-    fn reclaim(&self) -> Result<(), Halt>;
+    /// Rewrites files until removed data takes no room any more; or says why it does not begin.
+    fn reclaim(&self) -> Result<Option<Lack>, Halt>;
 
     /// How much room the data takes.
     fn size(&self) -> Result<Size, Halt>;

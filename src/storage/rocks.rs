@@ -20,8 +20,9 @@ use rocksdb::{
     DBCompressionType, FlushOptions, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions, checkpoint::Checkpoint,
     properties,
 };
+use rustix::fs::statvfs;
 
-use super::{Batch, Engine, Size, Table, Visit};
+use super::{Batch, Engine, Lack, Size, Table, Visit};
 use crate::error::Halt;
 
 const HISTORY: &str = "history";
@@ -234,7 +235,14 @@ impl Engine for Rocks {
         self.db.flush_cfs_opt(&families, &options).map_err(halt)
     }
 
-    fn reclaim(&self) -> Result<(), Halt> {
+    /// A disk that fills up on the way would end the process, so this does not begin without room for all of it.
+    fn reclaim(&self) -> Result<Option<Lack>, Halt> {
+        let Size { in_use_bytes, memtable_bytes, .. } = self.size()?;
+        let disk = statvfs(&self.files.path).map_err(|error| Halt::io("look at", &self.files.path)(error.into()))?;
+        let lack = Lack { needed_bytes: in_use_bytes + memtable_bytes, free_bytes: disk.f_bavail * disk.f_frsize };
+        if lack.free_bytes < lack.needed_bytes {
+            return Ok(Some(lack));
+        }
         self.flush()?;
         let mut options = CompactOptions::default();
         options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
@@ -242,13 +250,16 @@ impl Engine for Rocks {
         for table in [Table::History, Table::Meta] {
             self.db.compact_range_cf_opt(self.family(table), None::<&[u8]>, None::<&[u8]>, &options);
         }
-        Ok(())
+        Ok(None)
     }
 
     fn size(&self) -> Result<Size, Halt> {
-        let memtables = self.sum(properties::CUR_SIZE_ALL_MEM_TABLES)?;
-        let total = self.sum(properties::LIVE_SST_FILES_SIZE)? + memtables;
-        let in_use = self.sum(properties::ESTIMATE_LIVE_DATA_SIZE)?.min(total);
-        Ok(Size { total_bytes: total, in_use_bytes: in_use })
+        let memtable_bytes = self.sum(properties::CUR_SIZE_ALL_MEM_TABLES)?;
+        let total_bytes = self.sum(properties::LIVE_SST_FILES_SIZE)? + memtable_bytes;
+        let in_use_bytes = self.sum(properties::ESTIMATE_LIVE_DATA_SIZE)?.min(total_bytes);
+        // Both families share one cache.
+        let block_cache = self.db.property_int_value_cf(self.family(Table::History), properties::BLOCK_CACHE_USAGE);
+        let block_cache_bytes = block_cache.map_err(halt)?.unwrap_or(0);
+        Ok(Size { total_bytes, in_use_bytes, memtable_bytes, block_cache_bytes })
     }
 }

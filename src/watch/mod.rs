@@ -152,6 +152,7 @@ impl Publisher {
 
 /// The door for streams.
 pub struct Hub {
+    ring: Arc<Mutex<Ring>>,
     inbox: Arc<Inbox<Input>>,
     settings: Settings,
     gauges: Gauges,
@@ -179,9 +180,15 @@ impl Hub {
         let ring = Arc::new(Mutex::new(Ring::new(reader.head(), settings.ring_bytes)));
         let inbox = Arc::new(Inbox::default());
         let publisher = Publisher { ring: ring.clone(), inbox: inbox.clone(), ring_bytes: settings.ring_bytes };
-        let core = HubCore::new(reader, ring, settings, gauges.clone());
-        let hub = Self { inbox, settings, gauges, streams: AtomicU64::new(0), threads: Mutex::default() };
+        let core = HubCore::new(reader, ring.clone(), settings, gauges.clone());
+        let hub = Self { ring, inbox, settings, gauges, streams: AtomicU64::new(0), threads: Mutex::default() };
         (publisher, Arc::new(hub), core)
+    }
+
+    /// How much memory the events take that are kept for everybody.
+    #[must_use]
+    pub fn ring_bytes(&self) -> usize {
+        self.ring.lock().bytes()
     }
 
     /// Takes what streams have said since the last call: the inputs of a step.

@@ -23,6 +23,12 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// Bytes of all events together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// A ring for what comes behind `head`.
     #[must_use]
     pub fn new(head: i64, max_bytes: usize) -> Self {

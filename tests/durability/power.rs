@@ -35,7 +35,7 @@ use metastore::{
         mvccpb::KeyValue,
     },
     state::{Kind, Machine, Members, Response},
-    storage::{Batch, Engine, Size, Table, Visit, rocks::Rocks, schema::meta},
+    storage::{Batch, Engine, Lack, Size, Table, Visit, rocks::Rocks, schema::meta},
     watch,
 };
 use parking_lot::{Mutex, RwLock};
@@ -127,7 +127,7 @@ impl Engine for Checkpointed {
         self.rocks.copy_to(path)
     }
 
-    fn reclaim(&self) -> Result<(), Halt> {
+    fn reclaim(&self) -> Result<Option<Lack>, Halt> {
         self.rocks.reclaim()
     }
 

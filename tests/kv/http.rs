@@ -22,9 +22,17 @@ async fn health_version_and_metrics_are_served() {
         "etcd_server_is_leader 1",
         "etcd_mvcc_put_total 1",
         "etcd_debugging_mvcc_current_revision 2",
+        "etcd_server_quota_backend_bytes 2147483648",
+        "etcd_server_proposals_failed_total 0",
         r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#,
     ] {
         assert!(metrics.body.lines().any(|found| found == line), "{line} is missing");
+    }
+    for part in ["index", "log", "memtables"] {
+        let start = format!("metastore_memory_bytes{{part=\"{part}\"}} ");
+        let line = metrics.body.lines().find_map(|line| line.strip_prefix(&start));
+        let bytes: u64 = line.unwrap_or_else(|| panic!("{part} is missing")).parse().unwrap();
+        assert!((1..100 << 20).contains(&bytes) || part == "log", "{part}: {bytes}");
     }
 }
 

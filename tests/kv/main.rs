@@ -5,6 +5,7 @@
 mod bounds;
 mod errors;
 mod etcdctl;
+mod full_disk;
 mod http;
 mod keys;
 mod lists;

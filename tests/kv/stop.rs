@@ -13,6 +13,14 @@ use crate::support::Server;
 /// Longer than this nobody waits for a stop.
 const LIMIT: Duration = Duration::from_millis(1500);
 
+#[tokio::test]
+async fn who_does_not_wait_for_the_disk_is_warned() {
+    let server = Server::start(&["--unsafe-no-fsync"]);
+    let line = server.wait_for_log("fsync is off");
+    assert!(line.contains("\"warn\"") && line.contains("loses acknowledged writes"), "{line}");
+    server.client().await.put("k", "v", None).await.unwrap();
+}
+
 /// Streams, a call that waits for ever and a connection that does nothing hold nobody up.
 #[tokio::test]
 async fn a_server_ends_at_once_and_by_the_signal_that_it_was_sent() {

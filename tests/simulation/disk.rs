@@ -22,7 +22,7 @@ use metastore::{
         volatile::VolatileLog,
     },
     state::Progress,
-    storage::{Batch, Engine, Size, Table, Visit, memory::Memory, schema::meta},
+    storage::{Batch, Engine, Lack, Size, Table, Visit, memory::Memory, schema::meta},
 };
 use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState};
@@ -297,7 +297,7 @@ impl Engine for SimulatedEngine {
         self.memory.flush()
     }
 
-    fn reclaim(&self) -> Result<(), Halt> {
+    fn reclaim(&self) -> Result<Option<Lack>, Halt> {
         self.memory.reclaim()
     }
 

@@ -133,6 +133,25 @@ fn a_learner_that_is_quicker_than_its_leader_makes_no_read_stale() {
     });
 }
 
+/// It was left alone when it had applied the removal, and what was committed behind that it had not.
+#[test]
+fn a_removed_member_that_is_quicker_than_who_is_left_makes_no_read_stale() {
+    tell(2, |world| {
+        let left = world.expect_leader();
+        let removed = world.other_than(left);
+        world.change_members(left, Change::Remove(removed));
+        while !world.member(left).expect("it runs").rooms.core.driver.replica.is_alone() {
+            world.propose(removed);
+            world.run_for(SECOND / 1000);
+        }
+        world.seats.get_mut(&left).expect("it is there").apply_stuck_until = world.agenda.now() + SECOND;
+        for _ in 0..100 {
+            world.read(left);
+            world.run_for(SECOND / 100);
+        }
+    });
+}
+
 /// A sole voter elects itself without a word to anybody; before that was durable it already spoke to learners.
 #[test]
 fn a_sole_voter_is_silent_in_a_term_that_it_may_forget() {

@@ -54,8 +54,11 @@ pub trait File: Send {
 }
 
 /// The operating system's files.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct OsFiles;
+#[derive(Debug, Clone, Copy)]
+pub struct OsFiles {
+    /// Whether it is waited for the disk. Without that a crash of the machine loses what was acknowledged.
+    pub syncs: bool,
+}
 
 impl Files for OsFiles {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
@@ -63,11 +66,12 @@ impl Files for OsFiles {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(OsFile(fs::File::create_new(path)?)))
+        Ok(Box::new(OsFile { file: fs::File::create_new(path)?, syncs: self.syncs }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(OsFile(fs::File::options().read(true).write(true).open(path)?)))
+        let file = fs::File::options().read(true).write(true).open(path)?;
+        Ok(Box::new(OsFile { file, syncs: self.syncs }))
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
@@ -87,22 +91,25 @@ impl Files for OsFiles {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::File::open(dir)?.sync_all()
+        if self.syncs { fs::File::open(dir)?.sync_all() } else { Ok(()) }
     }
 }
 
-struct OsFile(fs::File);
+struct OsFile {
+    file: fs::File,
+    syncs: bool,
+}
 
 impl File for OsFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.0.sync_data()
+        if self.syncs { self.file.sync_data() } else { Ok(()) }
     }
 
     fn size_bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 }

@@ -46,7 +46,13 @@ impl Place {
 
     /// A directory of the operating system, with segments of the usual size.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), files: Arc::new(OsFiles), segment_bytes: Self::SEGMENT_BYTES }
+        Self { dir: dir.into(), files: Arc::new(OsFiles { syncs: true }), segment_bytes: Self::SEGMENT_BYTES }
+    }
+
+    /// The same, but nothing waits for the disk.
+    #[must_use]
+    pub fn without_syncs(self) -> Self {
+        Self { files: Arc::new(OsFiles { syncs: false }), ..self }
     }
 
     pub(super) fn segment_path(&self, number: u64) -> PathBuf {

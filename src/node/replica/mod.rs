@@ -467,7 +467,8 @@ impl<R> Replica<R> {
     /// change; true while that is under way.
     fn hands_over_before_removal(&mut self) -> bool {
         let raft = &self.raft.raft;
-        let removes_us = |change: &ConfChange| change.change_type == ConfChangeType::RemoveNode && change.node_id == raft.id;
+        let removes_us =
+            |change: &ConfChange| change.change_type == ConfChangeType::RemoveNode && change.node_id == raft.id;
         if !self.proposals.first_change().is_some_and(|change| removes_us(&change)) {
             return false;
         }

@@ -1,0 +1,70 @@
+//! A disk with little room left.
+
+use std::{fs, path::Path, process::Command};
+
+use metastore::proto::etcdserverpb::{DefragmentRequest, PutRequest, RangeRequest};
+use tonic::Code;
+
+use crate::support::Server;
+
+/// A file system of a test's own, in memory.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn make(size: &str) -> Option<Self> {
+        let mount = tempfile::tempdir().unwrap();
+        let options = format!("size={size}");
+        let made = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(mount.path()).status();
+        made.is_ok_and(|status| status.success()).then(|| Self(mount))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: a process may still be ending.
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+/// Trap 45: a defragmentation that cannot be done does not begin, and everything goes on.
+#[tokio::test]
+async fn a_defragmentation_without_room_for_it_is_refused_and_harms_nobody() {
+    const VALUE_BYTES: usize = 256 << 10;
+    let Some(disk) = Disk::make("192m") else {
+        println!("skipped: no file system of one's own can be made here");
+        return;
+    };
+    let mut server = Server::member("one", "http://127.0.0.1:2380", "one=http://127.0.0.1:2380", &[]);
+    server.move_to(disk.path());
+    server.restart();
+    let mut kv = server.kv().await;
+    for nth in 0..160_u8 {
+        // Not to be compressed.
+        let value: Vec<u8> = (0..VALUE_BYTES / 8).flat_map(|at| seal(u64::from(nth) << 32 | at as u64)).collect();
+        let put = PutRequest { key: vec![nth].into(), value: value.into(), ..PutRequest::default() };
+        kv.put(put).await.unwrap();
+    }
+    let filler = disk.path().join("filler");
+    let free = rustix::fs::statvfs(disk.path()).unwrap();
+    fs::write(&filler, vec![1; usize::try_from(free.f_bavail * free.f_frsize).unwrap() - (16 << 20)]).unwrap();
+    let mut maintenance = server.maintenance().await;
+    let refusal = maintenance.defragment(DefragmentRequest {}).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::Unknown);
+    assert!(refusal.message().contains("bytes of free disk space"), "{refusal}");
+    let put = PutRequest { key: "after".into(), value: "it goes on".into(), ..PutRequest::default() };
+    kv.put(put).await.unwrap();
+    let found = kv.range(RangeRequest { key: "after".into(), ..RangeRequest::default() }).await.unwrap().into_inner();
+    assert_eq!(found.kvs[0].value, "it goes on");
+    fs::remove_file(&filler).unwrap();
+    maintenance.defragment(DefragmentRequest {}).await.unwrap();
+}
+
+/// Bytes without a pattern that a compressor finds.
+fn seal(nth: u64) -> [u8; 8] {
+    let mixed = (nth ^ (nth >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes()
+}
