@@ -90,14 +90,24 @@ impl Api {
         }
         let api = self.clone();
         self.read(is_serializable(&txn), reply, move |reply| {
-            let pool = api.pool.clone();
-            // Its ranges may be long ones.
-            pool.run(move || {
+            let (pool, is_short) = (api.pool.clone(), api.is_short(&txn));
+            let run = move || {
                 let started = Instant::now();
                 reply.answer(api.run_read_only(&txn).map_err(refuse));
                 api.slow.note_read(started, "read-only txn ");
-            });
+            };
+            if is_short { run() } else { pool.run(run) }
         });
+    }
+
+    /// Whether a read-only transaction looks at few enough keys to be answered on the spot.
+    fn is_short(&self, txn: &TxnRequest) -> bool {
+        let keys = &self.readers().keys;
+        let is_short = |op: &RequestOp| match &op.request {
+            Some(request_op::Request::RequestRange(range)) => keys.is_short(&txn::query(range.clone())),
+            _ => false,
+        };
+        txn.compare.iter().all(|compare| compare.range_end.is_empty()) && ops(txn).all(is_short)
     }
 
     fn run_read_only(&self, request: &TxnRequest) -> Result<bytes::Bytes, Failure> {

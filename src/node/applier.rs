@@ -279,9 +279,12 @@ impl Applier {
     fn note(&self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                // The timekeeper's, and the transport's.
-                Effect::LeaseGranted { .. } | Effect::LeaseRevoked { .. } | Effect::MembersChanged => (),
-                Effect::CompactionScheduled { .. } | Effect::AlarmsChanged => {
+                // The timekeeper's, and the transport's; what alarms stand is read when it matters.
+                Effect::LeaseGranted { .. }
+                | Effect::LeaseRevoked { .. }
+                | Effect::MembersChanged
+                | Effect::AlarmsChanged => (),
+                Effect::CompactionScheduled { .. } => {
                     let _ = self.keeper.send(Chore::Effect(effect));
                 }
             }
