@@ -1,8 +1,10 @@
 //! What the house promises about its own source: that floors know only those below them, that the core knows no clock, no
-//! thread and no network, and a few habits. `ARCHITECTURE.md` says why.
+//! thread and no network, that the README lists what there is, and a few habits. `ARCHITECTURE.md` says why.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "tidy/readme.rs"]
+mod readme;
 #[path = "tidy/source.rs"]
 mod source;
 #[path = "tidy/traps.rs"]

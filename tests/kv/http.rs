@@ -26,6 +26,10 @@ async fn health_version_and_metrics_are_served() {
     ] {
         assert!(metrics.body.lines().any(|found| found == line), "{line} is missing");
     }
+    let readme = include_str!("../../README.md");
+    for name in metrics.body.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(readme.contains(&format!("| `{name}` |")), "the README does not list {name}");
+    }
 }
 
 #[tokio::test]
