@@ -1,7 +1,8 @@
 //! Gets entries agreed among the members and hands them to the state.
 //!
-//! This is the only floor that knows raft-rs and the only one that owns threads. Its rooms are values with non-blocking
-//! steps; a thread is a thin shell around one of them, so the same code runs under the server and under a simulation.
+//! This is the only floor that knows raft-rs, and its threads are those on which a member lives. Its rooms are values with
+//! non-blocking steps; a thread is a thin shell around one of them, so the same code runs under the server and under a
+//! simulation. (Other threads serve those who ask: the watch hub's two, the read pool's, the runtimes'.)
 //!
 //! ```text
 //! handlers ──Input──▶ raft ──LogTask──▶ log ──"persisted n"──▶ raft

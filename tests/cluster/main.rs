@@ -11,6 +11,7 @@ mod leadership;
 mod leases;
 mod load;
 mod membership;
+mod orphans;
 mod outage;
 mod partitions;
 mod peer_port;

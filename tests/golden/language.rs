@@ -10,8 +10,21 @@ use metastore::proto::etcdserverpb::{
 type Parsed<T> = Result<T, Box<dyn Error>>;
 
 /// Words that stand alone and switch something on.
-const FLAGS: [&str; 9] =
-    ["prev_kv", "ignore_value", "ignore_lease", "keys_only", "count_only", "physical", "raw", "learner", "misfiled"];
+const FLAGS: [&str; 13] = [
+    "prev_kv",
+    "ignore_value",
+    "ignore_lease",
+    "keys_only",
+    "count_only",
+    "physical",
+    "raw",
+    "learner",
+    "misfiled",
+    "notify",
+    "fragment",
+    "no_put",
+    "no_delete",
+];
 
 /// What follows the name of a command: plain words, `name=value` pairs and flags, each in order.
 #[derive(Debug, Default)]

@@ -36,12 +36,31 @@
 //! | `batch`, `commit` | entries in between gather into one batch |
 //! | `flush`, `restart` | the database flushes; everything is opened again |
 //! | `crash lose=n` | the newest n batches are lost; what was lost is replayed, and must come to the same |
+//!
+//! And those who watch. Each names its stream with `stream=` unless there is but one; the first of a stream opens it, with
+//! `parts=` for how many bytes are split where that is wished for. What a stream hears is shown by commands that ask for
+//! something and by `hear`: `2*a=1` created a key at revision 2, `3+a=2` changed it, `4-a` deleted it, each followed by what
+//! was there before (`<1@2`) where that was asked for; then `…` for a part that is not the last, and the header's revision.
+//!
+//! | command | meaning |
+//! | --- | --- |
+//! | `watch key [end] [from=] [id=] [prev_kv] [notify] [fragment] [no_put] [no_delete]` | begins a watch |
+//! | `cancel id`, `progress` | ends it; asks how far everything was said |
+//! | `hear` | what there is to hear |
+//! | `stall`, `listen` | the client takes nothing; it takes everything again |
+//! | `leave` | closes the stream |
+//! | `wait seconds` | time passes |
+//! | `hub [ring=] [pending=] [watches=]` | begins with a hub that has so many bytes for events; closes all streams |
+//! | `counts` | streams, watches, those that lag, events that wait |
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../watching/client.rs"]
+mod client;
 mod language;
 mod node;
 mod print;
+mod watching;
 
 use std::{env, error::Error, fs, path::Path};
 
@@ -143,4 +162,9 @@ fn leases_and_alarms_act_as_the_lease_scripts_say() {
 #[test]
 fn members_come_and_go_as_the_member_scripts_say() {
     run_all("members");
+}
+
+#[test]
+fn watchers_hear_what_the_watch_scripts_say() {
+    run_all("watch");
 }

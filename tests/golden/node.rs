@@ -17,6 +17,7 @@ use metastore::{
     },
     state::{self, Command, Entry, Kind, Machine, Members, Newcomer, Readers, Response, txn},
     storage::{Batch, Engine, Table, memory::Memory, rocks::Rocks},
+    watch::Settings,
 };
 use prost::Message;
 use tempfile::TempDir;
@@ -24,6 +25,7 @@ use tempfile::TempDir;
 use crate::{
     language::{self, Words},
     print,
+    watching::Watchers,
 };
 
 type Output = Result<String, Box<dyn Error>>;
@@ -65,12 +67,27 @@ struct Running {
     readers: Readers,
     compaction: Option<Compaction>,
     view: Option<View>,
+    watchers: Watchers,
 }
 
 impl Running {
     fn open(engine: Arc<dyn Engine>) -> Self {
         let machine = Machine::open(engine.clone(), VALUE_CACHE_BYTES).unwrap();
-        Self { engine, readers: machine.readers(), machine, compaction: None, view: None }
+        let readers = machine.readers();
+        let watchers = Watchers::new(readers.keys.clone(), Settings::default());
+        Self { engine, machine, readers, compaction: None, view: None, watchers }
+    }
+
+    /// Publishes what was applied, as the apply thread does; returns it, written down.
+    fn commit(&mut self) -> Vec<String> {
+        let published = self.machine.commit().unwrap();
+        let events = published.events.iter().map(print::event);
+        let lines = events.chain(published.effects.iter().map(print::effect)).collect();
+        self.watchers.append(published.events, published.head);
+        self.machine.publish_head();
+        self.watchers.settle();
+        assert_eq!(published.head, self.readers.keys.head());
+        lines
     }
 }
 
@@ -103,29 +120,39 @@ impl Node {
     }
 
     pub fn run(&mut self, name: &str, mut words: Words) -> Output {
-        let output = match name {
-            "put" => self.propose(Kind::Put, &language::put(&mut words)?),
+        let output = match self.running().watchers.run(name, &mut words) {
+            Some(output) => output?,
+            None => self.run_alone(name, &mut words)?,
+        };
+        words.finish()?;
+        Ok(output)
+    }
+
+    /// A command that has nothing to do with watching.
+    fn run_alone(&mut self, name: &str, words: &mut Words) -> Output {
+        Ok(match name {
+            "put" => self.propose(Kind::Put, &language::put(words)?),
             "fill" => self.fill(words.expect_number()?),
-            "delete" => self.propose(Kind::DeleteRange, &language::delete(&mut words)),
-            "compact" => self.compact(&mut words)?,
+            "delete" => self.propose(Kind::DeleteRange, &language::delete(words)),
+            "compact" => self.compact(words)?,
             "grant" => {
                 let (id, ttl) = (words.expect_number()?, words.number("ttl")?);
                 self.propose(Kind::LeaseGrant, &LeaseGrantRequest { id, ttl })
             }
             "revoke" => self.propose(Kind::LeaseRevoke, &LeaseRevokeRequest { id: words.expect_number()? }),
-            "alarm" => self.alarm(&mut words)?,
-            "member" => self.member(&mut words)?,
+            "alarm" => self.alarm(words)?,
+            "member" => self.member(words)?,
             "members" => print::members(self.running().machine.members()),
             "foreign" => self.apply_data(Kind::Put, false, Bytes::from_static(&[0xc2, 0x3e, 0])),
             "garbage" => self.apply_data(Kind::Put, false, Bytes::from_static(&[0x22, 0x7f, 1])),
-            "get" => self.get(language::range(&mut words)?),
-            "view" => self.open_view(&mut words)?,
-            "look" => self.look(language::range(&mut words)?)?,
+            "get" => self.get(language::range(words)?),
+            "view" => self.open_view(words)?,
+            "look" => self.look(language::range(words)?)?,
             "close" => {
                 self.running().view = None;
                 String::new()
             }
-            "hash" => self.hash(&mut words)?,
+            "hash" => self.hash(words)?,
             "remember" => {
                 let running = self.running();
                 let due = running.compaction.take().or_else(|| Compaction::pending(running.machine.shared()));
@@ -134,7 +161,7 @@ impl Node {
                 let known: Vec<_> = known.iter().map(|hash| hash.hash_revision).collect();
                 format!("hashes of {known:?}")
             }
-            "remove" => self.remove(&mut words)?,
+            "remove" => self.remove(words)?,
             "records" => self.records(words.flag("raw")),
             "leases" => self.leases(),
             "batch" => {
@@ -151,9 +178,7 @@ impl Node {
             }
             "restart" => self.restart(),
             other => return Err(format!("no such command: {other}").into()),
-        };
-        words.finish()?;
-        Ok(output)
+        })
     }
 
     pub fn txn(&mut self, text: &str) -> Output {
@@ -191,13 +216,7 @@ impl Node {
     }
 
     fn commit(&mut self) -> String {
-        let machine = &mut self.running().machine;
-        let published = machine.commit().unwrap();
-        machine.publish_head();
-        let head = machine.readers().keys.head();
-        assert_eq!(published.head, head);
-        let events = published.events.iter().map(print::event);
-        let lines: Vec<String> = events.chain(published.effects.iter().map(print::effect)).collect();
+        let lines = self.running().commit();
         lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
     }
 
@@ -351,8 +370,7 @@ impl Node {
         for (_, entry, outcome) in self.log.iter().filter(|(_, entry, _)| entry.index > progress.index) {
             let again = running.machine.apply(entry).unwrap().outcome;
             assert_eq!(again, *outcome, "entry {} comes to the same when it is replayed", entry.index);
-            running.machine.commit().unwrap();
-            running.machine.publish_head();
+            running.commit();
             replayed += 1;
         }
         let head = running.readers.keys.head();

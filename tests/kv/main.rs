@@ -12,6 +12,7 @@ mod lists;
 mod maintenance;
 mod places;
 mod quota;
+mod services;
 mod stop;
 mod stream;
 #[path = "../support/mod.rs"]

@@ -6,6 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// What stands in front of an item that only tests are built with.
+const FOR_TESTS: &str = "#[cfg(test)]";
+
 /// One file.
 pub struct Source {
     /// Its path from the root of the project.
@@ -17,15 +20,20 @@ pub struct Source {
 /// All Rust files under a path of the project, in order.
 pub fn sources(under: &str) -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut paths = Vec::new();
-    collect(&root.join(under), &mut paths);
-    paths.sort();
-    assert!(!paths.is_empty(), "{under} holds no source");
     let read = |path: PathBuf| Source {
         code: blank(&fs::read_to_string(&path).unwrap()),
         path: path.strip_prefix(root).unwrap().to_str().unwrap().to_owned(),
     };
-    paths.into_iter().map(read).collect()
+    paths(&root.join(under)).into_iter().map(read).collect()
+}
+
+/// Where all Rust files under a path are, in order.
+pub fn paths(under: &Path) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    collect(under, &mut paths);
+    paths.sort();
+    assert!(!paths.is_empty(), "{} holds no source", under.display());
+    paths
 }
 
 fn collect(path: &Path, paths: &mut Vec<PathBuf>) {
@@ -40,7 +48,7 @@ fn collect(path: &Path, paths: &mut Vec<PathBuf>) {
 
 /// The names and keywords in a piece of code.
 pub fn words(code: &str) -> BTreeSet<&str> {
-    code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect()
+    code.split(is_no_letter).filter(|word| !word.is_empty()).collect()
 }
 
 impl Source {
@@ -56,9 +64,18 @@ impl Source {
         (1..).zip(self.code.lines())
     }
 
-    /// The same without the module of unit tests, which ends a file.
-    pub fn lines_before_tests(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.lines().take_while(|(_, line)| line.trim() != "#[cfg(test)]")
+    /// The same without what only tests are built with: modules, and single items.
+    pub fn lines_without_tests(&self) -> impl Iterator<Item = (usize, &str)> {
+        let mut hidden_until = 0;
+        let mut at = 0;
+        self.lines().filter(move |(_, line)| {
+            if at >= hidden_until && line.trim() == FOR_TESTS {
+                hidden_until = at + line.len() + item_len(&self.code[at + line.len()..]);
+            }
+            let is_hidden = at < hidden_until;
+            at += line.len() + 1;
+            !is_hidden
+        })
     }
 
     /// All words of the file.
@@ -66,12 +83,16 @@ impl Source {
         words(&self.code)
     }
 
-    /// The rooms behind every `crate::`, with the line that names them.
+    /// The rooms behind every `crate::`, and every `metastore::` (which is what `main` calls the house), with the line that
+    /// names them.
     pub fn rooms_used(&self) -> Vec<(usize, String)> {
         let mut used = Vec::new();
-        for (at, _) in self.code.match_indices("crate::") {
-            let line = self.code[..at].lines().count().max(1);
-            let path = &self.code[at + "crate::".len()..];
+        for (at, _) in self.code.match_indices("::") {
+            let (before, path) = (&self.code[..at], &self.code[at + "::".len()..]);
+            if !["crate", "metastore"].contains(&last_name(before)) {
+                continue;
+            }
+            let line = before.matches('\n').count() + 1;
             let names = path.strip_prefix('{').map_or_else(|| vec![first_name(path)], names_of_group);
             used.extend(names.into_iter().filter(|name| !name.is_empty()).map(|name| (line, name.to_owned())));
         }
@@ -80,7 +101,31 @@ impl Source {
 }
 
 fn first_name(path: &str) -> &str {
-    path.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()
+    path.split(is_no_letter).next().unwrap_or_default()
+}
+
+fn last_name(path: &str) -> &str {
+    path.rsplit(is_no_letter).next().unwrap_or_default()
+}
+
+fn is_no_letter(c: char) -> bool {
+    !c.is_alphanumeric() && c != '_'
+}
+
+/// How long the item is that comes next: up to its closing brace, or to a semicolon outside of all brackets.
+fn item_len(code: &str) -> usize {
+    let mut depth = 0;
+    for (at, c) in code.char_indices() {
+        match c {
+            '{' | '(' | '[' => depth += 1,
+            '}' | ')' | ']' => depth -= 1,
+            _ => (),
+        }
+        if depth == 0 && (c == '}' || c == ';') {
+            return at + 1;
+        }
+    }
+    code.len()
 }
 
 /// The first name of each path in a `{…}` of a `use`, nested braces skipped.
@@ -170,12 +215,27 @@ fn only_code_is_left_of_a_file() {
     assert_eq!(left, ["a", "c", "f", "let", "use", "x"]);
 }
 
+fn source(code: &str) -> Source {
+    Source { path: "src/server/mod.rs".to_owned(), code: blank(code) }
+}
+
 #[test]
-fn every_room_behind_crate_is_found() {
-    let code = "use crate::{\n  api::{self, kv},\n  node,\n};\nuse crate::error::Halt;\nlet x = crate::state::Kind;"
-        .to_owned();
-    let source = Source { path: "src/server/mod.rs".to_owned(), code };
+fn every_room_behind_the_name_of_the_house_is_found() {
+    let code = "use crate::{\n  api::{self, kv},\n  node,\n};\nuse crate::error::Halt;\nlet x = crate::state::Kind;\n\
+                metastore::bench::run();\nuse metastore::{config, peer::Client};\nlet x = my_crate::http2::X;";
+    let source = source(code);
     let used = source.rooms_used();
     let names: Vec<_> = used.iter().map(|(line, name)| (*line, name.as_str())).collect();
-    assert_eq!(names, [(1, "api"), (1, "node"), (5, "error"), (6, "state")]);
+    let expected = [(1, "api"), (1, "node"), (5, "error"), (6, "state"), (7, "bench"), (8, "config"), (8, "peer")];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn only_what_is_for_tests_is_left_out() {
+    let code = "mod a;\n#[cfg(test)]\nmod tests;\nimpl X {\n    #[cfg(test)]\n    #[allow(b)]\n    fn len(&self) -> [u8; 4] {\n        \
+                c('}', \"}\")\n    }\n    fn d() {}\n}\n#[cfg(test)]\nuse e::{f};\nfn g() {}\n#[cfg(test)]\nmod tests {\n    \
+                #[cfg(test)]\n    fn h() {}\n    fn i() {}\n}\nfn j() {}\n";
+    let left: Vec<_> =
+        source(code).lines_without_tests().map(|(line, text)| format!("{line}: {}", text.trim())).collect();
+    assert_eq!(left, ["1: mod a;", "4: impl X {", "10: fn d() {}", "11: }", "14: fn g() {}", "21: fn j() {}"]);
 }

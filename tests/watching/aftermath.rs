@@ -45,7 +45,7 @@ fn a_watch_that_a_snapshot_has_left_behind_is_ended() {
 fn a_stopped_hub_ends_its_streams() {
     let world = World::new();
     let (_publisher, hub) = metastore::watch::Hub::start(world.reader.clone(), metastore::watch::Settings::default());
-    let mut client = crate::world::Client::new(hub.open());
+    let mut client = crate::client::Client::new(hub.open());
     hub.stop();
     let Step::End(Err(refusal)) = client.conversation.step(&mut client.line) else { panic!("it should have ended") };
     assert_eq!(refusal.code, metastore::call::Code::Unavailable);

@@ -7,7 +7,10 @@ use metastore::{
     proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType},
 };
 
-use crate::world::{Client, World, between, from, on};
+use crate::{
+    client::Client,
+    world::{World, between, from, on},
+};
 
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 const EMPTY: &str = "mvcc: watcher range is empty";

@@ -5,7 +5,10 @@ use metastore::{
     watch::Settings,
 };
 
-use crate::world::{Client, World, between, from, on};
+use crate::{
+    client::Client,
+    world::{World, between, from, on},
+};
 
 fn revisions(heard: &[WatchResponse]) -> Vec<i64> {
     let events = heard.iter().flat_map(|response| &response.events);
@@ -150,7 +153,7 @@ fn a_stalled_watch_that_compaction_passes_hears_what_was_under_way_and_then_its_
     let seen = revisions(events);
     assert_eq!(seen, (2..).take(seen.len()).collect::<Vec<_>>());
     assert!(!seen.is_empty() && seen.len() < 80);
-    assert_eq!(crate::world::text(last), "compacted 0 at 90 @0");
+    assert_eq!(crate::client::text(last), "compacted 0 at 90 @0");
     assert_eq!(world.counts(), [1, 0, 0, 0]);
 }
 

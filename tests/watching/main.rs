@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod aftermath;
+mod client;
 mod contract;
 mod lagging;
 mod progress;

@@ -17,7 +17,10 @@ use metastore::{
     watch::{Hub, Settings},
 };
 
-use crate::world::{Client, World, from, on};
+use crate::{
+    client::Client,
+    world::{World, from, on},
+};
 
 /// Wakes a thread that is parked.
 struct Parked(Thread);

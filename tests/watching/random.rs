@@ -20,7 +20,10 @@ use metastore::{
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use crate::world::{Client, World, event_text, owned, put};
+use crate::{
+    client::{Client, event_text},
+    world::{World, owned, put},
+};
 
 const KEYS: [&str; 6] = ["a", "aa", "b", "ba", "c", "d"];
 

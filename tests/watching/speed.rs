@@ -18,7 +18,10 @@ use metastore::{
 };
 use prost::Message;
 
-use crate::world::{CLUSTER, FRAGMENT_BYTES, MEMBER, World, between, on};
+use crate::{
+    client::{CLUSTER, FRAGMENT_BYTES, MEMBER},
+    world::{World, between, on},
+};
 
 const WATCHERS: usize = 1000;
 const BATCH: usize = 200;

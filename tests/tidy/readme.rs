@@ -1,0 +1,123 @@
+//! What the README lists is what there is: metrics and environment variables. (Its flags are held to `config` there.)
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use crate::source::paths;
+
+/// The files that name metrics, each with what it is about.
+const METRICS: [&str; 2] = ["src/metrics.rs", "src/api/http.rs"];
+/// What a metric's name begins with.
+const PREFIXES: [&str; 4] = ["etcd_", "grpc_", "metastore_", "process_"];
+
+/// Variables that are read, but not for people to set: Cargo's own for a build, and what one script tells another.
+const PRIVATE: [&str; 5] = ["OUT_DIR", "CARGO_MANIFEST_DIR", "CARGO_PKG_VERSION", "WANT_PROTOC", "WANT_NGHTTP2"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// The README, taken apart where it marks that a list begins and ends.
+fn readme(mark: &str) -> [String; 3] {
+    let text = read("README.md");
+    let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
+    let (before, rest) = text.split_once(&begin).expect("the README marks where the list begins");
+    let (list, after) = rest.split_once(&end).expect("the README marks where the list ends");
+    [before.to_owned() + &begin, list.to_owned(), end + after]
+}
+
+/// The metrics that a file names, each with its help text: two literals in a row, the first of which can be nothing else.
+fn metrics(text: &str) -> Vec<(&str, &str)> {
+    let named = |call: &'_ str| PREFIXES.iter().any(|prefix| call.starts_with(prefix));
+    let calls = text.split("(\"").filter(|call| named(call));
+    calls.filter_map(|call| call.split_once("\", \"")).map(|(name, rest)| (name, until_quote(rest))).collect()
+}
+
+fn until_quote(text: &str) -> &str {
+    text.split('"').next().expect("a split has a first part")
+}
+
+/// Every metric, as a table in Markdown.
+fn table() -> String {
+    let files = METRICS.map(read);
+    let mut found: Vec<_> = files.iter().flat_map(|text| metrics(text)).collect();
+    found.sort_unstable();
+    assert!(found.windows(2).all(|pair| pair[0].0 != pair[1].0), "each name is given once");
+    let rows = found.iter().map(|(name, help)| format!("| `{name}` | {help} |\n"));
+    format!("\n| metric | meaning |\n| --- | --- |\n{}\n", rows.collect::<String>())
+}
+
+#[test]
+fn the_readme_lists_every_metric() {
+    let [before, list, after] = readme("metrics");
+    if env::var_os("WRITE_README").is_some() {
+        fs::write(root().join("README.md"), before + &table() + &after).unwrap();
+    } else {
+        assert_eq!(list, table(), "run this test with WRITE_README=1 to write the table anew");
+    }
+}
+
+/// Variables that a script reads where they may be missing: `${NAME-`, `${NAME:-`.
+fn read_by_script(text: &str) -> impl Iterator<Item = &str> {
+    text.split("${").skip(1).filter_map(|rest| {
+        let (name, rest) = rest.split_at(rest.find(|c| !is_of_variable(c)).unwrap_or(rest.len()));
+        let is_name = name.starts_with(|first: char| first.is_ascii_uppercase());
+        (is_name && (rest.starts_with('-') || rest.starts_with(":-"))).then_some(name)
+    })
+}
+
+/// Variables that a program reads: literals that can be nothing else, where anything is read. (etcd's variables for flags
+/// are all that begins with `ETCD_`: no file that names one of them reads it by that name.)
+fn read_by_program(text: &str) -> impl Iterator<Item = &str> {
+    let reads = ["env::var(", "env::var_os"].iter().any(|call| text.contains(call));
+    let literals = text.split('"').filter(|word| word.contains('_') && word.chars().all(is_of_variable));
+    literals.filter(move |_| reads)
+}
+
+fn is_of_variable(c: char) -> bool {
+    c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'
+}
+
+fn variables() -> BTreeSet<String> {
+    let owned = |names: &mut dyn Iterator<Item = &str>| names.map(str::to_owned).collect::<Vec<_>>();
+    let scripts = fs::read_dir(root().join("scripts")).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: BTreeSet<String> = scripts.flat_map(|path| owned(&mut read_by_script(&read(path)))).collect();
+    let programs = ["src", "tests", "build.rs"].map(|under| paths(&root().join(under)));
+    let programs = programs.concat().into_iter().filter(|path: &PathBuf| !path.ends_with("tests/tidy/readme.rs"));
+    found.extend(programs.flat_map(|path| owned(&mut read_by_program(&read(path)))));
+    found.retain(|name| !PRIVATE.contains(&name.as_str()));
+    found
+}
+
+#[test]
+fn the_readme_lists_every_environment_variable() {
+    let [_, list, _] = readme("environment");
+    let rows = list.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let listed: Vec<String> = rows.map(|(name, _)| name.to_owned()).collect();
+    let unique: BTreeSet<String> = listed.iter().cloned().collect();
+    assert_eq!(unique.len(), listed.len(), "each is listed once");
+    let found = variables();
+    let (unlisted, unread): (Vec<_>, Vec<_>) =
+        (found.difference(&unique).collect(), unique.difference(&found).collect());
+    assert!(
+        unlisted.is_empty() && unread.is_empty(),
+        "not listed: {unlisted:?}; listed, but read by nobody: {unread:?}"
+    );
+}
+
+#[test]
+fn names_are_found_where_they_are_read() {
+    let script = "x=${A_B-} ${C:-$D} ${E_F} ${#G_H[@]} ${I_J+x} ${K2_L:-} ${1-}";
+    assert_eq!(read_by_script(script).collect::<Vec<_>>(), ["A_B", "C", "K2_L"]);
+    assert_eq!(read_by_program("env::var(\"A_B\"); f(\"C_D\", \"e_f\", \"G\")").collect::<Vec<_>>(), ["A_B", "C_D"]);
+    assert_eq!(read_by_program("f(\"A_B\")").count(), 0);
+    let source = "a: gauge(\"etcd_a\", \"Some (a).\"),\nb: calls(\"grpc_b\", \"B.\", &[\"To\"]), f(\"etcd_c\")";
+    assert_eq!(metrics(source), [("etcd_a", "Some (a)."), ("grpc_b", "B.")]);
+}
