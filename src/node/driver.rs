@@ -135,6 +135,8 @@ pub struct Driver {
     pub id: u64,
     /// Called when the cluster has removed this member.
     pub farewell: Arc<dyn Fn() + Send + Sync>,
+    /// The change that removes this member while it leads, and for how many ticks it stays at most.
+    pub leaving: Option<(Changed, u64)>,
     /// A snapshot that has come, and may be accepted.
     pub arrived: Option<Arrived>,
     /// A snapshot that was accepted: everything waits for it to be put in place.
@@ -207,6 +209,7 @@ impl Driver {
                 self.replica.log().offer(None);
             }
         }
+        self.leave_in_time(ticks);
         self.replica.applied(self.status.applied());
         if self.status.rules_alone() {
             self.replica.cut(self.status.applied()); // Nobody will ask for it; whoever comes gets a copy of the database.
@@ -279,7 +282,7 @@ impl Driver {
             Input::Hurry => self.replica.hurry(self.election_ticks.saturating_sub(2)),
             Input::Persisted(number) => self.replica.persisted(number),
             Input::Durable(at) => self.cut(at),
-            Input::Changed(changed) => self.follow(changed),
+            Input::Changed(changed) => self.follow_in_time(changed),
             Input::Offer(None) => self.giving.failed(),
             Input::Offer(Some(offer)) => {
                 self.replica.log().offer(Some((offer.at, offer.conf_state.clone())));
@@ -303,6 +306,34 @@ impl Driver {
     fn turn_down(&mut self) {
         if let Some(arrived) = self.arrived.take() {
             (arrived.done)(false);
+        }
+    }
+
+    /// A leader that is removed stays for as long as an election takes, unless it is known sooner that the others know.
+    fn follow_in_time(&mut self, mut changed: Changed) {
+        self.leave();
+        if !self.replica.must_tell_others(changed.index, changed.change.as_ref()) {
+            return self.follow(changed);
+        }
+        if let Some(done) = changed.done.take() {
+            done();
+        }
+        self.leaving = Some((changed, self.election_ticks));
+    }
+
+    /// Follows the change that removes this member, if that waits.
+    fn leave(&mut self) {
+        if let Some((changed, _)) = self.leaving.take() {
+            self.follow(changed);
+        }
+    }
+
+    /// Leaves when the time is over, or the others know.
+    fn leave_in_time(&mut self, ticks: u32) {
+        let Some((changed, left)) = &mut self.leaving else { return };
+        *left = left.saturating_sub(u64::from(ticks));
+        if *left == 0 || !self.replica.must_tell_others(changed.index, changed.change.as_ref()) {
+            self.leave();
         }
     }
 

@@ -268,6 +268,7 @@ impl Node {
             id: settings.member_id,
             farewell: parts.farewell,
             arrived: None,
+            leaving: None,
             accepted: None,
         };
         let writer = LogWriter { log, raft: raft.clone(), post: post.clone(), status: status.clone() };

@@ -459,7 +459,7 @@ impl World {
     /// Raft and the table agree on who votes, where nothing is on its way from one to the other.
     fn check_electorate(&mut self, id: u64) {
         let member = self.member(id).expect("it runs");
-        if !member.is_quiet() {
+        if !member.is_quiet() || member.rooms.core.driver.leaving.is_some() {
             return;
         }
         let mut raft = member.rooms.core.driver.replica.conf_state();

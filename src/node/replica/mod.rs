@@ -236,6 +236,22 @@ impl<R> Replica<R> {
         Some(self.conf_state())
     }
 
+    /// Whether this leader is removed by the agreed change at `index`, and most of those who stay do not know yet that it is
+    /// agreed: nobody else would tell them, and they might need its voice for ever.
+    #[must_use]
+    pub fn must_tell_others(&self, index: u64, change: Option<&ConfChange>) -> bool {
+        let raft = &self.raft.raft;
+        let removes_us =
+            |change: &ConfChange| change.change_type == ConfChangeType::RemoveNode && change.node_id == raft.id;
+        if !self.leads() || !change.is_some_and(removes_us) {
+            return false;
+        }
+        let voters = self.conf_state().voters;
+        let others: Vec<u64> = voters.into_iter().filter(|&voter| voter != raft.id).collect();
+        let knows = |id: &&u64| raft.prs().get(**id).is_some_and(|progress| progress.committed_index >= index);
+        others.iter().filter(knows).count() * 2 <= others.len() && !others.is_empty()
+    }
+
     /// A leader that the cluster has removed would go on leading, and raft-rs would look for its progress in vain.
     fn step_down_if_removed(&mut self) {
         if self.leads() && self.raft.raft.prs().get(self.raft.raft.id).is_none() {
@@ -454,31 +470,10 @@ impl<R> Replica<R> {
         if !self.has_ear() || (self.leads() && self.raft.raft.has_pending_conf()) {
             return;
         }
-        if self.leads() && self.hands_over_before_removal() {
-            return;
-        }
         let Some(message) = self.proposals.next_change(self.raft.raft.id) else { return };
         if self.raft.step(message).is_ok() {
             self.proposals.change_taken();
         }
-    }
-
-    /// Nobody removes itself if another can do it: the others hear of it from a leader that stays. Tried once for each
-    /// change; true while that is under way.
-    fn hands_over_before_removal(&mut self) -> bool {
-        let raft = &self.raft.raft;
-        let removes_us =
-            |change: &ConfChange| change.change_type == ConfChangeType::RemoveNode && change.node_id == raft.id;
-        if !self.proposals.first_change().is_some_and(|change| removes_us(&change)) {
-            return false;
-        }
-        if raft.lead_transferee.is_some() {
-            return true;
-        }
-        let Some(best) = self.best_other_voter().filter(|_| self.proposals.tries_first_change()) else { return false };
-        tracing::info!(to = format!("{best:x}"), "this leader is to be removed: handing leadership over");
-        self.raft.transfer_leader(best);
-        true
     }
 
     /// A leader that has committed nothing in its term knows no commit index, and raft-rs drops what it is asked; and
