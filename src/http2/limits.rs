@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | streams at a time | [`Limits::max_streams`] | the stream is refused |
 //! | resets of calls in progress | [`Limits::max_resets`] a second | `ENHANCE_YOUR_CALM` |
-//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · WINDOW_UPDATE | [`Nuisance::per_second`] | `ENHANCE_YOUR_CALM` |
+//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · `WINDOW_UPDATE` | [`Nuisance::per_second`] | `ENHANCE_YOUR_CALM` |
 //! | one-byte windows | as [`Nuisance::Crumb`] | `ENHANCE_YOUR_CALM` |
 //! | streams that we have to reset | as [`Nuisance::OwnReset`] | `ENHANCE_YOUR_CALM` |
 //! | CONTINUATION | bytes and frames of a block | `ENHANCE_YOUR_CALM` |

@@ -42,8 +42,8 @@ impl Past {
                 self.ended.push_back(id);
             }
             End::Ours => {
-                let is_old = |&mut (_, since): &mut (u32, Instant)| now.duration_since(since) > HEARD;
-                while self.cut.len() == CUT || self.cut.front_mut().is_some_and(|first| is_old(first)) {
+                let is_old = |&(_, since): &(u32, Instant)| now.duration_since(since) > HEARD;
+                while self.cut.len() == CUT || self.cut.front().is_some_and(is_old) {
                     self.cut.pop_front();
                 }
                 self.cut.push_back((id, now));

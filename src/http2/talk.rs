@@ -7,6 +7,7 @@ use std::{sync::Arc, task::Waker};
 use bytes::Bytes;
 
 use super::{
+    limits,
     message::Encoding,
     outbox::Bell,
     sender::{Ending, Outbound, Sender},
@@ -115,6 +116,7 @@ impl Line for TalkLine<'_> {
                 return Some(message);
             }
             Ok(None) if self.inbound.ended && before > 0 => {
+                limits::note("message_length");
                 let text = "grpc: the request ended before its message did";
                 self.broken = Some(Refusal { code: Code::Internal, message: text.into() });
             }

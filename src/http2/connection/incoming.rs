@@ -129,15 +129,12 @@ impl Connection {
         let stream = self.streams.get(slot).expect("the caller has it");
         let inbound = &mut stream.inbound;
         let message = inbound.deframer.take_as_it_came(stream.request.encoding, max_bytes);
-        let kept = match &message {
-            Ok(Some((message, _))) => {
-                inbound.deframer = Deframer::default(); // Whatever comes behind it is nobody's.
-                message.len()
-            }
-            Ok(None) | Err(_) => {
-                inbound.deframer.settle();
-                inbound.deframer.len()
-            }
+        let kept = if let Ok(Some((message, _))) = &message {
+            inbound.deframer = Deframer::default(); // Whatever comes behind it is nobody's.
+            message.len()
+        } else {
+            inbound.deframer.settle();
+            inbound.deframer.len()
         };
         self.held_in = self.held_in + kept - std::mem::replace(&mut inbound.held, kept);
         match message {
@@ -160,6 +157,7 @@ impl Connection {
         }
         match &mut stream.role {
             Role::Listening => {
+                limits::note("message_length");
                 let message = "grpc: the request ended before its message did".into();
                 self.refuse(slot, Refusal { code: Status::Internal, message });
             }
