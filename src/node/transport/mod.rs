@@ -15,6 +15,7 @@
 
 mod frame;
 mod line;
+mod manners;
 mod outbox;
 mod receive;
 mod ship;
@@ -46,6 +47,7 @@ use crate::error::Halt;
 use frame::Hello;
 pub use frame::PREFACE;
 use line::Line;
+pub use manners::check;
 
 /// Where the copies of other members' databases go.
 pub trait Depot: Send + Sync {

@@ -12,7 +12,7 @@ use super::{
     super::driver::Input,
     Transport,
     frame::{self, Hello, Purpose, Verdict},
-    prepared, ship,
+    manners, prepared, ship,
 };
 use crate::metrics::METRICS;
 
@@ -82,15 +82,13 @@ impl Transport {
         stream.set_read_timeout(Some(SILENCE))?;
         let received = METRICS.peer_received_bytes.with_label_values(&[format!("{:x}", hello.from)]);
         loop {
-            let (messages, bytes) = frame::read(&mut stream)?;
+            let (mut messages, bytes) = frame::read(&mut stream)?;
             received.inc_by(bytes);
-            if let Some(stray) = messages.iter().find(|message| message.from != hello.from || message.to != hello.to) {
-                let (from, to) = (stray.from, stray.to);
-                return Err(frame::invalid(format!("a message from {from:x} to {to:x} on the stream of another")));
-            }
+            messages.iter().try_for_each(|it| manners::check(it, hello.from, hello.to)).map_err(frame::invalid)?;
             if self.is_removed(hello.from) {
                 return Err(frame::invalid("the sender was removed from the cluster".to_owned()));
             }
+            messages.retain(|message| message.from == hello.from || !self.is_removed(message.from));
             if !messages.is_empty() && self.parts.raft.send(Input::Messages(messages)).is_err() {
                 return Ok(());
             }

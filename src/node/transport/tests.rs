@@ -49,7 +49,7 @@ impl Place {
     /// Says something to another member until `other` has heard it.
     fn reaches(&self, other: &Self) {
         let (from, to) = (self.peer.id, other.peer.id);
-        let heartbeat = Message { msg_type: MessageType::MsgHeartbeat, from, to, ..Message::default() };
+        let heartbeat = Message { msg_type: MessageType::MsgHeartbeat, from, to, term: 1, ..Message::default() };
         let mut heard = Vec::new();
         while !heard.iter().any(|input| matches!(input, Input::Messages(messages) if messages[0].from == from)) {
             self.transport.send(vec![heartbeat.clone()]);
@@ -73,4 +73,45 @@ fn a_caller_is_answered_by_a_member_that_does_not_know_it_yet() {
     assert!(laggard.transport.line(1).is_none());
     newcomer.transport.stop();
     laggard.transport.stop();
+}
+
+fn heard(place: &Place, what: impl Fn(&Message) -> bool) {
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    let mut inputs = Vec::new();
+    loop {
+        assert!(std::time::Instant::now() < until, "it is not heard");
+        place.raft.receive(&mut inputs, Some(std::time::Instant::now() + Duration::from_millis(20)));
+        let messages = inputs.drain(..).filter_map(|input| match input {
+            Input::Messages(messages) => Some(messages),
+            _ => None,
+        });
+        if messages.flatten().any(|message| what(&message)) {
+            return;
+        }
+    }
+}
+
+/// Raft passes a proposal on once more, under its first name, when leadership has moved meanwhile.
+#[test]
+fn what_others_wanted_is_passed_on_and_the_stream_stands() {
+    let (follower, leader) = (place(1), place(2));
+    follower.transport.set_peers(vec![follower.peer.clone(), leader.peer.clone()], Vec::new());
+    leader.transport.set_peers(vec![leader.peer.clone(), follower.peer.clone()], vec![9]);
+    follower.reaches(&leader);
+    let stands_since = std::time::Instant::now();
+    let passed_on = |msg_type, from| {
+        let entries = vec![raft::eraftpb::Entry { data: vec![1].into(), ..Default::default() }];
+        Message { msg_type, from, to: 2, entries: entries.into(), ..Message::default() }
+    };
+    follower.transport.send(vec![passed_on(MessageType::MsgPropose, 9), passed_on(MessageType::MsgPropose, 3)]);
+    heard(&leader, |message| {
+        assert_ne!(message.from, 9, "it was removed");
+        message.msg_type == MessageType::MsgPropose && message.from == 3
+    });
+    follower.transport.send(vec![passed_on(MessageType::MsgReadIndex, 3)]);
+    heard(&leader, |message| message.msg_type == MessageType::MsgReadIndex);
+    let stood = stands_since.elapsed();
+    assert!(follower.transport.parts.links.active_for(2).is_some_and(|time| time > stood), "it is the same stream");
+    follower.transport.stop();
+    leader.transport.stop();
 }
