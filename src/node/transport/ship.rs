@@ -24,7 +24,11 @@ use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
 
 use super::{
-    super::{driver::Input, inbox::Inbox, snapshot::Offer},
+    super::{
+        driver::Input,
+        inbox::Inbox,
+        snapshot::{Incoming, Offer, conf_state},
+    },
     Transport, dial,
     frame::{self, Hello, Purpose, Verdict},
 };
@@ -200,7 +204,8 @@ fn take_in(transport: &Transport, hello: &Hello, stream: &mut TcpStream) -> io::
     let mut raft = vec![0; length];
     stream.read_exact(&mut raft)?;
     let message = Message::parse_from_bytes(&raft).map_err(|error| frame::invalid(error.to_string()))?;
-    if message.msg_type != MessageType::MsgSnapshot || message.from != hello.from || message.to != hello.to {
+    let is_snapshot = message.msg_type == MessageType::MsgSnapshot && message.term > 0;
+    if !is_snapshot || message.from != hello.from || message.to != hello.to {
         return Err(frame::invalid("what comes with a snapshot is no message about it".to_owned()));
     }
     let index = message.get_snapshot().get_metadata().index;
@@ -211,13 +216,7 @@ fn take_in(transport: &Transport, hello: &Hello, stream: &mut TcpStream) -> io::
     let incoming = transport.parts.depot.open(files).map_err(|halt| io::Error::other(halt.to_string()))?;
     METRICS.snapshots_received.with_label_values(&[&from]).inc();
     tracing::info!(from, index, bytes, took = ?started.elapsed(), "received and saved a snapshot");
-    let applied = incoming.machine.applied();
-    if applied.index != index || applied.term != message.get_snapshot().get_metadata().term {
-        return Err(frame::invalid(format!(
-            "the snapshot is of index {}, but was said to be of {index}",
-            applied.index
-        )));
-    }
+    check_metadata(&message, &incoming)?;
     let (tell, told) = mpsc::channel();
     let done = Box::new(move |installed| _ = tell.send(installed));
     let input = Input::Snapshot { message, incoming: Box::new(incoming), done };
@@ -227,6 +226,19 @@ fn take_in(transport: &Transport, hello: &Hello, stream: &mut TcpStream) -> io::
         Ok(false) => Verdict::Refused("the snapshot was not needed".to_owned()),
         Err(_) => Verdict::Refused("the snapshot was not installed".to_owned()),
     })
+}
+
+/// What raft is told of a copy is what the copy says of itself.
+fn check_metadata(message: &Message, incoming: &Incoming) -> io::Result<()> {
+    let (told, applied) = (message.get_snapshot().get_metadata(), incoming.machine.applied());
+    if (applied.index, applied.term) != (told.index, told.term) {
+        let text = format!("the snapshot is of index {}, but was said to be of {}", applied.index, told.index);
+        return Err(frame::invalid(text));
+    }
+    if *told.get_conf_state() != conf_state(&incoming.machine.members().electorate()) {
+        return Err(frame::invalid("the snapshot names other members than it was said to".to_owned()));
+    }
+    Ok(())
 }
 
 fn read_array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
