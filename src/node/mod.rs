@@ -287,6 +287,7 @@ impl Node {
                 links: parts.links.clone(),
                 election_timeout: tick * election_ticks,
                 elected_at: None,
+                leaderless_since: None,
             },
             room,
             slow: settings.slow_apply,
