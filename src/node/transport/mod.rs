@@ -43,7 +43,7 @@ use super::{
     peers::{Peer, Post},
     snapshot::{Incoming, Scratch, Shelf},
 };
-use crate::error::Halt;
+use crate::{error::Halt, metrics::METRICS};
 use frame::Hello;
 pub use frame::PREFACE;
 use line::Line;
@@ -182,8 +182,15 @@ impl Post for Arc<Transport> {
             Some(peer) => peer.urls != line.peer.urls,
             None => !line.is_guest || removed.contains(member),
         });
-        for (_, line) in gone {
-            line.close();
+        for (member, line) in gone {
+            if line.close() {
+                // What waited is lost, and nothing can be sent until there is another line.
+                METRICS
+                    .active_peers
+                    .with_label_values(&[&format!("{:x}", self.parts.identity.member_id), &format!("{member:x}")])
+                    .set(0);
+                let _ = self.parts.raft.send(Input::Unreachable(member));
+            }
         }
         *self.removed.lock() = removed.into_iter().collect();
         for peer in peers {

@@ -115,3 +115,25 @@ fn what_others_wanted_is_passed_on_and_the_stream_stands() {
     follower.transport.stop();
     leader.transport.stop();
 }
+
+/// What the line to the old place says must not be taken for news of the line to the new one.
+#[test]
+fn a_member_that_moves_is_out_of_reach_until_the_new_line_stands() {
+    let (own, other) = (place(1), place(2));
+    own.transport.set_peers(vec![own.peer.clone(), other.peer.clone()], Vec::new());
+    own.reaches(&other);
+    let second = TcpListener::bind("127.0.0.1:0").unwrap();
+    let moved = Peer { id: 2, urls: vec![format!("http://{}", second.local_addr().unwrap())] };
+    let receiver = other.transport.clone();
+    std::thread::spawn(move || second.incoming().flatten().for_each(|stream| receiver.receive(stream)));
+    let mut news = Vec::new();
+    own.raft.drain(&mut news);
+    assert!(matches!(news[..], [Input::Reachable(2), ..]));
+    news.clear();
+    own.transport.set_peers(vec![own.peer.clone(), moved], Vec::new());
+    own.reaches(&other);
+    own.raft.drain(&mut news);
+    assert!(matches!(news[..], [Input::Unreachable(2), Input::Reachable(2)]));
+    own.transport.stop();
+    other.transport.stop();
+}
