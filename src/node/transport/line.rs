@@ -178,7 +178,8 @@ fn frame_len(messages: &[raft::eraftpb::Message]) -> usize {
 impl Transport {
     pub(super) fn hello(&self, purpose: Purpose, to: u64) -> Hello {
         let identity = self.parts.identity;
-        Hello { purpose, cluster: identity.cluster_id, from: identity.member_id, to, urls: self.urls.lock().clone() }
+        let (cluster, from) = (identity.cluster_id, identity.member_id);
+        Hello { purpose, cluster, from, to, speech: self.parts.speech, urls: self.urls.lock().clone() }
     }
 
     /// A line stands. With company a member that has just started need not wait for the others to call an election.

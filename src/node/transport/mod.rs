@@ -19,16 +19,14 @@ mod manners;
 mod outbox;
 mod receive;
 mod ship;
+mod streams;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -45,9 +43,10 @@ use super::{
 };
 use crate::{error::Halt, metrics::METRICS};
 use frame::Hello;
-pub use frame::PREFACE;
+pub use frame::{PREFACE, Speech};
 use line::Line;
 pub use manners::check;
+use streams::Streams;
 
 /// Where the copies of other members' databases go.
 pub trait Depot: Send + Sync {
@@ -65,6 +64,8 @@ pub struct Patience {
     pub dial: Duration,
     /// For a member to take what is sent to it, before the connection counts as broken.
     pub write: Duration,
+    /// For either side of a snapshot, while the other one is busy with its disk.
+    pub stall: Duration,
     /// Bytes of a snapshot per second.
     pub snapshot_rate: u64,
     /// Bytes that may wait for one member.
@@ -75,6 +76,8 @@ pub struct Patience {
 pub struct Parts {
     /// Whose it is.
     pub identity: Identity,
+    /// What this member speaks.
+    pub speech: Speech,
     /// The raft thread's ear.
     pub raft: Arc<Inbox<Input>>,
     /// Who is told which members are connected.
@@ -104,7 +107,7 @@ pub struct Transport {
     /// A snapshot is coming in: one at a time.
     receiving: Mutex<()>,
     /// Streams that are being served.
-    streams: AtomicUsize,
+    streams: Streams,
     /// The first election may come sooner, and has not yet.
     hurries: AtomicBool,
 }
@@ -120,13 +123,14 @@ impl Transport {
             removed: Mutex::default(),
             urls: Mutex::default(),
             receiving: Mutex::default(),
-            streams: AtomicUsize::new(0),
+            streams: Streams::default(),
             hurries,
         })
     }
 
-    /// Ends all lines. Streams that come in end with the process.
+    /// Ends all lines and all streams that come in.
     pub fn stop(&self) {
+        self.streams.close();
         for line in std::mem::take(&mut *self.lines.lock()).into_values() {
             line.close();
         }

@@ -22,6 +22,7 @@ use std::{
 
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
+use rustix::net::sockopt;
 
 use super::{
     super::{
@@ -29,7 +30,7 @@ use super::{
         inbox::Inbox,
         snapshot::{Incoming, Offer, conf_state},
     },
-    Transport, dial,
+    Patience, Transport, dial,
     frame::{self, Hello, Purpose, Verdict},
 };
 use crate::metrics::METRICS;
@@ -102,6 +103,7 @@ fn deliver(transport: &Transport, message: &Message, offer: &Offer) -> Result<(u
         if welcome != Verdict::Welcome {
             return Ok(welcome);
         }
+        be_patient(&stream, patience)?;
         let mut pace = Pace::new(offer, patience.snapshot_rate, message.to)?;
         let raft = message.write_to_bytes().map_err(|error| frame::invalid(error.to_string()))?;
         stream.write_all(&u32::try_from(raft.len()).map_err(io::Error::other)?.to_be_bytes())?;
@@ -123,6 +125,18 @@ fn deliver(transport: &Transport, message: &Message, offer: &Offer) -> Result<(u
         Ok(Verdict::Refused(text)) => Err(text),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// While one side is busy with its disk the other hears nothing, and that is no trouble; a side that is gone is noticed all
+/// the same, by what keeps the connection alive.
+fn be_patient(stream: &TcpStream, patience: Patience) -> io::Result<()> {
+    stream.set_read_timeout(Some(patience.stall))?;
+    stream.set_write_timeout(Some(patience.stall))?;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(patience.stall.as_millis()).unwrap_or(u32::MAX))?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, patience.write.max(Duration::from_secs(1)))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(1))?;
+    Ok(())
 }
 
 /// A database's lock and its own log are not part of it.
@@ -184,6 +198,7 @@ impl Pace {
 
 /// Takes a copy in, checks and opens it, shows it to raft, and says what became of it.
 pub(super) fn receive(transport: &Arc<Transport>, hello: &Hello, mut stream: TcpStream) -> io::Result<()> {
+    be_patient(&stream, transport.parts.patience)?;
     let verdict = match transport.receiving.try_lock() {
         Some(_alone) => take_in(transport, hello, &mut stream).unwrap_or_else(|error| {
             let from = format!("{:x}", hello.from);
