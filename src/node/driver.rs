@@ -11,7 +11,7 @@ use raft::eraftpb::{ConfChange, ConfState, Message};
 use super::{
     applier::Handoff,
     inbox::Inbox,
-    keeper::Chore,
+    keeper::{Chore, Discarded},
     log::Position,
     peers::Post,
     replica::{Install, Replica, Turn, Write},
@@ -205,8 +205,9 @@ impl Driver {
             }
             handoff.expire = true;
             metrics::measured("log", self.replica.log_bytes() as u64);
-            if self.giving.grow_old(ticks) {
+            if let Some(old) = self.giving.grow_old(ticks) {
                 self.replica.log().offer(None);
+                self.discard(Discarded::Offer(old));
             }
         }
         self.leave_in_time(ticks);
@@ -287,7 +288,9 @@ impl Driver {
             Input::Offer(Some(offer)) => {
                 self.replica.log().offer(Some((offer.at, offer.conf_state.clone())));
                 self.replica.log().take_wants_offer(); // Whoever asked while it was made is served.
-                self.giving.offer(offer);
+                if let Some(old) = self.giving.offer(offer) {
+                    self.discard(Discarded::Offer(old));
+                }
             }
             Input::SnapshotSent { to, arrived } => {
                 self.giving.ended(to);
@@ -304,8 +307,9 @@ impl Driver {
 
     /// Raft did not want the snapshot that has come: its log says as much by itself, or another leader is followed.
     fn turn_down(&mut self) {
-        if let Some(arrived) = self.arrived.take() {
-            (arrived.done)(false);
+        if let Some(Arrived { incoming, done, .. }) = self.arrived.take() {
+            self.discard(Discarded::Incoming(incoming));
+            done(false);
         }
     }
 
@@ -335,6 +339,11 @@ impl Driver {
         if *left == 0 || !self.replica.must_tell_others(changed.index, changed.change.as_ref()) {
             self.leave();
         }
+    }
+
+    /// Removing files takes time, which this thread has not.
+    fn discard(&self, copy: Discarded) {
+        let _ = self.keeper.send(Chore::Discard(copy));
     }
 
     /// Raft follows a change of the members that is in the database.

@@ -17,6 +17,7 @@
 
 mod facts;
 mod outgoing;
+mod plausible;
 mod proposals;
 mod rounds;
 #[cfg(test)]
@@ -100,6 +101,8 @@ pub struct Replica<R> {
     term_write: Option<u64>,
     rounds: Rounds<R>,
     leadership: Leadership,
+    /// The term in which a message was ignored, and a line said so.
+    contradicted_in: Option<u64>,
 }
 
 impl<R> Replica<R> {
@@ -143,6 +146,7 @@ impl<R> Replica<R> {
             term_write: None,
             rounds: Rounds::new(life.member, life.number, patience),
             leadership: Leadership::default(),
+            contradicted_in: None,
         })
     }
 
@@ -165,6 +169,9 @@ impl<R> Replica<R> {
 
     /// Takes a message of another member. What makes no sense is ignored: no peer can stop this node.
     pub fn step(&mut self, mut message: Message) {
+        if !self.is_plausible(&message) {
+            return;
+        }
         if message.msg_type == MessageType::MsgPropose && self.leads() {
             self.proposals.take_changes(&mut message);
             if message.entries.is_empty() {
