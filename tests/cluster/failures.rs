@@ -72,6 +72,8 @@ async fn without_a_quorum_nothing_is_written_and_only_serializable_reads_are_ans
     cluster.leader_among(&[0, 1]).await;
     client.put("a", "3", None).await.unwrap();
     assert_eq!(client.get("a", None).await.unwrap().kvs()[0].value_str().unwrap(), "3");
+    cluster.restart(2);
+    cluster.assert_all_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,13 +8,13 @@ use std::{
 use etcd_client::Client;
 use metastore::{
     node::identity::MemberId,
-    proto::etcdserverpb::{HashKvRequest, Member, MemberAddRequest, MemberListRequest, StatusRequest, StatusResponse},
+    proto::etcdserverpb::{Member, MemberAddRequest, MemberListRequest, StatusRequest, StatusResponse},
 };
 use tonic::Status;
 
 use super::{
     proxy::{Network, Proxy},
-    support::Server,
+    support::{Server, http},
 };
 
 /// Whatever takes longer than this has failed.
@@ -64,7 +64,9 @@ impl Cluster {
     pub async fn admit(&mut self, via: usize, is_learner: bool) -> Result<usize, Status> {
         let proxy = Proxy::start(&self.network);
         let request = MemberAddRequest { peer_ur_ls: vec![proxy.url()], is_learner };
-        let added = self.servers[via].cluster().await.member_add(request).await?.into_inner();
+        let mut client = self.servers[via].cluster().await;
+        let adding = tokio::time::timeout(PATIENCE, client.member_add(request));
+        let added = adding.await.expect("a change is answered")?.into_inner();
         let nth = self.servers.len();
         let (name, url) = (format!("m{nth}"), proxy.url());
         let names = added.members.iter().zip(0..).map(|(member, place)| {
@@ -182,9 +184,7 @@ impl Cluster {
                 let revision = applied[0].1;
                 let mut hashes = Vec::new();
                 for &nth in members {
-                    let request = HashKvRequest { revision };
-                    let hash = self.servers[nth].maintenance().await.hash_kv(request).await.unwrap().into_inner();
-                    hashes.push((hash.hash, hash.compact_revision));
+                    hashes.push(self.hash(nth, revision));
                 }
                 assert!(
                     hashes.iter().all(|hash| *hash == hashes[0]),
@@ -195,6 +195,15 @@ impl Cluster {
             assert!(Instant::now() < deadline, "members do not come to the same index: {applied:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// The hash of what a member holds, and from which revision on. The port for members gives it on learners, too.
+    fn hash(&self, nth: usize, revision: i64) -> (u64, i64) {
+        let request = format!(r#"{{"revision":{revision}}}"#);
+        let page = http(&self.servers[nth].peer_address(), "GET", "/members/hashkv", "", request.as_bytes());
+        assert_eq!(page.status, 200, "{page:?}");
+        let hash: serde_json::Value = serde_json::from_str(&page.body).unwrap();
+        (hash["hash"].as_u64().unwrap(), hash["compact_revision"].as_i64().unwrap())
     }
 
     /// Asserts that all members hold the same.

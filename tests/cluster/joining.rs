@@ -1,11 +1,13 @@
 //! Who may join, who may not, and who must not found a cluster again.
 
+use std::time::Instant;
+
 use metastore::{node::identity::MemberId, proto::etcdserverpb::MemberRemoveRequest};
 
 use tonic::Code;
 
 use super::{
-    harness::{Cluster, QUICK},
+    harness::{Cluster, PATIENCE, QUICK},
     proxy::Proxy,
     support::Server,
 };
@@ -27,7 +29,9 @@ async fn learned(cluster: &Cluster, nth: usize) -> String {
 async fn remove(cluster: &Cluster, via: usize, nth: usize) {
     let mut client = cluster.servers[via].cluster().await;
     let request = MemberRemoveRequest { id: cluster.ids[nth] };
+    let deadline = Instant::now() + PATIENCE;
     while let Err(status) = client.member_remove(request).await {
+        assert!(Instant::now() < deadline, "{status}");
         match status.code() {
             Code::NotFound => return, // It had been agreed to after all.
             code => assert_eq!(code, Code::Unavailable, "{status}"),
@@ -64,6 +68,7 @@ async fn who_was_not_added_or_knows_others_cannot_join() {
     assert_eq!(cluster.members(0).await.len(), 2, "the cluster has not noticed");
     cluster.restart(added);
     assert_eq!(learned(&cluster, added).await, "1");
+    cluster.assert_all_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,4 +104,25 @@ async fn a_joiner_that_dies_before_it_was_told_anything_goes_on_joining() {
     cluster.network.heal();
     cluster.restart(added);
     assert_eq!(learned(&cluster, added).await, "1");
+    cluster.assert_all_equal().await;
+}
+
+/// It would vote twice in one term.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_its_data_does_not_join_as_itself() {
+    let mut cluster = Cluster::found(3, LOOSE);
+    cluster.client(0).await.put("kept", "1", None).await.unwrap();
+    cluster.servers[2].kill();
+    cluster.servers[2].wipe();
+    cluster.servers[2].set_arguments(&[QUICK, &["--initial-cluster-state=existing"]].concat());
+    cluster.servers[2].launch();
+    let refusal = format!("member {:x} has already been bootstrapped", cluster.ids[2]);
+    cluster.servers[2].wait_for_refusal(&refusal);
+    assert!(!cluster.servers[2].data_dir().exists(), "nothing was touched");
+    cluster.leader_among(&[0, 1]).await;
+    assert_eq!(cluster.members(0).await.len(), 3, "the cluster has not noticed");
+    remove(&cluster, 0, 2).await;
+    let replaced = cluster.admit(0, false).await.unwrap();
+    cluster.restart(replaced);
+    cluster.assert_equal(&[0, 1, replaced]).await;
 }

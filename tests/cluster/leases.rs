@@ -8,12 +8,12 @@ use super::harness::{Cluster, PATIENCE};
 
 const TTL: i64 = 30;
 
-async fn grant(client: &mut Client, id: i64, ttl: i64) {
+pub async fn grant(client: &mut Client, id: i64, ttl: i64) {
     client.lease_grant(ttl, Some(LeaseGrantOptions::new().with_id(id))).await.unwrap();
 }
 
 /// Renews twice: opening the stream does it once.
-async fn renew(client: &mut Client, id: i64) -> i64 {
+pub async fn renew(client: &mut Client, id: i64) -> i64 {
     let (mut keeper, mut answers) = client.lease_keep_alive(id).await.unwrap();
     keeper.keep_alive().await.unwrap();
     answers.message().await.unwrap().unwrap().ttl()
@@ -73,4 +73,41 @@ async fn leases_outlive_their_leader_and_end_on_time() {
     cluster.restart(leader);
     cluster.assert_all_equal().await;
     assert_eq!(renew(&mut cluster.client(leader).await, 1).await, TTL);
+}
+
+/// Whether a member says within a while that it has renewed a lease.
+pub async fn claims_to_renew(client: &mut Client, id: i64) -> bool {
+    let renewal = async {
+        let (_keeper, mut answers) = client.lease_keep_alive(id).await.ok()?;
+        answers.message().await.ok()?
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(1), renewal).await;
+    answer.ok().flatten().is_some_and(|answer| answer.ttl() > 0)
+}
+
+/// Keeps a short lease alive at `new` for longer than it lasts by itself, while `old` must say nothing to it.
+pub async fn keep_alive_despite(old: &mut Client, new: &mut Client, id: i64, ttl: i64) {
+    let until = Instant::now() + Duration::from_secs(2 * ttl.unsigned_abs());
+    while Instant::now() < until {
+        assert_eq!(renew(new, id).await, ttl);
+        assert!(!claims_to_renew(old, id).await, "it cannot know whether the lease still is");
+    }
+}
+
+/// Fault 32: what the old leader believes must not reach the others, not even later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_without_its_quorum_ends_and_renews_no_lease() {
+    let cluster = Cluster::found(3, &[]);
+    let old = cluster.leader().await;
+    let mut inside = cluster.client(old).await;
+    grant(&mut inside, 1, 3).await;
+    inside.put("kept", "", Some(PutOptions::new().with_lease(1))).await.unwrap();
+    cluster.isolate(old);
+    let new = cluster.leader_after(old).await;
+    let mut outside = cluster.client(new).await;
+    keep_alive_despite(&mut inside, &mut outside, 1, 3).await;
+    cluster.network.heal();
+    assert_eq!(renew(&mut outside, 1).await, 3);
+    cluster.assert_all_equal().await;
+    assert_eq!(inside.get("kept", None).await.unwrap().count(), 1, "nobody has ended the lease");
 }

@@ -6,6 +6,7 @@ mod corruption;
 mod failures;
 mod founding;
 mod harness;
+mod intruders;
 mod joining;
 mod leadership;
 mod leases;
@@ -24,3 +25,4 @@ mod snapshots;
 mod stuck;
 #[path = "../support/mod.rs"]
 mod support;
+mod watches;

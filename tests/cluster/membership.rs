@@ -155,6 +155,7 @@ async fn two_changes_at_once_are_both_answered() {
     }
     assert_eq!(added, 1, "one learner is allowed, and the others heard so");
     assert_eq!(cluster.members(leader).await.len(), 4);
+    cluster.assert_all_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -129,6 +129,25 @@ impl Trio {
     }
 }
 
+impl Trio {
+    /// Waits until all members hold the same.
+    async fn assert_equal(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut hashes = Vec::new();
+            for nth in 0..MEMBERS {
+                let hash = Client::connect([self.url(nth)], None).await.unwrap().hash_kv(0).await.unwrap();
+                hashes.push((hash.header().unwrap().revision(), hash.hash()));
+            }
+            if hashes.iter().all(|hash| *hash == hashes[0]) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "members differ: {hashes:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
 impl Drop for Trio {
     fn drop(&mut self) {
         (0..MEMBERS).for_each(|nth| self.kill(nth));
@@ -141,6 +160,8 @@ async fn outages(program: &Path, kills: usize) -> Vec<Duration> {
     for _ in 0..kills {
         outages.push(trio.outage().await);
     }
+    trio.leader().await;
+    trio.assert_equal().await;
     outages.sort();
     outages
 }

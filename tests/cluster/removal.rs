@@ -3,13 +3,18 @@
 use metastore::proto::etcdserverpb::MemberRemoveRequest;
 use tonic::Code;
 
-use super::{harness::Cluster, support::assert_refused};
+use super::{
+    harness::{Cluster, PATIENCE},
+    support::assert_refused,
+};
 
 const LOOSE: &[&str] = &["--strict-reconfig-check=false"];
 
 async fn remove(cluster: &Cluster, via: usize, nth: usize) -> Result<usize, tonic::Status> {
     let request = MemberRemoveRequest { id: cluster.ids[nth] };
-    let removed = cluster.servers[via].cluster().await.member_remove(request).await?.into_inner();
+    let mut client = cluster.servers[via].cluster().await;
+    let removing = tokio::time::timeout(PATIENCE, client.member_remove(request));
+    let removed = removing.await.expect("a change is answered")?.into_inner();
     assert_eq!(removed.header.unwrap().revision, 0);
     Ok(removed.members.len())
 }

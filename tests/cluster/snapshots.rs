@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use etcd_client::Client;
+
 use super::{harness::Cluster, load::Load};
 
 /// So little is kept in the log that a member which was away needs a snapshot.
-const FORGETFUL: &[&str] = &["--snapshot-count", "100", "--snapshot-catchup-entries", "10"];
+pub const FORGETFUL: &[&str] = &["--snapshot-count", "100", "--snapshot-catchup-entries", "10"];
 
 async fn wait_for(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = std::time::Instant::now() + super::harness::PATIENCE;
@@ -13,6 +15,41 @@ async fn wait_for(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
         assert!(std::time::Instant::now() < deadline, "{what} took too long");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Writes until a member that has nothing newer than now needs a snapshot of the leader; returns how many keys.
+pub async fn leave_behind(cluster: &Cluster, leader: usize, client: &mut Client, prefix: &str) -> usize {
+    let before = f64::from(u32::try_from(cluster.status(leader).await.unwrap().raft_applied_index).unwrap());
+    let mut written = 0;
+    wait_for("cutting the log", async || {
+        for _ in 0..100 {
+            client.put(format!("{prefix}{written:05}"), "", None).await.unwrap();
+            written += 1;
+        }
+        cluster.servers[leader].http("GET", "/metrics").number("metastore_log_first_index") > before + 1.0
+    })
+    .await;
+    written
+}
+
+/// Wherever in an install it dies, it starts again with the old state or with the new one, and gets what it lacks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_dies_at_any_step_of_an_install_comes_back() {
+    let mut cluster = Cluster::found(3, FORGETFUL);
+    let leader = cluster.leader().await;
+    let laggard = cluster.others(leader)[0];
+    let mut client = cluster.client(leader).await;
+    for line in
+        ["receiving a snapshot", "received and saved a snapshot", "installing a snapshot", "installed a snapshot"]
+    {
+        cluster.servers[laggard].kill();
+        leave_behind(&cluster, leader, &mut client, line).await;
+        cluster.launch(laggard);
+        cluster.servers[laggard].wait_for_log(line);
+    }
+    cluster.servers[laggard].kill();
+    cluster.restart(laggard);
+    cluster.assert_all_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,9 +10,14 @@ use std::{
     time::Duration,
 };
 
+use etcd_client::PutOptions;
 use tempfile::TempDir;
 
-use super::{harness::Cluster, load::Load};
+use super::{
+    harness::Cluster,
+    leases::{grant, keep_alive_despite, renew},
+    load::Load,
+};
 
 const SIZE_BYTES: u64 = 512 << 20;
 
@@ -127,4 +132,26 @@ async fn a_follower_whose_disk_stands_still_stops_nobody_else() {
     assert_eq!(cluster.leader_among(&cluster.others(slow)).await, leader, "nobody was disturbed");
     drop(frozen);
     cluster.assert_all_equal().await;
+}
+
+/// Fault 32.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_stands_still_ends_and_renews_no_lease() {
+    let Some((disks, cluster)) = cluster_on_disks() else { return };
+    let old = cluster.leader().await;
+    let mut stuck = cluster.client(old).await;
+    grant(&mut stuck, 1, 3).await;
+    stuck.put("kept", "", Some(PutOptions::new().with_lease(1))).await.unwrap();
+    let frozen = disks[old].freeze();
+    // Something must be written for the disk to be missed.
+    let mut writer = cluster.client(old).await;
+    let writing = tokio::spawn(async move { writer.put("a", "1", None).await });
+    let new = cluster.leader_after(old).await;
+    let mut outside = cluster.client(new).await;
+    keep_alive_despite(&mut stuck, &mut outside, 1, 3).await;
+    drop(frozen);
+    assert_eq!(renew(&mut outside, 1).await, 3);
+    let _ = writing.await.unwrap(); // Agreed to or not, it has an answer.
+    cluster.assert_all_equal().await;
+    assert_eq!(outside.get("kept", None).await.unwrap().count(), 1, "nobody has ended the lease");
 }

@@ -225,6 +225,7 @@ impl Server {
         let mut process = self.process.take().expect("it runs");
         let id = i32::try_from(process.child.id()).unwrap();
         kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
+        process.log.wait_for_end();
         process.child.wait().unwrap()
     }
 
@@ -268,12 +269,13 @@ impl Server {
 
     /// A stock client.
     pub async fn client(&self) -> etcd_client::Client {
-        etcd_client::Client::connect([self.url()], None).await.unwrap()
+        let patient = etcd_client::ConnectOptions::new().with_timeout(PATIENCE);
+        etcd_client::Client::connect([self.url()], Some(patient)).await.unwrap()
     }
 
     /// For services that have no name here.
     pub async fn channel(&self) -> Channel {
-        Channel::from_shared(self.url()).unwrap().connect().await.unwrap()
+        Channel::from_shared(self.url()).unwrap().timeout(PATIENCE).connect().await.unwrap()
     }
 
     /// For requests that a stock client does not make. Takes answers of any size.

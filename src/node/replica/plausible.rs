@@ -25,24 +25,21 @@ impl<R> Replica<R> {
     fn contradiction(&self, message: &Message) -> Option<String> {
         let (raft, log) = (&self.raft.raft, &self.raft.raft.raft_log);
         let last = log.last_index();
-        match message.msg_type {
-            MessageType::MsgHeartbeat if message.commit > last => Some(format!(
+        let (kind, is_present) = (message.msg_type, message.term == raft.term);
+        if kind == MessageType::MsgHeartbeat && message.commit > last {
+            return Some(format!(
                 "the log ends at index {last}, but everything up to {} is said to have been acknowledged. If this goes \
                  on, this member has lost data: remove it from the cluster and add it again with an empty data directory",
                 message.commit
-            )),
-            MessageType::MsgAppendResponse
-                if self.leads() && !message.reject && message.term == raft.term && message.index > last =>
-            {
-                Some(format!("it acknowledges index {}, but the log ends at {last}", message.index))
-            }
-            // raft-rs asks for votes only when its log is durable, and relies on that when it has them.
-            MessageType::MsgRequestVoteResponse
-                if raft.state == StateRole::Candidate && message.term == raft.term && log.persisted != last =>
-            {
-                Some("it answers a question that was not asked yet".to_owned())
-            }
-            _ => None,
+            ));
         }
+        let acknowledges = kind == MessageType::MsgAppendResponse && !message.reject;
+        if acknowledges && is_present && self.leads() && message.index > last {
+            return Some(format!("it acknowledges index {}, but the log ends at {last}", message.index));
+        }
+        // raft-rs asks for votes only when its log is durable, and relies on that when it has them.
+        let votes = kind == MessageType::MsgRequestVoteResponse && is_present;
+        (votes && raft.state == StateRole::Candidate && log.persisted != last)
+            .then(|| "it answers a question that was not asked yet".to_owned())
     }
 }

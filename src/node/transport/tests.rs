@@ -100,10 +100,9 @@ fn heard(place: &Place, what: impl Fn(&Message) -> bool) {
     loop {
         assert!(std::time::Instant::now() < until, "it is not heard");
         place.raft.receive(&mut inputs, Some(std::time::Instant::now() + Duration::from_millis(20)));
-        let messages = inputs.drain(..).filter_map(|input| match input {
-            Input::Messages(messages) => Some(messages),
-            _ => None,
-        });
+        let messages = inputs
+            .drain(..)
+            .filter_map(|input| if let Input::Messages(messages) = input { Some(messages) } else { None });
         if messages.flatten().any(|message| what(&message)) {
             return;
         }

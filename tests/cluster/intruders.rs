@@ -1,0 +1,136 @@
+//! Whoever calls the port for members and is none, or is one that has lost its mind: refused with a line on both sides, and
+//! the cluster goes on untouched.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    time::Duration,
+};
+
+use protobuf::Message as _;
+use raft::eraftpb::{Entry, Message, MessageType};
+
+use super::harness::{Cluster, PATIENCE};
+
+const WELCOME: [u8; 3] = [0; 3];
+const RELEASE: [u8; 4] = [3, 7, 3, 0];
+
+/// How a call begins.
+#[derive(Clone, Copy)]
+struct Hello {
+    preface: &'static [u8],
+    cluster: u64,
+    from: u64,
+    to: u64,
+    release: [u8; 4],
+}
+
+impl Hello {
+    fn bytes(&self) -> Vec<u8> {
+        let numbers = [self.cluster, self.from, self.to].map(u64::to_be_bytes).concat();
+        [self.preface, &[1], &numbers, &self.release, &[0, 0]].concat()
+    }
+
+    fn call(&self, address: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&self.bytes()).unwrap();
+        stream
+    }
+
+    /// What it is told; nobody is welcome here.
+    fn refusal(&self, address: &str) -> String {
+        let mut stream = self.call(address);
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut verdict = Vec::new();
+        stream.read_to_end(&mut verdict).unwrap();
+        assert_eq!(verdict[0], 2, "refused");
+        String::from_utf8(verdict.split_off(3)).unwrap()
+    }
+
+    /// Says something that ends the call.
+    fn say(&self, address: &str, frame: &[u8]) {
+        let mut stream = self.call(address);
+        let mut verdict = [9; 3];
+        stream.read_exact(&mut verdict).unwrap();
+        assert_eq!(verdict, WELCOME);
+        stream.write_all(frame).unwrap();
+        // Closed by the other side, with or without having read everything.
+        assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
+    }
+}
+
+fn frame(message: &Message) -> Vec<u8> {
+    let message = message.write_to_bytes().unwrap();
+    let body = [&u32::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat();
+    let header = [u32::try_from(body.len()).unwrap(), crc32c::crc32c(&body)].map(u32::to_be_bytes).concat();
+    [header, body].concat()
+}
+
+/// Messages that can be read but make no sense, and what the log says to them.
+fn nonsense(from: u64, to: u64, term: u64) -> Vec<(Message, &'static str)> {
+    let says = |msg_type, term| Message { msg_type, from, to, term, ..Message::default() };
+    let gap = vec![Entry { index: 90, term, ..Entry::default() }];
+    let append = Message { index: 5, log_term: term, entries: gap.into(), ..says(MessageType::MsgAppend, term) };
+    vec![
+        (says(MessageType::MsgReadIndex, 0), "a MsgReadIndex must have one entry"),
+        (says(MessageType::MsgPropose, 0), "a MsgPropose proposes nothing"),
+        (says(MessageType::MsgSnapshot, term), "a MsgSnapshot comes with its files"),
+        (says(MessageType::MsgHup, term), "a MsgHup is between a member and itself"),
+        (says(MessageType::MsgHeartbeat, 0), "a MsgHeartbeat must have a term"),
+        (Message { from: 99, ..says(MessageType::MsgHeartbeat, term) }, "from 63 to"),
+        (append, "has entries that do not follow each other"),
+        (says(MessageType::MsgHeartbeat, u64::MAX), "no term and no index"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_business_here_is_told_so_and_disturbs_nobody() {
+    let cluster = Cluster::found(3, &[]);
+    let leader = cluster.leader().await;
+    cluster.client(leader).await.put("a", "1", None).await.unwrap();
+    cluster.assert_all_equal().await;
+    let before = cluster.status(leader).await.unwrap();
+    let cluster_id = before.header.unwrap().cluster_id;
+    for nth in 0..3 {
+        let (server, other) = (&cluster.servers[nth], cluster.others(nth)[0]);
+        let address = server.peer_address();
+        let (from, to) = (cluster.ids[other], cluster.ids[nth]);
+        let own = Hello { preface: b"metastore raft 1", cluster: cluster_id, from, to, release: RELEASE };
+        for (hello, refusal) in [
+            (Hello { cluster: 5, ..own }, "cluster ID mismatch"),
+            (Hello { to: from, ..own }, "member ID mismatch"),
+            (Hello { release: [2, 9, 2, 0], ..own }, "incompatible version"),
+            (Hello { preface: b"metastore raft 7", ..own }, "incompatible version"),
+        ] {
+            let told = hello.refusal(&address);
+            assert!(told.starts_with(refusal), "{told}");
+            server.wait_for_log(refusal);
+        }
+        own.say(&address, &[0xff; 16]);
+        server.wait_for_log("a frame of 4294967295 bytes is too large");
+        own.say(&address, &[0, 0, 0, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
+        server.wait_for_log("a frame was damaged on its way");
+        for (message, line) in nonsense(from, to, before.raft_term) {
+            own.say(&address, &frame(&message));
+            server.wait_for_log(line);
+        }
+        // This one only the log gives the lie: the stream stands, and the message is ignored.
+        let ahead = Message {
+            msg_type: MessageType::MsgHeartbeat,
+            from,
+            to,
+            term: before.raft_term,
+            commit: 1 << 40,
+            ..Message::default()
+        };
+        let mut stream = own.call(&address);
+        stream.write_all(&frame(&ahead)).unwrap();
+        server.wait_for_log("said to have been acknowledged");
+    }
+    cluster.client(leader).await.put("a", "2", None).await.unwrap();
+    assert_eq!(cluster.leader().await, leader, "nobody was disturbed");
+    assert_eq!(cluster.status(leader).await.unwrap().raft_term, before.raft_term);
+    cluster.assert_all_equal().await;
+    tokio::time::timeout(Duration::from_secs(5), cluster.client(leader).await.get("a", None)).await.unwrap().unwrap();
+}
