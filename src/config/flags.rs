@@ -132,9 +132,14 @@ const MEMBER: &[Flag] = &[
         .not_yet("every applied batch is written at once"),
     flag("max-txn-ops", Kind::Unsigned, "128", "Most comparisons, and operations per branch, in one transaction."),
     flag("max-request-bytes", Kind::Unsigned, "1572864", "Largest request."),
-    flag("max-concurrent-streams", Kind::Unsigned32, "4294967295", "Most HTTP/2 streams at a time per connection."),
+    flag(
+        "max-concurrent-streams",
+        Kind::Unsigned32,
+        "4294967295",
+        "Most HTTP/2 streams at a time per connection; 0 is no limit.",
+    ),
     flag("grpc-keepalive-min-time", Kind::Duration, "5s", "How often a client may ping.")
-        .not_yet("pings are answered, however many"),
+        .not_yet("pings are answered while they are fewer than 10,000 a second"),
     flag(
         "grpc-keepalive-interval",
         Kind::Duration,

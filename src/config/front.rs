@@ -21,9 +21,14 @@ pub const FLAGS: &[Flag] = &[
         "max-connection-bytes",
         Kind::Unsigned,
         "268435456",
-        "Requests that are not complete and answers that are not read, of one connection.",
+        "What one connection may make the server keep: requests, answers that are not read, and heads of open streams.",
     ),
-    flag("max-held-bytes", Kind::Unsigned, "2147483648", "The same, of all connections."),
+    flag(
+        "max-held-bytes",
+        Kind::Unsigned,
+        "2147483648",
+        "The same, of all connections; beyond it only those that hold more than a fair share are refused.",
+    ),
 ];
 
 /// How clients are served.

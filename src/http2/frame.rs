@@ -12,6 +12,8 @@ use super::fault::{Code, Fault};
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The part of a frame before its payload.
 pub const HEAD_BYTES: usize = 9;
+/// Where a frame's type is in it.
+pub const KIND_AT: usize = 3;
 /// The largest payload, unless agreed otherwise. We never agree otherwise for what we receive.
 pub const MAX_PAYLOAD: usize = 16_384;
 /// The largest payload that can be agreed on.

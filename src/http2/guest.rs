@@ -162,7 +162,10 @@ impl Guest {
         self.bell.listen();
         let waker = self.waker.clone();
         let mut context = Context::from_waker(&waker);
+        // Nobody is asked for an answer that there is no room for.
+        let is_full = sender.is_full();
         if let Some(response) = &mut self.response
+            && !is_full
             && let Poll::Ready(response) = response.as_mut().poll(&mut context)
         {
             self.response = None;
@@ -170,8 +173,8 @@ impl Guest {
             sender.head(stream.id, &mut stream.outbound, &parts, body.is_end_stream());
             self.body = (!body.is_end_stream()).then_some(body);
         }
-        let is_stalled = self.send_body(slot, stream, sender, &mut context);
-        Outcome { consumed: self.feed.take_consumed(), is_stalled }
+        let is_stalled = self.send_body(slot, stream, sender, &mut context) || is_full;
+        Outcome { consumed: self.feed.take_consumed(), is_stalled, received: 0, goes_on: false }
     }
 
     /// Sends what there is, while there is room. True if it stopped because the connection has too much to write.
@@ -179,7 +182,7 @@ impl Guest {
         let Some(body) = &mut self.body else { return false };
         let (id, out) = (stream.id, &mut stream.outbound);
         while out.queued() < ROOM_BYTES {
-            if sender.is_saturated() {
+            if !sender.has_room(out) {
                 return true;
             }
             let ending = match body.as_mut().poll_frame(context) {

@@ -4,15 +4,20 @@
 //! | --- | --- | --- |
 //! | streams at a time | [`Limits::max_streams`] | the stream is refused |
 //! | resets of calls in progress | [`Limits::max_resets`] a second | `ENHANCE_YOUR_CALM` |
-//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · WINDOW_UPDATE | [`Nuisance::per_second`] | `ENHANCE_YOUR_CALM` |
+//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · `WINDOW_UPDATE` | [`Nuisance::per_second`] | `ENHANCE_YOUR_CALM` |
 //! | one-byte windows | as [`Nuisance::Crumb`] | `ENHANCE_YOUR_CALM` |
 //! | streams that we have to reset | as [`Nuisance::OwnReset`] | `ENHANCE_YOUR_CALM` |
 //! | CONTINUATION | bytes and frames of a block | `ENHANCE_YOUR_CALM` |
 //! | header list | [`Limits::max_header_list`] | HTTP status 431 |
-//! | slow preface, slow header block | [`Limits::patience`] | the connection ends |
-//! | answers that are not read | calls wait; [`Limits::slow_reader`] without progress | the connection ends |
-//! | bytes held, per connection and in all | [`Limits::max_held`], [`Limits::max_held_in_all`] | `RESOURCE_EXHAUSTED` |
+//! | slow preface, no SETTINGS, slow header block or frame | [`Limits::patience`] | the connection ends |
+//! | a socket that is not read | calls wait; [`Limits::slow_reader`] without progress | the connection ends |
+//! | windows that do not open | the same, for who holds more than a mebibyte | the connection ends |
+//! | bytes held, per connection and in all | [`Limits::max_held`], [`Limits::max_held_in_all`] | streams wait, calls hear `RESOURCE_EXHAUSTED` |
 //! | connections | counted where they are accepted | it waits |
+//!
+//! Held is what a client makes us keep: requests that are not complete or not begun, answers that are not read, the heads of
+//! open streams, and a flat sum for each stream. When all connections together hold too much, only those that hold more
+//! than a fair share are refused ([`Shared::admits`]).
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -33,9 +38,10 @@ pub struct Limits {
     pub max_header_list: usize,
     /// Bytes of one message.
     pub max_message: usize,
-    /// Bytes that are kept for one connection: requests that are not complete, answers that are not read.
+    /// Bytes that are kept for one connection: requests, answers that are not read, and what open streams are counted for.
+    /// Conversations and ordinary pages may fill half of it; the rest is for calls.
     pub max_held: usize,
-    /// The same for all connections together.
+    /// The same for all connections together. Beyond it a connection may still hold its fair share.
     pub max_held_in_all: usize,
     /// How long a preface, or a header block once begun, may take.
     pub patience: Duration,
@@ -69,12 +75,24 @@ pub const MOST_STREAMS: u32 = 1 << 16;
 /// Frames of one header block.
 pub const MAX_BLOCK_FRAMES: u32 = 64;
 
+/// What an open stream is counted for, whatever it asks.
+pub const STREAM_BYTES: usize = 1 << 10;
+/// What somebody who answers an ordinary request is counted for beside that.
+pub const GUEST_BYTES: usize = 4 << 10;
+
+/// Counts something that was refused or ended.
+pub fn note(reason: &'static str) {
+    tracing::debug!(reason, "refused");
+    METRICS.refused.with_label_values(&[reason]).inc();
+}
+
 /// The limits, and what all connections together have taken of them.
 #[derive(Debug, Default)]
 pub struct Shared {
     /// What is allowed.
     pub limits: Limits,
     held: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 impl Shared {
@@ -82,6 +100,30 @@ impl Shared {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self { limits, ..Self::default() }
+    }
+
+    /// A connection begins, which will have its share.
+    pub fn enter(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It ends.
+    pub fn leave(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether a connection that holds so much may hold more, and so many bytes of it. `told` is what it is known to hold.
+    ///
+    /// While all together hold too much, whoever holds less than a fair share still may: it was not him.
+    #[must_use]
+    pub fn admits(&self, told: usize, held: usize, bytes: usize) -> bool {
+        let limits = &self.limits;
+        held + bytes <= limits.max_held
+            && (self.held().saturating_sub(told) + held + bytes <= limits.max_held_in_all || held < self.fair_share())
+    }
+
+    fn fair_share(&self) -> usize {
+        self.limits.max_held_in_all / self.connections.load(Ordering::Relaxed).max(1)
     }
 
     /// A connection holds more than before, or less.
@@ -196,6 +238,19 @@ mod tests {
             counter.count(Nuisance::Ping, &limits, later).unwrap();
             counter.since = Some(start); // A second passes.
         }
+    }
+
+    #[test]
+    fn who_holds_less_than_a_fair_share_is_never_refused() {
+        let shared = Shared::new(Limits { max_held: 80, max_held_in_all: 100, ..Limits::default() });
+        shared.enter();
+        shared.enter();
+        assert!(shared.admits(0, 70, 10) && !shared.admits(0, 70, 11), "a connection has its own limit");
+        shared.hold(0, 70);
+        assert!(shared.admits(0, 20, 10) && shared.admits(0, 40, 10), "there is room, or it is not his fault");
+        assert!(!shared.admits(70, 70, 31) && !shared.admits(0, 50, 1));
+        shared.leave();
+        assert!(shared.admits(0, 50, 1), "the share of one is larger");
     }
 
     #[test]

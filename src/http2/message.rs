@@ -17,6 +17,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 
+use super::limits;
 use crate::call::{Code, Refusal};
 
 /// What comes before each message.
@@ -84,14 +85,25 @@ impl Deframer {
 
     /// The next message, if all of it has come.
     pub fn take(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
+        match self.take_as_it_came(encoding, max_bytes)? {
+            Some((message, true)) => unpack(&message, max_bytes).map(Some),
+            Some((message, false)) => Ok(Some(message)),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, and whether it is still to be unpacked.
+    pub fn take_as_it_came(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<(Bytes, bool)>, Refusal> {
         let Some(wanted) = self.wanted() else { return Ok(None) };
         let is_packed = match (self.front()[0], encoding) {
             (0, _) => false,
             (1, Encoding::Gzip) => true,
             (1, Encoding::Identity) => {
-                return Err(internal("grpc: compressed flag set with identity or empty encoding"));
+                return Err(internal("message_flag", "grpc: compressed flag set with identity or empty encoding"));
             }
-            (other, _) => return Err(internal(format!("grpc: received unexpected payload format {other}"))),
+            (other, _) => {
+                return Err(internal("message_flag", format!("grpc: received unexpected payload format {other}")));
+            }
         };
         if wanted - PREFIX_BYTES > max_bytes {
             return Err(too_large(wanted - PREFIX_BYTES, max_bytes));
@@ -102,7 +114,7 @@ impl Deframer {
         let mut message =
             if self.whole.is_empty() { self.pieces.split_to(wanted).freeze() } else { self.whole.split_to(wanted) };
         message.advance(PREFIX_BYTES);
-        if is_packed { unpack(&message, max_bytes).map(Some) } else { Ok(Some(message)) }
+        Ok(Some((message, is_packed)))
     }
 
     fn front(&self) -> &[u8] {
@@ -110,22 +122,26 @@ impl Deframer {
     }
 }
 
-fn internal(text: impl Into<Cow<'static, str>>) -> Refusal {
+fn internal(reason: &'static str, text: impl Into<Cow<'static, str>>) -> Refusal {
+    limits::note(reason);
     Refusal { code: Code::Internal, message: text.into() }
 }
 
 fn too_large(len: usize, max_bytes: usize) -> Refusal {
+    limits::note("message_length");
     let text = format!("grpc: received message larger than max ({len} vs. {max_bytes})");
     Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) }
 }
 
-fn unpack(packed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
+/// Unpacks a message that is no longer than allowed.
+pub fn unpack(packed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
     let mut out = Vec::new();
     let limit = max_bytes as u64 + 1;
     if let Err(error) = MultiGzDecoder::new(packed).take(limit).read_to_end(&mut out) {
-        return Err(internal(format!("grpc: failed to decompress the received message: {error}")));
+        return Err(internal("gzip", format!("grpc: failed to decompress the received message: {error}")));
     }
     if out.len() > max_bytes {
+        limits::note("message_length");
         let text = format!("grpc: received message after decompression larger than max {max_bytes}");
         return Err(Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) });
     }

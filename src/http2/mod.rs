@@ -16,6 +16,7 @@
 //! | [`connection`] | one connection as a value: bytes in, bytes out |
 //! | [`sender`], [`output`] | what goes out, as windows allow |
 //! | [`intake`] | the window for what comes in |
+//! | [`streams`], [`past`] | those that are open, and those that were |
 //! | [`talk`], [`guest`] | who answers a stream |
 //! | [`outbox`] | where answers from other threads wait |
 //! | [`task`] | the task that owns a connection and its socket |
@@ -33,6 +34,7 @@ pub mod lobby;
 pub mod message;
 pub mod outbox;
 pub mod output;
+pub mod past;
 pub mod request;
 pub mod sender;
 pub mod service;

@@ -59,10 +59,14 @@ impl Mailbox for Outbox {
 impl Outbox {
     /// Runs something on the connection's own task; what it puts here comes back as `answers`.
     pub fn at_home(&self, answers: &mut Parcels, run: impl FnOnce()) {
+        /// If what runs panics, nothing of it may be left to the thread's next connection.
         struct Leave;
         impl Drop for Leave {
             fn drop(&mut self) {
                 HOME.set(0);
+                if std::thread::panicking() {
+                    drop(AT_HOME.take());
+                }
             }
         }
         HOME.set(self.address());
@@ -217,6 +221,23 @@ mod tests {
         assert!(!home.take(&mut parcels, &mut woken));
         assert!(other.take(&mut parcels, &mut woken));
         assert_eq!(slots(&parcels), [2]);
+    }
+
+    #[test]
+    fn what_panics_at_home_leaves_nothing_to_the_next_one() {
+        let (first, next) = (Arc::new(Outbox::default()), Arc::new(Outbox::default()));
+        let panics = std::panic::AssertUnwindSafe(|| {
+            let reply = Reply::new(first.clone(), 1);
+            Reply::new(first.clone(), 2).answer(Ok(Bytes::new()));
+            first.at_home(&mut Vec::new(), || {
+                let _unused = reply;
+                panic!("a handler fails");
+            });
+        });
+        assert!(std::panic::catch_unwind(panics).is_err());
+        let mut answers = Vec::new();
+        next.at_home(&mut answers, || ());
+        assert_eq!(slots(&answers), [0_u64; 0]);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use super::{
-    hpack::decoder::Fields,
+    hpack::{decoder::Fields, table::ENTRY_OVERHEAD},
+    limits::GUEST_BYTES,
     message::{self, Encoding},
     service::{Method, Service},
 };
@@ -24,8 +25,12 @@ pub struct Request {
     pub timeout: Option<Duration>,
     /// How its messages may be packed.
     pub encoding: Encoding,
+    /// Whether the answers are packed too: they are in kind, where that is understood.
+    pub packs_answers: bool,
     /// How long its body is said to be.
     pub content_length: Option<u64>,
+    /// How much is kept of it while its stream is open.
+    pub weight: usize,
 }
 
 /// Who answers a request.
@@ -34,8 +39,27 @@ pub enum Target {
     Method(Arc<dyn Method>),
     /// Somebody behind the table.
     Guest(Box<http::request::Parts>),
-    /// It is refused by its head alone, with this HTTP status.
-    Refused(u16, Refusal),
+    /// It is refused by its head alone.
+    Refused(Refused),
+}
+
+/// What is wrong with a head.
+pub struct Refused {
+    /// The name in the metrics.
+    pub reason: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+    /// What a gRPC client is told.
+    pub refusal: Refusal,
+}
+
+impl Refused {
+    /// A call whose time was over when it came.
+    #[must_use]
+    pub fn late() -> Self {
+        let message = Cow::Borrowed("context deadline exceeded");
+        Self { reason: "late", status: 200, refusal: Refusal { code: Code::DeadlineExceeded, message } }
+    }
 }
 
 /// A block that is no request: its stream ends.
@@ -51,6 +75,7 @@ struct Parts<'a> {
     authority: Option<&'a [u8]>,
     content_type: Option<&'a [u8]>,
     encoding: Option<&'a [u8]>,
+    accepted: Option<&'a [u8]>,
     timeout: Option<&'a [u8]>,
     token: Option<&'a [u8]>,
     authorization: Option<&'a [u8]>,
@@ -64,7 +89,7 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
     let parts = Parts::gather(fields)?;
     let (Some(method), Some(path), Some(_)) = (parts.method, parts.path, parts.scheme) else {
         if fields.is_cut() {
-            return Ok(parts.refused(431, Code::ResourceExhausted, "header list too large"));
+            return Ok(parts.too_long());
         }
         return Err(Malformed("a request without method, scheme or path"));
     };
@@ -72,7 +97,7 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
         return Err(Malformed("a request with an empty path"));
     }
     if fields.is_cut() {
-        return Ok(parts.refused(431, Code::ResourceExhausted, "header list too large"));
+        return Ok(parts.too_long());
     }
     let text = std::str::from_utf8(path).map_err(|_| Malformed("a path that is no text"))?;
     match service.find(text) {
@@ -154,6 +179,7 @@ impl<'a> Parts<'a> {
                 }
             }
             b"grpc-encoding" => self.encoding = Some(value),
+            b"grpc-accept-encoding" => self.accepted = Some(value),
             b"grpc-timeout" => self.timeout = Some(value),
             b"token" => _ = self.token.get_or_insert(value),
             b"authorization" => _ = self.authorization.get_or_insert(value),
@@ -168,31 +194,42 @@ impl<'a> Parts<'a> {
     fn call(&self, method: &[u8], found: Arc<dyn Method>) -> Request {
         if method != b"POST" {
             let text = format!("Received a HEADERS frame with :method {:?} which should be POST", lossy(method));
-            return self.refused(405, Code::Internal, text);
+            return self.refused("method", 405, Code::Internal, text);
         }
         let content_type = self.content_type.unwrap_or_default();
         if !is_grpc(content_type) {
             let text = format!("invalid gRPC request content-type {:?}", lossy(content_type));
-            return self.refused(415, Code::InvalidArgument, text);
+            return self.refused("content_type", 415, Code::InvalidArgument, text);
         }
         let encoding = match self.encoding {
             None | Some(b"" | b"identity") => Encoding::Identity,
             Some(b"gzip") => Encoding::Gzip,
             Some(other) => {
                 let text = format!("grpc: Decompressor is not installed for grpc-encoding {:?}", lossy(other));
-                return self.refused(200, Code::Unimplemented, text);
+                return self.refused("encoding", 200, Code::Unimplemented, text);
             }
         };
         let timeout = self.timeout.map(message::timeout);
         if timeout == Some(None) {
             let text = format!("malformed grpc-timeout: {}", lossy(self.timeout.unwrap_or_default()));
-            return self.refused(400, Code::Internal, text);
+            return self.refused("timeout", 400, Code::Internal, text);
         }
-        Request { encoding, timeout: timeout.flatten(), ..self.request(Target::Method(found)) }
+        let packs_answers = encoding == Encoding::Gzip && self.accepts_gzip();
+        Request { encoding, packs_answers, timeout: timeout.flatten(), ..self.request(Target::Method(found)) }
     }
 
-    fn refused(&self, status: u16, code: Code, message: impl Into<Cow<'static, str>>) -> Request {
-        self.request(Target::Refused(status, Refusal { code, message: message.into() }))
+    fn accepts_gzip(&self) -> bool {
+        let mut accepted = self.accepted.unwrap_or_default().split(|&byte| byte == b',');
+        accepted.any(|encoding| encoding.trim_ascii() == b"gzip")
+    }
+
+    fn too_long(&self) -> Request {
+        self.refused("header_list", 431, Code::ResourceExhausted, "header list too large")
+    }
+
+    fn refused(&self, reason: &'static str, status: u16, code: Code, message: impl Into<Cow<'static, str>>) -> Request {
+        let refusal = Refusal { code, message: message.into() };
+        self.request(Target::Refused(Refused { reason, status, refusal }))
     }
 
     fn request(&self, target: Target) -> Request {
@@ -203,8 +240,17 @@ impl<'a> Parts<'a> {
             client_api_version: self.api_version.map(Bytes::copy_from_slice),
             deadline: None,
         };
-        let content_length = self.content_length;
-        Request { target, metadata, timeout: None, encoding: Encoding::Identity, content_length }
+        let weight =
+            metadata.token.as_ref().map_or(0, String::len) + metadata.client_api_version.as_ref().map_or(0, Bytes::len);
+        Request {
+            target,
+            metadata,
+            timeout: None,
+            encoding: Encoding::Identity,
+            packs_answers: false,
+            content_length: self.content_length,
+            weight,
+        }
     }
 
     /// An ordinary request.
@@ -218,17 +264,23 @@ impl<'a> Parts<'a> {
         parts.uri = uri.build().map_err(|_| NO_URI)?;
         parts.method = http::Method::from_bytes(method).map_err(|_| Malformed("a method that is none"))?;
         parts.version = http::Version::HTTP_2;
+        let mut weight = GUEST_BYTES;
         for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(b":")) {
+            weight += name.len() + value.len() + ENTRY_OVERHEAD;
             let name = http::HeaderName::from_bytes(name).map_err(|_| Malformed("a field name that is none"))?;
             let value = http::HeaderValue::from_bytes(value).map_err(|_| Malformed("a field value that is none"))?;
             parts.headers.append(name, value);
         }
-        Ok(self.request(Target::Guest(Box::new(parts))))
+        let timeout =
+            self.timeout.filter(|_| is_grpc(self.content_type.unwrap_or_default())).and_then(message::timeout);
+        let request = self.request(Target::Guest(Box::new(parts)));
+        Ok(Request { timeout, weight: request.weight + weight, ..request })
     }
 }
 
+/// What a client said, said back to it: no more of it than makes it recognisable.
 fn lossy(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
+    String::from_utf8_lossy(&bytes[..bytes.len().min(64)])
 }
 
 /// `application/grpc`, alone or with a codec or parameters behind it.

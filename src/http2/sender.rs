@@ -38,6 +38,8 @@ pub struct Outbound {
     pub window: i64,
     /// Whether its messages are packed.
     is_packed: bool,
+    /// Whether it is a unary call's: calls wait for what lies in the queues of calls.
+    is_call: bool,
     stage: Stage,
     queue: Option<Box<Queue>>,
     /// It stands in the line for the connection's window.
@@ -80,8 +82,8 @@ pub enum Ending {
 impl Outbound {
     /// Nothing is sent yet.
     #[must_use]
-    pub fn new(window: i64, is_packed: bool) -> Self {
-        Self { window, is_packed, stage: Stage::Nothing, queue: None, stands_in_line: false }
+    pub fn new(window: i64, is_packed: bool, is_call: bool) -> Self {
+        Self { window, is_packed, is_call, stage: Stage::Nothing, queue: None, stands_in_line: false }
     }
 
     /// How many bytes wait for a window.
@@ -125,6 +127,12 @@ pub struct Sender {
     pub max_payload: usize,
     /// What lies in all queues.
     pub held: usize,
+    /// What lies in those of unary calls.
+    pub held_of_calls: usize,
+    /// Conversations and guests add nothing while so much is held.
+    pub allowed: usize,
+    /// Everything that windows have let through.
+    pub sent: u64,
     /// How many crumbs had to be sent.
     pub crumbs: u32,
     /// Streams that stand in line.
@@ -152,6 +160,9 @@ impl Default for Sender {
             window: DEFAULT_WINDOW,
             max_payload: MAX_PAYLOAD,
             held: 0,
+            held_of_calls: 0,
+            allowed: usize::MAX,
+            sent: 0,
             crumbs: 0,
             line: VecDeque::new(),
             block: Vec::new(),
@@ -176,6 +187,24 @@ impl Sender {
     #[must_use]
     pub fn is_saturated(&self) -> bool {
         self.output.len() >= SATURATED_BYTES
+    }
+
+    /// Whether whoever can wait should, because too much is held.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.held >= self.allowed
+    }
+
+    /// Whether a conversation or a guest may add to what waits on its stream.
+    #[must_use]
+    pub fn has_room(&self, out: &Outbound) -> bool {
+        out.queued() < ROOM_BYTES && !self.is_saturated() && !self.is_full()
+    }
+
+    /// How much waits for windows and for the socket.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.held + self.output.len()
     }
 
     /// Sends a gRPC message, and the head before the first one.
@@ -251,7 +280,7 @@ impl Sender {
             self.crumbs += u32::from(length < CRUMB_BYTES && length < queue.bytes);
             self.output.push(&frame::head(length, kind::DATA, 0, id));
             queue.write(length, &mut self.output);
-            self.held -= length;
+            self.release(out, length);
             self.spend(out, length);
         }
         if let Some(queue) = out.queue.take_if(|queue| queue.bytes == 0)
@@ -264,7 +293,7 @@ impl Sender {
 
     /// Forgets what a stream still had to send.
     pub fn abandon(&mut self, out: &mut Outbound) {
-        self.held -= out.queued();
+        self.release(out, out.queued());
         out.queue = None;
         out.stage = Stage::Over;
     }
@@ -282,7 +311,14 @@ impl Sender {
         out.queue.is_none() && length <= out.window && length <= self.window && !self.is_saturated()
     }
 
+    /// So much of a queue is gone.
+    fn release(&mut self, out: &Outbound, length: usize) {
+        self.held -= length;
+        self.held_of_calls -= if out.is_call { length } else { 0 };
+    }
+
     fn spend(&mut self, out: &mut Outbound, length: usize) {
+        self.sent += length as u64;
         let length = i64::try_from(length).expect("windows have 31 bits");
         out.window -= length;
         self.window -= length;
@@ -293,6 +329,7 @@ impl Sender {
         for piece in pieces {
             queue.bytes += piece.len();
             self.held += piece.len();
+            self.held_of_calls += if out.is_call { piece.len() } else { 0 };
             queue.pieces.push_back(piece);
         }
         self.stand_in_line(slot, out);
@@ -348,7 +385,6 @@ impl Sender {
 
     fn write_end(&mut self, id: u32, out: &mut Outbound, ending: Ending) {
         let is_begun = std::mem::replace(&mut out.stage, Stage::Over) != Stage::Nothing;
-        self.begin_block();
         match ending {
             Ending::Plain => return self.control(kind::DATA, flag::END_STREAM, id, &[]),
             Ending::Broken => {
@@ -356,12 +392,16 @@ impl Sender {
                 return self.reset(id, fault::Code::Internal);
             }
             Ending::Status(status) => {
+                self.begin_block();
                 if !is_begun {
                     self.encoder.head_of_answer(&mut self.block);
                 }
                 self.status(&status);
             }
-            Ending::Trailers(trailers) => self.fields(&trailers),
+            Ending::Trailers(trailers) => {
+                self.begin_block();
+                self.fields(&trailers);
+            }
         }
         self.write_block(id, flag::END_STREAM);
     }
@@ -384,6 +424,9 @@ impl Sender {
         self.begin_block();
         self.encoder.field(":status", status.to_string().as_bytes(), &mut self.block);
         self.encoder.field("content-type", b"application/grpc", &mut self.block);
+        if refusal.code == Code::Unimplemented {
+            self.encoder.field("grpc-accept-encoding", b"gzip", &mut self.block);
+        }
         self.status(&Err(refusal.clone()));
         self.write_block(id, flag::END_STREAM);
     }

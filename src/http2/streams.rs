@@ -10,6 +10,8 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
+
 use super::{guest::Guest, message::Deframer, request::Request, sender::Outbound, talk::Talk};
 
 /// One stream.
@@ -28,15 +30,21 @@ pub struct Stream {
     pub role: Role,
     /// It waits to be stepped.
     pub is_due: bool,
+    /// It waits for room in what is to be sent.
+    pub is_stalled: bool,
+    /// What it is counted for as long as it is open.
+    pub weight: usize,
 }
 
 /// Who answers a stream, and how far that is.
 pub enum Role {
     /// A unary call whose message has not come.
     Listening,
-    /// A unary call whose message, of so many bytes, has come. It may wait to be called, or for its answer.
+    /// A unary call whose message has come, and waits to be called.
+    Ready(Waiting),
+    /// A unary call that waits for its answer.
     Called {
-        /// When it came.
+        /// When its message of so many bytes came.
         since: Instant,
         /// How long it was.
         bytes: usize,
@@ -47,6 +55,18 @@ pub enum Role {
     Guest(Box<Guest>),
     /// Nobody any more; what was said is still being sent.
     Answered,
+}
+
+/// The message of a unary call.
+pub struct Waiting {
+    /// As it came.
+    pub message: Bytes,
+    /// Whether it is to be unpacked.
+    pub is_packed: bool,
+    /// It is a copy: nothing larger is kept for it.
+    pub is_copy: bool,
+    /// When it came.
+    pub since: Instant,
 }
 
 /// The receiving side of a stream.

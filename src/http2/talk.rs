@@ -7,13 +7,17 @@ use std::{sync::Arc, task::Waker};
 use bytes::Bytes;
 
 use super::{
+    limits,
     message::Encoding,
     outbox::Bell,
-    sender::{Ending, Outbound, ROOM_BYTES, Sender},
+    sender::{Ending, Outbound, Sender},
     service::Method,
     streams::{Inbound, Stream},
 };
 use crate::call::{Code, Conversation, Line, Refusal, Step};
+
+/// In one step so much is unpacked: a few bytes may become megabytes.
+const STEP_BYTES: usize = 1 << 20;
 
 /// A conversation, and what wakes it.
 pub struct Talk {
@@ -30,6 +34,10 @@ pub struct Outcome {
     pub consumed: usize,
     /// It stopped because the connection has too much to write, and wants to go on when that is written.
     pub is_stalled: bool,
+    /// How long the messages were that it took in, unpacked.
+    pub received: usize,
+    /// It took in as much as a step may, and there is more.
+    pub goes_on: bool,
 }
 
 impl Talk {
@@ -61,10 +69,13 @@ impl Talk {
             waker: &self.waker,
             broken: None,
             consumed: 0,
+            received: 0,
         };
         let step = self.conversation.step(&mut line);
-        let (broken, consumed) = (line.broken.take(), line.consumed);
-        let outcome = Outcome { consumed, is_stalled: sender.is_saturated() };
+        let (broken, consumed, received) = (line.broken.take(), line.consumed, line.received);
+        let goes_on = received >= STEP_BYTES && !stream.inbound.deframer.is_empty();
+        let is_stalled = sender.is_saturated() || sender.is_full();
+        let outcome = Outcome { consumed, is_stalled, received, goes_on };
         let end = match (broken, step) {
             (Some(refusal), _) => Err(refusal),
             (None, Step::End(end)) => end,
@@ -88,21 +99,24 @@ struct TalkLine<'a> {
     waker: &'a Waker,
     broken: Option<Refusal>,
     consumed: usize,
+    received: usize,
 }
 
 impl Line for TalkLine<'_> {
     fn receive(&mut self) -> Option<Bytes> {
-        if self.broken.is_some() {
-            return None;
+        if self.broken.is_some() || self.received >= STEP_BYTES {
+            return None; // What there is beyond that waits for another step.
         }
         let before = self.inbound.deframer.len();
         match self.inbound.deframer.take(self.encoding, self.max_bytes) {
             Ok(Some(message)) => {
                 self.consumed += before - self.inbound.deframer.len();
+                self.received += message.len();
                 self.method.received(message.len());
                 return Some(message);
             }
             Ok(None) if self.inbound.ended && before > 0 => {
+                limits::note("message_length");
                 let text = "grpc: the request ended before its message did";
                 self.broken = Some(Refusal { code: Code::Internal, message: text.into() });
             }
@@ -117,7 +131,7 @@ impl Line for TalkLine<'_> {
     }
 
     fn has_room(&self) -> bool {
-        !self.sender.is_saturated() && self.outbound.queued() < ROOM_BYTES
+        self.sender.has_room(self.outbound)
     }
 
     fn send(&mut self, message: Bytes) {

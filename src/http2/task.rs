@@ -135,7 +135,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             }
             progress = true;
         }
-        self.connection.wrote(progress, now);
         // TLS may keep back what it has taken.
         self.is_unflushed |= progress;
         if self.is_unflushed
@@ -144,6 +143,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             flushed?;
             self.is_unflushed = false;
         }
+        let is_done = !self.is_unflushed && self.connection.output().is_empty();
+        self.connection.wrote(progress, is_done, now);
         Ok(())
     }
 
@@ -155,15 +156,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             self.alarm = now + LAST_WORDS;
             self.sleep.as_mut().reset(self.alarm.into());
         }
+        // Whoever hears nothing any more, not even this, is not waited for.
+        if self.sleep.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
         loop {
             match self.read(context)? {
                 Input::End => return Poll::Ready(Ok(())),
                 Input::Bytes(_) => (),
-                Input::Nothing => break,
+                Input::Nothing => return Poll::Pending,
             }
         }
-        self.sleep.as_mut().poll(context).map(Ok)
     }
 
     /// Hears the alarm, and sees to it that the next one is heard. True if it rang.
@@ -197,11 +201,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let now = clock();
-        if !this.is_leaving && this.seat.outbox().is_to_leave() {
-            this.is_leaving = true;
-            this.connection.leave(now);
-        }
         for _ in 0..TURNS {
+            if !this.is_leaving && this.seat.outbox().is_to_leave() {
+                this.is_leaving = true;
+                this.connection.leave(now);
+            }
             if this.connection.is_dead() {
                 return Poll::Ready(Ok(()));
             }
@@ -216,7 +220,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
             }
             let rang = this.poll_alarm(context, now);
             let is_over = this.connection.is_over() && this.connection.output().is_empty();
-            if !rang && !is_over && this.seat.outbox().sleep(context.waker()) {
+            // The letter that says so may have been taken in this very turn.
+            let is_asked = !this.is_leaving && this.seat.outbox().is_to_leave();
+            if !rang && !is_over && !is_asked && this.seat.outbox().sleep(context.waker()) {
                 return Poll::Pending;
             }
         }

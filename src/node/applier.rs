@@ -236,9 +236,7 @@ impl Applier {
     }
 
     fn follow(&mut self, leadership: Leadership, now: Instant) {
-        if leadership.is_self {
-            self.hopes.elected_at = Some(now);
-        }
+        self.hopes.follow(leadership, now);
         self.rising = leadership.is_self.then_some(leadership.term);
         self.timekeeper.demote(); // A new term of the same leader starts over, too.
         let _ = self.keeper.send(Chore::Leadership(leadership));

@@ -11,7 +11,7 @@ use raft::eraftpb::{ConfChange, ConfState, Message};
 use super::{
     applier::Handoff,
     inbox::Inbox,
-    keeper::Chore,
+    keeper::{Chore, Discarded},
     log::Position,
     peers::Post,
     replica::{Install, Replica, Turn, Write},
@@ -135,6 +135,8 @@ pub struct Driver {
     pub id: u64,
     /// Called when the cluster has removed this member.
     pub farewell: Arc<dyn Fn() + Send + Sync>,
+    /// The change that removes this member while it leads, and for how many ticks it stays at most.
+    pub leaving: Option<(Changed, u64)>,
     /// A snapshot that has come, and may be accepted.
     pub arrived: Option<Arrived>,
     /// A snapshot that was accepted: everything waits for it to be put in place.
@@ -203,10 +205,12 @@ impl Driver {
             }
             handoff.expire = true;
             metrics::measured("log", self.replica.log_bytes() as u64);
-            if self.giving.grow_old(ticks) {
+            if let Some(old) = self.giving.grow_old(ticks) {
                 self.replica.log().offer(None);
+                self.discard(Discarded::Offer(old));
             }
         }
+        self.leave_in_time(ticks);
         self.replica.applied(self.status.applied());
         if self.status.rules_alone() {
             self.replica.cut(self.status.applied()); // Nobody will ask for it; whoever comes gets a copy of the database.
@@ -279,12 +283,14 @@ impl Driver {
             Input::Hurry => self.replica.hurry(self.election_ticks.saturating_sub(2)),
             Input::Persisted(number) => self.replica.persisted(number),
             Input::Durable(at) => self.cut(at),
-            Input::Changed(changed) => self.follow(changed),
+            Input::Changed(changed) => self.follow_in_time(changed),
             Input::Offer(None) => self.giving.failed(),
             Input::Offer(Some(offer)) => {
                 self.replica.log().offer(Some((offer.at, offer.conf_state.clone())));
                 self.replica.log().take_wants_offer(); // Whoever asked while it was made is served.
-                self.giving.offer(offer);
+                if let Some(old) = self.giving.offer(offer) {
+                    self.discard(Discarded::Offer(old));
+                }
             }
             Input::SnapshotSent { to, arrived } => {
                 self.giving.ended(to);
@@ -301,9 +307,43 @@ impl Driver {
 
     /// Raft did not want the snapshot that has come: its log says as much by itself, or another leader is followed.
     fn turn_down(&mut self) {
-        if let Some(arrived) = self.arrived.take() {
-            (arrived.done)(false);
+        if let Some(Arrived { incoming, done, .. }) = self.arrived.take() {
+            self.discard(Discarded::Incoming(incoming));
+            done(false);
         }
+    }
+
+    /// A leader that is removed stays for as long as an election takes, unless it is known sooner that the others know.
+    fn follow_in_time(&mut self, mut changed: Changed) {
+        self.leave();
+        if !self.replica.must_tell_others(changed.index, changed.change.as_ref()) {
+            return self.follow(changed);
+        }
+        if let Some(done) = changed.done.take() {
+            done();
+        }
+        self.leaving = Some((changed, self.election_ticks));
+    }
+
+    /// Follows the change that removes this member, if that waits.
+    fn leave(&mut self) {
+        if let Some((changed, _)) = self.leaving.take() {
+            self.follow(changed);
+        }
+    }
+
+    /// Leaves when the time is over, or the others know.
+    fn leave_in_time(&mut self, ticks: u32) {
+        let Some((changed, left)) = &mut self.leaving else { return };
+        *left = left.saturating_sub(u64::from(ticks));
+        if *left == 0 || !self.replica.must_tell_others(changed.index, changed.change.as_ref()) {
+            self.leave();
+        }
+    }
+
+    /// Removing files takes time, which this thread has not.
+    fn discard(&self, copy: Discarded) {
+        let _ = self.keeper.send(Chore::Discard(copy));
     }
 
     /// Raft follows a change of the members that is in the database.

@@ -16,7 +16,7 @@ use super::{
     log::Position,
     replica::Leadership,
     retention::{Policy, Retention},
-    snapshot::Offer,
+    snapshot::{Incoming, Offer},
     status::Status,
 };
 use crate::{
@@ -41,6 +41,8 @@ pub enum Chore {
     Retained(i64, Result<(), Error>),
     /// Another member needs a copy of the database.
     CopyWanted,
+    /// A copy of the database has no use any more: with the last who holds it, its files go.
+    Discard(Discarded),
     /// Another state has taken the place of the one that was kept so far.
     Restored {
         /// Its database.
@@ -50,6 +52,14 @@ pub enum Chore {
     },
     /// Somebody waits until nothing is left of what was compacted.
     AwaitCompaction(Box<dyn FnOnce() + Send>),
+}
+
+/// A copy of a database that nobody wants.
+pub enum Discarded {
+    /// One that was made for others.
+    Offer(Arc<Offer>),
+    /// One that others have sent.
+    Incoming(Box<Incoming>),
 }
 
 /// The keeper's habits.
@@ -148,6 +158,7 @@ impl Keeper {
             match chore {
                 Chore::AwaitCompaction(waiter) => work.awaiting.push(waiter),
                 Chore::CopyWanted => work.copy_wanted = true,
+                Chore::Discard(copy) => drop(copy),
                 Chore::Restored { engine, keys } => {
                     (self.engine, self.keys) = (engine, keys);
                     work.compaction = None;

@@ -268,6 +268,7 @@ impl Node {
             id: settings.member_id,
             farewell: parts.farewell,
             arrived: None,
+            leaving: None,
             accepted: None,
         };
         let writer = LogWriter { log, raft: raft.clone(), post: post.clone(), status: status.clone() };
@@ -288,6 +289,7 @@ impl Node {
                 links: parts.links.clone(),
                 election_timeout: tick * election_ticks,
                 elected_at: None,
+                leaderless_since: None,
             },
             room,
             slow: settings.slow_apply,
@@ -422,8 +424,9 @@ impl Node {
     }
 }
 
-/// Comes to the end of an install that a crash interrupted between the database and the log.
-fn finish_install(log: &mut dyn LogStore, recovered: &mut Recovered, applied: Position) -> Result<(), Halt> {
+/// Comes to the end of an install that a crash interrupted between the database and the log, and forgets one that never came
+/// to the database.
+pub fn finish_install(log: &mut dyn LogStore, recovered: &mut Recovered, applied: Position) -> Result<(), Halt> {
     if let Some(at) = recovered.interrupted_install(applied) {
         tracing::warn!(index = at.index, term = at.term, "finishing the install of a snapshot that was interrupted");
         let mut hard_state = recovered.hard_state.clone();
@@ -433,6 +436,8 @@ fn finish_install(log: &mut dyn LogStore, recovered: &mut Recovered, applied: Po
         hard_state.commit = at.index;
         log.reset(at, &hard_state)?;
         recovered.restart_behind(at, hard_state);
+    } else if recovered.installing.take().is_some() {
+        log.set_installing(None)?;
     }
     Ok(())
 }

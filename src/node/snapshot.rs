@@ -10,7 +10,7 @@
 //!
 //! INVARIANTS
 //! * A snapshot in flight always ends in a report to raft, whatever happens to it.
-//! * What lies in a copy's directory is gone when nobody needs it any more.
+//! * What lies in a copy's directory is gone when nobody needs it any more; the raft thread never waits for that.
 
 use std::{
     collections::BTreeSet,
@@ -147,12 +147,12 @@ impl Giving {
         self.asked = false;
     }
 
-    /// It is made.
-    pub fn offer(&mut self, offer: Arc<Offer>) {
+    /// It is made. Returns the one before, to be dropped where there is time to remove files.
+    pub fn offer(&mut self, offer: Arc<Offer>) -> Option<Arc<Offer>> {
         self.asked = false;
         self.idle_ticks = 0;
-        self.offer = Some(offer.clone());
-        self.shelf.put(Some(offer));
+        self.shelf.put(Some(offer.clone()));
+        self.offer.replace(offer)
     }
 
     /// These are about to be sent.
@@ -167,18 +167,17 @@ impl Giving {
         self.idle_ticks = 0;
     }
 
-    /// Time goes by; true if the copy has lain there for long enough and is gone now.
-    pub fn grow_old(&mut self, ticks: u32) -> bool {
+    /// Time goes by; returns the copy if it has lain there for long enough, to be dropped where there is time for it.
+    pub fn grow_old(&mut self, ticks: u32) -> Option<Arc<Offer>> {
         if self.offer.is_none() || !self.sending.is_empty() {
-            return false;
+            return None;
         }
         self.idle_ticks += ticks;
-        let old = self.idle_ticks >= KEPT_TICKS;
-        if old {
-            self.offer = None;
-            self.shelf.put(None);
+        if self.idle_ticks < KEPT_TICKS {
+            return None;
         }
-        old
+        self.shelf.put(None);
+        self.offer.take()
     }
 
     /// The lowest index that somebody who is given a copy now will ask for next.

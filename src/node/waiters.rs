@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::links::Links;
+use super::{links::Links, replica::Leadership};
 use crate::{
     error::Error,
     metrics::METRICS,
@@ -80,9 +80,21 @@ pub struct Hopes {
     pub election_timeout: Duration,
     /// When this member was last elected.
     pub elected_at: Option<Instant>,
+    /// Since when it has not known a leader, if it has known one before.
+    pub leaderless_since: Option<Instant>,
 }
 
 impl Hopes {
+    /// Leadership has changed, as far as this member knows.
+    pub fn follow(&mut self, leadership: Leadership, now: Instant) {
+        if leadership.is_self {
+            self.elected_at = Some(now);
+        }
+        if leadership.leader == 0 {
+            self.leaderless_since = Some(now);
+        }
+    }
+
     /// Why a proposal that came at `since` has come to nothing, as far as can be seen from here.
     #[must_use]
     pub fn why_in_vain(&self, since: Instant, leader: u64, members: &Members) -> Error {
@@ -93,6 +105,8 @@ impl Hopes {
         let age = since.elapsed();
         let connected = |member: u64| member == self.id || self.links.active_for(member).is_some_and(|time| time > age);
         match leader {
+            // Some leader was handed it, and is lost; or nobody ever was.
+            0 if self.leaderless_since.is_some_and(|lost| lost > since) => Error::Timeout,
             0 => Error::DeadlineExceeded,
             leader if leader == self.id => {
                 let voters = members.electorate().voters;
@@ -169,5 +183,30 @@ impl Waiters {
         self.proposals.drain().for_each(|(_, waiter)| waiter(Err(Error::Stopped)));
         self.reads.stop();
         self.catching_up.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_loses_its_leader_says_something_else_than_who_never_had_one() {
+        let mut hopes = Hopes {
+            id: 1,
+            links: Arc::default(),
+            election_timeout: Duration::from_secs(1),
+            elected_at: None,
+            leaderless_since: None,
+        };
+        let (start, members) = (Instant::now(), Members::default());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(hopes.why_in_vain(start, 0, &members), Error::DeadlineExceeded, "there was nobody to hand it to");
+        hopes.follow(Leadership { leader: 1, is_self: true, term: 2 }, at(1));
+        hopes.follow(Leadership::default(), at(20));
+        assert_eq!(hopes.why_in_vain(at(15), 0, &members), Error::Timeout, "it was handed over, and its leader lost");
+        assert_eq!(hopes.why_in_vain(at(21), 0, &members), Error::DeadlineExceeded, "it came when all was lost");
+        hopes.follow(Leadership { leader: 1, is_self: true, term: 3 }, at(22));
+        assert_eq!(hopes.why_in_vain(at(21), 1, &members), Error::TimeoutLeaderFailure);
     }
 }

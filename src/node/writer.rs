@@ -77,10 +77,11 @@ impl LogWriter {
             self.log.sync()?;
             self.status.logged(bytes, written - started, written.elapsed());
         }
+        // Raft first: it must know that it is durable what it asks votes for before it can hear of any.
+        let _ = self.raft.send(Input::Persisted(write.number));
         if !write.promises.is_empty() {
             self.post.send(write.promises);
         }
-        let _ = self.raft.send(Input::Persisted(write.number));
         Ok(())
     }
 }

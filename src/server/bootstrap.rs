@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How long others get to say that a cluster is there already.
-const GUARD: Duration = Duration::from_secs(1);
+pub const GUARD: Duration = Duration::from_secs(1);
 
 /// What a member begins with.
 pub struct Origin {
@@ -113,7 +113,7 @@ pub async fn prepare(
 }
 
 /// Writes a member's first files, all or none.
-fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
+pub fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
     let Origin { identity, members, introduced, at } = origin;
     tracing::info!(
         {

@@ -96,6 +96,11 @@ impl http_body::Body for Body {
     }
 }
 
+/// Streams of one connection at a time. None at all is no limit, as in etcd.
+pub fn most_streams(config: &Config) -> u32 {
+    if config.max_concurrent_streams == 0 { u32::MAX } else { config.max_concurrent_streams }
+}
+
 /// The server that speaks both.
 pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -103,7 +108,7 @@ pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(config.max_concurrent_streams)
+        .max_concurrent_streams(most_streams(config))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADER_LIST_BYTES)

@@ -2,7 +2,7 @@
 //!
 //! One port serves all. The first bytes decide: a TLS handshake, where a URL asks for it, and then what the two have agreed
 //! on; the preface of HTTP/2, which goes to our own loop; anything else is HTTP/1.1, which hyper serves. With
-//! `--grpc-server=tonic` hyper serves both.
+//! `--grpc-server=tonic` hyper serves both. Over TLS HTTP/2 has to be agreed on: whoever agrees on nothing speaks HTTP/1.1.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     config::{Config, front::GrpcServer},
     http2::{
-        limits::Limits,
+        limits::{self, Limits},
         lobby::{Lobby, Seat},
         service,
         task::Task,
@@ -97,6 +97,8 @@ pub struct Door {
     own: Option<Arc<dyn service::Service>>,
     lobby: Arc<Lobby>,
     hyper: auto::Builder<TokioExecutor>,
+    /// The same, without HTTP/2.
+    http1: auto::Builder<TokioExecutor>,
     /// None: everybody is leaving.
     graceful: Mutex<Option<GracefulShutdown>>,
     service: Service,
@@ -110,7 +112,7 @@ impl Door {
             GrpcServer::Tonic => None,
         };
         let limits = Limits {
-            max_streams: config.max_concurrent_streams,
+            max_streams: classic::most_streams(config),
             max_resets: config.front.max_resets,
             max_message: service.table.api().limits.max_message_bytes(),
             max_held: config.front.max_connection_bytes,
@@ -124,6 +126,7 @@ impl Door {
             own,
             lobby: Lobby::new(limits),
             hyper: classic::builder(config),
+            http1: classic::builder(config).http1_only(),
             graceful: Mutex::new(Some(GracefulShutdown::new())),
             service,
         }
@@ -170,53 +173,53 @@ impl Door {
     }
 
     /// A connection that hyper serves.
-    async fn serve_classic<S>(&self, stream: S) -> Outcome
+    async fn serve_classic<S>(&self, builder: &auto::Builder<TokioExecutor>, stream: S) -> Outcome
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let watcher = self.graceful.lock().as_ref().map(GracefulShutdown::watcher);
         match watcher {
-            Some(watcher) => classic::serve(&self.hyper, self.service.clone(), watcher, stream).await,
+            Some(watcher) => classic::serve(builder, self.service.clone(), watcher, stream).await,
             None => Ok(()),
         }
     }
 
-    /// A connection without TLS, or with what came out of it.
-    async fn serve_stream<S>(&self, stream: S, first: Bytes, is_http2: bool, seat: Seat) -> Outcome
+    /// A connection that speaks HTTP/1.1, of which something was read already.
+    async fn serve_http1<S>(&self, stream: S, first: Bytes) -> Outcome
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        match &self.own {
-            Some(own) if is_http2 => Ok(Task::new(stream, first, own.clone(), seat).await?),
-            _ => {
-                let (reader, writer) = tokio::io::split(stream);
-                self.serve_classic(tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
-            }
+        if first.starts_with(HTTP2) || !may_be_http1(&first) {
+            return Err("neither HTTP/1.1, nor HTTP/2 where it was agreed on".into());
         }
+        let (reader, writer) = tokio::io::split(stream);
+        self.serve_classic(&self.http1, tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
     }
 
     async fn serve_plain<S>(&self, mut stream: S, seat: Seat) -> Outcome
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        if self.own.is_none() {
-            return self.serve_classic(stream).await;
+        let Some(own) = &self.own else { return self.serve_classic(&self.hyper, stream).await };
+        let first = in_time(first_bytes(&mut stream)).await?;
+        if first.starts_with(HTTP2) {
+            return Ok(Task::new(stream, first, own.clone(), seat).await?);
         }
-        let first = tokio::time::timeout(SILENCE, first_bytes(&mut stream)).await??;
-        let is_http2 = first.starts_with(HTTP2);
-        if !is_http2 && !may_be_http1(&first) {
-            return Err("neither HTTP/2 nor HTTP/1.1".into());
-        }
-        self.serve_stream(stream, first, is_http2, seat).await
+        self.serve_http1(stream, first).await
     }
 
     async fn serve_tls<S>(&self, tls: &Tls, stream: S, peer: String, seat: Seat) -> Outcome
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        match tls.accept(stream).await {
-            Ok((stream, is_http2)) => self.serve_stream(stream, Bytes::new(), is_http2, seat).await,
-            Err(error) => {
+        match (tls.accept(stream).await, &self.own) {
+            (Ok((stream, true)), Some(own)) => Ok(Task::new(stream, Bytes::new(), own.clone(), seat).await?),
+            (Ok((stream, true)), None) => self.serve_classic(&self.hyper, stream).await,
+            (Ok((mut stream, false)), _) => {
+                let first = in_time(first_bytes(&mut stream)).await?;
+                self.serve_http1(stream, first).await
+            }
+            (Err(error), _) => {
                 tracing::warn!({ "remote-addr" = peer, error = %error }, "rejected connection on client endpoint");
                 Ok(())
             }
@@ -254,8 +257,16 @@ async fn attend(
 
 async fn speaks_tls(stream: &TcpStream) -> io::Result<bool> {
     let mut first = [0];
-    let count = tokio::time::timeout(SILENCE, stream.peek(&mut first)).await??;
+    let count = in_time(stream.peek(&mut first)).await?;
     Ok(count > 0 && first[0] == TLS_HANDSHAKE)
+}
+
+/// Waits for something that a client begins with, and no longer than it may take.
+pub async fn in_time<T>(beginning: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(SILENCE, beginning).await.unwrap_or_else(|_| {
+        limits::note("slow_beginning");
+        Err(io::Error::new(io::ErrorKind::TimedOut, "a client that does not begin"))
+    })
 }
 
 /// What a client says first, as far as it takes to tell what it speaks.

@@ -2,11 +2,16 @@
 //!
 //! Somebody has added it there before, so the others know it. It asks them who they are, finds itself among them by its
 //! URLs (names are for people), and thereby learns its own ID and the cluster's.
+//!
+//! If any of them has seen it serve, its data is lost, and it must not come back: it would vote a second time in a term in
+//! which it has voted, and deny entries that it has acknowledged. A member that died before anybody saw it serve goes on.
 
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+
 use super::{
-    bootstrap::Origin,
+    bootstrap::{GUARD, Origin},
     versions::{self, Version},
 };
 use crate::{
@@ -30,6 +35,7 @@ pub async fn newcomer(
     let (cluster_id, members) = fetch(first, client).await?;
     let member_id = find_oneself(first, &members)
         .map_err(|error| format!("error validating peerURLs {}: {error}", describe(cluster_id, &members)))?;
+    refuse_to_live_twice(first, member_id, &members, client).await?;
     let others: Vec<&Member> = members.iter().filter(|member| member.id != member_id).collect();
     check_versions(&others, client, patience).await?;
     if members.iter().filter(|member| member.is_learner).count() as u64 > max_learners {
@@ -49,6 +55,27 @@ async fn fetch(first: &FirstStart, client: &Client) -> Result<(u64, Vec<Member>)
     }
     let error = "could not retrieve cluster information from the given URLs";
     Err(format!("cannot fetch cluster info from peer urls: {error}"))
+}
+
+/// Each of the others is asked: one that is behind may not have seen it yet. Silence is fine.
+async fn refuse_to_live_twice(first: &FirstStart, own: u64, members: &[Member], client: &Client) -> Result<(), String> {
+    let mut asking = JoinSet::new();
+    for url in first.urls_of_others() {
+        let client = client.clone();
+        asking.spawn(async move { client.members(url.as_str(), GUARD).await });
+    }
+    let mut told: Vec<Member> = members.to_vec();
+    for answer in asking.join_all().await {
+        told.extend(answer.into_iter().flat_map(|(_, members)| members));
+    }
+    let has_lived = |it: &Member| it.id == own && !(it.name.is_empty() && it.client_ur_ls.is_empty());
+    if told.iter().any(has_lived) {
+        return Err(format!(
+            "member {own:x} has already been bootstrapped, but its data is not here: remove it from the cluster and add \
+             it again, as a new member"
+        ));
+    }
+    Ok(())
 }
 
 /// Each member must be one of those that this one was told of, and there must be no others.

@@ -59,6 +59,7 @@ use classic::Service;
 use depot::Depot;
 use front::{Door, Port, bind_all};
 use listen::{Slots, bind_for_members};
+use peers::Ear;
 use publish::publish;
 use signals::StopSignal;
 use tls::Tls;
@@ -71,6 +72,11 @@ const DRAIN: Duration = Duration::from_millis(500);
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
 /// To connect to a member, on top of an election timeout.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the disk of a member that sends or receives a snapshot may keep the other one waiting.
+const SNAPSHOT_STALL: Duration = Duration::from_mins(1);
+/// What still runs when everything has stopped gets so long to end.
+const LAST_TASKS: Duration = Duration::from_millis(100);
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -103,11 +109,10 @@ pub fn run(config: &Config) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return logging::fatal("discovery failed", error),
     };
-    match runtime.block_on(serve(config)) {
-        Ok(signal) => {
-            runtime.shutdown_timeout(Duration::from_millis(100));
-            signal.map_or(ExitCode::SUCCESS, signals::end_by)
-        }
+    let end = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(LAST_TASKS);
+    match end {
+        Ok(signal) => signal.map_or(ExitCode::SUCCESS, signals::end_by),
         Err(failure) => logging::fatal("discovery failed", failure),
     }
 }
@@ -133,18 +138,24 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     // Until here a signal ends the process by itself, whatever it waits for: there is nothing to hand over yet.
     let stop = StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let mut ends = Ends { stop, is_removed };
-    open_to_members(config, &floors, peer_listeners).await?;
-    tokio::select! {
-        published = publish(config, &floors.api) => {
-            published.map_err(|error| Failure::Refused(error.to_string()))?;
-        }
-        end = ends.wait() => {
+    let ear = match open_to_members(config, &floors, peer_listeners).await {
+        Ok(ear) => ear,
+        Err(failure) => {
             floors.stop().await;
-            return match end {
-                End::Signal(signal) => Ok(Some(signal)),
-                End::Removed => Err(Failure::Refused("server is stopping: this member was removed".to_owned())),
-            };
+            return Err(failure);
         }
+    };
+    let end = tokio::select! {
+        published = publish(config, &floors.api) => published.err().map(|error| Err(Failure::Refused(error.to_string()))),
+        end = ends.wait() => Some(match end {
+            End::Signal(signal) => Ok(Some(signal)),
+            End::Removed => Err(Failure::Refused("server is stopping: this member was removed".to_owned())),
+        }),
+    };
+    if let Some(end) = end {
+        ear.close();
+        floors.stop().await;
+        return end;
     }
     tokio::spawn(versions::watch_over(floors.api.clone()));
     inspection::start(config, &floors.api);
@@ -159,6 +170,7 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     vigil.abort();
     doors.close(&floors.api).await;
     hand_over(&floors).await;
+    ear.close();
     floors.stop().await;
     words::ending("closed", config);
     Ok(match end {
@@ -176,15 +188,15 @@ async fn keep_vigil(api: Arc<Api>, election_timeout: Duration) {
 }
 
 /// Lets other members in, once nothing speaks against this one.
-async fn open_to_members(config: &Config, floors: &Floors, listeners: Vec<TcpListener>) -> Result<(), Failure> {
+async fn open_to_members(config: &Config, floors: &Floors, listeners: Vec<TcpListener>) -> Result<Ear, Failure> {
     if config.feature_gates.is_open(Gate::InitialCorruptCheck) {
         inspection::before_serving(&floors.api).await.map_err(Failure::Refused)?;
     }
     let routes = api::peer::router(floors.api.clone());
     let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, routes.clone()));
-    peers::listen(listeners, &floors.transport, serve_http)?;
+    let ear = peers::listen(listeners, &floors.transport, serve_http)?;
     words::serving(config, floors.api.header.member_id());
-    Ok(())
+    Ok(ear)
 }
 
 /// Why a member ends.
@@ -318,6 +330,7 @@ fn build(
     let links = Arc::new(Links::default());
     let transport = Transport::new(transport::Parts {
         identity,
+        speech: versions::speech(),
         raft: raft.clone(),
         links: links.clone(),
         shelf: shelf.clone(),
@@ -327,6 +340,7 @@ fn build(
         patience: transport::Patience {
             dial: DIAL_TIMEOUT + config.election_timeout,
             write: DIAL_TIMEOUT + 2 * config.election_timeout,
+            stall: SNAPSHOT_STALL,
             snapshot_rate: bounds.snapshot_bytes_per_second,
             queue_bytes: bounds.peer_queue_bytes,
         },

@@ -2,7 +2,7 @@
 
 use std::{io, net::TcpStream, sync::Arc, thread, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 
 use super::Failure;
 use crate::node::transport::{PREFACE, Transport};
@@ -10,12 +10,29 @@ use crate::node::transport::{PREFACE, Transport};
 /// Who connects and says nothing for so long is sent away.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// What runs when the port is closed gets so long to end.
+const LAST_TASKS: Duration = Duration::from_millis(100);
+
+/// The port, as long as it is open.
+pub struct Ear {
+    closing: oneshot::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Ear {
+    /// Closes the port, and ends whatever came in there over HTTP.
+    pub fn close(self) {
+        drop(self.closing);
+        let _ = self.thread.join(); // If it has panicked, it is closed.
+    }
+}
+
 /// Accepts members on a thread of its own, so that no client can keep them waiting.
 pub fn listen(
     listeners: Vec<TcpListener>,
     transport: &Arc<Transport>,
     serve_http: impl Fn(tokio::net::TcpStream) + Clone + Send + 'static,
-) -> Result<(), Failure> {
+) -> Result<Ear, Failure> {
     let cannot = |error: io::Error| Failure::Refused(format!("cannot listen for peers: {error}"));
     let listeners: Vec<_> =
         listeners.into_iter().map(TcpListener::into_std).collect::<Result<_, _>>().map_err(cannot)?;
@@ -25,6 +42,7 @@ pub fn listen(
         tracing::info!(address, "serving peer traffic");
     }
     let transport = transport.clone();
+    let (closing, closed) = oneshot::channel::<()>();
     let run = move || {
         runtime.block_on(async move {
             let mut accepting = tokio::task::JoinSet::new();
@@ -32,11 +50,12 @@ pub fn listen(
                 let listener = TcpListener::from_std(listener).expect("a runtime runs here");
                 accepting.spawn(accept(listener, transport.clone(), serve_http.clone()));
             }
-            accepting.join_all().await;
+            let _ = closed.await;
         });
+        runtime.shutdown_timeout(LAST_TASKS);
     };
-    thread::Builder::new().name("peer".to_owned()).spawn(run).map_err(cannot)?;
-    Ok(())
+    let thread = thread::Builder::new().name("peer".to_owned()).spawn(run).map_err(cannot)?;
+    Ok(Ear { closing, thread })
 }
 
 async fn accept(

@@ -20,6 +20,7 @@ use crate::{
     node::{
         changes,
         data_dir::DataDir,
+        finish_install,
         log::{self, Group, LogStore, Position, SegmentLog},
     },
     proto::etcdserverpb::{Member, MemberPromoteRequest, MemberRemoveRequest},
@@ -33,16 +34,14 @@ const VALUE_CACHE_BYTES: u64 = 1 << 20;
 
 /// Makes this member the only one. Nothing else may have its data open.
 pub fn become_sole_member(directory: &DataDir) -> Result<(), Halt> {
-    let (mut log, recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
-    if recovered.installing.is_some() {
-        let text = "a snapshot was being installed when this member ended: start it once without --force-new-cluster";
-        return Err(Halt::Refused(text.to_owned()));
-    }
+    let (mut log, mut recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
     let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&directory.databases().current()?)?);
     let mut machine = Machine::open(engine.clone(), VALUE_CACHE_BYTES)?;
-    let mut hard_state = recovered.hard_state.clone();
     let Progress { index, term, .. } = machine.applied();
-    recovered.check_applied(Position { index, term })?;
+    let reached = Position { index, term };
+    finish_install(&mut log, &mut recovered, reached)?;
+    recovered.check_applied(reached)?;
+    let mut hard_state = recovered.hard_state.clone();
     for entry in &recovered.entries {
         if entry.index > machine.applied().index {
             apply(&mut machine, entry)?;
@@ -108,4 +107,48 @@ fn apply(machine: &mut Machine, entry: &Entry) -> Result<(), Halt> {
     };
     machine.apply(&state::Entry { index: entry.index, term: entry.term, data, changes_members })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::bootstrap::{self, Origin},
+        *,
+    };
+    use crate::{node::log::Identity, state::Members};
+
+    fn members() -> Vec<Member> {
+        [1, 2].map(|id| Member { id, peer_ur_ls: vec![format!("http://127.0.0.1:{id}")], ..Member::default() }).to_vec()
+    }
+
+    /// Takes over what the first of two members has, after its log was marked; returns what it is then.
+    fn taken_over(mark: Position, adopted: bool) -> (u64, Vec<u64>) {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = DataDir::open(temp.path()).unwrap();
+        let identity = Identity { cluster_id: 7, member_id: 1 };
+        let at = Position { index: 2, term: 1 };
+        let origin = Origin { identity, members: members(), introduced: Vec::new(), at };
+        bootstrap::lay_down(&origin, &directory).unwrap();
+        if adopted {
+            let path = directory.databases().incoming(mark.index).keep();
+            let members = Members::new(members());
+            let engine = Rocks::open(&path).unwrap();
+            Machine::bootstrap(&engine, identity.cluster_id, &members, (mark.index, mark.term)).unwrap();
+            directory.databases().adopt(&path).unwrap();
+        }
+        let place = log::Place::new(directory.log_dir());
+        SegmentLog::open(&place).unwrap().0.set_installing(Some(mark)).unwrap();
+        become_sole_member(&directory).unwrap();
+        assert_eq!(SegmentLog::open(&place).unwrap().1.installing, None, "the mark is gone");
+        let engine = Rocks::open(&directory.databases().current().unwrap()).unwrap();
+        let members = Members::read(&engine).unwrap().iter().map(|member| member.id).collect();
+        (Progress::of(&engine).unwrap().unwrap().index, members)
+    }
+
+    #[test]
+    fn a_snapshot_that_was_being_installed_is_no_obstacle() {
+        let mark = Position { index: 9, term: 3 };
+        assert_eq!(taken_over(mark, false), (3, vec![1]), "it never came to the database");
+        assert_eq!(taken_over(mark, true), (10, vec![1]), "it had come to the database, but not to the log");
+    }
 }

@@ -8,6 +8,7 @@ use tokio::{task::JoinSet, time::sleep};
 use super::publish::agree_once;
 use crate::{
     api::{Api, maintenance::ETCD_VERSION},
+    node::transport::Speech,
     peer::{Client, Versions},
     proto::{etcdserverpb::Member, membershippb::ClusterVersionSetRequest},
     state::Kind,
@@ -51,6 +52,15 @@ impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
     }
+}
+
+/// What this member says of itself to others, before anything else.
+pub fn speech() -> Speech {
+    let release = |version: Version| {
+        let number = |number| u8::try_from(number).expect("versions are small numbers");
+        (number(version.major), number(version.minor))
+    };
+    Speech { version: release(ours()), oldest: release(OLDEST) }
 }
 
 /// What this member speaks.

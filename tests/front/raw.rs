@@ -8,6 +8,7 @@ use std::{
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
+pub const PRIORITY: u8 = 2;
 pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
@@ -21,7 +22,7 @@ pub const END_HEADERS: u8 = 4;
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 pub const INITIAL_WINDOW: u16 = 4;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A connection.
 pub struct Raw {
@@ -104,6 +105,17 @@ impl Raw {
 
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
+    }
+
+    /// Sends a byte, waits for an answer a moment, and so on until there is one.
+    pub fn drip(&mut self, bytes: &[u8]) {
+        self.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        for byte in bytes {
+            if self.send(&[*byte]).is_err() || self.stream.peek(&mut [0]).is_ok() {
+                break;
+            }
+        }
+        self.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     }
 
     /// The next frame; None when the server has closed the connection.

@@ -7,6 +7,7 @@ use std::{
 
 use metastore::proto::etcdserverpb::RangeRequest;
 use prost::Message;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     raw::{self, Raw, call, frame},
@@ -28,10 +29,19 @@ fn measure(server: &Server) -> (usize, usize) {
     (kibibytes, fs::read_dir(format!("{process}/fd")).unwrap().count())
 }
 
+/// Every connection is a file, here and in the server, which raises its own limit.
+fn raise_file_limit() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        eprintln!("\n*** THE LIMIT OF OPEN FILES CANNOT BE RAISED TO {maximum:?}: {error} ***\n");
+    }
+}
+
 /// `SOAK_SECONDS` and `SOAK_CONNECTIONS` make it shorter.
 #[test]
 #[ignore = "long"]
 fn ten_thousand_connections_for_ten_minutes() {
+    raise_file_limit();
     let (seconds, connections) = (number("SOAK_SECONDS", 600), number("SOAK_CONNECTIONS", 10_000));
     let server = Server::start(&[]);
     let mut open: Vec<_> = (0..connections).map(|_| (Raw::greet(server.address()), 1)).collect();

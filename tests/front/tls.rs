@@ -126,6 +126,15 @@ async fn what_is_agreed_on_decides() {
         let text = page_of_http1(connect(protocols).await.unwrap()).await;
         assert!(text.starts_with("HTTP/1.1 200") && text.ends_with(HEALTHY), "{text}");
     }
+    // HTTP/2 has to be agreed on, and whoever says nothing is not waited for.
+    assert!(page(connect(&[]).await.unwrap()).await.is_err());
+    let mut silent = connect(&[]).await.unwrap();
+    let mut reserved = connect(&["h2"]).await.unwrap();
+    let patience = std::time::Duration::from_secs(20);
+    let mut said = Vec::new();
+    assert!(tokio::time::timeout(patience, silent.read_to_end(&mut said)).await.is_ok() && said.is_empty());
+    assert!(tokio::time::timeout(patience, reserved.read_to_end(&mut said)).await.is_ok());
+    assert_eq!(said.get(3), Some(&4), "settings, and then a farewell");
     let error = connect(&["spdy/1"]).await.unwrap_err().to_string();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
 }

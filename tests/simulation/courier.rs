@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use metastore::{node::driver::Input, storage::memory::Memory};
+use metastore::{
+    node::{driver::Input, transport},
+    storage::memory::Memory,
+};
 use raft::eraftpb::{Message, MessageType};
 
 use super::{
@@ -36,22 +39,23 @@ impl World {
             if message.msg_type == MessageType::MsgSnapshot {
                 self.ship(message);
             } else {
-                self.dispatch(message);
+                self.dispatch(from, message);
             }
         }
     }
 
-    fn dispatch(&mut self, mut message: Message) {
+    /// `via` says it, though a proposal or a read may be somebody else's.
+    fn dispatch(&mut self, via: u64, mut message: Message) {
         let now = self.agenda.now();
         if let Some(forger) = &mut self.forger {
             forger.outgoing(&mut message, now);
         }
-        let delays = self.network.carry(&message, now, &self.climate, &mut self.dice);
+        let delays = self.network.carry(via, &message, now, &self.climate, &mut self.dice);
         if delays.is_empty() {
-            self.may_notice(message.from, message.to);
+            self.may_notice(via, message.to);
         }
         for delay in delays {
-            self.agenda.after(delay, Event::Arrival(Box::new(message.clone())));
+            self.agenda.after(delay, Event::Arrival { via, message: Box::new(message.clone()) });
         }
     }
 
@@ -91,8 +95,8 @@ impl World {
         }
     }
 
-    pub fn arrive(&mut self, mut message: Message) {
-        let (from, to) = (message.from, message.to);
+    pub fn arrive(&mut self, from: u64, mut message: Message) {
+        let to = message.to;
         if let Some(forger) = &mut self.forger {
             forger.incoming(&mut message);
         }
@@ -105,6 +109,7 @@ impl World {
             return;
         }
         member.mailroom.note_caller(from);
+        transport::check(&message, from, to).expect("members say what the transport lets through");
         let text = self.trace.is_some().then(|| short(&message));
         self.member(to).expect("it runs").receive(message);
         self.note(|_| text.unwrap_or_default());

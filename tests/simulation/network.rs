@@ -24,8 +24,15 @@ pub struct Network {
 
 impl Network {
     /// How long each copy of a message is under way; none if it is lost.
-    pub fn carry(&mut self, message: &Message, now: Duration, climate: &Climate, dice: &mut Dice) -> Vec<Duration> {
-        let link = (message.from, message.to);
+    pub fn carry(
+        &mut self,
+        via: u64,
+        message: &Message,
+        now: Duration,
+        climate: &Climate,
+        dice: &mut Dice,
+    ) -> Vec<Duration> {
+        let link = (via, message.to);
         if self.is_cut(link.0, link.1) || dice.percent(climate.loss) {
             return Vec::new();
         }

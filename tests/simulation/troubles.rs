@@ -73,7 +73,7 @@ impl World {
         let seat = self.seats.get_mut(&id).expect("it was there");
         *seat = Seat { disks: Some(disks), ..Seat::default() };
         for message in messages {
-            self.agenda.after(Duration::ZERO, Event::Arrival(Box::new(message)));
+            self.agenda.after(Duration::ZERO, Event::Arrival { via: id, message: Box::new(message) });
         }
         self.lose_shipments(id);
         for watcher in self.watchers.iter_mut().filter(|watcher| watcher.member() == Some(id)) {

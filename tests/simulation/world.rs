@@ -54,7 +54,11 @@ pub enum Event {
     /// A part of a member gets to run.
     Work { member: u64, life: u64, room: Room },
     /// A message arrives.
-    Arrival(Box<Message>),
+    Arrival {
+        /// Who said it, though it may be another's.
+        via: u64,
+        message: Box<Message>,
+    },
     /// A member notices that its connection to another is broken.
     Broken { from: u64, to: u64 },
     /// It tries to connect again.
@@ -266,7 +270,7 @@ impl World {
         match event {
             Event::Tick { member, life } => self.tick(member, life),
             Event::Work { member, life, room } => self.work(member, life, room),
-            Event::Arrival(message) => self.arrive(*message),
+            Event::Arrival { via, message } => self.arrive(via, *message),
             Event::Broken { from, to } => self.broken(from, to),
             Event::Mended { from, life, to } => self.mended(from, life, to),
             Event::Shipped(shipment) => self.shipped(shipment),
@@ -459,7 +463,7 @@ impl World {
     /// Raft and the table agree on who votes, where nothing is on its way from one to the other.
     fn check_electorate(&mut self, id: u64) {
         let member = self.member(id).expect("it runs");
-        if !member.is_quiet() {
+        if !member.is_quiet() || member.rooms.core.driver.leaving.is_some() {
             return;
         }
         let mut raft = member.rooms.core.driver.replica.conf_state();

@@ -2,18 +2,40 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use super::{CALLS_WAIT_BYTES, Connection};
 use crate::{
     call::{Answer, Call, Code as Status, Metadata, Parcel, Refusal, Reply},
     http2::{
+        limits, message,
         request::Target,
         sender::{Ending, ROOM_BYTES},
-        streams::Role,
+        streams::{Role, Waiting},
     },
 };
 
-/// So many calls, and so many steps, and then it is another connection's turn.
+/// So many answers, calls and steps, or so many bytes of them, and then it is another connection's turn.
 const BUDGET: usize = 256;
+const BUDGET_BYTES: usize = 1 << 20;
+
+/// What a part of a turn has cost so far.
+#[derive(Default)]
+pub struct Work {
+    steps: usize,
+    bytes: usize,
+}
+
+impl Work {
+    fn spend(&mut self, bytes: usize) {
+        self.steps += 1;
+        self.bytes += bytes;
+    }
+
+    fn is_spent(&self) -> bool {
+        self.steps >= BUDGET || self.bytes >= BUDGET_BYTES
+    }
+}
 
 impl Connection {
     /// Does what is waiting to be done. True if there is more, and it is only somebody else's turn.
@@ -25,7 +47,10 @@ impl Connection {
         self.pump();
         self.count_crumbs(now);
         self.tell_held();
-        !self.due.is_empty() || (!self.ready.is_empty() && !self.is_backlogged())
+        let may_go_on = self.may_go_on();
+        self.clock.wait_for_room(!self.stalled.is_empty() && !may_go_on && !self.sender.is_saturated(), now);
+        let has_calls = !self.ready.is_empty() && !self.is_backlogged();
+        !self.parcels.is_empty() || !self.due.is_empty() || has_calls || (!self.stalled.is_empty() && may_go_on)
     }
 
     /// Takes the answers that have come from elsewhere, and sees who was woken.
@@ -37,59 +62,130 @@ impl Connection {
         }
         self.woken = woken;
         self.parcels = parcels;
+        self.work = Work::default();
         self.deliver();
-        if !self.sender.is_saturated() {
-            for slot in std::mem::take(&mut self.stalled) {
-                self.make_due(slot);
+        if self.stalled.is_empty() || !self.may_go_on() {
+            return;
+        }
+        for slot in self.stalled.drain(..self.stalled.len().min(BUDGET)) {
+            if let Some(stream) = self.streams.get(slot) {
+                stream.is_stalled = false;
+                if !std::mem::replace(&mut stream.is_due, true) {
+                    self.due.push_back(slot);
+                }
             }
         }
     }
 
-    /// Delivers what lies in `parcels`. Work that leads to further parcels is run here.
+    /// Delivers what lies in `parcels`, as far as this turn may go. Work that leads to further parcels is run here.
     fn deliver(&mut self) {
-        let mut parcels = std::mem::take(&mut self.parcels);
-        while !parcels.is_empty() {
-            let mut more = std::mem::take(&mut self.parcels);
-            for (slot, parcel) in parcels.drain(..) {
-                match parcel {
-                    Parcel::Answer(answer) => self.respond(slot, answer),
-                    Parcel::Work(work) if self.streams.get(slot).is_some() => {
-                        let reply = Reply::new(self.outbox.clone(), slot);
-                        self.outbox.at_home(&mut more, || work(reply));
-                    }
-                    Parcel::Work(_) => (), // Nobody waits for it any more.
-                }
+        while !self.parcels.is_empty() && !self.work.is_spent() {
+            let mut parcels = std::mem::replace(&mut self.parcels, std::mem::take(&mut self.spare));
+            let mut waiting = parcels.drain(..);
+            while !self.work.is_spent()
+                && let Some((slot, parcel)) = waiting.next()
+            {
+                self.deliver_one(slot, parcel);
             }
-            self.parcels = std::mem::replace(&mut parcels, more);
+            if waiting.len() > 0 {
+                let further = std::mem::take(&mut self.parcels);
+                self.parcels = waiting.chain(further).collect();
+            } else {
+                drop(waiting);
+                self.spare = parcels;
+            }
         }
-        self.parcels = parcels;
+    }
+
+    fn deliver_one(&mut self, slot: u64, parcel: Parcel) {
+        match parcel {
+            Parcel::Answer(answer) => {
+                self.work.spend(answer.as_ref().map_or(0, Bytes::len));
+                self.respond(slot, answer);
+            }
+            Parcel::Work(work) if self.streams.get(slot).is_some() => {
+                self.work.spend(0);
+                let reply = Reply::new(self.outbox.clone(), slot);
+                self.outbox.at_home(&mut self.parcels, || work(reply));
+            }
+            Parcel::Work(_) => (), // Nobody waits for it any more.
+        }
     }
 
     /// Hands calls out, while the other side reads what it is answered.
     fn begin_calls(&mut self) {
-        for _ in 0..BUDGET {
+        self.work = Work::default();
+        while !self.work.is_spent() {
             if self.is_backlogged() {
-                return;
+                return self.keep_ready();
             }
-            let Some((slot, message)) = self.ready.pop_front() else { return };
-            self.ready_bytes -= message.len();
-            let Some(stream) = self.streams.get(slot) else { continue };
-            let Target::Method(method) = &stream.request.target else { continue };
-            method.received(message.len());
-            let metadata = Metadata { deadline: stream.deadline, ..stream.request.metadata.clone() };
-            let reply = Reply::new(self.outbox.clone(), slot);
-            self.outbox.at_home(&mut self.parcels, || method.call(Call { metadata, message }, reply));
+            let Some(slot) = self.ready.pop_front() else { return };
+            self.begin_call(slot);
             self.deliver();
         }
     }
 
+    fn begin_call(&mut self, slot: u64) {
+        let max_bytes = self.limits().max_message;
+        let Some(stream) = self.streams.get(slot) else { return };
+        let Role::Ready(Waiting { message, is_packed, since, .. }) = &mut stream.role else { return };
+        let (mut message, is_packed, since) = (std::mem::take(message), *is_packed, *since);
+        self.held_in -= std::mem::take(&mut stream.inbound.held);
+        // What it does would be done, and nobody would hear of it.
+        if self.sender.held > 0 && !self.shared.admits(self.held_told, self.held(), 0) {
+            return self.refuse(slot, unread());
+        }
+        if is_packed {
+            match message::unpack(&message, max_bytes) {
+                Ok(unpacked) => message = unpacked,
+                Err(refusal) => return self.refuse(slot, refusal),
+            }
+        }
+        let Some(stream) = self.streams.get(slot) else { return };
+        let Target::Method(method) = &stream.request.target else { return };
+        stream.role = Role::Called { since, bytes: message.len() };
+        self.work.spend(message.len());
+        method.received(message.len());
+        let metadata = Metadata { deadline: stream.deadline, ..stream.request.metadata.clone() };
+        let reply = Reply::new(self.outbox.clone(), slot);
+        self.outbox.at_home(&mut self.parcels, || method.call(Call { metadata, message }, reply));
+    }
+
+    /// Calls that have to wait keep their own messages, not the whole reads that these came in. Those whose streams have
+    /// ended meanwhile go.
+    fn keep_ready(&mut self) {
+        if self.ready.len() > 2 * self.streams.len() + BUDGET {
+            self.ready.retain(|&slot| self.streams.get(slot).is_some());
+        }
+        for &slot in self.ready.iter().rev() {
+            match self.streams.get(slot).map(|stream| &mut stream.role) {
+                Some(Role::Ready(waiting)) if waiting.is_copy => return,
+                Some(Role::Ready(waiting)) => {
+                    waiting.is_copy = true;
+                    waiting.message = Bytes::copy_from_slice(&waiting.message);
+                }
+                _ => (), // It was taken back.
+            }
+        }
+    }
+
     fn is_backlogged(&self) -> bool {
-        self.sender.held + self.sender.output.len() > CALLS_WAIT_BYTES
+        self.sender.held_of_calls + self.sender.output.len() > CALLS_WAIT_BYTES
+    }
+
+    /// Whether conversations and guests may add to what waits. They leave half of what may be held to calls; and who has
+    /// nothing waiting may always send.
+    fn may_go_on(&mut self) -> bool {
+        let limits = &self.shared.limits;
+        let (held, half) = (self.held(), limits.max_held / 2);
+        let has_room = held <= half && self.shared.admits(self.held_told, held, 0);
+        self.sender.allowed = if has_room { self.sender.held + (half - held) } else { 0 }.max(1);
+        !self.sender.is_saturated() && !self.sender.is_full()
     }
 
     /// Ends a unary call.
     fn respond(&mut self, slot: u64, answer: Answer) {
-        let is_full = answer.as_ref().is_ok_and(|message| self.is_full(message.len()));
+        let is_full = self.sender.held > 0 && answer.as_ref().is_ok_and(|message| !self.admits(message.len()));
         let Some(stream) = self.streams.get(slot) else { return };
         let (Target::Method(method), &Role::Called { since, bytes }) = (&stream.request.target, &stream.role) else {
             return;
@@ -103,16 +199,13 @@ impl Connection {
         self.finish(slot);
     }
 
-    /// Whether another answer is more than may be kept for those who do not read.
-    fn is_full(&self, bytes: usize) -> bool {
-        let limits = self.limits();
-        self.sender.held > 0
-            && (self.held() + bytes > limits.max_held || self.shared.held() + bytes > limits.max_held_in_all)
-    }
-
     /// Ends a call of the table from this side.
     pub(super) fn refuse(&mut self, slot: u64, refusal: Refusal) {
         let Some(stream) = self.streams.get(slot) else { return };
+        // What is kept of a call that waits goes with it.
+        if let Role::Ready(_) = stream.role {
+            self.held_in -= std::mem::take(&mut stream.inbound.held);
+        }
         match (&stream.request.target, std::mem::replace(&mut stream.role, Role::Answered)) {
             (_, Role::Answered) => return,
             (Target::Method(method), _) => {
@@ -127,31 +220,42 @@ impl Connection {
 
     /// Steps the streams that were due when this began: those that become due meanwhile have their turn later.
     fn step_streams(&mut self) {
-        for _ in 0..self.due.len().min(BUDGET) {
+        self.work = Work::default();
+        for _ in 0..self.due.len() {
+            if self.work.is_spent() {
+                return;
+            }
             let Some(slot) = self.due.pop_front() else { return };
+            let before = self.sender.backlog();
             self.step(slot);
+            self.work.spend(self.sender.backlog().saturating_sub(before));
         }
     }
 
     fn step(&mut self, slot: u64) {
         let max_bytes = self.limits().max_message;
+        self.may_go_on();
         let Some(stream) = self.streams.get(slot) else { return };
         stream.is_due = false;
         let mut role = std::mem::replace(&mut stream.role, Role::Answered);
         let outcome = match &mut role {
             Role::Talk(talk) => talk.step(slot, stream, &mut self.sender, max_bytes),
             Role::Guest(guest) => guest.step(slot, stream, &mut self.sender),
-            Role::Listening | Role::Called { .. } => {
+            Role::Listening | Role::Ready(_) | Role::Called { .. } => {
                 stream.role = role;
                 return;
             }
             Role::Answered => return self.finish(slot), // For the streams that were refused.
         };
+        self.work.bytes += outcome.received;
         if !stream.outbound.is_ending() {
             stream.role = role;
-        }
-        if outcome.is_stalled {
-            self.stalled.push(slot);
+            if outcome.is_stalled && !std::mem::replace(&mut stream.is_stalled, true) {
+                self.stalled.push_back(slot);
+            }
+            if outcome.goes_on && !outcome.is_stalled {
+                self.make_due(slot);
+            }
         }
         if outcome.consumed > 0 {
             self.give_back(slot, outcome.consumed);
@@ -174,6 +278,7 @@ impl Connection {
 }
 
 fn unread() -> Refusal {
+    limits::note("held_bytes");
     let message = "grpc: too many bytes of answers wait to be read".into();
     Refusal { code: Status::ResourceExhausted, message }
 }

@@ -10,10 +10,11 @@ use crate::{
     http2::{
         fault::{Code, Fault},
         frame::{Frame, LARGEST_PAYLOAD, MAX_PAYLOAD, MAX_WINDOW, kind, setting},
-        limits::Nuisance,
+        limits::{self, Nuisance},
         message::{Deframer, PREFIX_BYTES},
+        past::End,
         sender::Sender,
-        streams::{Role, Stream},
+        streams::{Role, Stream, Waiting},
     },
 };
 
@@ -51,13 +52,8 @@ impl Connection {
         self.counter.count(what, &self.shared.limits, now)
     }
 
-    fn is_idle(&self, id: u32) -> bool {
-        id > self.highest || id.is_multiple_of(2)
-    }
-
-    /// Whether it was us who ended this stream early: then the other side may not have known.
-    pub(super) fn was_ended_by_us(&self, id: u32) -> Option<bool> {
-        self.past.iter().rev().find(|(past, _)| *past == id).map(|(_, by_us)| *by_us)
+    pub(super) fn is_idle(&self, id: u32) -> bool {
+        id == 0 || id > self.highest || id.is_multiple_of(2)
     }
 
     fn data(&mut self, id: u32, data: Bytes, counted: usize, end: bool, now: Instant) -> Result<(), Fault> {
@@ -81,7 +77,11 @@ impl Connection {
         if stream.request.content_length.is_some_and(|length| length < stream.inbound.received) {
             return Err(Fault::stream(id, Code::Protocol, "more data than the content-length"));
         }
+        let is_padded = counted > data.len();
         self.take_data(slot, data);
+        if is_padded {
+            self.give_back(slot, 0);
+        }
         if end { self.ended(slot, id) } else { Ok(()) }
     }
 
@@ -90,24 +90,23 @@ impl Connection {
         if self.is_idle(id) {
             return Err(Fault::connection(Code::Protocol, "data on a stream that was never opened"));
         }
-        match self.was_ended_by_us(id) {
-            Some(true) => Ok(()),
-            Some(false) | None => Err(Fault::stream(id, Code::StreamClosed, "data on a stream that is closed")),
+        if self.past.find(id) == Some(End::Ours) || !self.takes(id) {
+            return Ok(());
         }
+        Err(Fault::stream(id, Code::StreamClosed, "data on a stream that is closed"))
     }
 
     /// Gives data to whoever answers the stream.
     fn take_data(&mut self, slot: u64, data: Bytes) {
-        let in_all = self.shared.held();
+        let is_too_much = !self.admits(data.len());
         let limits = &self.shared.limits;
-        let is_too_much = self.held_in + data.len() > limits.max_held || in_all + data.len() > limits.max_held_in_all;
         let stream = self.streams.get(slot).expect("the caller has it");
         let length = data.len();
         match &mut stream.role {
             Role::Answered if stream.outbound.is_over() && stream.inbound.window < STREAM_WINDOW / 2 => {
                 return self.stop_listening(slot);
             }
-            Role::Answered | Role::Called { .. } => return,
+            Role::Answered | Role::Ready(_) | Role::Called { .. } => return,
             _ if is_too_much => return self.refuse(slot, too_much()),
             Role::Listening => {
                 stream.inbound.deframer.push(data);
@@ -129,18 +128,19 @@ impl Connection {
         let max_bytes = self.limits().max_message;
         let stream = self.streams.get(slot).expect("the caller has it");
         let inbound = &mut stream.inbound;
-        let message = inbound.deframer.take(stream.request.encoding, max_bytes);
-        if let Ok(Some(_)) = message {
+        let message = inbound.deframer.take_as_it_came(stream.request.encoding, max_bytes);
+        let kept = if let Ok(Some((message, _))) = &message {
             inbound.deframer = Deframer::default(); // Whatever comes behind it is nobody's.
-        }
-        inbound.deframer.settle();
-        let before = std::mem::replace(&mut inbound.held, inbound.deframer.len());
-        self.held_in = self.held_in - before + inbound.held;
+            message.len()
+        } else {
+            inbound.deframer.settle();
+            inbound.deframer.len()
+        };
+        self.held_in = self.held_in + kept - std::mem::replace(&mut inbound.held, kept);
         match message {
-            Ok(Some(message)) => {
-                stream.role = Role::Called { since: self.now, bytes: message.len() };
-                self.ready_bytes += message.len();
-                self.ready.push_back((slot, message));
+            Ok(Some((message, is_packed))) => {
+                stream.role = Role::Ready(Waiting { message, is_packed, is_copy: false, since: self.now });
+                self.ready.push_back(slot);
             }
             Ok(None) => widen_for_message(stream, &mut self.sender, max_bytes),
             Err(refusal) => self.refuse(slot, refusal),
@@ -157,13 +157,14 @@ impl Connection {
         }
         match &mut stream.role {
             Role::Listening => {
+                limits::note("message_length");
                 let message = "grpc: the request ended before its message did".into();
                 self.refuse(slot, Refusal { code: Status::Internal, message });
             }
             Role::Guest(guest) => guest.feed().end(),
             Role::Talk(_) => self.make_due(slot),
             Role::Answered => self.finish(slot),
-            Role::Called { .. } => (),
+            Role::Ready(_) | Role::Called { .. } => (),
         }
         Ok(())
     }
@@ -174,12 +175,10 @@ impl Connection {
             return Err(Fault::connection(Code::Protocol, "a reset of a stream that was never opened"));
         }
         let Some(slot) = self.streams.find(id) else {
-            if let Some(past) = self.past.iter_mut().find(|(past, _)| *past == id) {
-                past.1 = false; // Whoever ended it first, now the other side knows.
-            }
+            self.past.hear(id, now);
             return self.count(Nuisance::Idle, now);
         };
-        self.abandon(slot, false);
+        self.forget(slot, End::Theirs);
         self.count(Nuisance::Reset, now)
     }
 
@@ -271,7 +270,8 @@ impl Connection {
 /// We fill no larger frames than this, whatever is allowed: other streams have their turn in between.
 const OUR_PAYLOAD: usize = 64 << 10;
 
-fn too_much() -> Refusal {
+pub(super) fn too_much() -> Refusal {
+    limits::note("held_bytes");
     let message = "grpc: too many bytes of requests and answers are under way".into();
     Refusal { code: Status::ResourceExhausted, message }
 }

@@ -14,7 +14,9 @@
 //! INVARIANTS
 //! * A fault of a stream ends the stream, a fault of the connection ends everything. Nothing that comes in can panic.
 //! * A stream that is gone is forgotten: what still arrives for it, from either side, is dropped.
-//! * While more waits to be written than [`CALLS_WAIT_BYTES`], no call begins.
+//! * While more answers of calls wait to be written than [`CALLS_WAIT_BYTES`], no call begins. What streams have waiting
+//!   keeps no call: they have a limit of their own.
+//! * Everything that a client makes us keep is in `held`, and nothing is added beyond what [`Shared::admits`].
 
 mod alarms;
 mod calls;
@@ -35,6 +37,7 @@ use super::{
     limits::{Counter, Limits, MOST_STREAMS, Nuisance, Shared},
     outbox::{Outbox, Parcels},
     output::Output,
+    past::{End, Past},
     request::Memory,
     sender::Sender,
     service::Service,
@@ -42,13 +45,14 @@ use super::{
 };
 use crate::metrics::METRICS;
 use alarms::Clock;
+use calls::Work;
 
 /// The window of a stream for what comes in. A message that needs more gets more.
 pub const STREAM_WINDOW: i64 = 128 << 10;
 /// While so much waits for the other side to read, calls wait too.
 const CALLS_WAIT_BYTES: usize = 16 << 20;
-/// How many streams that are gone are remembered.
-const PAST_STREAMS: usize = 64;
+/// Who holds less than this for windows that do not open may take his time.
+const UNREAD_BYTES: usize = 1 << 20;
 
 /// A connection.
 pub struct Connection {
@@ -73,23 +77,25 @@ pub struct Connection {
     streams: Streams,
     /// The highest stream that the other side has opened.
     highest: u32,
-    /// The last streams that are gone, and whether it was us who ended them early.
-    past: VecDeque<(u32, bool)>,
+    past: Past,
     /// What a new stream may send.
     first_window: i64,
     sender: Sender,
 
     /// Calls whose message has come.
-    ready: VecDeque<(u64, Bytes)>,
-    ready_bytes: usize,
+    ready: VecDeque<u64>,
     /// Streams that are to be stepped.
     due: VecDeque<u64>,
     /// Streams that are to be stepped once the output has been written.
-    stalled: Vec<u64>,
+    stalled: VecDeque<u64>,
     parcels: Parcels,
+    /// An empty list with room for the next ones.
+    spare: Parcels,
+    /// What this turn has cost so far.
+    work: Work,
     woken: Vec<u64>,
 
-    /// Bytes that streams hold of what has come.
+    /// Bytes that streams hold of what has come, and what they are counted for themselves.
     held_in: usize,
     /// What we told everybody that we hold.
     held_told: usize,
@@ -137,18 +143,20 @@ impl Connection {
             intake: Intake::default(),
             streams: Streams::default(),
             highest: 0,
-            past: VecDeque::new(),
+            past: Past::default(),
             first_window: DEFAULT_WINDOW,
             sender: Sender::default(),
             ready: VecDeque::new(),
-            ready_bytes: 0,
             due: VecDeque::new(),
-            stalled: Vec::new(),
+            stalled: VecDeque::new(),
             parcels: Vec::new(),
+            spare: Vec::new(),
+            work: Work::default(),
             woken: Vec::new(),
             held_in: 0,
             held_told: 0,
         };
+        connection.shared.enter();
         connection.greet(now);
         connection
     }
@@ -179,6 +187,7 @@ impl Connection {
         if let Err(fault) = self.take_preface(&mut input) {
             return self.fail(fault);
         }
+        let before = input.len();
         while self.phase != Phase::Over {
             let fault = match frame::take(&mut input) {
                 Ok(None) => break,
@@ -192,6 +201,8 @@ impl Connection {
         if self.phase != Phase::Over && !input.is_empty() {
             self.pending = Bytes::copy_from_slice(&input); // Not the whole read that it came in.
         }
+        let begins = !self.pending.is_empty() && self.pending.get(frame::KIND_AT) != Some(&kind::DATA);
+        self.clock.begin_frame(begins, input.len() < before, now);
         self.tell_held();
     }
 
@@ -224,7 +235,9 @@ impl Connection {
 
     /// Ends what a fault ends.
     fn punish(&mut self, fault: Fault, now: Instant) {
-        if fault.stream == 0 || self.block.is_some() || matches!(self.phase, Phase::Settings | Phase::Preface(_)) {
+        // Of a stream that was never opened nothing may be said, not even that it ends.
+        let is_idle = self.is_idle(fault.stream);
+        if is_idle || self.block.is_some() || matches!(self.phase, Phase::Settings | Phase::Preface(_)) {
             return self.fail(Fault { stream: 0, ..fault });
         }
         tracing::debug!(stream = fault.stream, %fault, "a stream was reset");
@@ -239,8 +252,8 @@ impl Connection {
     fn reset(&mut self, id: u32, code: Code) {
         self.sender.reset(id, code);
         match self.streams.find(id) {
-            Some(slot) => self.abandon(slot, true),
-            None => self.remember(id, true),
+            Some(slot) => self.forget(slot, End::Ours),
+            None => self.past.remember(id, End::Ours, self.now),
         }
     }
 
@@ -251,7 +264,11 @@ impl Connection {
         }
         tracing::debug!(%fault, "a connection was ended");
         METRICS.refused.with_label_values(&[fault.code.name()]).inc();
-        self.go_away(self.highest, fault.code, fault.why);
+        let last = match self.phase {
+            Phase::Leaving(last) => last.min(self.highest),
+            Phase::Preface(_) | Phase::Settings | Phase::Open | Phase::Over => self.highest,
+        };
+        self.go_away(last, fault.code, fault.why);
         self.end();
     }
 
@@ -259,9 +276,9 @@ impl Connection {
         self.phase = Phase::Over;
         let slots: Vec<u64> = self.streams.iter_mut().map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.abandon(slot, true);
+            self.abandon(slot, End::Ours);
         }
-        (self.ready_bytes, self.block, self.pending) = (0, None, Bytes::new());
+        (self.block, self.pending) = (None, Bytes::new());
         self.ready.clear();
         self.due.clear();
         self.stalled.clear();
@@ -306,17 +323,16 @@ impl Connection {
         &self.shared.limits
     }
 
-    fn remember(&mut self, id: u32, by_us: bool) {
-        if self.past.len() == PAST_STREAMS {
-            self.past.pop_front();
-        }
-        self.past.push_back((id, by_us));
-    }
-
     /// What is held for this connection.
     fn held(&self) -> usize {
         let written = self.sender.output.len().saturating_sub(super::sender::SATURATED_BYTES);
-        self.held_in + self.ready_bytes + self.sender.held + written
+        let begun = self.pending.len() + self.block.as_ref().map_or(0, |block| block.bytes.len());
+        self.held_in + self.sender.held + written + begun
+    }
+
+    /// Whether so much more may be held for this connection.
+    fn admits(&self, bytes: usize) -> bool {
+        self.shared.admits(self.held_told, self.held(), bytes)
     }
 
     fn tell_held(&mut self) {
@@ -342,5 +358,6 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.end();
         self.shared.hold(self.held_told, 0);
+        self.shared.leave();
     }
 }

@@ -7,26 +7,28 @@ use std::{
 
 use bytes::BytesMut;
 
-use super::{Block, Connection, Phase, STREAM_WINDOW};
+use super::{Block, Connection, Phase, STREAM_WINDOW, incoming::too_much};
 use crate::{
     call::{Code as Status, Metadata},
     http2::{
         fault::{Code, Fault},
         guest::{Feed, Guest},
-        limits::{MAX_BLOCK_FRAMES, MOST_STREAMS, Nuisance},
-        message::Encoding,
+        limits::{self, MAX_BLOCK_FRAMES, MOST_STREAMS, Nuisance, STREAM_BYTES},
         outbox::Bell,
-        request::{self, Request, Target},
+        past::End,
+        request::{self, Refused, Request, Target},
         sender::{Ending, Outbound},
         service::{Method, Shape},
         streams::{Inbound, Role, Stream},
         talk::Talk,
     },
-    metrics::METRICS,
 };
 
 /// How long a client may take to end a stream that we have ended.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// A call that gives less time than this is late when it comes.
+const AT_ONCE: Duration = Duration::from_micros(1);
 
 impl Connection {
     /// The first frame of a header block, and mostly all of it.
@@ -56,7 +58,7 @@ impl Connection {
         block.frames += 1;
         block.bytes.extend_from_slice(more);
         if block.bytes.len() > max_bytes || block.frames > MAX_BLOCK_FRAMES {
-            METRICS.refused.with_label_values(&["continuation"]).inc();
+            limits::note("continuation");
             return Err(Fault::connection(Code::EnhanceYourCalm, "a header block that does not end"));
         }
         if complete && let Some(block) = self.block.take() {
@@ -75,16 +77,20 @@ impl Connection {
             return self.late_block(id, block, end);
         }
         self.highest = id;
+        if !self.takes(id) {
+            return self.decode(block); // The table of fields has to stay right.
+        }
         let request = self.understand(id, block)?;
         if own_parent {
             return Err(Fault::stream(id, Code::Protocol, "a stream that depends on itself"));
         }
-        if !self.takes(id) {
-            return Ok(());
-        }
         if self.streams.len() >= self.limits().max_streams.min(MOST_STREAMS) as usize {
-            METRICS.refused.with_label_values(&["streams"]).inc();
+            limits::note("streams");
             return Err(Fault::stream(id, Code::RefusedStream, "too many streams"));
+        }
+        if !self.admits(STREAM_BYTES + request.weight) {
+            self.refuse_unopened(id, end);
+            return Ok(());
         }
         let slot = self.open(id, request, now);
         if end { self.ended(slot, id) } else { Ok(()) }
@@ -115,9 +121,10 @@ impl Connection {
     fn late_block(&mut self, id: u32, block: &[u8], end: bool) -> Result<(), Fault> {
         self.decode(block)?;
         let Some(slot) = self.streams.find(id) else {
-            return match self.was_ended_by_us(id) {
-                Some(true) => Ok(()),
-                Some(false) => Err(Fault::connection(Code::StreamClosed, "headers on a stream that is closed")),
+            return match self.past.find(id) {
+                Some(End::Ours) => Ok(()),
+                _ if !self.takes(id) => Ok(()),
+                Some(End::Theirs) => Err(Fault::connection(Code::StreamClosed, "headers on a stream that is closed")),
                 None => Err(Fault::connection(Code::Protocol, "a stream with a number below earlier ones")),
             };
         };
@@ -139,17 +146,23 @@ impl Connection {
         if let Some(deadline) = deadline {
             self.clock.expect(deadline);
         }
-        let is_packed = request.encoding == Encoding::Gzip;
+        let is_packed = request.packs_answers;
+        let is_call = matches!(&request.target, Target::Method(method) if method.shape() == Shape::Unary);
+        let weight = STREAM_BYTES + request.weight;
         let slot = self.streams.insert(Stream {
             id,
             request: request.clone(),
             deadline,
             inbound: Inbound::new(STREAM_WINDOW),
-            outbound: Outbound::new(self.first_window, is_packed),
+            outbound: Outbound::new(self.first_window, is_packed, is_call),
             role: Role::Listening,
             is_due: false,
+            is_stalled: false,
+            weight,
         });
+        self.held_in += weight;
         match &request.target {
+            _ if request.timeout.is_some_and(|timeout| timeout < AT_ONCE) => self.turn_away(slot, &Refused::late()),
             Target::Method(method) => {
                 method.started();
                 if method.shape() == Shape::Stream {
@@ -157,14 +170,28 @@ impl Connection {
                 }
             }
             Target::Guest(parts) => self.invite(slot, (**parts).clone()),
-            Target::Refused(status, refusal) => {
-                let stream = self.streams.get(slot).expect("it was just added");
-                stream.role = Role::Answered;
-                self.sender.refuse(id, &mut stream.outbound, *status, refusal);
-                self.due.push_back(slot); // Its end is known when this read is over.
-            }
+            Target::Refused(refused) => self.turn_away(slot, refused),
         }
         slot
+    }
+
+    /// Answers a request for which there is no room, and keeps nothing of it.
+    fn refuse_unopened(&mut self, id: u32, end: bool) {
+        let mut out = Outbound::new(0, false, false);
+        self.sender.refuse(id, &mut out, 200, &too_much());
+        if !end {
+            self.sender.reset(id, Code::NoError);
+        }
+        self.past.remember(id, if end { End::Theirs } else { End::Ours }, self.now);
+    }
+
+    /// Answers a request by its head alone.
+    fn turn_away(&mut self, slot: u64, refused: &Refused) {
+        let stream = self.streams.get(slot).expect("it was just added");
+        limits::note(refused.reason);
+        stream.role = Role::Answered;
+        self.sender.refuse(stream.id, &mut stream.outbound, refused.status, &refused.refusal);
+        self.due.push_back(slot); // Its end is known when this read is over.
     }
 
     fn converse(&mut self, slot: u64, method: &Arc<dyn Method>, metadata: Metadata) {
@@ -195,16 +222,16 @@ impl Connection {
     }
 
     /// Forgets a stream: nobody waits for its answer any more.
-    pub(super) fn abandon(&mut self, slot: u64, by_us: bool) {
+    pub(super) fn abandon(&mut self, slot: u64, end: End) {
         let Some(mut stream) = self.streams.remove(slot) else { return };
-        if let (Target::Method(method), Role::Listening | Role::Called { .. } | Role::Talk(_)) =
+        if let (Target::Method(method), Role::Listening | Role::Ready(_) | Role::Called { .. } | Role::Talk(_)) =
             (&stream.request.target, &stream.role)
         {
             method.handled(Status::Canceled);
         }
         self.sender.abandon(&mut stream.outbound);
-        self.held_in -= stream.inbound.held;
-        self.remember(stream.id, by_us);
+        self.held_in -= stream.inbound.held + stream.weight;
+        self.past.remember(stream.id, end, self.now);
     }
 
     /// Forgets a stream whose end is out. If the other side has not ended it, it gets a moment to do so, because mostly its
@@ -219,20 +246,20 @@ impl Connection {
             stream.deadline = Some(until);
             return self.clock.expect(until);
         }
-        let is_reset = stream.outbound.is_reset();
-        self.forget(slot, is_reset);
+        let end = if stream.outbound.is_reset() { End::Ours } else { End::Theirs };
+        self.forget(slot, end);
     }
 
     /// Tells the other side that nobody listens on a stream any more.
     pub(super) fn stop_listening(&mut self, slot: u64) {
         let Some(stream) = self.streams.get(slot) else { return };
         self.sender.reset(stream.id, Code::NoError);
-        self.forget(slot, true);
+        self.forget(slot, End::Ours);
     }
 
     /// Forgets a stream, and leaves if it was the last one that kept us.
-    pub(super) fn forget(&mut self, slot: u64, by_us: bool) {
-        self.abandon(slot, by_us);
+    pub(super) fn forget(&mut self, slot: u64, end: End) {
+        self.abandon(slot, end);
         if !self.streams.is_empty() {
             return;
         }

@@ -148,7 +148,9 @@ impl Service for TestService {
         Box::pin(async move {
             let mut builder = http::Response::builder().status(if request.uri().path() == "/gone" { 404 } else { 200 });
             builder = builder.header("x-method", request.method().as_str());
-            let body: ResponseBody = if request.body().is_end_stream() {
+            let body: ResponseBody = if request.uri().path() == "/large" {
+                Box::pin(http_body_util::Full::new(vec![b'x'; 50_000].into()).map_err(|never| match never {}))
+            } else if request.body().is_end_stream() {
                 Box::pin(http_body_util::Full::new(Bytes::from_static(b"page")).map_err(|never| match never {}))
             } else {
                 Box::pin(request.into_body())

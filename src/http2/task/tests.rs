@@ -156,6 +156,44 @@ async fn what_waits_for_the_socket_goes_on_when_that_has_room() {
 }
 
 #[tokio::test]
+async fn last_words_that_nobody_hears_are_not_waited_for() {
+    let lobby = Lobby::new(Limits::default());
+    let (_client, server) = tokio::io::duplex(30);
+    let socket = Hoarder { pipe: server, kept: Vec::new() };
+    let first = Bytes::from_static(b"whatever this is, it is no preface");
+    let task = Task::new(socket, first, Arc::new(Mirror), lobby.enter().unwrap());
+    tokio::time::timeout(Duration::from_secs(5), task).await.expect("it ends by itself").unwrap();
+}
+
+/// Asks everybody to leave while it is asked for something: the letter that says so is taken in the turn in which it is put.
+struct Closer(Arc<Lobby>);
+
+impl Service for Closer {
+    fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
+        None
+    }
+
+    fn guest(&self, _: Request<RequestBody>) -> Response {
+        self.0.close();
+        let body: ResponseBody = Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
+        Box::pin(async move { HttpResponse::new(body) })
+    }
+}
+
+#[tokio::test]
+async fn who_is_asked_to_leave_in_the_middle_of_a_turn_hears_it() {
+    let lobby = Lobby::new(Limits::default());
+    let (client, server) = tokio::io::duplex(10_000);
+    let seat = lobby.enter().unwrap();
+    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(Closer(lobby.clone())), seat));
+    let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("http://a.b/").body(()).unwrap();
+    client.send_request(request, true).unwrap().0.await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("it leaves");
+}
+
+#[tokio::test]
 async fn who_is_asked_to_leave_goes_when_his_calls_have_ended() {
     let (pipe, lobby) = serve(10_000);
     let (mut client, connection) = h2::client::handshake(pipe).await.unwrap();

@@ -17,6 +17,7 @@
 
 mod facts;
 mod outgoing;
+mod plausible;
 mod proposals;
 mod rounds;
 #[cfg(test)]
@@ -100,6 +101,8 @@ pub struct Replica<R> {
     term_write: Option<u64>,
     rounds: Rounds<R>,
     leadership: Leadership,
+    /// The term in which a message was ignored, and a line said so.
+    contradicted_in: Option<u64>,
 }
 
 impl<R> Replica<R> {
@@ -143,6 +146,7 @@ impl<R> Replica<R> {
             term_write: None,
             rounds: Rounds::new(life.member, life.number, patience),
             leadership: Leadership::default(),
+            contradicted_in: None,
         })
     }
 
@@ -165,6 +169,9 @@ impl<R> Replica<R> {
 
     /// Takes a message of another member. What makes no sense is ignored: no peer can stop this node.
     pub fn step(&mut self, mut message: Message) {
+        if !self.is_plausible(&message) {
+            return;
+        }
         if message.msg_type == MessageType::MsgPropose && self.leads() {
             self.proposals.take_changes(&mut message);
             if message.entries.is_empty() {
@@ -234,6 +241,22 @@ impl<R> Replica<R> {
         }
         self.applied(index);
         Some(self.conf_state())
+    }
+
+    /// Whether this leader is removed by the agreed change at `index`, and most of those who stay do not know yet that it is
+    /// agreed: nobody else would tell them, and they might need its voice for ever.
+    #[must_use]
+    pub fn must_tell_others(&self, index: u64, change: Option<&ConfChange>) -> bool {
+        let raft = &self.raft.raft;
+        let removes_us =
+            |change: &ConfChange| change.change_type == ConfChangeType::RemoveNode && change.node_id == raft.id;
+        if !self.leads() || !change.is_some_and(removes_us) {
+            return false;
+        }
+        let voters = self.conf_state().voters;
+        let others: Vec<u64> = voters.into_iter().filter(|&voter| voter != raft.id).collect();
+        let knows = |id: &&u64| raft.prs().get(**id).is_some_and(|progress| progress.committed_index >= index);
+        others.iter().filter(knows).count() * 2 <= others.len() && !others.is_empty()
     }
 
     /// A leader that the cluster has removed would go on leading, and raft-rs would look for its progress in vain.
@@ -454,31 +477,10 @@ impl<R> Replica<R> {
         if !self.has_ear() || (self.leads() && self.raft.raft.has_pending_conf()) {
             return;
         }
-        if self.leads() && self.hands_over_before_removal() {
-            return;
-        }
         let Some(message) = self.proposals.next_change(self.raft.raft.id) else { return };
         if self.raft.step(message).is_ok() {
             self.proposals.change_taken();
         }
-    }
-
-    /// Nobody removes itself if another can do it: the others hear of it from a leader that stays. Tried once for each
-    /// change; true while that is under way.
-    fn hands_over_before_removal(&mut self) -> bool {
-        let raft = &self.raft.raft;
-        let removes_us =
-            |change: &ConfChange| change.change_type == ConfChangeType::RemoveNode && change.node_id == raft.id;
-        if !self.proposals.first_change().is_some_and(|change| removes_us(&change)) {
-            return false;
-        }
-        if raft.lead_transferee.is_some() {
-            return true;
-        }
-        let Some(best) = self.best_other_voter().filter(|_| self.proposals.tries_first_change()) else { return false };
-        tracing::info!(to = format!("{best:x}"), "this leader is to be removed: handing leadership over");
-        self.raft.transfer_leader(best);
-        true
     }
 
     /// A leader that has committed nothing in its term knows no commit index, and raft-rs drops what it is asked; and

@@ -37,7 +37,8 @@ pub(super) fn drop_stale_news(messages: &mut Vec<Message>, replicating: impl Fn(
     *messages = kept;
 }
 
-/// Drops acknowledgements that a later one to the same leader includes.
+/// Drops acknowledgements that a later one to the same leader includes. One of index 0 tells a leader of an earlier term that
+/// there is a later one.
 pub(super) fn drop_included_acks(promises: &mut Vec<Message>) {
     if promises.len() < 2 {
         return;
@@ -46,11 +47,11 @@ pub(super) fn drop_included_acks(promises: &mut Vec<Message>) {
     let mut kept: Vec<Message> = Vec::with_capacity(promises.len());
     for message in promises.drain(..).rev() {
         if message.msg_type == MessageType::MsgAppendResponse && !message.reject {
-            let newest = acknowledged.entry((message.to, message.term)).or_insert(0);
-            if message.index <= *newest {
+            let newest = acknowledged.entry((message.to, message.term)).or_insert(None);
+            if Some(message.index) <= *newest {
                 continue;
             }
-            *newest = message.index;
+            *newest = Some(message.index);
         }
         kept.push(message);
     }
@@ -89,6 +90,9 @@ mod tests {
             vec![ack(1, 5, false), ack(1, 3, true), ack(1, 6, false), ack(1, 7, false), ack(2, 1, false)];
         drop_included_acks(&mut promises);
         assert_eq!(promises, [ack(1, 3, true), ack(1, 7, false), ack(2, 1, false)]);
+        let mut lone = vec![ack(3, 0, false), ack(1, 7, false)];
+        drop_included_acks(&mut lone);
+        assert_eq!(lone, [ack(3, 0, false), ack(1, 7, false)], "a leader of the past hears that it is one");
     }
 
     #[test]

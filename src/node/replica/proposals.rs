@@ -6,8 +6,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use protobuf::Message as _;
-use raft::eraftpb::{ConfChange, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
 /// Bounds of one proposal message.
 const MAX_ENTRIES: usize = 4096;
@@ -24,13 +23,12 @@ pub(super) struct Proposals {
     now: u64,
     waiting: VecDeque<Waiting>,
     changes: VecDeque<Waiting>,
-    tried: bool,
 }
 
 impl Proposals {
     /// Nothing yet. Nothing waits for longer than so many ticks: its proposer has given up by then.
     pub fn new(patience_ticks: u64) -> Self {
-        Self { patience_ticks, now: 0, waiting: VecDeque::new(), changes: VecDeque::new(), tried: false }
+        Self { patience_ticks, now: 0, waiting: VecDeque::new(), changes: VecDeque::new() }
     }
 
     pub fn add(&mut self, data: Bytes) {
@@ -59,9 +57,7 @@ impl Proposals {
         let (now, patience) = (self.now, self.patience_ticks);
         let over = |waiting: &mut Waiting| now - waiting.came_at >= patience;
         while self.waiting.pop_front_if(over).is_some() {}
-        while self.changes.pop_front_if(over).is_some() {
-            self.tried = false;
-        }
+        while self.changes.pop_front_if(over).is_some() {}
     }
 
     /// The next proposals as one message, if there are any; they stay until [`Proposals::taken`].
@@ -87,20 +83,9 @@ impl Proposals {
         Some(message(from, vec![entry(EntryType::EntryConfChange, &change.data)]))
     }
 
-    /// That change.
-    pub fn first_change(&self) -> Option<ConfChange> {
-        ConfChange::parse_from_bytes(&self.changes.front()?.data).ok()
-    }
-
-    /// Whether something is tried for the first time before the next change is proposed.
-    pub fn tries_first_change(&mut self) -> bool {
-        !std::mem::replace(&mut self.tried, true)
-    }
-
     /// Raft has taken it.
     pub fn change_taken(&mut self) {
         self.changes.pop_front();
-        self.tried = false;
     }
 }
 

@@ -97,3 +97,52 @@ fn a_snapshot_that_is_kept_back_while_the_disk_stands_still_is_sent_later() {
     says(&mut replica, MessageType::MsgHeartbeatResponse, 2);
     assert_eq!(snapshots_sent(&mut replica), 1);
 }
+
+/// raft-rs would end the process over each of these.
+#[test]
+fn what_cannot_be_true_is_ignored() {
+    let mut replica = leader_of_two();
+    let (term, last) = (replica.term(), 2);
+    let says =
+        |msg_type, term, index, commit| Message { msg_type, from: 2, to: 1, term, index, commit, ..Message::default() };
+    replica.step(says(MessageType::MsgAppendResponse, term, last + 1, 0));
+    settle(&mut replica);
+    assert!(replica.progress().unwrap().contains(&(2, 0)), "nobody has what does not exist");
+    replica.step(says(MessageType::MsgHeartbeat, term + 1, 0, last + 1));
+    settle(&mut replica);
+    assert!(replica.leads() && replica.committed() < last + 1);
+    replica.step(says(MessageType::MsgAppendResponse, term, last, 0));
+    settle(&mut replica);
+    assert_eq!(replica.committed(), last, "what is true is heard");
+}
+
+#[test]
+fn a_vote_that_comes_before_it_was_asked_for_does_not_count() {
+    let mut replica = voter_of(vec![1, 2]);
+    // An entry that is not durable: raft-rs insists that a candidate has none when it is elected.
+    let entry = raft::eraftpb::Entry { index: 2, term: 1, ..Default::default() };
+    replica.step(Message {
+        msg_type: MessageType::MsgAppend,
+        from: 2,
+        to: 1,
+        term: 1,
+        index: 1,
+        log_term: 1,
+        entries: vec![entry].into(),
+        ..Message::default()
+    });
+    let write = replica.turn().and_then(|turn| turn.write).expect("an entry came");
+    while replica.raft.raft.state == StateRole::Follower {
+        replica.tick();
+        while replica.turn().is_some() {}
+    }
+    says(&mut replica, MessageType::MsgRequestPreVoteResponse, 2);
+    while replica.turn().is_some() {}
+    assert_eq!(replica.raft.raft.state, StateRole::Candidate);
+    says(&mut replica, MessageType::MsgRequestVoteResponse, 2);
+    assert!(!replica.leads(), "it was not asked yet");
+    replica.persisted(write.number + 100);
+    settle(&mut replica);
+    says(&mut replica, MessageType::MsgRequestVoteResponse, 2);
+    assert!(replica.leads());
+}

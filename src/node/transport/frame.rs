@@ -1,7 +1,8 @@
 //! What members say to each other before and between messages, byte for byte.
 //!
 //! ```text
-//! hello     preface, kind (1), cluster, from, to (8 each, big-endian), length (2), the caller's URLs with commas between
+//! hello     preface, kind (1), cluster, from, to (8 each, big-endian), version and oldest version that it works with (major
+//!           and minor, 1 each), length (2), the caller's URLs with commas between
 //! verdict   code (1), length (2), text
 //! frame     length (4), CRC-32C of the rest (4), then messages: length (4), raft's encoding
 //! ```
@@ -30,6 +31,24 @@ pub enum Purpose {
     Snapshot = 2,
 }
 
+/// A version of the whole program: major and minor.
+pub type Release = (u8, u8);
+
+/// Which members can work together: neither is older than what the other works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speech {
+    /// What a member is.
+    pub version: Release,
+    /// The oldest that it works with.
+    pub oldest: Release,
+}
+
+impl Speech {
+    pub(super) fn agrees_with(self, other: Self) -> bool {
+        self.version >= other.oldest && other.version >= self.oldest
+    }
+}
+
 /// Who calls, and whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -41,6 +60,8 @@ pub struct Hello {
     pub from: u64,
     /// Whom it wants.
     pub to: u64,
+    /// What it speaks.
+    pub speech: Speech,
     /// Where it can be reached, as far as it knows.
     pub urls: Vec<String>,
 }
@@ -53,6 +74,8 @@ impl Hello {
         for number in [self.cluster, self.from, self.to] {
             bytes.extend(number.to_be_bytes());
         }
+        let Speech { version, oldest } = self.speech;
+        bytes.extend([version.0, version.1, oldest.0, oldest.1]);
         let urls = self.urls.join(",");
         bytes.extend(u16::try_from(urls.len()).map_err(io::Error::other)?.to_be_bytes());
         bytes.extend(urls.into_bytes());
@@ -61,23 +84,26 @@ impl Hello {
 
     /// Hears it.
     pub fn read(from: &mut impl Read) -> io::Result<Self> {
-        let mut bytes = [0; PREFACE.len() + 27];
-        from.read_exact(&mut bytes)?;
-        let (preface, rest) = bytes.split_at(PREFACE.len());
-        if preface != PREFACE {
-            return Err(invalid(format!("this member speaks {:?}", String::from_utf8_lossy(PREFACE))));
+        let mut preface = [0; PREFACE.len()];
+        from.read_exact(&mut preface)?;
+        if preface != *PREFACE {
+            let [ours, theirs] = [PREFACE, &preface].map(|preface| String::from_utf8_lossy(preface));
+            return Err(invalid(format!("incompatible version: this member speaks {ours:?}, not {theirs:?}")));
         }
+        let mut rest = [0; 31];
+        from.read_exact(&mut rest)?;
         let number = |at: usize| u64::from_be_bytes(rest[at..at + 8].try_into().expect("eight bytes"));
         let purpose = match rest[0] {
             1 => Purpose::Messages,
             2 => Purpose::Snapshot,
             other => return Err(invalid(format!("nothing is known about connections of kind {other}"))),
         };
-        let mut urls = vec![0; usize::from(u16::from_be_bytes([rest[25], rest[26]]))];
+        let mut urls = vec![0; usize::from(u16::from_be_bytes([rest[29], rest[30]]))];
         from.read_exact(&mut urls)?;
         let urls = String::from_utf8(urls).map_err(|_| invalid("the caller's URLs are not text".to_owned()))?;
         let urls = urls.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect();
-        Ok(Self { purpose, cluster: number(1), from: number(9), to: number(17), urls })
+        let speech = Speech { version: (rest[25], rest[26]), oldest: (rest[27], rest[28]) };
+        Ok(Self { purpose, cluster: number(1), from: number(9), to: number(17), speech, urls })
     }
 }
 
@@ -225,11 +251,27 @@ mod tests {
     }
 
     #[test]
+    fn members_work_together_if_neither_is_too_old() {
+        let speech = |version, oldest| Speech { version, oldest };
+        let ours = speech((3, 7), (3, 5));
+        for (theirs, agree) in [
+            (speech((3, 7), (3, 5)), true),
+            (speech((3, 5), (3, 0)), true),
+            (speech((4, 0), (3, 7)), true),
+            (speech((3, 4), (3, 0)), false),
+            (speech((4, 0), (3, 8)), false),
+        ] {
+            assert_eq!((ours.agrees_with(theirs), theirs.agrees_with(ours)), (agree, agree), "{theirs:?}");
+        }
+    }
+
+    #[test]
     fn who_calls_is_told_apart_from_who_does_not() {
         let urls = vec!["http://a:1".to_owned(), "http://b:2".to_owned()];
         let mut bytes = Vec::new();
         for urls in [Vec::new(), urls] {
-            let hello = Hello { purpose: Purpose::Snapshot, cluster: 1, from: 2, to: 3, urls };
+            let speech = Speech { version: (3, 7), oldest: (3, 0) };
+            let hello = Hello { purpose: Purpose::Snapshot, cluster: 1, from: 2, to: 3, speech, urls };
             bytes.clear();
             hello.write(&mut bytes).unwrap();
             assert_eq!(Hello::read(&mut bytes.as_slice()).unwrap(), hello);

@@ -57,9 +57,9 @@ impl Line {
         line
     }
 
-    /// Ends it, soon.
-    pub fn close(&self) {
-        self.outbox.close();
+    /// Ends it, soon. From now on it says nothing to raft; says whether it had been connected.
+    pub fn close(&self) -> bool {
+        self.outbox.close()
     }
 
     fn run(&self, transport: &Arc<Transport>) {
@@ -95,23 +95,32 @@ impl Line {
     }
 
     /// Carries messages as long as the connection stands; `Ok` if the line was closed.
+    ///
+    /// A line that was closed has a successor, or its member is gone: what it would still say to raft could be taken for
+    /// news of its successor.
     fn serve(&self, transport: &Transport, stream: TcpStream, member: &str) -> std::io::Result<()> {
         let since = Instant::now();
         let local = format!("{:x}", transport.parts.identity.member_id);
         let names = [local.as_str(), member];
+        let others = transport.lines.lock().len();
         self.outbox.set_connected(true);
-        transport.linked(self.peer.id, since);
-        METRICS.active_peers.with_label_values(&names).set(1);
+        let stands = || {
+            transport.linked(self.peer.id, since, others);
+            METRICS.active_peers.with_label_values(&names).set(1);
+        };
+        if !self.outbox.while_open(stands) {
+            return Ok(());
+        }
         let end = self.pump(transport, stream, &METRICS.peer_sent_bytes.with_label_values(&names[1..]));
-        self.outbox.set_connected(false);
         transport.parts.links.down(self.peer.id, since);
-        METRICS.active_peers.with_label_values(&names).set(0);
-        if end.is_err() {
-            // A line that was closed has a successor, or its member is gone.
+        let fell = || {
+            METRICS.active_peers.with_label_values(&names).set(0);
             METRICS.disconnected_peers.with_label_values(&names).inc();
             let _ = transport.parts.raft.send(Input::Unreachable(self.peer.id));
-        }
-        end
+        };
+        let is_open = self.outbox.while_open(fell);
+        self.outbox.set_connected(false);
+        if is_open { end } else { Ok(()) }
     }
 
     fn connect(&self, transport: &Transport) -> Result<TcpStream, Trouble> {
@@ -169,12 +178,12 @@ fn frame_len(messages: &[raft::eraftpb::Message]) -> usize {
 impl Transport {
     pub(super) fn hello(&self, purpose: Purpose, to: u64) -> Hello {
         let identity = self.parts.identity;
-        Hello { purpose, cluster: identity.cluster_id, from: identity.member_id, to, urls: self.urls.lock().clone() }
+        let (cluster, from) = (identity.cluster_id, identity.member_id);
+        Hello { purpose, cluster, from, to, speech: self.parts.speech, urls: self.urls.lock().clone() }
     }
 
     /// A line stands. With company a member that has just started need not wait for the others to call an election.
-    fn linked(&self, member: u64, since: Instant) {
-        let others = self.lines.lock().len();
+    fn linked(&self, member: u64, since: Instant, others: usize) {
         let active = self.parts.links.up(member, since);
         let _ = self.parts.raft.send(Input::Reachable(member));
         if active >= others.min(2) && self.hurries.swap(false, Ordering::Relaxed) {

@@ -15,19 +15,18 @@
 
 mod frame;
 mod line;
+mod manners;
 mod outbox;
 mod receive;
 mod ship;
+mod streams;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -42,10 +41,12 @@ use super::{
     peers::{Peer, Post},
     snapshot::{Incoming, Scratch, Shelf},
 };
-use crate::error::Halt;
+use crate::{error::Halt, metrics::METRICS};
 use frame::Hello;
-pub use frame::PREFACE;
+pub use frame::{PREFACE, Speech};
 use line::Line;
+pub use manners::check;
+use streams::Streams;
 
 /// Where the copies of other members' databases go.
 pub trait Depot: Send + Sync {
@@ -63,6 +64,8 @@ pub struct Patience {
     pub dial: Duration,
     /// For a member to take what is sent to it, before the connection counts as broken.
     pub write: Duration,
+    /// For either side of a snapshot, while the other one is busy with its disk.
+    pub stall: Duration,
     /// Bytes of a snapshot per second.
     pub snapshot_rate: u64,
     /// Bytes that may wait for one member.
@@ -73,6 +76,8 @@ pub struct Patience {
 pub struct Parts {
     /// Whose it is.
     pub identity: Identity,
+    /// What this member speaks.
+    pub speech: Speech,
     /// The raft thread's ear.
     pub raft: Arc<Inbox<Input>>,
     /// Who is told which members are connected.
@@ -102,7 +107,7 @@ pub struct Transport {
     /// A snapshot is coming in: one at a time.
     receiving: Mutex<()>,
     /// Streams that are being served.
-    streams: AtomicUsize,
+    streams: Streams,
     /// The first election may come sooner, and has not yet.
     hurries: AtomicBool,
 }
@@ -118,13 +123,14 @@ impl Transport {
             removed: Mutex::default(),
             urls: Mutex::default(),
             receiving: Mutex::default(),
-            streams: AtomicUsize::new(0),
+            streams: Streams::default(),
             hurries,
         })
     }
 
-    /// Ends all lines. Streams that come in end with the process.
+    /// Ends all lines and all streams that come in.
     pub fn stop(&self) {
+        self.streams.close();
         for line in std::mem::take(&mut *self.lines.lock()).into_values() {
             line.close();
         }
@@ -180,8 +186,15 @@ impl Post for Arc<Transport> {
             Some(peer) => peer.urls != line.peer.urls,
             None => !line.is_guest || removed.contains(member),
         });
-        for (_, line) in gone {
-            line.close();
+        for (member, line) in gone {
+            if line.close() {
+                // What waited is lost, and nothing can be sent until there is another line.
+                METRICS
+                    .active_peers
+                    .with_label_values(&[&format!("{:x}", self.parts.identity.member_id), &format!("{member:x}")])
+                    .set(0);
+                let _ = self.parts.raft.send(Input::Unreachable(member));
+            }
         }
         *self.removed.lock() = removed.into_iter().collect();
         for peer in peers {

@@ -1,10 +1,12 @@
 //! What waits to be sent to one member.
 //!
 //! Two lanes: what keeps leaders and elections alive goes ahead of what carries data, so that a backlog of appends cannot
-//! make a leader look dead. Nothing waits for a member that is not connected, and what waits is bounded in bytes: raft sends
-//! again what was lost, once it hears that something was.
+//! make a leader look dead. For the same reason the backlog is taken out in pieces. Nothing waits for a member that is not
+//! connected, and what waits is bounded, in either lane: raft sends again what was lost, once it hears that something was. Of
+//! heartbeats only the newest waits, unless reads want an answer to them.
 
 use std::{
+    collections::VecDeque,
     mem,
     time::{Duration, Instant},
 };
@@ -14,6 +16,10 @@ use raft::eraftpb::{Message, MessageType};
 
 /// What a message costs beside the data of its entries.
 const MESSAGE_BYTES: usize = 128;
+/// Of the backlog, so much is taken out at once; the first message always.
+const PIECE_BYTES: usize = 1 << 20;
+/// So many messages wait at most that are urgent, all of which are small.
+const MOST_URGENT: usize = 4096;
 
 /// A member's outbox: many senders, one who takes.
 #[derive(Debug)]
@@ -27,7 +33,7 @@ pub(super) struct Outbox {
 #[allow(clippy::struct_excessive_bools, reason = "they have nothing to do with each other")]
 struct State {
     urgent: Vec<Message>,
-    ordinary: Vec<Message>,
+    ordinary: VecDeque<Message>,
     bytes: usize,
     connected: bool,
     /// Something did not fit.
@@ -72,7 +78,7 @@ impl Outbox {
         }
         for message in messages {
             if is_urgent(&message) {
-                state.urgent.push(message);
+                state.push_urgent(message);
                 continue;
             }
             let cost = cost(&message);
@@ -82,7 +88,7 @@ impl Outbox {
                 continue;
             }
             state.bytes += cost;
-            state.ordinary.push(message);
+            state.ordinary.push_back(message);
         }
         if mem::take(&mut state.asleep) {
             drop(state);
@@ -101,9 +107,8 @@ impl Outbox {
             }
         }
         state.asleep = false;
-        state.bytes = 0;
         let mut messages = mem::take(&mut state.urgent);
-        messages.append(&mut state.ordinary);
+        state.take_piece(&mut messages);
         Batch { messages, lost: mem::take(&mut state.lost), closed: state.closed }
     }
 
@@ -121,10 +126,48 @@ impl Outbox {
         *state = State { connected, closed: state.closed, ..State::default() };
     }
 
-    /// Nothing will come any more.
-    pub fn close(&self) {
-        self.state.lock().closed = true;
+    /// Nothing will come any more. Says whether anybody carried what came until now.
+    pub fn close(&self) -> bool {
+        let mut state = self.state.lock();
+        state.closed = true;
         self.arrived.notify_all();
+        state.connected
+    }
+
+    /// Does this unless it was closed, and so that whoever closes it comes after; says whether it was done.
+    pub fn while_open(&self, act: impl FnOnce()) -> bool {
+        let state = self.state.lock();
+        if !state.closed {
+            act();
+        }
+        !state.closed
+    }
+}
+
+impl State {
+    fn push_urgent(&mut self, message: Message) {
+        let is_plain = |it: &Message| it.msg_type == MessageType::MsgHeartbeat && it.context.is_empty();
+        if message.msg_type == MessageType::MsgHeartbeat
+            && let Some(older) = self.urgent.iter_mut().find(|older| is_plain(older) && older.term <= message.term)
+        {
+            *older = message;
+        } else if self.urgent.len() < MOST_URGENT {
+            self.urgent.push(message);
+        } else {
+            self.lost = true;
+        }
+    }
+
+    fn take_piece(&mut self, into: &mut Vec<Message>) {
+        let mut bytes = 0;
+        while let Some(cost) = self.ordinary.front().map(cost) {
+            if bytes > 0 && bytes + cost > PIECE_BYTES {
+                return;
+            }
+            bytes += cost;
+            self.bytes -= cost;
+            into.extend(self.ordinary.pop_front());
+        }
     }
 }
 
@@ -163,7 +206,38 @@ mod tests {
         outbox.push(vec![append(1)]);
         let batch = outbox.take(Duration::ZERO);
         assert_eq!((batch.messages.len(), batch.lost), (1, false));
-        outbox.close();
+        assert!(outbox.while_open(|| ()));
+        assert!(outbox.close(), "somebody carried it");
+        assert!(!outbox.while_open(|| panic!("it is closed")));
         assert!(outbox.take(Duration::from_secs(100)).closed && outbox.rest(Duration::from_secs(100)));
+    }
+
+    #[test]
+    fn a_heartbeat_overtakes_a_backlog_that_is_on_its_way() {
+        let outbox = Outbox::new(64 << 20);
+        outbox.set_connected(true);
+        outbox.push((0..8).map(|_| append(PIECE_BYTES / 2)).collect());
+        let beat = |term, commit, context: &'static [u8]| Message {
+            msg_type: MessageType::MsgHeartbeat,
+            term,
+            commit,
+            context: context.into(),
+            ..Message::default()
+        };
+        assert_eq!(outbox.take(Duration::ZERO).messages, [append(PIECE_BYTES / 2)]);
+        outbox.push(vec![beat(1, 1, b""), beat(1, 2, b""), beat(1, 2, b"read"), beat(1, 3, b"")]);
+        let taken = outbox.take(Duration::ZERO).messages;
+        assert_eq!(taken, [beat(1, 2, b"read"), beat(1, 3, b""), append(PIECE_BYTES / 2)]);
+        assert_eq!((0..).find(|_| outbox.take(Duration::ZERO).messages.is_empty()), Some(6), "nothing is lost");
+    }
+
+    #[test]
+    fn what_is_urgent_is_bounded_too() {
+        let outbox = Outbox::new(1000);
+        outbox.set_connected(true);
+        let asks = Message { msg_type: MessageType::MsgReadIndex, ..Message::default() };
+        outbox.push(vec![asks; MOST_URGENT + 1]);
+        let batch = outbox.take(Duration::ZERO);
+        assert_eq!((batch.messages.len(), batch.lost), (MOST_URGENT, true));
     }
 }

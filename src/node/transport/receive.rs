@@ -1,9 +1,9 @@
 //! Streams that come in.
 
 use std::{
-    io,
-    net::TcpStream,
-    sync::{Arc, atomic::Ordering},
+    io::{self, Read},
+    net::{Shutdown, TcpStream},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -11,32 +11,34 @@ use std::{
 use super::{
     super::driver::Input,
     Transport,
-    frame::{self, Hello, Purpose, Verdict},
-    prepared, ship,
+    frame::{self, Hello, Purpose, Speech, Verdict},
+    manners, prepared, ship,
+    streams::MOST_STREAMS,
 };
 use crate::metrics::METRICS;
 
 /// A sender that has said nothing for so long is gone: it would have said that it has nothing to say.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// More streams than this at a time are no cluster's. Each has a thread.
-const MOST_STREAMS: usize = 1024;
+/// Who is refused gets to read why, unless it goes on talking for longer than this.
+const LAST_WORDS_BYTES: u64 = 1 << 20;
 
 impl Transport {
     /// Serves a connection that begins with the [`PREFACE`](super::PREFACE), on a thread of its own.
     pub fn receive(self: &Arc<Self>, stream: TcpStream) {
-        if self.streams.fetch_add(1, Ordering::Relaxed) >= MOST_STREAMS {
-            self.streams.fetch_sub(1, Ordering::Relaxed);
-            return tracing::warn!(most = MOST_STREAMS, "too many streams of peers: one more is closed");
-        }
+        let Some(served) = self.streams.enter(&stream) else {
+            return tracing::warn!(
+                most = MOST_STREAMS,
+                "a peer's stream is closed: there are too many, or this member ends"
+            );
+        };
         let this = self.clone();
         let serve = move || {
-            let streams = this.clone();
+            let _served = served;
             let address = stream.peer_addr().map_or_else(|_| "somebody".to_owned(), |address| address.to_string());
             if let Err(error) = this.serve(stream) {
                 tracing::warn!("remote-addr" = address, %error, "lost a peer's stream");
             }
-            streams.streams.fetch_sub(1, Ordering::Relaxed);
         };
         if let Err(error) = thread::Builder::new().name("from-peer".to_owned()).spawn(serve) {
             tracing::warn!(%error, "cannot start a thread for a peer's stream");
@@ -46,7 +48,10 @@ impl Transport {
     fn serve(self: Arc<Self>, stream: TcpStream) -> io::Result<()> {
         stream.set_nonblocking(false)?;
         let mut stream = prepared(stream, self.parts.patience)?;
-        let hello = Hello::read(&mut stream)?;
+        let hello = match Hello::read(&mut stream) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(dismiss(stream, error)),
+            hello => hello?,
+        };
         let verdict = self.judge(&hello);
         if verdict != Verdict::Welcome {
             tracing::warn!("remote-peer-id" = format_args!("{:x}", hello.from), ?verdict, "refused a peer");
@@ -64,6 +69,11 @@ impl Transport {
 
     fn judge(&self, hello: &Hello) -> Verdict {
         let ours = self.parts.identity;
+        if !hello.speech.agrees_with(self.parts.speech) {
+            let (Speech { version: (major, minor), .. }, theirs) = (self.parts.speech, hello.speech.version);
+            let text = format!("incompatible version: this is {major}.{minor}, not {}.{}", theirs.0, theirs.1);
+            return Verdict::Refused(text);
+        }
         if hello.cluster != ours.cluster_id {
             let text = format!("cluster ID mismatch: this is {:x}, not {:x}", ours.cluster_id, hello.cluster);
             return Verdict::Refused(text);
@@ -82,18 +92,24 @@ impl Transport {
         stream.set_read_timeout(Some(SILENCE))?;
         let received = METRICS.peer_received_bytes.with_label_values(&[format!("{:x}", hello.from)]);
         loop {
-            let (messages, bytes) = frame::read(&mut stream)?;
+            let (mut messages, bytes) = frame::read(&mut stream)?;
             received.inc_by(bytes);
-            if let Some(stray) = messages.iter().find(|message| message.from != hello.from || message.to != hello.to) {
-                let (from, to) = (stray.from, stray.to);
-                return Err(frame::invalid(format!("a message from {from:x} to {to:x} on the stream of another")));
-            }
+            messages.iter().try_for_each(|it| manners::check(it, hello.from, hello.to)).map_err(frame::invalid)?;
             if self.is_removed(hello.from) {
                 return Err(frame::invalid("the sender was removed from the cluster".to_owned()));
             }
+            messages.retain(|message| message.from == hello.from || !self.is_removed(message.from));
             if !messages.is_empty() && self.parts.raft.send(Input::Messages(messages)).is_err() {
                 return Ok(());
             }
         }
     }
+}
+
+/// Tells a caller that cannot be understood what is wrong. Whatever else it has said is read first: a connection that is
+/// closed with something unread takes the answer with it.
+fn dismiss(mut stream: TcpStream, error: io::Error) -> io::Error {
+    let told = Verdict::Refused(error.to_string()).write(&mut stream).and_then(|()| stream.shutdown(Shutdown::Write));
+    let _ = told.and_then(|()| io::copy(&mut stream.take(LAST_WORDS_BYTES), &mut io::sink()));
+    error
 }

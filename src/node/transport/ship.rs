@@ -22,10 +22,15 @@ use std::{
 
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
+use rustix::net::sockopt;
 
 use super::{
-    super::{driver::Input, inbox::Inbox, snapshot::Offer},
-    Transport, dial,
+    super::{
+        driver::Input,
+        inbox::Inbox,
+        snapshot::{Incoming, Offer, conf_state},
+    },
+    Patience, Transport, dial,
     frame::{self, Hello, Purpose, Verdict},
 };
 use crate::metrics::METRICS;
@@ -98,6 +103,7 @@ fn deliver(transport: &Transport, message: &Message, offer: &Offer) -> Result<(u
         if welcome != Verdict::Welcome {
             return Ok(welcome);
         }
+        be_patient(&stream, patience)?;
         let mut pace = Pace::new(offer, patience.snapshot_rate, message.to)?;
         let raft = message.write_to_bytes().map_err(|error| frame::invalid(error.to_string()))?;
         stream.write_all(&u32::try_from(raft.len()).map_err(io::Error::other)?.to_be_bytes())?;
@@ -119,6 +125,18 @@ fn deliver(transport: &Transport, message: &Message, offer: &Offer) -> Result<(u
         Ok(Verdict::Refused(text)) => Err(text),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// While one side is busy with its disk the other hears nothing, and that is no trouble; a side that is gone is noticed all
+/// the same, by what keeps the connection alive.
+fn be_patient(stream: &TcpStream, patience: Patience) -> io::Result<()> {
+    stream.set_read_timeout(Some(patience.stall))?;
+    stream.set_write_timeout(Some(patience.stall))?;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(patience.stall.as_millis()).unwrap_or(u32::MAX))?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, patience.write.max(Duration::from_secs(1)))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(1))?;
+    Ok(())
 }
 
 /// A database's lock and its own log are not part of it.
@@ -180,6 +198,7 @@ impl Pace {
 
 /// Takes a copy in, checks and opens it, shows it to raft, and says what became of it.
 pub(super) fn receive(transport: &Arc<Transport>, hello: &Hello, mut stream: TcpStream) -> io::Result<()> {
+    be_patient(&stream, transport.parts.patience)?;
     let verdict = match transport.receiving.try_lock() {
         Some(_alone) => take_in(transport, hello, &mut stream).unwrap_or_else(|error| {
             let from = format!("{:x}", hello.from);
@@ -200,7 +219,8 @@ fn take_in(transport: &Transport, hello: &Hello, stream: &mut TcpStream) -> io::
     let mut raft = vec![0; length];
     stream.read_exact(&mut raft)?;
     let message = Message::parse_from_bytes(&raft).map_err(|error| frame::invalid(error.to_string()))?;
-    if message.msg_type != MessageType::MsgSnapshot || message.from != hello.from || message.to != hello.to {
+    let is_snapshot = message.msg_type == MessageType::MsgSnapshot && message.term > 0;
+    if !is_snapshot || message.from != hello.from || message.to != hello.to {
         return Err(frame::invalid("what comes with a snapshot is no message about it".to_owned()));
     }
     let index = message.get_snapshot().get_metadata().index;
@@ -211,13 +231,7 @@ fn take_in(transport: &Transport, hello: &Hello, stream: &mut TcpStream) -> io::
     let incoming = transport.parts.depot.open(files).map_err(|halt| io::Error::other(halt.to_string()))?;
     METRICS.snapshots_received.with_label_values(&[&from]).inc();
     tracing::info!(from, index, bytes, took = ?started.elapsed(), "received and saved a snapshot");
-    let applied = incoming.machine.applied();
-    if applied.index != index || applied.term != message.get_snapshot().get_metadata().term {
-        return Err(frame::invalid(format!(
-            "the snapshot is of index {}, but was said to be of {index}",
-            applied.index
-        )));
-    }
+    check_metadata(&message, &incoming)?;
     let (tell, told) = mpsc::channel();
     let done = Box::new(move |installed| _ = tell.send(installed));
     let input = Input::Snapshot { message, incoming: Box::new(incoming), done };
@@ -227,6 +241,19 @@ fn take_in(transport: &Transport, hello: &Hello, stream: &mut TcpStream) -> io::
         Ok(false) => Verdict::Refused("the snapshot was not needed".to_owned()),
         Err(_) => Verdict::Refused("the snapshot was not installed".to_owned()),
     })
+}
+
+/// What raft is told of a copy is what the copy says of itself.
+fn check_metadata(message: &Message, incoming: &Incoming) -> io::Result<()> {
+    let (told, applied) = (message.get_snapshot().get_metadata(), incoming.machine.applied());
+    if (applied.index, applied.term) != (told.index, told.term) {
+        let text = format!("the snapshot is of index {}, but was said to be of {}", applied.index, told.index);
+        return Err(frame::invalid(text));
+    }
+    if *told.get_conf_state() != conf_state(&incoming.machine.members().electorate()) {
+        return Err(frame::invalid("the snapshot names other members than it was said to".to_owned()));
+    }
+    Ok(())
 }
 
 fn read_array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {

@@ -99,11 +99,20 @@ fn blocks_of_indexes_are_recognised_until_the_table_changes() {
 #[test]
 fn packed_calls_are_answered_in_kind() {
     let mut client = Client::new();
-    client.open(1, "/t/Echo", &[("grpc-encoding", "gzip")], false);
     let text = [b'x'; 5000];
     let packed = pack(&text);
     let message = [&message::prefix(packed.len(), true).unwrap()[..], &packed].concat();
-    client.frame(kind::DATA, flag::END_STREAM, 1, &message);
+    // Who packs does not have to understand what is packed.
+    for (stream, more) in [(3, None), (5, Some("br, identity"))] {
+        let more = more.map(|accepted| ("grpc-accept-encoding", accepted));
+        let more: Vec<_> = [("grpc-encoding", "gzip")].into_iter().chain(more).collect();
+        client.open(stream, "/t/Echo", &more, false);
+        client.frame(kind::DATA, flag::END_STREAM, stream, &message);
+        let expected = [format!("{stream} {HEAD}"), format!("{stream} data 5005"), format!("{stream} {OK_END}")];
+        assert_eq!(client.told(), expected);
+    }
+    client.open(7, "/t/Echo", &[("grpc-encoding", "gzip"), ("grpc-accept-encoding", "identity, gzip")], false);
+    client.frame(kind::DATA, flag::END_STREAM, 7, &message);
     let got = client.take();
     assert_eq!(client.fields(&got[0]), [":status=200", "content-type=application/grpc", "grpc-encoding=gzip"]);
     let mut deframer = message::Deframer::default();
@@ -207,19 +216,22 @@ fn calls_that_are_none_are_refused_in_grpcs_words() {
     };
     client.open(1, "/t/Echo", &[("grpc-encoding", "br")], true);
     let words = "grpc: Decompressor is not installed for grpc-encoding \"br\"";
-    assert_eq!(client.told(), [format!("1 {} end", refused(200, 12, words))]);
+    let told = refused(200, 12, words).replace(" grpc-status", " grpc-accept-encoding=gzip grpc-status");
+    assert_eq!(client.told(), [format!("1 {told} end")]);
     client.open(3, "/t/Echo", &[("grpc-timeout", "5 years")], true);
     assert_eq!(client.told(), [format!("3 {} end", refused(400, 13, "malformed grpc-timeout: 5 years"))]);
-    client.open(5, "/t/Echo", &[], true);
+    client.open(11, "/t/Echo", &[("grpc-timeout", &"%".repeat(10_000))], true);
+    assert!(client.told()[0].len() < 400, "what is said back is cut");
+    client.open(13, "/t/Echo", &[], true);
     let words = "grpc: the request ended before its message did";
-    assert_eq!(client.told(), [format!("5 {HEAD} grpc-status=13 grpc-message={words} end")]);
-    client.open(7, "/t/Echo", &[("content-type", "text/html")], true);
+    assert_eq!(client.told(), [format!("13 {HEAD} grpc-status=13 grpc-message={words} end")]);
+    client.open(15, "/t/Echo", &[("content-type", "text/html")], true);
     let told = client.told();
-    assert!(told[0].starts_with("7 :status=415"), "{told:?}");
-    client.open(9, "/t/Echo", &[], false);
-    client.frame(kind::DATA, 0, 9, &[0, 0xff, 0, 0, 0]);
+    assert!(told[0].starts_with("15 :status=415"), "{told:?}");
+    client.open(17, "/t/Echo", &[], false);
+    client.frame(kind::DATA, 0, 17, &[0, 0xff, 0, 0, 0]);
     let words = format!("grpc: received message larger than max ({} vs. {})", 0xff00_0000_u32, 2 << 20);
-    assert_eq!(client.told()[0], format!("9 {HEAD} grpc-status=8 grpc-message={words} end"));
+    assert_eq!(client.told()[0], format!("17 {HEAD} grpc-status=8 grpc-message={words} end"));
 }
 
 #[test]
@@ -232,12 +244,30 @@ fn a_deadline_ends_a_call_and_a_conversation() {
     client.now += Duration::from_millis(101);
     assert!(client.connection.next_alarm() <= client.now);
     client.connection.alarm(client.now);
-    let exceeded = "grpc-status=4 grpc-message=context deadline exceeded end";
-    assert_eq!(client.told(), [format!("1 {HEAD} {exceeded}")]);
+    assert_eq!(client.told(), ["1 reset 8"]);
     assert_eq!(client.seen.talks.load(Ordering::Relaxed), 0);
     client.now += Duration::from_millis(100);
     client.connection.alarm(client.now);
-    assert_eq!(client.told(), [format!("3 {HEAD} {exceeded}")]);
+    assert_eq!(client.told(), ["3 reset 8"]);
+    assert_eq!(*client.seen.handled.lock(), [call::Code::Canceled; 2]);
+    // A guest has no longer either.
+    client.open(5, "/page", &[("grpc-timeout", "100m")], false);
+    client.told();
+    client.now += Duration::from_millis(101);
+    client.connection.alarm(client.now);
+    assert_eq!(client.told(), ["5 reset 8"]);
+}
+
+#[test]
+fn a_call_whose_time_is_over_when_it_comes_does_not_run() {
+    let mut client = Client::new();
+    for (stream, path) in [(1, "/t/Later"), (3, "/t/Chat"), (5, "/page")] {
+        client.open(stream, path, &[("grpc-timeout", "1n")], false);
+        client.message(stream, b"", true);
+        let told = client.told();
+        assert_eq!(told, [format!("{stream} {HEAD} grpc-status=4 grpc-message=context deadline exceeded end")]);
+    }
+    assert!(client.seen.replies.lock().is_empty() && client.seen.handled.lock().is_empty());
 }
 
 #[test]
@@ -279,11 +309,35 @@ fn leaving_lets_calls_end_and_takes_no_new_ones() {
     client.connection.alarm(client.now);
     assert_eq!(client.told(), ["goaway 3 0"]);
     client.call(5, "/t/Later", b"");
-    client.told();
+    // Nothing that comes for it is taken amiss.
+    client.open(7, "/t/Chat", &[], false);
+    client.message(7, b"ignored", false);
+    client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 7, &[0x00, 1, b'a', 1, b'b']);
+    assert_eq!(client.told(), [""; 0]);
     for (message, reply) in std::mem::take(&mut *client.seen.replies.lock()) {
         reply.answer(Ok(message));
     }
     let told = client.told();
     assert_eq!(told.iter().filter(|line| line.ends_with(OK_END)).count(), 2, "{told:?}");
     assert!(client.connection.is_over());
+}
+
+#[test]
+fn a_last_stream_that_is_reset_lets_us_leave_too() {
+    for by_client in [true, false] {
+        let mut client = Client::new();
+        client.open(1, "/t/Chat", &[], false);
+        client.connection.leave(client.now);
+        client.now += Duration::from_millis(200);
+        client.connection.alarm(client.now);
+        client.told();
+        assert!(!client.connection.is_over());
+        if by_client {
+            client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+        } else {
+            client.grant(1, 0);
+        }
+        client.told();
+        assert!(client.connection.is_over());
+    }
 }

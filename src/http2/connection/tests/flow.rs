@@ -86,7 +86,7 @@ fn a_large_message_gets_the_window_that_it_needs() {
     }
     client.take();
     assert_eq!(client.seen.replies.lock()[0].0.len(), 1_500_000);
-    assert_eq!(client.connection.held(), 0);
+    assert_eq!(client.connection.held(), crate::http2::limits::STREAM_BYTES, "only the stream itself");
 }
 
 #[test]
@@ -118,6 +118,37 @@ fn a_conversations_window_is_given_back_as_it_reads() {
     }
     assert_eq!(echoed, 1_005_000);
     assert!(window <= STREAM_WINDOW);
+}
+
+#[test]
+fn padding_is_given_back_too() {
+    let mut client = Client::new();
+    client.open(1, "/t/Chat", &[], false);
+    let (mut window, mut padding) = (STREAM_WINDOW, vec![0; 256]);
+    padding[0] = 255;
+    for _ in 0..1500 {
+        client.frame(kind::DATA, flag::PADDED, 1, &padding);
+        window -= 256;
+        let granted = client.take().into_iter().filter(|frame| (frame.kind, frame.stream) == (kind::WINDOW_UPDATE, 1));
+        window += granted.map(|frame| i64::from(number(&frame.payload))).sum::<i64>();
+        assert!(window > 0);
+    }
+}
+
+#[test]
+fn a_change_of_the_table_is_not_lost_behind_an_end_without_fields() {
+    let mut client = Client::new();
+    client.open(1, "/page", &[], true);
+    assert_eq!(client.told().len(), 3);
+    client.open(3, "/gone", &[], false);
+    client.told();
+    client.set(setting::HEADER_TABLE_SIZE, 0);
+    client.frame(kind::DATA, flag::END_STREAM, 3, &[]); // Its answer ends with an empty frame.
+    client.told();
+    client.call(5, "/t/Echo", b"");
+    let got = client.take();
+    assert_eq!(got[0].payload[..2], [0x20, 0x20], "the new size is said in the next block");
+    client.fields(&got[0]);
 }
 
 #[test]

@@ -59,6 +59,10 @@ fn section_5_1_states() {
     ends(Code::Protocol, |client| client.message(1, b"", false));
     ends(Code::Protocol, |client| client.frame(kind::RST_STREAM, 0, 1, &[0; 4]));
     ends(Code::Protocol, |client| client.grant(1, 1));
+    // Nothing may be said of a stream that was never opened, not even that it ends.
+    ends(Code::Protocol, |client| client.grant(1, 0));
+    ends(Code::FrameSize, |client| client.frame(kind::PRIORITY, 0, 1, &[0; 4]));
+    ends(Code::Protocol, |client| client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0]));
     ends(Code::Protocol, |client| client.frame(kind::CONTINUATION, flag::END_HEADERS, 1, &[]));
     resets(Code::StreamClosed, |client| {
         client.call(1, "/t/Later", b"");
@@ -111,6 +115,29 @@ fn section_5_1_closed_streams_may_still_be_spoken_of() {
     client.assert_healthy(1);
 }
 
+/// What is on its way for a stream that we have cut off is not taken amiss, however many calls end meanwhile.
+#[test]
+fn section_5_1_streams_that_we_have_cut_off_are_spoken_of_for_a_while() {
+    let mut client = Client::new();
+    client.open(1, "/t/Chat", &[("te", "wrong")], false);
+    client.open(3, "/t/Chat", &[], false);
+    client.frame(kind::DATA, 0, 3, &[7, 0, 0, 0, 0]); // It is answered, and then cut off.
+    client.told();
+    client.now += Duration::from_secs(2);
+    client.connection.alarm(client.now);
+    assert_eq!(client.told(), ["3 reset 0"]);
+    for nth in 0..500 {
+        client.call(2 * nth + 5, "/t/Echo", b"");
+    }
+    client.told();
+    for stream in [1, 3] {
+        client.message(stream, b"on its way", false);
+        client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, stream, &[0x00, 1, b'a', 1, b'b']);
+        assert_eq!(client.told(), [""; 0]);
+    }
+    client.assert_healthy(2001);
+}
+
 #[test]
 fn section_5_3_a_stream_does_not_depend_on_itself() {
     resets(Code::Protocol, |client| {
@@ -118,7 +145,10 @@ fn section_5_3_a_stream_does_not_depend_on_itself() {
         let payload = [&[0, 0, 0, 1, 0][..], &block].concat();
         client.frame(kind::HEADERS, flag::END_HEADERS | flag::PRIORITY, 1, &payload);
     });
-    resets(Code::Protocol, |client| client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0]));
+    resets(Code::Protocol, |client| {
+        client.open(1, "/t/Chat", &[], false);
+        client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0]);
+    });
 }
 
 #[test]
