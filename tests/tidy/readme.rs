@@ -14,7 +14,8 @@ const METRICS: [&str; 2] = ["src/metrics.rs", "src/api/http.rs"];
 const PREFIXES: [&str; 4] = ["etcd_", "grpc_", "metastore_", "process_"];
 
 /// Variables that are read, but not for people to set: Cargo's own for a build, and what one script tells another.
-const PRIVATE: [&str; 5] = ["OUT_DIR", "CARGO_MANIFEST_DIR", "CARGO_PKG_VERSION", "WANT_PROTOC", "WANT_NGHTTP2"];
+const PRIVATE: [&str; 6] =
+    ["OUT_DIR", "CARGO_MANIFEST_DIR", "CARGO_PKG_VERSION", "WANT_PROTOC", "WANT_NGHTTP2", "FUZZ_SEEDS"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

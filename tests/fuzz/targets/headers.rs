@@ -1,0 +1,270 @@
+//! Header blocks: what we read of them, and what the `h2` crate does.
+//!
+//! A server of the `h2` crate gets the same blocks as our decoder, each as a request. The crate does not say
+//! COMPRESSION_ERROR, and it reads fields while it decodes them, so that some of what is a fault of one stream to us ends the
+//! connection there. What is compared is this, exactly, block by block:
+//!
+//! * It ends the connection if and only if we refuse the block, or a field is such that its types cannot hold it
+//!   ([`can_be_held`]), or an integer is longer than it likes ([`has_long_integer`]). Then there is nothing more to compare.
+//! * A request that it serves we read as the same request, and one that it resets we refuse, but for the few rules that
+//!   differ ([`we_are_stricter`], [`it_is_stricter`]).
+//!
+//! It is told to take lists of any length, because it counts differently where a list is too long.
+
+use std::{sync::Arc, task::Poll};
+
+use bytes::Bytes;
+use h2::{
+    Reason,
+    server::{Builder, Connection},
+};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, request::Parts};
+use metastore::http2::{
+    frame::{self, Frame, PREFACE, flag, kind},
+    guest::RequestBody,
+    hpack::{Decoder, decoder::Fields},
+    request::{self, Memory, Target},
+    service::{self, Response, Service},
+};
+use tokio::io::DuplexStream;
+
+use super::{
+    input::Input,
+    pipe::{End, PIPE_BYTES, context, poll},
+    wire,
+};
+
+const MOST_BLOCKS: usize = 32;
+const MOST_BYTES: usize = 4096;
+
+/// Decisions: blocks, each of fields or of bytes.
+pub fn run(data: &[u8]) {
+    let mut input = Input(data);
+    let (mut ours, mut theirs) = (Ours::default(), Theirs::new());
+    for _ in 0..MOST_BLOCKS {
+        if input.is_empty() {
+            break;
+        }
+        let mut block = Vec::new();
+        match input.byte() % 4 {
+            0 => block.extend_from_slice(input.piece()),
+            1 => wire::block(&mut input, &mut block),
+            _ => {
+                wire::request(&mut input, &mut block);
+                wire::block(&mut input, &mut block);
+            }
+        }
+        block.truncate(MOST_BYTES);
+        if !compare(&block, &mut ours, &mut theirs) {
+            break;
+        }
+    }
+}
+
+/// One block. False if it has ended the connection.
+fn compare(block: &[u8], ours: &mut Ours, theirs: &mut Theirs) -> bool {
+    let is_read = ours.decode(block);
+    let goes_on =
+        is_read && !has_long_integer(block) && ours.fields.iter().all(|(name, value)| can_be_held(name, value));
+    let outcome = theirs.ask(block);
+    assert_eq!(!matches!(outcome, Outcome::Ended), goes_on, "we could read it: {is_read}; {:?}", ours.fields);
+    match (outcome, ours.understand(block)) {
+        (Outcome::Ended, _) => return false,
+        (Outcome::Served(theirs), Ok(ours)) => {
+            assert_eq!((theirs.method(), theirs.uri()), (&ours.method, &ours.uri));
+            assert_eq!(theirs.headers(), &ours.headers);
+        }
+        (Outcome::Served(theirs), Err(why)) => assert!(we_are_stricter(&ours.fields), "{why} in {theirs:?}"),
+        (Outcome::Reset, Ok(parts)) => assert!(it_is_stricter(&ours.fields), "it was reset: {parts:?}"),
+        (Outcome::Reset, Err(_)) => (),
+    }
+    true
+}
+
+/// A service that holds no method: everything is an ordinary request.
+struct NoMethods;
+
+impl Service for NoMethods {
+    fn find(&self, _: &str) -> Option<Arc<dyn service::Method>> {
+        None
+    }
+
+    fn guest(&self, _: Request<RequestBody>) -> Response {
+        unreachable!("requests are read here, not answered")
+    }
+}
+
+#[derive(Default)]
+struct Ours {
+    decoder: Decoder,
+    fields: Fields,
+    memory: Memory,
+}
+
+impl Ours {
+    fn decode(&mut self, block: &[u8]) -> bool {
+        self.decoder.decode(block, usize::MAX, &mut self.fields).is_ok()
+    }
+
+    /// What the block that was read last asks for. What is remembered of such a block must be the same.
+    fn understand(&mut self, block: &[u8]) -> Result<Parts, &'static str> {
+        let changes = self.decoder.table_changes();
+        let remembered = self.memory.recall(block, changes).map(|request| parts(request));
+        let request = Arc::new(request::read(&self.fields, &NoMethods).map_err(|malformed| malformed.0)?);
+        let parts = parts(&request);
+        if let Some(before) = remembered {
+            assert_eq!((&before.method, &before.uri, &before.headers), (&parts.method, &parts.uri, &parts.headers));
+        } else if self.fields.only_indexed() {
+            self.memory.keep(block, &request, changes);
+        }
+        Ok(parts)
+    }
+}
+
+fn parts(request: &request::Request) -> Parts {
+    match &request.target {
+        Target::Guest(parts) => (**parts).clone(),
+        Target::Method(_) | Target::Refused(..) => panic!("there is no method, and no limit"),
+    }
+}
+
+/// What became of a block.
+enum Outcome {
+    Served(Box<Request<()>>),
+    Reset,
+    Ended,
+}
+
+struct Theirs {
+    connection: Connection<DuplexStream, Bytes>,
+    end: End,
+    stream: u32,
+}
+
+impl Theirs {
+    fn new() -> Self {
+        let (theirs, ours) = tokio::io::duplex(PIPE_BYTES);
+        let mut end = End(ours);
+        let mut greeting = PREFACE.to_vec();
+        frame::write_head(&mut greeting, 0, kind::SETTINGS, 0, 0);
+        frame::write_head(&mut greeting, 0, kind::SETTINGS, flag::ACK, 0);
+        end.write(&greeting);
+        let mut handshake = Box::pin(Builder::new().max_header_list_size(1 << 30).handshake(theirs));
+        let Poll::Ready(Ok(connection)) = poll(&mut handshake) else { panic!("all that it waits for has come") };
+        let mut theirs = Self { connection, end, stream: 1 };
+        assert!(theirs.connection.poll_accept(&mut context()).is_pending());
+        theirs
+    }
+
+    fn ask(&mut self, block: &[u8]) -> Outcome {
+        let mut bytes = Vec::new();
+        frame::write_head(&mut bytes, block.len(), kind::HEADERS, flag::END_HEADERS, self.stream);
+        bytes.extend_from_slice(block);
+        self.end.write(&bytes);
+        let id = self.stream;
+        self.stream += 2;
+        match self.connection.poll_accept(&mut context()) {
+            Poll::Ready(Some(Ok((request, _)))) => return Outcome::Served(Box::new(request.map(drop))),
+            Poll::Ready(Some(Err(error))) => {
+                assert!(error.is_go_away() && error.reason() == Some(Reason::PROTOCOL_ERROR), "{error}");
+                return Outcome::Ended;
+            }
+            Poll::Ready(None) | Poll::Pending => (),
+        }
+        let mut said = Bytes::from(self.end.read());
+        while let Ok(Some(frame)) = frame::take(&mut said) {
+            if matches!(frame, Frame::GoAway { .. }) {
+                return Outcome::Ended;
+            }
+            if matches!(frame, Frame::Reset { stream, .. } if stream == id) {
+                return Outcome::Reset;
+            }
+        }
+        panic!("neither served nor reset")
+    }
+}
+
+/// Whether the types of the `http` crate hold a field: what they do not hold ends a connection of the `h2` crate.
+fn can_be_held(name: &[u8], value: &[u8]) -> bool {
+    match name {
+        b":authority" | b":scheme" | b":path" | b":protocol" => std::str::from_utf8(value).is_ok(),
+        b":method" => Method::from_bytes(value).is_ok(),
+        b":status" => StatusCode::from_bytes(value).is_ok(),
+        _ => HeaderName::from_lowercase(name).is_ok() && HeaderValue::from_bytes(value).is_ok(),
+    }
+}
+
+/// Whether a block that can be read has an integer of more than five bytes. To the `h2` crate that is too long, even though
+/// it may mean a small number.
+fn has_long_integer(mut block: &[u8]) -> bool {
+    const LONGEST: usize = 5;
+    let integer = |block: &mut &[u8], prefix: u32| {
+        let mask = (1_u8 << prefix) - 1;
+        let first = block.first().map_or(0, |first| first & mask);
+        let more =
+            if first == mask { 1 + block.iter().skip(1).take_while(|byte| **byte & 0x80 != 0).count() } else { 0 };
+        let length = (1 + more).min(block.len());
+        let value = block[..length].iter().skip(1).rev().fold(0, |sum, byte| sum << 7 | usize::from(byte & 0x7f));
+        *block = &block[length..];
+        (length, value + usize::from(first))
+    };
+    while let Some(&first) = block.first() {
+        let (prefix, is_literal) = match first {
+            0x80.. => (7, false),
+            0x40.. => (6, true),
+            0x20.. => (5, false),
+            _ => (4, true),
+        };
+        let (length, index) = integer(&mut block, prefix);
+        let mut longest = length;
+        for _ in 0..if is_literal { 1 + usize::from(index == 0) } else { 0 } {
+            let (length, text) = integer(&mut block, 7);
+            longest = longest.max(length);
+            block = &block[text.min(block.len())..];
+        }
+        if longest > LONGEST {
+            return true;
+        }
+    }
+    false
+}
+
+fn any(fields: &Fields, is: impl Fn(&[u8], &[u8]) -> bool) -> bool {
+    fields.iter().any(|(name, value)| is(name, value))
+}
+
+/// We refuse what RFC 9113 refuses and the `h2` crate lets through: blanks at the edges of a value, a length that is no
+/// number, a request without a path. (A CONNECT has none: we offer nobody a tunnel.)
+fn we_are_stricter(fields: &Fields) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let has_path = any(fields, |name, _| name == b":path");
+    !has_path
+        || any(fields, |name, value| {
+            !name.starts_with(b":") && (is_blank(value.first()) || is_blank(value.last()))
+                || name == b"content-length" && value.is_empty()
+        })
+}
+
+/// It refuses a length of twenty digits, a scheme that is none, and a CONNECT with scheme and path.
+fn it_is_stricter(fields: &Fields) -> bool {
+    let is_scheme = |value: &[u8]| http::uri::Scheme::try_from(value).is_ok();
+    any(fields, |name, value| {
+        name == b"content-length" && value.len() > 19
+            || name == b":scheme" && !is_scheme(value)
+            || name == b":method" && value == b"CONNECT"
+    })
+}
+
+/// The requests of RFC 7541, appendix C, and decisions that make many fields.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let blocks: [&[u8]; 3] = [
+        b"\x82\x86\x84\x41\x0fwww.example.com",
+        b"\x82\x86\x84\xbe\x58\x86\xa8\xeb\x10\x64\x9c\xbf",
+        b"\x82\x87\x85\xbf\x40\x88\x25\xa8\x49\xe9\x5b\xa9\x7d\x7f\x89\x25\xa8\x49\xe9\x5b\xb8\xe8\xb4\xbf",
+    ];
+    let standard =
+        blocks.iter().flat_map(|block| [&[0, u8::try_from(block.len()).expect("it is short")][..], block].concat());
+    let resized = b"\x00\x06\x3f\xe1\x1f\x20\x82\x86\x00\x04\x82\x86\x84\xbe".to_vec();
+    let decisions = (0..200_u8).map(|byte| byte.wrapping_mul(29) ^ 0x5a);
+    vec![standard.collect(), resized, decisions.collect()]
+}
