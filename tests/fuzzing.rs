@@ -1,11 +1,12 @@
 //! The targets of `scripts/fuzz`, without coverage to guide them: their seeds, and some thousands of inputs made by chance.
+//! Inputs that once broke a promise lie in `tests/fuzz/found`, each named after its target, and are tried first.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "fuzz/targets/mod.rs"]
 mod targets;
 
-use std::env;
+use std::{env, fs, path::Path};
 
 use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
 use targets::{TARGETS, Target};
@@ -62,11 +63,20 @@ fn input(chance: &mut SmallRng, seeds: &[Vec<u8>]) -> Vec<u8> {
     changed
 }
 
+fn found() -> Vec<(String, Vec<u8>)> {
+    let folder = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/found")).unwrap();
+    let paths = folder.map(|entry| entry.unwrap().path());
+    paths.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap())).collect()
+}
+
 fn by_chance(name: &str) {
     let target = TARGETS.iter().find(|target| target.name == name).unwrap();
     let (seed, cases) = (number("FUZZ_SEED", SEED), number("FUZZ_CASES", 2000));
     println!("FUZZ_SEED={seed} FUZZ_CASES={cases}");
     let (mut chance, seeds) = (SmallRng::seed_from_u64(seed), (target.seeds)());
+    for (file, input) in found().iter().filter(|(file, _)| file.starts_with(name)) {
+        try_one(target, file.clone(), input);
+    }
     for (nth, seed) in seeds.iter().enumerate() {
         try_one(target, format!("its seed {nth}"), seed);
     }

@@ -200,7 +200,8 @@ impl Side {
             output.advance(taken);
             left -= taken;
         }
-        self.connection.wrote(progress, self.now);
+        let is_done = self.connection.output().is_empty();
+        self.connection.wrote(progress, is_done, self.now);
     }
 
     fn check_bounds(&mut self) {

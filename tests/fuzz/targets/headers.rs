@@ -234,7 +234,7 @@ fn any(fields: &Fields, is: impl Fn(&[u8], &[u8]) -> bool) -> bool {
 }
 
 /// We refuse what RFC 9113 refuses and the `h2` crate lets through: blanks at the edges of a value, a length that is no
-/// number, a request without a path. (A CONNECT has none: we offer nobody a tunnel.)
+/// number, a quotation mark in a name, a request without a path. (A CONNECT has none: we offer nobody a tunnel.)
 fn we_are_stricter(fields: &Fields) -> bool {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let has_path = any(fields, |name, _| name == b":path");
@@ -242,6 +242,7 @@ fn we_are_stricter(fields: &Fields) -> bool {
         || any(fields, |name, value| {
             !name.starts_with(b":") && (is_blank(value.first()) || is_blank(value.last()))
                 || name == b"content-length" && value.is_empty()
+                || name.contains(&b'"')
         })
 }
 
