@@ -24,8 +24,7 @@ struct Trial<'a> {
 impl Drop for Trial<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let hex: String = self.input.iter().map(|byte| format!("{byte:02x}")).collect();
-            eprintln!("target {}, {}: {hex}", self.target, self.what);
+            eprintln!("target {}, {}: {:02x?}", self.target, self.what, self.input);
         }
     }
 }

@@ -105,7 +105,7 @@ fn decide(input: &mut Input, newest: &mut u32, last: &mut Vec<u8>) -> Act {
         12 => Act::Write(usize::MAX),
         13 => Act::Answer(input.byte().into()),
         14 => Act::Wait(Duration::from_millis(input.pick(&[1, 60, 1100, 11_000]))),
-        _ if input.byte() & 7 == 0 => Act::Leave,
+        _ if input.below(8) == 0 => Act::Leave,
         _ => Act::Run,
     }
 }

@@ -78,8 +78,7 @@ fn fields(input: &mut Input) -> List {
     let mut list = List::new();
     for _ in 0..input.below(8) {
         let known = input.pick(&NAMES);
-        let name =
-            if input.byte() & 3 == 0 { String::from_utf8_lossy(input.piece()).into_owned() } else { known.into() };
+        let name = if input.below(4) == 0 { String::from_utf8_lossy(input.piece()).into_owned() } else { known.into() };
         let value = if input.byte() & 1 == 0 { input.piece() } else { input.pick(&VALUES).as_bytes() };
         let is_held = HeaderName::from_lowercase(name.as_bytes()).is_ok() && HeaderValue::from_bytes(value).is_ok();
         if is_held && !RULED.contains(&name.as_str()) {
@@ -169,16 +168,16 @@ impl Client {
         self.stream += 2;
         self.end.write(&bytes);
         self.go_on();
-        self.read(&mut response)
+        read_answer(&mut response)
     }
+}
 
-    fn read(&mut self, response: &mut ResponseFuture) -> (HeaderMap, HeaderMap) {
-        let Poll::Ready(Ok(response)) = poll(response) else { panic!("the answer was not taken") };
-        let (head, mut body) = response.into_parts();
-        assert!(matches!(body.poll_data(&mut context()), Poll::Ready(None)), "there is no body");
-        let Poll::Ready(Ok(Some(trailers))) = body.poll_trailers(&mut context()) else { panic!("there are trailers") };
-        (head.headers, trailers)
-    }
+fn read_answer(response: &mut ResponseFuture) -> (HeaderMap, HeaderMap) {
+    let Poll::Ready(Ok(response)) = poll(response) else { panic!("the answer was not taken") };
+    let (head, mut body) = response.into_parts();
+    assert!(matches!(body.poll_data(&mut context()), Poll::Ready(None)), "there is no body");
+    let Poll::Ready(Ok(Some(trailers))) = body.poll_trailers(&mut context()) else { panic!("there are trailers") };
+    (head.headers, trailers)
 }
 
 /// Usual answers with the sizes of the table that matter in between, and decisions that make many fields.

@@ -1,7 +1,7 @@
 //! Header blocks: what we read of them, and what the `h2` crate does.
 //!
 //! A server of the `h2` crate gets the same blocks as our decoder, each as a request. The crate does not say
-//! COMPRESSION_ERROR, and it reads fields while it decodes them, so that some of what is a fault of one stream to us ends the
+//! `COMPRESSION_ERROR`, and it reads fields while it decodes them, so that some of what is a fault of one stream to us ends the
 //! connection there. What is compared is this, exactly, block by block:
 //!
 //! * It ends the connection if and only if we refuse the block, or a field is such that its types cannot hold it

@@ -120,7 +120,7 @@ pub fn block(input: &mut Input, out: &mut Vec<u8>) {
 
 fn text(input: &mut Input, known: &[&str], out: &mut Vec<u8>) {
     let is_packed = input.byte() & 1 != 0;
-    if input.byte() & 3 == 0 {
+    if input.below(4) == 0 {
         string(input.piece(), is_packed, out);
     } else {
         string(input.pick(known).as_bytes(), is_packed, out);
@@ -202,7 +202,7 @@ pub fn frame(input: &mut Input, newest: &mut u32, out: &mut Vec<u8>) {
         3 | 4 => {
             // A message of gRPC, whole or with less or more behind its length.
             let message = input.piece();
-            let length = if input.byte() & 7 == 0 { numbers(input) } else { u32::try_from(message.len()).unwrap_or(0) };
+            let length = if input.below(8) == 0 { numbers(input) } else { u32::try_from(message.len()).unwrap_or(0) };
             let payload = [&[input.byte() & input.byte() & 1][..], &length.to_be_bytes(), message].concat();
             let flags = input.byte() & flag::END_STREAM;
             push(kind::DATA, flags, stream(input, newest), &payload, out);
@@ -214,7 +214,7 @@ pub fn frame(input: &mut Input, newest: &mut u32, out: &mut Vec<u8>) {
         }
         6 => push(kind::RST_STREAM, 0, stream(input, newest), &numbers(input).to_be_bytes(), out),
         7 => {
-            let flags = if input.byte() & 7 == 0 { flag::ACK } else { 0 };
+            let flags = if input.below(8) == 0 { flag::ACK } else { 0 };
             push(kind::SETTINGS, flags, 0, &settings(input), out);
         }
         8 => push(kind::PING, input.byte() & flag::ACK, 0, b"leaving.", out),
