@@ -256,7 +256,13 @@ fn it_is_stricter(fields: &Fields) -> bool {
     })
 }
 
-/// The requests of RFC 7541, appendix C, and decisions that make many fields.
+/// Three fields of 34 bytes for a table of 31 bytes and `more`, and then all three by their index.
+fn filled(more: u8) -> Vec<u8> {
+    let first = [&[0, 20, 0x3f, more][..], b"\x82\x86\x84\x40\x01a\x011\x40\x01b\x012\x40\x01c\x013"].concat();
+    [&first[..], b"\x00\x06\x82\x86\x84\xbe\xbf\xc0"].concat()
+}
+
+/// The requests of RFC 7541, appendix C, a table that is filled to its last byte, and decisions that make many fields.
 pub fn seeds() -> Vec<Vec<u8>> {
     let blocks: [&[u8]; 3] = [
         b"\x82\x86\x84\x41\x0fwww.example.com",
@@ -267,5 +273,5 @@ pub fn seeds() -> Vec<Vec<u8>> {
         blocks.iter().flat_map(|block| [&[0, u8::try_from(block.len()).expect("it is short")][..], block].concat());
     let resized = b"\x00\x06\x3f\xe1\x1f\x20\x82\x86\x00\x04\x82\x86\x84\xbe".to_vec();
     let decisions = (0..200_u8).map(|byte| byte.wrapping_mul(29) ^ 0x5a);
-    vec![standard.collect(), resized, decisions.collect()]
+    vec![standard.collect(), resized, filled(0x46), filled(0x47), decisions.collect()]
 }
