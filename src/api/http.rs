@@ -109,8 +109,9 @@ fn refresh(api: &Api) {
     METRICS.current_revision.set(keys.head());
     METRICS.compact_revision.set(keys.compacted());
     METRICS.keys.set(i64::try_from(keys.keys()).unwrap_or(i64::MAX));
-    metrics::measured("index", keys.index_bytes() as u64);
-    metrics::measured("value_cache", keys.cached_bytes());
+    let (index, value_cache) = keys.memory();
+    metrics::measured("index", index);
+    metrics::measured("value_cache", value_cache);
     metrics::measured("watch_ring", api.hub.ring_bytes() as u64);
 }
 

@@ -168,6 +168,11 @@ impl Shared {
         self.compacted.load(Ordering::Acquire)
     }
 
+    /// About how much memory the index takes, and cached records.
+    pub fn memory(&self) -> (u64, u64) {
+        (self.index.read().bytes() as u64, self.cache.weight())
+    }
+
     /// Registers a view: compaction stays behind it until the guard is dropped.
     fn register(self: &Arc<Self>, at: i64) -> ViewGuard {
         *self.views.lock().entry(at).or_default() += 1;

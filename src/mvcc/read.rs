@@ -390,16 +390,10 @@ impl Reader {
         self.shared.index.read().len()
     }
 
-    /// About how much memory the index takes.
+    /// About how much memory the index takes, and cached records.
     #[must_use]
-    pub fn index_bytes(&self) -> usize {
-        self.shared.index.read().bytes()
-    }
-
-    /// How much memory cached records take.
-    #[must_use]
-    pub fn cached_bytes(&self) -> u64 {
-        self.shared.cache.weight()
+    pub fn memory(&self) -> (u64, u64) {
+        self.shared.memory()
     }
 
     /// Whether a query looks at few enough keys to be answered on the spot. What is alive now is counted by adding up; at an

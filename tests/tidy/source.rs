@@ -64,9 +64,9 @@ impl Source {
         (1..).zip(self.code.lines())
     }
 
-    /// The same without what only tests are built with: modules, and single items.
+    /// The same without what only tests are built with: files called `tests.rs`, modules, and single items.
     pub fn lines_without_tests(&self) -> impl Iterator<Item = (usize, &str)> {
-        let mut hidden_until = 0;
+        let mut hidden_until = if self.path.ends_with("/tests.rs") { self.code.len() } else { 0 };
         let mut at = 0;
         self.lines().filter(move |(_, line)| {
             if at >= hidden_until && line.trim() == FOR_TESTS {
