@@ -71,7 +71,7 @@ impl Default for Limits {
 }
 
 /// More streams than this nobody gets, whatever is typed.
-pub const MOST_STREAMS: u32 = 1 << 16;
+pub const MOST_STREAMS: u32 = 1 << 15;
 /// Frames of one header block.
 pub const MAX_BLOCK_FRAMES: u32 = 64;
 

@@ -51,6 +51,7 @@ use bytes::Bytes;
 pub use crate::inbox;
 use crate::{
     error::{Error, Halt},
+    metrics,
     state::{Command, Kind, Machine, Progress, Readers},
     storage::{Engine, Lack},
     watch::Publisher,
@@ -230,6 +231,7 @@ impl Node {
         status.set_applied(index, term);
         status.set_unflushed(recovered.bytes_behind(index));
         status.measure(engine.as_ref())?;
+        metrics::measured("log", replica.log_bytes() as u64);
         // What lies on disk needs no flush: a node that dies young again and again still gets rid of its log.
         let _ = raft.send(Input::Durable(reached));
         let keeper = Arc::new(Inbox::default());

@@ -183,6 +183,6 @@ fn a_reused_context_of_a_read_is_found() {
 
 #[test]
 fn a_promise_before_the_disk_is_done_is_found() {
-    assert!(seeds_to_find(Fault::EarlyAcknowledgement) <= 50);
+    assert!(seeds_to_find(Fault::EarlyAcknowledgement) <= 300);
     assert!(seeds_to_find(Fault::EarlyVote) <= 300);
 }
