@@ -401,13 +401,11 @@ impl Reader {
     #[must_use]
     pub fn is_short(&self, query: &Query) -> bool {
         let takes_few = query.count_only || query.fetch_limit() <= CHUNK + 1;
-        if takes_few && query.revision <= 0 {
+        if matches!(query.interval, Interval::Key(_)) || takes_few && query.revision <= 0 {
             return true;
         }
         let everything = &mut |_: &[u8], _| ControlFlow::Continue(());
-        let index = self.shared.index.read();
-        let rest = index.visit_piece(&query.interval, i64::MAX, CHUNK, everything);
-        rest.is_none()
+        self.shared.index.read().visit_piece(&query.interval, i64::MAX, CHUNK, everything).is_none()
     }
 
     /// Answers a query, with the head that it was answered at.

@@ -400,15 +400,8 @@ mod tests {
         assert_eq!(timekeeper.book.lock().under_way, 0);
     }
 
-    #[test]
-    fn who_was_deposed_renews_and_revokes_nothing_even_if_that_is_not_applied_yet() {
-        let (timekeeper, raft) = timekeeper(LONG_TICK);
-        timekeeper.promote(vec![(LeaseId(1), 10), (LeaseId(2), 0)], TERM);
-        for reign in [0, TERM + 2] {
-            timekeeper.status.set_reign(reign);
-            assert_eq!(timekeeper.renew(LeaseId(1)), Renewal::NotPrimary);
-            assert!(!timekeeper.is_primary());
-        }
+    /// Lets the thread run for two rounds.
+    fn assert_proposes_nothing(timekeeper: &Arc<Timekeeper>, raft: &Inbox<Input>) {
         let running = timekeeper.clone();
         let thread = std::thread::spawn(move || running.run().unwrap());
         let mut proposed = Vec::new();
@@ -419,16 +412,22 @@ mod tests {
     }
 
     #[test]
+    fn who_was_deposed_renews_and_revokes_nothing_even_if_that_is_not_applied_yet() {
+        let (timekeeper, raft) = timekeeper(LONG_TICK);
+        timekeeper.promote(vec![(LeaseId(1), 10), (LeaseId(2), 0)], TERM);
+        for reign in [0, TERM + 2] {
+            timekeeper.status.set_reign(reign);
+            assert_eq!(timekeeper.renew(LeaseId(1)), Renewal::NotPrimary);
+            assert!(!timekeeper.is_primary());
+        }
+        assert_proposes_nothing(&timekeeper, &raft);
+    }
+
+    #[test]
     fn a_leader_that_has_been_asleep_proposes_nothing() {
         let (timekeeper, raft) = timekeeper(Duration::ZERO);
         timekeeper.promote(vec![(LeaseId(1), 0)], TERM);
         assert!(!timekeeper.is_awake());
-        let running = timekeeper.clone();
-        let thread = std::thread::spawn(move || running.run().unwrap());
-        let mut proposed = Vec::new();
-        raft.receive(&mut proposed, Some(Instant::now() + ROUND * 2));
-        assert!(proposed.is_empty());
-        timekeeper.stop();
-        thread.join().unwrap();
+        assert_proposes_nothing(&timekeeper, &raft);
     }
 }
