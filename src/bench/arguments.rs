@@ -167,6 +167,9 @@ pub(super) struct ListArgs {
     /// Keys per call; at most the key space.
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = value_parser!(u64).range(1..))]
     pub(super) list_keys: u64,
+    /// Have so many of them returned, and the others only counted. [default: all]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    pub(super) limit: Option<u64>,
     /// Ask for keys without values.
     #[arg(long)]
     pub(super) keys_only: bool,

@@ -32,10 +32,21 @@ pub(super) enum Act {
     PutStamped,
     /// Get a random key.
     Get { serializable: bool },
-    /// Get so many neighbouring keys, from a random one on.
-    List { keys: u64, keys_only: bool, serializable: bool },
+    /// Get neighbouring keys, from a random one on.
+    List(Listing),
     /// Replace a random key if nobody else did.
     Swap,
+}
+
+/// What is asked for by one call that lists keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Listing {
+    /// How many keys there are in the range.
+    pub(super) keys: u64,
+    /// How many of them shall be returned. The others are only counted.
+    pub(super) limit: u64,
+    pub(super) keys_only: bool,
+    pub(super) serializable: bool,
 }
 
 /// What an answered call came to.
@@ -83,7 +94,7 @@ impl KvCaller {
                 self.put(key, value).await
             }
             Act::Get { serializable } => self.get(serializable).await,
-            Act::List { keys, keys_only, serializable } => self.list(keys, keys_only, serializable).await,
+            Act::List(listing) => self.list(listing).await,
             Act::Swap => self.swap().await,
         }
     }
@@ -139,15 +150,19 @@ impl KvCaller {
         }
     }
 
-    async fn list(&mut self, keys: u64, keys_only: bool, serializable: bool) -> Result<Outcome, Failure> {
+    async fn list(&mut self, listing: Listing) -> Result<Outcome, Failure> {
+        let Listing { keys, limit, keys_only, serializable } = listing;
         let first = self.random.below(self.keys.count() - keys + 1);
         let (key, range_end) = (self.key(first), self.key(first + keys));
-        let request = RangeRequest { key, range_end, keys_only, serializable, ..RangeRequest::default() };
+        let limit_or_all = if limit < keys { i64::try_from(limit).unwrap_or(i64::MAX) } else { 0 };
+        let request =
+            RangeRequest { key, range_end, limit: limit_or_all, keys_only, serializable, ..RangeRequest::default() };
         let answer = self.range(request).await?;
-        if answer.kvs.len() as u64 == keys {
+        let (returned, counted) = (answer.kvs.len() as u64, answer.count);
+        if returned == limit && u64::try_from(counted) == Ok(keys) {
             Ok(Outcome::Done)
         } else {
-            Err(Failure::wrong(format!("asked for {keys} keys, got {}", answer.kvs.len())))
+            Err(Failure::wrong(format!("asked for {limit} of {keys} keys, got {returned} of {counted}")))
         }
     }
 

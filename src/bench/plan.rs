@@ -5,6 +5,7 @@ use std::{num::NonZero, thread, time::Duration};
 use super::{
     arguments::{CallsArgs, ExtentArgs, LoadOrder, ReportArgs, TargetArgs, WatchedKeys, WorkloadArgs},
     keys::Keys,
+    kv::Listing,
     schedule::{Extent, Rate},
 };
 
@@ -38,7 +39,7 @@ pub(super) struct Plan {
 pub(super) enum Workload {
     Put,
     Range { serializable: bool },
-    List { keys: u64, keys_only: bool, serializable: bool },
+    List(Listing),
     Txn,
     Watch { watchers: u32, streams: u32, watched: WatchedKeys },
     Lease { leases: u32, ttl: i64 },
@@ -51,7 +52,7 @@ impl Workload {
         match self {
             Self::Put => "put",
             Self::Range { .. } => "range",
-            Self::List { .. } => "list",
+            Self::List(_) => "list",
             Self::Txn => "txn",
             Self::Watch { .. } => "watch",
             Self::Lease { .. } => "lease",
@@ -61,7 +62,7 @@ impl Workload {
 
     /// Whether all keys of the key space must be there before it starts.
     pub(super) fn wants_keys(self) -> bool {
-        matches!(self, Self::Range { .. } | Self::List { .. } | Self::Txn)
+        matches!(self, Self::Range { .. } | Self::List(_) | Self::Txn)
     }
 }
 
@@ -78,7 +79,8 @@ impl Plan {
                     return Err(format!("--list-keys {} is more than --key-space {space}", list.list_keys));
                 }
                 let (keys, keys_only, serializable) = (list.list_keys, list.keys_only, list.serializable);
-                Self::of(Workload::List { keys, keys_only, serializable }, list.calls)
+                let limit = list.limit.unwrap_or(keys).min(keys);
+                Self::of(Workload::List(Listing { keys, limit, keys_only, serializable }), list.calls)
             }
             WorkloadArgs::Watch(mut watch) => {
                 let (watchers, watched) = (watch.watchers, watch.watched);
@@ -143,7 +145,7 @@ impl Plan {
             Workload::Watch { .. } => "events",
             Workload::Put
             | Workload::Range { .. }
-            | Workload::List { .. }
+            | Workload::List(_)
             | Workload::Txn
             | Workload::Lease { .. }
             | Workload::Load(_) => "operations",
@@ -211,6 +213,15 @@ mod tests {
     fn there_are_never_more_connections_than_callers_nor_more_threads_than_connections() {
         let plan = plan("put --clients 3 --connections 50 --threads 8").unwrap();
         assert_eq!((plan.connections, plan.threads), (3, 3));
+    }
+
+    #[test]
+    fn a_list_returns_all_of_its_keys_or_as_many_as_it_was_limited_to() {
+        for (asked, limit) in [("", 50), (" --limit 7", 7), (" --limit 70", 50)] {
+            let plan = plan(&format!("list --list-keys 50 --keys-only{asked}")).unwrap();
+            let listing = Listing { keys: 50, limit, keys_only: true, serializable: false };
+            assert_eq!(plan.workload, Workload::List(listing));
+        }
     }
 
     #[test]

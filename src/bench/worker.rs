@@ -148,7 +148,7 @@ impl Crew {
             }
             Workload::Put
             | Workload::Range { .. }
-            | Workload::List { .. }
+            | Workload::List(_)
             | Workload::Txn
             | Workload::Watch { .. }
             | Workload::Load(_) => crew.callers = kv_callers(plan, index, &channels, epoch),
@@ -265,7 +265,7 @@ fn act(workload: Workload, task: Task) -> Act {
     match workload {
         Workload::Put | Workload::Lease { .. } => Act::Put,
         Workload::Range { serializable } => Act::Get { serializable },
-        Workload::List { keys, keys_only, serializable } => Act::List { keys, keys_only, serializable },
+        Workload::List(listing) => Act::List(listing),
         Workload::Txn => Act::Swap,
         Workload::Watch { .. } => Act::PutStamped,
         Workload::Load(LoadOrder::Sequential) => Act::PutInOrder,

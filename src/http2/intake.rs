@@ -1,60 +1,89 @@
-//! The connection's window for what comes in: how much the other side may send on all streams together.
+//! Windows for what comes in: how much the other side may send, on one stream or on all of a connection's together.
 //!
-//! What has come is given back at once, whichever stream it was for, so that no stream keeps another one waiting; what
-//! streams hold is bounded elsewhere. The window grows while the other side uses it up quickly, and shrinks while memory is
-//! scarce.
+//! Of a connection's window everything is given back as it comes, whichever stream it was for, so that no stream keeps
+//! another one waiting; what streams hold is bounded elsewhere. Of a stream's window only that is given back which somebody
+//! has used up. Both grow while the other side uses them up quickly, and shrink while memory is scarce.
 
 use std::time::{Duration, Instant};
 
-use super::{
-    fault::{Code, Fault},
-    frame::DEFAULT_WINDOW,
-};
+use super::frame::DEFAULT_WINDOW;
 
-/// What a connection begins with.
-const FIRST: i64 = 1 << 20;
-const LEAST: i64 = 64 << 10;
-const MOST: i64 = 16 << 20;
 /// Half a window used up in this time is quick.
 const QUICK: Duration = Duration::from_millis(10);
+/// How far windows shrink.
+const LEAST: i64 = 64 << 10;
+/// How far the window of a connection grows, and that of a stream.
+const MOST: i64 = 16 << 20;
+const MOST_OF_STREAM: i64 = 2 << 20;
+/// What a connection aims at to begin with.
+const FIRST: i64 = 1 << 20;
+/// The window that a stream begins with. A message that needs more gets more.
+pub const STREAM_WINDOW: i64 = 128 << 10;
 
-/// The window.
+/// A window.
 #[derive(Debug)]
 pub struct Intake {
+    /// What may still be sent.
     window: i64,
+    /// How much may be on its way and waiting here together.
     target: i64,
+    most: i64,
     given_back: Option<Instant>,
 }
 
-impl Default for Intake {
-    fn default() -> Self {
-        Self { window: DEFAULT_WINDOW, target: FIRST, given_back: None }
-    }
-}
+/// More was sent than the window allowed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Overrun;
 
 impl Intake {
-    /// The other side has sent so much.
-    pub fn take(&mut self, bytes: usize) -> Result<(), Fault> {
-        self.window -= i64::try_from(bytes).unwrap_or(i64::MAX);
-        if self.window < 0 {
-            return Err(Fault::connection(Code::FlowControl, "more data than the connection's window"));
-        }
-        Ok(())
+    /// The window of a connection.
+    #[must_use]
+    pub fn of_connection() -> Self {
+        Self { window: DEFAULT_WINDOW, target: FIRST, most: MOST, given_back: None }
     }
 
-    /// By how much the other side's window shall grow, if it is time to say so.
-    pub fn give_back(&mut self, is_scarce: bool, now: Instant) -> Option<u32> {
-        if self.window > self.target / 2 {
+    /// The window of a stream.
+    #[must_use]
+    pub fn of_stream() -> Self {
+        Self { window: STREAM_WINDOW, target: STREAM_WINDOW, most: MOST_OF_STREAM, given_back: None }
+    }
+
+    /// The other side has sent so much.
+    pub fn take(&mut self, bytes: usize) -> Result<(), Overrun> {
+        self.window -= i64::try_from(bytes).unwrap_or(i64::MAX);
+        if self.window < 0 { Err(Overrun) } else { Ok(()) }
+    }
+
+    /// By how much the other side's window shall grow, if it is time to say so, while so much waits here.
+    pub fn give_back(&mut self, waiting: usize, is_scarce: bool, now: Instant) -> Option<u32> {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        if self.window.saturating_add(waiting) > self.target / 2 {
             return None;
         }
         if is_scarce {
             self.target = (self.target / 2).max(LEAST);
         } else if self.given_back.is_some_and(|before| now.duration_since(before) < QUICK) {
-            self.target = (self.target * 2).min(MOST);
+            self.target = (self.target * 2).min(self.most);
         }
         self.given_back = Some(now);
-        let increment = u32::try_from(self.target - self.window).ok().filter(|&increment| increment > 0)?;
-        self.window = self.target;
+        self.widen(self.target - self.window - waiting)
+    }
+
+    /// By how much it shall grow for a message of which so much is missing: the next one may be as long.
+    pub fn make_room(&mut self, missing: usize) -> Option<u32> {
+        let short = i64::try_from(missing).unwrap_or(i64::MAX).saturating_sub(self.window);
+        if short > 0 { self.widen(short.max(STREAM_WINDOW / 2)) } else { None }
+    }
+
+    /// Whether the other side has sent much that nobody asked for.
+    #[must_use]
+    pub fn is_low(&self) -> bool {
+        self.window < STREAM_WINDOW / 2
+    }
+
+    fn widen(&mut self, bytes: i64) -> Option<u32> {
+        let increment = u32::try_from(bytes).ok().filter(|&increment| increment > 0)?;
+        self.window += bytes;
         Some(increment)
     }
 }
@@ -63,17 +92,50 @@ impl Intake {
 mod tests {
     use super::*;
 
+    fn increment(bytes: i64) -> Option<u32> {
+        Some(u32::try_from(bytes).unwrap())
+    }
+
     #[test]
-    fn the_window_follows_the_load() {
-        let (mut intake, start) = (Intake::default(), Instant::now());
-        assert_eq!(intake.give_back(false, start), Some(u32::try_from(FIRST - DEFAULT_WINDOW).unwrap()));
-        assert_eq!(intake.give_back(false, start), None);
+    fn the_window_of_a_connection_follows_the_load() {
+        let (mut intake, start) = (Intake::of_connection(), Instant::now());
+        assert_eq!(intake.give_back(0, false, start), increment(FIRST - DEFAULT_WINDOW));
+        assert_eq!(intake.give_back(0, false, start), None);
         intake.take(600 << 10).unwrap();
-        assert_eq!(intake.give_back(false, start), Some((600 << 10) + (1 << 20)), "quick: twice as large");
+        assert_eq!(intake.give_back(0, false, start), increment((600 << 10) + (1 << 20)), "quick: twice as large");
         intake.take(1200 << 10).unwrap();
-        assert_eq!(intake.give_back(false, start + QUICK), Some(1200 << 10), "slow: as large as before");
+        assert_eq!(intake.give_back(0, false, start + QUICK), increment(1200 << 10), "slow: as large as before");
         intake.take(1200 << 10).unwrap();
-        assert_eq!(intake.give_back(true, start + QUICK), Some(176 << 10), "scarce: half as large");
-        assert_eq!(intake.take(2 << 20).unwrap_err().code, Code::FlowControl);
+        assert_eq!(intake.give_back(0, true, start + QUICK), increment(176 << 10), "scarce: half as large");
+        assert_eq!(intake.take(2 << 20), Err(Overrun));
+    }
+
+    #[test]
+    fn the_window_of_a_stream_follows_whoever_reads_it() {
+        let (mut intake, start) = (Intake::of_stream(), Instant::now());
+        intake.take(128 << 10).unwrap();
+        assert_eq!(intake.give_back(100 << 10, false, start), None, "little was read");
+        assert_eq!(intake.give_back(40 << 10, false, start), increment(88 << 10));
+        intake.take(88 << 10).unwrap();
+        assert_eq!(intake.give_back(0, false, start), increment(256 << 10), "all of it was read quickly");
+        for _ in 0..10 {
+            let sent = usize::try_from(intake.window).unwrap();
+            intake.take(sent).unwrap();
+            assert!(intake.give_back(0, false, start).is_some());
+        }
+        assert_eq!(intake.window, MOST_OF_STREAM, "and no more than that");
+        intake.take(2 << 20).unwrap();
+        assert_eq!(intake.give_back(0, true, start), increment(1 << 20), "scarce: half as large");
+    }
+
+    #[test]
+    fn a_long_message_gets_the_room_that_it_needs() {
+        let mut intake = Intake::of_stream();
+        intake.take(28 << 10).unwrap();
+        assert_eq!(intake.make_room(100 << 10), None);
+        assert_eq!(intake.make_room(101 << 10), increment(64 << 10), "no small steps");
+        assert_eq!(intake.make_room(1 << 20), increment((1 << 20) - (164 << 10)));
+        intake.take(1 << 20).unwrap();
+        assert_eq!(intake.give_back(0, false, Instant::now()), increment(128 << 10));
     }
 }

@@ -15,7 +15,7 @@
 //! | [`message`] | gRPC's framing, packing and escaping |
 //! | [`connection`] | one connection as a value: bytes in, bytes out |
 //! | [`sender`], [`output`] | what goes out, as windows allow |
-//! | [`intake`] | the window for what comes in |
+//! | [`intake`] | the windows for what comes in |
 //! | [`streams`], [`past`] | those that are open, and those that were |
 //! | [`talk`], [`guest`] | who answers a stream |
 //! | [`outbox`] | where answers from other threads wait |

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{guest::Guest, message::Deframer, request::Request, sender::Outbound, talk::Talk};
+use super::{guest::Guest, intake::Intake, message::Deframer, request::Request, sender::Outbound, talk::Talk};
 
 /// One stream.
 pub struct Stream {
@@ -72,9 +72,7 @@ pub struct Waiting {
 /// The receiving side of a stream.
 pub struct Inbound {
     /// How much the other side may still send.
-    pub window: i64,
-    /// What was used up and not yet given back.
-    pub unreturned: i64,
+    pub intake: Intake,
     /// How much has come.
     pub received: u64,
     /// The other side has ended it.
@@ -85,11 +83,10 @@ pub struct Inbound {
     pub held: usize,
 }
 
-impl Inbound {
-    /// Nothing has come.
-    #[must_use]
-    pub fn new(window: i64) -> Self {
-        Self { window, unreturned: 0, received: 0, ended: false, deframer: Deframer::default(), held: 0 }
+impl Default for Inbound {
+    fn default() -> Self {
+        let deframer = Deframer::default();
+        Self { intake: Intake::of_stream(), received: 0, ended: false, deframer, held: 0 }
     }
 }
 

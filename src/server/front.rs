@@ -233,11 +233,18 @@ impl Door {
                 let peer = stream.peer_addr().map_or_else(|_| String::new(), |address| address.to_string());
                 self.serve_tls(tls, stream, peer, seat).await
             }
-            (Connection::Tcp(stream), _) => self.serve_plain(stream, seat).await,
+            // Hyper would wait for a first byte as long as it takes.
+            (Connection::Tcp(stream), _) => {
+                in_time(stream.readable()).await?;
+                self.serve_plain(stream, seat).await
+            }
             (Connection::Unix(stream), Some(tls)) if !is_plain => {
                 self.serve_tls(tls, stream, String::new(), seat).await
             }
-            (Connection::Unix(stream), _) => self.serve_plain(stream, seat).await,
+            (Connection::Unix(stream), _) => {
+                in_time(stream.readable()).await?;
+                self.serve_plain(stream, seat).await
+            }
         }
     }
 }

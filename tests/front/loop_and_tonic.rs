@@ -1,6 +1,9 @@
 //! Both servers of HTTP/2 answer alike.
 
+use std::time::Duration;
+
 use metastore::proto::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
+use tokio::{io::AsyncReadExt, net::TcpStream};
 use tonic::{Code, codec::CompressionEncoding, transport::Channel};
 
 use crate::support::Server;
@@ -23,6 +26,20 @@ async fn packed_calls_are_understood_and_answered_in_kind() {
         let answer = client.range(RangeRequest { key: "a".into(), ..RangeRequest::default() }).await.unwrap();
         assert_eq!(answer.metadata().get("grpc-encoding").unwrap(), "gzip");
         assert_eq!(answer.into_inner().kvs[0].value, value.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn whoever_says_nothing_is_sent_away() {
+    let servers = both().await;
+    let mut silent = Vec::new();
+    for (server, _) in &servers {
+        silent.push(TcpStream::connect(server.address()).await.unwrap());
+    }
+    for mut silent in silent {
+        let mut said = Vec::new();
+        let heard = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut said)).await;
+        assert!(heard.expect("it was left alone").is_ok() && said.is_empty());
     }
 }
 

@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 
-use super::{Connection, Phase, STREAM_WINDOW};
+use super::{Connection, Phase};
 use crate::{
     call::{Code as Status, Refusal},
     http2::{
         fault::{Code, Fault},
         frame::{Frame, LARGEST_PAYLOAD, MAX_PAYLOAD, MAX_WINDOW, kind, setting},
+        intake::Overrun,
         limits::{self, Nuisance},
         message::{Deframer, PREFIX_BYTES},
         past::End,
@@ -57,7 +58,9 @@ impl Connection {
     }
 
     fn data(&mut self, id: u32, data: Bytes, counted: usize, end: bool, now: Instant) -> Result<(), Fault> {
-        self.intake.take(counted)?;
+        self.intake.take(counted).map_err(|Overrun| {
+            Fault::connection(Code::FlowControl, "more data than the connection's window")
+        })?;
         self.widen_connection(now);
         if data.is_empty() && !end {
             self.count(Nuisance::EmptyData, now)?;
@@ -68,11 +71,8 @@ impl Connection {
             return Err(Fault::stream(id, Code::StreamClosed, "data behind the end of its stream"));
         }
         let inbound = &mut stream.inbound;
-        inbound.window -= i64::try_from(counted).expect("frames are small");
-        inbound.unreturned += i64::try_from(counted - data.len()).expect("frames are small");
-        if inbound.window < 0 {
-            return Err(Fault::stream(id, Code::FlowControl, "more data than the stream's window"));
-        }
+        let taken = inbound.intake.take(counted);
+        taken.map_err(|Overrun| Fault::stream(id, Code::FlowControl, "more data than the stream's window"))?;
         inbound.received += data.len() as u64;
         if stream.request.content_length.is_some_and(|length| length < stream.inbound.received) {
             return Err(Fault::stream(id, Code::Protocol, "more data than the content-length"));
@@ -103,7 +103,7 @@ impl Connection {
         let stream = self.streams.get(slot).expect("the caller has it");
         let length = data.len();
         match &mut stream.role {
-            Role::Answered if stream.outbound.is_over() && stream.inbound.window < STREAM_WINDOW / 2 => {
+            Role::Answered if stream.outbound.is_over() && stream.inbound.intake.is_low() => {
                 return self.stop_listening(slot);
             }
             Role::Answered | Role::Ready(_) | Role::Called { .. } => return,
@@ -245,20 +245,17 @@ impl Connection {
         Ok(())
     }
 
-    /// What a stream has used up is given back, when it is worth a frame.
+    /// What a stream has used up is given back, when it is worth a frame and there is somebody to read more.
     pub(super) fn give_back(&mut self, slot: u64, consumed: usize) {
         let Some(stream) = self.streams.get(slot) else { return };
         let inbound = &mut stream.inbound;
         inbound.held -= consumed;
         self.held_in -= consumed;
-        inbound.unreturned += i64::try_from(consumed).expect("it fits in memory");
-        if inbound.unreturned < STREAM_WINDOW / 2 || inbound.ended {
-            return;
+        let has_reader = matches!(stream.role, Role::Listening | Role::Talk(_) | Role::Guest(_));
+        if has_reader && !inbound.ended {
+            let increment = inbound.intake.give_back(inbound.held, self.shared.is_scarce(), self.now);
+            widen(stream.id, &mut self.sender, increment);
         }
-        // A window that was widened for one large message is not kept so wide.
-        let increment = inbound.unreturned.min(STREAM_WINDOW - inbound.window);
-        inbound.unreturned = 0;
-        widen(stream, &mut self.sender, increment);
     }
 
     /// Whether the connection takes streams with this ID.
@@ -276,10 +273,10 @@ pub(super) fn too_much() -> Refusal {
     Refusal { code: Status::ResourceExhausted, message }
 }
 
-fn widen(stream: &mut Stream, sender: &mut Sender, increment: i64) {
-    if let Ok(increment @ 1..) = u32::try_from(increment) {
-        stream.inbound.window += i64::from(increment);
-        sender.control(kind::WINDOW_UPDATE, 0, stream.id, &increment.to_be_bytes());
+/// Tells the other side that it may send so much more; on stream 0: on all streams together.
+pub(super) fn widen(id: u32, sender: &mut Sender, increment: Option<u32>) {
+    if let Some(increment) = increment {
+        sender.control(kind::WINDOW_UPDATE, 0, id, &increment.to_be_bytes());
     }
 }
 
@@ -287,9 +284,6 @@ fn widen(stream: &mut Stream, sender: &mut Sender, increment: i64) {
 fn widen_for_message(stream: &mut Stream, sender: &mut Sender, max_bytes: usize) {
     let deframer = &stream.inbound.deframer;
     let wanted = deframer.wanted().filter(|&wanted| wanted <= max_bytes + PREFIX_BYTES).unwrap_or(0);
-    let missing = i64::try_from(wanted.saturating_sub(deframer.len())).unwrap_or(0);
-    if missing > stream.inbound.window {
-        let increment = missing - stream.inbound.window;
-        widen(stream, sender, increment.max(STREAM_WINDOW / 2));
-    }
+    let increment = stream.inbound.intake.make_room(wanted.saturating_sub(deframer.len()));
+    widen(stream.id, sender, increment);
 }

@@ -33,7 +33,7 @@ use super::{
     fault::{Code, Fault},
     frame::{self, DEFAULT_WINDOW, Frame, PREFACE, flag, kind, setting},
     hpack::{Decoder, decoder::Fields},
-    intake::Intake,
+    intake::{Intake, STREAM_WINDOW},
     limits::{Counter, Limits, MOST_STREAMS, Nuisance, Shared},
     outbox::{Outbox, Parcels},
     output::Output,
@@ -47,8 +47,6 @@ use crate::metrics::METRICS;
 use alarms::Clock;
 use calls::Work;
 
-/// The window of a stream for what comes in. A message that needs more gets more.
-pub const STREAM_WINDOW: i64 = 128 << 10;
 /// While so much waits for the other side to read, calls wait too.
 const CALLS_WAIT_BYTES: usize = 16 << 20;
 /// Who holds less than this for windows that do not open may take his time.
@@ -140,7 +138,7 @@ impl Connection {
             fields: Fields::default(),
             memory: Memory::default(),
             block: None,
-            intake: Intake::default(),
+            intake: Intake::of_connection(),
             streams: Streams::default(),
             highest: 0,
             past: Past::default(),
@@ -344,9 +342,8 @@ impl Connection {
     }
 
     fn widen_connection(&mut self, now: Instant) {
-        if let Some(increment) = self.intake.give_back(self.shared.is_scarce(), now) {
-            self.sender.control(kind::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
-        }
+        let increment = self.intake.give_back(0, self.shared.is_scarce(), now);
+        incoming::widen(0, &mut self.sender, increment);
     }
 
     fn acknowledge(&mut self, kind: u8, payload: &[u8]) {

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::BytesMut;
 
-use super::{Block, Connection, Phase, STREAM_WINDOW, incoming::too_much};
+use super::{Block, Connection, Phase, incoming::too_much};
 use crate::{
     call::{Code as Status, Metadata},
     http2::{
@@ -153,7 +153,7 @@ impl Connection {
             id,
             request: request.clone(),
             deadline,
-            inbound: Inbound::new(STREAM_WINDOW),
+            inbound: Inbound::default(),
             outbound: Outbound::new(self.first_window, is_packed, is_call),
             role: Role::Listening,
             is_due: false,
