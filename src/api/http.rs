@@ -15,7 +15,7 @@ use super::{Api, company::outcome, halt_process, maintenance::ETCD_VERSION};
 use crate::{
     error::Error,
     metrics::{self, METRICS, REGISTRY},
-    mvcc::{Interval, read::Query},
+    mvcc::{Interval, Query},
     state::{CORRUPT, NOSPACE},
 };
 

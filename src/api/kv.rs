@@ -7,9 +7,12 @@ use crate::{
     call::{Call, Reply},
     error::Error,
     metrics::METRICS,
-    mvcc::read::{Failure, Query},
+    mvcc::{
+        Interval, Query,
+        read::{Failure, Rows},
+    },
     proto::etcdserverpb::{
-        CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op,
+        CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op,
     },
     state::{self, Kind, command, txn},
 };
@@ -30,20 +33,19 @@ impl Api {
     }
 
     fn run_range(self: Arc<Self>, query: Query, reply: Reply) {
-        if self.readers().keys.is_short(&query) {
-            return self.answer_range(&query, reply);
+        if let Some(found) = self.readers().keys.range_at_once(&query).transpose() {
+            return self.answer_range(found, reply);
         }
         let pool = self.pool.clone();
         pool.run(move || {
             let started = Instant::now();
-            self.answer_range(&query, reply);
+            self.answer_range(self.readers().keys.range(&query), reply);
             self.slow.note_read(started, "read-only range ");
         });
     }
 
-    fn answer_range(&self, query: &Query, reply: Reply) {
-        let answer = self.readers().keys.range(query);
-        reply.answer(answer.map(|(rows, head)| self.header.rows(&rows, head)).map_err(refuse));
+    fn answer_range(&self, found: Result<(Rows, i64), Failure>, reply: Reply) {
+        reply.answer(found.map(|(rows, head)| self.header.rows(&rows, head)).map_err(refuse));
     }
 
     /// `KV/Put`.
@@ -90,24 +92,27 @@ impl Api {
         }
         let api = self.clone();
         self.read(is_serializable(&txn), reply, move |reply| {
-            let (pool, is_short) = (api.pool.clone(), api.is_short(&txn));
+            let (pool, is_at_hand) = (api.pool.clone(), api.is_at_hand(&txn));
             let run = move || {
                 let started = Instant::now();
                 reply.answer(api.run_read_only(&txn).map_err(refuse));
                 api.slow.note_read(started, "read-only txn ");
             };
-            if is_short { run() } else { pool.run(run) }
+            if is_at_hand { run() } else { pool.run(run) }
         });
     }
 
-    /// Whether a read-only transaction looks at few enough keys to be answered on the spot.
-    fn is_short(&self, txn: &TxnRequest) -> bool {
-        let keys = &self.readers().keys;
-        let is_short = |op: &RequestOp| match &op.request {
-            Some(request_op::Request::RequestRange(range)) => keys.is_short(&txn::query(range.clone())),
+    /// Whether all that a read-only transaction looks at is little, and in memory.
+    fn is_at_hand(&self, txn: &TxnRequest) -> bool {
+        let is_at_hand = |query: &Query| !matches!(self.readers().keys.range_at_once(query), Ok(None));
+        let is_compared_at_once = |compare: &Compare| {
+            compare.range_end.is_empty() && is_at_hand(&Query::all(Interval::Key(compare.key.clone())))
+        };
+        let is_done_at_once = |op: &RequestOp| match &op.request {
+            Some(request_op::Request::RequestRange(range)) => is_at_hand(&txn::query(range.clone())),
             _ => false,
         };
-        txn.compare.iter().all(|compare| compare.range_end.is_empty()) && ops(txn).all(is_short)
+        txn.compare.iter().all(is_compared_at_once) && ops(txn).all(is_done_at_once)
     }
 
     fn run_read_only(&self, request: &TxnRequest) -> Result<bytes::Bytes, Failure> {

@@ -18,13 +18,15 @@ use crate::{
     call::{Conversation, Line, Metadata, Refusal, Step},
     error::Error,
     metrics::METRICS,
-    mvcc::{Interval, read::Query},
+    mvcc::{
+        Interval, Query,
+        read::{Failure, Rows},
+    },
     proto::etcdserverpb::RangeRequest,
     state::txn,
 };
 
 const FIRST_CHUNK_KEYS: usize = 10;
-/// However small the values: a chunk is read on the call's own task, which others wait for.
 const MAX_CHUNK_KEYS: usize = 1024;
 const RANGE_RESPONSE_FIELD: u32 = 1;
 
@@ -35,6 +37,8 @@ enum Stage {
     Waiting(Barrier, Query),
     /// Sending.
     Sending(Sending),
+    /// Waiting for so many keys that are not at hand.
+    Reading(Barrier<Result<(Rows, i64), Failure>>, Sending, usize),
     /// All is said.
     Over,
 }
@@ -102,7 +106,18 @@ impl RangeStream {
                     return Ok(false);
                 }
             },
-            Stage::Sending(sending) => self.stage = self.chunk(sending).map_err(Err)?,
+            Stage::Sending(sending) => self.stage = self.chunk(sending, line.waker()).map_err(Err)?,
+            Stage::Reading(barrier, sending, wanted) => match barrier.outcome() {
+                Some(Ok(found)) => {
+                    let (rows, _) = found.map_err(|failure| Err(refuse(failure)))?;
+                    self.stage = self.pass_on(sending, wanted, rows);
+                }
+                Some(Err(error)) => return Err(Err(error.into())),
+                None => {
+                    self.stage = Stage::Reading(barrier, sending, wanted);
+                    return Ok(false);
+                }
+            },
             Stage::Over => return Err(Ok(())),
         }
         Ok(true)
@@ -130,13 +145,27 @@ impl RangeStream {
         Ok(Sending { query, at: view.at(), head, left, sent: 0, chunk_keys: FIRST_CHUNK_KEYS })
     }
 
-    fn chunk(&mut self, mut sending: Sending) -> Result<Stage, Refusal> {
-        let keys = &self.api.readers().keys;
-        let (view, _) = keys.view(sending.at).map_err(Refusal::from)?;
+    /// Reads a chunk: at once, or on a thread that may wait.
+    fn chunk(&mut self, sending: Sending, waker: &Waker) -> Result<Stage, Refusal> {
         let wanted = sending.chunk_keys.min(sending.left).min(MAX_CHUNK_KEYS);
-        let limit = i64::try_from(wanted).expect("a chunk is small");
-        let chunk = Query { limit, ..sending.query.clone() };
-        let mut rows = view.range(&chunk).map_err(|halt| refuse(halt.into()))?;
+        let chunk = Query {
+            limit: i64::try_from(wanted).expect("a chunk is small"),
+            revision: sending.at,
+            // Only a limit of the caller's leaves a rest that he hears of.
+            counts_rest: wanted == sending.left,
+            ..sending.query.clone()
+        };
+        let found = self.api.readers().keys.range_at_once(&chunk).map_err(refuse)?;
+        if let Some((rows, _)) = found {
+            return Ok(self.pass_on(sending, wanted, rows));
+        }
+        let (barrier, opener) = barrier::erect(waker);
+        let api = self.api.clone();
+        self.api.pool.run(move || opener(Ok(api.readers().keys.range(&chunk))));
+        Ok(Stage::Reading(barrier, sending, wanted))
+    }
+
+    fn pass_on(&mut self, mut sending: Sending, wanted: usize, mut rows: Rows) -> Stage {
         let more_to_send = rows.more && wanted < sending.left;
         sending.sent += rows.records.len();
         if more_to_send {
@@ -147,14 +176,14 @@ impl RangeStream {
             let last = key_of(rows.records.last().expect("a chunk with more behind it is not empty"));
             sending.query.interval = after(&sending.query.interval, &last);
             self.outbox.push_back(wrap(&out));
-            return Ok(Stage::Sending(sending));
+            return Stage::Sending(sending);
         }
         if !sending.query.count_only {
             // What is counted is what lies ahead of this chunk; the chunks before it were counted as they were sent.
             rows.count += i64::try_from(sending.sent - rows.records.len()).expect("keys fit in memory");
         }
         self.outbox.push_back(wrap(&self.api.header.rows(&rows, sending.head)));
-        Ok(Stage::Over)
+        Stage::Over
     }
 }
 

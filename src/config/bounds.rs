@@ -48,6 +48,12 @@ pub const FLAGS: &[Flag] = &[
         "Events that may wait for one watch stream; more make it lag behind.",
     ),
     flag("max-watches-per-stream", Kind::Unsigned, "1000000", "Watches of one stream; more are refused."),
+    flag(
+        "api-threads",
+        Kind::Unsigned,
+        "0",
+        "Threads for clients' connections; 0 is one for each processor but one, most 1024.",
+    ),
     flag("read-threads", Kind::Unsigned, "0", "Threads for long reads; 0 is one for each processor, most 1024."),
     flag(
         "max-connections",
@@ -59,7 +65,7 @@ pub const FLAGS: &[Flag] = &[
 
 const SMALLEST_WRITE_BUFFER: u64 = 64 << 10;
 const SLOWEST_SNAPSHOT: u64 = 1 << 20;
-const MOST_READ_THREADS: u64 = 1024;
+const MOST_THREADS: u64 = 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const SHORTEST_KEEPALIVE: Duration = Duration::from_secs(1);
@@ -89,6 +95,8 @@ pub struct Bounds {
     pub watch_pending_bytes: usize,
     /// Watches of one stream.
     pub max_watches_per_stream: usize,
+    /// Threads for clients' connections. None: one for each processor but one.
+    pub api_threads: Option<usize>,
     /// Threads for long reads. None: one for each processor.
     pub read_threads: Option<usize>,
     /// Client connections at a time. None: what the limit of open files leaves.
@@ -119,9 +127,11 @@ impl Bounds {
             let typed = typed.text("flush-interval");
             return Err(format!("--flush-interval must be >0 (set to {typed})"));
         }
-        if number("read-threads") > MOST_READ_THREADS {
-            let threads = number("read-threads");
-            return Err(format!("--read-threads must be at most {MOST_READ_THREADS} (set to {threads})"));
+        for flag in ["api-threads", "read-threads"] {
+            let threads = number(flag);
+            if threads > MOST_THREADS {
+                return Err(format!("--{flag} must be at most {MOST_THREADS} (set to {threads})"));
+            }
         }
         Ok(Self {
             block_cache_bytes: resolve::count(number("block-cache-bytes")),
@@ -135,6 +145,7 @@ impl Bounds {
             watch_ring_bytes: resolve::count(number("watch-ring-bytes")),
             watch_pending_bytes: at_least("watch-pending-bytes", 1)?,
             max_watches_per_stream: at_least("max-watches-per-stream", 1)?,
+            api_threads: unless_zero("api-threads"),
             read_threads: unless_zero("read-threads"),
             max_connections: unless_zero("max-connections"),
             keepalive_interval: keepalive[0].max(SHORTEST_KEEPALIVE),
@@ -194,6 +205,7 @@ mod tests {
             ("--max-watches-per-stream=0", "--max-watches-per-stream must be at least 1 (set to 0)"),
             ("--watch-pending-bytes=0", "--watch-pending-bytes must be at least 1 (set to 0)"),
             ("--write-buffer-bytes=1000", "--write-buffer-bytes must be at least 65536 (set to 1000)"),
+            ("--api-threads=1025", "--api-threads must be at most 1024 (set to 1025)"),
             ("--read-threads=1025", "--read-threads must be at most 1024 (set to 1025)"),
             ("--flush-interval=0s", "--flush-interval must be >0 (set to 0s)"),
         ] {

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     fn increment(bytes: i64) -> Option<u32> {
-        Some(u32::try_from(bytes).unwrap())
+        u32::try_from(bytes).ok()
     }
 
     #[test]

@@ -26,6 +26,7 @@
 pub mod compact;
 pub mod history;
 pub mod index;
+pub mod query;
 pub mod read;
 pub mod revision;
 pub mod write;
@@ -44,6 +45,7 @@ use quick_cache::{Weighter, sync::Cache};
 
 use crate::storage::Engine;
 pub use index::{Change, Hit, Index, Life};
+pub use query::Query;
 pub use read::Reader;
 pub use revision::{RecordKey, Revision};
 pub use write::Store;

@@ -1,10 +1,11 @@
-//! Reading: which records a Range means, in what order, and their bytes.
+//! Reading: which records a [`Query`] means, in what order, and their bytes.
 //!
 //! The index answers which keys there are; records are fetched by revision, from the cache or in one sorted batch from the
 //! database, and handed on as they are stored. Nothing decodes a value, unless a sort looks at it.
 //!
-//! A short read takes no view: if compaction forgets one of its records between index and database, it is simply done
-//! again, registered. A long one registers first.
+//! A short read of records that are in memory takes no view and waits for nothing, so anybody may do it anywhere
+//! ([`Reader::range_at_once`]). A long one, one that has to ask the disk, and one of which compaction forgot a record between
+//! index and database, registers a view first ([`Reader::range`]), on a thread that may wait.
 
 use std::{cmp::Ordering, ops::ControlFlow, sync::Arc};
 
@@ -14,7 +15,10 @@ use prost::{
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
 };
 
-use super::{Hit, Interval, Life, RecordKey, Revision, Shared, ViewGuard};
+use super::{
+    Hit, Interval, Life, RecordKey, Revision, Shared, ViewGuard,
+    query::{Order, Query, Target},
+};
 use crate::{
     error::{Error, Halt},
     proto::mvccpb::KeyValue,
@@ -23,114 +27,6 @@ use crate::{
 
 /// Readers hold the index lock for at most so many keys; a read of no more is short.
 pub const CHUNK: usize = 256;
-
-/// What a sort looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    /// The key.
-    Key,
-    /// How often it was put.
-    Version,
-    /// The revision that created it.
-    Create,
-    /// The revision of its newest put.
-    Mod,
-    /// Its value.
-    Value,
-}
-
-/// Which way a sort goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// Not asked for. With a target other than the key, what the limit let through is sorted nevertheless.
-    None,
-    /// Smallest first.
-    Ascend,
-    /// Largest first; equal ones stay in key order.
-    Descend,
-}
-
-/// Inclusive bounds on revisions; zero is no bound.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Filters {
-    /// Smallest revision of the newest put.
-    pub min_mod: i64,
-    /// Largest revision of the newest put.
-    pub max_mod: i64,
-    /// Smallest revision of creation.
-    pub min_create: i64,
-    /// Largest revision of creation.
-    pub max_create: i64,
-}
-
-impl Filters {
-    /// Whether nothing is filtered.
-    #[must_use]
-    pub fn is_off(&self) -> bool {
-        *self == Self::default()
-    }
-
-    fn admit(&self, modified: i64, create: impl FnOnce() -> i64) -> bool {
-        let within = |at: i64, min: i64, max: i64| (min == 0 || at >= min) && (max == 0 || at <= max);
-        within(modified, self.min_mod, self.max_mod)
-            && (self.min_create == 0 && self.max_create == 0 || within(create(), self.min_create, self.max_create))
-    }
-}
-
-/// A Range request, validated.
-#[derive(Debug, Clone)]
-pub struct Query {
-    /// Which keys.
-    pub interval: Interval,
-    /// At most so many; zero or less is all.
-    pub limit: i64,
-    /// As of when; zero or less is now.
-    pub revision: i64,
-    /// Which way to sort.
-    pub order: Order,
-    /// What to sort by.
-    pub target: Target,
-    /// Leave values (and leases) out.
-    pub keys_only: bool,
-    /// Only count.
-    pub count_only: bool,
-    /// Which revisions to let through.
-    pub filters: Filters,
-}
-
-impl Query {
-    /// All of an interval, now, in key order.
-    #[must_use]
-    pub fn all(interval: Interval) -> Self {
-        Self {
-            interval,
-            limit: 0,
-            revision: 0,
-            order: Order::None,
-            target: Target::Key,
-            keys_only: false,
-            count_only: false,
-            filters: Filters::default(),
-        }
-    }
-
-    /// The number of keys that have to be looked at, where the index can stop early.
-    fn fetch_limit(&self) -> usize {
-        let default_order = self.order == Order::None || (self.order == Order::Ascend && self.target == Target::Key);
-        if self.limit > 0 && default_order && self.filters.is_off() {
-            usize::try_from(self.limit).unwrap_or(usize::MAX).saturating_add(1)
-        } else {
-            usize::MAX
-        }
-    }
-
-    fn needs_lives(&self) -> bool {
-        self.keys_only
-            || self.filters.min_create != 0
-            || self.filters.max_create != 0
-            || matches!(self.target, Target::Version | Target::Create)
-    }
-}
 
 /// The answer to a Range, but for the header.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -214,6 +110,34 @@ impl Source for Shared {
     }
 
     fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt> {
+        self.records_from(revisions, |keys| self.engine.get_many(Table::History, keys))
+    }
+}
+
+/// What is published and in memory. A record that is not looks like one that was forgotten.
+struct AtHand<'a>(&'a Shared);
+
+impl Source for AtHand<'_> {
+    fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
+        self.0.visit(interval, at, visit);
+    }
+
+    fn count(&self, interval: &Interval, at: i64) -> usize {
+        self.0.count(interval, at)
+    }
+
+    fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt> {
+        self.0.records_from(revisions, |keys| self.0.engine.get_many_at_hand(Table::History, keys))
+    }
+}
+
+impl Shared {
+    /// Records from the cache, and those which are not there from where `fetch` finds them.
+    fn records_from(
+        &self,
+        revisions: &[Revision],
+        fetch: impl FnOnce(&[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt>,
+    ) -> Result<Vec<Option<Bytes>>, Halt> {
         let mut found: Vec<Option<Bytes>> = revisions.iter().map(|revision| self.cache.get(revision)).collect();
         let mut missing: Vec<usize> = (0..found.len()).filter(|&nth| found[nth].is_none()).collect();
         if missing.is_empty() {
@@ -222,7 +146,7 @@ impl Source for Shared {
         missing.sort_unstable_by_key(|&nth| revisions[nth]);
         let keys: Vec<RecordKey> = missing.iter().map(|&nth| RecordKey::new(revisions[nth], false)).collect();
         let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
-        for (nth, record) in missing.into_iter().zip(self.engine.get_many(Table::History, &keys)?) {
+        for (nth, record) in missing.into_iter().zip(fetch(&keys)?) {
             if let Some(record) = &record {
                 self.cache.insert(revisions[nth], record.clone());
             }
@@ -271,7 +195,8 @@ pub fn range(source: &dyn Source, query: &Query, at: i64) -> Result<Option<Rows>
         return Ok(Some(Rows { count, ..Rows::default() }));
     }
     let mut rows = visit_rows(source, query, at);
-    let count = if rows.len() >= query.fetch_limit() { source.count(&query.interval, at) } else { rows.len() };
+    let is_cut = rows.len() >= query.fetch_limit();
+    let count = if is_cut && query.counts_rest { source.count(&query.interval, at) } else { rows.len() };
     let looks_inside = query.needs_lives() || query.target == Target::Value;
     if looks_inside && !fill(source, query, &mut rows)? {
         return Ok(None);
@@ -396,35 +321,38 @@ impl Reader {
         self.shared.memory()
     }
 
-    /// Whether a query looks at few enough keys to be answered on the spot. What is alive now is counted by adding up; at an
+    /// Whether a query looks at few enough keys to be answered at once. What is alive now is counted by adding up; at an
     /// older revision it has to be looked at.
-    #[must_use]
-    pub fn is_short(&self, query: &Query) -> bool {
+    fn is_short(&self, query: &Query) -> bool {
         let takes_few = query.count_only || query.fetch_limit() <= CHUNK + 1;
-        if matches!(query.interval, Interval::Key(_)) || takes_few && query.revision <= 0 {
+        let counts_quickly = query.revision <= 0 || !query.counts_rest;
+        if matches!(query.interval, Interval::Key(_)) || takes_few && counts_quickly {
             return true;
         }
         let everything = &mut |_: &[u8], _| ControlFlow::Continue(());
         self.shared.index.read().visit_piece(&query.interval, i64::MAX, CHUNK, everything).is_none()
     }
 
-    /// Answers a query, with the head that it was answered at.
+    /// Answers a query, with the head that it was answered at. This may take long, and may wait for the disk.
     pub fn range(&self, query: &Query) -> Result<(Rows, i64), Failure> {
-        if self.is_short(query) {
-            let head = self.head();
-            let at = self.resolve(query.revision, head)?;
-            if let Some(rows) = self.range_unguarded(query, at)? {
-                return Ok((rows, head));
-            }
-        }
         let (view, head) = self.view(query.revision)?;
         Ok((view.range(query)?, head))
     }
 
-    /// Answers a query without keeping compaction away from what it sees; None if one has come. The index forgets first,
-    /// and without a trace.
+    /// The same, if it takes neither: None otherwise.
+    pub fn range_at_once(&self, query: &Query) -> Result<Option<(Rows, i64)>, Failure> {
+        if !self.is_short(query) {
+            return Ok(None);
+        }
+        let head = self.head();
+        let at = self.resolve(query.revision, head)?;
+        Ok(self.range_unguarded(query, at)?.map(|rows| (rows, head)))
+    }
+
+    /// Answers a query from memory without keeping compaction away from what it sees; None if one has come, or if memory is
+    /// not enough. The index forgets first, and without a trace.
     pub(super) fn range_unguarded(&self, query: &Query, at: i64) -> Result<Option<Rows>, Halt> {
-        let rows = range(self.shared.as_ref(), query, at)?;
+        let rows = range(&AtHand(&self.shared), query, at)?;
         Ok(rows.filter(|_| at >= self.compacted()))
     }
 

@@ -2,7 +2,6 @@
 
 use super::{
     compact::{Compaction, Progress},
-    read::Query,
     write::Put,
     *,
 };

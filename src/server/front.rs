@@ -235,16 +235,13 @@ impl Door {
             }
             // Hyper would wait for a first byte as long as it takes.
             (Connection::Tcp(stream), _) => {
-                in_time(stream.readable()).await?;
+                in_time(stream.peek(&mut [0])).await?;
                 self.serve_plain(stream, seat).await
             }
             (Connection::Unix(stream), Some(tls)) if !is_plain => {
                 self.serve_tls(tls, stream, String::new(), seat).await
             }
-            (Connection::Unix(stream), _) => {
-                in_time(stream.readable()).await?;
-                self.serve_plain(stream, seat).await
-            }
+            (Connection::Unix(stream), _) => self.serve_plain(stream, seat).await,
         }
     }
 }

@@ -105,7 +105,10 @@ fn plain(error: &io::Error) -> String {
 /// Runs a server until it is told to stop.
 #[must_use]
 pub fn run(config: &Config) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("api").build() {
+    // One processor is left to the thread that orders and stores what all the others write.
+    let api_threads = config.bounds.api_threads.unwrap_or_else(|| processors().saturating_sub(1).max(1));
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match builder.worker_threads(api_threads).enable_all().thread_name("api").build() {
         Ok(runtime) => runtime,
         Err(error) => return logging::fatal("discovery failed", error),
     };
@@ -115,6 +118,10 @@ pub fn run(config: &Config) -> ExitCode {
         Ok(signal) => signal.map_or(ExitCode::SUCCESS, signals::end_by),
         Err(failure) => logging::fatal("discovery failed", failure),
     }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 /// Serves until the end; returns the signal that it was told to stop with, if it was.
@@ -361,8 +368,7 @@ fn build(
         logger: logging::raft_logger(),
     };
     let (node, threads) = Node::start(&settings, raft, parts)?;
-    let read_threads =
-        bounds.read_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
+    let read_threads = bounds.read_threads.unwrap_or_else(processors);
     let api = Api {
         header: Header::new(identity.cluster_id, identity.member_id, node.status().clone()),
         node,

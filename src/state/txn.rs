@@ -12,8 +12,8 @@ use super::{Machine, Response, apply::Outcome};
 use crate::{
     error::{Error, Halt},
     mvcc::{
-        Hit, Interval, Life, Reader,
-        read::{self, Failure, Query, Source},
+        Hit, Interval, Life, Query, Reader,
+        read::{self, Failure, Source},
     },
     proto::etcdserverpb::{
         Compare, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
@@ -181,7 +181,7 @@ pub fn check_revision(revision: i64, head: i64, compacted: i64) -> Result<(), Er
 #[must_use]
 pub fn query(range: RangeRequest) -> Query {
     use crate::{
-        mvcc::read::{Filters, Order, Target},
+        mvcc::query::{Filters, Order, Target},
         proto::etcdserverpb::range_request::{SortOrder, SortTarget},
     };
     let order = match range.sort_order() {
@@ -204,6 +204,7 @@ pub fn query(range: RangeRequest) -> Query {
         target,
         keys_only: range.keys_only,
         count_only: range.count_only,
+        counts_rest: true,
         filters: Filters {
             min_mod: range.min_mod_revision,
             max_mod: range.max_mod_revision,

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use metastore::{
     error::{Error, Halt},
-    mvcc::{Interval, compact::KeyHash, read::Query},
+    mvcc::{Interval, Query, compact::KeyHash},
     node::{
         Node, Parts, Settings, Threads,
         applier::Quota,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use metastore::{
     error::Error,
-    mvcc::{Interval, Reader, read::Query},
+    mvcc::{Interval, Query, Reader},
     proto::mvccpb::KeyValue,
     state::{Readers, Response},
 };

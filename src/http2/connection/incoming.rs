@@ -58,9 +58,9 @@ impl Connection {
     }
 
     fn data(&mut self, id: u32, data: Bytes, counted: usize, end: bool, now: Instant) -> Result<(), Fault> {
-        self.intake.take(counted).map_err(|Overrun| {
-            Fault::connection(Code::FlowControl, "more data than the connection's window")
-        })?;
+        self.intake
+            .take(counted)
+            .map_err(|Overrun| Fault::connection(Code::FlowControl, "more data than the connection's window"))?;
         self.widen_connection(now);
         if data.is_empty() && !end {
             self.count(Nuisance::EmptyData, now)?;

@@ -117,7 +117,10 @@ fn a_conversations_window_is_given_back_as_it_reads() {
         assert!(window > 0);
     }
     assert_eq!(echoed, 1_005_000);
-    assert!((STREAM_WINDOW + 1..=2 << 20).contains(&window), "{window}: whoever is read quickly may send more at a time");
+    assert!(
+        (STREAM_WINDOW + 1..=2 << 20).contains(&window),
+        "{window}: whoever is read quickly may send more at a time"
+    );
 }
 
 #[test]
