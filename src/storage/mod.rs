@@ -110,7 +110,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Many values of one table; `keys` ascend.
     fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt>;
 
-    /// The same, for whoever may not wait for a disk: what is not in memory seems not to be there.
+    /// The same, for whoever may not wait for a disk: what is not in memory seems not to be there, nor does what comes after it.
     fn get_many_at_hand(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
         self.get_many(table, keys)
     }

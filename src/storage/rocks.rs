@@ -17,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBCompressionType, DBPinnableSlice, ErrorKind, FlushOptions, Options, ReadOptions, ReadTier, WriteBatch,
-    WriteOptions, checkpoint::Checkpoint, properties,
+    DBCompressionType, ErrorKind, FlushOptions, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions,
+    checkpoint::Checkpoint, properties,
 };
 use rustix::fs::statvfs;
 
@@ -107,27 +107,6 @@ impl Rocks {
         Ok(sum)
     }
 
-    /// Reads many; what the options keep from being read seems not to be there.
-    fn get_many_with(&self, table: Table, keys: &[&[u8]], options: &ReadOptions) -> Result<Vec<Option<Bytes>>, Halt> {
-        let read = |keys: &mut dyn Iterator<Item = &[u8]>| {
-            let keys: Vec<&[u8]> = keys.collect();
-            let copy = |value: Option<DBPinnableSlice<'_>>| value.map(|value| Bytes::copy_from_slice(&value));
-            self.db
-                .batched_multi_get_cf_opt(self.family(table), keys, true, options)
-                .into_iter()
-                .map(|found| match found {
-                    Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
-                    found => found.map(copy).map_err(halt),
-                })
-                .collect()
-        };
-        if table == Table::History {
-            return read(&mut keys.iter().copied());
-        }
-        let tagged: Vec<Vec<u8>> = keys.iter().map(|key| with_key(table, key, <[u8]>::to_vec)).collect();
-        read(&mut tagged.iter().map(Vec::as_slice))
-    }
-
     fn get_with(&self, table: Table, key: &[u8], options: &ReadOptions) -> Result<Option<Bytes>, Halt> {
         let found = with_key(table, key, |key| self.db.get_pinned_cf_opt(self.family(table), key, options));
         Ok(found.map_err(halt)?.map(|value| Bytes::copy_from_slice(&value)))
@@ -195,13 +174,35 @@ impl Engine for Rocks {
     }
 
     fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
-        self.get_many_with(table, keys, &ReadOptions::default())
+        let read = |keys: &mut dyn Iterator<Item = &[u8]>| {
+            let keys: Vec<&[u8]> = keys.collect();
+            self.db
+                .batched_multi_get_cf(self.family(table), keys, true)
+                .into_iter()
+                .map(|found| Ok(found.map_err(halt)?.map(|value| Bytes::copy_from_slice(&value))))
+                .collect()
+        };
+        if table == Table::History {
+            return read(&mut keys.iter().copied());
+        }
+        let tagged: Vec<Vec<u8>> = keys.iter().map(|key| with_key(table, key, <[u8]>::to_vec)).collect();
+        read(&mut tagged.iter().map(Vec::as_slice))
     }
 
+    /// One by one: RocksDB's batches read from the disk whatever tier they are told to keep to.
     fn get_many_at_hand(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::BlockCache);
-        self.get_many_with(table, keys, &options)
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            match with_key(table, key, |key| self.db.get_pinned_cf_opt(self.family(table), key, &options)) {
+                Ok(value) => found.push(value.map(|value| Bytes::copy_from_slice(&value))),
+                Err(error) if error.kind() == ErrorKind::Incomplete => break,
+                Err(error) => return Err(halt(error)),
+            }
+        }
+        found.resize(keys.len(), None);
+        Ok(found)
     }
 
     fn scan(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), Halt> {
@@ -299,7 +300,8 @@ mod tests {
         let rocks = Rocks::open(directory.path()).unwrap();
         write(&rocks, keys[1], "new");
         let (old, new) = (Some(Bytes::from("old")), Some(Bytes::from("new")));
-        assert_eq!(rocks.get_many_at_hand(Table::History, &keys).unwrap(), [None, new.clone(), None]);
+        assert_eq!(rocks.get_many_at_hand(Table::History, &keys).unwrap(), [None, None, None]);
+        assert_eq!(rocks.get_many_at_hand(Table::History, &keys[1..]).unwrap(), [new.clone(), None]);
         assert_eq!(rocks.get_many(Table::History, &keys).unwrap(), [old.clone(), new.clone(), None]);
         assert_eq!(rocks.get_many_at_hand(Table::History, &keys).unwrap(), [old, new, None], "now it was read");
     }
