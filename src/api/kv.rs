@@ -8,11 +8,11 @@ use crate::{
     error::Error,
     metrics::METRICS,
     mvcc::{
-        Interval, Query,
+        Query,
         read::{Failure, Rows},
     },
     proto::etcdserverpb::{
-        CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op,
+        CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op,
     },
     state::{self, Kind, command, txn},
 };
@@ -92,27 +92,24 @@ impl Api {
         }
         let api = self.clone();
         self.read(is_serializable(&txn), reply, move |reply| {
-            let (pool, is_at_hand) = (api.pool.clone(), api.is_at_hand(&txn));
+            let (pool, is_short) = (api.pool.clone(), api.is_short(&txn));
             let run = move || {
                 let started = Instant::now();
                 reply.answer(api.run_read_only(&txn).map_err(refuse));
                 api.slow.note_read(started, "read-only txn ");
             };
-            if is_at_hand { run() } else { pool.run(run) }
+            if is_short { run() } else { pool.run(run) }
         });
     }
 
-    /// Whether all that a read-only transaction looks at is little, and in memory.
-    fn is_at_hand(&self, txn: &TxnRequest) -> bool {
-        let is_at_hand = |query: &Query| !matches!(self.readers().keys.range_at_once(query), Ok(None));
-        let is_compared_at_once = |compare: &Compare| {
-            compare.range_end.is_empty() && is_at_hand(&Query::all(Interval::Key(compare.key.clone())))
-        };
-        let is_done_at_once = |op: &RequestOp| match &op.request {
-            Some(request_op::Request::RequestRange(range)) => is_at_hand(&txn::query(range.clone())),
+    /// Whether a read-only transaction looks at few enough keys to be answered at once.
+    fn is_short(&self, txn: &TxnRequest) -> bool {
+        let keys = &self.readers().keys;
+        let is_short = |op: &RequestOp| match &op.request {
+            Some(request_op::Request::RequestRange(range)) => keys.is_short(&txn::query(range.clone())),
             _ => false,
         };
-        txn.compare.iter().all(is_compared_at_once) && ops(txn).all(is_done_at_once)
+        txn.compare.iter().all(|compare| compare.range_end.is_empty()) && ops(txn).all(is_short)
     }
 
     fn run_read_only(&self, request: &TxnRequest) -> Result<bytes::Bytes, Failure> {

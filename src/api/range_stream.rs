@@ -37,7 +37,7 @@ enum Stage {
     Waiting(Barrier, Query),
     /// Sending.
     Sending(Sending),
-    /// Waiting for so many keys that are not at hand.
+    /// Waiting for so many keys, which take long.
     Reading(Barrier<Result<(Rows, i64), Failure>>, Sending, usize),
     /// All is said.
     Over,
@@ -145,7 +145,7 @@ impl RangeStream {
         Ok(Sending { query, at: view.at(), head, left, sent: 0, chunk_keys: FIRST_CHUNK_KEYS })
     }
 
-    /// Reads a chunk: at once, or on a thread that may wait.
+    /// Reads a chunk: at once, or on a thread that nobody else waits for.
     fn chunk(&mut self, sending: Sending, waker: &Waker) -> Result<Stage, Refusal> {
         let wanted = sending.chunk_keys.min(sending.left).min(MAX_CHUNK_KEYS);
         let chunk = Query {

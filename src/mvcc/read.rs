@@ -3,9 +3,8 @@
 //! The index answers which keys there are; records are fetched by revision, from the cache or in one sorted batch from the
 //! database, and handed on as they are stored. Nothing decodes a value, unless a sort looks at it.
 //!
-//! A short read of records that are in memory takes no view and waits for nothing, so anybody may do it anywhere
-//! ([`Reader::range_at_once`]). A long one, one that has to ask the disk, and one of which compaction forgot a record between
-//! index and database, registers a view first ([`Reader::range`]), on a thread that may wait.
+//! A short read takes no view ([`Reader::range_at_once`]). A long one, and one of which compaction forgot a record between
+//! index and database, registers first ([`Reader::range`]).
 
 use std::{cmp::Ordering, ops::ControlFlow, sync::Arc};
 
@@ -110,34 +109,6 @@ impl Source for Shared {
     }
 
     fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt> {
-        self.records_from(revisions, |keys| self.engine.get_many(Table::History, keys))
-    }
-}
-
-/// What is published and in memory. A record that is not looks like one that was forgotten.
-struct AtHand<'a>(&'a Shared);
-
-impl Source for AtHand<'_> {
-    fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
-        self.0.visit(interval, at, visit);
-    }
-
-    fn count(&self, interval: &Interval, at: i64) -> usize {
-        self.0.count(interval, at)
-    }
-
-    fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt> {
-        self.0.records_from(revisions, |keys| self.0.engine.get_many_at_hand(Table::History, keys))
-    }
-}
-
-impl Shared {
-    /// Records from the cache, and those which are not there from where `fetch` finds them.
-    fn records_from(
-        &self,
-        revisions: &[Revision],
-        fetch: impl FnOnce(&[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt>,
-    ) -> Result<Vec<Option<Bytes>>, Halt> {
         let mut found: Vec<Option<Bytes>> = revisions.iter().map(|revision| self.cache.get(revision)).collect();
         let mut missing: Vec<usize> = (0..found.len()).filter(|&nth| found[nth].is_none()).collect();
         if missing.is_empty() {
@@ -146,7 +117,7 @@ impl Shared {
         missing.sort_unstable_by_key(|&nth| revisions[nth]);
         let keys: Vec<RecordKey> = missing.iter().map(|&nth| RecordKey::new(revisions[nth], false)).collect();
         let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
-        for (nth, record) in missing.into_iter().zip(fetch(&keys)?) {
+        for (nth, record) in missing.into_iter().zip(self.engine.get_many(Table::History, &keys)?) {
             if let Some(record) = &record {
                 self.cache.insert(revisions[nth], record.clone());
             }
@@ -323,7 +294,8 @@ impl Reader {
 
     /// Whether a query looks at few enough keys to be answered at once. What is alive now is counted by adding up; at an
     /// older revision it has to be looked at.
-    fn is_short(&self, query: &Query) -> bool {
+    #[must_use]
+    pub fn is_short(&self, query: &Query) -> bool {
         let takes_few = query.count_only || query.fetch_limit() <= CHUNK + 1;
         let counts_quickly = query.revision <= 0 || !query.counts_rest;
         if matches!(query.interval, Interval::Key(_)) || takes_few && counts_quickly {
@@ -333,13 +305,13 @@ impl Reader {
         self.shared.index.read().visit_piece(&query.interval, i64::MAX, CHUNK, everything).is_none()
     }
 
-    /// Answers a query, with the head that it was answered at. This may take long, and may wait for the disk.
+    /// Answers a query, with the head that it was answered at. This may take long.
     pub fn range(&self, query: &Query) -> Result<(Rows, i64), Failure> {
         let (view, head) = self.view(query.revision)?;
         Ok((view.range(query)?, head))
     }
 
-    /// The same, if it takes neither: None otherwise.
+    /// The same if it is short, and compaction does not get in between; None otherwise.
     pub fn range_at_once(&self, query: &Query) -> Result<Option<(Rows, i64)>, Failure> {
         if !self.is_short(query) {
             return Ok(None);
@@ -349,10 +321,10 @@ impl Reader {
         Ok(self.range_unguarded(query, at)?.map(|rows| (rows, head)))
     }
 
-    /// Answers a query from memory without keeping compaction away from what it sees; None if one has come, or if memory is
-    /// not enough. The index forgets first, and without a trace.
+    /// Answers a query without keeping compaction away from what it sees; None if one has come. The index forgets first,
+    /// and without a trace.
     pub(super) fn range_unguarded(&self, query: &Query, at: i64) -> Result<Option<Rows>, Halt> {
-        let rows = range(&AtHand(&self.shared), query, at)?;
+        let rows = range(self.shared.as_ref(), query, at)?;
         Ok(rows.filter(|_| at >= self.compacted()))
     }
 

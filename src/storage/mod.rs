@@ -110,11 +110,6 @@ pub trait Engine: Send + Sync + 'static {
     /// Many values of one table; `keys` ascend.
     fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt>;
 
-    /// The same, for whoever may not wait for a disk: what is not in memory seems not to be there, nor does what comes after it.
-    fn get_many_at_hand(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
-        self.get_many(table, keys)
-    }
-
     /// Visits the pairs with `from <= key < to` in ascending order, as of one moment, until told to stop. An empty `to` is
     /// the end of the table.
     fn scan(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), Halt>;

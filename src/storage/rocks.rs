@@ -17,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBCompressionType, ErrorKind, FlushOptions, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions,
-    checkpoint::Checkpoint, properties,
+    DBCompressionType, FlushOptions, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions, checkpoint::Checkpoint,
+    properties,
 };
 use rustix::fs::statvfs;
 
@@ -189,22 +189,6 @@ impl Engine for Rocks {
         read(&mut tagged.iter().map(Vec::as_slice))
     }
 
-    /// One by one: RocksDB's batches read from the disk whatever tier they are told to keep to.
-    fn get_many_at_hand(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
-        let mut options = ReadOptions::default();
-        options.set_read_tier(ReadTier::BlockCache);
-        let mut found = Vec::with_capacity(keys.len());
-        for key in keys {
-            match with_key(table, key, |key| self.db.get_pinned_cf_opt(self.family(table), key, &options)) {
-                Ok(value) => found.push(value.map(|value| Bytes::copy_from_slice(&value))),
-                Err(error) if error.kind() == ErrorKind::Incomplete => break,
-                Err(error) => return Err(halt(error)),
-            }
-        }
-        found.resize(keys.len(), None);
-        Ok(found)
-    }
-
     fn scan(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), Halt> {
         let mut options = ReadOptions::default();
         options.set_readahead_size(SCAN_READAHEAD_BYTES);
@@ -277,32 +261,5 @@ impl Engine for Rocks {
         let block_cache = self.db.property_int_value_cf(self.family(Table::History), properties::BLOCK_CACHE_USAGE);
         let block_cache_bytes = block_cache.map_err(halt)?.unwrap_or(0);
         Ok(Size { total_bytes, in_use_bytes, memtable_bytes, block_cache_bytes })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_lies_on_the_disk_alone_is_not_at_hand() {
-        let directory = tempfile::tempdir().unwrap();
-        let keys: [&[u8]; 3] = [b"2", b"3", b"4"];
-        let write = |rocks: &Rocks, key: &[u8], value: &'static str| {
-            let mut batch = Batch::default();
-            batch.put(Table::History, key, value);
-            rocks.write(&batch).unwrap();
-        };
-        let rocks = Rocks::open(directory.path()).unwrap();
-        write(&rocks, keys[0], "old");
-        rocks.flush().unwrap();
-        drop(rocks);
-        let rocks = Rocks::open(directory.path()).unwrap();
-        write(&rocks, keys[1], "new");
-        let (old, new) = (Some(Bytes::from("old")), Some(Bytes::from("new")));
-        assert_eq!(rocks.get_many_at_hand(Table::History, &keys).unwrap(), [None, None, None]);
-        assert_eq!(rocks.get_many_at_hand(Table::History, &keys[1..]).unwrap(), [new.clone(), None]);
-        assert_eq!(rocks.get_many(Table::History, &keys).unwrap(), [old.clone(), new.clone(), None]);
-        assert_eq!(rocks.get_many_at_hand(Table::History, &keys).unwrap(), [old, new, None], "now it was read");
     }
 }

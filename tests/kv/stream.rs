@@ -1,6 +1,9 @@
 //! RangeStream: a Range in several messages.
 
-use metastore::proto::etcdserverpb::{CompactionRequest, PutRequest, RangeRequest, RangeResponse, kv_client::KvClient};
+use metastore::proto::etcdserverpb::{
+    CompactionRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, kv_client::KvClient, request_op,
+    response_op,
+};
 use tonic::{Code, Streaming, transport::Channel};
 
 use crate::support::{Server, assert_refused};
@@ -45,6 +48,27 @@ fn merged(chunks: Vec<RangeResponse>) -> RangeResponse {
     }
     assert!(all.kvs.is_sorted_by(|a, b| a.key < b.key), "chunks are disjoint and ascend");
     all
+}
+
+/// No cache holds anything, so every read has to ask the disk.
+#[tokio::test]
+async fn what_lies_on_the_disk_alone_is_read_as_well() {
+    let mut server = Server::start(&["--value-cache-bytes=0", "--block-cache-bytes=0"]);
+    fill(&mut server.kv().await, 500, 100).await;
+    server.restart();
+    let mut kv = server.kv().await;
+    let list = kv.range(whole()).await.unwrap().into_inner();
+    assert_eq!(list.kvs.len(), 500);
+    assert_eq!(merged(chunks(&mut kv, whole()).await), list);
+    for kv_there in list.kvs.iter().step_by(50) {
+        let get = RangeRequest { key: kv_there.key.clone(), ..RangeRequest::default() };
+        let found = kv.range(get.clone()).await.unwrap().into_inner();
+        assert_eq!(found.kvs, std::slice::from_ref(kv_there));
+        let success = vec![RequestOp { request: Some(request_op::Request::RequestRange(get)) }];
+        let txn = kv.txn(TxnRequest { success, ..TxnRequest::default() }).await.unwrap().into_inner();
+        let Some(response_op::Response::ResponseRange(read)) = &txn.responses[0].response else { panic!("{txn:?}") };
+        assert_eq!((&read.kvs, read.count), (&found.kvs, 1));
+    }
 }
 
 #[tokio::test]
