@@ -1,11 +1,11 @@
 //! How clients are served: who speaks HTTP/2 with them, what they may ask of him, and TLS.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use super::{
     flags::{Flag, Kind, flag},
     parse::Typed,
-    resolve::count,
+    resolve::{count, time},
     value,
 };
 use crate::{
@@ -29,7 +29,16 @@ pub const FLAGS: &[Flag] = &[
         "2147483648",
         "The same, of all connections; beyond it only those that hold more than a fair share are refused.",
     ),
+    flag(
+        "client-begin-timeout",
+        Kind::Duration,
+        "10s",
+        "How long a client may take to say anything, to shake hands, or to finish a preface or a block of headers.",
+    ),
+    flag("client-read-timeout", Kind::Duration, "1m0s", "How long a client may take nothing of what is written to it."),
 ];
+/// Whoever is asked for less would be sent away for a bad moment of the network.
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How clients are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +51,10 @@ pub struct Front {
     pub max_connection_bytes: usize,
     /// Bytes that are kept for all of them.
     pub max_held_bytes: usize,
+    /// How long a client may take to begin.
+    pub begin_timeout: Duration,
+    /// How long one may take nothing of what is written to it.
+    pub read_timeout: Duration,
     /// How TLS is spoken, where a URL asks for it.
     pub tls: Option<TlsFiles>,
 }
@@ -71,12 +84,18 @@ pub struct TlsFiles {
 impl Front {
     /// What was typed about it.
     pub(super) fn read(typed: &Typed, listen: &[Url], notices: &mut Vec<Notice>) -> Result<Self, String> {
+        let timeout = |flag| match time(typed, flag) {
+            time if time >= SHORTEST_TIMEOUT => Ok(time),
+            _ => Err(format!("--{flag} must be at least 1s (set to {})", typed.text(flag))),
+        };
         let unsigned_32 = |flag| value::unsigned_32(typed.text(flag)).expect("a text is checked when it is set");
         Ok(Self {
             grpc_server: if typed.text("grpc-server") == "tonic" { GrpcServer::Tonic } else { GrpcServer::Own },
             max_resets: unsigned_32("max-resets-per-second"),
             max_connection_bytes: count(typed.get("max-connection-bytes")),
             max_held_bytes: count(typed.get("max-held-bytes")),
+            begin_timeout: timeout("client-begin-timeout")?,
+            read_timeout: timeout("client-read-timeout")?,
             tls: tls_files(typed, listen, notices)?,
         })
     }

@@ -40,8 +40,6 @@ use crate::{
 const TLS_HANDSHAKE: u8 = 0x16;
 /// No method of HTTP/1.1 begins like this.
 const HTTP2: &[u8] = b"PRI";
-/// Who connects and says nothing for so long is sent away.
-const SILENCE: Duration = Duration::from_secs(10);
 
 /// How a connection ended.
 pub type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
@@ -117,6 +115,8 @@ impl Door {
             max_message: service.table.api().limits.max_message_bytes(),
             max_held: config.front.max_connection_bytes,
             max_held_in_all: config.front.max_held_bytes,
+            patience: config.front.begin_timeout,
+            slow_reader: config.front.read_timeout,
             keepalive_interval: config.bounds.keepalive_interval,
             keepalive_timeout: config.bounds.keepalive_timeout,
             ..Limits::default()
@@ -201,7 +201,7 @@ impl Door {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(own) = &self.own else { return self.serve_classic(&self.hyper, stream).await };
-        let first = in_time(first_bytes(&mut stream)).await?;
+        let first = self.in_time(first_bytes(&mut stream)).await?;
         if first.starts_with(HTTP2) {
             return Ok(Task::new(stream, first, own.clone(), seat).await?);
         }
@@ -212,11 +212,11 @@ impl Door {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        match (tls.accept(stream).await, &self.own) {
+        match (self.in_time(tls.accept(stream)).await, &self.own) {
             (Ok((stream, true)), Some(own)) => Ok(Task::new(stream, Bytes::new(), own.clone(), seat).await?),
             (Ok((stream, true)), None) => self.serve_classic(&self.hyper, stream).await,
             (Ok((mut stream, false)), _) => {
-                let first = in_time(first_bytes(&mut stream)).await?;
+                let first = self.in_time(first_bytes(&mut stream)).await?;
                 self.serve_http1(stream, first).await
             }
             (Err(error), _) => {
@@ -226,16 +226,31 @@ impl Door {
         }
     }
 
+    /// Waits for something that a client begins with, and no longer than it may take.
+    async fn in_time<T>(&self, beginning: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        let patience = self.lobby.shared().limits.patience;
+        tokio::time::timeout(patience, beginning).await.unwrap_or_else(|_| {
+            limits::note("slow_beginning");
+            Err(io::Error::new(io::ErrorKind::TimedOut, "a client that does not begin"))
+        })
+    }
+
+    async fn speaks_tls(&self, stream: &TcpStream) -> io::Result<bool> {
+        let mut first = [0];
+        let count = self.in_time(stream.peek(&mut first)).await?;
+        Ok(count > 0 && first[0] == TLS_HANDSHAKE)
+    }
+
     async fn serve(&self, (is_plain, is_secure): (bool, bool), connection: Connection, seat: Seat) -> Outcome {
         let tls = self.tls.as_ref().filter(|_| is_secure);
         match (connection, tls) {
-            (Connection::Tcp(stream), Some(tls)) if !is_plain || speaks_tls(&stream).await? => {
+            (Connection::Tcp(stream), Some(tls)) if !is_plain || self.speaks_tls(&stream).await? => {
                 let peer = stream.peer_addr().map_or_else(|_| String::new(), |address| address.to_string());
                 self.serve_tls(tls, stream, peer, seat).await
             }
             // Hyper would wait for a first byte as long as it takes.
             (Connection::Tcp(stream), _) => {
-                in_time(stream.peek(&mut [0])).await?;
+                self.in_time(stream.peek(&mut [0])).await?;
                 self.serve_plain(stream, seat).await
             }
             (Connection::Unix(stream), Some(tls)) if !is_plain => {
@@ -257,20 +272,6 @@ async fn attend(
     if let Err(error) = door.serve(spoken, connection, seat).await {
         tracing::debug!(%error, "a connection ended badly");
     }
-}
-
-async fn speaks_tls(stream: &TcpStream) -> io::Result<bool> {
-    let mut first = [0];
-    let count = in_time(stream.peek(&mut first)).await?;
-    Ok(count > 0 && first[0] == TLS_HANDSHAKE)
-}
-
-/// Waits for something that a client begins with, and no longer than it may take.
-pub async fn in_time<T>(beginning: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    tokio::time::timeout(SILENCE, beginning).await.unwrap_or_else(|_| {
-        limits::note("slow_beginning");
-        Err(io::Error::new(io::ErrorKind::TimedOut, "a client that does not begin"))
-    })
 }
 
 /// What a client says first, as far as it takes to tell what it speaks.

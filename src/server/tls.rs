@@ -23,7 +23,7 @@ use tokio_rustls::{
     server::TlsStream,
 };
 
-use super::{Failure, front::in_time};
+use super::Failure;
 use crate::config::front::TlsFiles;
 
 /// Whom the system trusts, where nobody is named. Debian's place first.
@@ -60,7 +60,7 @@ impl Tls {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let acceptor = TlsAcceptor::from(self.config()?);
-        let stream = in_time(acceptor.accept(stream)).await?;
+        let stream = acceptor.accept(stream).await?;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(PROTOCOLS[0]);
         Ok((stream, is_http2))
     }

@@ -321,9 +321,34 @@ fn so_many_connections_and_no_more() {
     });
 }
 
+/// One opens no window, the other opens all of them and never reads.
+#[test]
+fn whoever_takes_nothing_is_given_up() {
+    survives(&["--client-read-timeout=1s"], 60 * MEBIBYTE, |server| {
+        put(server, "large", 1_000_000);
+        let range = RangeRequest { key: "large".into(), ..RangeRequest::default() }.encode_to_vec();
+        let mut shut = Raw::greet(server.address());
+        shut.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
+        let mut deaf = Raw::greet(server.address());
+        deaf.send(&setting(raw::INITIAL_WINDOW, 0x7fff_ffff)).unwrap();
+        deaf.send(&frame(raw::WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes())).unwrap();
+        for nth in 0..30 {
+            for raw in [&mut shut, &mut deaf] {
+                raw.send(&call(2 * nth + 1, RANGE, &range)).unwrap();
+            }
+        }
+        while counted(server, "slow_reader") < 2 {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        for raw in [&mut shut, &mut deaf] {
+            while raw.next().is_some() {} // It is over.
+        }
+    });
+}
+
 #[test]
 fn whoever_is_slow_to_begin_is_sent_away() {
-    survives(&[], 20 * MEBIBYTE, |server| {
+    survives(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
         let mut silent = Raw::connect(server.address());
         let mut slow = Raw::connect(server.address());
         slow.send(b"PRI * HTTP/2.0").unwrap();

@@ -55,6 +55,7 @@ fn merged(chunks: Vec<RangeResponse>) -> RangeResponse {
 async fn what_lies_on_the_disk_alone_is_read_as_well() {
     let mut server = Server::start(&["--value-cache-bytes=0", "--block-cache-bytes=0"]);
     fill(&mut server.kv().await, 500, 100).await;
+    server.stop();
     server.restart();
     let mut kv = server.kv().await;
     let list = kv.range(whole()).await.unwrap().into_inner();
