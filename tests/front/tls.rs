@@ -119,7 +119,7 @@ const SECURE: &str = "https://127.0.0.1:0";
 #[tokio::test]
 async fn what_is_agreed_on_decides() {
     let authority = Authority::new();
-    let server = authority.server(SECURE, &["--client-begin-timeout=1s"]);
+    let server = authority.server(SECURE, &["--client-begin-timeout=1s".to_owned()]);
     let connect = async |protocols: &[&str]| authority.connect(&server, protocols, None).await;
     assert_eq!(page(connect(&["h2", "http/1.1"]).await.unwrap()).await.unwrap(), HEALTHY);
     for protocols in [&["http/1.1"][..], &[]] {

@@ -178,8 +178,14 @@ impl<R> Replica<R> {
                 return;
             }
         }
+        let asks = message.msg_type == MessageType::MsgRequestPreVote;
+        let asking = asks.then(|| (message.from, message.term.saturating_sub(1)));
+        let said_before = self.raft.raft.msgs.len();
         if let Err(error) = self.raft.step(message) {
             tracing::debug!(%error, "a peer's message was ignored");
+        }
+        if let Some((candidate, its_term)) = asking {
+            outgoing::refuse_in_its_term(&mut self.raft.raft.msgs[said_before..], candidate, its_term);
         }
     }
 

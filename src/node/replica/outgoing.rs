@@ -14,6 +14,18 @@ pub(super) fn promises_nothing(message: &Message) -> bool {
     matches!(message.msg_type, MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex | MessageType::MsgPropose)
 }
 
+/// Lets a candidate hear that it is refused, even if its term is later than ours. Raft ignores what comes from an earlier one,
+/// and with the refusal what it brings: how far the log is agreed on. Usually the one who refuses will be elected instead;
+/// but one that was removed, and whose log is longer, would refuse the one who is left for ever. A refusal promises nothing.
+pub(super) fn refuse_in_its_term(said: &mut [Message], candidate: u64, its_term: u64) {
+    let refusals = said.iter_mut().filter(|message| {
+        message.msg_type == MessageType::MsgRequestPreVoteResponse && message.reject && message.to == candidate
+    });
+    for refusal in refusals {
+        refusal.term = refusal.term.max(its_term);
+    }
+}
+
 /// Drops news of the commit index that a later message to the same member brings as well. `replicating` says whether a
 /// member takes appends without being asked for each; to others an empty append is a question.
 pub(super) fn drop_stale_news(messages: &mut Vec<Message>, replicating: impl Fn(u64) -> bool) {

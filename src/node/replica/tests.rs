@@ -116,6 +116,20 @@ fn what_cannot_be_true_is_ignored() {
     assert_eq!(replica.committed(), last, "what is true is heard");
 }
 
+/// Who was removed, had a longer log and was behind in terms refused whoever was left, and was not heard.
+#[test]
+fn a_candidate_hears_a_refusal_from_an_earlier_term_and_what_is_agreed() {
+    let mut replica = voter_of(vec![1, 2]);
+    settle(&mut replica);
+    replica.step(Message { msg_type: MessageType::MsgRequestPreVote, from: 2, to: 1, term: 9, ..Message::default() });
+    let turns = std::iter::from_fn(|| replica.turn());
+    let said = turns
+        .flat_map(|turn| turn.messages.into_iter().chain(turn.write.map_or_else(Vec::new, |write| write.promises)));
+    let said: Vec<_> =
+        said.map(|said| (said.msg_type, said.reject, said.term, said.commit, said.commit_term)).collect();
+    assert_eq!(said, [(MessageType::MsgRequestPreVoteResponse, true, 8, 1, 1)]);
+}
+
 #[test]
 fn a_vote_that_comes_before_it_was_asked_for_does_not_count() {
     let mut replica = voter_of(vec![1, 2]);
