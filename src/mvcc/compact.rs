@@ -5,11 +5,15 @@
 //! by whoever has time: the mark that makes R the compact revision is written long before.
 //!
 //! INVARIANTS
-//! * All that is forgotten of one key goes in one batch. A deletion that vanished before the put it hides would bring the
-//!   key back to life after a crash.
+//! * What is forgotten of one key goes oldest first. A deletion that vanished before the put it hides would bring the key
+//!   back to life after a crash.
 //! * Nothing is forgotten that a registered view can see.
 
-use std::{ops::ControlFlow, sync::Arc, sync::atomic::Ordering};
+use std::{
+    collections::VecDeque,
+    ops::ControlFlow,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 
@@ -19,12 +23,19 @@ use crate::{
     storage::{Batch, Table, schema::meta},
 };
 
+/// Whoever writes to the database waits for a batch before its own, so none is larger than this.
+const REMOVED_AT_ONCE: usize = 128;
+
 /// A compaction in progress.
 pub struct Compaction {
     shared: Arc<Shared>,
     at: i64,
     /// Where the scan goes on.
     next: Vec<u8>,
+    /// Keys that it has found and that were not looked at.
+    changed: VecDeque<Bytes>,
+    /// It has come to the end.
+    is_scanned: bool,
     /// Records removed so far.
     removed: u64,
 }
@@ -49,7 +60,14 @@ impl Compaction {
         let finished = shared.finished.load(Ordering::Acquire);
         // A deletion at the last compact revision was kept then and goes now, so the scan starts there, not behind it.
         let next = RecordKey::first_of(finished.max(0)).as_ref().to_vec();
-        (at > finished).then(|| Self { shared: shared.clone(), at, next, removed: 0 })
+        (at > finished).then(|| Self {
+            shared: shared.clone(),
+            at,
+            next,
+            changed: VecDeque::new(),
+            is_scanned: false,
+            removed: 0,
+        })
     }
 
     /// The revision that is compacted at.
@@ -95,53 +113,64 @@ impl Compaction {
         Ok(found)
     }
 
-    /// Looks at up to `limit` records and removes what they let go of.
+    /// Looks at keys and removes what they let go of, until that is about `limit` of both together.
     pub fn step(&mut self, limit: usize) -> Result<Progress, Halt> {
         if self.shared.oldest_view().is_some_and(|view| view < self.at) {
             return Ok(Progress::Blocked);
         }
-        let keys = self.changed_keys(limit)?;
+        if self.changed.is_empty() {
+            self.find_changed(limit)?;
+        }
+        let (mut looked_at, mut dead) = (0, Vec::new());
+        while looked_at + dead.len() < limit
+            && let Some(key) = self.changed.pop_front()
+        {
+            // One short lock per key; readers and the writer get in between.
+            self.shared.index.write().compact(&key, self.at, &mut dead);
+            looked_at += 1;
+        }
+        self.remove(&dead)?;
+        if !self.is_scanned || !self.changed.is_empty() {
+            return Ok(Progress::More);
+        }
         let mut batch = Batch::default();
-        let mut dead = Vec::new();
-        // One short lock per piece; the writer gets in between.
-        let mut index = self.shared.index.write();
-        for key in &keys {
-            index.compact(key, self.at, &mut dead);
-        }
-        drop(index);
-        for &(revision, deletion) in &dead {
-            batch.delete(Table::History, RecordKey::new(revision, deletion).as_ref());
-            self.shared.cache.remove(&revision);
-        }
-        self.removed += dead.len() as u64;
-        let done = keys.len() < limit;
-        if done {
-            batch.put(Table::Meta, meta::COMPACT_FINISHED, self.at.to_be_bytes().to_vec());
-        }
+        batch.put(Table::Meta, meta::COMPACT_FINISHED, self.at.to_be_bytes().to_vec());
         self.shared.engine.write(&batch)?;
-        if done {
-            self.shared.finished.store(self.at, Ordering::Release);
-        }
-        Ok(if done { Progress::Done } else { Progress::More })
+        self.shared.finished.store(self.at, Ordering::Release);
+        Ok(Progress::Done)
     }
 
-    /// The keys of the next records up to the compact revision.
-    fn changed_keys(&mut self, limit: usize) -> Result<Vec<Bytes>, Halt> {
-        let mut keys = Vec::with_capacity(limit);
+    /// Removes records in batches that hold up no writer.
+    fn remove(&mut self, dead: &[(Revision, bool)]) -> Result<(), Halt> {
+        for dead in dead.chunks(REMOVED_AT_ONCE) {
+            let mut batch = Batch::default();
+            for &(revision, deletion) in dead {
+                batch.delete(Table::History, RecordKey::new(revision, deletion).as_ref());
+                self.shared.cache.remove(&revision);
+            }
+            self.shared.engine.write(&batch)?;
+            self.removed += dead.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Finds the keys of the next records up to the compact revision.
+    fn find_changed(&mut self, limit: usize) -> Result<(), Halt> {
         let end = RecordKey::first_of(self.at.saturating_add(1));
-        let mut last = None;
+        let (changed, mut last) = (&mut self.changed, None);
         self.shared.engine.scan(Table::History, &self.next, end.as_ref(), &mut |key, value| {
             if let Some(name) = key_of(value) {
-                keys.push(Bytes::copy_from_slice(name));
+                changed.push_back(Bytes::copy_from_slice(name));
             }
             last = Some(key.to_vec());
-            if keys.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if changed.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
+        self.is_scanned = changed.len() < limit;
         if let Some(mut last) = last {
             last.push(0);
             self.next = last;
         }
-        Ok(keys)
+        Ok(())
     }
 }
 

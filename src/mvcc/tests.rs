@@ -78,3 +78,23 @@ fn a_read_that_compaction_overtakes_is_done_again() {
         assert_eq!(reader.range(&query).unwrap().0.count, 1);
     }
 }
+
+/// Keys with a long history held up all writers, until all of it was gone.
+#[test]
+fn a_compaction_removes_little_at_a_time() {
+    let mut world = World::new();
+    for _ in 0..50 {
+        world.put(&["a", "b", "c", "d"]);
+    }
+    world.compact(51);
+    let mut compaction = Compaction::pending(world.store.shared()).unwrap();
+    let (mut steps, mut progress) = (0, Progress::More);
+    while progress == Progress::More {
+        let before = compaction.removed();
+        progress = compaction.step(60).unwrap();
+        assert!(compaction.removed() - before <= 60 + 49, "no more than asked for, and the rest of one key");
+        steps += 1;
+    }
+    assert_eq!((progress, compaction.removed()), (Progress::Done, 4 * 49));
+    assert!(steps >= 2, "{steps}");
+}
