@@ -91,7 +91,7 @@ fn contradicting_times_are_refused() {
         (&["--election-timeout=60000"], "--election-timeout[60000ms] is too long, and should be set less than 50000ms"),
         (&["--compact-hash-check-time=0s"], "--compact-hash-check-time must be >0 (set to 0s)"),
         (&["--client-read-timeout=999ms"], "--client-read-timeout must be at least 1s (set to 999ms)"),
-        (&["--client-begin-timeout=0"], "--client-begin-timeout must be at least 1s (set to 0s)"),
+        (&["--client-begin-timeout=0"], "--client-begin-timeout must be at least 1s (set to 0)"),
     ] {
         assert_eq!(unverified(arguments), error);
     }
