@@ -178,14 +178,12 @@ impl<R> Replica<R> {
                 return;
             }
         }
-        let asks = message.msg_type == MessageType::MsgRequestPreVote;
-        let asking = asks.then(|| (message.from, message.term.saturating_sub(1)));
-        let said_before = self.raft.raft.msgs.len();
+        let candidate = (message.msg_type == MessageType::MsgRequestPreVote).then_some((message.from, message.term));
         if let Err(error) = self.raft.step(message) {
             tracing::debug!(%error, "a peer's message was ignored");
         }
-        if let Some((candidate, its_term)) = asking {
-            outgoing::refuse_in_its_term(&mut self.raft.raft.msgs[said_before..], candidate, its_term);
+        if let Some((candidate, next_term)) = candidate {
+            outgoing::refuse_in_its_term(&mut self.raft.raft.msgs, candidate, next_term.saturating_sub(1));
         }
     }
 
