@@ -297,8 +297,8 @@ impl Reader {
     #[must_use]
     pub fn is_short(&self, query: &Query) -> bool {
         let takes_few = query.count_only || query.fetch_limit() <= CHUNK + 1;
-        let counts_quickly = query.revision <= 0 || !query.counts_rest;
-        if matches!(query.interval, Interval::Key(_)) || takes_few && counts_quickly {
+        let counts_slowly = query.revision > 0 && (query.count_only || query.counts_rest);
+        if matches!(query.interval, Interval::Key(_)) || takes_few && !counts_slowly {
             return true;
         }
         let everything = &mut |_: &[u8], _| ControlFlow::Continue(());

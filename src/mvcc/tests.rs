@@ -98,3 +98,19 @@ fn a_compaction_removes_little_at_a_time() {
     assert_eq!((progress, compaction.removed()), (Progress::Done, 4 * 49));
     assert!(steps >= 2, "{steps}");
 }
+
+/// What is alive at an older revision has to be looked at key by key, whether it is all that was asked for or only the rest.
+#[test]
+fn a_long_count_of_the_past_is_not_short() {
+    let mut world = World::new();
+    let keys: Vec<String> = (0..=read::CHUNK).map(|nth| format!("{nth:04}")).collect();
+    world.put(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+    let few = Query { limit: 10, ..Query::all(Interval::From("\0".into())) };
+    let is_short = |query: &Query| world.store.reader().range_at_once(query).unwrap().is_some();
+    assert!(is_short(&few), "what is alive now is counted by adding up");
+    assert!(is_short(&Query { revision: 2, counts_rest: false, ..few.clone() }));
+    for counts_rest in [false, true] {
+        assert!(!is_short(&Query { revision: 2, count_only: true, counts_rest, ..few.clone() }));
+    }
+    assert!(!is_short(&Query { revision: 2, ..few }));
+}

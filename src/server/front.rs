@@ -248,9 +248,10 @@ impl Door {
                 let peer = stream.peer_addr().map_or_else(|_| String::new(), |address| address.to_string());
                 self.serve_tls(tls, stream, peer, seat).await
             }
-            // Hyper would wait for a first byte as long as it takes.
             (Connection::Tcp(stream), _) => {
-                self.in_time(stream.peek(&mut [0])).await?;
+                if self.own.is_none() {
+                    self.in_time(stream.peek(&mut [0])).await?; // Hyper would wait as long as it takes.
+                }
                 self.serve_plain(stream, seat).await
             }
             (Connection::Unix(stream), Some(tls)) if !is_plain => {
