@@ -263,8 +263,18 @@ const TUNING: &[Flag] = &[
         "1m",
         "Time between comparisons of compaction hashes, with feature gate CompactHashCheck.",
     ),
-    flag("compaction-batch-limit", Kind::Signed, "0", "Revisions that a compaction removes at a time; 0 is 1000."),
-    flag("compaction-sleep-interval", Kind::Duration, "0s", "How long a compaction rests in between; 0 is 10ms."),
+    flag(
+        "compaction-batch-limit",
+        Kind::Signed,
+        "0",
+        "Revisions that a compaction looks at between two rests; 0 is 1000.",
+    ),
+    flag(
+        "compaction-sleep-interval",
+        Kind::Duration,
+        "0s",
+        "How long a compaction rests in between, in ten parts; 0 is 10ms.",
+    ),
     flag(
         "watch-progress-notify-interval",
         Kind::Duration,

@@ -4,13 +4,22 @@
 //! record between P and R. So its cost follows change, not size, and nothing has to be defragmented. It is done in pieces,
 //! by whoever has time: the mark that makes R the compact revision is written long before.
 //!
+//! ```text
+//! records   … │a b c d e f … │a b a b a b a b a b c a b│…          the last ones of a, b and c stay, and d, e and f
+//!             ╰────┬─────────P──────────┬──────────────R
+//!       one by one, with the first      in the order of the scan: few neighbours one by one, many as a range
+//!       record that displaces them
+//! ```
+//!
+//! Where keys are written over and over nearly everything between P and R goes, and a range costs as much as one record;
+//! whole files of the database go with it, unread.
+//!
 //! INVARIANTS
 //! * What is forgotten of one key goes oldest first. A deletion that vanished before the put it hides would bring the key
 //!   back to life after a crash.
 //! * Nothing is forgotten that a registered view can see.
 
 use std::{
-    collections::VecDeque,
     ops::ControlFlow,
     sync::{Arc, atomic::Ordering},
 };
@@ -25,19 +34,36 @@ use crate::{
 
 /// Whoever writes to the database waits for a batch before its own, so none is larger than this.
 const REMOVED_AT_ONCE: usize = 128;
+/// So many neighbours go as a range: later reads pay for each range, until the database has rewritten its files.
+pub const RANGE: usize = 1024;
 
 /// A compaction in progress.
 pub struct Compaction {
     shared: Arc<Shared>,
     at: i64,
+    /// The last compaction's revision: this one's scan begins there.
+    from: i64,
+    /// So many neighbours go as a range.
+    range: usize,
     /// Where the scan goes on.
     next: Vec<u8>,
-    /// Keys that it has found and that were not looked at.
-    changed: VecDeque<Bytes>,
-    /// It has come to the end.
-    is_scanned: bool,
+    run: Run,
+    ranges: Vec<Range>,
+    batch: Batch,
     /// Records removed so far.
     removed: u64,
+}
+
+/// From the first key of something that was removed to the first key behind it.
+pub type Range = (RecordKey, Bytes);
+
+/// Neighbours that go, and were not removed yet.
+#[derive(Default)]
+struct Run {
+    count: usize,
+    /// All of them, or as many as a range has.
+    keys: Vec<RecordKey>,
+    last: Option<RecordKey>,
 }
 
 /// What one piece of a compaction came to.
@@ -59,15 +85,24 @@ impl Compaction {
         let at = shared.compacted();
         let finished = shared.finished.load(Ordering::Acquire);
         // A deletion at the last compact revision was kept then and goes now, so the scan starts there, not behind it.
-        let next = RecordKey::first_of(finished.max(0)).as_ref().to_vec();
+        let from = finished.max(0);
         (at > finished).then(|| Self {
             shared: shared.clone(),
             at,
-            next,
-            changed: VecDeque::new(),
-            is_scanned: false,
+            from,
+            range: RANGE,
+            next: RecordKey::first_of(from).as_ref().to_vec(),
+            run: Run::default(),
+            ranges: Vec::new(),
+            batch: Batch::default(),
             removed: 0,
         })
+    }
+
+    /// The same, but so many neighbours go as a range.
+    #[must_use]
+    pub fn with_ranges_of(self, range: usize) -> Self {
+        Self { range, ..self }
     }
 
     /// The revision that is compacted at.
@@ -80,6 +115,12 @@ impl Compaction {
     #[must_use]
     pub fn removed(&self) -> u64 {
         self.removed
+    }
+
+    /// What went as ranges.
+    #[must_use]
+    pub fn into_ranges(self) -> Vec<Range> {
+        self.ranges
     }
 
     /// Remembers the hash of all records up to its revision, those included that it is going to remove: what `HashKV` would have
@@ -113,64 +154,99 @@ impl Compaction {
         Ok(found)
     }
 
-    /// Looks at keys and removes what they let go of, until that is about `limit` of both together.
+    /// Looks at records until these, and older ones that they have displaced, are about `limit`; removes what goes.
     pub fn step(&mut self, limit: usize) -> Result<Progress, Halt> {
-        if self.shared.oldest_view().is_some_and(|view| view < self.at) {
+        let shared = self.shared.clone();
+        if shared.oldest_view().is_some_and(|view| view < self.at) {
             return Ok(Progress::Blocked);
         }
-        if self.changed.is_empty() {
-            self.find_changed(limit)?;
-        }
-        let (mut looked_at, mut dead) = (0, Vec::new());
-        while looked_at + dead.len() < limit
-            && let Some(key) = self.changed.pop_front()
-        {
-            // One short lock per key; readers and the writer get in between.
-            self.shared.index.write().compact(&key, self.at, &mut dead);
-            looked_at += 1;
-        }
-        self.remove(&dead)?;
-        if !self.is_scanned || !self.changed.is_empty() {
+        let (mut left, mut outcome) = (limit, Ok(()));
+        let start = std::mem::take(&mut self.next);
+        let end = RecordKey::first_of(self.at.saturating_add(1));
+        shared.engine.scan(Table::History, &start, end.as_ref(), &mut |key, value| {
+            outcome = self.look_at(key, value).map(|displaced| left = left.saturating_sub(1 + displaced));
+            if left > 0 && outcome.is_ok() {
+                return ControlFlow::Continue(());
+            }
+            self.next = [key, &[0]].concat();
+            ControlFlow::Break(())
+        })?;
+        outcome?;
+        if !self.next.is_empty() {
+            self.write()?;
             return Ok(Progress::More);
         }
-        let mut batch = Batch::default();
-        batch.put(Table::Meta, meta::COMPACT_FINISHED, self.at.to_be_bytes().to_vec());
-        self.shared.engine.write(&batch)?;
-        self.shared.finished.store(self.at, Ordering::Release);
+        self.end_run()?;
+        self.batch.put(Table::Meta, meta::COMPACT_FINISHED, self.at.to_be_bytes().to_vec());
+        self.write()?;
+        shared.finished.store(self.at, Ordering::Release);
         Ok(Progress::Done)
     }
 
-    /// Removes records in batches that hold up no writer.
-    fn remove(&mut self, dead: &[(Revision, bool)]) -> Result<(), Halt> {
-        for dead in dead.chunks(REMOVED_AT_ONCE) {
-            let mut batch = Batch::default();
-            for &(revision, deletion) in dead {
-                batch.delete(Table::History, RecordKey::new(revision, deletion).as_ref());
-                self.shared.cache.remove(&revision);
-            }
-            self.shared.engine.write(&batch)?;
-            self.removed += dead.len() as u64;
+    /// Sees to a record of the scan, and if it is the first of its key to what that displaces in older times. Returns how
+    /// many these were.
+    fn look_at(&mut self, key: &[u8], record: &[u8]) -> Result<usize, Halt> {
+        let (Some((revision, deletion)), Some(name)) = (RecordKey::decode(key), key_of(record)) else {
+            self.end_run()?; // Whatever it is, it stays.
+            return Ok(0);
+        };
+        // Short locks; readers and the writer get in between.
+        let fate = self.shared.index.read().fate(name, self.at);
+        let mut dead = Vec::new();
+        if fate.forgotten > 0 {
+            self.shared.index.write().compact(name, self.at, &mut dead);
+            dead.retain(|(revision, _)| revision.main < self.from); // The scan meets the others.
         }
+        for &(revision, deletion) in &dead {
+            self.delete(RecordKey::new(revision, deletion))?;
+        }
+        if fate.kept == Some(revision) {
+            self.end_run()?;
+        } else {
+            self.run.push(RecordKey::new(revision, deletion), self.range);
+        }
+        Ok(dead.len())
+    }
+
+    /// Removes the neighbours that were found.
+    fn end_run(&mut self) -> Result<(), Halt> {
+        let Some(last) = self.run.last.take() else { return Ok(()) };
+        let (count, keys) = (std::mem::take(&mut self.run.count), std::mem::take(&mut self.run.keys));
+        if count < self.range {
+            keys.iter().try_for_each(|&key| self.delete(key))?;
+        } else {
+            let behind = Bytes::from([last.as_ref(), &[0]].concat());
+            self.batch.delete_range(Table::History, keys[0].as_ref(), behind.clone());
+            self.ranges.push((keys[0], behind));
+            self.removed += count as u64;
+        }
+        self.run.keys = keys;
+        self.run.keys.clear();
         Ok(())
     }
 
-    /// Finds the keys of the next records up to the compact revision.
-    fn find_changed(&mut self, limit: usize) -> Result<(), Halt> {
-        let end = RecordKey::first_of(self.at.saturating_add(1));
-        let (changed, mut last) = (&mut self.changed, None);
-        self.shared.engine.scan(Table::History, &self.next, end.as_ref(), &mut |key, value| {
-            if let Some(name) = key_of(value) {
-                changed.push_back(Bytes::copy_from_slice(name));
-            }
-            last = Some(key.to_vec());
-            if changed.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        self.is_scanned = changed.len() < limit;
-        if let Some(mut last) = last {
-            last.push(0);
-            self.next = last;
+    fn delete(&mut self, key: RecordKey) -> Result<(), Halt> {
+        self.batch.delete(Table::History, key.as_ref());
+        self.removed += 1;
+        if self.batch.len() >= REMOVED_AT_ONCE { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<(), Halt> {
+        if !self.batch.is_empty() {
+            self.shared.engine.write(&self.batch)?;
+            self.batch.clear();
         }
         Ok(())
+    }
+}
+
+impl Run {
+    fn push(&mut self, key: RecordKey, range: usize) {
+        self.count += 1;
+        self.last = Some(key);
+        if self.keys.len() < range {
+            self.keys.push(key);
+        }
     }
 }
 

@@ -60,6 +60,15 @@ pub struct Hit {
     pub life: Option<Life>,
 }
 
+/// What a compaction does to a key.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Fate {
+    /// How many of its changes it forgets.
+    pub forgotten: usize,
+    /// The one that stays, of those up to the compaction's revision.
+    pub kept: Option<Revision>,
+}
+
 struct Entry {
     key: Box<[u8]>,
     main: i64,
@@ -108,6 +117,28 @@ impl Entry {
 
     fn older(&self) -> &[Mark] {
         self.past.as_ref().map_or(&[], |past| &past.older)
+    }
+
+    /// How many changes there are.
+    fn marks(&self) -> usize {
+        self.older().len() + 1
+    }
+
+    fn mark(&self, nth: usize) -> Mark {
+        self.older().get(nth).copied().unwrap_or_else(|| self.newest())
+    }
+
+    fn fate(&self, at: i64) -> Fate {
+        let visible = match self.older().partition_point(|mark| mark.main <= at) {
+            older if older < self.older().len() || self.main > at => older,
+            older => older + 1,
+        };
+        let Some(last) = visible.checked_sub(1) else { return Fate::default() };
+        let mark = self.mark(last);
+        if mark.deleted && mark.main < at {
+            return Fate { forgotten: visible, kept: None };
+        }
+        Fate { forgotten: last, kept: Some(mark.revision()) }
     }
 
     fn lease(&self) -> i64 {
@@ -325,20 +356,21 @@ impl Index {
         }
     }
 
+    /// What compaction at `at` does to one key.
+    #[must_use]
+    pub fn fate(&self, key: &[u8], at: i64) -> Fate {
+        self.entry(key).map_or(Fate::default(), |entry| entry.fate(at))
+    }
+
     /// Forgets what compaction at `at` forgets of one key: every change at or before `at` but the newest of these, and that
     /// one too if it is a deletion before `at`. Appends the forgotten revisions to `dead`, true for deletions.
     pub fn compact(&mut self, key: &[u8], at: i64, dead: &mut Vec<(Revision, bool)>) {
         let place = self.place(key);
         let Ok(found) = place.entry else { return };
         let entry = &mut self.leaves[place.leaf].entries[found];
-        let marks = entry.older().len() + 1;
-        let mark = |entry: &Entry, nth: usize| if nth + 1 == marks { entry.newest() } else { entry.older()[nth] };
-        let visible = (0..marks).take_while(|&nth| mark(entry, nth).main <= at).count();
-        let Some(last) = visible.checked_sub(1) else { return };
-        let kept = mark(entry, last);
-        let forgotten = if kept.deleted && kept.main < at { visible } else { last };
-        dead.extend((0..forgotten).map(|nth| mark(entry, nth)).map(|mark| (mark.revision(), mark.deleted)));
-        if forgotten == marks {
+        let forgotten = entry.fate(at).forgotten;
+        dead.extend((0..forgotten).map(|nth| entry.mark(nth)).map(|mark| (mark.revision(), mark.deleted)));
+        if forgotten == entry.marks() {
             self.remove(place.leaf, found);
         } else if let Some(past) = &mut entry.past {
             past.older.drain(..forgotten);

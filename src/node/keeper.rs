@@ -24,11 +24,11 @@ use crate::{
     metrics::METRICS,
     mvcc::{
         self,
-        compact::{Compaction, Progress},
+        compact::{Compaction, Progress, Range},
     },
     proto::etcdserverpb::CompactionRequest,
     state::{self, Command, Effect, Kind, Response},
-    storage::Engine,
+    storage::{Engine, Table},
 };
 
 /// What the keeper is told.
@@ -69,6 +69,8 @@ pub struct Habits {
     pub compaction_batch: usize,
     /// Pause between two pieces.
     pub compaction_pause: Duration,
+    /// So many neighbours in the history go as a range.
+    pub compaction_range: usize,
     /// Whether the hash of what is compacted is remembered, to be compared with other members'.
     pub remembers_hashes: bool,
     /// Flush when the log has grown by so much since.
@@ -83,6 +85,9 @@ pub struct Habits {
 const FLUSH_REST: Duration = Duration::from_secs(5);
 /// How often the keeper looks around when nobody calls.
 const ROUND: Duration = Duration::from_millis(500);
+/// A piece of a compaction is done in so many slices, a part of the pause after each: whoever wants the processor waits for a
+/// slice, not for the piece.
+const SLICES: u32 = 10;
 
 /// The keeper's belongings.
 pub struct Keeper {
@@ -109,8 +114,13 @@ pub struct Keeper {
 /// What the keeper is at.
 pub struct Work {
     compaction: Option<Compaction>,
+    /// Ranges that were removed, and whose files may go after a flush.
+    removed: Vec<Range>,
     awaiting: Vec<Box<dyn FnOnce() + Send>>,
+    /// How long nothing need be done.
+    rest: Duration,
     last_flush: Instant,
+    last_measured: Instant,
     flushed_index: u64,
     retention: Retention,
     leads: bool,
@@ -124,8 +134,7 @@ impl Keeper {
         let mut chores = Vec::new();
         let mut work = self.begin(Instant::now());
         loop {
-            let pause = if work.compaction.is_some() { self.habits.compaction_pause } else { ROUND };
-            if !self.inbox.receive(&mut chores, Some(Instant::now() + pause)) {
+            if !self.inbox.receive(&mut chores, Some(Instant::now() + work.rest)) {
                 return Ok(());
             }
             self.hear(&mut work, &mut chores, Instant::now());
@@ -133,7 +142,10 @@ impl Keeper {
             self.compact(&mut work)?;
             self.flush(&mut work, Instant::now())?;
             self.copy(&mut work);
-            self.status.measure(self.engine.as_ref())?;
+            if work.compaction.is_none() || work.last_measured.elapsed() >= ROUND {
+                self.status.measure(self.engine.as_ref())?;
+                work.last_measured = Instant::now();
+            }
         }
     }
 
@@ -141,9 +153,12 @@ impl Keeper {
     #[must_use]
     pub fn begin(&self, now: Instant) -> Work {
         Work {
-            compaction: Compaction::pending(&self.keys),
+            compaction: self.pending(),
+            removed: Vec::new(),
             awaiting: Vec::new(),
+            rest: Duration::ZERO,
             last_flush: now,
+            last_measured: now,
             flushed_index: self.status.applied(),
             retention: Retention::new(self.policy, now, self.keys.head()),
             leads: false,
@@ -161,7 +176,7 @@ impl Keeper {
                 Chore::Discard(copy) => drop(copy),
                 Chore::Restored { engine, keys } => {
                     (self.engine, self.keys) = (engine, keys);
-                    work.compaction = None;
+                    (work.compaction, work.removed) = (None, Vec::new());
                     work.flushed_index = self.status.applied();
                 }
                 Chore::Leadership(leadership) => work.leads = leadership.is_self,
@@ -191,22 +206,27 @@ impl Keeper {
         let _ = self.raft.send(Input::Propose { id, data, waiter });
     }
 
-    /// One piece of the compaction that is due, if any.
+    /// One slice of the compaction that is due, if any.
     pub fn compact(&self, work: &mut Work) -> Result<(), Halt> {
+        work.rest = ROUND;
         if work.compaction.is_none() {
             work.compaction = self.next_compaction()?;
         }
         if let Some(compaction) = &mut work.compaction {
             let before = compaction.removed();
-            let progress = compaction.step(self.habits.compaction_batch)?;
+            let progress = compaction.step(self.habits.compaction_batch.div_ceil(SLICES as usize))?;
             METRICS.compacted_keys.inc_by(compaction.removed() - before);
+            // Who is in the way is not gone sooner for being looked at more often.
+            let is_blocked = progress == Progress::Blocked;
+            work.rest = self.habits.compaction_pause / if is_blocked { 1 } else { SLICES };
             if progress == Progress::Done {
                 tracing::info!(
                     "compact-revision" = compaction.at(),
                     removed = compaction.removed(),
                     "finished scheduled compaction"
                 );
-                work.compaction = self.next_compaction()?;
+                let done = std::mem::replace(&mut work.compaction, self.next_compaction()?);
+                work.removed.extend(done.into_iter().flat_map(Compaction::into_ranges));
             }
         }
         if work.compaction.is_none() {
@@ -215,8 +235,13 @@ impl Keeper {
         Ok(())
     }
 
+    fn pending(&self) -> Option<Compaction> {
+        let range = self.habits.compaction_range;
+        Compaction::pending(&self.keys).map(|compaction| compaction.with_ranges_of(range))
+    }
+
     fn next_compaction(&self) -> Result<Option<Compaction>, Halt> {
-        let next = Compaction::pending(&self.keys);
+        let next = self.pending();
         if let Some(compaction) = &next
             && self.habits.remembers_hashes
         {
@@ -255,12 +280,15 @@ impl Keeper {
         let stale = now - work.last_flush >= self.habits.flush_after;
         let news = self.status.applied().saturating_sub(work.flushed_index);
         let many = news >= self.habits.flush_after_entries && now - work.last_flush >= FLUSH_REST;
-        if !grown && !many && (!stale || news == 0) {
+        if !grown && !many && (!stale || news == 0) && work.removed.is_empty() {
             return Ok(());
         }
         self.status.set_unflushed(0);
         self.engine.flush()?;
         work.last_flush = now;
+        for (from, to) in work.removed.drain(..) {
+            self.engine.release(Table::History, from.as_ref(), &to)?;
+        }
         if let Some(durable) = state::Progress::durable(self.engine.as_ref())? {
             work.flushed_index = durable.index;
             let _ = self.raft.send(Input::Durable(Position { index: durable.index, term: durable.term }));

@@ -32,6 +32,7 @@ use crate::{
     error::{Error, Halt},
     logging,
     metrics::METRICS,
+    mvcc::compact,
     node::{
         Node, Parts, Settings, Threads,
         applier::Quota,
@@ -420,6 +421,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         habits: Habits {
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,
+            compaction_range: compact::RANGE,
             remembers_hashes: config.feature_gates.is_open(Gate::CompactHashCheck),
             flush_after_bytes: config.bounds.flush_log_bytes,
             flush_after: config.bounds.flush_interval,

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::{Batch, Engine, Lack, Size, Table, Visit};
+use super::{Batch, Change, Engine, Lack, Size, Table, Visit};
 use crate::error::Halt;
 
 /// The engine for tests and the simulation.
@@ -139,16 +139,22 @@ struct Tables {
 
 impl Tables {
     fn apply(&mut self, batch: &Batch) {
-        for (table, key, value) in batch.iter() {
+        for (table, key, change) in batch.iter() {
             let pairs = Arc::make_mut(self.pairs.entry(table).or_default());
-            let old = match value {
-                Some(value) => pairs.insert(Bytes::copy_from_slice(key), value.clone()),
-                None => pairs.remove(key),
-            };
-            let rewritten = table == Table::History && old.is_some() && value.is_some();
-            assert!(!rewritten, "a record of the history is never written over: {key:02x?}");
-            self.bytes += value.map_or(0, |value| pair_bytes(key, value));
-            self.bytes -= old.map_or(0, |old| pair_bytes(key, &old));
+            match change {
+                Change::Put(value) => {
+                    let old = pairs.insert(Bytes::copy_from_slice(key), value.clone());
+                    let rewritten = table == Table::History && old.is_some();
+                    assert!(!rewritten, "a record of the history is never written over: {key:02x?}");
+                    self.bytes += pair_bytes(key, value);
+                    self.bytes -= old.map_or(0, |old| pair_bytes(key, &old));
+                }
+                Change::Remove => self.bytes -= pairs.remove(key).map_or(0, |old| pair_bytes(key, &old)),
+                Change::RemoveTo(end) => {
+                    let gone = pairs.extract_if(Bytes::copy_from_slice(key)..end.clone(), |_, _| true);
+                    self.bytes -= gone.map(|(key, value)| pair_bytes(&key, &value)).sum::<u64>();
+                }
+            }
         }
     }
 

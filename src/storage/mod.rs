@@ -31,34 +31,56 @@ pub struct Batch {
 struct Op {
     table: Table,
     key_end: usize,
-    /// None deletes. A value is shared, not copied: the same bytes go to watchers and to the value cache.
-    value: Option<Bytes>,
+    change: Change,
+}
+
+/// What a write does at its key.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Sets the value, which is shared, not copied: the same bytes go to watchers and to the value cache.
+    Put(Bytes),
+    /// Removes the key.
+    Remove,
+    /// Removes everything from the key up to this one, which stays.
+    RemoveTo(Bytes),
 }
 
 impl Batch {
     /// Sets `key` to `value`.
     pub fn put(&mut self, table: Table, key: &[u8], value: impl Into<Bytes>) {
-        self.push(table, key, Some(value.into()));
+        self.push(table, key, Change::Put(value.into()));
     }
 
     /// Removes `key`.
     pub fn delete(&mut self, table: Table, key: &[u8]) {
-        self.push(table, key, None);
+        self.push(table, key, Change::Remove);
     }
 
-    fn push(&mut self, table: Table, key: &[u8], value: Option<Bytes>) {
+    /// Removes everything with `from <= key < to`. Every later read of the table pays for it a little, until the database has
+    /// rewritten its files: this is for many keys at once.
+    pub fn delete_range(&mut self, table: Table, from: &[u8], to: impl Into<Bytes>) {
+        self.push(table, from, Change::RemoveTo(to.into()));
+    }
+
+    fn push(&mut self, table: Table, key: &[u8], change: Change) {
         self.keys.extend_from_slice(key);
-        self.ops.push(Op { table, key_end: self.keys.len(), value });
+        self.ops.push(Op { table, key_end: self.keys.len(), change });
     }
 
-    /// Every write, in order: table, key, and the value unless it is a removal.
-    pub fn iter(&self) -> impl Iterator<Item = (Table, &[u8], Option<&Bytes>)> {
+    /// Every write, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Table, &[u8], &Change)> {
         let mut start = 0;
         self.ops.iter().map(move |op| {
             let key = &self.keys[start..op.key_end];
             start = op.key_end;
-            (op.table, key, op.value.as_ref())
+            (op.table, key, &op.change)
         })
+    }
+
+    /// How many writes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ops.len()
     }
 
     /// Whether there is nothing to write.
@@ -125,6 +147,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Another database has taken this one's place: when nobody reads it any more, its files go.
     fn retire(&self) {}
+
+    /// Gives back the room of a range that was removed and flushed, as far as that costs nothing: files go that hold nothing
+    /// else.
+    fn release(&self, _table: Table, _from: &[u8], _to: &[u8]) -> Result<(), Halt> {
+        Ok(())
+    }
 
     /// Rewrites files until removed data takes no room any more; or says why it does not begin.
     fn reclaim(&self) -> Result<Option<Lack>, Halt>;

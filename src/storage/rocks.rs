@@ -22,15 +22,17 @@ use rocksdb::{
 };
 use rustix::fs::statvfs;
 
-use super::{Batch, Engine, Lack, Size, Table, Visit};
+use super::{Batch, Change, Engine, Lack, Size, Table, Visit};
 use crate::error::Halt;
 
 const HISTORY: &str = "history";
 const STATE: &str = "state";
 /// Flushes and compactions share two cores with everything else.
 const BACKGROUND_JOBS: i32 = 2;
-/// Scans read ahead, point reads do not.
-const SCAN_READAHEAD_BYTES: usize = 1 << 20;
+const SYNC_BYTES: u64 = 1 << 20;
+
+/// Who reads more than this does not come back for the blocks in between: what others use stays in memory.
+const SCAN: usize = 256;
 
 /// Memory of one database.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +87,8 @@ impl Rocks {
         options.set_atomic_flush(true);
         options.set_max_background_jobs(BACKGROUND_JOBS);
         options.set_avoid_unnecessary_blocking_io(true);
+        // A file is written out while it grows. All at once, at its end, would keep the log's syncs waiting.
+        options.set_bytes_per_sync(SYNC_BYTES);
         options.set_max_open_files(512);
         options.set_keep_log_file_num(4);
         options.set_max_log_file_size(4 << 20);
@@ -160,11 +164,12 @@ impl Engine for Rocks {
     fn write(&self, batch: &Batch) -> Result<(), Halt> {
         let mut writes = WriteBatch::default();
         let (history, state) = (self.family(Table::History), self.family(Table::Meta));
-        for (table, key, value) in batch.iter() {
+        for (table, key, change) in batch.iter() {
             let family = if table == Table::History { history } else { state };
-            with_key(table, key, |key| match value {
-                Some(value) => writes.put_cf(family, key, value),
-                None => writes.delete_cf(family, key),
+            with_key(table, key, |key| match change {
+                Change::Put(value) => writes.put_cf(family, key, value),
+                Change::Remove => writes.delete_cf(family, key),
+                Change::RemoveTo(end) => with_key(table, end, |end| writes.delete_range_cf(family, key, end)),
             });
         }
         self.db.write_opt(writes, &without_log()).map_err(halt)
@@ -175,10 +180,12 @@ impl Engine for Rocks {
     }
 
     fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(keys.len() <= SCAN);
         let read = |keys: &mut dyn Iterator<Item = &[u8]>| {
             let keys: Vec<&[u8]> = keys.collect();
             self.db
-                .batched_multi_get_cf(self.family(table), keys, true)
+                .batched_multi_get_cf_opt(self.family(table), keys, true, &options)
                 .into_iter()
                 .map(|found| Ok(found.map_err(halt)?.map(|value| Bytes::copy_from_slice(&value))))
                 .collect()
@@ -192,7 +199,6 @@ impl Engine for Rocks {
 
     fn scan(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), Halt> {
         let mut options = ReadOptions::default();
-        options.set_readahead_size(SCAN_READAHEAD_BYTES);
         options.fill_cache(false);
         let skip = usize::from(table != Table::History);
         if !to.is_empty() {
@@ -236,6 +242,12 @@ impl Engine for Rocks {
         self.db.flush_cfs_opt(&families, &options).map_err(halt)
     }
 
+    fn release(&self, table: Table, from: &[u8], to: &[u8]) -> Result<(), Halt> {
+        let family = self.family(table);
+        with_key(table, from, |from| with_key(table, to, |to| self.db.delete_file_in_range_cf(family, from, to)))
+            .map_err(halt)
+    }
+
     /// A disk that fills up on the way would end the process, so this does not begin without room for all of it.
     fn reclaim(&self) -> Result<Option<Lack>, Halt> {
         let Size { in_use_bytes, memtable_bytes, .. } = self.size()?;
@@ -262,5 +274,42 @@ impl Engine for Rocks {
         let block_cache = self.db.property_int_value_cf(self.family(Table::History), properties::BLOCK_CACHE_USAGE);
         let block_cache_bytes = block_cache.map_err(halt)?.unwrap_or(0);
         Ok(Size { total_bytes, in_use_bytes, memtable_bytes, block_cache_bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_hold_only_what_was_removed_go_when_they_are_released() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Rocks::open(&dir.path().join("db")).unwrap();
+        let key = |nth: u32| nth.to_be_bytes();
+        for nth in 0..20_000_u32 {
+            let noise: Vec<u8> = (0..512_u64).flat_map(|_| rand::random::<u64>().to_be_bytes()).collect();
+            let mut batch = Batch::default();
+            batch.put(Table::History, &key(nth), noise);
+            engine.write(&batch).unwrap();
+        }
+        assert!(engine.reclaim().unwrap().is_none(), "there is room");
+        let before = engine.size().unwrap().total_bytes;
+        let mut batch = Batch::default();
+        batch.delete_range(Table::History, &key(0), key(19_990).to_vec());
+        engine.write(&batch).unwrap();
+        engine.flush().unwrap();
+        engine.release(Table::History, &key(0), &key(19_990)).unwrap();
+        let after = engine.size().unwrap().total_bytes;
+        assert!(after < before / 2, "{after} bytes of {before}");
+        let mut left = Vec::new();
+        let mut visit = |key: &[u8], _: &[u8]| {
+            left.push(u32::from_be_bytes(key.try_into().unwrap()));
+            ControlFlow::Continue(())
+        };
+        engine.scan(Table::History, &[], &[], &mut visit).unwrap();
+        assert_eq!(left, (19_990..20_000).collect::<Vec<_>>());
+        assert_eq!(engine.get(Table::History, &key(19_989)).unwrap(), None, "though its file holds others");
+        let found = engine.get_many(Table::History, &[&key(19_989), &key(19_990)]).unwrap();
+        assert!(found[0].is_none() && found[1].is_some());
     }
 }

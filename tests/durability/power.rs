@@ -236,6 +236,7 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
         habits: Habits {
             compaction_batch: 100,
             compaction_pause: Duration::from_millis(1),
+            compaction_range: 4,
             remembers_hashes: false,
             flush_after_bytes: FLUSH_AFTER_BYTES,
             flush_after: Duration::from_secs(1),

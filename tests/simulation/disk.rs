@@ -22,7 +22,7 @@ use metastore::{
         volatile::VolatileLog,
     },
     state::Progress,
-    storage::{Batch, Engine, Lack, Size, Table, Visit, memory::Memory, schema::meta},
+    storage::{Batch, Change, Engine, Lack, Size, Table, Visit, memory::Memory, schema::meta},
 };
 use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState};
@@ -246,11 +246,12 @@ impl SimulatedEngine {
     /// The batch without its applied index, and the applied index alone.
     fn split(batch: &Batch) -> [Batch; 2] {
         let (mut effects, mut applied) = (Batch::default(), Batch::default());
-        for (table, key, value) in batch.iter() {
+        for (table, key, change) in batch.iter() {
             let part = if (table, key) == (Table::Meta, meta::APPLIED) { &mut applied } else { &mut effects };
-            match value {
-                Some(value) => part.put(table, key, value.clone()),
-                None => part.delete(table, key),
+            match change {
+                Change::Put(value) => part.put(table, key, value.clone()),
+                Change::Remove => part.delete(table, key),
+                Change::RemoveTo(end) => part.delete_range(table, key, end.clone()),
             }
         }
         [effects, applied]

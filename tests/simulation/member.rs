@@ -98,8 +98,9 @@ fn settings(member: u64, life: u64, pre_vote: bool, dice: &mut Dice) -> Settings
         quota: Quota { bytes: -1 },
         retention: retention::Policy::All,
         habits: Habits {
-            compaction_batch: *dice.pick(&[1, 3, 20]),
+            compaction_batch: *dice.pick(&[10, 30, 200]),
             compaction_pause: Duration::ZERO,
+            compaction_range: *dice.pick(&[2, 5, 1024]),
             remembers_hashes: false,
             flush_after_bytes: *dice.pick(&[0, 200, 2000]),
             flush_after: Duration::from_secs(5),

@@ -77,9 +77,12 @@ fn compact_both(index: &mut Index, model: &mut Model, at: i64) {
     let mut dead = Vec::new();
     let mut expected = Vec::new();
     for (key, marks) in &mut *model {
-        index.compact(key, at, &mut dead);
         let last = marks.iter().rposition(|(main, _)| *main <= at);
         let keep_from = last.map_or(0, |last| last + usize::from(marks[last].1 && marks[last].0 < at));
+        let kept = last.filter(|&last| last >= keep_from).map(|last| Revision { main: marks[last].0, sub: 0 });
+        assert_eq!(index.fate(key, at), Fate { forgotten: keep_from, kept });
+        index.compact(key, at, &mut dead);
+        assert_eq!(index.fate(key, at), Fate { forgotten: 0, kept });
         expected.extend(marks.drain(..keep_from).map(|(main, deleted)| (Revision { main, sub: 0 }, deleted)));
     }
     model.retain(|_, marks| !marks.is_empty());

@@ -85,6 +85,7 @@ fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
         habits: Habits {
             compaction_batch: 100,
             compaction_pause: Duration::ZERO,
+            compaction_range: 2,
             remembers_hashes: false,
             flush_after_bytes: 1 << 20,
             flush_after: PATIENCE,
