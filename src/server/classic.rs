@@ -1,9 +1,10 @@
 //! Connections that hyper serves: HTTP/1.1, and HTTP/2 too where tonic was asked for.
 
 use std::{
+    io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -13,13 +14,17 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::Watcher},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
 use tower::ServiceExt;
 
 use super::front::Outcome;
 use crate::{
     api::{Table, grpc, table::Handler, unary, unary::UnaryBody},
     config::Config,
+    http2::{frame::PREFACE, limits},
 };
 
 /// Streams of one connection and the connection itself may have so much under way.
@@ -117,14 +122,79 @@ pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Serves one connection to its end.
-pub async fn serve<S>(builder: &auto::Builder<TokioExecutor>, service: Service, watcher: Watcher, stream: S) -> Outcome
+/// Serves one connection to its end. The other side may take `patience` to begin.
+pub async fn serve<S>(
+    builder: &auto::Builder<TokioExecutor>,
+    service: Service,
+    watcher: Watcher,
+    stream: S,
+    patience: Duration,
+) -> Outcome
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
+    let stream = Prompt { stream, beginning: Some((0, Box::pin(tokio::time::sleep(patience)))) };
     let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
     Patient::new(watcher.watch(connection)).await
+}
+
+/// A stream whose other side has to begin in time. Hyper itself waits for HTTP/2's preface as long as it takes; for the head
+/// of an HTTP/1.1 request it has a patience of its own.
+struct Prompt<S> {
+    stream: S,
+    /// How much of the preface has come, and when all of it is late. None: it has begun, with that or with something else.
+    beginning: Option<(usize, Pin<Box<Sleep>>)>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let Some((seen, late)) = &mut self.beginning else { return read };
+        if read.is_pending() {
+            ready!(late.as_mut().poll(context));
+            limits::note("slow_beginning");
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a client that does not begin")));
+        }
+        let new = &buffer.filled()[before..];
+        let is_preface = PREFACE[*seen..].starts_with(new);
+        *seen += new.len();
+        if !is_preface || *seen == PREFACE.len() {
+            self.beginning = None;
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 /// A connection that lets the tasks of its calls go first.

@@ -178,8 +178,9 @@ impl Door {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let watcher = self.graceful.lock().as_ref().map(GracefulShutdown::watcher);
+        let patience = self.lobby.shared().limits.patience;
         match watcher {
-            Some(watcher) => classic::serve(builder, self.service.clone(), watcher, stream).await,
+            Some(watcher) => classic::serve(builder, self.service.clone(), watcher, stream, patience).await,
             None => Ok(()),
         }
     }
@@ -248,12 +249,7 @@ impl Door {
                 let peer = stream.peer_addr().map_or_else(|_| String::new(), |address| address.to_string());
                 self.serve_tls(tls, stream, peer, seat).await
             }
-            (Connection::Tcp(stream), _) => {
-                if self.own.is_none() {
-                    self.in_time(stream.peek(&mut [0])).await?; // Hyper would wait as long as it takes.
-                }
-                self.serve_plain(stream, seat).await
-            }
+            (Connection::Tcp(stream), _) => self.serve_plain(stream, seat).await,
             (Connection::Unix(stream), Some(tls)) if !is_plain => {
                 self.serve_tls(tls, stream, String::new(), seat).await
             }

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use metastore::proto::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tonic::{Code, codec::CompressionEncoding, transport::Channel};
 
 use crate::support::Server;
@@ -33,9 +36,13 @@ async fn packed_calls_are_understood_and_answered_in_kind() {
 async fn whoever_says_nothing_is_sent_away() {
     for name in ["own", "tonic"] {
         let server = Server::start(&[&format!("--grpc-server={name}"), "--client-begin-timeout=1s"]);
-        let (mut silent, mut said) = (TcpStream::connect(server.address()).await.unwrap(), Vec::new());
-        let heard = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut said)).await;
-        assert!(heard.expect("it was left alone").is_ok() && said.is_empty());
+        for beginning in ["", "PRI * HTTP/2"] {
+            let (mut silent, mut said) = (TcpStream::connect(server.address()).await.unwrap(), Vec::new());
+            silent.write_all(beginning.as_bytes()).await.unwrap();
+            let heard = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut said)).await;
+            // Words of farewell are no answer.
+            assert!(heard.expect("it was left alone").is_ok() && !said.starts_with(b"HTTP"), "{said:?}");
+        }
     }
 }
 

@@ -117,6 +117,16 @@ const HEALTHY: &str = r#"{"health":"true","reason":""}"#;
 const SECURE: &str = "https://127.0.0.1:0";
 
 #[tokio::test]
+async fn who_shakes_hands_and_then_says_nothing_is_sent_away_by_tonic_too() {
+    let authority = Authority::new();
+    let flags = ["--client-begin-timeout=1s".to_owned(), "--grpc-server=tonic".to_owned()];
+    let server = authority.server(SECURE, &flags);
+    let mut silent = authority.connect(&server, &["h2"], None).await.unwrap();
+    let heard = tokio::time::timeout(std::time::Duration::from_mins(1), silent.read_to_end(&mut Vec::new())).await;
+    assert!(heard.is_ok(), "it was left alone");
+}
+
+#[tokio::test]
 async fn what_is_agreed_on_decides() {
     let authority = Authority::new();
     let server = authority.server(SECURE, &["--client-begin-timeout=1s".to_owned()]);

@@ -4,6 +4,7 @@ use std::{
     io::{Read, Write},
     os::unix::net::{UnixDatagram, UnixStream},
     process::Command,
+    time::Duration,
 };
 
 use hyper_util::rt::TokioIo;
@@ -17,7 +18,7 @@ async fn clients_are_served_at_a_socket_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("client.sock");
     let url = format!("unix://{}", path.display());
-    let mut server = Server::start(&[&format!("--listen-client-urls={url}")]);
+    let mut server = Server::start(&[&format!("--listen-client-urls={url}"), "--client-begin-timeout=1s"]);
     assert_eq!(server.address(), path.display().to_string());
 
     let socket = path.clone();
@@ -35,6 +36,12 @@ async fn clients_are_served_at_a_socket_file() {
     let mut page = String::new();
     plain.read_to_string(&mut page).unwrap();
     assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+
+    let mut silent = UnixStream::connect(&path).unwrap();
+    silent.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    let mut said = Vec::new();
+    silent.read_to_end(&mut said).expect("it is sent away");
+    assert!(said.is_empty());
 
     if let Some(etcdctl) = std::env::var_os("METASTORE_TEST_ETCDCTL") {
         let output = Command::new(etcdctl).args(["--endpoints", &url, "get", "k", "--print-value-only"]).output();
