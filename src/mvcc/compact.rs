@@ -11,8 +11,7 @@
 //!       record that displaces them
 //! ```
 //!
-//! Where keys are written over and over nearly everything between P and R goes, and a range costs as much as one record;
-//! whole files of the database go with it, unread.
+//! Where keys are written over and over nearly everything between P and R goes, and a range costs as much as one record.
 //!
 //! INVARIANTS
 //! * What is forgotten of one key goes oldest first. A deletion that vanished before the put it hides would bring the key
@@ -48,14 +47,10 @@ pub struct Compaction {
     /// Where the scan goes on.
     next: Vec<u8>,
     run: Run,
-    ranges: Vec<Range>,
     batch: Batch,
     /// Records removed so far.
     removed: u64,
 }
-
-/// From the first key of something that was removed to the first key behind it.
-pub type Range = (RecordKey, Bytes);
 
 /// Neighbours that go, and were not removed yet.
 #[derive(Default)]
@@ -93,7 +88,6 @@ impl Compaction {
             range: RANGE,
             next: RecordKey::first_of(from).as_ref().to_vec(),
             run: Run::default(),
-            ranges: Vec::new(),
             batch: Batch::default(),
             removed: 0,
         })
@@ -115,12 +109,6 @@ impl Compaction {
     #[must_use]
     pub fn removed(&self) -> u64 {
         self.removed
-    }
-
-    /// What went as ranges.
-    #[must_use]
-    pub fn into_ranges(self) -> Vec<Range> {
-        self.ranges
     }
 
     /// Remembers the hash of all records up to its revision, those included that it is going to remove: what `HashKV` would have
@@ -215,9 +203,7 @@ impl Compaction {
         if count < self.range {
             keys.iter().try_for_each(|&key| self.delete(key))?;
         } else {
-            let behind = Bytes::from([last.as_ref(), &[0]].concat());
-            self.batch.delete_range(Table::History, keys[0].as_ref(), behind.clone());
-            self.ranges.push((keys[0], behind));
+            self.batch.delete_range(Table::History, keys[0].as_ref(), [last.as_ref(), &[0]].concat());
             self.removed += count as u64;
         }
         self.run.keys = keys;

@@ -116,7 +116,6 @@ fn a_compaction_looks_at_little_at_a_time_and_removes_little_at_once() {
     assert_eq!((progress, compaction.removed()), (Progress::Done, 4 * 49));
     assert_eq!(steps, 4, "of 200 records");
     assert!(world.engine.unflushed() >= before + 2, "no batch is that large");
-    assert!(compaction.into_ranges().is_empty(), "few go one by one");
 }
 
 proptest! {

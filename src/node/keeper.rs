@@ -24,11 +24,11 @@ use crate::{
     metrics::METRICS,
     mvcc::{
         self,
-        compact::{Compaction, Progress, Range},
+        compact::{Compaction, Progress},
     },
     proto::etcdserverpb::CompactionRequest,
     state::{self, Command, Effect, Kind, Response},
-    storage::{Engine, Table},
+    storage::Engine,
 };
 
 /// What the keeper is told.
@@ -114,8 +114,6 @@ pub struct Keeper {
 /// What the keeper is at.
 pub struct Work {
     compaction: Option<Compaction>,
-    /// Ranges that were removed, and whose files may go after a flush.
-    removed: Vec<Range>,
     awaiting: Vec<Box<dyn FnOnce() + Send>>,
     /// How long nothing need be done.
     rest: Duration,
@@ -154,7 +152,6 @@ impl Keeper {
     pub fn begin(&self, now: Instant) -> Work {
         Work {
             compaction: self.pending(),
-            removed: Vec::new(),
             awaiting: Vec::new(),
             rest: Duration::ZERO,
             last_flush: now,
@@ -176,7 +173,7 @@ impl Keeper {
                 Chore::Discard(copy) => drop(copy),
                 Chore::Restored { engine, keys } => {
                     (self.engine, self.keys) = (engine, keys);
-                    (work.compaction, work.removed) = (None, Vec::new());
+                    work.compaction = None;
                     work.flushed_index = self.status.applied();
                 }
                 Chore::Leadership(leadership) => work.leads = leadership.is_self,
@@ -225,8 +222,7 @@ impl Keeper {
                     removed = compaction.removed(),
                     "finished scheduled compaction"
                 );
-                let done = std::mem::replace(&mut work.compaction, self.next_compaction()?);
-                work.removed.extend(done.into_iter().flat_map(Compaction::into_ranges));
+                work.compaction = self.next_compaction()?;
             }
         }
         if work.compaction.is_none() {
@@ -280,15 +276,12 @@ impl Keeper {
         let stale = now - work.last_flush >= self.habits.flush_after;
         let news = self.status.applied().saturating_sub(work.flushed_index);
         let many = news >= self.habits.flush_after_entries && now - work.last_flush >= FLUSH_REST;
-        if !grown && !many && (!stale || news == 0) && work.removed.is_empty() {
+        if !grown && !many && (!stale || news == 0) {
             return Ok(());
         }
         self.status.set_unflushed(0);
         self.engine.flush()?;
         work.last_flush = now;
-        for (from, to) in work.removed.drain(..) {
-            self.engine.release(Table::History, from.as_ref(), &to)?;
-        }
         if let Some(durable) = state::Progress::durable(self.engine.as_ref())? {
             work.flushed_index = durable.index;
             let _ = self.raft.send(Input::Durable(Position { index: durable.index, term: durable.term }));

@@ -148,12 +148,6 @@ pub trait Engine: Send + Sync + 'static {
     /// Another database has taken this one's place: when nobody reads it any more, its files go.
     fn retire(&self) {}
 
-    /// Gives back the room of a range that was removed and flushed, as far as that costs nothing: files go that hold nothing
-    /// else.
-    fn release(&self, _table: Table, _from: &[u8], _to: &[u8]) -> Result<(), Halt> {
-        Ok(())
-    }
-
     /// Rewrites files until removed data takes no room any more; or says why it does not begin.
     fn reclaim(&self) -> Result<Option<Lack>, Halt>;
 
