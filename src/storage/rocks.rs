@@ -308,7 +308,8 @@ mod tests {
             }
             is_over.store(true, Ordering::Relaxed);
         });
-        let is_left = |nth: &u32| !matches!(nth % 100, 40..90 | 95) && (nth % 100 > 27 || nth % 100 % 3 != 0);
+        let is_left =
+            |nth: &u32| !matches!(nth % 100, 40..90 | 95) && (nth % 100 > 27 || !(nth % 100).is_multiple_of(3));
         for also_flushes in [false, true] {
             let mut left = Vec::new();
             let mut visit = |key: &[u8], _: &[u8]| {
