@@ -50,6 +50,8 @@ pub struct Compaction {
     batch: Batch,
     /// Records removed so far.
     removed: u64,
+    /// Something went as a range.
+    has_ranges: bool,
 }
 
 /// Neighbours that go, and were not removed yet.
@@ -90,6 +92,7 @@ impl Compaction {
             run: Run::default(),
             batch: Batch::default(),
             removed: 0,
+            has_ranges: false,
         })
     }
 
@@ -109,6 +112,12 @@ impl Compaction {
     #[must_use]
     pub fn removed(&self) -> u64 {
         self.removed
+    }
+
+    /// Whether something went as a range: the database does not see by itself how much that is.
+    #[must_use]
+    pub fn has_ranges(&self) -> bool {
+        self.has_ranges
     }
 
     /// Remembers the hash of all records up to its revision, those included that it is going to remove: what `HashKV` would have
@@ -205,6 +214,7 @@ impl Compaction {
         } else {
             self.batch.delete_range(Table::History, keys[0].as_ref(), [last.as_ref(), &[0]].concat());
             self.removed += count as u64;
+            self.has_ranges = true;
         }
         self.run.keys = keys;
         self.run.keys.clear();

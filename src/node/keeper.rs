@@ -85,6 +85,8 @@ pub struct Habits {
 const FLUSH_REST: Duration = Duration::from_secs(5);
 /// How often the keeper looks around when nobody calls.
 const ROUND: Duration = Duration::from_millis(500);
+/// How long the database is asked to make room at once.
+const TIDYING: Duration = Duration::from_secs(30);
 /// A piece of a compaction is done in so many slices, a part of the pause after each: whoever wants the processor waits for a
 /// slice, not for the piece.
 const SLICES: u32 = 10;
@@ -111,10 +113,20 @@ pub struct Keeper {
     pub copies: PathBuf,
 }
 
+/// How far the database is with making room.
+#[derive(Debug, Clone, Copy)]
+enum Tidying {
+    No,
+    Wanted,
+    Since(Instant),
+}
+
 /// What the keeper is at.
 pub struct Work {
     compaction: Option<Compaction>,
     awaiting: Vec<Box<dyn FnOnce() + Send>>,
+    /// Much was removed: it is to be flushed, and the database has to make room of it.
+    tidying: Tidying,
     /// How long nothing need be done.
     rest: Duration,
     last_flush: Instant,
@@ -153,6 +165,7 @@ impl Keeper {
         Work {
             compaction: self.pending(),
             awaiting: Vec::new(),
+            tidying: Tidying::No,
             rest: Duration::ZERO,
             last_flush: now,
             last_measured: now,
@@ -173,7 +186,7 @@ impl Keeper {
                 Chore::Discard(copy) => drop(copy),
                 Chore::Restored { engine, keys } => {
                     (self.engine, self.keys) = (engine, keys);
-                    work.compaction = None;
+                    (work.compaction, work.tidying) = (None, Tidying::No);
                     work.flushed_index = self.status.applied();
                 }
                 Chore::Leadership(leadership) => work.leads = leadership.is_self,
@@ -222,6 +235,9 @@ impl Keeper {
                     removed = compaction.removed(),
                     "finished scheduled compaction"
                 );
+                if compaction.has_ranges() {
+                    work.tidying = Tidying::Wanted;
+                }
                 work.compaction = self.next_compaction()?;
             }
         }
@@ -276,12 +292,23 @@ impl Keeper {
         let stale = now - work.last_flush >= self.habits.flush_after;
         let news = self.status.applied().saturating_sub(work.flushed_index);
         let many = news >= self.habits.flush_after_entries && now - work.last_flush >= FLUSH_REST;
-        if !grown && !many && (!stale || news == 0) {
+        if let Tidying::Since(when) = work.tidying
+            && now - when >= TIDYING
+        {
+            self.engine.set_tidy(false)?;
+            work.tidying = Tidying::No;
+        }
+        let tidies = matches!(work.tidying, Tidying::Wanted);
+        if !grown && !many && !tidies && (!stale || news == 0) {
             return Ok(());
         }
         self.status.set_unflushed(0);
         self.engine.flush()?;
         work.last_flush = now;
+        if tidies {
+            self.engine.set_tidy(true)?;
+            work.tidying = Tidying::Since(now);
+        }
         if let Some(durable) = state::Progress::durable(self.engine.as_ref())? {
             work.flushed_index = durable.index;
             let _ = self.raft.send(Input::Durable(Position { index: durable.index, term: durable.term }));

@@ -148,6 +148,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Another database has taken this one's place: when nobody reads it any more, its files go.
     fn retire(&self) {}
 
+    /// Whether what is removed shall be given room back for as soon as it is flushed, or when enough has gathered.
+    fn set_tidy(&self, _tidy: bool) -> Result<(), Halt> {
+        Ok(())
+    }
+
     /// Rewrites files until removed data takes no room any more; or says why it does not begin.
     fn reclaim(&self) -> Result<Option<Lack>, Halt>;
 

@@ -30,6 +30,8 @@ const STATE: &str = "state";
 /// Flushes and compactions share two cores with everything else.
 const BACKGROUND_JOBS: i32 = 2;
 const SYNC_BYTES: u64 = 1 << 20;
+/// So many files of flushes are merged with what lies below: RocksDB's own number.
+const FLUSHED_FILES: &str = "4";
 
 /// Who reads more than this does not come back for the blocks in between: what others use stays in memory.
 const SCAN: usize = 256;
@@ -248,6 +250,14 @@ impl Engine for Rocks {
         self.db.flush_cfs_opt(&families, &options).map_err(halt)
     }
 
+    /// The files of a flush wait until there are a few before they are merged with what lies below. A range is one small file,
+    /// and what it has removed may be most of the database.
+    fn set_tidy(&self, tidy: bool) -> Result<(), Halt> {
+        let files = if tidy { "1" } else { FLUSHED_FILES };
+        let option = ("level0_file_num_compaction_trigger", files);
+        self.db.set_options_cf(self.family(Table::History), &[option]).map_err(halt)
+    }
+
     /// A disk that fills up on the way would end the process, so this does not begin without room for all of it.
     fn reclaim(&self) -> Result<Option<Lack>, Halt> {
         let Size { in_use_bytes, memtable_bytes, .. } = self.size()?;
@@ -280,6 +290,37 @@ impl Engine for Rocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_range_has_removed_takes_no_room_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Rocks::open(&dir.path().join("db")).unwrap();
+        let key = |nth: u32| nth.to_be_bytes();
+        let mut batch = Batch::default();
+        for nth in 0..4000 {
+            let noise: Vec<u8> = (0..128_u64).flat_map(|_| rand::random::<u64>().to_be_bytes()).collect();
+            batch.put(Table::History, &key(nth), noise);
+        }
+        engine.write(&batch).unwrap();
+        assert!(engine.reclaim().unwrap().is_none(), "there is room");
+        let before = engine.size().unwrap().total_bytes;
+        let mut batch = Batch::default();
+        batch.delete_range(Table::History, &key(10), key(3990).to_vec());
+        engine.write(&batch).unwrap();
+        engine.flush().unwrap();
+        engine.set_tidy(true).unwrap();
+        while engine.size().unwrap().total_bytes > before / 10 {
+            std::thread::park_timeout(std::time::Duration::from_millis(5));
+        }
+        engine.set_tidy(false).unwrap();
+        let mut left = 0;
+        let mut count = |_: &[u8], _: &[u8]| {
+            left += 1;
+            ControlFlow::Continue(())
+        };
+        engine.scan(Table::History, &[], &[], &mut count).unwrap();
+        assert_eq!(left, 20);
+    }
 
     /// Batches of two threads go into memory side by side. What was removed came back, or a scan found what was no record.
     #[test]
