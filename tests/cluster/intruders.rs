@@ -48,15 +48,18 @@ impl Hello {
         String::from_utf8(verdict.split_off(3)).unwrap()
     }
 
-    /// Says something that ends the call.
-    fn say(&self, address: &str, frame: &[u8]) {
+    /// Says something that ends the call; what it is told then.
+    fn say(&self, address: &str, frame: &[u8]) -> String {
         let mut stream = self.call(address);
         let mut verdict = [9; 3];
         stream.read_exact(&mut verdict).unwrap();
         assert_eq!(verdict, WELCOME);
         stream.write_all(frame).unwrap();
         // Closed by the other side, with or without having read everything.
-        assert!(matches!(stream.read(&mut [0]), Ok(0) | Err(_)));
+        let mut last_words = Vec::new();
+        let _ = stream.read_to_end(&mut last_words);
+        assert_eq!(last_words[0], 2, "refused");
+        String::from_utf8(last_words.split_off(3)).unwrap()
     }
 }
 
@@ -107,12 +110,15 @@ async fn who_has_no_business_here_is_told_so_and_disturbs_nobody() {
             assert!(told.starts_with(refusal), "{told}");
             server.wait_for_log(refusal);
         }
-        own.say(&address, &[0xff; 16]);
-        server.wait_for_log("a frame of 4294967295 bytes is too large");
-        own.say(&address, &[0, 0, 0, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
-        server.wait_for_log("a frame was damaged on its way");
-        for (message, line) in nonsense(from, to, before.raft_term) {
-            own.say(&address, &frame(&message));
+        let mut bad = vec![
+            (vec![0xff; 16], "a frame of 4294967295 bytes is too large"),
+            (vec![0, 0, 0, 4, 1, 2, 3, 4, 5, 6, 7, 8], "a frame was damaged on its way"),
+        ];
+        let nonsense = nonsense(from, to, before.raft_term).into_iter();
+        bad.extend(nonsense.map(|(message, line)| (frame(&message), line)));
+        for (bytes, line) in bad {
+            let told = own.say(&address, &bytes);
+            assert!(told.contains(line), "{told}");
             server.wait_for_log(line);
         }
         // This one only the log gives the lie: the stream stands, and the message is ignored.

@@ -1,7 +1,7 @@
 //! The line to one member: connects, says who it is, writes what its outbox holds, and connects again.
 
 use std::{
-    io::Write,
+    io::{self, Write},
     net::TcpStream,
     sync::{Arc, atomic::Ordering},
     thread,
@@ -23,9 +23,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A line that has nothing to say says so this often.
 const SILENCE: Duration = Duration::from_secs(1);
+/// What a peer said before it closed the stream is there by now.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Frames are cut about here: entries keep the whole frame in memory that they came in.
 const FRAME_BYTES: usize = 1 << 20;
-/// A member that cannot be reached is reported again after so many attempts.
+/// A member that cannot be reached is reported again after so many attempts, or when there is another reason.
 const REPORTED_EVERY: u32 = 60;
 
 /// One member as it is reached from here.
@@ -63,7 +65,7 @@ impl Line {
     }
 
     fn run(&self, transport: &Arc<Transport>) {
-        let (mut pause, mut failures) = (PAUSE, 0_u32);
+        let (mut pause, mut failures, mut reported) = (PAUSE, 0_u32, String::new());
         let member = format!("{:x}", self.peer.id);
         loop {
             let trouble = match self.connect(transport) {
@@ -83,8 +85,9 @@ impl Line {
                 }
                 Err(Trouble::Broken(trouble)) => trouble,
             };
-            if failures.is_multiple_of(REPORTED_EVERY) {
+            if trouble != reported || failures.is_multiple_of(REPORTED_EVERY) {
                 tracing::warn!("remote-peer-id" = member, error = trouble, "lost or cannot reach a peer");
+                reported = trouble;
             }
             failures = failures.wrapping_add(1);
             if self.outbox.rest(pause) {
@@ -98,7 +101,7 @@ impl Line {
     ///
     /// A line that was closed has a successor, or its member is gone: what it would still say to raft could be taken for
     /// news of its successor.
-    fn serve(&self, transport: &Transport, stream: TcpStream, member: &str) -> std::io::Result<()> {
+    fn serve(&self, transport: &Transport, stream: TcpStream, member: &str) -> io::Result<()> {
         let since = Instant::now();
         let local = format!("{:x}", transport.parts.identity.member_id);
         let names = [local.as_str(), member];
@@ -135,7 +138,7 @@ impl Line {
     }
 
     /// Writes until the line is closed or breaks.
-    fn pump(&self, transport: &Transport, mut stream: TcpStream, sent: &IntCounter) -> std::io::Result<()> {
+    fn pump(&self, transport: &Transport, mut stream: TcpStream, sent: &IntCounter) -> io::Result<()> {
         let mut bytes = Vec::new();
         loop {
             let batch = self.outbox.take(SILENCE);
@@ -152,7 +155,7 @@ impl Line {
                 frame::encode(frame, &mut bytes);
                 rest = later;
                 if bytes.len() >= FRAME_BYTES || rest.is_empty() {
-                    stream.write_all(&bytes)?;
+                    stream.write_all(&bytes).map_err(|error| last_words(&mut stream, error))?;
                     sent.inc_by(bytes.len() as u64);
                     bytes.clear();
                 }
@@ -162,6 +165,15 @@ impl Line {
             }
             bytes.shrink_to(2 * FRAME_BYTES);
         }
+    }
+}
+
+/// Why the other side has closed the stream, if it has said so.
+fn last_words(stream: &mut TcpStream, error: io::Error) -> io::Error {
+    let heard = stream.set_read_timeout(Some(LAST_WORDS)).and_then(|()| Verdict::read(stream));
+    match heard {
+        Ok(Verdict::Refused(text)) => io::Error::other(format!("the peer refused what it was sent: {text}")),
+        _ => error,
     }
 }
 

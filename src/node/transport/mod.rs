@@ -18,6 +18,7 @@ mod line;
 mod manners;
 mod outbox;
 mod receive;
+mod refusals;
 mod ship;
 mod streams;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use frame::Hello;
 pub use frame::{PREFACE, Speech};
 use line::Line;
 pub use manners::check;
+use refusals::Refusals;
 use streams::Streams;
 
 /// Where the copies of other members' databases go.
@@ -108,6 +110,8 @@ pub struct Transport {
     receiving: Mutex<()>,
     /// Streams that are being served.
     streams: Streams,
+    /// Whoever was not welcome.
+    refusals: Mutex<Refusals>,
     /// The first election may come sooner, and has not yet.
     hurries: AtomicBool,
 }
@@ -124,6 +128,7 @@ impl Transport {
             urls: Mutex::default(),
             receiving: Mutex::default(),
             streams: Streams::default(),
+            refusals: Mutex::default(),
             hurries,
         })
     }

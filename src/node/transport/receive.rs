@@ -5,7 +5,7 @@ use std::{
     net::{Shutdown, TcpStream},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -54,14 +54,25 @@ impl Transport {
         };
         let verdict = self.judge(&hello);
         if verdict != Verdict::Welcome {
-            tracing::warn!("remote-peer-id" = format_args!("{:x}", hello.from), ?verdict, "refused a peer");
+            let why = format!("{verdict:?}");
+            if let Some(repeated) = self.refusals.lock().is_news(hello.from, &why, Instant::now()) {
+                let from = format!("{:x}", hello.from);
+                tracing::warn!({ "remote-peer-id" = from, verdict = why, repeated }, "refused a peer");
+            }
             return verdict.write(&mut stream);
         }
         verdict.write(&mut stream)?;
         match hello.purpose {
             Purpose::Messages => {
                 self.greet(&hello);
-                self.listen(&hello, stream)
+                let end = self.listen(&hello, &mut stream);
+                if let Err(error) = &end
+                    && error.kind() == io::ErrorKind::InvalidData
+                {
+                    // It learns of it when its next frame finds the stream closed.
+                    let _ = Verdict::Refused(error.to_string()).write(&mut stream);
+                }
+                end
             }
             Purpose::Snapshot => ship::receive(&self, &hello, stream),
         }
@@ -88,7 +99,7 @@ impl Transport {
         Verdict::Welcome
     }
 
-    fn listen(&self, hello: &Hello, mut stream: TcpStream) -> io::Result<()> {
+    fn listen(&self, hello: &Hello, mut stream: &mut TcpStream) -> io::Result<()> {
         stream.set_read_timeout(Some(SILENCE))?;
         let received = METRICS.peer_received_bytes.with_label_values(&[format!("{:x}", hello.from)]);
         loop {
