@@ -8,8 +8,12 @@
 //! | `/downgrade/enabled` | GET | `false` |
 //! | `/leases`, `/leases/internal` | POST | a lease, renewed or looked at, if this member leads |
 //! | `/members/hashkv` | GET | a hash over the data |
+//! | `/members/refused` | POST | nothing: somebody who would be a member says why it does not start |
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -26,6 +30,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::TcpStream;
 
@@ -43,6 +48,8 @@ use crate::{
 
 /// Questions have few bytes: a lease's ID, a revision.
 const QUESTION_MAX_BYTES: usize = 64 << 10;
+/// Reasons are cut here.
+const REASON_MAX_CHARS: usize = 500;
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/protobuf";
@@ -52,6 +59,7 @@ pub fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route(paths::MEMBERS, only_get(members))
         .route(&format!("{}{{*id}}", paths::PROMOTE), only_post(promote))
+        .route(paths::REFUSED, only_post(refused))
         .route(paths::VERSION, only_get(version))
         .route(paths::DOWNGRADE, only_get(downgrade))
         .route(paths::LEASES, only_post(renew))
@@ -109,6 +117,22 @@ impl Api {
 
 async fn members(State(api): State<Arc<Api>>) -> Response {
     api.signed(of_kind(JSON, json::write_members(&api.members())))
+}
+
+/// The administrator may look here first. Anybody may call, so it makes a short line, and no more than one a second.
+async fn refused(State(api): State<Arc<Api>>, body: Body) -> Response {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let Ok(why) = to_bytes(body, QUESTION_MAX_BYTES).await else {
+        return api.signed(refusal(StatusCode::PAYLOAD_TOO_LARGE, "more than a reason"));
+    };
+    let now = Instant::now();
+    let mut last = LAST.lock();
+    if last.is_none_or(|last| now - last >= Duration::from_secs(1)) {
+        *last = Some(now);
+        let why: String = String::from_utf8_lossy(&why).chars().take(REASON_MAX_CHARS).collect();
+        tracing::warn!(reason = why, "somebody who would be a member of this cluster does not start");
+    }
+    api.signed(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn promote(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Response {

@@ -46,6 +46,8 @@ pub mod paths {
     pub const LEASES: &str = "/leases";
     /// Looks at a lease.
     pub const LEASES_INTERNAL: &str = "/leases/internal";
+    /// Says why somebody does not start who would be a member.
+    pub const REFUSED: &str = "/members/refused";
     /// A hash over the data.
     pub const HASH_KV: &str = "/members/hashkv";
 }
@@ -122,6 +124,12 @@ impl Client {
         let text = answer.cluster_id.unwrap_or_default();
         let cluster = u64::from_str_radix(&text, 16).map_err(|_| format!("{text:?} is no cluster ID"))?;
         Ok((cluster, members))
+    }
+
+    /// Tells a member why this one does not start. Whoever does not understand that need not.
+    pub async fn tell_refused(&self, url: &str, why: &str, patience: Duration) {
+        let question = Question { header: None, ..Question::post(paths::REFUSED, patience, why.as_bytes().to_vec()) };
+        let _ = self.ask(url, question).await;
     }
 
     /// The versions that a member speaks.

@@ -23,6 +23,7 @@ use crate::{
     proto::etcdserverpb::Member,
     state::{Machine, Members},
     storage::rocks::Rocks,
+    urls::Url,
 };
 
 /// How long others get to say that a cluster is there already.
@@ -43,17 +44,30 @@ pub struct Origin {
 /// Finds out what a member without data begins with. Touches nothing.
 pub async fn origin(config: &Config, client: &Client) -> Result<Origin, Failure> {
     let first = config.first_start().map_err(Failure::Refused)?;
-    match first.state {
+    let origin = match first.state {
         ClusterState::New => {
             let origin = founders(&first)?;
-            refuse_to_found_twice(&first, origin.identity.member_id, client).await?;
-            Ok(origin)
+            refuse_to_found_twice(&first, origin.identity.member_id, client).await.map(|()| origin)
         }
         ClusterState::Existing => {
             let patience = request_timeout(config);
             joining::newcomer(&first, config.max_learners, client, patience).await.map_err(Failure::Refused)
         }
+    };
+    if let Err(failure) = &origin {
+        tell_the_others(&first, failure, client).await;
     }
+    origin
+}
+
+/// Whoever runs the cluster may look for the reason there.
+async fn tell_the_others(first: &FirstStart, failure: &Failure, client: &Client) {
+    let why = format!("{}: {failure}", first.name);
+    let tell = |url: Url| {
+        let (client, why) = (client.clone(), why.clone());
+        async move { client.tell_refused(url.as_str(), &why, GUARD).await }
+    };
+    first.urls_of_others().into_iter().map(tell).collect::<JoinSet<_>>().join_all().await;
 }
 
 /// The first election will be in term 2, as in etcd.
@@ -136,7 +150,7 @@ pub fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{proto::etcdserverpb::Member, urls::Url};
+    use crate::proto::etcdserverpb::Member;
 
     fn first(members: &[(&str, &str)], name: &str) -> FirstStart {
         FirstStart {

@@ -79,7 +79,9 @@ async fn a_founder_that_lost_its_data_comes_back_as_somebody_else() {
     cluster.servers[2].wipe();
     cluster.servers[2].launch();
     let own = MemberId::new(cluster.ids[2]).unwrap();
-    cluster.servers[2].wait_for_refusal(&format!("member {own} has already been bootstrapped"));
+    let refusal = format!("member {own} has already been bootstrapped");
+    cluster.servers[2].wait_for_refusal(&refusal);
+    cluster.servers[0].wait_for_log(&format!("m2: {refusal}"));
     assert!(!cluster.servers[2].data_dir().exists());
     cluster.leader_among(&[0, 1]).await;
     remove(&cluster, 0, 2).await;
@@ -118,6 +120,7 @@ async fn a_member_that_lost_its_data_does_not_join_as_itself() {
     cluster.servers[2].launch();
     let refusal = format!("member {:x} has already been bootstrapped", cluster.ids[2]);
     cluster.servers[2].wait_for_refusal(&refusal);
+    cluster.servers[0].wait_for_log(&refusal);
     assert!(!cluster.servers[2].data_dir().exists(), "nothing was touched");
     cluster.leader_among(&[0, 1]).await;
     assert_eq!(cluster.members(0).await.len(), 3, "the cluster has not noticed");
