@@ -53,9 +53,13 @@ impl<'a> Framer<'a> {
     }
 }
 
-/// The record before an event; None for a creation, and where it is forgotten.
+/// The record before an event; None for a creation, and where it is forgotten. That is where the revision before the event
+/// cannot be read any more, whether the record is still there or not.
 fn previous(event: &Event, reader: &Reader) -> Result<Option<Bytes>, Halt> {
     let Some(revision) = event.previous else { return Ok(None) };
+    if event.revision.main <= reader.compacted() {
+        return Ok(None);
+    }
     if !event.deletion && read::decode(event.record.clone())?.create_revision == event.revision.main {
         return Ok(None); // Deleted and created anew by one transaction.
     }
