@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame};
 use parking_lot::Mutex;
 
@@ -31,6 +32,8 @@ pub struct RequestBody {
 #[derive(Default)]
 struct Queue {
     pieces: VecDeque<Bytes>,
+    /// Fields behind the last piece.
+    trailers: Option<HeaderMap>,
     is_over: bool,
     /// The stream was reset before its end.
     is_broken: bool,
@@ -59,7 +62,7 @@ impl Body for RequestBody {
             return Poll::Ready(Some(Err("the stream was reset".into())));
         }
         if queue.is_over {
-            return Poll::Ready(None);
+            return Poll::Ready(queue.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
         }
         queue.reader = Some(context.waker().clone());
         Poll::Pending
@@ -67,7 +70,7 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         let queue = self.queue.lock();
-        queue.is_over && queue.pieces.is_empty()
+        queue.is_over && queue.pieces.is_empty() && queue.trailers.is_none()
     }
 }
 
@@ -117,6 +120,11 @@ impl Feed {
     /// Nothing more will come.
     pub fn end(&self) {
         self.change(|queue| queue.is_over = true);
+    }
+
+    /// Adds the fields behind the last piece.
+    pub fn set_trailers(&self, trailers: HeaderMap) {
+        self.queue.lock().trailers = Some(trailers);
     }
 
     fn take_consumed(&self) -> usize {

@@ -6,6 +6,7 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use http::HeaderMap;
 
 use super::{
     hpack::{decoder::Fields, table::ENTRY_OVERHEAD},
@@ -106,7 +107,7 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
     }
 }
 
-/// Reads what may come behind a body: checked, and then ignored.
+/// Checks what may come behind a body.
 pub fn check_trailers(fields: &Fields) -> Result<(), Malformed> {
     for (name, value) in fields.iter() {
         if name.starts_with(b":") {
@@ -115,6 +116,25 @@ pub fn check_trailers(fields: &Fields) -> Result<(), Malformed> {
         check_field(name, value)?;
     }
     Ok(())
+}
+
+/// What came behind a body, for an ordinary service, and what it weighs.
+pub fn trailers(fields: &Fields) -> Result<(HeaderMap, usize), Malformed> {
+    let mut trailers = HeaderMap::new();
+    let weight = keep(fields, &mut trailers)?;
+    Ok((trailers, weight))
+}
+
+/// Keeps the ordinary ones of these fields; returns what they weigh.
+fn keep(fields: &Fields, into: &mut HeaderMap) -> Result<usize, Malformed> {
+    let mut weight = 0;
+    for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(b":")) {
+        weight += name.len() + value.len() + ENTRY_OVERHEAD;
+        let name = http::HeaderName::from_bytes(name).map_err(|_| Malformed("a field name that is none"))?;
+        let value = http::HeaderValue::from_bytes(value).map_err(|_| Malformed("a field value that is none"))?;
+        into.append(name, value);
+    }
+    Ok(weight)
 }
 
 fn check_field(name: &[u8], value: &[u8]) -> Result<(), Malformed> {
@@ -264,13 +284,7 @@ impl<'a> Parts<'a> {
         parts.uri = uri.build().map_err(|_| NO_URI)?;
         parts.method = http::Method::from_bytes(method).map_err(|_| Malformed("a method that is none"))?;
         parts.version = http::Version::HTTP_2;
-        let mut weight = GUEST_BYTES;
-        for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(b":")) {
-            weight += name.len() + value.len() + ENTRY_OVERHEAD;
-            let name = http::HeaderName::from_bytes(name).map_err(|_| Malformed("a field name that is none"))?;
-            let value = http::HeaderValue::from_bytes(value).map_err(|_| Malformed("a field value that is none"))?;
-            parts.headers.append(name, value);
-        }
+        let weight = GUEST_BYTES + keep(fields, &mut parts.headers)?;
         let timeout =
             self.timeout.filter(|_| is_grpc(self.content_type.unwrap_or_default())).and_then(message::timeout);
         let request = self.request(Target::Guest(Box::new(parts)));

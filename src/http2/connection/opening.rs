@@ -137,7 +137,28 @@ impl Connection {
         }
         request::check_trailers(&self.fields)
             .map_err(|request::Malformed(why)| Fault::stream(id, Code::Protocol, why))?;
+        if let Role::Guest(_) = stream.role {
+            self.hand_on_trailers(slot, id)?;
+        }
         self.ended(slot, id)
+    }
+
+    /// Whoever answers an ordinary request gets what came behind its body.
+    fn hand_on_trailers(&mut self, slot: u64, id: u32) -> Result<(), Fault> {
+        let read = request::trailers(&self.fields);
+        let (trailers, weight) = read.map_err(|request::Malformed(why)| Fault::stream(id, Code::Protocol, why))?;
+        if !self.admits(weight) {
+            limits::note("held_bytes");
+            return Err(Fault::stream(id, Code::EnhanceYourCalm, "trailers that there is no room for"));
+        }
+        if let Some(stream) = self.streams.get(slot)
+            && let Role::Guest(guest) = &stream.role
+        {
+            guest.feed().set_trailers(trailers);
+            stream.weight += weight;
+            self.held_in += weight;
+        }
+        Ok(())
     }
 
     /// Opens a stream and asks whoever answers it.

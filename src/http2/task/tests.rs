@@ -15,7 +15,7 @@ use crate::http2::{
     service::{Method, Response, ResponseBody},
 };
 
-/// Answers with the fields and the body of the request, and ends with the fields again.
+/// Answers with the fields, the body and the trailers of the request.
 struct Mirror;
 
 impl Service for Mirror {
@@ -25,8 +25,7 @@ impl Service for Mirror {
 
     fn guest(&self, request: Request<RequestBody>) -> Response {
         let (parts, body) = request.into_parts();
-        let trailers = parts.headers.clone();
-        let body: ResponseBody = Box::pin(body.with_trailers(async move { Some(Ok(trailers)) }));
+        let body: ResponseBody = Box::pin(body);
         let mut response = HttpResponse::new(body);
         *response.headers_mut() = parts.headers;
         Box::pin(async move { response })
@@ -83,7 +82,8 @@ async fn echo(
     *request.headers_mut() = fields.clone();
     *client = client.clone().ready().await.unwrap();
     let (response, mut sender) = client.send_request(request, false).unwrap();
-    sender.send_data(body.into(), true).unwrap();
+    sender.send_data(body.into(), false).unwrap();
+    sender.send_trailers(fields.clone()).unwrap();
     let (head, mut body) = response.await.unwrap().into_parts();
     let mut data = Vec::new();
     while let Some(piece) = body.data().await {
