@@ -32,8 +32,8 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Larger header lists are refused.
 const HEADER_LIST_BYTES: u32 = 64 << 10;
-/// How long the head of a request may take.
-const HEAD_TIMEOUT: Duration = Duration::from_mins(5);
+/// A connection of HTTP/1.1 may be idle for so long between two requests, or be at the head of one.
+const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What one connection is served with.
 #[derive(Clone)]
@@ -134,17 +134,66 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
-    let stream = Prompt { stream, beginning: Some((0, Box::pin(tokio::time::sleep(patience)))) };
+    let late = Box::pin(tokio::time::sleep(patience));
+    let stream = Prompt { stream, beginning: Some(Beginning { late, seen: 0, line: Line::Nothing }) };
     let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-    Patient::new(watcher.watch(connection)).await
+    let end = Patient::new(watcher.watch(connection)).await;
+    if end.as_ref().is_err_and(|error| error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout)) {
+        limits::note("slow_beginning");
+    }
+    end
 }
 
-/// A stream whose other side has to begin in time. Hyper itself waits for HTTP/2's preface as long as it takes; for the head
-/// of an HTTP/1.1 request it has a patience of its own.
+/// A stream whose other side has to begin in time. Hyper itself waits for HTTP/2's preface as long as it takes, and for the
+/// head of a request of HTTP/1.1 as long as a connection may be idle.
 struct Prompt<S> {
     stream: S,
-    /// How much of the preface has come, and when all of it is late. None: it has begun, with that or with something else.
-    beginning: Option<(usize, Pin<Box<Sleep>>)>,
+    /// None: it has begun.
+    beginning: Option<Beginning>,
+}
+
+/// What has come so far of HTTP/2's preface, or of a first head.
+struct Beginning {
+    late: Pin<Box<Sleep>>,
+    /// So much of the preface; more than there is of it if it is none.
+    seen: usize,
+    line: Line,
+}
+
+/// The last line of a head, so far.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// There may be empty ones before the first.
+    Nothing,
+    Something,
+    /// Behind another one.
+    Empty,
+}
+
+impl Beginning {
+    /// Sees what has come; true if that is all of it.
+    fn see(&mut self, bytes: &[u8]) -> bool {
+        let rest = PREFACE.get(self.seen..).unwrap_or_default();
+        let both = rest.len().min(bytes.len());
+        if !rest.is_empty() && rest[..both] == bytes[..both] {
+            self.seen += both;
+            return self.seen == PREFACE.len();
+        }
+        // The preface's own beginning is a line like others.
+        if (1..PREFACE.len()).contains(&self.seen) {
+            self.line = Line::Something;
+        }
+        self.seen = usize::MAX;
+        for &byte in bytes {
+            self.line = match (byte, self.line) {
+                (b'\n', Line::Empty) => return true,
+                (b'\n', Line::Something) => Line::Empty,
+                (b'\r' | b'\n', line) => line,
+                _ => Line::Something,
+            };
+        }
+        false
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
@@ -155,16 +204,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        let Some((seen, late)) = &mut self.beginning else { return read };
+        let Some(beginning) = &mut self.beginning else { return read };
         if read.is_pending() {
-            ready!(late.as_mut().poll(context));
+            ready!(beginning.late.as_mut().poll(context));
             limits::note("slow_beginning");
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a client that does not begin")));
         }
-        let new = &buffer.filled()[before..];
-        let is_preface = PREFACE[*seen..].starts_with(new);
-        *seen += new.len();
-        if !is_preface || *seen == PREFACE.len() {
+        if beginning.see(&buffer.filled()[before..]) {
             self.beginning = None;
         }
         read
@@ -222,5 +268,25 @@ impl<C: Future> Future for Patient<C> {
             return Poll::Pending;
         }
         self.connection.as_mut().poll(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_beginning_is_a_preface_or_a_head() {
+        let begins = |pieces: &[&str]| {
+            let late = Box::pin(tokio::time::sleep(Duration::ZERO));
+            let mut beginning = Beginning { late, seen: 0, line: Line::Nothing };
+            pieces.iter().position(|piece| beginning.see(piece.as_bytes()))
+        };
+        assert_eq!(begins(&["PRI * HTTP/2.0\r\n\r\n", "SM\r\n", "\r\n"]), Some(2));
+        assert_eq!(begins(&["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n and more"]), Some(0));
+        assert_eq!(begins(&["GET / HTTP/1.1\r\n", "a: b\r\n", "\r", "\n"]), Some(3));
+        assert_eq!(begins(&["\r\n\r\nGET / HTTP/1.0\n\n"]), Some(0));
+        assert_eq!(begins(&["P", "UT / HTTP/1.1\r\n\r\n"]), Some(1));
+        assert_eq!(begins(&["\r\n\r\n", "GET / HTTP/1.1\r\na: ", "b"]), None);
     }
 }

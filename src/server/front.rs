@@ -191,6 +191,7 @@ impl Door {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         if first.starts_with(HTTP2) || !may_be_http1(&first) {
+            limits::note("first_line");
             return Err("neither HTTP/1.1, nor HTTP/2 where it was agreed on".into());
         }
         let (reader, writer) = tokio::io::split(stream);

@@ -9,7 +9,10 @@ use tokio::{
 };
 
 use super::Failure;
-use crate::urls::{Place, Url};
+use crate::{
+    http2::limits,
+    urls::{Place, Url},
+};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -139,6 +142,7 @@ impl Slots {
     /// Room for one more connection, as soon as there is. It is free again when the permit is dropped.
     pub async fn take(&self) -> OwnedSemaphorePermit {
         if self.free.available_permits() == 0 {
+            limits::note("connections");
             tracing::warn!(limit = self.all, "too many client connections; new ones wait until others end");
         }
         self.free.clone().acquire_owned().await.expect("nobody closes it")

@@ -309,15 +309,21 @@ fn no_streams_at_all_mean_no_limit() {
 #[test]
 fn so_many_connections_and_no_more() {
     survives_alone(&["--max-connections=20"], 20 * MEBIBYTE, |server| {
-        let mut open: Vec<_> = (0..20).map(|_| Raw::greet(server.address())).collect();
+        let mut healthy = Raw::greet(server.address());
+        let mut open: Vec<_> = (0..19).map(|_| Raw::greet(server.address())).collect();
         for raw in &mut open {
             raw.wait_for(raw::SETTINGS).unwrap();
         }
         let mut late = Raw::greet(server.address());
         server.wait_for_log("too many client connections; new ones wait until others end");
+        healthy
+            .send(&call(1, RANGE, &RangeRequest { key: "k".into(), ..RangeRequest::default() }.encode_to_vec()))
+            .unwrap();
+        healthy.wait_for(raw::DATA).expect("who is here already is served");
         open.pop();
         late.wait_for(raw::SETTINGS).expect("room was made");
-        drop(open);
+        drop((open, late));
+        assert!(counted(server, "connections") >= 1);
     });
 }
 
@@ -369,6 +375,21 @@ fn whoever_is_slow_to_begin_is_sent_away() {
         assert_eq!(stuck.wait_for(raw::GOAWAY).unwrap().payload[7], 11);
         assert_eq!(stuck.next(), None);
         assert_eq!(counted(server, "slow_beginning"), 5);
+    });
+}
+
+/// A head of HTTP/1.1 that does not end.
+#[test]
+fn whoever_is_slow_with_a_first_head_is_sent_away() {
+    survives(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
+        let mut dripping = Raw::connect(server.address());
+        let mut stuck = Raw::connect(server.address());
+        stuck.send(b"GET /version HTTP/1.1\r\nX-a: ").unwrap();
+        dripping.drip(format!("GET /version HTTP/1.1\r\n{}", "X-a: b\r\n".repeat(1000)).as_bytes());
+        for mut late in [stuck, dripping] {
+            while late.next().is_some() {} // It is over.
+        }
+        assert!(counted(server, "slow_beginning") >= 2);
     });
 }
 
