@@ -39,6 +39,7 @@ use prost::Message;
 use crate::{
     call::{Code, Refusal, Reply},
     error::{Error, Halt},
+    metrics::METRICS,
     mvcc::read::Failure,
     node::{Node, Present, identity::RequestIds},
     state::{Kind, NOSPACE},
@@ -150,7 +151,11 @@ impl Api {
 
 /// Reads a message that a client sent.
 pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
-    M::decode(message).map_err(|error| Error::Malformed(error.to_string()))
+    M::decode(message).map_err(|error| {
+        tracing::debug!(%error, "a message that cannot be read");
+        METRICS.refused.with_label_values(&["message"]).inc();
+        Error::Malformed(error.to_string())
+    })
 }
 
 /// Turns a failed read into an answer. A failing disk ends the process.

@@ -265,5 +265,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(txn_cost(&txn), (256 + 1 + 5) + (256 + 1 + 1));
+        let mirrored = TxnRequest { success: txn.failure, failure: txn.success, ..txn };
+        assert_eq!(txn_cost(&mirrored), (256 + 1 + 5) + (256 + 1 + 1));
     }
 }

@@ -50,6 +50,7 @@ async fn leadership_moves_to_a_voter_that_is_away_for_a_while() {
     });
     moved.unwrap();
     assert_eq!(cluster.leader().await, target);
+    cluster.assert_all_equal().await;
 }
 
 /// Traps 47 and 55.
@@ -78,4 +79,8 @@ async fn without_a_leader_writes_run_out_of_time_and_stale_reads_go_on() {
     assert_eq!(alone.http("GET", "/health?serializable=true").status, 200);
     let health = alone.http("GET", "/health");
     assert_eq!((health.status, health.body.as_str()), (503, "{\"health\":\"false\",\"reason\":\"RAFT NO LEADER\"}\n"));
+    cluster.restart(1);
+    cluster.restart(2);
+    cluster.leader().await;
+    cluster.assert_all_equal().await;
 }

@@ -95,6 +95,7 @@ async fn streams_that_want_a_leader_end_without_one_and_all_others_go_on() {
         assert_eq!(renewed.ttl, TTL);
         Streams::open(server, lease, true).await;
     }
+    cluster.assert_all_equal().await;
 }
 
 /// Whoever wants a leader where there is none is refused at once.

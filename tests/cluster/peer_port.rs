@@ -63,6 +63,7 @@ async fn the_peer_port_speaks_as_etcds_does() {
     assert_eq!((port.get("/nothing").status, port.get("/nothing").body.as_str()), (404, "404 page not found\n"));
     let promotion = http(&port.0, "POST", "/members/promote/nobody", "", b"");
     assert_eq!((promotion.status, promotion.body.as_str()), (404, "member nobody not found in cluster\n"));
+    cluster.assert_all_equal().await;
 }
 
 /// Trap 48: whoever asks says which cluster he means, and another one gives no hash that could be compared.
@@ -126,4 +127,5 @@ async fn only_the_leader_renews_for_others() {
     assert_eq!((refused.status, refused.body.as_str()), (400, "not a primary lessor\n"));
     let refused = follower.post("/leases/internal", &look(7));
     assert_eq!((refused.status, refused.body.as_str()), (500, "not a primary lessor\n"));
+    cluster.assert_all_equal().await;
 }
