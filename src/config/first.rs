@@ -92,7 +92,8 @@ fn check_advertised(told: &[Url], name: &str, advertised: &[Url]) -> Result<(), 
         urls.iter().filter(|url| !others.contains(url)).cloned().collect()
     };
     let (unadvertised, untold) = (lacking(told, advertised), lacking(advertised, told));
-    let (joined, all) = (urls::joined(advertised), pairs(name, told));
+    // As in etcd, both name what is advertised, though the flag is another.
+    let (joined, all) = (urls::joined(advertised), pairs(name, advertised));
     Err(if !unadvertised.is_empty() {
         let missing = pairs(name, &unadvertised);
         format!("--initial-cluster has {missing} but missing from --initial-advertise-peer-urls={joined} ({cause})")

@@ -289,13 +289,12 @@ fn the_first_members_must_make_sense_together() {
         (
             &["--initial-advertise-peer-urls=http://localhost:2380,http://localhost:2381"],
             "--initial-advertise-peer-urls has http://localhost:2381 but missing from \
-             --initial-cluster=default=http://localhost:2380",
+             --initial-cluster=default=http://localhost:2380,default=http://localhost:2381",
         ),
         (
             &["--initial-cluster=default=http://localhost:2380,default=http://localhost:2380"],
-            "failed to resolve http://localhost:2380 to match --initial-cluster=default=http://localhost:2380,\
-             default=http://localhost:2380 (len([\"http://localhost:2380\"]) != len([\"http://localhost:2380\" \
-             \"http://localhost:2380\"]))",
+            "failed to resolve http://localhost:2380 to match --initial-cluster=default=http://localhost:2380 \
+             (len([\"http://localhost:2380\"]) != len([\"http://localhost:2380\" \"http://localhost:2380\"]))",
         ),
         (
             &["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"],

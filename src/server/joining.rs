@@ -188,6 +188,32 @@ mod tests {
         );
     }
 
+    /// A member that says it speaks this version.
+    async fn member_of(version: &'static str) -> Member {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let versions = format!(r#"{{"etcdserver":"{version}.0","etcdcluster":"{version}.0"}}"#);
+        let router = axum::Router::new()
+            .route("/version", axum::routing::get(|| async { versions }))
+            .route("/downgrade/enabled", axum::routing::get(|| async { "false" }));
+        tokio::spawn(axum::serve(listener, router).into_future());
+        member(1, &[&url])
+    }
+
+    #[tokio::test]
+    async fn who_would_join_has_to_speak_as_the_cluster_does() {
+        let client = Client::new(PATIENCE);
+        let check = async |members: &[&Member]| check_versions(members, &client, PATIENCE).await;
+        let refused = Err("incompatible with current running cluster".to_owned());
+        let (ours, old, new) = tokio::join!(member_of("3.7"), member_of("2.3"), member_of("3.9"));
+        assert_eq!(check(&[&ours]).await, Ok(()));
+        assert_eq!(check(&[&ours, &old]).await, refused);
+        assert_eq!(check(&[&new]).await, refused);
+        let nobody = member(2, &["http://127.0.0.1:1"]);
+        assert_eq!(check(&[&nobody]).await, refused);
+        assert_eq!(check(&[&nobody, &ours]).await, Ok(()));
+    }
+
     #[test]
     fn a_cluster_is_described_as_go_prints_it() {
         let named = Member { name: "a".into(), client_ur_ls: vec!["http://c:1".into()], ..member(10, &["http://b:1"]) };

@@ -1,6 +1,11 @@
 //! A disk with little room left.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use metastore::proto::etcdserverpb::{DefragmentRequest, PutRequest, RangeRequest};
 use tonic::Code;
@@ -21,6 +26,24 @@ impl Disk {
     fn path(&self) -> &Path {
         self.0.path()
     }
+
+    fn free_bytes(&self) -> u64 {
+        let disk = rustix::fs::statvfs(self.path()).unwrap();
+        disk.f_bavail * disk.f_frsize
+    }
+
+    /// Takes all but so much, once nothing is written any more: what is written in the background would find no room.
+    async fn fill(&self, left: u64) -> PathBuf {
+        let (mut free, mut quiet) = (self.free_bytes(), 0);
+        while quiet < 25 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let before = std::mem::replace(&mut free, self.free_bytes());
+            quiet = if free == before { quiet + 1 } else { 0 };
+        }
+        let filler = self.path().join("filler");
+        fs::write(&filler, vec![1; usize::try_from(free - left).unwrap()]).unwrap();
+        filler
+    }
 }
 
 impl Drop for Disk {
@@ -34,7 +57,7 @@ impl Drop for Disk {
 #[tokio::test]
 async fn a_defragmentation_without_room_for_it_is_refused_and_harms_nobody() {
     const VALUE_BYTES: usize = 256 << 10;
-    let Some(disk) = Disk::make("192m") else {
+    let Some(disk) = Disk::make("320m") else {
         println!("skipped: no file system of one's own can be made here");
         return;
     };
@@ -42,15 +65,14 @@ async fn a_defragmentation_without_room_for_it_is_refused_and_harms_nobody() {
     server.move_to(disk.path());
     server.restart();
     let mut kv = server.kv().await;
-    for nth in 0..160_u8 {
+    for nth in 0..240_u8 {
         // Not to be compressed.
         let value: Vec<u8> = (0..VALUE_BYTES / 8).flat_map(|at| seal(u64::from(nth) << 32 | at as u64)).collect();
         let put = PutRequest { key: vec![nth].into(), value: value.into(), ..PutRequest::default() };
         kv.put(put).await.unwrap();
     }
-    let filler = disk.path().join("filler");
-    let free = rustix::fs::statvfs(disk.path()).unwrap();
-    fs::write(&filler, vec![1; usize::try_from(free.f_bavail * free.f_frsize).unwrap() - (16 << 20)]).unwrap();
+    // Less than the data, more than a flush and a segment of the log.
+    let filler = disk.fill(40 << 20).await;
     let mut maintenance = server.maintenance().await;
     let refusal = maintenance.defragment(DefragmentRequest {}).await.unwrap_err();
     assert_eq!(refusal.code(), Code::Unknown);
