@@ -10,7 +10,7 @@ use metastore::{
     node::identity::MemberId,
     proto::etcdserverpb::{Member, MemberAddRequest, MemberListRequest, StatusRequest, StatusResponse},
 };
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{
     proxy::{Network, Proxy},
@@ -82,10 +82,16 @@ impl Cluster {
         Ok(nth)
     }
 
-    /// All members as one of them lists them.
+    /// All members as one of them lists them, though leadership may be changing.
     pub async fn members(&self, nth: usize) -> Vec<Member> {
-        let request = MemberListRequest { linearizable: true };
-        self.servers[nth].cluster().await.member_list(request).await.unwrap().into_inner().members
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let request = MemberListRequest { linearizable: true };
+            match self.servers[nth].cluster().await.member_list(request).await {
+                Ok(listed) => return listed.into_inner().members,
+                Err(refused) => assert!(refused.code() == Code::Unavailable && Instant::now() < deadline, "{refused}"),
+            }
+        }
     }
 
     /// Starts a member without waiting until it serves.
