@@ -207,8 +207,7 @@ impl Compaction {
 
     /// Removes the neighbours that were found.
     fn end_run(&mut self) -> Result<(), Halt> {
-        let Some(last) = self.run.last.take() else { return Ok(()) };
-        let (count, keys) = (std::mem::take(&mut self.run.count), std::mem::take(&mut self.run.keys));
+        let Run { count, keys, last: Some(last) } = std::mem::take(&mut self.run) else { return Ok(()) };
         if count < self.range {
             keys.iter().try_for_each(|&key| self.delete(key))?;
         } else {
@@ -216,8 +215,6 @@ impl Compaction {
             self.removed += count as u64;
             self.has_ranges = true;
         }
-        self.run.keys = keys;
-        self.run.keys.clear();
         Ok(())
     }
 

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use super::front::Outcome;
+use super::front::{Outcome, too_late};
 use crate::{
     api::{Table, grpc, table::Handler, unary, unary::UnaryBody},
     config::Config,
@@ -207,8 +207,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
         let Some(beginning) = &mut self.beginning else { return read };
         if read.is_pending() {
             ready!(beginning.late.as_mut().poll(context));
-            limits::note("slow_beginning");
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "a client that does not begin")));
+            return Poll::Ready(Err(too_late()));
         }
         if beginning.see(&buffer.filled()[before..]) {
             self.beginning = None;

@@ -231,10 +231,7 @@ impl Door {
     /// Waits for something that a client begins with, and no longer than it may take.
     async fn in_time<T>(&self, beginning: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         let patience = self.lobby.shared().limits.patience;
-        tokio::time::timeout(patience, beginning).await.unwrap_or_else(|_| {
-            limits::note("slow_beginning");
-            Err(io::Error::new(io::ErrorKind::TimedOut, "a client that does not begin"))
-        })
+        tokio::time::timeout(patience, beginning).await.unwrap_or_else(|_| Err(too_late()))
     }
 
     async fn speaks_tls(&self, stream: &TcpStream) -> io::Result<bool> {
@@ -257,6 +254,12 @@ impl Door {
             (Connection::Unix(stream), _) => self.serve_plain(stream, seat).await,
         }
     }
+}
+
+/// Counts a client that does not begin; why its connection ends.
+pub fn too_late() -> io::Error {
+    limits::note("slow_beginning");
+    io::Error::new(io::ErrorKind::TimedOut, "a client that does not begin")
 }
 
 /// Serves one connection to its end. Its slot is free then.

@@ -29,6 +29,7 @@ const HISTORY: &str = "history";
 const STATE: &str = "state";
 /// Flushes and compactions share two cores with everything else.
 const BACKGROUND_JOBS: i32 = 2;
+/// What a file grows by before that is written out.
 const SYNC_BYTES: u64 = 1 << 20;
 /// So many files of flushes are merged with what lies below: RocksDB's own number.
 const FLUSHED_FILES: &str = "4";
@@ -291,11 +292,30 @@ impl Engine for Rocks {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_a_range_has_removed_takes_no_room_for_long() {
+    fn open() -> (tempfile::TempDir, Rocks) {
         let dir = tempfile::tempdir().unwrap();
         let engine = Rocks::open(&dir.path().join("db")).unwrap();
-        let key = |nth: u32| nth.to_be_bytes();
+        (dir, engine)
+    }
+
+    fn key(nth: u32) -> [u8; 4] {
+        nth.to_be_bytes()
+    }
+
+    /// The numbers of all keys below this one.
+    fn keys_below(engine: &Rocks, end: u32) -> Vec<u32> {
+        let mut keys = Vec::new();
+        let mut visit = |key: &[u8], _: &[u8]| {
+            keys.push(u32::from_be_bytes(key.try_into().unwrap()));
+            ControlFlow::Continue(())
+        };
+        engine.scan(Table::History, &[], &key(end), &mut visit).unwrap();
+        keys
+    }
+
+    #[test]
+    fn what_a_range_has_removed_takes_no_room_for_long() {
+        let (_dir, engine) = open();
         let mut batch = Batch::default();
         for nth in 0..4000 {
             let noise: Vec<u8> = (0..128_u64).flat_map(|_| rand::random::<u64>().to_be_bytes()).collect();
@@ -313,21 +333,13 @@ mod tests {
             std::thread::park_timeout(std::time::Duration::from_millis(5));
         }
         engine.set_tidy(false).unwrap();
-        let mut left = 0;
-        let mut count = |_: &[u8], _: &[u8]| {
-            left += 1;
-            ControlFlow::Continue(())
-        };
-        engine.scan(Table::History, &[], &[], &mut count).unwrap();
-        assert_eq!(left, 20);
+        assert_eq!(keys_below(&engine, 4000), (0..10).chain(3990..4000).collect::<Vec<_>>());
     }
 
     /// Batches of two threads go into memory side by side. What was removed came back, or a scan found what was no record.
     #[test]
     fn ranges_and_single_removals_go_together_beside_another_writer() {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = Rocks::open(&dir.path().join("db")).unwrap();
-        let key = |nth: u32| nth.to_be_bytes();
+        let (_dir, engine) = open();
         let mut all = Batch::default();
         (0..100_000).for_each(|nth| all.put(Table::History, &key(nth), "value"));
         engine.write(&all).unwrap();
@@ -352,13 +364,7 @@ mod tests {
         let is_left =
             |nth: &u32| !matches!(nth % 100, 40..90 | 95) && (nth % 100 > 27 || !(nth % 100).is_multiple_of(3));
         for also_flushes in [false, true] {
-            let mut left = Vec::new();
-            let mut visit = |key: &[u8], _: &[u8]| {
-                left.push(u32::from_be_bytes(key.try_into().unwrap()));
-                ControlFlow::Continue(())
-            };
-            engine.scan(Table::History, &[], &key(1_000_000), &mut visit).unwrap();
-            assert_eq!(left, (0..100_000).filter(is_left).collect::<Vec<_>>());
+            assert_eq!(keys_below(&engine, 1_000_000), (0..100_000).filter(is_left).collect::<Vec<_>>());
             if also_flushes {
                 engine.flush().unwrap();
                 assert!(engine.reclaim().unwrap().is_none(), "there is room");

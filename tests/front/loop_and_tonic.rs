@@ -40,8 +40,9 @@ async fn whoever_says_nothing_is_sent_away() {
             let (mut silent, mut said) = (TcpStream::connect(server.address()).await.unwrap(), Vec::new());
             silent.write_all(beginning.as_bytes()).await.unwrap();
             let heard = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut said)).await;
-            // Words of farewell are no answer.
-            assert!(heard.expect("it was left alone").is_ok() && !said.starts_with(b"HTTP"), "{said:?}");
+            assert!(heard.expect("it was left alone").is_ok());
+            // Who has begun to speak HTTP/2 may hear a farewell in it.
+            assert!(said.is_empty() || !beginning.is_empty() && said.get(3) == Some(&4), "{said:?}");
         }
     }
 }

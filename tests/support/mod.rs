@@ -234,12 +234,6 @@ impl Server {
         self.process.as_ref().expect("it runs").log.wait_for(text)
     }
 
-    /// Whether some line of the log contains `text` by now.
-    pub fn has_logged(&self, text: &str) -> bool {
-        let log = &self.process.as_ref().expect("it runs").log;
-        log.lines.lock().unwrap().lines.iter().any(|line| line.contains(text))
-    }
-
     /// Waits until the process ends by itself, after it has said `text`.
     pub fn wait_for_refusal(&mut self, text: &str) {
         self.wait_for_log(text);
