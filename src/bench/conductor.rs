@@ -25,7 +25,7 @@ use super::{
     progress::Progress,
     report::{Report, Used},
     schedule::{Extent, Rate, Schedule},
-    wire,
+    wire::Line,
     worker::{Order, Task, Worker},
 };
 
@@ -47,8 +47,8 @@ pub(super) fn conduct(plan: &Plan) -> Result<Report, String> {
 }
 
 async fn is_filled(plan: &Plan) -> Result<bool, String> {
-    let channel = wire::connect(&plan.endpoints[0], 1).await?;
-    let mut caller = KvCaller::new(channel, plan.keys.clone(), 0, std::rc::Rc::default(), Instant::now());
+    let line = Line::connect(&plan.endpoints[0]).await?;
+    let mut caller = KvCaller::new(line, plan.keys.clone(), 0, std::rc::Rc::default(), Instant::now());
     let asked = tokio::time::timeout(plan.patience, caller.is_filled()).await;
     let asked = asked.map_err(|_| format!("{}: no answer within {:?}", plan.endpoints[0], plan.patience))?;
     asked.map_err(|failure| format!("{}: {}: {}", plan.endpoints[0], failure.kind, failure.message))

@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tonic::transport::Channel;
 
 use crate::proto::etcdserverpb::{
     Compare, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse, compare, kv_client::KvClient,
@@ -17,6 +16,7 @@ use crate::proto::etcdserverpb::{
 use super::{
     keys::{Keys, Random},
     measure::Failure,
+    wire::Line,
 };
 
 /// One thing to do with keys.
@@ -63,7 +63,7 @@ pub(super) type Revisions = Rc<RefCell<Vec<i64>>>;
 
 /// Makes one call at a time.
 pub(super) struct KvCaller {
-    client: KvClient<Channel>,
+    client: KvClient<Line>,
     keys: Keys,
     random: Random,
     block: BytesMut,
@@ -72,9 +72,9 @@ pub(super) struct KvCaller {
 }
 
 impl KvCaller {
-    /// Caller `number`, on `channel`. Stamps count from `epoch`; `revisions` has a place for each key that is swapped.
-    pub(super) fn new(channel: Channel, keys: Keys, number: u32, revisions: Revisions, epoch: Instant) -> Self {
-        let client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
+    /// Caller `number`, on `line`. Stamps count from `epoch`; `revisions` has a place for each key that is swapped.
+    pub(super) fn new(line: Line, keys: Keys, number: u32, revisions: Revisions, epoch: Instant) -> Self {
+        let client = KvClient::new(line).max_decoding_message_size(usize::MAX);
         let random = keys.random(number);
         Self { client, keys, random, block: BytesMut::new(), revisions, epoch }
     }

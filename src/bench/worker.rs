@@ -29,7 +29,7 @@ use super::{
     plan::{Plan, Workload},
     schedule::{Schedule, Turn},
     watch::WatchStream,
-    wire,
+    wire::{self, Line},
 };
 
 /// A caller without a rate waits so long after a failure: a server that is down is not helped by a storm.
@@ -137,12 +137,12 @@ enum Caller {
 
 impl Crew {
     async fn assemble(plan: &Plan, index: u32, epoch: Instant, live: Arc<Live>) -> Result<Self, String> {
-        let channels = connect(plan, index).await?;
         let tally = Rc::new(RefCell::new(Tally::new()));
         let mut crew = Self { workload: plan.workload, callers: Vec::new(), tally, live };
         let explain = |what: &str, failure: Failure| format!("{what}: {}: {}", failure.kind, failure.message);
         match plan.workload {
             Workload::Lease { leases, ttl } => {
+                let channels = channels(plan, index).await?;
                 let callers = grant(plan, index, &channels, leases, ttl).await;
                 crew.callers = callers.map_err(|failure| explain("leases are not granted", failure))?;
             }
@@ -151,9 +151,10 @@ impl Crew {
             | Workload::List(_)
             | Workload::Txn
             | Workload::Watch { .. }
-            | Workload::Load(_) => crew.callers = kv_callers(plan, index, &channels, epoch),
+            | Workload::Load(_) => crew.callers = kv_callers(plan, index, epoch).await?,
         }
         if let Workload::Watch { watchers, streams, watched } = plan.workload {
+            let channels = channels(plan, index).await?;
             let opened = crew.listen(plan, index, &channels, epoch, (watchers, streams, watched)).await;
             opened.map_err(|failure| explain("watches are not created", failure))?;
         }
@@ -223,25 +224,33 @@ fn share(all: u32, players: u32, player: u32) -> impl ExactSizeIterator<Item = u
     (player..all.max(player)).step_by(players as usize)
 }
 
-async fn connect(plan: &Plan, index: u32) -> Result<Vec<Channel>, String> {
+/// The addresses that this worker is to connect to, one for each of its connections.
+fn addresses(plan: &Plan, index: u32) -> impl Iterator<Item = &str> {
+    share(plan.connections, plan.threads, index).map(|nth| plan.endpoints[nth as usize % plan.endpoints.len()].as_str())
+}
+
+async fn channels(plan: &Plan, index: u32) -> Result<Vec<Channel>, String> {
     let callers = plan.clients.div_ceil(plan.connections);
     let mut channels = Vec::new();
-    for connection in share(plan.connections, plan.threads, index) {
-        let address = &plan.endpoints[connection as usize % plan.endpoints.len()];
+    for address in addresses(plan, index) {
         channels.push(wire::connect(address, callers).await?);
     }
     Ok(channels)
 }
 
-fn kv_callers(plan: &Plan, index: u32, channels: &[Channel], epoch: Instant) -> Vec<Caller> {
+async fn kv_callers(plan: &Plan, index: u32, epoch: Instant) -> Result<Vec<Caller>, String> {
+    let mut lines = Vec::new();
+    for address in addresses(plan, index) {
+        lines.push(Line::connect(address).await?);
+    }
     let places = if plan.workload == Workload::Txn { plan.keys.count() } else { 0 };
     let places = usize::try_from(places).expect("the key space of a swap fits into memory");
     let revisions = Rc::new(RefCell::new(vec![0; places]));
     let caller = |(nth, client): (usize, u32)| {
-        let channel = channels[nth % channels.len()].clone();
-        Caller::Kv(KvCaller::new(channel, plan.keys.clone(), client, Rc::clone(&revisions), epoch))
+        let line = lines[nth % lines.len()].clone();
+        Caller::Kv(KvCaller::new(line, plan.keys.clone(), client, Rc::clone(&revisions), epoch))
     };
-    share(plan.clients, plan.threads, index).enumerate().map(caller).collect()
+    Ok(share(plan.clients, plan.threads, index).enumerate().map(caller).collect())
 }
 
 async fn grant(plan: &Plan, index: u32, channels: &[Channel], leases: u32, ttl: i64) -> Result<Vec<Caller>, Failure> {
