@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{Api, decode, refuse, validate};
+use super::{Api, decode, decode_txn, refuse, validate};
 use crate::{
     call::{Call, Reply},
     error::Error,
@@ -77,7 +77,7 @@ impl Api {
 
     /// `KV/Txn`.
     pub fn txn(self: &Arc<Self>, call: Call, reply: Reply) {
-        let admitted = decode::<TxnRequest>(call.message.clone()).and_then(|txn| {
+        let admitted = decode_txn(call.message.clone()).and_then(|txn| {
             self.check_quota(command::txn_cost(&txn))?;
             validate::txn(&txn, self.limits.max_txn_ops)?;
             Ok(txn)

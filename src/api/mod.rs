@@ -34,7 +34,7 @@ pub mod watch;
 use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
-use prost::Message;
+use prost::{DecodeError, Message};
 
 use crate::{
     call::{Code, Refusal, Reply},
@@ -42,7 +42,11 @@ use crate::{
     metrics::METRICS,
     mvcc::read::Failure,
     node::{Node, Present, identity::RequestIds},
-    state::{Kind, NOSPACE},
+    proto::etcdserverpb::TxnRequest,
+    state::{
+        Kind, NOSPACE,
+        nesting::{self, Unreadable},
+    },
     watch::Hub,
 };
 use company::Company;
@@ -151,11 +155,21 @@ impl Api {
 
 /// Reads a message that a client sent.
 pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
-    M::decode(message).map_err(|error| {
-        tracing::debug!(%error, "a message that cannot be read");
-        METRICS.refused.with_label_values(&["message"]).inc();
-        Error::Malformed(error.to_string())
+    M::decode(message).map_err(|error| unreadable(&error))
+}
+
+/// Reads a transaction that a client sent.
+fn decode_txn(message: Bytes) -> Result<TxnRequest, Error> {
+    nesting::decode(message).map_err(|why| match why {
+        Unreadable::Malformed(error) => unreadable(&error),
+        Unreadable::TooDeep(_) => Error::TooManyOps, // Each level has one at least.
     })
+}
+
+fn unreadable(error: &DecodeError) -> Error {
+    tracing::debug!(%error, "a message that cannot be read");
+    METRICS.refused.with_label_values(&["message"]).inc();
+    Error::Malformed(error.to_string())
 }
 
 /// Turns a failed read into an answer. A failing disk ends the process.

@@ -9,6 +9,7 @@
 //! | `/leases`, `/leases/internal` | POST | a lease, renewed or looked at, if this member leads |
 //! | `/members/hashkv` | GET | a hash over the data |
 //! | `/members/refused` | POST | nothing: somebody who would be a member says why it does not start |
+//! | `/raft…` | any | that an etcd cannot be a member here |
 
 use std::{
     sync::Arc,
@@ -39,7 +40,7 @@ use crate::{
     error::Error,
     lease::{LeaseId, Renewal},
     mvcc::read::Failure,
-    peer::{CLUSTER_ID, json, paths},
+    peer::{CLUSTER_ID, METASTORE, PROGRAM, json, paths},
     proto::{
         etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, MemberPromoteResponse, ResponseHeader},
         leasepb::{LeaseInternalRequest, LeaseInternalResponse},
@@ -65,6 +66,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route(paths::LEASES, only_post(renew))
         .route(paths::LEASES_INTERNAL, only_post(look_at))
         .route(paths::HASH_KV, only_get(hash_kv))
+        .route(paths::RAFT, any(turn_etcd_away))
+        .route(&format!("{}/{{*rest}}", paths::RAFT), any(turn_etcd_away))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "404 page not found") })
         .with_state(api)
 }
@@ -111,6 +114,7 @@ impl Api {
     fn signed(&self, mut response: Response) -> Response {
         let value = self.cluster_id_text().parse().expect("digits are a header's value");
         response.headers_mut().insert(CLUSTER_ID, value);
+        response.headers_mut().insert(PROGRAM, METASTORE);
         response
     }
 }
@@ -119,16 +123,44 @@ async fn members(State(api): State<Arc<Api>>) -> Response {
     api.signed(of_kind(JSON, json::write_members(&api.members())))
 }
 
-/// The administrator may look here first. Anybody may call, so it makes a short line, and no more than one a second.
+/// What anybody may cause, and is said once in a while.
+struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    fn is_due(&self, pause: Duration) -> bool {
+        let (now, mut last) = (Instant::now(), self.0.lock());
+        let is_due = last.is_none_or(|last| now - last >= pause);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
+    }
+}
+
+/// The words are those by which an etcd tells its own administrator that it is ignored.
+async fn turn_etcd_away(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
+    static SAID: Seldom = Seldom::new();
+    if SAID.is_due(Duration::from_mins(1)) {
+        let from = headers.get("x-server-from").and_then(|value| value.to_str().ok()).unwrap_or("somebody");
+        tracing::warn!(
+            "remote-peer-id" = from,
+            "an etcd would talk to this member: it cannot be in a cluster of metastores"
+        );
+    }
+    api.signed(refusal(StatusCode::PRECONDITION_FAILED, "incompatible version"))
+}
+
+/// The administrator may look here first. Anybody may call, so it makes a short line.
 async fn refused(State(api): State<Arc<Api>>, body: Body) -> Response {
-    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    static SAID: Seldom = Seldom::new();
     let Ok(why) = to_bytes(body, QUESTION_MAX_BYTES).await else {
         return api.signed(refusal(StatusCode::PAYLOAD_TOO_LARGE, "more than a reason"));
     };
-    let now = Instant::now();
-    let mut last = LAST.lock();
-    if last.is_none_or(|last| now - last >= Duration::from_secs(1)) {
-        *last = Some(now);
+    if SAID.is_due(Duration::from_secs(1)) {
         let why: String = String::from_utf8_lossy(&why).chars().take(REASON_MAX_CHARS).collect();
         tracing::warn!(reason = why, "somebody who would be a member of this cluster does not start");
     }

@@ -13,7 +13,7 @@ pub mod json;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, Method, Request, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
@@ -48,12 +48,19 @@ pub mod paths {
     pub const LEASES_INTERNAL: &str = "/leases/internal";
     /// Says why somebody does not start who would be a member.
     pub const REFUSED: &str = "/members/refused";
+    /// Where etcd's members talk to each other.
+    pub const RAFT: &str = "/raft";
     /// A hash over the data.
     pub const HASH_KV: &str = "/members/hashkv";
 }
 
 /// Names the cluster that a member belongs to, or that is asked for.
 pub const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
+
+/// Names the program that answers. Its members talk to each other in a way of their own, and have no other among them.
+pub const PROGRAM: HeaderName = header::SERVER;
+/// This one.
+pub const METASTORE: HeaderValue = HeaderValue::from_static("metastore");
 
 /// Answers may have so many bytes; those about leases may name many keys.
 const ANSWER_MAX_BYTES: usize = 100 << 20;
@@ -71,7 +78,18 @@ pub struct Client {
 struct Answer {
     status: StatusCode,
     cluster_id: Option<String>,
+    is_metastore: bool,
     body: Bytes,
+}
+
+/// What a member says of its cluster.
+pub struct Roll {
+    /// The cluster's ID.
+    pub cluster_id: u64,
+    /// Who is in it.
+    pub members: Vec<Member>,
+    /// Who says so is a metastore.
+    pub is_metastore: bool,
 }
 
 impl Answer {
@@ -117,13 +135,13 @@ impl Client {
         Self { http: builder.build(connector) }
     }
 
-    /// The members that the one at `url` knows, and the ID of their cluster.
-    pub async fn members(&self, url: &str, patience: Duration) -> Result<(u64, Vec<Member>), String> {
+    /// The members that the one at `url` knows.
+    pub async fn members(&self, url: &str, patience: Duration) -> Result<Roll, String> {
         let answer = self.ask(url, Question::get(paths::MEMBERS, patience)).await?.well()?;
         let members = json::read_members(&answer.body)?;
         let text = answer.cluster_id.unwrap_or_default();
-        let cluster = u64::from_str_radix(&text, 16).map_err(|_| format!("{text:?} is no cluster ID"))?;
-        Ok((cluster, members))
+        let cluster_id = u64::from_str_radix(&text, 16).map_err(|_| format!("{text:?} is no cluster ID"))?;
+        Ok(Roll { cluster_id, members, is_metastore: answer.is_metastore })
     }
 
     /// Tells a member why this one does not start. Whoever does not understand that need not.
@@ -227,7 +245,8 @@ impl Client {
             let (head, body) = response.into_parts();
             let body = Limited::new(body, ANSWER_MAX_BYTES).collect().await.map_err(|error| error.to_string())?;
             let cluster_id = head.headers.get(&CLUSTER_ID).and_then(|value| value.to_str().ok()).map(str::to_owned);
-            Ok(Answer { status: head.status, cluster_id, body: body.to_bytes() })
+            let is_metastore = head.headers.get(&PROGRAM) == Some(&METASTORE);
+            Ok(Answer { status: head.status, cluster_id, is_metastore, body: body.to_bytes() })
         };
         match tokio::time::timeout(patience, exchange).await {
             Ok(answer) => answer.map_err(|why: String| format!("{uri}: {why}")),

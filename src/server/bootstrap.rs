@@ -23,7 +23,7 @@ use crate::{
     proto::etcdserverpb::Member,
     state::{Machine, Members},
     storage::rocks::Rocks,
-    urls::Url,
+    urls::{self, Url},
 };
 
 /// How long others get to say that a cluster is there already.
@@ -62,12 +62,42 @@ pub async fn origin(config: &Config, client: &Client) -> Result<Origin, Failure>
 
 /// Whoever runs the cluster may look for the reason there.
 async fn tell_the_others(first: &FirstStart, failure: &Failure, client: &Client) {
-    let why = format!("{}: {failure}", first.name);
+    tell(first.urls_of_others(), &format!("{}: {failure}", first.name), client).await;
+}
+
+async fn tell(whom: impl IntoIterator<Item = Url>, why: &str, client: &Client) {
     let tell = |url: Url| {
-        let (client, why) = (client.clone(), why.clone());
+        let (client, why) = (client.clone(), why.to_owned());
         async move { client.tell_refused(url.as_str(), &why, GUARD).await }
     };
-    first.urls_of_others().into_iter().map(tell).collect::<JoinSet<_>>().join_all().await;
+    whom.into_iter().map(tell).collect::<JoinSet<_>>().join_all().await;
+}
+
+/// A directory with the data of another member would have this one act in its name: where this one is said to be reached,
+/// another member is. (Who moves tells the cluster first, and nobody has been there before.)
+pub async fn refuse_anothers_data(
+    config: &Config,
+    own: u64,
+    members: &Members,
+    client: &Client,
+) -> Result<(), Failure> {
+    let is_here = |member: &&Member| {
+        let told = &config.initial_advertise_peer_urls;
+        member.peer_ur_ls.iter().any(|url| told.iter().any(|told| told.as_str() == url))
+    };
+    if members.get(own).is_some_and(|member| is_here(&member)) {
+        return Ok(());
+    }
+    let Some(other) = members.iter().find(is_here) else { return Ok(()) };
+    let why = format!(
+        "the data in {} is that of member {own:x}, but {} is where member {:x} is reached: is --data-dir another member's?",
+        config.data_dir.display(),
+        urls::joined(&config.initial_advertise_peer_urls),
+        other.id,
+    );
+    let others = members.iter().filter(|member| member.id != other.id).flat_map(|member| &member.peer_ur_ls);
+    tell(others.filter_map(|url| Url::parse(url).ok()), &format!("{}: {why}", config.name), client).await;
+    Err(Failure::Refused(why))
 }
 
 /// The first election will be in term 2, as in etcd.
@@ -94,11 +124,14 @@ async fn refuse_to_found_twice(first: &FirstStart, own: u64, client: &Client) ->
     let mut asking = JoinSet::new();
     for url in first.urls_of_others() {
         let client = client.clone();
-        asking.spawn(async move { client.members(url.as_str(), GUARD).await });
+        asking.spawn(async move { (client.members(url.as_str(), GUARD).await, url) });
     }
     while let Some(answer) = asking.join_next().await {
-        let Ok(Ok((_, members))) = answer else { continue };
-        if members.iter().any(|member| member.id == own && !member.client_ur_ls.is_empty()) {
+        let Ok((Ok(roll), url)) = answer else { continue };
+        if !roll.is_metastore {
+            return Err(Failure::Refused(joining::among_strangers(&url)));
+        }
+        if roll.members.iter().any(|member| member.id == own && !member.client_ur_ls.is_empty()) {
             return Err(Failure::Refused(format!("member {own:x} has already been bootstrapped")));
         }
         break;

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     config::{FirstStart, names},
     node::log::{Identity, Position},
-    peer::Client,
+    peer::{Client, Roll},
     proto::etcdserverpb::Member,
     urls::Url,
 };
@@ -32,7 +32,7 @@ pub async fn newcomer(
     client: &Client,
     patience: Duration,
 ) -> Result<Origin, String> {
-    let (cluster_id, members) = fetch(first, client).await?;
+    let Roll { cluster_id, members, .. } = fetch(first, client).await?;
     let member_id = find_oneself(first, &members)
         .map_err(|error| format!("error validating peerURLs {}: {error}", describe(cluster_id, &members)))?;
     refuse_to_live_twice(first, member_id, &members, client).await?;
@@ -45,16 +45,25 @@ pub async fn newcomer(
     Ok(Origin { identity, members: Vec::new(), introduced: members, at: Position::default() })
 }
 
-async fn fetch(first: &FirstStart, client: &Client) -> Result<(u64, Vec<Member>), String> {
+async fn fetch(first: &FirstStart, client: &Client) -> Result<Roll, String> {
     for url in first.urls_of_others() {
         match client.members(url.as_str(), PATIENCE).await {
-            Ok((_, members)) if members.is_empty() => tracing::warn!(url = url.as_str(), "it has no members yet"),
-            Ok(found) => return Ok(found),
+            Ok(roll) if !roll.is_metastore => return Err(among_strangers(&url)),
+            Ok(roll) if roll.members.is_empty() => tracing::warn!(url = url.as_str(), "it has no members yet"),
+            Ok(roll) => return Ok(roll),
             Err(error) => tracing::warn!(error, "failed to get cluster response"),
         }
     }
     let error = "could not retrieve cluster information from the given URLs";
     Err(format!("cannot fetch cluster info from peer urls: {error}"))
+}
+
+/// Why nobody is a member beside what answers there.
+pub fn among_strangers(url: &Url) -> String {
+    format!(
+        "{url} is no metastore, but another program, such as etcd, and the two cannot be members of one cluster: found a \
+         cluster of its own and copy the keys, for one with \"etcdctl make-mirror\""
+    )
 }
 
 /// Each of the others is asked: one that is behind may not have seen it yet. Silence is fine.
@@ -66,7 +75,7 @@ async fn refuse_to_live_twice(first: &FirstStart, own: u64, members: &[Member], 
     }
     let mut told: Vec<Member> = members.to_vec();
     for answer in asking.join_all().await {
-        told.extend(answer.into_iter().flat_map(|(_, members)| members));
+        told.extend(answer.into_iter().flat_map(|roll| roll.members));
     }
     let has_lived = |it: &Member| it.id == own && !(it.name.is_empty() && it.client_ur_ls.is_empty());
     if told.iter().any(has_lived) {

@@ -142,7 +142,7 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
     words::starting(config, directory.is_initialised());
     bootstrap::prepare(config, &client, known, &directory).await?;
     let (removed, is_removed) = tokio::sync::watch::channel(false);
-    let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true)))?;
+    let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true))).await?;
     // Until here a signal ends the process by itself, whatever it waits for: there is nothing to hand over yet.
     let stop = StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
     let mut ends = Ends { stop, is_removed };
@@ -303,7 +303,7 @@ fn request_timeout(config: &Config) -> Duration {
     REQUEST_TIMEOUT + 2 * config.election_timeout
 }
 
-fn build(
+async fn build(
     config: &Config,
     directory: &DataDir,
     client: Client,
@@ -320,6 +320,7 @@ fn build(
     let caches = Caches { block_bytes: bounds.block_cache_bytes, write_bytes: bounds.write_buffer_bytes };
     let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&databases.current()?, caches)?);
     let machine = Machine::open(engine.clone(), value_cache_bytes)?;
+    bootstrap::refuse_anothers_data(config, identity.member_id, machine.members(), &client).await?;
     let quota_bytes = config.quota_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     METRICS.quota_bytes.set(quota_bytes.max(0));
     let watch_settings = watch::Settings {

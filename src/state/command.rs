@@ -9,7 +9,7 @@ use prost::{
     encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field},
 };
 
-use super::members::Newcomer;
+use super::{members::Newcomer, nesting};
 use crate::proto::{
     etcdserverpb::{
         AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
@@ -162,7 +162,7 @@ fn read(field: u32, message: Bytes) -> Result<Request, DecodeError> {
     Ok(match Kind::of_field(field) {
         Some(Kind::Put) => Request::Put(Message::decode(message)?),
         Some(Kind::DeleteRange) => Request::DeleteRange(Message::decode(message)?),
-        Some(Kind::Txn) => Request::Txn(Message::decode(message)?),
+        Some(Kind::Txn) => Request::Txn(nesting::decode(message)?),
         Some(Kind::Compact) => Request::Compact(Message::decode(message)?),
         Some(Kind::LeaseGrant) => Request::LeaseGrant(Message::decode(message)?),
         Some(Kind::LeaseRevoke) => Request::LeaseRevoke(Message::decode(message)?),

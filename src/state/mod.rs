@@ -18,6 +18,7 @@ mod alarms;
 mod apply;
 pub mod command;
 mod members;
+pub mod nesting;
 pub mod txn;
 
 use std::sync::Arc;

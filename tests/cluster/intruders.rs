@@ -10,6 +10,8 @@ use std::{
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
 
+use metastore::proto::etcdserverpb::MemberAddRequest;
+
 use super::harness::{Cluster, PATIENCE};
 
 const WELCOME: [u8; 3] = [0; 3];
@@ -22,12 +24,13 @@ struct Hello {
     cluster: u64,
     from: u64,
     to: u64,
+    life: u64,
     release: [u8; 4],
 }
 
 impl Hello {
     fn bytes(&self) -> Vec<u8> {
-        let numbers = [self.cluster, self.from, self.to].map(u64::to_be_bytes).concat();
+        let numbers = [self.cluster, self.from, self.to, self.life].map(u64::to_be_bytes).concat();
         [self.preface, &[1], &numbers, &self.release, &[0, 0]].concat()
     }
 
@@ -89,8 +92,12 @@ fn nonsense(from: u64, to: u64, term: u64) -> Vec<(Message, &'static str)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_no_business_here_is_told_so_and_disturbs_nobody() {
-    let cluster = Cluster::found(3, &[]);
+    let cluster = Cluster::found(3, &["--strict-reconfig-check=false"]);
     let leader = cluster.leader().await;
+    // A member that never starts: in the name of those that run nobody else may speak.
+    let request = MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()], is_learner: true };
+    let added = cluster.servers[leader].cluster().await.member_add(request).await.unwrap().into_inner();
+    let absent = added.member.unwrap().id;
     cluster.client(leader).await.put("a", "1", None).await.unwrap();
     cluster.assert_all_equal().await;
     let before = cluster.status(leader).await.unwrap();
@@ -98,9 +105,10 @@ async fn who_has_no_business_here_is_told_so_and_disturbs_nobody() {
     for nth in 0..3 {
         let (server, other) = (&cluster.servers[nth], cluster.others(nth)[0]);
         let address = server.peer_address();
-        let (from, to) = (cluster.ids[other], cluster.ids[nth]);
-        let own = Hello { preface: b"metastore raft 1", cluster: cluster_id, from, to, release: RELEASE };
+        let (from, to) = (absent, cluster.ids[nth]);
+        let own = Hello { preface: b"metastore raft 2", cluster: cluster_id, from, to, life: 7, release: RELEASE };
         for (hello, refusal) in [
+            (Hello { from: cluster.ids[other], ..own }, "another process speaks for member"),
             (Hello { cluster: 5, ..own }, "cluster ID mismatch"),
             (Hello { to: from, ..own }, "member ID mismatch"),
             (Hello { release: [2, 9, 2, 0], ..own }, "incompatible version"),

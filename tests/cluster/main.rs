@@ -22,6 +22,7 @@ mod proxy;
 mod register;
 mod removal;
 mod snapshots;
+mod strangers;
 mod stuck;
 #[path = "../support/mod.rs"]
 mod support;

@@ -18,6 +18,7 @@ use super::{
     leases::{grant, keep_alive_despite, renew},
     load::Load,
 };
+use crate::support::skip;
 
 const SIZE_BYTES: u64 = 512 << 20;
 
@@ -85,7 +86,7 @@ fn cluster_on_disks() -> Option<(Vec<Disk>, Cluster)> {
         match Disk::make() {
             Ok(disk) => disks.push(disk),
             Err(error) => {
-                println!("skipped: no file system of one's own can be made here: {error}");
+                skip(&format!("no file system of one's own can be made here: {error}"));
                 return None;
             }
         }

@@ -151,6 +151,41 @@ func transactions(ctx context.Context, s setting) error {
 	)
 }
 
+// depths has transactions inside transactions, to as many as there may be operations, and one more.
+func depths(ctx context.Context, s setting) error {
+	nested := func(levels int) (*clientv3.TxnResponse, error) {
+		op := clientv3.OpPut("deep", fmt.Sprint(levels))
+		for i := 1; i < levels; i++ {
+			op = clientv3.OpTxn(nil, []clientv3.Op{op}, nil)
+		}
+		return s.client.Txn(ctx).Then(op).Commit()
+	}
+	for _, levels := range []int{49, 50, 128} {
+		done, err := nested(levels)
+		if err != nil {
+			return fmt.Errorf("%d levels: %w", levels, err)
+		}
+		op := done.Responses[0]
+		for i := 1; i < levels; i++ {
+			op = op.GetResponseTxn().Responses[0]
+		}
+		got, err := s.client.Get(ctx, "deep")
+		if err := wrong(
+			err,
+			must(op.GetResponsePut() != nil, "%d levels were answered with %v", levels, op),
+			must(err != nil || string(got.Kvs[0].Value) == fmt.Sprint(levels), "after %d levels there is %v", levels, got),
+		); err != nil {
+			return err
+		}
+	}
+	_, deeper := nested(129)
+	_, muchDeeper := nested(600)
+	return wrong(
+		must(errors.Is(deeper, rpctypes.ErrTooManyOps), "129 levels: %v", deeper),
+		must(errors.Is(muchDeeper, rpctypes.ErrTooManyOps), "600 levels: %v", muchDeeper),
+	)
+}
+
 func compaction(ctx context.Context, s setting) error {
 	if err := fill(ctx, s, "c", 10); err != nil {
 		return err

@@ -48,6 +48,7 @@ func main() {
 		{"get with options", lists},
 		{"get as a stream", streams},
 		{"transactions", transactions},
+		{"depths", depths},
 		{"compaction", compaction},
 		{"status and hash", maintenance},
 		{"watch", watch},

@@ -3,11 +3,11 @@
 
 use std::{
     env,
-    io::{self, Write},
+    io::Write,
     process::{Command, Output, Stdio},
 };
 
-use crate::support::Server;
+use crate::support::{Server, skip};
 
 struct Etcdctl {
     binary: String,
@@ -17,8 +17,7 @@ struct Etcdctl {
 impl Etcdctl {
     fn start() -> Option<Self> {
         let Ok(binary) = env::var("METASTORE_TEST_ETCDCTL").or_else(|_| env::var("ETCDCTL_BIN")) else {
-            // Past the test harness, which hides what passing tests print.
-            io::stderr().write_all(b"SKIPPED: METASTORE_TEST_ETCDCTL does not name an etcdctl\n").unwrap();
+            skip("METASTORE_TEST_ETCDCTL does not name an etcdctl");
             return None;
         };
         Some(Self { binary, server: Server::start(&[]) })

@@ -10,7 +10,7 @@ use std::{
 use metastore::proto::etcdserverpb::{DefragmentRequest, PutRequest, RangeRequest};
 use tonic::Code;
 
-use crate::support::Server;
+use crate::support::{Server, skip};
 
 /// A file system of a test's own, in memory.
 struct Disk(tempfile::TempDir);
@@ -58,8 +58,7 @@ impl Drop for Disk {
 async fn a_defragmentation_without_room_for_it_is_refused_and_harms_nobody() {
     const VALUE_BYTES: usize = 256 << 10;
     let Some(disk) = Disk::make("320m") else {
-        println!("skipped: no file system of one's own can be made here");
-        return;
+        return skip("no file system of one's own can be made here");
     };
     let mut server = Server::member("one", "http://127.0.0.1:2380", "one=http://127.0.0.1:2380", &[]);
     server.move_to(disk.path());

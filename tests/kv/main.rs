@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod bare;
 mod bounds;
 mod errors;
 mod etcdctl;
 mod full_disk;
+mod hashes;
 mod http;
 mod keys;
 mod lists;

@@ -1,13 +1,21 @@
 //! Looking after one member.
 
-use etcd_client::{AlarmAction, AlarmType};
-use metastore::proto::etcdserverpb::{
-    AlarmRequest, DefragmentRequest, HashKvRequest, HashRequest, MemberListRequest, MoveLeaderRequest, PutRequest,
-    StatusRequest,
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
+
+use etcd_client::{AlarmAction, AlarmType, Client, CompactionOptions, GetOptions};
+use metastore::proto::etcdserverpb::{
+    AlarmRequest, DefragmentRequest, MemberListRequest, MoveLeaderRequest, PutRequest, StatusRequest,
+};
+use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::support::{Server, assert_refused};
+use crate::support::{PATIENCE, Server, assert_refused};
 
 #[tokio::test]
 async fn status_says_how_a_member_is() {
@@ -33,29 +41,6 @@ async fn a_quota_that_is_switched_off_is_shown_as_it_was_given() {
     let server = Server::start(&["--quota-backend-bytes=-1"]);
     let status = server.maintenance().await.status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status.db_size_quota, -1);
-}
-
-/// Traps 8 and 15 over the wire; the golden script `mvcc/hash` has all steps.
-#[tokio::test]
-async fn hashes_are_etcds() {
-    let mut server = Server::start(&[]);
-    let mut kv = server.kv().await;
-    let mut maintenance = server.maintenance().await;
-    for value in ["bar", "baz"] {
-        let put = PutRequest { key: "foo".into(), value: value.into(), ..PutRequest::default() };
-        kv.put(put).await.unwrap();
-    }
-    for (revision, hash, hash_revision) in [(0, 2_020_292_994, 3), (2, 3_305_255_506, 2), (1, 1_084_519_789, 1)] {
-        let answer = maintenance.hash_kv(HashKvRequest { revision }).await.unwrap().into_inner();
-        assert_eq!((answer.hash, answer.hash_revision, answer.compact_revision), (hash, hash_revision, -1));
-        assert_eq!(answer.header.unwrap().revision, 3);
-    }
-    let before = maintenance.hash(HashRequest {}).await.unwrap().into_inner();
-    assert_eq!(before.header.unwrap().revision, 3);
-    server.stop();
-    server.restart();
-    let after = server.maintenance().await.hash(HashRequest {}).await.unwrap().into_inner();
-    assert_eq!(after.hash, before.hash, "a restart changes nothing");
 }
 
 /// Trap 34.
@@ -123,4 +108,66 @@ async fn a_sole_member_leads_and_is_listed() {
     assert_refused(to_nobody, Code::FailedPrecondition, "etcdserver: bad leader transferee");
     let defragmented = maintenance.defragment(DefragmentRequest {}).await.unwrap();
     assert_eq!(defragmented.into_inner().header, None);
+}
+
+/// What those who read and write during something saw.
+#[derive(Default)]
+struct Traffic {
+    is_over: AtomicBool,
+    rounds: AtomicUsize,
+    worst: Mutex<Duration>,
+}
+
+impl Traffic {
+    /// Puts a key and reads it back until it is over. Returns how often.
+    async fn drive(self: Arc<Self>, mut client: Client, key: String) -> usize {
+        for round in 0.. {
+            if self.is_over.load(Ordering::Relaxed) {
+                return round;
+            }
+            let begun = Instant::now();
+            client.put(&*key, round.to_string(), None).await.unwrap();
+            let got = client.get(&*key, None).await.unwrap();
+            assert_eq!(got.kvs()[0].value_str().unwrap(), round.to_string());
+            let mut worst = self.worst.lock().unwrap();
+            *worst = begun.elapsed().max(*worst);
+            self.rounds.fetch_add(1, Ordering::Relaxed);
+        }
+        unreachable!()
+    }
+}
+
+/// Nobody waits for files to be rewritten.
+#[tokio::test]
+async fn a_defragmentation_lets_reads_and_writes_pass() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    for nth in 0..600 {
+        let noise: Vec<u8> = (0..8192).map(|_| rand::random()).collect();
+        client.put(format!("old{:03}", nth % 200), noise, None).await.unwrap();
+    }
+    client.compact(601, Some(CompactionOptions::new().with_physical())).await.unwrap();
+    let before = client.status().await.unwrap().db_size();
+
+    let traffic = Arc::new(Traffic::default());
+    let mut tasks = JoinSet::new();
+    for nth in 0..4 {
+        tasks.spawn(traffic.clone().drive(server.client().await, format!("new{nth}")));
+    }
+    let mut among_them = 0;
+    let deadline = Instant::now() + PATIENCE;
+    while among_them < 5 {
+        assert!(Instant::now() < deadline, "nobody gets through while files are rewritten");
+        let rounds = traffic.rounds.load(Ordering::Relaxed);
+        client.defragment().await.unwrap();
+        among_them += usize::from(traffic.rounds.load(Ordering::Relaxed) > rounds + 4);
+    }
+    traffic.is_over.store(true, Ordering::Relaxed);
+    assert!(tasks.join_all().await.iter().all(|&rounds| rounds > 0));
+    let worst = *traffic.worst.lock().unwrap();
+    assert!(worst < Duration::from_secs(2), "somebody waited {worst:?}");
+    let after = client.status().await.unwrap().db_size();
+    assert!(after < before, "{before} bytes became {after}");
+    let left = client.get("old", Some(GetOptions::new().with_prefix().with_count_only())).await.unwrap();
+    assert_eq!(left.count(), 200);
 }

@@ -24,7 +24,7 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (12, "the head never goes back", &["tests/golden/mvcc/compaction_of_the_end"]),
     (13, "a deletion as a key's first record", &["tests/golden/mvcc/restart"]),
     (14, "the cache of compaction hashes", &["tests/golden/mvcc/hash_remembered"]),
-    (15, "seed, deletions and kept records in the hash", &["tests/golden/mvcc/hash", "tests/kv/maintenance.rs"]),
+    (15, "seed, deletions and kept records in the hash", &["tests/golden/mvcc/hash", "tests/kv/hashes.rs"]),
     (16, "an interrupted compaction has no hash", &["tests/golden/mvcc/hash_remembered"]),
     (17, "a revoked lease's keys in order", &["tests/golden/lease/revoke"]),
     (18, "nested comparisons", &["tests/golden/txn/nested"]),

@@ -1,8 +1,8 @@
 //! What members say to each other before and between messages, byte for byte.
 //!
 //! ```text
-//! hello     preface, kind (1), cluster, from, to (8 each, big-endian), version and oldest version that it works with (major
-//!           and minor, 1 each), length (2), the caller's URLs with commas between
+//! hello     preface, kind (1), cluster, from, to, life (8 each, big-endian), version and oldest version that it works with
+//!           (major and minor, 1 each), length (2), the caller's URLs with commas between
 //! verdict   code (1), length (2), text
 //! frame     length (4), CRC-32C of the rest (4), then messages: length (4), raft's encoding
 //! ```
@@ -17,7 +17,7 @@ use protobuf::Message as _;
 use raft::eraftpb::Message;
 
 /// Begins every connection of a member; its last byte is the version of all this. No HTTP request begins so.
-pub const PREFACE: &[u8; 16] = b"metastore raft 1";
+pub const PREFACE: &[u8; 16] = b"metastore raft 2";
 /// Larger frames are refused: the largest request fits many times.
 const FRAME_MAX_BYTES: usize = 512 << 20;
 const HEADER_BYTES: usize = 8;
@@ -60,6 +60,8 @@ pub struct Hello {
     pub from: u64,
     /// Whom it wants.
     pub to: u64,
+    /// Which of the processes that this member has been it is.
+    pub life: u64,
     /// What it speaks.
     pub speech: Speech,
     /// Where it can be reached, as far as it knows.
@@ -71,7 +73,7 @@ impl Hello {
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let mut bytes = PREFACE.to_vec();
         bytes.push(self.purpose as u8);
-        for number in [self.cluster, self.from, self.to] {
+        for number in [self.cluster, self.from, self.to, self.life] {
             bytes.extend(number.to_be_bytes());
         }
         let Speech { version, oldest } = self.speech;
@@ -90,7 +92,7 @@ impl Hello {
             let [ours, theirs] = [PREFACE, &preface].map(|preface| String::from_utf8_lossy(preface));
             return Err(invalid(format!("incompatible version: this member speaks {ours:?}, not {theirs:?}")));
         }
-        let mut rest = [0; 31];
+        let mut rest = [0; 39];
         from.read_exact(&mut rest)?;
         let number = |at: usize| u64::from_be_bytes(rest[at..at + 8].try_into().expect("eight bytes"));
         let purpose = match rest[0] {
@@ -98,12 +100,13 @@ impl Hello {
             2 => Purpose::Snapshot,
             other => return Err(invalid(format!("nothing is known about connections of kind {other}"))),
         };
-        let mut urls = vec![0; usize::from(u16::from_be_bytes([rest[29], rest[30]]))];
+        let mut urls = vec![0; usize::from(u16::from_be_bytes([rest[37], rest[38]]))];
         from.read_exact(&mut urls)?;
         let urls = String::from_utf8(urls).map_err(|_| invalid("the caller's URLs are not text".to_owned()))?;
         let urls = urls.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect();
-        let speech = Speech { version: (rest[25], rest[26]), oldest: (rest[27], rest[28]) };
-        Ok(Self { purpose, cluster: number(1), from: number(9), to: number(17), speech, urls })
+        let speech = Speech { version: (rest[33], rest[34]), oldest: (rest[35], rest[36]) };
+        let [cluster, from, to, life] = [1, 9, 17, 25].map(number);
+        Ok(Self { purpose, cluster, from, to, life, speech, urls })
     }
 }
 
@@ -135,6 +138,9 @@ impl Verdict {
     pub fn read(from: &mut impl Read) -> io::Result<Self> {
         let mut head = [0; 3];
         from.read_exact(&mut head)?;
+        if head[0] > 2 {
+            return Err(invalid("it does not answer as a metastore does: is it an etcd?".to_owned()));
+        }
         let mut text = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
         from.read_exact(&mut text)?;
         Ok(match head[0] {
@@ -271,12 +277,12 @@ mod tests {
         let mut bytes = Vec::new();
         for urls in [Vec::new(), urls] {
             let speech = Speech { version: (3, 7), oldest: (3, 0) };
-            let hello = Hello { purpose: Purpose::Snapshot, cluster: 1, from: 2, to: 3, speech, urls };
+            let hello = Hello { purpose: Purpose::Snapshot, cluster: 1, from: 2, to: 3, life: 4, speech, urls };
             bytes.clear();
             hello.write(&mut bytes).unwrap();
             assert_eq!(Hello::read(&mut bytes.as_slice()).unwrap(), hello);
         }
-        for (place, byte) in [(15, b'2'), (16, 9)] {
+        for (place, byte) in [(15, b'1'), (16, 9)] {
             let mut other = bytes.clone();
             other[place] = byte;
             assert!(Hello::read(&mut other.as_slice()).is_err());

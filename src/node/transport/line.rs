@@ -22,7 +22,7 @@ use crate::metrics::METRICS;
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A line that has nothing to say says so this often.
-const SILENCE: Duration = Duration::from_secs(1);
+pub(super) const SILENCE: Duration = Duration::from_secs(1);
 /// What a peer said before it closed the stream is there by now.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Frames are cut about here: entries keep the whole frame in memory that they came in.
@@ -130,7 +130,13 @@ impl Line {
         let mut stream = dial(&self.peer, transport.parts.patience).map_err(Trouble::Broken)?;
         let hello = transport.hello(Purpose::Messages, self.peer.id);
         let verdict = hello.write(&mut stream).and_then(|()| Verdict::read(&mut stream));
-        match verdict.map_err(|error| Trouble::Broken(format!("no welcome: {error}")))? {
+        let no_welcome = |error: io::Error| {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                return "no welcome: it hangs, or is no metastore (but an etcd?)".to_owned();
+            }
+            format!("no welcome: {error}")
+        };
+        match verdict.map_err(|error| Trouble::Broken(no_welcome(error)))? {
             Verdict::Welcome => Ok(stream),
             Verdict::Removed => Err(Trouble::Removed),
             Verdict::Refused(text) => Err(Trouble::Broken(format!("the peer refused this member: {text}"))),
@@ -191,7 +197,8 @@ impl Transport {
     pub(super) fn hello(&self, purpose: Purpose, to: u64) -> Hello {
         let identity = self.parts.identity;
         let (cluster, from) = (identity.cluster_id, identity.member_id);
-        Hello { purpose, cluster, from, to, speech: self.parts.speech, urls: self.urls.lock().clone() }
+        let (life, speech) = (self.life, self.parts.speech);
+        Hello { purpose, cluster, from, to, life, speech, urls: self.urls.lock().clone() }
     }
 
     /// A line stands. With company a member that has just started need not wait for the others to call an election.

@@ -13,6 +13,7 @@
 //! another language is refused with a line on both sides. It also says where it can be reached: a member that was away may
 //! not know it yet, and hears of it from nobody else if the caller leads.
 
+mod callers;
 mod frame;
 mod line;
 mod manners;
@@ -43,6 +44,7 @@ use super::{
     snapshot::{Incoming, Scratch, Shelf},
 };
 use crate::{error::Halt, metrics::METRICS};
+use callers::Callers;
 use frame::Hello;
 pub use frame::{PREFACE, Speech};
 use line::Line;
@@ -110,6 +112,10 @@ pub struct Transport {
     receiving: Mutex<()>,
     /// Streams that are being served.
     streams: Streams,
+    /// Who speaks on them.
+    callers: Callers,
+    /// Tells this process from others that the member has been, or that think they are it.
+    life: u64,
     /// Whoever was not welcome.
     refusals: Mutex<Refusals>,
     /// The first election may come sooner, and has not yet.
@@ -128,6 +134,8 @@ impl Transport {
             urls: Mutex::default(),
             receiving: Mutex::default(),
             streams: Streams::default(),
+            callers: Callers::default(),
+            life: rand::random(),
             refusals: Mutex::default(),
             hurries,
         })

@@ -11,6 +11,7 @@ use std::{
 use super::{
     super::driver::Input,
     Transport,
+    callers::Floor,
     frame::{self, Hello, Purpose, Speech, Verdict},
     manners, prepared, ship,
     streams::MOST_STREAMS,
@@ -36,7 +37,7 @@ impl Transport {
         let serve = move || {
             let _served = served;
             let address = stream.peer_addr().map_or_else(|_| "somebody".to_owned(), |address| address.to_string());
-            if let Err(error) = this.serve(stream) {
+            if let Err(error) = this.serve(stream, &address) {
                 tracing::warn!("remote-addr" = address, %error, "lost a peer's stream");
             }
         };
@@ -45,7 +46,7 @@ impl Transport {
         }
     }
 
-    fn serve(self: Arc<Self>, stream: TcpStream) -> io::Result<()> {
+    fn serve(self: Arc<Self>, stream: TcpStream, address: &str) -> io::Result<()> {
         stream.set_nonblocking(false)?;
         let mut stream = prepared(stream, self.parts.patience)?;
         let hello = match Hello::read(&mut stream) {
@@ -54,18 +55,17 @@ impl Transport {
         };
         let verdict = self.judge(&hello);
         if verdict != Verdict::Welcome {
-            let why = format!("{verdict:?}");
-            if let Some(repeated) = self.refusals.lock().is_news(hello.from, &why, Instant::now()) {
-                let from = format!("{:x}", hello.from);
-                tracing::warn!({ "remote-peer-id" = from, verdict = why, repeated }, "refused a peer");
-            }
-            return verdict.write(&mut stream);
+            return self.refuse(&hello, &verdict, stream);
         }
-        verdict.write(&mut stream)?;
         match hello.purpose {
             Purpose::Messages => {
+                let floor = match self.callers.enter(hello.from, hello.life, address) {
+                    Ok(floor) => floor,
+                    Err(why) => return self.refuse(&hello, &Verdict::Refused(why), stream),
+                };
+                verdict.write(&mut stream)?;
                 self.greet(&hello);
-                let end = self.listen(&hello, &mut stream);
+                let end = self.listen(&hello, &floor, &mut stream);
                 if let Err(error) = &end
                     && error.kind() == io::ErrorKind::InvalidData
                 {
@@ -74,8 +74,20 @@ impl Transport {
                 }
                 end
             }
-            Purpose::Snapshot => ship::receive(&self, &hello, stream),
+            Purpose::Snapshot => {
+                verdict.write(&mut stream)?;
+                ship::receive(&self, &hello, stream)
+            }
         }
+    }
+
+    fn refuse(&self, hello: &Hello, verdict: &Verdict, mut stream: TcpStream) -> io::Result<()> {
+        let why = format!("{verdict:?}");
+        if let Some(repeated) = self.refusals.lock().is_news(hello.from, &why, Instant::now()) {
+            let from = format!("{:x}", hello.from);
+            tracing::warn!({ "remote-peer-id" = from, verdict = why, repeated }, "refused a peer");
+        }
+        verdict.write(&mut stream)
     }
 
     fn judge(&self, hello: &Hello) -> Verdict {
@@ -99,11 +111,12 @@ impl Transport {
         Verdict::Welcome
     }
 
-    fn listen(&self, hello: &Hello, mut stream: &mut TcpStream) -> io::Result<()> {
+    fn listen(&self, hello: &Hello, floor: &Floor<'_>, mut stream: &mut TcpStream) -> io::Result<()> {
         stream.set_read_timeout(Some(SILENCE))?;
         let received = METRICS.peer_received_bytes.with_label_values(&[format!("{:x}", hello.from)]);
         loop {
             let (mut messages, bytes) = frame::read(&mut stream)?;
+            floor.heard()?;
             received.inc_by(bytes);
             messages.iter().try_for_each(|it| manners::check(it, hello.from, hello.to)).map_err(frame::invalid)?;
             if self.is_removed(hello.from) {

@@ -220,7 +220,7 @@ fn another_version_is_told_so() {
     place_of((9, 9), 2).transport.hello(Purpose::Messages, 1).write(&mut bytes).unwrap();
     assert_eq!(answer(&own, &bytes), Verdict::Welcome);
     bytes[PREFACE.len() - 1] += 1;
-    let text = r#"incompatible version: this member speaks "metastore raft 1", not "metastore raft 2""#;
+    let text = r#"incompatible version: this member speaks "metastore raft 2", not "metastore raft 3""#;
     assert_eq!(answer(&own, &bytes), Verdict::Refused(text.to_owned()));
     own.transport.stop();
 }

@@ -1,0 +1,121 @@
+//! Hashes of the keys, which members of any make have to agree about.
+
+use etcd_client::Client;
+use metastore::proto::etcdserverpb::{HashKvRequest, HashRequest, PutRequest};
+
+use crate::support::Server;
+
+/// Puts between two compactions, but for one.
+const CYCLE: i64 = 71;
+/// Puts in the end, and so many before that at least.
+const MANY: i64 = 1210;
+
+/// Traps 8 and 15 over the wire; the golden script `mvcc/hash` has all steps.
+#[tokio::test]
+async fn hashes_are_etcds() {
+    let mut server = Server::start(&[]);
+    let mut kv = server.kv().await;
+    let mut maintenance = server.maintenance().await;
+    for value in ["bar", "baz"] {
+        let put = PutRequest { key: "foo".into(), value: value.into(), ..PutRequest::default() };
+        kv.put(put).await.unwrap();
+    }
+    for (revision, hash, hash_revision) in [(0, 2_020_292_994, 3), (2, 3_305_255_506, 2), (1, 1_084_519_789, 1)] {
+        let answer = maintenance.hash_kv(HashKvRequest { revision }).await.unwrap().into_inner();
+        assert_eq!((answer.hash, answer.hash_revision, answer.compact_revision), (hash, hash_revision, -1));
+        assert_eq!(answer.header.unwrap().revision, 3);
+    }
+    let before = maintenance.hash(HashRequest {}).await.unwrap().into_inner();
+    assert_eq!(before.header.unwrap().revision, 3);
+    server.stop();
+    server.restart();
+    let after = server.maintenance().await.hash(HashRequest {}).await.unwrap().into_inner();
+    assert_eq!(after.hash, before.hash, "a restart changes nothing");
+}
+
+/// Seven keys in turn, and now and then another.
+fn key(nth: i64) -> &'static str {
+    match (nth % (2 * CYCLE), nth % CYCLE) {
+        (30, _) => "zenek",
+        (_, 30) => "xavery",
+        _ => ["alice", "bob", "celine", "dominik", "eve", "frederica", "gorge"][usize::try_from(nth % 7).unwrap()],
+    }
+}
+
+/// Puts from `first` on, so many and one more; then what the keys hash to at `revision`, the compaction before it, and its
+/// number. Compacts up to there.
+async fn hash_and_compact(client: &mut Client, first: i64, count: i64, revision: i64) -> (u32, i64, i64) {
+    for nth in first..=first + count {
+        client.put(key(nth), nth.to_string(), None).await.unwrap();
+    }
+    let answer = client.hash_kv(revision).await.unwrap();
+    client.compact(answer.hash_revision(), None).await.unwrap();
+    (answer.hash(), answer.compact_version(), answer.hash_revision())
+}
+
+/// A history of many such, each hashed at the revision that `at` names, given where it begins and how long it is.
+async fn history(at: impl Fn(i64, i64) -> i64) -> Vec<(u32, i64, i64)> {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    let (mut told, mut first) = (Vec::new(), 0);
+    while first < MANY {
+        told.push(hash_and_compact(&mut client, first, CYCLE, at(first, CYCLE)).await);
+        first += CYCLE;
+    }
+    told.push(hash_and_compact(&mut client, first, MANY, at(first, MANY)).await);
+    told
+}
+
+/// The numbers that etcd's own tests expect (`TestHashByRevValue`).
+#[tokio::test]
+async fn hashes_in_the_middle_of_a_history_are_etcds() {
+    let expected = [
+        (4_082_599_214, -1, 35),
+        (2_279_933_401, 35, 106),
+        (3_284_231_217, 106, 177),
+        (126_286_495, 177, 248),
+        (900_108_730, 248, 319),
+        (2_475_485_232, 319, 390),
+        (1_226_296_507, 390, 461),
+        (2_503_661_030, 461, 532),
+        (4_155_130_747, 532, 603),
+        (106_915_399, 603, 674),
+        (406_914_006, 674, 745),
+        (1_882_211_381, 745, 816),
+        (806_177_088, 816, 887),
+        (664_311_366, 887, 958),
+        (1_496_914_449, 958, 1029),
+        (2_434_525_091, 1029, 1100),
+        (3_988_652_253, 1100, 1171),
+        (1_122_462_288, 1171, 1242),
+        (724_436_716, 1242, 1883),
+    ];
+    assert_eq!(history(|first, count| first + count / 2).await, expected);
+}
+
+/// The same at the end of a history (`TestHashByRevValueLastRevision`).
+#[tokio::test]
+async fn hashes_at_the_end_of_a_history_are_etcds() {
+    let expected = [
+        (1_913_897_190, -1, 73),
+        (224_860_069, 73, 145),
+        (1_565_167_519, 145, 217),
+        (1_566_261_620, 217, 289),
+        (2_037_173_024, 289, 361),
+        (691_659_396, 361, 433),
+        (2_713_730_748, 433, 505),
+        (3_919_322_507, 505, 577),
+        (769_967_540, 577, 649),
+        (2_909_194_793, 649, 721),
+        (1_576_921_157, 721, 793),
+        (4_067_701_532, 793, 865),
+        (2_226_384_237, 865, 937),
+        (2_923_408_134, 937, 1009),
+        (2_680_329_256, 1009, 1081),
+        (1_546_717_673, 1081, 1153),
+        (2_713_657_846, 1153, 1225),
+        (1_046_575_299, 1225, 1297),
+        (2_017_735_779, 1297, 2508),
+    ];
+    assert_eq!(history(|_, _| 0).await, expected);
+}
