@@ -135,6 +135,25 @@ fn a_directory_with_files_of_somebody_else_is_refused() {
 }
 
 #[test]
+fn a_directory_whose_database_is_gone_is_refused() {
+    let server = left_behind();
+    let path = server.data_dir();
+    fs::remove_dir_all(path.join("member/db")).unwrap();
+    let before = tree(&path);
+    assert_says(&refusal(&path, ANY_PORT), &["the database", "member/db", "is not there", "Put it back"]);
+    assert_untouched(&before, &path);
+}
+
+/// Somebody has tried the other program on the same directory.
+#[test]
+fn what_an_etcd_has_left_beside_our_data_is_pointed_out() {
+    let mut server = left_behind();
+    fs::create_dir(server.data_dir().join("member/wal")).unwrap();
+    server.restart();
+    server.wait_for_log("an etcd has written into this directory");
+}
+
+#[test]
 fn a_port_in_use_is_refused_before_anything_is_made() {
     let root = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -27,7 +27,7 @@ use crate::{
         MemberRemoveRequest, MemberUpdateRequest,
     },
     state::{Command, Kind, Members, Newcomer, Response},
-    urls::Url,
+    urls::{Place, Url},
 };
 
 /// A learner is ready when it has this share of what the leader has.
@@ -68,8 +68,7 @@ impl Api {
 
     /// Who is wanted, with an ID of its own: the URLs and the moment make it.
     fn newcomer(&self, request: MemberAddRequest) -> Result<Newcomer, Error> {
-        let urls: Result<Vec<Url>, String> = request.peer_ur_ls.iter().map(|url| Url::parse(url)).collect();
-        let mut urls = urls.map_err(|_| Error::MemberBadUrls)?;
+        let mut urls = read_urls(&request.peer_ur_ls)?;
         if urls.is_empty() {
             return Err(Error::MemberBadUrls);
         }
@@ -95,11 +94,8 @@ impl Api {
 
     /// `Cluster/MemberUpdate`. Raft need not know where a member is.
     pub fn member_update(self: &Arc<Self>, call: Call, reply: Reply) {
-        match decode::<MemberUpdateRequest>(call.message.clone()) {
-            // etcd takes any text, and members that meet one that is no URL end.
-            Ok(request) if request.peer_ur_ls.iter().any(|url| Url::parse(url).is_err()) => {
-                reply.answer(Err(Error::MemberBadUrls.into()));
-            }
+        // etcd takes any text, and members that meet one that is no URL end.
+        match decode::<MemberUpdateRequest>(call.message.clone()).and_then(|request| read_urls(&request.peer_ur_ls)) {
             Ok(_) => self.propose(Kind::MemberUpdate, &call.message, reply),
             Err(error) => reply.answer(Err(error.into())),
         }
@@ -178,6 +174,19 @@ type Connected<'a> = dyn Fn(u64) -> Option<std::time::Duration> + 'a;
 #[allow(clippy::cast_precision_loss, reason = "etcd compares floats, and so close to nine tenths nobody is")]
 fn is_ready(learner: u64, leader: u64) -> bool {
     learner as f64 >= leader as f64 * READY
+}
+
+/// Where a member is to be reached. A member that cannot be would be missing from every quorum.
+fn read_urls(urls: &[String]) -> Result<Vec<Url>, Error> {
+    let read = |text: &String| match Url::parse(text) {
+        Ok(url) if matches!(url.place(), Place::Tcp { .. }) && !url.is_secure() => Ok(url),
+        Ok(url) => Err(format!("only http is supported between members yet, not {url}")),
+        Err(error) => Err(error),
+    };
+    urls.iter().map(read).collect::<Result<_, _>>().map_err(|error: String| {
+        tracing::warn!(error, "refused the URLs of a member");
+        Error::MemberBadUrls
+    })
 }
 
 #[cfg(test)]

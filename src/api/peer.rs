@@ -49,6 +49,8 @@ use crate::{
 
 /// Questions have few bytes: a lease's ID, a revision.
 const QUESTION_MAX_BYTES: usize = 64 << 10;
+/// IDs have so many digits.
+const ID_MAX_CHARS: usize = 16;
 /// Reasons are cut here.
 const REASON_MAX_CHARS: usize = 500;
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -146,6 +148,7 @@ async fn turn_etcd_away(State(api): State<Arc<Api>>, headers: HeaderMap) -> Resp
     static SAID: Seldom = Seldom::new();
     if SAID.is_due(Duration::from_mins(1)) {
         let from = headers.get("x-server-from").and_then(|value| value.to_str().ok()).unwrap_or("somebody");
+        let from: String = from.chars().take(ID_MAX_CHARS).collect();
         tracing::warn!(
             "remote-peer-id" = from,
             "an etcd would talk to this member: it cannot be in a cluster of metastores"

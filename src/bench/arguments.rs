@@ -73,7 +73,7 @@ pub(super) struct TargetArgs {
     /// Callers, each with one call in flight.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub(super) clients: u32,
-    /// Connections, over which the callers are spread. [default: as many as clients, up to 100]
+    /// Connections, over which the callers are spread; for watches as many again. [default: as many as clients, up to 100]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=60_000))]
     pub(super) connections: Option<u32>,
     /// Threads of the generator itself. [default: the machine's cores]

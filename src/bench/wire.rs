@@ -4,7 +4,7 @@
 //! headers, the message, the end) and most clients that people use say it in one: what is measured is the server.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -48,10 +48,10 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(super) struct Line(Rc<Exchange>);
 
 struct Exchange {
-    scheme: uri::Scheme,
     authority: uri::Authority,
-    /// None while there is no connection.
-    sender: RefCell<Option<SendRequest<Bytes>>>,
+    /// Which connection it is, and who takes requests on it; None while there is none.
+    sender: RefCell<Option<(u64, SendRequest<Bytes>)>>,
+    connections: Cell<u64>,
     /// Whoever is making one.
     dialling: Mutex<()>,
 }
@@ -60,10 +60,10 @@ impl Line {
     /// A line to the server at `address`, on the runtime of the caller.
     pub(super) async fn connect(address: &str) -> Result<Self, String> {
         let explain = |error: &dyn std::error::Error| format!("{address}: {}", chain(error));
-        let parts = address.parse::<Uri>().map_err(|error| explain(&error))?.into_parts();
-        let authority = parts.authority.ok_or_else(|| format!("{address}: names no server"))?;
-        let scheme = parts.scheme.unwrap_or(uri::Scheme::HTTP);
-        let exchange = Exchange { scheme, authority, sender: RefCell::default(), dialling: Mutex::default() };
+        let authority = address.trim_start_matches("http://");
+        let authority = authority.parse::<uri::Authority>().map_err(|error| explain(&error))?;
+        let (sender, connections, dialling) = Default::default();
+        let exchange = Exchange { authority, sender, connections, dialling };
         exchange.sender().await.map_err(|error| explain(error.as_ref()))?;
         Ok(Self(Rc::new(exchange)))
     }
@@ -71,7 +71,7 @@ impl Line {
 
 impl Exchange {
     /// Who takes the next request, on a new connection if there is none.
-    async fn sender(&self) -> Result<SendRequest<Bytes>, BoxError> {
+    async fn sender(&self) -> Result<(u64, SendRequest<Bytes>), BoxError> {
         let present = || self.sender.borrow().clone();
         if let Some(sender) = present() {
             return Ok(sender);
@@ -89,20 +89,22 @@ impl Exchange {
         tokio::spawn(async {
             let _ = connection.await; // Its calls are told why it ended.
         });
-        self.sender.replace(Some(sender.clone()));
-        Ok(sender)
+        self.connections.update(|connections| connections + 1);
+        let present = (self.connections.get(), sender);
+        self.sender.replace(Some(present.clone()));
+        Ok(present)
     }
 
     async fn call(&self, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
         let (mut head, body) = request.into_parts();
         let message = body.collect().await?.to_bytes();
         let mut uri = head.uri.into_parts();
-        (uri.scheme, uri.authority) = (Some(self.scheme.clone()), Some(self.authority.clone()));
+        (uri.scheme, uri.authority) = (Some(uri::Scheme::HTTP), Some(self.authority.clone()));
         head.uri = Uri::from_parts(uri)?;
-        let sender = self.sender().await?;
+        let (connection, sender) = self.sender().await?;
         let answer = send(sender, Request::from_parts(head, ()), message).await;
         if answer.as_ref().is_err_and(|error| !error.is_reset()) {
-            self.sender.take();
+            self.sender.borrow_mut().take_if(|present| present.0 == connection);
         }
         Ok(answer?.map(Incoming))
     }
@@ -131,8 +133,10 @@ impl Service<Request<Body>> for Line {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let exchange = self.0.clone();
         Box::pin(async move {
-            // Whatever it was, the server could not be asked.
-            exchange.call(request).await.map_err(|error| Status::unavailable(chain(error.as_ref())).into())
+            exchange.call(request).await.map_err(|error| match error.downcast_ref::<h2::Error>() {
+                Some(reset) if reset.is_reset() => error, // tonic knows what it means.
+                _ => Status::unavailable(chain(error.as_ref())).into(),
+            })
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Who the first members are: what a member without data founds or joins.
 //!
-//! Read and checked only for a first start; a restart knows from its data who the members are, and ignores what is typed.
+//! Read and checked only for a first start; a restart knows from its data who the members are, and ignores what is typed. (But
+//! whoever types where another member is does not get to be this one: `server/bootstrap.rs`.)
 
 use std::collections::{BTreeMap, BTreeSet};
 

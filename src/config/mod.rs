@@ -65,6 +65,8 @@ pub struct Config {
     pub listen_peer_urls: Vec<Url>,
     /// Where members are told to connect to, from the first start on.
     pub initial_advertise_peer_urls: Vec<Url>,
+    /// Whether that was typed.
+    pub says_where_it_is: bool,
     /// The first members, as typed; read by [`Config::first_start`].
     pub initial_cluster: String,
     /// Whether the first start founds a cluster or joins one.

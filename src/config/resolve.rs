@@ -97,6 +97,7 @@ pub fn config(typed: &Typed, logs: logging::Settings, notices: &mut Vec<Notice>)
         advertise_client_urls: addresses.advertise_client,
         listen_peer_urls: addresses.listen_peer,
         initial_advertise_peer_urls: addresses.advertise_peer,
+        says_where_it_is: typed.is_set("initial-advertise-peer-urls"),
         name,
         heartbeat_interval,
         election_timeout,

@@ -49,6 +49,19 @@ impl Databases {
         }
     }
 
+    /// The one that counts, which must be there.
+    pub fn present(&self) -> Result<PathBuf, Halt> {
+        let path = self.current()?;
+        if path.is_dir() {
+            return Ok(path);
+        }
+        Err(Halt::Refused(format!(
+            "the database {} is not there, though its log is. Nothing was changed. Put it back; or remove this member from \
+             its cluster and add it again, with an empty data directory",
+            path.display()
+        )))
+    }
+
     /// A place for one that comes as a snapshot.
     #[must_use]
     pub fn incoming(&self, index: u64) -> Scratch {

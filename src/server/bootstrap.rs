@@ -19,7 +19,7 @@ use crate::{
         identity::{ClusterId, MemberId},
         log::{self, Identity, Position, SegmentLog},
     },
-    peer::Client,
+    peer::{Client, Roll},
     proto::etcdserverpb::Member,
     state::{Machine, Members},
     storage::rocks::Rocks,
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long others get to say that a cluster is there already.
-pub const GUARD: Duration = Duration::from_secs(1);
+const GUARD: Duration = Duration::from_secs(1);
 
 /// What a member begins with.
 pub struct Origin {
@@ -65,6 +65,16 @@ async fn tell_the_others(first: &FirstStart, failure: &Failure, client: &Client)
     tell(first.urls_of_others(), &format!("{}: {failure}", first.name), client).await;
 }
 
+/// What those say of their cluster who answer soon. Silence is fine: one has not started, another is gone.
+pub async fn ask_all(urls: Vec<Url>, client: &Client) -> Vec<(Url, Roll)> {
+    let ask = |url: Url| {
+        let client = client.clone();
+        async move { Some((client.members(url.as_str(), GUARD).await.ok()?, url)) }
+    };
+    let answers = urls.into_iter().map(ask).collect::<JoinSet<_>>().join_all().await;
+    answers.into_iter().flatten().map(|(roll, url)| (url, roll)).collect()
+}
+
 async fn tell(whom: impl IntoIterator<Item = Url>, why: &str, client: &Client) {
     let tell = |url: Url| {
         let (client, why) = (client.clone(), why.to_owned());
@@ -74,29 +84,36 @@ async fn tell(whom: impl IntoIterator<Item = Url>, why: &str, client: &Client) {
 }
 
 /// A directory with the data of another member would have this one act in its name: where this one is said to be reached,
-/// another member is. (Who moves tells the cluster first, and nobody has been there before.)
+/// another member is. Refused only if some member that runs says so too: these data may be from before the members moved.
 pub async fn refuse_anothers_data(
     config: &Config,
     own: u64,
     members: &Members,
     client: &Client,
 ) -> Result<(), Failure> {
-    let is_here = |member: &&Member| {
-        let told = &config.initial_advertise_peer_urls;
-        member.peer_ur_ls.iter().any(|url| told.iter().any(|told| told.as_str() == url))
-    };
-    if members.get(own).is_some_and(|member| is_here(&member)) {
+    let told = &config.initial_advertise_peer_urls;
+    let is_here = |member: &Member| member.peer_ur_ls.iter().any(|url| told.iter().any(|told| told.as_str() == url));
+    if !config.says_where_it_is || members.get(own).is_none_or(is_here) {
         return Ok(());
     }
-    let Some(other) = members.iter().find(is_here) else { return Ok(()) };
+    let Some(other) = members.iter().find(|member| is_here(member)) else { return Ok(()) };
+    let urls = members.iter().filter(|member| member.id != other.id).flat_map(|member| &member.peer_ur_ls);
+    let others: Vec<Url> = urls.filter_map(|url| Url::parse(url).ok()).collect();
+    let rolls = ask_all(others.clone(), client).await;
+    let listed: Vec<&Member> = rolls.iter().flat_map(|(_, roll)| &roll.members).filter(|it| is_here(it)).collect();
     let why = format!(
         "the data in {} is that of member {own:x}, but {} is where member {:x} is reached: is --data-dir another member's?",
         config.data_dir.display(),
-        urls::joined(&config.initial_advertise_peer_urls),
+        urls::joined(told),
         other.id,
     );
-    let others = members.iter().filter(|member| member.id != other.id).flat_map(|member| &member.peer_ur_ls);
-    tell(others.filter_map(|url| Url::parse(url).ok()), &format!("{}: {why}", config.name), client).await;
+    if listed.is_empty() {
+        tracing::warn!(reason = why, "nobody who runs can say whether this is right");
+    }
+    if listed.is_empty() || listed.iter().any(|member| member.id == own) {
+        return Ok(());
+    }
+    tell(others, &format!("{}: {why}", config.name), client).await;
     Err(Failure::Refused(why))
 }
 
@@ -119,22 +136,15 @@ fn founders(first: &FirstStart) -> Result<Origin, Failure> {
 }
 
 /// A member whose data was lost must not found its cluster again: it has promised things that it does not remember. If the
-/// others know a member of this ID that has served clients, this is it. Silence is fine: they may not have started.
+/// others know a member of this ID that has served clients, this is it.
 async fn refuse_to_found_twice(first: &FirstStart, own: u64, client: &Client) -> Result<(), Failure> {
-    let mut asking = JoinSet::new();
-    for url in first.urls_of_others() {
-        let client = client.clone();
-        asking.spawn(async move { (client.members(url.as_str(), GUARD).await, url) });
-    }
-    while let Some(answer) = asking.join_next().await {
-        let Ok((Ok(roll), url)) = answer else { continue };
+    for (url, roll) in ask_all(first.urls_of_others(), client).await {
         if !roll.is_metastore {
             return Err(Failure::Refused(joining::among_strangers(&url)));
         }
         if roll.members.iter().any(|member| member.id == own && !member.client_ur_ls.is_empty()) {
             return Err(Failure::Refused(format!("member {own:x} has already been bootstrapped")));
         }
-        break;
     }
     Ok(())
 }

@@ -8,10 +8,8 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinSet;
-
 use super::{
-    bootstrap::{GUARD, Origin},
+    bootstrap::{Origin, ask_all},
     versions::{self, Version},
 };
 use crate::{
@@ -62,23 +60,16 @@ async fn fetch(first: &FirstStart, client: &Client) -> Result<Roll, String> {
 pub fn among_strangers(url: &Url) -> String {
     format!(
         "{url} is no metastore, but another program, such as etcd, and the two cannot be members of one cluster: found a \
-         cluster of its own and copy the keys, for one with \"etcdctl make-mirror\""
+         cluster of its own and copy the keys, for example with \"etcdctl make-mirror\""
     )
 }
 
-/// Each of the others is asked: one that is behind may not have seen it yet. Silence is fine.
+/// Each of the others is asked: one that is behind may not have seen it yet.
 async fn refuse_to_live_twice(first: &FirstStart, own: u64, members: &[Member], client: &Client) -> Result<(), String> {
-    let mut asking = JoinSet::new();
-    for url in first.urls_of_others() {
-        let client = client.clone();
-        asking.spawn(async move { client.members(url.as_str(), GUARD).await });
-    }
-    let mut told: Vec<Member> = members.to_vec();
-    for answer in asking.join_all().await {
-        told.extend(answer.into_iter().flat_map(|roll| roll.members));
-    }
+    let rolls = ask_all(first.urls_of_others(), client).await;
+    let mut told = members.iter().chain(rolls.iter().flat_map(|(_, roll)| &roll.members));
     let has_lived = |it: &Member| it.id == own && !(it.name.is_empty() && it.client_ur_ls.is_empty());
-    if told.iter().any(has_lived) {
+    if told.any(has_lived) {
         return Err(format!(
             "member {own:x} has already been bootstrapped, but its data is not here: remove it from the cluster and add \
              it again, as a new member"

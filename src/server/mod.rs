@@ -314,11 +314,12 @@ async fn build(
     let (log, recovered) = SegmentLog::open(&place)?;
     let identity = recovered.identity;
     let databases = directory.databases();
+    let database = databases.present()?;
     databases.tidy()?;
     let value_cache_bytes = config.value_cache_bytes as u64;
     let bounds = &config.bounds;
     let caches = Caches { block_bytes: bounds.block_cache_bytes, write_bytes: bounds.write_buffer_bytes };
-    let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&databases.current()?, caches)?);
+    let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&database, caches)?);
     let machine = Machine::open(engine.clone(), value_cache_bytes)?;
     bootstrap::refuse_anothers_data(config, identity.member_id, machine.members(), &client).await?;
     let quota_bytes = config.quota_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));

@@ -35,7 +35,7 @@ const VALUE_CACHE_BYTES: u64 = 1 << 20;
 /// Makes this member the only one. Nothing else may have its data open.
 pub fn become_sole_member(directory: &DataDir) -> Result<(), Halt> {
     let (mut log, mut recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
-    let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&directory.databases().current()?)?);
+    let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&directory.databases().present()?)?);
     let mut machine = Machine::open(engine.clone(), VALUE_CACHE_BYTES)?;
     let Progress { index, term, .. } = machine.applied();
     let reached = Position { index, term };

@@ -41,6 +41,10 @@ pub fn starting(config: &Config, is_initialised: bool) {
         .with("v2-deprecation", "write-only")
         .log();
     quota(config.quota_bytes);
+    for other in ["wal", "snap"].map(|name| config.data_dir.join("member").join(name)).iter().filter(|it| it.exists()) {
+        let text = "an etcd has written into this directory; nothing of that is looked at";
+        Notice::new(Level::Warn, text).with("path", other.display().to_string()).log();
+    }
     if config.unsafe_no_fsync {
         let text = "fsync is off (--unsafe-no-fsync): a crash of this machine loses acknowledged writes";
         Notice::new(Level::Warn, text).log();

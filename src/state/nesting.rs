@@ -5,14 +5,16 @@
 //! sends enough of them overflows the stack.) What prost refuses is read again, one level at a time.
 
 use bytes::Bytes;
-use prost::{DecodeError, Message, Oneof};
+use prost::{DecodeError, Message};
 
 use crate::proto::etcdserverpb::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request,
 };
 
-/// Whatever walks through a transaction does so on the stack of a thread: this much it has room for, and to spare.
+/// Whatever walks through a transaction does so on the stack of a thread: so many levels fit, and to spare.
 const DEEPEST: usize = 500;
+/// prost's words for what goes deeper than it follows. It has no others to tell this from other errors.
+const TOO_DEEP_FOR_PROST: &str = "recursion limit reached";
 
 /// Why a transaction cannot be read.
 #[derive(Debug)]
@@ -33,9 +35,17 @@ impl From<Unreadable> for DecodeError {
 
 /// Reads a transaction.
 pub fn decode(message: Bytes) -> Result<TxnRequest, Unreadable> {
-    TxnRequest::decode(message.clone()).or_else(|error| {
-        let read = level(message, DEEPEST).map_err(Unreadable::Malformed)?;
-        read.ok_or(Unreadable::TooDeep(error))
+    let error = match TxnRequest::decode(message.clone()) {
+        Ok(txn) => return Ok(txn),
+        Err(error) => error,
+    };
+    if !error.to_string().contains(TOO_DEEP_FOR_PROST) {
+        return Err(Unreadable::Malformed(error));
+    }
+    level(message, DEEPEST).map_err(|obstacle| match obstacle {
+        Obstacle::Depth => Unreadable::TooDeep(error),
+        Obstacle::Ambiguity => Unreadable::Malformed(error),
+        Obstacle::Bytes(error) => Unreadable::Malformed(error),
     })
 }
 
@@ -50,48 +60,61 @@ struct Level {
     failure: Vec<Op>,
 }
 
+/// Has the fields of [`RequestOp`].
 #[derive(Clone, PartialEq, Message)]
 struct Op {
-    #[prost(oneof = "Form", tags = "1, 2, 3, 4")]
-    form: Option<Form>,
+    #[prost(message, optional, tag = "1")]
+    range: Option<RangeRequest>,
+    #[prost(message, optional, tag = "2")]
+    put: Option<PutRequest>,
+    #[prost(message, optional, tag = "3")]
+    delete: Option<DeleteRangeRequest>,
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    txn: Vec<Bytes>,
 }
 
-#[derive(Clone, PartialEq, Oneof)]
-enum Form {
-    #[prost(message, tag = "1")]
-    Range(RangeRequest),
-    #[prost(message, tag = "2")]
-    Put(PutRequest),
-    #[prost(message, tag = "3")]
-    DeleteRange(DeleteRangeRequest),
-    #[prost(bytes = "bytes", tag = "4")]
-    Txn(Bytes),
+/// What is in the way of reading a level.
+enum Obstacle {
+    Bytes(DecodeError),
+    /// There are more levels inside than may be.
+    Depth,
+    /// An operation says more than one thing. Which counts depends on their order; no client does that.
+    Ambiguity,
 }
 
-/// Reads a level and those inside it; None if there are more of them than that.
-fn level(message: Bytes, deepest: usize) -> Result<Option<TxnRequest>, DecodeError> {
-    let Some(deeper) = deepest.checked_sub(1) else { return Ok(None) };
-    let Level { compare, success, failure } = Level::decode(message)?;
-    let (Some(success), Some(failure)) = (branch(success, deeper)?, branch(failure, deeper)?) else { return Ok(None) };
-    Ok(Some(TxnRequest { compare, success, failure }))
+/// Reads a level and those inside it, so many at most. (Plain loops: what iterators keep on the stack would be kept for each
+/// level.)
+fn level(message: Bytes, deepest: usize) -> Result<TxnRequest, Obstacle> {
+    let deeper = deepest.checked_sub(1).ok_or(Obstacle::Depth)?;
+    let Level { compare, success, failure } = Level::decode(message).map_err(Obstacle::Bytes)?;
+    Ok(TxnRequest { compare, success: branch(success, deeper)?, failure: branch(failure, deeper)? })
 }
 
-fn branch(ops: Vec<Op>, deepest: usize) -> Result<Option<Vec<RequestOp>>, DecodeError> {
+fn branch(ops: Vec<Op>, deepest: usize) -> Result<Vec<RequestOp>, Obstacle> {
     let mut read = Vec::with_capacity(ops.len());
-    for Op { form } in ops {
-        let request = match form {
-            Some(Form::Range(range)) => Some(Request::RequestRange(range)),
-            Some(Form::Put(put)) => Some(Request::RequestPut(put)),
-            Some(Form::DeleteRange(delete)) => Some(Request::RequestDeleteRange(delete)),
-            Some(Form::Txn(message)) => match level(message, deepest)? {
-                Some(txn) => Some(Request::RequestTxn(txn)),
-                None => return Ok(None),
-            },
-            None => None,
+    for op in ops {
+        let request = match op.inner()? {
+            Some(message) => Some(Request::RequestTxn(level(message, deepest)?)),
+            None => op.flat(),
         };
         read.push(RequestOp { request });
     }
-    Ok(Some(read))
+    Ok(read)
+}
+
+impl Op {
+    /// The transaction inside, if it is one.
+    fn inner(&self) -> Result<Option<Bytes>, Obstacle> {
+        let flat = [self.range.is_some(), self.put.is_some(), self.delete.is_some()];
+        let said = flat.into_iter().filter(|&is_said| is_said).count() + self.txn.len();
+        if said > 1 { Err(Obstacle::Ambiguity) } else { Ok(self.txn.first().cloned()) }
+    }
+
+    /// What it is otherwise.
+    fn flat(self) -> Option<Request> {
+        let (range, put) = (self.range.map(Request::RequestRange), self.put.map(Request::RequestPut));
+        range.or(put).or(self.delete.map(Request::RequestDeleteRange))
+    }
 }
 
 #[cfg(test)]
@@ -137,6 +160,11 @@ mod tests {
         let mut broken = nested(60).encode_to_vec();
         *broken.last_mut().unwrap() = 0xff;
         assert!(matches!(decode(broken.into()), Err(Unreadable::Malformed(_))));
+        // A deep one and another in one operation, and one that is none beside one that is.
+        let (deep, flat) = (wrap(&nested(60).encode_to_vec(), 4), wrap(&nested(1).encode_to_vec(), 4));
+        for two in [[&deep[..], &flat].concat(), [&wrap(&[0xff], 4)[..], &flat].concat()] {
+            assert!(matches!(decode(wrap(&two, 2).into()), Err(Unreadable::Malformed(_))));
+        }
     }
 
     /// A message of one field that holds another message.
@@ -146,9 +174,10 @@ mod tests {
         wrapped
     }
 
+    /// Half of what our threads have.
     #[test]
     fn the_deepest_need_no_great_stack() {
-        let small = std::thread::Builder::new().stack_size(512 << 10);
+        let small = std::thread::Builder::new().stack_size(1 << 20);
         let thread = small.spawn(|| {
             let txn = decode(nested(DEEPEST).encode_to_vec().into()).unwrap();
             crate::state::command::txn_cost(&txn)

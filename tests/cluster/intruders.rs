@@ -105,6 +105,8 @@ async fn who_has_no_business_here_is_told_so_and_disturbs_nobody() {
     for nth in 0..3 {
         let (server, other) = (&cluster.servers[nth], cluster.others(nth)[0]);
         let address = server.peer_address();
+        let stands = format!("\"established a stream with peer\",\"remote-peer-id\":\"{:x}\"", cluster.ids[nth]);
+        cluster.servers[other].wait_for_log(&stands);
         let (from, to) = (absent, cluster.ids[nth]);
         let own = Hello { preface: b"metastore raft 2", cluster: cluster_id, from, to, life: 7, release: RELEASE };
         for (hello, refusal) in [

@@ -165,7 +165,10 @@ async fn bad_addresses_are_refused_and_good_ones_can_change() {
     let moving = cluster.others(leader)[0];
     let mut client = cluster.servers[leader].cluster().await;
     let bad = "etcdserver: given member URLs are invalid";
-    for urls in [vec![], vec!["nonsense"], vec!["http://127.0.0.1:1", "http://127.0.0.1"]] {
+    let unreachable = [vec!["https://127.0.0.1:1"], vec!["http://127.0.0.1:1", "unix://localhost:1"]];
+    for urls in
+        [vec![], vec!["nonsense"], vec!["http://127.0.0.1:1", "http://127.0.0.1"]].into_iter().chain(unreachable)
+    {
         let peer_ur_ls = urls.into_iter().map(str::to_owned).collect();
         let request = MemberAddRequest { peer_ur_ls, is_learner: false };
         assert_refused(client.member_add(request).await, Code::InvalidArgument, bad);
@@ -174,6 +177,8 @@ async fn bad_addresses_are_refused_and_good_ones_can_change() {
     assert_refused(client.member_add(taken).await, Code::FailedPrecondition, "etcdserver: Peer URLs already exists");
     let update = |id, url: &str| MemberUpdateRequest { id, peer_ur_ls: vec![url.to_owned()] };
     assert_refused(client.member_update(update(cluster.ids[moving], "::")).await, Code::InvalidArgument, bad);
+    let secure = update(cluster.ids[moving], "https://127.0.0.1:1");
+    assert_refused(client.member_update(secure).await, Code::InvalidArgument, bad);
     let unknown = client.member_update(update(77, "http://127.0.0.1:1")).await;
     assert_refused(unknown, Code::NotFound, "etcdserver: member not found");
     let taken = update(cluster.ids[moving], &cluster.proxies[leader].url());

@@ -3,17 +3,30 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    os::unix::process::ExitStatusExt,
     process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support;
+use crate::support::{self, PATIENCE};
+
+/// Killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// A program in a network of its own, of which only the loopback is there.
 fn alone(program: &str) -> Command {
     let mut command = Command::new("unshare");
-    command.args(["--net", "--map-root-user", "sh", "-c", &format!("ip link set lo up && exec {program}")]);
+    command.args(["--net", "--map-root-user", "sh", "-c", "ip link set lo up && exec \"$0\"", program]);
     command
 }
 
@@ -22,9 +35,9 @@ fn can_be_alone() -> bool {
 }
 
 /// Runs this program's own client where the server is.
-fn beside(server: &Child, arguments: &[&str]) -> String {
+fn beside(server: &Running, arguments: &[&str]) -> String {
     let output = Command::new("nsenter")
-        .args(["--preserve-credentials", "--user", "--net", "--target", &server.id().to_string()])
+        .args(["--preserve-credentials", "--user", "--net", "--target", &server.0.id().to_string()])
         .arg(env!("CARGO_BIN_EXE_metastore"))
         .args(arguments)
         .output()
@@ -39,7 +52,7 @@ fn no_flag_is_needed() {
         return support::skip("no network of one's own can be made here");
     }
     let directory = tempfile::tempdir().unwrap();
-    let mut server = alone(env!("CARGO_BIN_EXE_metastore"))
+    let child = alone(env!("CARGO_BIN_EXE_metastore"))
         .current_dir(directory.path())
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -47,13 +60,16 @@ fn no_flag_is_needed() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut server = Running(child);
     // Before it says anything it may not be in its own network yet.
-    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let (tell, lines) = mpsc::channel();
+    let errors = BufReader::new(server.0.stderr.take().unwrap());
+    thread::spawn(move || errors.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
     let mut said = Vec::new();
     while !said.last().is_some_and(|line: &String| line.contains("serving client traffic insecurely")) {
-        said.push(lines.next().unwrap_or_else(|| panic!("it has ended: {said:#?}")));
+        said.push(lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{error}: {said:#?}")));
     }
-    let pid = server.id().to_string();
+    let pid = server.0.id().to_string();
     beside(&server, &["bench", "ready", "--endpoint", "127.0.0.1:2379", "--server-pid", &pid]);
     let report = beside(&server, &["bench", "put", "--total", "10", "--warmup", "0s", "--json"]);
     assert!(report.contains("\"operations\":10"), "{report}");
@@ -65,6 +81,6 @@ fn no_flag_is_needed() {
     let peers = "\"listen-peer-urls\":[\"http://localhost:2380\"]";
     assert!(said.iter().any(|line| line.contains(peers)), "{said:#?}");
 
-    kill_process(Pid::from_child(&server), Signal::TERM).unwrap();
-    server.wait().unwrap();
+    kill_process(Pid::from_child(&server.0), Signal::TERM).unwrap();
+    assert_eq!(server.0.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metastore::proto::etcdserverpb::PutRequest;
+use metastore::proto::etcdserverpb::{PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request};
 use tonic::Code;
 
 use crate::support::{Server, assert_refused};
@@ -106,4 +106,25 @@ async fn slow_calls_are_logged() {
     let line: serde_json::Value = serde_json::from_str(&server.wait_for_log("request stats")).unwrap();
     assert_eq!((line["level"].as_str(), line["response type"].as_str()), (Some("warn"), Some("/etcdserverpb.KV/Put")));
     assert_eq!(line["request size"], 3);
+}
+
+/// Every thread that walks through them has the stack for it.
+#[tokio::test]
+async fn transactions_nest_as_deep_as_is_promised_and_no_deeper() {
+    let server = Server::start(&["--max-txn-ops=1000"]);
+    let mut kv = server.kv().await;
+    let nested = |levels: usize| {
+        let put = PutRequest { key: "deep".into(), value: levels.to_string().into(), ..PutRequest::default() };
+        let outermost = (1..levels).fold(Request::RequestPut(put), |inner, _| {
+            let success = vec![RequestOp { request: Some(inner) }];
+            Request::RequestTxn(TxnRequest { success, ..TxnRequest::default() })
+        });
+        TxnRequest { success: vec![RequestOp { request: Some(outermost) }], ..TxnRequest::default() }
+    };
+    let answer = kv.txn(nested(500)).await.unwrap_err();
+    assert!(answer.message().contains("recursion limit"), "the answer is deeper than this client reads: {answer}");
+    let found = kv.range(RangeRequest { key: "deep".into(), ..RangeRequest::default() }).await.unwrap().into_inner();
+    assert_eq!(found.kvs[0].value, "500");
+    let refusal = kv.txn(nested(501)).await;
+    assert_refused(refusal, Code::InvalidArgument, "etcdserver: too many operations in txn request");
 }

@@ -106,6 +106,8 @@ impl World {
     }
 
     fn everybody_answers(&mut self) -> bool {
+        // Who asked before has been answered by then, or refused, and is not counted for one of these.
+        self.run_for(super::member::PATIENCE + STEP);
         let ids: Vec<u64> = self.history.model.members.keys().copied().collect();
         let (answers, reads) = (self.report.answers + ids.len(), self.report.reads + ids.len());
         for &id in &ids {

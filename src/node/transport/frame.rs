@@ -122,13 +122,23 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// What is wrong, in words.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Welcome => "",
+            Self::Removed => "this member was removed from the cluster",
+            Self::Refused(text) => text,
+        }
+    }
+
     /// Says it.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
-        let (code, text) = match self {
-            Self::Welcome => (0, ""),
-            Self::Removed => (1, "this member was removed from the cluster"),
-            Self::Refused(text) => (2, text.as_str()),
+        let code = match self {
+            Self::Welcome => 0,
+            Self::Removed => 1,
+            Self::Refused(_) => 2,
         };
+        let text = self.text();
         let text = &text.as_bytes()[..text.len().min(usize::from(u16::MAX))];
         let length = u16::try_from(text.len()).expect("it was cut to fit");
         to.write_all(&[&[code], length.to_be_bytes().as_slice(), text].concat())
@@ -287,6 +297,8 @@ mod tests {
             other[place] = byte;
             assert!(Hello::read(&mut other.as_slice()).is_err());
         }
+        let other = Verdict::read(&mut b"HTTP/1.1 400 Bad Request\r\n".as_slice()).unwrap_err();
+        assert!(other.to_string().contains("is it an etcd?"), "{other}");
         for verdict in [Verdict::Welcome, Verdict::Refused("no".repeat(40_000))] {
             let mut bytes = Vec::new();
             verdict.write(&mut bytes).unwrap();

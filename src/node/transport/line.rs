@@ -132,9 +132,12 @@ impl Line {
         let verdict = hello.write(&mut stream).and_then(|()| Verdict::read(&mut stream));
         let no_welcome = |error: io::Error| {
             if error.kind() == io::ErrorKind::WouldBlock {
-                return "no welcome: it hangs, or is no metastore (but an etcd?)".to_owned();
+                "no welcome: it hangs, or is no metastore".to_owned()
+            } else if error.kind() == io::ErrorKind::UnexpectedEof {
+                "no welcome: it closed the connection".to_owned()
+            } else {
+                format!("no welcome: {error}")
             }
-            format!("no welcome: {error}")
         };
         match verdict.map_err(|error| Trouble::Broken(no_welcome(error)))? {
             Verdict::Welcome => Ok(stream),

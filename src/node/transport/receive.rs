@@ -82,10 +82,10 @@ impl Transport {
     }
 
     fn refuse(&self, hello: &Hello, verdict: &Verdict, mut stream: TcpStream) -> io::Result<()> {
-        let why = format!("{verdict:?}");
+        let why = verdict.text().to_owned();
         if let Some(repeated) = self.refusals.lock().is_news(hello.from, &why, Instant::now()) {
             let from = format!("{:x}", hello.from);
-            tracing::warn!({ "remote-peer-id" = from, verdict = why, repeated }, "refused a peer");
+            tracing::warn!({ "remote-peer-id" = from, reason = why, repeated }, "refused a peer");
         }
         verdict.write(&mut stream)
     }
