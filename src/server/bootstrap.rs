@@ -55,14 +55,9 @@ pub async fn origin(config: &Config, client: &Client) -> Result<Origin, Failure>
         }
     };
     if let Err(failure) = &origin {
-        tell_the_others(&first, failure, client).await;
+        tell(first.urls_of_others(), &format!("{}: {failure}", first.name), client).await;
     }
     origin
-}
-
-/// Whoever runs the cluster may look for the reason there.
-async fn tell_the_others(first: &FirstStart, failure: &Failure, client: &Client) {
-    tell(first.urls_of_others(), &format!("{}: {failure}", first.name), client).await;
 }
 
 /// What those say of their cluster who answer soon. Silence is fine: one has not started, another is gone.
@@ -75,6 +70,7 @@ pub async fn ask_all(urls: Vec<Url>, client: &Client) -> Vec<(Url, Roll)> {
     answers.into_iter().flatten().map(|(roll, url)| (url, roll)).collect()
 }
 
+/// Tells others why this member does not start: whoever runs the cluster may look for the reason there.
 async fn tell(whom: impl IntoIterator<Item = Url>, why: &str, client: &Client) {
     let tell = |url: Url| {
         let (client, why) = (client.clone(), why.to_owned());

@@ -2,20 +2,19 @@
 
 use std::{
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use etcd_client::Client;
 use metastore::proto::etcdserverpb::{
     MemberAddRequest, MemberRemoveRequest, MemberUpdateRequest, cluster_client::ClusterClient,
 };
-use tempfile::TempDir;
 
 use super::{
     harness::{Cluster, QUICK},
     process::{self, free_port},
     proxy::Proxy,
-    support::{Server, skip},
+    support::{Running, Server, skip},
 };
 
 const NOT_HERE: &str = "somebody who would be a member of this cluster does not start";
@@ -121,19 +120,6 @@ async fn a_metastore_does_not_join_a_cluster_of_etcds() {
     Client::connect([etcd.url()], None).await.unwrap().put("a", "1", None).await.expect("the etcd is as it was");
 }
 
-/// Killed when dropped.
-struct Etcd {
-    child: Child,
-    _directory: TempDir,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_is_told_that_it_cannot_be_a_member() {
     let Some(program) = process::etcd() else { return skip("there is no etcd 3.7") };
@@ -153,7 +139,7 @@ async fn an_etcd_is_told_that_it_cannot_be_a_member() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let _etcd = Etcd { child, _directory: directory };
+    let _etcd = Running(child); // Dropped before the directory that it writes to.
     cluster.servers[0].wait_for_log("an etcd would talk to this member");
     cluster.servers[0].wait_for_log("no welcome: it ");
     cluster.client(0).await.put("a", "1", None).await.unwrap();

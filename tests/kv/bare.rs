@@ -4,24 +4,14 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::process::ExitStatusExt,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::mpsc,
     thread,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{self, PATIENCE};
-
-/// Killed when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::support::{self, PATIENCE, Running};
 
 /// A program in a network of its own, of which only the loopback is there.
 fn alone(program: &str) -> Command {

@@ -45,7 +45,7 @@ pub struct Server {
 }
 
 struct Process {
-    child: Child,
+    child: Running,
     log: Arc<Log>,
 }
 
@@ -180,7 +180,7 @@ impl Server {
         let log = Arc::new(Log::default());
         let (errors, reader) = (child.stderr.take().unwrap(), log.clone());
         std::thread::spawn(move || reader.read(errors));
-        self.process = Some(Process { child, log });
+        self.process = Some(Process { child: Running(child), log });
     }
 
     /// Starts again with other arguments.
@@ -196,7 +196,7 @@ impl Server {
 
     /// The process's ID.
     pub fn pid(&self) -> u32 {
-        self.process.as_ref().expect("it runs").child.id()
+        self.process.as_ref().expect("it runs").child.0.id()
     }
 
     /// Where the process listens for other members, as soon as it does.
@@ -210,14 +210,14 @@ impl Server {
     pub fn wait_for_end(&mut self) -> ExitStatus {
         let mut process = self.process.take().expect("it runs");
         process.log.wait_for_end();
-        process.child.wait().unwrap()
+        process.child.0.wait().unwrap()
     }
 
     /// `kill -9`, at once.
     pub fn kill(&mut self) {
         let mut process = self.process.take().expect("it runs");
-        process.child.kill().unwrap();
-        process.child.wait().unwrap();
+        process.child.0.kill().unwrap();
+        process.child.0.wait().unwrap();
     }
 
     /// SIGTERM; returns when the process has ended by it.
@@ -228,10 +228,10 @@ impl Server {
     /// Sends a signal; returns when the process has ended, with how.
     pub fn end_with(&mut self, signal: Signal) -> ExitStatus {
         let mut process = self.process.take().expect("it runs");
-        let id = i32::try_from(process.child.id()).unwrap();
+        let id = i32::try_from(process.child.0.id()).unwrap();
         kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
         process.log.wait_for_end();
-        process.child.wait().unwrap()
+        process.child.0.wait().unwrap()
     }
 
     /// The first line of the log that contains `text`, as soon as there is one.
@@ -327,11 +327,14 @@ fn grpc_server() -> Option<String> {
     Some(format!("--grpc-server={name}"))
 }
 
-impl Drop for Process {
+/// A process that is killed when this is dropped.
+pub struct Running(pub Child);
+
+impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended already; a test that fails has said why.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
