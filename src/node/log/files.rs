@@ -9,6 +9,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::direct::Direct;
+
 /// A directory tree.
 pub trait Files: Send + Sync {
     /// Makes a directory, and those above it, unless it is there.
@@ -43,7 +45,8 @@ pub trait Files: Send + Sync {
 
 /// An open file.
 pub trait File: Send {
-    /// Writes all bytes at an offset; beyond the end the file grows.
+    /// Writes all bytes at an offset; beyond the end the file grows. What lies behind them in their last block, of 4,096 bytes,
+    /// may become zeros.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
     /// Makes everything written durable, with as little metadata as reading it back needs.
@@ -66,12 +69,13 @@ impl Files for OsFiles {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        Ok(Box::new(OsFile { file: fs::File::create_new(path)?, syncs: self.syncs }))
+        let file = fs::File::options().read(true).write(true).create_new(true).open(path)?;
+        Ok(Box::new(OsFile::new(file, path, self.syncs)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let file = fs::File::options().read(true).write(true).open(path)?;
-        Ok(Box::new(OsFile { file, syncs: self.syncs }))
+        Ok(Box::new(OsFile::new(file, path, self.syncs)?))
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
@@ -97,19 +101,153 @@ impl Files for OsFiles {
 
 struct OsFile {
     file: fs::File,
+    bytes: u64,
     syncs: bool,
+    /// Whether the page cache holds what the disk may not.
+    is_dirty: bool,
+    direct: Option<Direct>,
+}
+
+impl OsFile {
+    fn new(file: fs::File, path: &Path, syncs: bool) -> io::Result<Self> {
+        let bytes = file.metadata()?.len();
+        let direct = if syncs { Direct::open(path) } else { None };
+        Ok(Self { file, bytes, syncs, is_dirty: false, direct })
+    }
+
+    fn write_cached(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)?;
+        self.bytes = self.bytes.max(offset + bytes.len() as u64);
+        self.is_dirty = true;
+        Ok(())
+    }
 }
 
 impl File for OsFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)
+        let Self { file, direct, .. } = self;
+        if let Some(direct) = direct {
+            if !self.is_dirty && direct.stage(offset, bytes, self.bytes, |head, at| file.read_exact_at(head, at))? {
+                return Ok(());
+            }
+            if let Some((offset, bytes)) = direct.take_back() {
+                file.write_all_at(bytes, offset)?;
+            }
+        }
+        self.write_cached(offset, bytes)
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        if self.syncs { self.file.sync_data() } else { Ok(()) }
+        match self.direct.as_mut().map_or(Ok(()), Direct::write) {
+            Ok(()) => (),
+            // Some file systems let a file be opened for such writes, and then want none, or none of this size.
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                let mut direct = self.direct.take();
+                if let Some((offset, bytes)) = direct.as_mut().and_then(Direct::take_back) {
+                    self.write_cached(offset, bytes)?;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        if self.syncs && self.is_dirty {
+            self.file.sync_data()?;
+        }
+        self.is_dirty = false;
+        Ok(())
     }
 
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::direct::BLOCK;
+
+    use super::*;
+
+    /// The log's way of writing: on and on, and from the front again when the file has a new life.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Append(Vec<u8>),
+        StartOver,
+        Reopen,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let bytes = prop_oneof![1..600_usize, 4000..4200_usize, 1..70_000_usize, 250_000..300_000_usize];
+        let group = (bytes, 1..=255_u8).prop_map(|(bytes, byte)| vec![byte; bytes]);
+        let step = prop_oneof![12 => group.prop_map(Step::Append), 1 => Just(Step::StartOver), 1 => Just(Step::Reopen)];
+        prop::collection::vec(step, 1..30)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+        #[test]
+        fn what_was_synced_lies_there_and_nothing_else_has_changed_but_the_rest_of_its_block(steps in steps()) {
+            const BYTES: usize = 1_000_003; // The last block is short.
+            let dir = tempfile::tempdir().unwrap();
+            let (files, path) = (OsFiles { syncs: true }, dir.path().join("file"));
+            let (mut end, mut before) = (0, vec![0xEE; BYTES]);
+            let mut file = files.create(&path).unwrap();
+            file.write_at(0, &before).unwrap();
+            file.sync().unwrap();
+            for step in steps {
+                match step {
+                    Step::StartOver => end = 0,
+                    Step::Reopen => file = files.open(&path).unwrap(),
+                    Step::Append(group) if end + group.len() > BYTES => end = 0,
+                    Step::Append(group) => {
+                        file.write_at(end as u64, &group).unwrap();
+                        file.sync().unwrap();
+                        before[end..end + group.len()].copy_from_slice(&group);
+                        end += group.len();
+                        let found = fs::read(&path).unwrap();
+                        let block_end = end.next_multiple_of(BLOCK).min(BYTES);
+                        let rest = &found[end..block_end];
+                        prop_assert!(found[..end] == before[..end]);
+                        prop_assert!(rest == &before[end..block_end] || rest.iter().all(|byte| *byte == 0));
+                        prop_assert!(found[block_end..] == before[block_end..]);
+                        before = found;
+                    }
+                }
+            }
+        }
+    }
+
+    fn with_direct(path: &Path, direct: &str, writable: bool) -> OsFile {
+        fs::write(path, [0xEE; 10_000]).unwrap();
+        let file = fs::File::options().read(true).write(true).open(path).unwrap();
+        let mut file = OsFile::new(file, path, true).unwrap();
+        let other = fs::File::options().read(true).write(writable).open(direct).unwrap();
+        file.direct = Some(Direct::over(other));
+        file
+    }
+
+    #[test]
+    fn a_file_system_that_wants_no_such_writes_gets_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        // The kernel refuses anything but a number there, as it refuses writes that are not aligned.
+        let mut file = with_direct(&path, "/proc/self/oom_score_adj", true);
+        for (offset, group) in [(5, b"one"), (8, b"two")] {
+            file.write_at(offset, group).unwrap();
+            file.sync().unwrap();
+            assert!(file.direct.is_none());
+        }
+        assert_eq!(fs::read(&path).unwrap()[..12], *b"\xEE\xEE\xEE\xEE\xEEonetwo\xEE");
+    }
+
+    #[test]
+    fn any_other_error_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let mut file = with_direct(&path, "/dev/null", false);
+        file.write_at(0, b"group").unwrap();
+        assert!(file.sync().is_err(), "the file is not open for writing");
+        assert_eq!(fs::read(&path).unwrap(), [0xEE; 10_000]);
     }
 }

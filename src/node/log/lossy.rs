@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::direct::BLOCK;
 use super::files::{File, Files};
 
 /// What a crash costs.
@@ -270,13 +271,24 @@ impl LossyFile {
     }
 }
 
+/// Half of all writes clear the rest of their last block, unless the file ends there: both is allowed.
+fn with_rest_of_block(place: usize, bytes: &[u8], file_bytes: u64) -> Vec<u8> {
+    let (mut bytes, end) = (bytes.to_vec(), place + bytes.len());
+    let block_end = end.next_multiple_of(BLOCK);
+    if end.is_multiple_of(2) && block_end as u64 <= file_bytes {
+        bytes.resize(block_end - place, 0);
+    }
+    bytes
+}
+
 impl File for LossyFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut disk = self.disk();
         let outcome = disk.count();
-        self.real.write_all_at(bytes, offset)?;
         let place = usize::try_from(offset).expect("tests write small files");
-        disk.inodes[self.inode].unsynced_writes.push((place, bytes.to_vec()));
+        let bytes = with_rest_of_block(place, bytes, self.real.metadata()?.len());
+        self.real.write_all_at(&bytes, offset)?;
+        disk.inodes[self.inode].unsynced_writes.push((place, bytes));
         outcome
     }
 

@@ -35,6 +35,7 @@ pub mod segment;
 pub mod volatile;
 
 mod contents;
+mod direct;
 mod format;
 mod recovery;
 mod spares;
