@@ -36,8 +36,10 @@ impl Direct {
     /// None where files cannot be written so.
     pub fn open(path: &Path) -> Option<Self> {
         let flags = OFlags::DIRECT.bits().cast_signed();
-        let file = fs::File::options().write(true).custom_flags(flags).open(path).ok()?;
-        Some(Self::over(file))
+        let file = fs::File::options().write(true).custom_flags(flags).open(path);
+        let refused =
+            |error: &io::Error| tracing::debug!(path = %path.display(), %error, "no writes past the page cache");
+        Some(Self::over(file.inspect_err(refused).ok()?))
     }
 
     pub(super) fn over(file: fs::File) -> Self {

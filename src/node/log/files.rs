@@ -142,6 +142,7 @@ impl File for OsFile {
             Ok(()) => (),
             // Some file systems let a file be opened for such writes, and then want none, or none of this size.
             Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                tracing::debug!(%error, "no writes past the page cache");
                 let mut direct = self.direct.take();
                 if let Some((offset, bytes)) = direct.as_mut().and_then(Direct::take_back) {
                     self.write_cached(offset, bytes)?;
@@ -165,9 +166,8 @@ impl File for OsFile {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::direct::BLOCK;
-
     use super::*;
+    use crate::node::log::direct::BLOCK;
 
     /// The log's way of writing: on and on, and from the front again when the file has a new life.
     #[derive(Debug, Clone)]
