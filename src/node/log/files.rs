@@ -158,7 +158,7 @@ impl File for OsFile {
     }
 
     fn size_bytes(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(self.bytes)
     }
 }
 
