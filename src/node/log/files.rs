@@ -121,19 +121,27 @@ impl OsFile {
         self.is_dirty = true;
         Ok(())
     }
+
+    /// What was to go past the page cache goes there, after all.
+    fn unstage(&mut self) -> io::Result<()> {
+        if let Some((offset, bytes)) = self.direct.as_mut().and_then(Direct::take_back) {
+            self.file.write_all_at(bytes, offset)?;
+            self.is_dirty = true;
+        }
+        Ok(())
+    }
 }
 
 impl File for OsFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let Self { file, direct, .. } = self;
-        if let Some(direct) = direct {
-            if !self.is_dirty && direct.stage(offset, bytes, self.bytes, |head, at| file.read_exact_at(head, at))? {
-                return Ok(());
-            }
-            if let Some((offset, bytes)) = direct.take_back() {
-                file.write_all_at(bytes, offset)?;
-            }
+        if let Some(direct) = direct
+            && !self.is_dirty
+            && direct.stage(offset, bytes, self.bytes, |head, at| file.read_exact_at(head, at))?
+        {
+            return Ok(());
         }
+        self.unstage()?;
         self.write_cached(offset, bytes)
     }
 
@@ -143,10 +151,8 @@ impl File for OsFile {
             // Some file systems let a file be opened for such writes, and then want none, or none of this size.
             Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
                 tracing::debug!(%error, "no writes past the page cache");
-                let mut direct = self.direct.take();
-                if let Some((offset, bytes)) = direct.as_mut().and_then(Direct::take_back) {
-                    self.write_cached(offset, bytes)?;
-                }
+                self.unstage()?;
+                self.direct = None;
             }
             Err(error) => return Err(error),
         }
