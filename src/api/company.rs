@@ -73,7 +73,12 @@ impl Api {
             }
             for url in self.peer_urls(leader) {
                 let left = deadline.saturating_duration_since(Instant::now());
-                match ask(url, left).await {
+                // A leader that is paused or cut off answers when it goes on, long after another one could have been asked.
+                let answer = tokio::select! {
+                    answer = ask(url, left) => answer,
+                    () = self.leader_is_replaced(leader) => Err("another member leads".to_owned()),
+                };
+                match answer {
                     Ok(answer) => return Ok(Led::There(answer)),
                     Err(error) => tracing::debug!(error, "the leader gives no answer"),
                 }
@@ -82,6 +87,14 @@ impl Api {
                 return Err(if leader == 0 { Error::NoLeader } else { Error::Timeout });
             }
             sleep(RETRY).await;
+        }
+    }
+
+    /// Ends when another member than this one is known to lead.
+    async fn leader_is_replaced(&self, leader: u64) {
+        let is_replaced = || ![0, leader].contains(&self.node.status().leader());
+        while !is_replaced() {
+            sleep(self.company.tick).await;
         }
     }
 

@@ -1,6 +1,6 @@
 //! LeaseKeepAlive: one request, one answer, one after the other.
 //!
-//! Only the leader renews, in memory, and only once it is sure of itself. What cannot be answered yet waits, and the requests
+//! Only the leader renews, in memory, and only while it has a proof that it leads (`node/timekeeper.rs`). What cannot be answered yet waits, and the requests
 //! behind it wait too:
 //!
 //! | the lease is | the client |
@@ -52,8 +52,6 @@ struct KeepAlive {
 struct Request {
     id: LeaseId,
     header: ResponseHeader,
-    /// It was certain, a moment ago, that this member leads.
-    is_confirmed: bool,
     /// Everything that was committed when the lease turned out to be unknown is applied.
     is_caught_up: bool,
     waiting: Option<(Barrier<Told>, Awaited)>,
@@ -77,7 +75,6 @@ enum News {
 enum Awaited {
     Leader,
     Primary,
-    Confirmation,
     CatchUp,
     End,
 }
@@ -115,7 +112,6 @@ impl KeepAlive {
         Request {
             id: LeaseId(request.id),
             header: self.api.header.at(self.api.readers().keys.head()),
-            is_confirmed: false,
             is_caught_up: false,
             waiting: None,
         }
@@ -133,14 +129,12 @@ impl Request {
                 News::Some => (),
             }
             if !timekeeper.is_primary() {
-                (self.is_confirmed, self.is_caught_up) = (false, false);
+                self.is_caught_up = false;
                 if api.leads() {
                     timekeeper.await_primary(self.wait(Awaited::Primary, waker));
                 } else {
                     self.ask_leader(api, waker);
                 }
-            } else if !self.is_confirmed && !timekeeper.is_awake() {
-                node.read_barrier(self.wait(Awaited::Confirmation, waker));
             } else if !self.is_caught_up && !api.fast_keep_alive {
                 node.catch_up(self.wait(Awaited::CatchUp, waker));
             } else {
@@ -176,9 +170,7 @@ impl Request {
         match (*awaited, outcome) {
             (Awaited::Leader, Ok(Some(ttl))) => return Ok(News::Answer(ttl)),
             (Awaited::Leader | Awaited::Primary | Awaited::End, Ok(_)) => (),
-            (Awaited::Confirmation, Ok(_)) => self.is_confirmed = true,
             (Awaited::CatchUp, Ok(_)) => self.is_caught_up = true,
-            (Awaited::Confirmation, Err(_)) => return Err(Error::NotPrimary),
             (Awaited::Leader | Awaited::Primary | Awaited::CatchUp | Awaited::End, Err(error)) => return Err(error),
         }
         self.waiting = None;

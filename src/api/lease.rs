@@ -88,10 +88,10 @@ impl Api {
     /// Looks at a lease on the member that leads.
     fn look_here(self: &Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
         let api = self.clone();
-        self.node.timekeeper().await_primary(Box::new(move |primary| match primary {
+        self.node.catch_up(Box::new(move |caught_up| match caught_up {
             Ok(()) => {
                 let node = api.node.clone();
-                node.catch_up(Box::new(move |caught_up| match caught_up {
+                node.timekeeper().await_primary(Box::new(move |primary| match primary {
                     Ok(()) => reply.run(move |reply| api.look(request, reply)),
                     Err(error) => reply.answer(Err(error.into())),
                 }));
@@ -101,18 +101,20 @@ impl Api {
     }
 
     fn look(self: Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
-        let look = move |api: &Self| {
-            let found = api.look_at_lease(&request);
-            found.map(|found| api.answer_time_to_live(&request, found)).map_err(Into::into)
-        };
-        if !request.keys {
-            return reply.answer(look(&self));
+        match self.look_at_lease(&request) {
+            Ok(Some(found)) if request.keys => {
+                let pool = self.pool.clone();
+                pool.run(move || {
+                    let found = self.with_keys(found); // There may be many.
+                    reply.answer(Ok(self.answer_time_to_live(&request, Some(found))));
+                });
+            }
+            Ok(found) => reply.answer(Ok(self.answer_time_to_live(&request, found))),
+            Err(error) => reply.answer(Err(error.into())),
         }
-        let pool = self.pool.clone();
-        pool.run(move || reply.answer(look(&self))); // There may be many keys.
     }
 
-    /// What the leader knows of a lease; None if there is none.
+    /// What the leader knows of a lease, without its keys; None if there is none.
     pub(super) fn look_at_lease(
         &self,
         request: &LeaseTimeToLiveRequest,
@@ -124,8 +126,13 @@ impl Api {
         let Some((ttl, granted_ttl)) = found else {
             return if timekeeper.is_primary() { Ok(None) } else { Err(Error::LeaderChanged) };
         };
-        let keys = if request.keys { readers.leases.keys(id).unwrap_or_default() } else { Vec::new() };
-        Ok(Some(LeaseTimeToLiveResponse { header: None, id: request.id, ttl, granted_ttl, keys }))
+        Ok(Some(LeaseTimeToLiveResponse { id: request.id, ttl, granted_ttl, ..LeaseTimeToLiveResponse::default() }))
+    }
+
+    /// Adds the keys that are attached to a lease.
+    pub(super) fn with_keys(&self, found: LeaseTimeToLiveResponse) -> LeaseTimeToLiveResponse {
+        let keys = self.readers().leases.keys(LeaseId(found.id)).unwrap_or_default();
+        LeaseTimeToLiveResponse { keys, ..found }
     }
 
     fn answer_time_to_live(&self, request: &LeaseTimeToLiveRequest, found: Option<LeaseTimeToLiveResponse>) -> Bytes {

@@ -230,6 +230,11 @@ async fn renew(State(api): State<Arc<Api>>, body: Body) -> Response {
                 return of_kind(PROTOBUF, answer.encode_to_vec());
             }
             Renewal::Unknown => return refusal(StatusCode::NOT_FOUND, "lease not found"),
+            Renewal::NotPrimary if api.leads() => {
+                if let Err(error) = outcome(|waiter| timekeeper.await_primary(waiter)).await {
+                    return refusal(StatusCode::BAD_REQUEST, error);
+                }
+            }
             Renewal::NotPrimary => return refusal(StatusCode::BAD_REQUEST, Error::NotPrimary),
             Renewal::Expired => {
                 let ended = outcome(|waiter| timekeeper.await_end(LeaseId(id), waiter)).await;
@@ -246,10 +251,19 @@ async fn look_at(State(api): State<Arc<Api>>, body: Body) -> Response {
         Ok(question) => question.lease_time_to_live_request.unwrap_or_default(),
         Err(refused) => return refused,
     };
-    let (pool, looking) = (api.pool.clone(), api.clone());
-    let found = outcome(|waiter| pool.run(move || waiter(looking.look_at_lease(&request)))).await;
-    match found {
+    if api.leads() && outcome(|waiter| api.node.timekeeper().await_primary(waiter)).await.is_err() {
+        return refusal(StatusCode::INTERNAL_SERVER_ERROR, Error::NotPrimary);
+    }
+    match api.look_at_lease(&request) {
         Ok(Some(mut found)) => {
+            if request.keys {
+                let looking = api.clone();
+                let with_keys = outcome(|waiter| api.pool.run(move || waiter(Ok(looking.with_keys(found))))).await;
+                found = match with_keys {
+                    Ok(found) => found,
+                    Err(error) => return refusal(StatusCode::INTERNAL_SERVER_ERROR, error),
+                };
+            }
             found.header = Some(ResponseHeader::default());
             let answer = LeaseInternalResponse { lease_time_to_live_response: Some(found) };
             of_kind(PROTOBUF, answer.encode_to_vec())

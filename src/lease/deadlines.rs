@@ -8,7 +8,7 @@
 //!  granted   renewed        end: offered   offered again   revoked
 //!     |---------|---------------|---------------|-------------|
 //!               |<---- TTL ---->|<-- retry ---->|
-//!     Renewed               Expired: nobody can revive it     Unknown
+//!     Renewed               Expired: a renewal is too late    Unknown
 //! ```
 //!
 //! A renewal only writes down the new end. The lease stays where it is in the wheel, and when its slot comes up it is put
@@ -19,10 +19,14 @@
 //! [`LEASES_PER_SECOND`] of them, and the rest wait for the next second that has room. Renewals undo that bit by bit: they
 //! set the end to what was granted, even if that is sooner.
 //!
+//! A leader that was away (its process paused, its disk stalled) has heard no renewals meanwhile. [`Deadlines::hold`] gives the
+//! renewals that were sent in that time a moment to be heard: until then no lease is offered, and one that is over and was not
+//! offered before can still be renewed.
+//!
 //! INVARIANTS
 //! * No lease is offered before its end, and it is offered within a quarter of a second after, plus the time until the
-//!   next call of [`Deadlines::expired`].
-//! * Once its end has come, a lease can only be revoked.
+//!   next call of [`Deadlines::expired`], or after the hold.
+//! * Once a lease was offered, it can only be revoked.
 //! * The wheel holds exactly the leases of the map, each once, and none in a slot behind its end or its next offer.
 
 use std::time::Duration;
@@ -69,6 +73,7 @@ impl Deadlines {
         leases.sort_unstable(); // They all start now, so this is the order in which they end.
         let mut primary = Primary {
             by_id: Shards::with_capacity(leases.len()),
+            held_until_millis: 0,
             wheel: Wheel::starting_at(millis_begun(now) / TICK_MILLIS),
         };
         let mut seconds = Spread::default();
@@ -82,6 +87,13 @@ impl Deadlines {
     /// Leads no longer: no lease has an end any more.
     pub fn demote(&mut self) {
         self.primary = None;
+    }
+
+    /// Ends no lease before this time, because renewals may have gone unheard.
+    pub fn hold(&mut self, until: Duration) {
+        if let Some(primary) = &mut self.primary {
+            primary.held_until_millis = millis_begun(until);
+        }
     }
 
     /// Whether this member leads, and so knows when leases end.
@@ -148,8 +160,9 @@ impl Deadlines {
     /// Until when [`Deadlines::expired`] has nothing to do. It may turn out to have nothing then either.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        let tick = self.primary.as_ref()?.wheel.next_tick()?;
-        Some(Duration::from_millis(tick.saturating_mul(TICK_MILLIS)))
+        let primary = self.primary.as_ref()?;
+        let millis = primary.wheel.next_tick()?.saturating_mul(TICK_MILLIS);
+        Some(Duration::from_millis(millis.max(primary.held_until_millis)))
     }
 }
 
@@ -157,6 +170,7 @@ impl Deadlines {
 struct Primary {
     by_id: Shards<Deadline>,
     wheel: Wheel,
+    held_until_millis: u64,
 }
 
 #[derive(Debug)]
@@ -164,12 +178,14 @@ struct Deadline {
     end_millis: u64,
     ttl_seconds: i64,
     place: Place,
+    /// To be revoked: the proposal may be under way.
+    is_offered: bool,
 }
 
 impl Primary {
     fn insert(&mut self, id: LeaseId, ttl_seconds: i64, end_millis: u64) {
         let place = self.wheel.insert(id, tick_behind(end_millis));
-        let known = self.by_id.insert(id, Deadline { end_millis, ttl_seconds, place });
+        let known = self.by_id.insert(id, Deadline { end_millis, ttl_seconds, place, is_offered: false });
         assert!(known.is_none(), "a lease has one deadline");
     }
 
@@ -188,7 +204,8 @@ impl Primary {
 
     fn renewed(&mut self, id: LeaseId, now: Duration) -> Renewal {
         let Some(deadline) = self.by_id.get_mut(id) else { return Renewal::Unknown };
-        if deadline.end_millis <= millis_over(now) {
+        let now_millis = millis_over(now);
+        if deadline.is_offered || deadline.end_millis <= now_millis && self.held_until_millis <= now_millis {
             return Renewal::Expired;
         }
         let (ttl_seconds, end_millis) = (deadline.ttl_seconds, end_after(deadline.ttl_seconds, now));
@@ -202,6 +219,9 @@ impl Primary {
     }
 
     fn expired(&mut self, now_millis: u64, offer_again: Duration, limit: usize) -> Vec<LeaseId> {
+        if now_millis < self.held_until_millis {
+            return Vec::new();
+        }
         let now_tick = now_millis / TICK_MILLIS;
         if self.wheel.is_overrun(now_tick) {
             self.rewind(now_tick);
@@ -213,6 +233,7 @@ impl Primary {
             let deadline = self.by_id.get_mut(id).expect("the wheel holds the leases of the map");
             let look_again = if deadline.end_millis <= now_millis {
                 found.push(id);
+                deadline.is_offered = true;
                 offer_again
             } else {
                 tick_behind(deadline.end_millis)
@@ -303,7 +324,7 @@ mod tests {
     }
 
     pub(super) fn check(deadlines: &Deadlines) {
-        let Some(Primary { by_id, wheel }) = &deadlines.primary else { return };
+        let Some(Primary { by_id, wheel, .. }) = &deadlines.primary else { return };
         assert_eq!(wheel.len(), by_id.iter().count());
         for (id, deadline) in by_id.iter() {
             assert_eq!(wheel.at(deadline.place), Some(id));
@@ -345,6 +366,23 @@ mod tests {
         assert_eq!(offered(&mut deadlines, seconds(19.998)), Vec::<i64>::new());
         assert_eq!(deadlines.next_deadline(), Some(seconds(20.0)));
         assert_eq!(offered(&mut deadlines, seconds(20.0)), [1]);
+    }
+
+    #[test]
+    fn a_hold_lets_late_renewals_count_but_for_leases_that_were_offered() {
+        let mut deadlines = leader();
+        for id in 1..=3 {
+            deadlines.granted(LeaseId(id), 2 + id / 3, seconds(0.0));
+        }
+        assert_eq!(deadlines.expired(seconds(2.0), 1).len(), 1, "one of the first two");
+        deadlines.hold(seconds(9.0));
+        assert_eq!(deadlines.next_deadline(), Some(seconds(9.0)));
+        assert_eq!(offered(&mut deadlines, seconds(8.0)), Vec::<i64>::new());
+        let renewals = [1, 2, 3].map(|id| deadlines.renewed(LeaseId(id), seconds(8.0)));
+        assert_eq!(renewals.iter().filter(|&&renewal| renewal == Renewal::Expired).count(), 1, "{renewals:?}");
+        assert_eq!(renewals[2], Renewal::Renewed(3));
+        assert_eq!(offered(&mut deadlines, seconds(9.0)).len(), 1, "the one that was offered is offered again");
+        assert_eq!(deadlines.renewed(LeaseId(3), seconds(11.0)), Renewal::Expired, "the hold is over");
     }
 
     #[test]

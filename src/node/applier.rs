@@ -28,7 +28,7 @@ use super::{
     waiters::{Hopes, ProposalWaiter, ReadWaiter, Waiters},
 };
 use crate::{
-    error::Halt,
+    error::{Error, Halt},
     metrics::METRICS,
     state::{self, Applied, Effect, Machine},
     watch::Publisher,
@@ -43,6 +43,8 @@ const BATCH_MAX_BYTES: usize = 1 << 20;
 pub struct Handoff {
     /// Who waits for entries that may come.
     pub waiters: Vec<(u64, ProposalWaiter)>,
+    /// Proposals that will not come, because the term to which they were bound is over: the IDs inside their entries.
+    pub dropped: Vec<u64>,
     /// Entries to apply, in order.
     pub entries: Vec<raft::eraftpb::Entry>,
     /// Reads, and the index each of them waits for.
@@ -60,6 +62,7 @@ impl Handoff {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.waiters.is_empty()
+            && self.dropped.is_empty()
             && self.entries.is_empty()
             && self.reads.is_empty()
             && self.catch_up.is_empty()
@@ -159,6 +162,9 @@ impl Applier {
         for handoff in handoffs.drain(..) {
             for (id, waiter) in handoff.waiters {
                 self.waiters.wait(id, waiter, now);
+            }
+            for waiter in handoff.dropped.into_iter().filter_map(|id| self.waiters.take(id)) {
+                waiter(Err(Error::NotPrimary));
             }
             entries.extend(handoff.entries);
             reads.extend(handoff.reads);

@@ -33,6 +33,17 @@ pub enum Input {
         /// Who waits.
         waiter: ProposalWaiter,
     },
+    /// An entry that only a leader of this term may propose: dropped elsewhere, and never passed on.
+    ProposeInTerm {
+        /// The term in which it was decided.
+        term: u64,
+        /// The ID inside the entry.
+        id: u64,
+        /// The entry.
+        data: Bytes,
+        /// Told the outcome.
+        waiter: ProposalWaiter,
+    },
     /// Somebody wants to change the members, and waits for the outcome.
     Change {
         /// The ID inside the entry.
@@ -44,6 +55,9 @@ pub enum Input {
     },
     /// Somebody wants to read what was acknowledged before now.
     Read(ReadWaiter),
+    /// The waiter is called when a round of ReadIndex that begins after this has shown that the leader of the present term
+    /// still leads, and everything up to its index is applied.
+    ConfirmLeadership(ReadWaiter),
     /// Somebody wants to see applied what is known here to be committed.
     CatchUp(ReadWaiter),
     /// Somebody wants to know how far the members are.
@@ -223,6 +237,7 @@ impl Driver {
         for (read, error) in self.replica.take_refused_reads() {
             read(Err(error));
         }
+        handoff.dropped = self.replica.take_dropped_proposals();
         if self.accepted.is_none() {
             self.turn_down();
         }
@@ -268,11 +283,15 @@ impl Driver {
                 self.replica.propose(data);
                 handoff.waiters.push((id, waiter));
             }
+            Input::ProposeInTerm { term, id, data, waiter } => {
+                self.replica.propose_in_term(term, id, data);
+                handoff.waiters.push((id, waiter));
+            }
             Input::Change { id, change, waiter } => {
                 self.replica.propose_change(&change);
                 handoff.waiters.push((id, waiter));
             }
-            Input::Read(waiter) => self.replica.read(waiter),
+            Input::Read(waiter) | Input::ConfirmLeadership(waiter) => self.replica.read(waiter),
             Input::CatchUp(waiter) => handoff.catch_up.push((self.replica.committed(), waiter)),
             Input::Progress(waiter) => waiter(self.replica.progress()),
             Input::Transfer(to) => self.replica.transfer_leader(to),

@@ -18,6 +18,7 @@
 
 pub mod applier;
 pub mod changes;
+pub mod clock;
 pub mod data_dir;
 pub mod databases;
 pub mod driver;
@@ -57,6 +58,7 @@ use crate::{
     watch::Publisher,
 };
 use applier::{Applier, Quota};
+use clock::Clock;
 use driver::{Driver, Input, ProgressWaiter};
 use identity::RequestIds;
 use inbox::Inbox;
@@ -83,6 +85,8 @@ pub struct Settings {
     pub ids: Arc<RequestIds>,
     /// How time is counted.
     pub timing: Timing,
+    /// Where the time of leases comes from.
+    pub clock: Clock,
     /// How long a proposal or a linearizable read may take.
     pub request_timeout: Duration,
     /// Entries kept behind the applied index when the log is cut.
@@ -227,7 +231,8 @@ impl Node {
         let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().electorate()));
         let life = Life { member: settings.member_id, number: settings.ids.next() };
         let replica = Replica::new(life, index, memory, settings.timing, &parts.logger)?;
-        let status = Arc::new(Status::default());
+        let tick = Duration::from_millis(settings.timing.tick_ms);
+        let status = Arc::new(Status::new(settings.clock.clone(), tick * timekeeper::TICKS_AWAY));
         status.set_applied(index, term);
         status.set_unflushed(recovered.bytes_behind(index));
         status.measure(engine.as_ref())?;
@@ -235,7 +240,6 @@ impl Node {
         // What lies on disk needs no flush: a node that dies young again and again still gets rid of its log.
         let _ = raft.send(Input::Durable(reached));
         let keeper = Arc::new(Inbox::default());
-        let tick = Duration::from_millis(settings.timing.tick_ms);
         let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
         let times = Times { tick, election_timeout: tick * election_ticks, patience: settings.request_timeout };
         let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids.clone()));

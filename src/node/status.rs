@@ -2,15 +2,22 @@
 
 use std::{
     sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use super::clock::Clock;
 use crate::{error::Halt, metrics, storage::Engine};
 
 /// The node in numbers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Status {
-    ticked: LastTick,
+    clock: Clock,
+    /// A raft thread that counts no tick for longer than this is away: paused, or without its disk.
+    away_after: Duration,
+    /// When it counted the last one, in nanoseconds.
+    ticked_at: AtomicU64,
+    /// How often it was away.
+    absences: AtomicU64,
     leader: AtomicU64,
     reign: AtomicU64,
     term: AtomicU64,
@@ -29,21 +36,51 @@ pub struct Status {
     in_use_bytes: AtomicI64,
 }
 
-/// When raft counted its last tick.
-#[derive(Debug)]
-struct LastTick {
-    started: Instant,
-    /// Milliseconds since then.
-    at_ms: AtomicU64,
+/// What entitles this member to decide about leases: the term in which it leads, and how often it was away since it started.
+/// Two that are equal were taken while nothing happened that another member could have used to take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Authority {
+    pub term: u64,
+    pub absences: u64,
 }
 
-impl Default for LastTick {
+impl Default for Status {
     fn default() -> Self {
-        Self { started: Instant::now(), at_ms: AtomicU64::default() }
+        Self::new(Clock::default(), Duration::MAX)
     }
 }
 
 impl Status {
+    /// A node that has done nothing yet. A raft thread is away when it counts no tick for longer than `away_after`.
+    #[must_use]
+    pub fn new(clock: Clock, away_after: Duration) -> Self {
+        let ticked_at = AtomicU64::new(nanos(clock.now()));
+        Self {
+            clock,
+            away_after,
+            ticked_at,
+            absences: AtomicU64::default(),
+            leader: AtomicU64::default(),
+            reign: AtomicU64::default(),
+            term: AtomicU64::default(),
+            committed: AtomicU64::default(),
+            applied: AtomicU64::default(),
+            applied_term: AtomicU64::default(),
+            rules_alone: AtomicBool::default(),
+            is_learner: AtomicBool::default(),
+            unflushed_log_bytes: AtomicU64::default(),
+            written_bytes: AtomicU64::default(),
+            measured_bytes: AtomicU64::default(),
+            total_bytes: AtomicI64::default(),
+            in_use_bytes: AtomicI64::default(),
+        }
+    }
+
+    /// The time, as this node reads it.
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The leader's ID, or zero.
     pub fn leader(&self) -> u64 {
         self.leader.load(Ordering::Relaxed)
@@ -102,15 +139,24 @@ impl Status {
         self.unflushed_log_bytes.load(Ordering::Relaxed)
     }
 
-    /// How long ago raft counted its last tick.
-    pub fn since_tick(&self) -> Duration {
-        let LastTick { started, at_ms } = &self.ticked;
-        started.elapsed().saturating_sub(Duration::from_millis(at_ms.load(Ordering::Relaxed)))
+    /// What entitles this member to decide about leases now; None if it does not lead, or is away.
+    pub(super) fn authority(&self) -> Option<Authority> {
+        // In this order: an absence is counted before the tick that ends it, and a pause of the calling thread shows in the
+        // time that is read last.
+        let ticked_at = Duration::from_nanos(self.ticked_at.load(Ordering::Acquire));
+        let authority = Authority { absences: self.absences.load(Ordering::Acquire), term: self.reign() };
+        let is_away = self.clock.now().saturating_sub(ticked_at) > self.away_after;
+        (authority.term != 0 && !is_away).then_some(authority)
     }
 
+    /// The raft thread has counted a tick, and its disk works.
     pub(super) fn set_ticked(&self) {
-        let now = self.ticked.started.elapsed().as_millis();
-        self.ticked.at_ms.store(u64::try_from(now).expect("a process runs for less than that"), Ordering::Relaxed);
+        let now = self.clock.now();
+        let before = Duration::from_nanos(self.ticked_at.load(Ordering::Relaxed));
+        if now.saturating_sub(before) > self.away_after {
+            self.absences.fetch_add(1, Ordering::Release);
+        }
+        self.ticked_at.store(nanos(now), Ordering::Release);
     }
 
     /// The term in which this member leads, as raft knows it; zero if it does not.
@@ -173,4 +219,8 @@ impl Status {
     pub(super) fn set_unflushed(&self, bytes: u64) {
         self.unflushed_log_bytes.store(bytes, Ordering::Relaxed);
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).expect("a process runs for less than five centuries")
 }

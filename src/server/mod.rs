@@ -36,6 +36,7 @@ use crate::{
     node::{
         Node, Parts, Settings, Threads,
         applier::Quota,
+        clock::Clock,
         data_dir::DataDir,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
@@ -404,6 +405,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
     Settings {
         member_id,
         ids,
+        clock: Clock::default(),
         timing: Timing {
             tick_ms: u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
             election_ticks: config.election_ticks(),

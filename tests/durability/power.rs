@@ -20,6 +20,7 @@ use metastore::{
     node::{
         Node, Parts, Settings, Threads,
         applier::Quota,
+        clock::Clock,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
         keeper::Habits,
@@ -227,6 +228,7 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
     Settings {
         member_id: MEMBER,
         ids: ids.clone(),
+        clock: Clock::default(),
         timing: Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
         request_timeout: PATIENCE,
         catchup_entries: 50,

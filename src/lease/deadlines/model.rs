@@ -15,6 +15,7 @@ enum Step {
     Revoke(i64),
     Pass(u64),
     Ask(usize),
+    Hold(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -25,6 +26,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => id.prop_map(Step::Revoke),
         3 => prop_oneof![10 => 0_u64..5_000, 1 => 0_u64..3_000_000].prop_map(Step::Pass),
         3 => prop_oneof![Just(NO_LIMIT), 1_usize..4].prop_map(Step::Ask),
+        1 => (0_u64..3_000).prop_map(Step::Hold),
     ]
 }
 
@@ -33,6 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     leases: BTreeMap<LeaseId, (i64, u64, u64)>,
     now: u64,
+    held_until: u64,
 }
 
 impl Model {
@@ -44,7 +47,7 @@ impl Model {
     fn renew(&mut self, id: LeaseId) -> Renewal {
         match self.leases.get(&id).copied() {
             None => Renewal::Unknown,
-            Some((_, end, _)) if end <= self.now => Renewal::Expired,
+            Some((_, end, next)) if next != end || end <= self.now && self.held_until <= self.now => Renewal::Expired,
             Some((ttl, ..)) => {
                 self.grant(id, ttl);
                 Renewal::Renewed(ttl)
@@ -54,6 +57,9 @@ impl Model {
 
     fn judge(&mut self, offered: &[LeaseId], limit: usize) {
         assert!(offered.len() <= limit);
+        if self.now < self.held_until {
+            return assert_eq!(offered, [], "no lease ends during a hold");
+        }
         assert_eq!(offered.iter().collect::<BTreeSet<_>>().len(), offered.len(), "nobody is offered twice in a call");
         for id in offered {
             let (_, end, next) = self.leases.get_mut(id).expect("only what exists is offered");
@@ -84,6 +90,10 @@ proptest! {
                     model.leases.remove(&LeaseId(id));
                 }
                 Step::Pass(millis) => model.now += millis,
+                Step::Hold(millis) => {
+                    model.held_until = model.now + millis;
+                    deadlines.hold(Duration::from_millis(model.held_until));
+                }
                 Step::Ask(limit) => model.judge(&deadlines.expired(now, limit), limit),
             }
             check(&deadlines);

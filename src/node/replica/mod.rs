@@ -192,6 +192,16 @@ impl<R> Replica<R> {
         self.proposals.add(data);
     }
 
+    /// Wants `data` in the log if this member leads in this term; drops it where it does not. `id` is the one inside the entry.
+    pub fn propose_in_term(&mut self, term: u64, id: u64, data: Bytes) {
+        self.proposals.add_in_term(term, id, data);
+    }
+
+    /// The IDs of proposals that were bound to a term in which this member leads no more.
+    pub fn take_dropped_proposals(&mut self) -> Vec<u64> {
+        self.proposals.take_dropped()
+    }
+
     /// Wants a change of the members in the log.
     pub fn propose_change(&mut self, change: &ConfChange) {
         let data = change.write_to_bytes().expect("a change of our own making can be encoded");
@@ -465,6 +475,7 @@ impl<R> Replica<R> {
     }
 
     fn propose_waiting(&mut self) {
+        self.proposals.drop_unless(self.leads().then(|| self.term()));
         if self.writes.len() >= WRITES_IN_FLIGHT || !self.has_ear() {
             return;
         }

@@ -2,6 +2,9 @@
 //!
 //! Proposals go to raft many at a time, in one message: one message to each follower then carries them all. Changes of the
 //! members go one by one.
+//!
+//! A proposal may be bound to a term: it goes to raft only while this member leads in that term. Where that has changed it is
+//! dropped, and never passed on to another leader.
 
 use std::collections::VecDeque;
 
@@ -15,6 +18,13 @@ const MAX_BYTES: usize = 1 << 20;
 struct Waiting {
     data: Bytes,
     came_at: u64,
+    bound: Option<Bound>,
+}
+
+struct Bound {
+    term: u64,
+    /// The ID inside the entry.
+    id: u64,
 }
 
 /// All that waits, in the order in which it came.
@@ -23,20 +33,61 @@ pub(super) struct Proposals {
     now: u64,
     waiting: VecDeque<Waiting>,
     changes: VecDeque<Waiting>,
+    /// How many of those that wait are bound to a term.
+    bound: usize,
+    dropped: Vec<u64>,
 }
 
 impl Proposals {
     /// Nothing yet. Nothing waits for longer than so many ticks: its proposer has given up by then.
     pub fn new(patience_ticks: u64) -> Self {
-        Self { patience_ticks, now: 0, waiting: VecDeque::new(), changes: VecDeque::new() }
+        Self {
+            patience_ticks,
+            now: 0,
+            waiting: VecDeque::new(),
+            changes: VecDeque::new(),
+            bound: 0,
+            dropped: Vec::new(),
+        }
     }
 
     pub fn add(&mut self, data: Bytes) {
-        self.waiting.push_back(Waiting { data, came_at: self.now });
+        self.waiting.push_back(Waiting { data, came_at: self.now, bound: None });
+    }
+
+    /// Adds what only a leader of this term may propose; `id` is the one inside the entry.
+    pub fn add_in_term(&mut self, term: u64, id: u64, data: Bytes) {
+        self.waiting.push_back(Waiting { data, came_at: self.now, bound: Some(Bound { term, id }) });
+        self.bound += 1;
+    }
+
+    /// Drops what is bound to another term than the one in which this member leads, if it does.
+    pub fn drop_unless(&mut self, leading: Option<u64>) {
+        if self.bound == 0 {
+            return;
+        }
+        let dropped = &mut self.dropped;
+        self.waiting.retain(|waiting| {
+            let lapsed = waiting.bound.as_ref().filter(|bound| leading != Some(bound.term));
+            dropped.extend(lapsed.map(|bound| bound.id));
+            lapsed.is_none()
+        });
+        self.count_bound();
+    }
+
+    /// The IDs of those that were dropped.
+    pub fn take_dropped(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.dropped)
+    }
+
+    fn count_bound(&mut self) {
+        if self.bound > 0 {
+            self.bound = self.waiting.iter().filter(|waiting| waiting.bound.is_some()).count();
+        }
     }
 
     pub fn add_change(&mut self, data: Bytes) {
-        self.changes.push_back(Waiting { data, came_at: self.now });
+        self.changes.push_back(Waiting { data, came_at: self.now, bound: None });
     }
 
     /// Takes changes of the members out of what a follower passes on: they have to wait for each other.
@@ -58,6 +109,7 @@ impl Proposals {
         let over = |waiting: &mut Waiting| now - waiting.came_at >= patience;
         while self.waiting.pop_front_if(over).is_some() {}
         while self.changes.pop_front_if(over).is_some() {}
+        self.count_bound();
     }
 
     /// The next proposals as one message, if there are any; they stay until [`Proposals::taken`].
@@ -75,6 +127,7 @@ impl Proposals {
     /// Raft has taken the first so many.
     pub fn taken(&mut self, count: usize) {
         self.waiting.drain(..count);
+        self.count_bound();
     }
 
     /// The next change of the members; it stays until [`Proposals::change_taken`].
@@ -95,4 +148,40 @@ fn message(from: u64, entries: Vec<Entry>) -> Message {
 
 fn entry(entry_type: EntryType, data: &Bytes) -> Entry {
     Entry { entry_type, data: data.clone(), ..Entry::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(message: Option<Message>) -> Vec<Bytes> {
+        message.map_or_else(Vec::new, |message| message.entries.iter().map(|entry| entry.data.clone()).collect())
+    }
+
+    #[test]
+    fn what_is_bound_to_a_term_goes_to_raft_in_that_term_only() {
+        let (ordinary, bound) = (Bytes::from_static(b"ordinary"), Bytes::from_static(b"bound"));
+        for (leading, dropped) in [(Some(7), vec![]), (Some(8), vec![42]), (None, vec![42])] {
+            let mut proposals = Proposals::new(10);
+            proposals.add(ordinary.clone());
+            proposals.add_in_term(7, 42, bound.clone());
+            proposals.drop_unless(leading);
+            assert_eq!(proposals.take_dropped(), dropped);
+            let mut expected = vec![ordinary.clone()];
+            expected.extend(dropped.is_empty().then(|| bound.clone()));
+            assert_eq!(data(proposals.next(1)), expected);
+            proposals.taken(expected.len());
+            proposals.drop_unless(None);
+            assert_eq!(proposals.take_dropped(), [], "raft has taken it");
+        }
+    }
+
+    #[test]
+    fn what_is_bound_to_a_term_waits_no_longer_than_anything_else() {
+        let mut proposals = Proposals::new(2);
+        proposals.add_in_term(7, 42, Bytes::from_static(b"bound"));
+        (0..2).for_each(|_| proposals.tick());
+        proposals.drop_unless(None);
+        assert_eq!((data(proposals.next(1)), proposals.take_dropped()), (vec![], vec![]));
+    }
 }

@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     node::{
         Node, Parts, Settings, Threads,
+        clock::Clock,
         identity::MemberId,
         keeper::Habits,
         log::{Identity, Position, volatile::VolatileLog},
@@ -76,6 +77,7 @@ fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
     Settings {
         member_id: MEMBER,
         ids,
+        clock: Clock::default(),
         timing: Timing { tick_ms: 10, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
         request_timeout: PATIENCE,
         catchup_entries: 50,
