@@ -15,6 +15,7 @@ mod membership;
 mod orphans;
 mod outage;
 mod partitions;
+mod paused_leader;
 mod peer_port;
 #[path = "../process/mod.rs"]
 mod process;

@@ -28,7 +28,7 @@ pub fn command(dice: &mut Dice, keys: usize, id: u64, head: i64) -> Request {
             let revision = dice.between((head - 30).max(1), head + 2);
             Request::Compact(CompactionRequest { revision, physical: false })
         }
-        88..95 => Request::LeaseGrant(LeaseGrantRequest { id: dice.between(1, LEASES), ttl: 60 }),
+        88..95 => Request::LeaseGrant(LeaseGrantRequest { id: dice.between(1, LEASES), ttl: *dice.pick(&[2, 5, 60]) }),
         _ => Request::LeaseRevoke(LeaseRevokeRequest { id: dice.between(1, LEASES) }),
     }
 }

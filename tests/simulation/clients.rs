@@ -7,7 +7,7 @@ use metastore::{
     error::Error,
     mvcc::{Interval, Query, Reader},
     proto::mvccpb::KeyValue,
-    state::{Readers, Response},
+    state::{Kind, Readers, Response},
 };
 use parking_lot::Mutex;
 use prost::Message;
@@ -28,6 +28,12 @@ pub enum Told {
         life: u64,
         wanted: i64,
         outcome: Result<(), Error>,
+    },
+    /// A member is certain to lead, or leads no more, or has let a lease end: a request to renew one can be looked at again.
+    Renewable {
+        lease: i64,
+        at: u64,
+        life: u64,
     },
     /// A copy of a database is in place, or was not wanted.
     Installed {
@@ -65,9 +71,19 @@ impl World {
         let request = client::command(&mut self.dice, self.climate.keys, id, self.history.model.head);
         let (kind, bytes) = client::encode(&request);
         self.note(|_| format!("{at}: propose {id}: {request:?}"));
+        self.propose_as(id, at, kind, &bytes);
+    }
+
+    pub fn propose_request(&mut self, at: u64, kind: Kind, bytes: &[u8]) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.propose_as(id, at, kind, bytes);
+    }
+
+    fn propose_as(&mut self, id: u64, at: u64, kind: Kind, bytes: &[u8]) {
         let waiter = self.outcome_waiter(id);
         let Some(member) = self.member(at) else { return };
-        member.node.propose(id, kind, &bytes, waiter);
+        member.node.propose(id, kind, bytes, waiter);
         self.arrange(at);
     }
 
@@ -112,6 +128,11 @@ impl World {
         let told = std::mem::take(&mut *self.mailbox.lock());
         for told in told {
             match told {
+                Told::Renewable { lease, at, life } => {
+                    if self.member_in(at, life).is_some() {
+                        self.renew_lease(lease, at);
+                    }
+                }
                 Told::Installed { shipment, installed } => self.report_later(shipment, installed),
                 Told::MayRead { member, life, wanted, outcome } => self.may_read(member, life, wanted, outcome),
                 // The outcome is unknown: the command may be in the history or not.

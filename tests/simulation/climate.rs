@@ -78,6 +78,10 @@ pub struct Climate {
     /// How many keys they know.
     pub keys: usize,
     pub watchers: usize,
+    /// Members that ask before they call an election, in percent.
+    pub pre_vote: usize,
+    /// Clients that hold a short lease each, and renew it or fall silent.
+    pub lease_owners: usize,
 }
 
 impl Climate {
@@ -85,7 +89,7 @@ impl Climate {
         let founders = *dice.pick(&[1, 1, 2, 3, 3, 3, 3, 4, 5, 5]);
         let kinds = *dice.pick(&[30, 60, 100]);
         let latency = *dice.pick(&[2, 20, 80]);
-        Self {
+        let mut climate = Self {
             founders,
             length: dice.millis(4000, 14_000),
             troubles: ALL.into_iter().filter(|_| dice.percent(kinds)).collect(),
@@ -102,7 +106,20 @@ impl Climate {
             think: *dice.pick(&[30, 100, 300]),
             keys: *dice.pick(&client::KEY_SPACES),
             watchers: dice.below(3),
+            pre_vote: 80,
+            lease_owners: *dice.pick(&[0, 3, 12]),
+        };
+        if dice.percent(20) {
+            climate.dwell_on_leases();
         }
+        climate
+    }
+
+    /// Many leases, and what makes members lead that should not or do not know it.
+    pub fn dwell_on_leases(&mut self) {
+        self.founders = self.founders.max(3);
+        self.troubles = vec![Trouble::Pause, Trouble::StuckLog, Trouble::Transfer, Trouble::Isolation];
+        self.lease_owners = 20;
     }
 
     /// Everything works.
@@ -124,6 +141,8 @@ impl Climate {
             think: 100,
             keys: 6,
             watchers: 0,
+            pre_vote: 100,
+            lease_owners: 0,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
+use metastore::node::driver::Input;
 use raft::eraftpb::{Message, MessageType};
 
 /// A mistake, planted on purpose.
@@ -20,6 +21,10 @@ pub enum Fault {
     EarlyAcknowledgement,
     /// A vote is given, or asked for, before the disk is done.
     EarlyVote,
+    /// A revocation of a lease whose time is over is proposed like anything else, and passed on to whichever member leads.
+    ForwardedRevoke,
+    /// A member that counts a tick takes that as proof that it still leads.
+    TickAsProof,
 }
 
 impl Fault {
@@ -30,9 +35,31 @@ impl Fault {
             Self::EarlyVote => {
                 matches!(message.msg_type, MessageType::MsgRequestVote | MessageType::MsgRequestVoteResponse)
             }
-            Self::AcknowledgedBeforeSync | Self::AppliedIndexLate | Self::AppliedIndexEarly | Self::ReusedContext => {
-                false
+            Self::AcknowledgedBeforeSync
+            | Self::AppliedIndexLate
+            | Self::AppliedIndexEarly
+            | Self::ReusedContext
+            | Self::ForwardedRevoke
+            | Self::TickAsProof => false,
+        }
+    }
+
+    /// Whether only leases show it.
+    pub fn is_about_leases(self) -> bool {
+        matches!(self, Self::ForwardedRevoke | Self::TickAsProof)
+    }
+
+    /// What the raft thread hears in place of an input; nothing if it is dealt with.
+    pub fn corrupts(self, input: Input) -> Option<Input> {
+        match (self, input) {
+            (Self::ForwardedRevoke, Input::ProposeInTerm { id, data, waiter, .. }) => {
+                Some(Input::Propose { id, data, waiter })
             }
+            (Self::TickAsProof, Input::ConfirmLeadership(waiter)) => {
+                waiter(Ok(()));
+                None
+            }
+            (_, input) => Some(input),
         }
     }
 }

@@ -34,10 +34,19 @@ pub struct History {
     outcomes: BTreeMap<u64, Outcome>,
     /// What the state was found to be at an index, by whoever came there first.
     digests: BTreeMap<u64, Digest>,
+    /// What happened to leases, and was not looked at yet.
+    pub lease_changes: Vec<LeaseChange>,
     /// Who was taken in, with the index, and not looked at yet.
     pub newcomers: Vec<u64>,
     /// When each of those who were removed was.
     pub removals: BTreeMap<u64, u64>,
+}
+
+/// A lease begins or ends.
+#[derive(Debug, Clone, Copy)]
+pub enum LeaseChange {
+    Granted { lease: i64, ttl_seconds: i64 },
+    Revoked { lease: i64, command: u64 },
 }
 
 /// A state in numbers.
@@ -52,6 +61,7 @@ impl History {
             entries: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             digests: BTreeMap::new(),
+            lease_changes: Vec::new(),
             newcomers: Vec::new(),
             removals: BTreeMap::new(),
         }
@@ -86,7 +96,7 @@ impl History {
             let command = Command::decode(entry.data.clone()).expect("the simulation proposes what it can read");
             let outcome = self.model.apply(&command.request);
             if outcome.is_ok() {
-                self.note_members(entry.index, &command.request);
+                self.note(entry.index, command.id, &command.request);
             }
             let before = self.outcomes.insert(command.id, outcome);
             assert!(before.is_none(), "command {} is agreed twice", command.id);
@@ -94,8 +104,14 @@ impl History {
         self.entries.insert(entry.index, entry);
     }
 
-    fn note_members(&mut self, index: u64, request: &Request) {
+    fn note(&mut self, index: u64, id: u64, request: &Request) {
         match request {
+            Request::LeaseGrant(grant) => {
+                self.lease_changes.push(LeaseChange::Granted { lease: grant.id, ttl_seconds: grant.ttl });
+            }
+            Request::LeaseRevoke(revoke) => {
+                self.lease_changes.push(LeaseChange::Revoked { lease: revoke.id, command: id });
+            }
             Request::MemberAdd(newcomer) => self.newcomers.push(newcomer.member.id),
             Request::MemberRemove(remove) => _ = self.removals.insert(remove.id, index),
             _ => (),

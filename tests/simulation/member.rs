@@ -14,6 +14,7 @@ use metastore::{
     node::{
         Node, Parts, Rooms, Settings,
         applier::{Handoff, Quota},
+        clock::Clock,
         driver::Input,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
@@ -70,6 +71,8 @@ impl Disks {
 /// What a member finds when it starts, beside its disks.
 pub struct Surroundings {
     pub now: Instant,
+    /// The time by which leases end.
+    pub clock: Clock,
     /// Larger for every life of any member.
     pub life: u64,
     /// For one that joins.
@@ -80,11 +83,12 @@ pub struct Surroundings {
 }
 
 /// How a member is set up: drawn once for each life.
-fn settings(member: u64, life: u64, pre_vote: bool, dice: &mut Dice) -> Settings {
+fn settings(member: u64, life: u64, pre_vote: bool, clock: Clock, dice: &mut Dice) -> Settings {
     let timeout = 10 + (member * 3 + life) % 10;
     Settings {
         member_id: member,
         ids: Arc::new(RequestIds::new(MemberId::new(member).expect("it is not zero"), life * 1000)),
+        clock,
         timing: Timing {
             tick_ms: 100,
             election_ticks: 10,
@@ -118,11 +122,12 @@ pub enum Room {
     Log,
     Apply,
     Keeper,
+    LeaseExpiry,
     Hub,
 }
 
 impl Room {
-    pub const ALL: [Self; 5] = [Self::Raft, Self::Log, Self::Apply, Self::Keeper, Self::Hub];
+    pub const ALL: [Self; 6] = [Self::Raft, Self::Log, Self::Apply, Self::Keeper, Self::LeaseExpiry, Self::Hub];
 }
 
 /// A member that runs. Each step is one that its threads could take next.
@@ -158,7 +163,7 @@ impl Member {
     /// Starts on these disks.
     pub fn start(disks: Disks, around: Surroundings, dice: &mut Dice) -> Result<Self, Halt> {
         let Disks { member, log, memory } = disks;
-        let Surroundings { now, life, first_peers, pre_vote, ledger, fault } = around;
+        let Surroundings { now, clock, life, first_peers, pre_vote, ledger, fault } = around;
         let (store, recovered) = log.open()?;
         let (gauge, copies) = (Arc::new(Gauge::default()), Copies::default());
         let engine = Arc::new(SimulatedEngine { memory, fault, gauge: gauge.clone(), copies: copies.clone() });
@@ -183,7 +188,7 @@ impl Member {
             ..Parts::alone(engine, machine, publisher, Box::new(store), recovered)
         };
         let inbox = Arc::new(Inbox::default());
-        let (node, rooms) = Node::assemble(&settings(member, life, pre_vote, dice), inbox.clone(), parts)?;
+        let (node, rooms) = Node::assemble(&settings(member, life, pre_vote, clock, dice), inbox.clone(), parts)?;
         if dice.percent(50) {
             let _ = inbox.send(Input::Hurry);
         }
@@ -217,7 +222,12 @@ impl Member {
     /// Collects what was left at the doors.
     fn collect(&mut self) {
         let driver = &self.rooms.core.driver;
+        let before = self.inputs.len();
         driver.inbox.drain(&mut self.inputs);
+        if let Some(fault) = self.fault {
+            let added = self.inputs.split_off(before);
+            self.inputs.extend(added.into_iter().filter_map(|input| fault.corrupts(input)));
+        }
         driver.log.drain(&mut self.tasks);
         driver.applier.drain(&mut self.handoffs);
         self.rooms.keeper.inbox.drain(&mut self.chores);
@@ -231,6 +241,7 @@ impl Member {
             Room::Log => !self.tasks.is_empty(),
             Room::Apply => !self.handoffs.is_empty(),
             Room::Keeper => !self.chores.is_empty() || !self.compaction_is_done(),
+            Room::LeaseExpiry => false, // It looks at the clock by itself.
             Room::Hub => self.hub_core.has_news(),
         }
     }
@@ -316,6 +327,11 @@ impl Member {
         keeper.flush(work, now)?;
         keeper.copy(work);
         Ok(())
+    }
+
+    /// The thread of lease expiry looks around once. Returns when it wants to look again.
+    pub fn expire_leases(&mut self) -> Duration {
+        self.node.timekeeper().look()
     }
 
     /// The hub delivers what was published.

@@ -23,6 +23,7 @@ impl World {
         self.crash_many();
         self.run_for(STUCK);
         self.wait_for_rest();
+        self.wait_for_leases_to_end();
         self.ask_everybody();
         self.wait_for_rest();
         self.check_end();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{client::Change, climate::Climate, dice::Dice, world::World};
+use super::{client::Change, climate::Climate, dice::Dice, lease_owners::LeaseOwners, world::World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const SEEDS: u64 = 12;
@@ -20,7 +20,7 @@ fn tell(founders: u64, story: impl Fn(&mut World)) {
 
 impl World {
     fn expect_leader(&mut self) -> u64 {
-        self.leader().expect("somebody leads")
+        self.leader().unwrap_or_else(|| panic!("no member leads: {}", self.describe()))
     }
 
     /// Somebody who runs, and is not this one.
@@ -197,5 +197,44 @@ fn a_member_that_was_away_catches_up_with_a_leader_that_it_does_not_know() {
         let mut applied = |id| world.member(id).expect("it runs").applied();
         let (ours, theirs) = (applied(away), applied(4));
         assert_eq!(ours, theirs, "{}", world.describe());
+    });
+}
+
+/// A renewal that a member answers after it was away rests on a proof of leadership that began afterwards.
+#[test]
+fn a_leader_that_sleeps_through_its_succession_costs_no_lease() {
+    tell(3, |world| {
+        world.climate.lease_owners = 3;
+        world.lease_owners = LeaseOwners::new(3);
+        (0..3).for_each(|nth| world.lease_owner(nth));
+        world.run_for(3 * SECOND);
+        for _ in 0..3 {
+            let sleeper = world.expect_leader();
+            world.seats.get_mut(&sleeper).expect("it is there").asleep_until = world.agenda.now() + 8 * SECOND;
+            world.run_for(12 * SECOND);
+        }
+        assert!(world.report.renewals > 20, "{:?}", world.report);
+    });
+}
+
+/// Each change of the leader gives leases their time again, and no more than that.
+#[test]
+fn a_lease_whose_owner_is_silent_ends_in_time() {
+    tell(3, |world| {
+        world.lease_owners = LeaseOwners::new(1);
+        world.lease_owner(0);
+        world.run_for(SECOND);
+        let leader = world.expect_leader();
+        let next = world.other_than(leader);
+        world.member(leader).expect("it leads").node.transfer_leader(next);
+        world.arrange(leader);
+        while world.leader() != Some(next) {
+            world.run_for(SECOND / 10);
+        }
+        world.peace = true; // Its owner is silent.
+        world.run_for(World::longest_life(5));
+        let left = world.lease_owners.held();
+        assert!(left == 0 && world.report.expiries > 0, "{left} leases are left: {}", world.describe());
+        world.peace = false;
     });
 }

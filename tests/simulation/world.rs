@@ -5,6 +5,7 @@
 //! * The state is the model's, at the head and at every revision that is not compacted; equal on all members at one index.
 //! * A read behind the barrier sees every write that was acknowledged, and every read that was answered, before it was asked.
 //! * Nothing is applied that the log has not called durable; nothing is cut from it that the database has not.
+//! * No lease ends of itself before its last renewal plus its time to live, and each does soon after that.
 //! * Whoever watches hears everything once and in order.
 //! * Who votes, for raft, is who votes by the member table.
 //! * In peace all members come to the same end, whose hash is that of a member that lived through it without trouble.
@@ -13,13 +14,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use metastore::{
     error::Halt,
-    node::{log::Position, peers::Peer, snapshot::conf_state},
+    node::{clock::Clock, log::Position, peers::Peer, snapshot::conf_state},
     proto::etcdserverpb,
     state::Members,
 };
@@ -34,6 +38,7 @@ use super::{
     dice::Dice,
     fault::{Fault, Forger},
     history::History,
+    lease_owners::LeaseOwners,
     member::{Disks, LATE_TICKS, Member, Room, Share, Surroundings, TICK},
     network::Network,
     oaths::{Early, Ledger, Oaths},
@@ -73,6 +78,10 @@ pub enum Event {
     Leave(u64),
     /// A client wants something.
     Wish,
+    /// The owner of a lease does something.
+    LeaseOwner(usize),
+    /// A request to renew a lease arrives at a member.
+    Renewal { lease: i64, at: u64 },
     /// Something goes wrong.
     Trouble,
     /// What was cut is whole again.
@@ -104,7 +113,7 @@ impl Seat {
         let own = match room {
             Room::Log => self.log_stuck_until,
             Room::Apply => self.apply_stuck_until,
-            Room::Raft | Room::Keeper | Room::Hub => Duration::ZERO,
+            Room::Raft | Room::Keeper | Room::LeaseExpiry | Room::Hub => Duration::ZERO,
         };
         own.max(self.asleep_until)
     }
@@ -126,6 +135,9 @@ pub struct World {
     pub ledger: Arc<Mutex<Ledger>>,
     pub mailbox: Mailbox,
     pub watchers: Vec<Watcher>,
+    pub lease_owners: LeaseOwners,
+    /// The time that members' clocks show, in nanoseconds.
+    nanos: Arc<AtomicU64>,
     /// The highest revision that anybody was told of.
     pub acknowledged: i64,
     pub next_id: u64,
@@ -148,6 +160,9 @@ pub struct Report {
     pub reigns: usize,
     pub snapshots: usize,
     pub changes: usize,
+    /// Renewals that were answered with a time to live, and leases that ended because their time was over.
+    pub renewals: usize,
+    pub expiries: usize,
     /// Messages of followers that left before their disk was done, by kind.
     pub early: Early,
 }
@@ -162,6 +177,8 @@ impl Report {
         self.reigns += other.reigns;
         self.snapshots += other.snapshots;
         self.changes += other.changes;
+        self.renewals += other.renewals;
+        self.expiries += other.expiries;
         for (kind, count) in &other.early {
             *self.early.entry(kind).or_default() += count;
         }
@@ -172,7 +189,10 @@ impl World {
     /// The world of a seed.
     pub fn new(seed: u64, fault: Option<Fault>, tracing: bool) -> Self {
         let mut dice = Dice::new(seed);
-        let climate = Climate::draw(&mut dice);
+        let mut climate = Climate::draw(&mut dice);
+        if fault.is_some_and(Fault::is_about_leases) {
+            climate.dwell_on_leases();
+        }
         Self::with(climate, dice, fault, tracing)
     }
 
@@ -196,6 +216,8 @@ impl World {
             ledger: Arc::default(),
             mailbox: Mailbox::default(),
             watchers: (0..climate.watchers).map(|_| Watcher::new()).collect(),
+            lease_owners: LeaseOwners::new(climate.lease_owners),
+            nanos: Arc::default(),
             acknowledged: 1,
             next_id: 1,
             lives: 0,
@@ -214,6 +236,9 @@ impl World {
         }
         for _ in 0..world.climate.clients {
             world.agenda.after(Duration::from_millis(1), Event::Wish);
+        }
+        for nth in 0..world.climate.lease_owners {
+            world.agenda.after(Duration::from_secs(1), Event::LeaseOwner(nth));
         }
         if !world.climate.troubles.is_empty() {
             world.agenda.after(Duration::from_millis(500), Event::Trouble);
@@ -235,9 +260,16 @@ impl World {
     pub fn run_for(&mut self, time: Duration) {
         let end = self.agenda.now() + time;
         while let Some(event) = self.agenda.next(end) {
+            self.set_clock();
             self.happen(event);
             self.listen();
         }
+        self.set_clock();
+    }
+
+    fn set_clock(&self) {
+        let nanos = u64::try_from(self.agenda.now().as_nanos()).expect("a run is short");
+        self.nanos.store(nanos, Ordering::Relaxed);
     }
 
     pub fn note(&mut self, line: impl FnOnce(&Self) -> String) {
@@ -278,6 +310,8 @@ impl World {
             Event::Start(id) => self.start(id),
             Event::Leave(id) => self.leave(id),
             Event::Wish => self.wish(),
+            Event::LeaseOwner(nth) => self.lease_owner(nth),
+            Event::Renewal { lease, at } => self.renew_lease(lease, at),
             Event::Trouble => self.trouble(),
             Event::Heal => {
                 self.note(|_| "the network is whole again".to_owned());
@@ -293,9 +327,10 @@ impl World {
         let first_peers = members.map(|&id| Peer { id, urls: vec![format!("http://{id}")] }).collect();
         let around = Surroundings {
             now: self.now(),
+            clock: Clock::simulated(self.nanos.clone()),
             life: self.lives,
             first_peers,
-            pre_vote: self.peace || self.dice.percent(80),
+            pre_vote: self.peace || self.dice.percent(self.climate.pre_vote),
             ledger: self.ledger.clone(),
             fault: self.fault,
         };
@@ -313,6 +348,7 @@ impl World {
         let delay = self.dice.millis(0, 100);
         self.agenda.after(delay, Event::Tick { member: id, life });
         self.agenda.after(KEEPER_ROUND, Event::Work { member: id, life, room: Room::Keeper });
+        self.agenda.after(TICK, Event::Work { member: id, life, room: Room::LeaseExpiry });
         self.arrange(id);
     }
 
@@ -364,6 +400,12 @@ impl World {
                 self.note(|_| format!("{id}: keeper"));
                 self.member(id).expect("it runs").keep(now)
             }
+            Room::LeaseExpiry => {
+                let again = self.member(id).expect("it runs").expire_leases();
+                let pause = again.saturating_sub(now).clamp(TICK / 10, TICK);
+                self.agenda.after(pause, Event::Work { member: id, life, room });
+                Ok(())
+            }
             Room::Hub => self.deliver(id),
         };
         match done {
@@ -381,6 +423,7 @@ impl World {
         let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
         if member.is_installing() {
             member.install(now, |entry| self.history.see(entry))?;
+            self.check_lease_ends();
             self.report.snapshots += 1;
             self.note(|_| format!("{id}: has installed a snapshot"));
             self.check_digest(id);
@@ -404,6 +447,7 @@ impl World {
         let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
         member.apply(share, now, |entry| self.history.see(entry))?;
         let applied = member.applied();
+        self.check_lease_ends();
         self.note(|_| format!("{id}: apply {share:?}, now at {applied:?}"));
         self.check_digest(id);
         self.welcome_newcomers();
@@ -485,7 +529,7 @@ impl World {
                 Room::Log => self.climate.sync(&mut self.dice),
                 Room::Raft | Room::Apply | Room::Hub if self.dice.percent(5) => self.dice.millis(0, 100),
                 Room::Raft | Room::Apply | Room::Hub => self.dice.millis(0, 1),
-                Room::Keeper => self.dice.millis(0, 50),
+                Room::Keeper | Room::LeaseExpiry => self.dice.millis(0, 50),
             };
             self.agenda.after(delay, Event::Work { member: id, life: member.life, room });
         }

@@ -225,11 +225,16 @@ impl Server {
         assert_eq!(self.end_with(Signal::TERM).signal(), Some(Signal::TERM.as_raw()));
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.pid()).unwrap();
+        kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
+    }
+
     /// Sends a signal; returns when the process has ended, with how.
     pub fn end_with(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
         let mut process = self.process.take().expect("it runs");
-        let id = i32::try_from(process.child.0.id()).unwrap();
-        kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
         process.log.wait_for_end();
         process.child.0.wait().unwrap()
     }

@@ -1,0 +1,170 @@
+//! A leader whose process is paused for longer than an election takes, and leases that are renewed in time meanwhile, through the
+//! others: none is lost, and what the leader says when it goes on is true.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use etcd_client::{Client, PutOptions};
+use metastore::proto::etcdserverpb::{LeaseKeepAliveRequest, lease_client::LeaseClient};
+use rustix::process::Signal;
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Streaming, transport::Channel};
+
+use super::{
+    harness::{Cluster, PATIENCE},
+    leases::grant,
+    load::Load,
+};
+
+const LEASES: i64 = 300;
+const TTL: i64 = 5;
+const RENEW_EVERY: Duration = Duration::from_millis(700);
+const WRITERS: usize = 16;
+const PAUSE: Duration = Duration::from_secs(8);
+/// Leases that are renewed through the paused leader only. They last long enough to outlive the pause by themselves.
+const OWN_LEASES: i64 = 20;
+const OWN_TTL: i64 = 60;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_lease_is_lost_to_a_paused_leader() {
+    pause_leaders(5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long"]
+async fn no_lease_is_lost_to_fifty_paused_leaders() {
+    pause_leaders(50).await;
+}
+
+async fn pause_leaders(rounds: i64) {
+    let cluster = Cluster::found(3, &[]);
+    for round in 0..rounds {
+        pause_leader(&cluster, round * 1000).await;
+    }
+    cluster.assert_all_equal().await;
+}
+
+async fn pause_leader(cluster: &Cluster, first: i64) {
+    let paused = cluster.leader().await;
+    let others = cluster.others(paused);
+    let mut client = cluster.client(others[0]).await;
+    let short: Vec<i64> = (first + 1..=first + LEASES).collect();
+    let own: Vec<i64> = (first + LEASES + 1..=first + LEASES + OWN_LEASES).collect();
+    for (leases, ttl) in [(&own, OWN_TTL), (&short, TTL)] {
+        for &id in leases {
+            grant(&mut client, id, ttl).await;
+            client.put(format!("leased/{id}"), "", Some(PutOptions::new().with_lease(id))).await.unwrap();
+        }
+    }
+    let owners = Owners::start(cluster, &others, &short).await;
+    let urls = others.iter().map(|&nth| cluster.servers[nth].url()).collect();
+    let load = Load::start(WRITERS, &Arc::new(Mutex::new(urls)));
+    let mut through_paused = KeepAlive::open(cluster.servers[paused].channel().await, own[0]).await;
+    load.progress(100).await;
+
+    cluster.servers[paused].signal(Signal::STOP);
+    sleep(PAUSE).await; // What a pause costs is time.
+    for &id in &own {
+        through_paused.ask(id).await; // It lies in the socket when the process goes on.
+    }
+    cluster.servers[paused].signal(Signal::CONT);
+    for &id in &own {
+        let renewed = through_paused.answer().await;
+        assert_eq!(renewed, (id, OWN_TTL), "it was renewed in time");
+        let left = client.lease_time_to_live(id, None).await.unwrap().ttl();
+        assert!(left > OWN_TTL - 4, "lease {id} was renewed by a member that does not lead: {left} s are left");
+    }
+    // Whatever the old leader proposed has come to the others by then.
+    load.progress(1000).await;
+    sleep(2 * RENEW_EVERY).await;
+
+    owners.stop().await;
+    let mut lost = Vec::new();
+    for &id in short.iter().chain(&own) {
+        let key = client.get(format!("leased/{id}"), None).await.unwrap();
+        if key.kvs().is_empty() {
+            lost.push(id);
+        }
+    }
+    assert!(lost.is_empty(), "{} leases of {} are lost: {lost:?}", lost.len(), short.len() + own.len());
+    load.stop().await.assert_kept(cluster.client(paused).await).await;
+    revoke_all(&mut client, short.iter().chain(&own)).await;
+}
+
+async fn revoke_all(client: &mut Client, leases: impl Iterator<Item = &i64>) {
+    for &id in leases {
+        client.lease_revoke(id).await.unwrap();
+    }
+}
+
+/// A stream of renewals through one member.
+struct KeepAlive {
+    requests: mpsc::Sender<LeaseKeepAliveRequest>,
+    answers: Streaming<metastore::proto::etcdserverpb::LeaseKeepAliveResponse>,
+}
+
+impl KeepAlive {
+    /// Opens it with the renewal of a lease: a server says nothing before it has an answer.
+    async fn open(channel: Channel, id: i64) -> Self {
+        let (requests, from) = mpsc::channel(1000);
+        requests.send(LeaseKeepAliveRequest { id }).await.unwrap();
+        let answers = LeaseClient::new(channel).lease_keep_alive(ReceiverStream::new(from)).await.unwrap().into_inner();
+        let mut stream = Self { requests, answers };
+        assert_eq!(stream.answer().await.0, id);
+        stream
+    }
+
+    async fn ask(&self, id: i64) {
+        self.requests.send(LeaseKeepAliveRequest { id }).await.unwrap();
+    }
+
+    /// The next answer: which lease, and how long it lives.
+    async fn answer(&mut self) -> (i64, i64) {
+        let answer = tokio::time::timeout(PATIENCE, self.answers.message()).await.expect("it is answered");
+        let answer = answer.unwrap().expect("the stream goes on");
+        (answer.id, answer.ttl)
+    }
+}
+
+/// Clients that renew leases in time.
+struct Owners {
+    stopped: Arc<AtomicBool>,
+    tasks: JoinSet<()>,
+}
+
+impl Owners {
+    /// Half of the leases through each of two members.
+    async fn start(cluster: &Cluster, through: &[usize], leases: &[i64]) -> Self {
+        let mut owners = Self { stopped: Arc::default(), tasks: JoinSet::new() };
+        for (&nth, leases) in through.iter().zip(leases.chunks(leases.len().div_ceil(through.len()))) {
+            let mut stream = KeepAlive::open(cluster.servers[nth].channel().await, leases[0]).await;
+            let (stopped, leases) = (owners.stopped.clone(), leases.to_vec());
+            owners.tasks.spawn(async move {
+                while !stopped.load(Ordering::Relaxed) {
+                    let started = Instant::now();
+                    for &id in &leases {
+                        stream.ask(id).await;
+                    }
+                    for &id in &leases {
+                        assert_eq!(stream.answer().await, (id, TTL), "it is renewed every {RENEW_EVERY:?}");
+                    }
+                    sleep(RENEW_EVERY.saturating_sub(started.elapsed())).await;
+                }
+            });
+        }
+        owners
+    }
+
+    async fn stop(mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
