@@ -20,6 +20,7 @@ pub mod inbox;
 pub mod metrics;
 pub mod proto;
 pub mod urls;
+pub mod version;
 
 pub mod bench;
 pub mod config;

@@ -24,7 +24,7 @@ const FLOORS: &[&[&str]] = &[
     &["state"],
     &["mvcc", "lease", "auth"],
     &["storage"],
-    &["error", "proto", "call", "inbox", "urls"],
+    &["error", "proto", "call", "inbox", "urls", "version"],
 ];
 
 /// The rooms beside the floors, and which rooms each of them may use.
@@ -39,10 +39,10 @@ const BESIDE: &[(&str, &[&str])] = &[
             "proto",
         ],
     ),
-    ("server", &["call", "config", "logging", "urls"]),
+    ("server", &["call", "config", "logging", "urls", "version"]),
     // A client: it knows the wire, and how durations are written.
     ("bench", &["proto", "config"]),
-    ("config", &["logging", "urls"]),
+    ("config", &["logging", "urls", "version"]),
     ("logging", &[]),
 ];
 

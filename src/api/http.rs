@@ -11,12 +11,13 @@ use axum::{
 };
 use prometheus::{Encoder, TextEncoder};
 
-use super::{Api, company::outcome, halt_process, maintenance::ETCD_VERSION};
+use super::{Api, company::outcome, halt_process};
 use crate::{
     error::Error,
     metrics::{self, METRICS, REGISTRY},
     mvcc::{Interval, Query},
     state::{CORRUPT, NOSPACE},
+    version::ETCD_VERSION,
 };
 
 /// How long a health check may take.

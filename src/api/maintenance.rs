@@ -17,12 +17,8 @@ use crate::{
     },
     state::Kind,
     storage::Table,
+    version::{ETCD_VERSION, STORAGE_VERSION},
 };
-
-/// The release of etcd that we speak like.
-pub const ETCD_VERSION: &str = "3.7.1";
-/// The format of what a snapshot holds, in etcd's numbering.
-pub const STORAGE_VERSION: &str = "3.7.0";
 
 impl Api {
     /// Which versions are spoken here.

@@ -405,7 +405,7 @@ fn the_version_and_help_are_printed_as_they_are() {
     let Err(Exit::Plain { code: 0, stdout, stderr }) = run(&["--version"], &[("ETCD_NAME", "a")]) else {
         panic!("the version ends the start");
     };
-    assert!(stdout.starts_with("etcd Version: 3.7.1\n") && stderr.is_empty());
+    assert!(stdout.starts_with("etcd Version: 3.7.3\n") && stderr.is_empty());
     let Err(Exit::Plain { code: 0, stdout, stderr }) = run(&["-h"], &[]) else {
         panic!("help ends the start");
     };

@@ -6,9 +6,7 @@ use super::{
     flags::{self, Flag, Kind, Status},
     gates,
 };
-
-/// The version of etcd whose behaviour this is.
-pub const ETCD_VERSION: &str = "3.7.1";
+use crate::version::ETCD_VERSION;
 
 /// What stands below a wrong argument.
 pub const SHORT: &str = "Usage:
@@ -94,7 +92,7 @@ mod tests {
     fn the_first_lines_of_the_version_are_etcds() {
         let version = version();
         let lines: Vec<_> = version.lines().collect();
-        assert_eq!(lines[0], "etcd Version: 3.7.1");
+        assert_eq!(lines[0], "etcd Version: 3.7.3");
         let starts = ["etcd Version: ", "Git SHA: ", "Go Version: ", "Go OS/Arch: linux/", "metastore Version: "];
         assert!(lines.len() == starts.len() && lines.iter().zip(starts).all(|(line, start)| line.starts_with(start)));
     }

@@ -167,9 +167,9 @@ mod tests {
 
     #[test]
     fn versions_read_back() {
-        let versions = Versions { server: "3.7.1".into(), cluster: "not_decided".into(), storage: "3.7.0".into() };
+        let versions = Versions { server: "3.7.3".into(), cluster: "not_decided".into(), storage: "3.7.0".into() };
         let text = versions.write();
-        assert_eq!(text, r#"{"etcdserver":"3.7.1","etcdcluster":"not_decided","storage":"3.7.0"}"#);
+        assert_eq!(text, r#"{"etcdserver":"3.7.3","etcdcluster":"not_decided","storage":"3.7.0"}"#);
         assert_eq!(Versions::read(text.as_bytes()), Ok(versions));
     }
 

@@ -7,11 +7,12 @@ use tokio::{task::JoinSet, time::sleep};
 
 use super::publish::agree_once;
 use crate::{
-    api::{Api, maintenance::ETCD_VERSION},
+    api::Api,
     node::transport::Speech,
     peer::{Client, Versions},
     proto::{etcdserverpb::Member, membershippb::ClusterVersionSetRequest},
     state::Kind,
+    version::ETCD_VERSION,
 };
 
 /// How often the leader looks whether all members have become newer.

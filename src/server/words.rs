@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::{
-    api::maintenance::ETCD_VERSION,
     config::{ClusterState, Config, duration::Go},
     logging::{Level, Notice},
     urls::Url,
+    version::ETCD_VERSION,
 };
 
 /// etcd advises no larger quota. It is no limit, here as there.

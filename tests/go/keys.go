@@ -247,7 +247,7 @@ func maintenance(ctx context.Context, s setting) error {
 	}
 	return wrong(
 		must(before.Hash == same.Hash && before.Hash != other.Hash, "hashes %d, %d and %d", before.Hash, same.Hash, other.Hash),
-		must(status.Version == "3.7.1" && status.StorageVersion == "3.7.0", "the version is %s, of the storage %s", status.Version, status.StorageVersion),
+		must(status.Version == "3.7.3" && status.StorageVersion == "3.7.0", "the version is %s, of the storage %s", status.Version, status.StorageVersion),
 		must(status.Leader == status.Header.MemberId && status.DbSize > 0 && len(status.Errors) == 0, "the status is %v", status),
 		must(len(members.Members) == 1 && members.Members[0].ID == status.Leader, "the members are %v", members.Members),
 		must(len(alarms.Alarms) == 0, "alarms: %v", alarms),

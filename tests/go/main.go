@@ -1,4 +1,4 @@
-// A client of etcd as programs in the field are: the official Go library, version 3.7.1, against one server.
+// A client of etcd as programs in the field are: the official Go library, version 3.7.3, against one server.
 //
 //	goclient ENDPOINT
 //

@@ -87,7 +87,7 @@ fn etcdctl_looks_after_a_member() {
     etcdctl.run("put foo bar");
     assert!(etcdctl.output("endpoint health", "").status.success());
     let status = etcdctl.run("endpoint status");
-    assert!(status.contains(", 3.7.1, 3.7.0, ") && status.contains(", true, false, 2, "), "{status}");
+    assert!(status.contains(", 3.7.3, 3.7.0, ") && status.contains(", true, false, 2, "), "{status}");
     assert!(etcdctl.run("endpoint hashkv").contains(", 3305255506"));
     let members = etcdctl.run("member list");
     assert!(members.ends_with(", started, one, http://127.0.0.1:2380, http://127.0.0.1:2379, false\n"), "{members}");

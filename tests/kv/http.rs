@@ -10,7 +10,7 @@ async fn health_version_and_metrics_are_served() {
     let health = server.http("GET", "/health");
     assert_eq!((health.status, health.body.as_str()), (200, r#"{"health":"true","reason":""}"#));
     let version = server.http("GET", "/version");
-    let expected = r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
+    let expected = r#"{"etcdserver":"3.7.3","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
     assert_eq!((version.status, version.body.as_str()), (200, expected));
     assert!(version.head.contains("content-type: application/json"), "{}", version.head);
     server.client().await.put("a", "1", None).await.unwrap();

@@ -25,7 +25,7 @@ async fn status_says_how_a_member_is() {
     let mut maintenance = server.maintenance().await;
     let status = maintenance.status(StatusRequest {}).await.unwrap().into_inner();
     let header = status.header.unwrap();
-    assert_eq!((status.version.as_str(), status.storage_version.as_str()), ("3.7.1", "3.7.0"));
+    assert_eq!((status.version.as_str(), status.storage_version.as_str()), ("3.7.3", "3.7.0"));
     assert_eq!((header.revision, status.leader), (2, header.member_id));
     assert_eq!((status.raft_term, header.raft_term), (2, 2));
     assert!(status.raft_applied_index > 0 && status.raft_applied_index <= status.raft_index);

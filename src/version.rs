@@ -1,0 +1,7 @@
+//! Which release of etcd this program behaves like.
+
+/// The release, as it is told to clients and other members.
+pub const ETCD_VERSION: &str = "3.7.3";
+
+/// The format of the stored state, in etcd's numbering. It goes with the minor version, not with the patch.
+pub const STORAGE_VERSION: &str = "3.7.0";
