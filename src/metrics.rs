@@ -35,6 +35,8 @@ pub struct Metrics {
     pub current_revision: IntGauge,
     pub compact_revision: IntGauge,
     pub compacted_keys: IntCounter,
+    pub compaction_hashes: IntCounterVec,
+    pub history_bytes: IntGauge,
     pub watch_streams: IntGauge,
     pub watchers: IntGauge,
     pub slow_watchers: IntGauge,
@@ -162,6 +164,8 @@ impl Metrics {
             snapshots_under_way: gauge("etcd_server_snapshot_apply_in_progress_total", "Whether a snapshot is being put in place: 1 or 0."),
             log_first_index: gauge("metastore_log_first_index", "The first index that the log still holds."),
             memory: gauges("metastore_memory_bytes", "About how much memory each part takes.", &["part"]),
+            compaction_hashes: calls("metastore_compaction_hashes_total", "Compactions whose hash was remembered, or left out because the history is too large.", &["outcome"]),
+            history_bytes: gauge("metastore_history_bytes", "Bytes of all records that compaction has not removed, the same on all members that have removed alike."),
             started: calls("grpc_server_started_total", "Calls that began.", &METHOD),
             handled: calls("grpc_server_handled_total", "Calls that ended.", &["grpc_type", "grpc_service", "grpc_method", "grpc_code"]),
             received: calls("grpc_server_msg_received_total", "Messages received.", &METHOD),
@@ -170,6 +174,9 @@ impl Metrics {
             held_bytes: gauge("metastore_http2_held_bytes", "Bytes held for clients: requests that are not complete, answers that are not read."),
             refused: calls("metastore_http2_refused_total", "What was refused or ended because a limit was reached or a rule was broken.", &["reason"]),
         };
+        for outcome in ["remembered", "left_out"] {
+            metrics.compaction_hashes.with_label_values(&[outcome]);
+        }
         metrics.current_revision.set(1);
         metrics.compact_revision.set(-1);
         metrics

@@ -110,6 +110,7 @@ fn refresh(api: &Api) {
     METRICS.current_revision.set(keys.head());
     METRICS.compact_revision.set(keys.compacted());
     METRICS.keys.set(i64::try_from(keys.keys()).unwrap_or(i64::MAX));
+    METRICS.history_bytes.set(number(keys.history_bytes()));
     let (index, value_cache) = keys.memory();
     metrics::measured("index", index);
     metrics::measured("value_cache", value_cache);

@@ -25,7 +25,9 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Interval, Reader, RecordKey, Revision, Shared, ViewGuard, read::Failure};
+use super::{
+    Forgotten, Interval, Reader, RecordKey, Revision, Scheduled, Shared, ViewGuard, read::Failure, record_bytes,
+};
 use crate::{
     error::{Error, Halt},
     storage::{Batch, Table, schema::meta},
@@ -42,12 +44,16 @@ pub struct Compaction {
     at: i64,
     /// The last compaction's revision: this one's scan begins there.
     from: i64,
+    /// How it was agreed; None if this process was not there, or if it does the work of several.
+    scheduled: Option<Scheduled>,
     /// So many neighbours go as a range.
     range: usize,
     /// Where the scan goes on.
     next: Vec<u8>,
     run: Run,
     batch: Batch,
+    /// Bytes of the records that the batch removes.
+    batch_bytes: u64,
     /// Records removed so far.
     removed: u64,
     /// Something went as a range.
@@ -58,9 +64,11 @@ pub struct Compaction {
 #[derive(Default)]
 struct Run {
     count: usize,
-    /// All of them, or as many as a range has.
-    keys: Vec<RecordKey>,
+    /// All of them, or as many as a range has, with the bytes of each record.
+    keys: Vec<(RecordKey, u32)>,
     last: Option<RecordKey>,
+    /// Of all of them.
+    bytes: u64,
 }
 
 /// What one piece of a compaction came to.
@@ -75,22 +83,31 @@ pub enum Progress {
 }
 
 impl Compaction {
-    /// What is left to do: nothing, or to finish the compaction that was agreed last. More than one may have been agreed
-    /// since; they are done in one go.
+    /// What is left to do: nothing, or to finish the next compaction. Those that were agreed before this process opened the
+    /// database are done in one go.
     #[must_use]
     pub fn pending(shared: &Arc<Shared>) -> Option<Self> {
-        let at = shared.compacted();
         let finished = shared.finished.load(Ordering::Acquire);
+        let (at, scheduled) = {
+            let mut scheduled = shared.scheduled.lock();
+            while scheduled.front().is_some_and(|first| first.at <= finished) {
+                scheduled.pop_front();
+            }
+            let first = scheduled.front().copied();
+            (first.map_or_else(|| shared.compacted(), |first| first.at), first)
+        };
         // A deletion at the last compact revision was kept then and goes now, so the scan starts there, not behind it.
         let from = finished.max(0);
         (at > finished).then(|| Self {
             shared: shared.clone(),
             at,
             from,
+            scheduled: scheduled.filter(|scheduled| scheduled.previous == finished),
             range: RANGE,
             next: RecordKey::first_of(from).as_ref().to_vec(),
             run: Run::default(),
             batch: Batch::default(),
+            batch_bytes: 0,
             removed: 0,
             has_ranges: false,
         })
@@ -120,24 +137,21 @@ impl Compaction {
         self.has_ranges
     }
 
-    /// Remembers the hash of all records up to its revision, those included that it is going to remove: what `HashKV` would have
-    /// answered before. To be called before the first step. A compaction that was interrupted, or that does the work of
-    /// several, has no such hash, because not every member would come to the same.
-    pub fn remember_hash(&self) -> Result<(), Halt> {
+    /// What has to be done before the first step, so that `HashKV` at this revision goes on answering what it would have answered
+    /// before. Whether it is done has to be the same on all members, or their answers could not be compared: it depends on what
+    /// the log says alone, and on how much the history holds where the compaction was agreed, when the one before is done. Every
+    /// member comes to the same count there, whenever it is that far, because removal at a revision leaves the same everywhere.
+    pub fn hashing(&self, max_bytes: u64) -> Result<Hashing, Halt> {
         let shared = &self.shared;
-        let before = shared.finished.load(Ordering::Acquire);
-        if self.at == 0 || shared.previous.load(Ordering::Acquire) != before {
-            return Ok(());
+        let Some(scheduled) = self.scheduled.filter(|_| self.at > 0) else { return Ok(Hashing::Unknown) };
+        let history_bytes = scheduled.written_bytes - shared.removed_bytes.load(Ordering::Acquire);
+        if history_bytes > max_bytes {
+            return Ok(Hashing::TooLarge { history_bytes });
         }
         let is_empty = nothing_is_alive(shared, self.at) && !self.ends_with_a_deletion()?;
-        let current_at = if is_empty { before } else { self.at };
-        let hash = hash_records(shared, self.at, before, current_at)?;
-        let mut hashes = shared.hashes.lock();
-        hashes.insert(self.at, KeyHash { hash, compact_revision: before, hash_revision: self.at, head: shared.head() });
-        while hashes.len() > HASHES_REMEMBERED {
-            hashes.pop_first();
-        }
-        Ok(())
+        let current_at = if is_empty { scheduled.previous } else { self.at };
+        let records = RecordHash::new(self.at, scheduled.previous, current_at);
+        Ok(Hashing::Due(HashPass { shared: shared.clone(), records, next: Vec::new() }))
     }
 
     /// Whether a key was deleted at the very revision. Its record is kept until the next compaction.
@@ -192,34 +206,36 @@ impl Compaction {
         let mut dead = Vec::new();
         if fate.forgotten > 0 {
             self.shared.index.write().compact(name, self.at, &mut dead);
-            dead.retain(|(revision, _)| revision.main < self.from); // The scan meets the others.
+            dead.retain(|change| change.revision.main < self.from); // The scan meets the others.
         }
-        for &(revision, deletion) in &dead {
-            self.delete(RecordKey::new(revision, deletion))?;
+        for &Forgotten { revision, deletion, bytes } in &dead {
+            self.delete(RecordKey::new(revision, deletion), bytes)?;
         }
         if fate.kept == Some(revision) {
             self.end_run()?;
         } else {
-            self.run.push(RecordKey::new(revision, deletion), self.range);
+            self.run.push(RecordKey::new(revision, deletion), record_bytes(record, deletion), self.range);
         }
         Ok(dead.len())
     }
 
     /// Removes the neighbours that were found.
     fn end_run(&mut self) -> Result<(), Halt> {
-        let Run { count, keys, last: Some(last) } = std::mem::take(&mut self.run) else { return Ok(()) };
+        let Run { count, keys, last: Some(last), bytes } = std::mem::take(&mut self.run) else { return Ok(()) };
         if count < self.range {
-            keys.iter().try_for_each(|&key| self.delete(key))?;
+            keys.iter().try_for_each(|&(key, bytes)| self.delete(key, bytes))?;
         } else {
-            self.batch.delete_range(Table::History, keys[0].as_ref(), [last.as_ref(), &[0]].concat());
+            self.batch.delete_range(Table::History, keys[0].0.as_ref(), [last.as_ref(), &[0]].concat());
+            self.batch_bytes += bytes;
             self.removed += count as u64;
             self.has_ranges = true;
         }
         Ok(())
     }
 
-    fn delete(&mut self, key: RecordKey) -> Result<(), Halt> {
+    fn delete(&mut self, key: RecordKey, bytes: u32) -> Result<(), Halt> {
         self.batch.delete(Table::History, key.as_ref());
+        self.batch_bytes += u64::from(bytes);
         self.removed += 1;
         if self.batch.len() >= REMOVED_AT_ONCE { self.write() } else { Ok(()) }
     }
@@ -228,17 +244,19 @@ impl Compaction {
         if !self.batch.is_empty() {
             self.shared.engine.write(&self.batch)?;
             self.batch.clear();
+            self.shared.removed_bytes.fetch_add(std::mem::take(&mut self.batch_bytes), Ordering::AcqRel);
         }
         Ok(())
     }
 }
 
 impl Run {
-    fn push(&mut self, key: RecordKey, range: usize) {
+    fn push(&mut self, key: RecordKey, bytes: u32, range: usize) {
         self.count += 1;
+        self.bytes += u64::from(bytes);
         self.last = Some(key);
         if self.keys.len() < range {
-            self.keys.push(key);
+            self.keys.push((key, bytes));
         }
     }
 }
@@ -264,6 +282,68 @@ pub struct KeyHash {
     /// The head while it was made.
     pub head: i64,
 }
+
+/// The hash that a compaction is to be remembered by.
+pub enum Hashing {
+    /// It is to be computed.
+    Due(HashPass),
+    /// It is left out, because the history is too large.
+    TooLarge {
+        /// So large.
+        history_bytes: u64,
+    },
+    /// Not every member could come to the same one: this compaction was interrupted, or does the work of several.
+    Unknown,
+}
+
+/// A remembered hash in the making. Between two steps nothing is held: all that it reads stays as it is until the compaction
+/// itself begins.
+pub struct HashPass {
+    shared: Arc<Shared>,
+    records: RecordHash,
+    next: Vec<u8>,
+}
+
+impl HashPass {
+    /// Looks at no more than so many records, and at few that are large. True when all is done and remembered.
+    pub fn step(&mut self, limit: usize) -> Result<bool, Halt> {
+        let (mut records, mut bytes) = (0, 0);
+        let (start, mut next) = (std::mem::take(&mut self.next), Vec::new());
+        let end = self.records.end();
+        let (shared, hash, mut outcome) = (&self.shared, &mut self.records, Ok(()));
+        shared.engine.scan(Table::History, &start, end.as_ref(), &mut |key, value| {
+            outcome = hash.add(shared, key, value);
+            (records, bytes) = (records + 1, bytes + value.len());
+            if outcome.is_ok() && records < limit && bytes < HASHED_AT_ONCE {
+                return ControlFlow::Continue(());
+            }
+            next = [key, &[0]].concat();
+            ControlFlow::Break(())
+        })?;
+        outcome?;
+        self.next = next;
+        let is_done = self.next.is_empty();
+        if is_done {
+            self.remember();
+        }
+        Ok(is_done)
+    }
+
+    fn remember(&self) {
+        let RecordHash { crc, at, compacted, .. } = self.records;
+        let hash = KeyHash { hash: crc, compact_revision: compacted, hash_revision: at, head: self.shared.head() };
+        let mut hashes = self.shared.hashes.lock();
+        hashes.insert(at, hash);
+        while hashes.len() > HASHES_REMEMBERED {
+            hashes.pop_first();
+        }
+    }
+}
+
+/// A history of no more than so many bytes is hashed by each of its compactions.
+pub const HASHED_BYTES: u64 = 64 << 20;
+/// A step of that ends after so many bytes of records.
+const HASHED_AT_ONCE: usize = 256 << 10;
 
 /// The bucket in which etcd keeps records; its name is the seed of the hash.
 const HASH_SEED: &[u8] = b"key";
@@ -321,28 +401,51 @@ fn nothing_is_alive(shared: &Shared, at: i64) -> bool {
 
 /// The hash of all records up to `at` that count.
 fn hash_records(shared: &Shared, at: i64, compacted: i64, current_at: i64) -> Result<u32, Halt> {
-    let mut crc = crc32c::crc32c(HASH_SEED);
-    let end = RecordKey::first_of(at.max(0).saturating_add(1));
-    let mut damage = None;
-    shared.engine.scan(Table::History, &[], end.as_ref(), &mut |key, value| {
-        let Some((revision, deletion)) = RecordKey::decode(key) else {
-            damage = Some(Halt::Refused(format!("the history table has a key that is none: {key:02x?}")));
-            return ControlFlow::Break(());
-        };
-        if counts(shared, revision, deletion, value, current_at, compacted) {
-            crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
-        }
-        ControlFlow::Continue(())
+    let mut hash = RecordHash::new(at, compacted, current_at);
+    let mut outcome = Ok(());
+    shared.engine.scan(Table::History, &[], hash.end().as_ref(), &mut |key, value| {
+        outcome = hash.add(shared, key, value);
+        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    damage.map_or(Ok(crc), Err)
+    outcome.map(|()| hash.crc)
 }
 
-/// Whether a record at or below the hashed revision is part of the hash: above the compact revision all are; at or below it
-/// only those that are current at `current_at`, as the others may be removed already, or not.
-fn counts(shared: &Shared, revision: Revision, deletion: bool, record: &[u8], current_at: i64, compacted: i64) -> bool {
-    if revision.main > compacted {
-        return true;
+/// A hash that records are added to, in the order of the table.
+struct RecordHash {
+    crc: u32,
+    /// The revision up to which it goes.
+    at: i64,
+    /// The compact revision. Above it all records count; at or below it only those that are current at `current_at`, as the others
+    /// may be removed already, or not.
+    compacted: i64,
+    current_at: i64,
+}
+
+impl RecordHash {
+    fn new(at: i64, compacted: i64, current_at: i64) -> Self {
+        Self { crc: crc32c::crc32c(HASH_SEED), at, compacted, current_at }
     }
-    let key = key_of(record).unwrap_or_default();
-    !deletion && shared.index.read().get(key, current_at).is_some_and(|hit| hit.revision == revision)
+
+    /// What comes behind the last record that may count.
+    fn end(&self) -> RecordKey {
+        RecordKey::first_of(self.at.max(0).saturating_add(1))
+    }
+
+    fn add(&mut self, shared: &Shared, key: &[u8], value: &[u8]) -> Result<(), Halt> {
+        let Some((revision, deletion)) = RecordKey::decode(key) else {
+            return Err(Halt::Refused(format!("the history table has a key that is none: {key:02x?}")));
+        };
+        if self.counts(shared, revision, deletion, value) {
+            self.crc = crc32c::crc32c_append(crc32c::crc32c_append(self.crc, key), value);
+        }
+        Ok(())
+    }
+
+    fn counts(&self, shared: &Shared, revision: Revision, deletion: bool, record: &[u8]) -> bool {
+        if revision.main > self.compacted {
+            return true;
+        }
+        let key = key_of(record).unwrap_or_default();
+        !deletion && shared.index.read().get(key, self.current_at).is_some_and(|hit| hit.revision == revision)
+    }
 }

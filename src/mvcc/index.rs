@@ -49,6 +49,19 @@ pub struct Change {
     pub revision: Revision,
     /// None for a deletion.
     pub life: Option<Life>,
+    /// How long its record is, with the record's key.
+    pub bytes: u32,
+}
+
+/// A change that a compaction forgets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forgotten {
+    /// When it was made.
+    pub revision: Revision,
+    /// Whether it was a deletion.
+    pub deletion: bool,
+    /// How long its record is, with the record's key.
+    pub bytes: u32,
 }
 
 /// A live key, as the index knows it at some revision.
@@ -75,9 +88,33 @@ struct Entry {
     create: i64,
     version: i64,
     sub: u32,
-    deleted: bool,
+    shape: Shape,
     past: Option<Box<Past>>,
 }
+
+/// Whether a change is a deletion, and how long its record is: together in what the first alone would take.
+#[derive(Clone, Copy)]
+struct Shape(u32);
+
+impl Shape {
+    const DELETED: u32 = 1 << 31;
+
+    fn of(change: Change) -> Self {
+        let bytes = change.bytes.min(MAX_RECORD_BYTES);
+        Self(if change.life.is_none() { bytes | Self::DELETED } else { bytes })
+    }
+
+    fn is_deleted(self) -> bool {
+        self.0 & Self::DELETED != 0
+    }
+
+    fn bytes(self) -> u32 {
+        self.0 & !Self::DELETED
+    }
+}
+
+/// A longer record counts as one of this length.
+pub const MAX_RECORD_BYTES: u32 = !Shape::DELETED;
 
 /// What few keys have.
 #[derive(Default)]
@@ -86,23 +123,28 @@ struct Past {
     older: Vec<Mark>,
 }
 
-/// An older change: when, and whether it was a deletion.
+/// An older change: when, whether it was a deletion, and how long its record is.
 #[derive(Clone, Copy)]
 struct Mark {
     main: i64,
     sub: u32,
-    deleted: bool,
+    shape: Shape,
 }
 
 impl Mark {
     fn revision(self) -> Revision {
         Revision { main: self.main, sub: self.sub }
     }
+
+    fn forgotten(self) -> Forgotten {
+        Forgotten { revision: self.revision(), deletion: self.shape.is_deleted(), bytes: self.shape.bytes() }
+    }
 }
 
 impl Entry {
     fn new(key: &[u8], change: Change) -> Self {
-        let mut entry = Self { key: key.into(), main: 0, create: 0, version: 0, sub: 0, deleted: true, past: None };
+        let shape = Shape::of(change);
+        let mut entry = Self { key: key.into(), main: 0, create: 0, version: 0, sub: 0, shape, past: None };
         entry.set_newest(change);
         entry
     }
@@ -111,8 +153,12 @@ impl Entry {
         Revision { main: self.main, sub: self.sub }
     }
 
+    fn is_deleted(&self) -> bool {
+        self.shape.is_deleted()
+    }
+
     fn newest(&self) -> Mark {
-        Mark { main: self.main, sub: self.sub, deleted: self.deleted }
+        Mark { main: self.main, sub: self.sub, shape: self.shape }
     }
 
     fn older(&self) -> &[Mark] {
@@ -135,7 +181,7 @@ impl Entry {
         };
         let Some(last) = visible.checked_sub(1) else { return Fate::default() };
         let mark = self.mark(last);
-        if mark.deleted && mark.main < at {
+        if mark.shape.is_deleted() && mark.main < at {
             return Fate { forgotten: visible, kept: None };
         }
         Fate { forgotten: last, kept: Some(mark.revision()) }
@@ -147,14 +193,14 @@ impl Entry {
 
     fn change(&self) -> Change {
         let life = Life { create: self.create, version: self.version, lease: self.lease() };
-        Change { revision: self.revision(), life: (!self.deleted).then_some(life) }
+        Change { revision: self.revision(), life: (!self.is_deleted()).then_some(life), bytes: self.shape.bytes() }
     }
 
     fn set_newest(&mut self, change: Change) {
         let life = change.life.unwrap_or(Life { create: 0, version: 0, lease: 0 });
         self.main = change.revision.main;
         self.sub = change.revision.sub;
-        self.deleted = change.life.is_none();
+        self.shape = Shape::of(change);
         self.create = life.create;
         self.version = life.version;
         match &mut self.past {
@@ -186,7 +232,7 @@ impl Entry {
         }
         let older = self.older();
         let visible = older.partition_point(|mark| mark.main <= at).checked_sub(1).map(|last| older[last])?;
-        (!visible.deleted).then(|| Hit { revision: visible.revision(), life: None })
+        (!visible.shape.is_deleted()).then(|| Hit { revision: visible.revision(), life: None })
     }
 }
 
@@ -200,7 +246,7 @@ struct Leaf {
 
 impl Leaf {
     fn new(from: Box<[u8]>, entries: Vec<Entry>) -> Self {
-        let live = entries.iter().filter(|entry| !entry.deleted).count();
+        let live = entries.iter().filter(|entry| !entry.is_deleted()).count();
         let newest = entries.iter().map(|entry| entry.main).max().unwrap_or(0);
         Self { from, entries, live: u32::try_from(live).expect("a leaf is small"), newest }
     }
@@ -214,7 +260,7 @@ impl Leaf {
             let room = LEAF_ROOM.into_iter().find(|&room| room > self.entries.len()).unwrap_or(LEAF_MAX);
             self.entries.reserve_exact(room.saturating_sub(self.entries.len()).max(1));
         }
-        self.live += u32::from(!entry.deleted);
+        self.live += u32::from(!entry.is_deleted());
         self.newest = self.newest.max(entry.main);
         self.entries.insert(place, entry);
     }
@@ -347,7 +393,7 @@ impl Index {
             Ok(found) => {
                 let leaf = &mut self.leaves[place.leaf];
                 let entry = &mut leaf.entries[found];
-                leaf.live -= u32::from(!entry.deleted);
+                leaf.live -= u32::from(!entry.is_deleted());
                 leaf.live += u32::from(change.life.is_some());
                 leaf.newest = leaf.newest.max(change.revision.main);
                 entry.push(change);
@@ -363,13 +409,13 @@ impl Index {
     }
 
     /// Forgets what compaction at `at` forgets of one key: every change at or before `at` but the newest of these, and that
-    /// one too if it is a deletion before `at`. Appends the forgotten revisions to `dead`, true for deletions.
-    pub fn compact(&mut self, key: &[u8], at: i64, dead: &mut Vec<(Revision, bool)>) {
+    /// one too if it is a deletion before `at`. Appends what it forgets to `dead`, oldest first.
+    pub fn compact(&mut self, key: &[u8], at: i64, dead: &mut Vec<Forgotten>) {
         let place = self.place(key);
         let Ok(found) = place.entry else { return };
         let entry = &mut self.leaves[place.leaf].entries[found];
         let forgotten = entry.fate(at).forgotten;
-        dead.extend((0..forgotten).map(|nth| entry.mark(nth)).map(|mark| (mark.revision(), mark.deleted)));
+        dead.extend((0..forgotten).map(|nth| entry.mark(nth).forgotten()));
         if forgotten == entry.marks() {
             self.remove(place.leaf, found);
         } else if let Some(past) = &mut entry.past {
@@ -421,7 +467,7 @@ impl Index {
         self.keys -= 1;
         let removed = self.leaves[leaf].entries.remove(place);
         self.key_bytes -= removed.key.len();
-        self.leaves[leaf].live -= u32::from(!removed.deleted);
+        self.leaves[leaf].live -= u32::from(!removed.is_deleted());
         let len = self.leaves[leaf].entries.len();
         if len == 0 {
             self.leaves.remove(leaf);

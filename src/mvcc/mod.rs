@@ -32,10 +32,10 @@ pub mod revision;
 pub mod write;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -44,7 +44,7 @@ use parking_lot::{Mutex, RwLock};
 use quick_cache::{Weighter, sync::Cache};
 
 use crate::storage::Engine;
-pub use index::{Change, Hit, Index, Life};
+pub use index::{Change, Forgotten, Hit, Index, Life};
 pub use query::Query;
 pub use read::Reader;
 pub use revision::{RecordKey, Revision};
@@ -130,11 +130,16 @@ pub struct Shared {
     head: AtomicI64,
     /// The compact revision; [`NEVER_COMPACTED`] before the first compaction.
     compacted: AtomicI64,
-    /// The compact revision before that one; [`UNKNOWN`] if this process has not seen the change.
-    previous: AtomicI64,
+    /// The compactions that this process has seen scheduled and that are not done yet, in order. The compact revision changes
+    /// under this lock.
+    scheduled: Mutex<VecDeque<Scheduled>>,
     /// The newest main revision whose removals are done.
     finished: AtomicI64,
-    /// The hashes of the last compactions, by revision, where somebody wants them.
+    /// Bytes of all records that the history table has held since it was opened.
+    written_bytes: AtomicU64,
+    /// Bytes of those that were removed since.
+    removed_bytes: AtomicU64,
+    /// The hashes of the last compactions, by revision.
     hashes: Mutex<BTreeMap<i64, compact::KeyHash>>,
     cache: Cache<Revision, Bytes, RecordWeight>,
     /// Revisions that somebody reads at, and how many do.
@@ -144,8 +149,21 @@ pub struct Shared {
 /// The compact revision of a store that never was.
 pub const NEVER_COMPACTED: i64 = -1;
 
-/// No compact revision at all.
-const UNKNOWN: i64 = i64::MIN;
+/// A compaction that was agreed.
+#[derive(Debug, Clone, Copy)]
+struct Scheduled {
+    at: i64,
+    /// The compact revision before it.
+    previous: i64,
+    /// What [`Shared::written_bytes`] was when it was agreed.
+    written_bytes: u64,
+}
+
+/// How long a record is, with its key in the history table.
+fn record_bytes(record: &[u8], deletion: bool) -> u32 {
+    let bytes = record.len() + revision::record_key_len(deletion);
+    u32::try_from(bytes).unwrap_or(u32::MAX).min(index::MAX_RECORD_BYTES)
+}
 
 /// What a cached record costs beside its bytes: key, links, allocation headers.
 const RECORD_OVERHEAD_BYTES: u64 = 96;
@@ -168,6 +186,13 @@ impl Shared {
     /// The compact revision.
     pub fn compacted(&self) -> i64 {
         self.compacted.load(Ordering::Acquire)
+    }
+
+    /// How many bytes of records the history table holds: all that compaction has not removed.
+    pub fn history_bytes(&self) -> u64 {
+        // What is removed was written before: read in this order the difference is none below zero.
+        let removed = self.removed_bytes.load(Ordering::Acquire);
+        self.written_bytes.load(Ordering::Acquire).saturating_sub(removed)
     }
 
     /// About how much memory the index takes, and cached records.

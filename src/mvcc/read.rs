@@ -286,6 +286,12 @@ impl Reader {
         self.shared.index.read().len()
     }
 
+    /// How many bytes of records compaction has not removed.
+    #[must_use]
+    pub fn history_bytes(&self) -> u64 {
+        self.shared.history_bytes()
+    }
+
     /// About how much memory the index takes, and cached records.
     #[must_use]
     pub fn memory(&self) -> (u64, u64) {

@@ -14,6 +14,12 @@ const LEN: usize = 17;
 /// The mark of a deletion.
 const TOMBSTONE: u8 = b't';
 
+/// How long the key of a record is.
+#[must_use]
+pub fn record_key_len(deletion: bool) -> usize {
+    LEN + usize::from(deletion)
+}
+
 /// The key of a record in the history table: 8-byte big-endian main, `_`, 8-byte big-endian sub, and `t` behind that of a
 /// deletion. Bytewise order is revision order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

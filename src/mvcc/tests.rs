@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use proptest::prelude::*;
 
 use super::{
-    compact::{Compaction, Progress},
+    compact::{Compaction, Hashing, Progress},
     write::Put,
     *,
 };
@@ -44,6 +44,38 @@ impl World {
 
     fn head(&self) -> i64 {
         self.store.shared().head()
+    }
+
+    /// The bytes of the whole history, as the database has them.
+    fn bytes(&self) -> u64 {
+        let mut bytes = 0;
+        let mut visit = |key: &[u8], value: &[u8]| {
+            bytes += key.len() + value.len();
+            ControlFlow::Continue(())
+        };
+        self.engine.scan(Table::History, &[], &[], &mut visit).unwrap();
+        bytes as u64
+    }
+
+    /// Opens the same database anew.
+    fn reopen(&mut self) {
+        let (head, cache_bytes) = (self.store.head(), 1 << 20);
+        self.store = Store::open(self.engine.clone(), head, cache_bytes, &mut |_, _| ()).unwrap();
+    }
+
+    /// Does the next compaction. Returns the size of the history if that is too large to be hashed.
+    fn do_compaction(&self, max_bytes: u64) -> Option<u64> {
+        let mut compaction = Compaction::pending(self.store.shared()).unwrap();
+        let too_large = match compaction.hashing(max_bytes).unwrap() {
+            Hashing::Due(mut pass) => {
+                while !pass.step(3).unwrap() {}
+                None
+            }
+            Hashing::TooLarge { history_bytes } => Some(history_bytes),
+            Hashing::Unknown => None,
+        };
+        while compaction.step(10).unwrap() != Progress::Done {}
+        too_large
     }
 
     /// The keys of the whole history, as the database has them.
@@ -162,6 +194,70 @@ proptest! {
             prop_assert_eq!(usize::try_from(world.store.reader().range(&all).unwrap().0.count), Ok(alive));
         }
     }
+}
+
+/// Members that have opened their databases at other times, or do their compactions later, count the same where it matters.
+#[test]
+fn members_decide_alike_which_compactions_are_too_large_to_be_hashed() {
+    let mut members = [World::new(), World::new(), World::new()];
+    let mut told: [Vec<Option<u64>>; 3] = Default::default();
+    for round in 0..30_usize {
+        for (nth, member) in members.iter_mut().enumerate() {
+            for change in 0..10 + round % 3 * 10 {
+                let key = ["a", "b", "c", "d", "e", "f", "g"][(round * 3 + change * change) % 7];
+                match change % 5 {
+                    4 if member.store.newest(key.as_bytes()).is_some_and(|newest| newest.life.is_some()) => {
+                        member.delete(key);
+                    }
+                    _ => member.put(&[key]),
+                }
+            }
+            let at = member.head() - 5;
+            member.compact(at);
+            // The second one is always late, and the third one was started anew.
+            let late = usize::from(nth == 1);
+            if round >= late {
+                told[nth].push(member.do_compaction(1200));
+            }
+            if nth == 2 && round == 13 {
+                member.reopen();
+            }
+            assert_eq!(member.store.shared().history_bytes(), member.bytes(), "member {nth}, round {round}");
+        }
+    }
+    let [first, second, third] = told;
+    assert_eq!(first[..29], second);
+    assert_eq!(first, third);
+    let left_out = first.iter().flatten().count();
+    assert!(0 < left_out && left_out < first.len(), "{first:?}");
+    let hashes = |member: &World| {
+        let all = member.store.reader().compaction_hashes().into_iter();
+        all.map(|hash| (hash.hash_revision, hash.compact_revision, hash.hash)).collect::<Vec<_>>()
+    };
+    assert_eq!(hashes(&members[0]), hashes(&members[2]));
+    assert!(!hashes(&members[0]).is_empty());
+}
+
+/// A queue that grows without bound is cut in front; what is cut off is done together, without a hash.
+#[test]
+fn a_long_queue_of_compactions_is_shortened() {
+    let mut world = World::new();
+    for _ in 0..30 {
+        world.put(&["a", "b"]);
+    }
+    for at in 2..=30 {
+        world.compact(at);
+    }
+    let mut done = 0;
+    while let Some(compaction) = Compaction::pending(world.store.shared()) {
+        assert_eq!(compaction.at(), 21 + done);
+        world.do_compaction(u64::MAX);
+        done += 1;
+    }
+    assert_eq!(done, 10);
+    let remembered: Vec<i64> = world.store.reader().compaction_hashes().iter().map(|hash| hash.hash_revision).collect();
+    assert_eq!(remembered, (22..=30).rev().collect::<Vec<_>>(), "the first one did the work of many");
+    assert_eq!(world.store.shared().history_bytes(), world.bytes());
 }
 
 /// What is alive at an older revision has to be looked at key by key, whether it is all that was asked for or only the rest.

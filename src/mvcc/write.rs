@@ -16,8 +16,9 @@ use prost::Message;
 use quick_cache::sync::Cache;
 
 use super::{
-    Change, Event, Hit, Index, Interval, Life, NEVER_COMPACTED, RecordKey, RecordWeight, Revision, Shared, UNKNOWN,
+    Change, Event, Hit, Index, Interval, Life, NEVER_COMPACTED, RecordKey, RecordWeight, Revision, Scheduled, Shared,
     read::{Reader, Source},
+    record_bytes,
 };
 use crate::{
     error::Halt,
@@ -27,6 +28,9 @@ use crate::{
         schema::{decode_u64, meta},
     },
 };
+
+/// So many compactions wait for their turn, each to be done on its own. Of a longer queue the oldest are done in one go.
+const MAX_SCHEDULED: usize = 10;
 
 /// Expected mean size of a cached record; only sizes the cache's own tables.
 const CACHED_RECORD_BYTES: u64 = 256;
@@ -65,8 +69,11 @@ pub struct Store {
     /// The changes that the running transaction has made.
     changes: u32,
     compacted: i64,
-    /// The compact revision before the last compaction.
-    previous: i64,
+    /// The compactions of the running batch.
+    scheduled: Vec<Scheduled>,
+    /// Bytes of all records since the database was opened, those that it held then and those of the running batch included.
+    /// Every member counts the same between two entries.
+    written_bytes: u64,
 }
 
 impl Store {
@@ -83,7 +90,7 @@ impl Store {
             Ok(stored.map_or(NEVER_COMPACTED, u64::cast_signed))
         };
         let (scheduled, finished) = (mark(meta::COMPACT_SCHEDULED)?, mark(meta::COMPACT_FINISHED)?);
-        let index = read_index(engine.as_ref())?;
+        let (index, history_bytes) = read_index(engine.as_ref())?;
         index.visit(&Interval::From(Bytes::new()), i64::MAX, &mut |key, hit| {
             let lease = hit.life.map_or(0, |life| life.lease);
             if lease != 0 {
@@ -98,7 +105,9 @@ impl Store {
             index: RwLock::new(index),
             head: head.into(),
             compacted: scheduled.into(),
-            previous: UNKNOWN.into(),
+            scheduled: Mutex::default(),
+            written_bytes: history_bytes.into(),
+            removed_bytes: 0.into(),
             finished: finished.into(),
             hashes: Mutex::default(),
             cache: Cache::with_weighter(items, cache_bytes, RecordWeight),
@@ -112,7 +121,8 @@ impl Store {
             head,
             changes: 0,
             compacted: scheduled,
-            previous: UNKNOWN,
+            scheduled: Vec::new(),
+            written_bytes: history_bytes,
         })
     }
 
@@ -170,7 +180,7 @@ impl Store {
         };
         let record = Bytes::from(record.encode_to_vec());
         self.shared.cache.insert(revision, record.clone());
-        self.record(batch, put.key, Change { revision, life: Some(life) }, record, newest)
+        self.record(batch, put.key, revision, Some(life), record, newest)
     }
 
     /// Deletes a key under the running transaction; None if it is not alive.
@@ -179,19 +189,21 @@ impl Store {
         newest.life?;
         let revision = self.take_revision();
         let record = Bytes::from(KeyValue { key: key.clone(), ..KeyValue::default() }.encode_to_vec());
-        self.record(batch, key.clone(), Change { revision, life: None }, record, Some(newest))
+        self.record(batch, key.clone(), revision, None, record, Some(newest))
     }
 
     fn record(
         &mut self,
         batch: &mut Batch,
         key: Bytes,
-        change: Change,
+        revision: Revision,
+        life: Option<Life>,
         record: Bytes,
         newest: Option<Change>,
     ) -> Option<Displaced> {
-        let revision = change.revision;
-        let deletion = change.life.is_none();
+        let deletion = life.is_none();
+        let change = Change { revision, life, bytes: record_bytes(&record, deletion) };
+        self.written_bytes += u64::from(change.bytes);
         batch.put(Table::History, RecordKey::new(revision, deletion).as_ref(), record.clone());
         let previous = match newest {
             // The transaction changed this key before: what was current before all of it is further back.
@@ -224,7 +236,7 @@ impl Store {
     /// [`super::compact`]'s.
     pub fn schedule_compaction(&mut self, batch: &mut Batch, at: i64) {
         assert!(at > self.compacted, "compactions go forward");
-        self.previous = self.compacted;
+        self.scheduled.push(Scheduled { at, previous: self.compacted, written_bytes: self.written_bytes });
         self.compacted = at;
         batch.put(Table::Meta, meta::COMPACT_SCHEDULED, at.to_be_bytes().to_vec());
     }
@@ -241,8 +253,15 @@ impl Store {
             }
         }
         self.records.clear();
-        self.shared.previous.store(self.previous, Ordering::Release);
-        self.shared.compacted.store(self.compacted, Ordering::Release);
+        self.shared.written_bytes.store(self.written_bytes, Ordering::Release);
+        if !self.scheduled.is_empty() {
+            let mut scheduled = self.shared.scheduled.lock();
+            scheduled.extend(self.scheduled.drain(..));
+            // What is missing in front is done together with the first that is left.
+            let surplus = scheduled.len().saturating_sub(MAX_SCHEDULED);
+            scheduled.drain(..surplus);
+            self.shared.compacted.store(self.compacted, Ordering::Release);
+        }
         std::mem::take(&mut self.events)
     }
 
@@ -348,9 +367,9 @@ impl InspectBreak for ControlFlow<()> {
     }
 }
 
-/// Builds the index from the history table.
-fn read_index(engine: &dyn Engine) -> Result<Index, Halt> {
-    let mut index = Index::default();
+/// Builds the index from the history table, and counts the table's bytes.
+fn read_index(engine: &dyn Engine) -> Result<(Index, u64), Halt> {
+    let (mut index, mut bytes) = (Index::default(), 0);
     let mut damage = None;
     engine.scan(Table::History, &[], &[], &mut |key, value| {
         let decoded = RecordKey::decode(key).zip(KeyValue::decode(value).ok());
@@ -359,8 +378,10 @@ fn read_index(engine: &dyn Engine) -> Result<Index, Halt> {
             return ControlFlow::Break(());
         };
         let life = Life { create: record.create_revision, version: record.version, lease: record.lease };
-        index.push(&record.key, Change { revision, life: (!deletion).then_some(life) });
+        let change = Change { revision, life: (!deletion).then_some(life), bytes: record_bytes(value, deletion) };
+        bytes += u64::from(change.bytes);
+        index.push(&record.key, change);
         ControlFlow::Continue(())
     })?;
-    damage.map_or(Ok(index), |damage| Err(Halt::Refused(damage)))
+    damage.map_or(Ok((index, bytes)), |damage| Err(Halt::Refused(damage)))
 }

@@ -24,7 +24,7 @@ use crate::{
     metrics::METRICS,
     mvcc::{
         self,
-        compact::{Compaction, Progress},
+        compact::{Compaction, HashPass, Hashing, Progress},
     },
     proto::etcdserverpb::CompactionRequest,
     state::{self, Command, Effect, Kind, Response},
@@ -71,8 +71,8 @@ pub struct Habits {
     pub compaction_pause: Duration,
     /// So many neighbours in the history go as a range.
     pub compaction_range: usize,
-    /// Whether the hash of what is compacted is remembered, to be compared with other members'.
-    pub remembers_hashes: bool,
+    /// Compactions of a history of no more than so many bytes remember its hash, to be compared with other members'.
+    pub hashed_bytes: u64,
     /// Flush when the log has grown by so much since.
     pub flush_after_bytes: u64,
     /// Flush what is older than this.
@@ -124,6 +124,8 @@ enum Tidying {
 /// What the keeper is at.
 pub struct Work {
     compaction: Option<Compaction>,
+    /// What the compaction has to wait for.
+    hashing: Option<HashPass>,
     awaiting: Vec<Box<dyn FnOnce() + Send>>,
     /// Much was removed: it is to be flushed, and the database has to make room of it.
     tidying: Tidying,
@@ -164,6 +166,7 @@ impl Keeper {
     pub fn begin(&self, now: Instant) -> Work {
         Work {
             compaction: self.pending(),
+            hashing: None, // Of what was interrupted there is none.
             awaiting: Vec::new(),
             tidying: Tidying::No,
             rest: Duration::ZERO,
@@ -186,7 +189,7 @@ impl Keeper {
                 Chore::Discard(copy) => drop(copy),
                 Chore::Restored { engine, keys } => {
                     (self.engine, self.keys) = (engine, keys);
-                    (work.compaction, work.tidying) = (None, Tidying::No);
+                    (work.hashing, work.compaction, work.tidying) = (None, None, Tidying::No);
                     work.flushed_index = self.status.applied();
                 }
                 Chore::Leadership(leadership) => work.leads = leadership.is_self,
@@ -219,12 +222,19 @@ impl Keeper {
     /// One slice of the compaction that is due, if any.
     pub fn compact(&self, work: &mut Work) -> Result<(), Halt> {
         work.rest = ROUND;
+        let slice = self.habits.compaction_batch.div_ceil(SLICES as usize);
         if work.compaction.is_none() {
-            work.compaction = self.next_compaction()?;
+            self.begin_compaction(work)?;
         }
-        if let Some(compaction) = &mut work.compaction {
+        if let Some(hashing) = &mut work.hashing {
+            if hashing.step(slice)? {
+                METRICS.compaction_hashes.with_label_values(&["remembered"]).inc();
+                work.hashing = None;
+            }
+            work.rest = self.habits.compaction_pause / SLICES;
+        } else if let Some(compaction) = &mut work.compaction {
             let before = compaction.removed();
-            let progress = compaction.step(self.habits.compaction_batch.div_ceil(SLICES as usize))?;
+            let progress = compaction.step(slice)?;
             METRICS.compacted_keys.inc_by(compaction.removed() - before);
             // Who is in the way is not gone sooner for being looked at more often.
             let is_blocked = progress == Progress::Blocked;
@@ -238,7 +248,7 @@ impl Keeper {
                 if compaction.has_ranges() {
                     work.tidying = Tidying::Wanted;
                 }
-                work.compaction = self.next_compaction()?;
+                self.begin_compaction(work)?;
             }
         }
         if work.compaction.is_none() {
@@ -252,14 +262,22 @@ impl Keeper {
         Compaction::pending(&self.keys).map(|compaction| compaction.with_ranges_of(range))
     }
 
-    fn next_compaction(&self) -> Result<Option<Compaction>, Halt> {
-        let next = self.pending();
-        if let Some(compaction) = &next
-            && self.habits.remembers_hashes
-        {
-            compaction.remember_hash()?;
+    /// Takes on the next compaction, if there is one.
+    fn begin_compaction(&self, work: &mut Work) -> Result<(), Halt> {
+        work.compaction = self.pending();
+        let Some(compaction) = &work.compaction else { return Ok(()) };
+        match compaction.hashing(self.habits.hashed_bytes)? {
+            Hashing::Due(pass) => work.hashing = Some(pass),
+            Hashing::TooLarge { history_bytes } => {
+                METRICS.compaction_hashes.with_label_values(&["left_out"]).inc();
+                tracing::info!(
+                    { "compact-revision" = compaction.at(), "history-bytes" = history_bytes, "limit-bytes" = self.habits.hashed_bytes },
+                    "this compaction is not remembered by its hash, because the history is larger than the limit"
+                );
+            }
+            Hashing::Unknown => (),
         }
-        Ok(next)
+        Ok(())
     }
 
     /// Makes a copy of the database for members that need more than the log still has. If that fails, they ask again.

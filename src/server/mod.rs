@@ -426,7 +426,11 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,
             compaction_range: compact::RANGE,
-            remembers_hashes: config.feature_gates.is_open(Gate::CompactHashCheck),
+            hashed_bytes: if config.feature_gates.is_open(Gate::CompactHashCheck) {
+                u64::MAX
+            } else {
+                compact::HASHED_BYTES
+            },
             flush_after_bytes: config.bounds.flush_log_bytes,
             flush_after: config.bounds.flush_interval,
             flush_after_entries: config.snapshot_count,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use etcd_client::CompactionOptions;
 use metastore::{
     node::databases::Databases,
     proto::etcdserverpb::{AlarmRequest, AlarmType, PutRequest, alarm_request::AlarmAction},
@@ -96,6 +97,30 @@ async fn compactions_are_compared_and_the_minority_is_wrong() {
     cluster.restart(victim);
     cluster.client(others[0]).await.compact(3, None).await.unwrap();
     assert_eq!(alarmed(&cluster, others[0]).await, [cluster.ids[victim]]);
+}
+
+/// No flag is needed for that: what a compaction is remembered by depends on the log alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_members_remember_compactions_alike() {
+    let cluster = Cluster::found(3, &[]);
+    let leader = cluster.leader().await;
+    let mut client = cluster.client(leader).await;
+    for nth in 0..200 {
+        client.put((nth % 7).to_string(), nth.to_string(), None).await.unwrap();
+    }
+    let mut before = Vec::new();
+    for revision in [50, 120, 180] {
+        before.push((revision, cluster.hash(leader, revision)));
+        client.compact(revision, Some(CompactionOptions::new().with_physical())).await.unwrap();
+    }
+    for server in &cluster.servers {
+        server.wait_for_log("\"finished scheduled compaction\",\"compact-revision\":180,");
+    }
+    for (revision, hash) in before {
+        for nth in 0..3 {
+            assert_eq!(cluster.hash(nth, revision), hash, "member {nth} at revision {revision}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -204,7 +204,7 @@ impl Cluster {
     }
 
     /// The hash of what a member holds, and from which revision on. The port for members gives it on learners, too.
-    fn hash(&self, nth: usize, revision: i64) -> (u64, i64) {
+    pub fn hash(&self, nth: usize, revision: i64) -> (u64, i64) {
         let request = format!(r#"{{"revision":{revision}}}"#);
         let page = http(&self.servers[nth].peer_address(), "GET", "/members/hashkv", "", request.as_bytes());
         assert_eq!(page.status, 200, "{page:?}");

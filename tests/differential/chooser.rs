@@ -42,6 +42,8 @@ pub struct Chooser {
     compacted: i64,
     /// The compactions since the servers were started.
     compactions: Vec<i64>,
+    /// Those before that.
+    compactions_before: Vec<i64>,
     leases: Vec<i64>,
     /// The watches that live, as (stream, ID).
     watches: Vec<(usize, i64)>,
@@ -57,6 +59,7 @@ impl Chooser {
             head: 1,
             compacted: -1,
             compactions: Vec::new(),
+            compactions_before: Vec::new(),
             leases: Vec::new(),
             watches: Vec::new(),
             next_watch: 1000,
@@ -79,10 +82,15 @@ impl Chooser {
         self.compactions.iter().rev().take(REMEMBERED_COMPACTIONS).any(|&compaction| compaction == revision)
     }
 
+    /// Whether it was compacted at this revision before the servers were started anew.
+    pub fn was_compacted_before_the_restart(&self, revision: i64) -> bool {
+        self.compactions_before.contains(&revision)
+    }
+
     /// Takes in that the servers forgot what they only had in memory.
     pub fn servers_restarted(&mut self) {
         self.watches.clear();
-        self.compactions.clear();
+        self.compactions_before = std::mem::take(&mut self.compactions);
     }
 
     /// Takes in what was answered.

@@ -21,9 +21,13 @@ pub struct Known {
 /// All of them.
 pub const KNOWN: &[Known] = &[
     Known {
-        what: "HashKV at a revision that was compacted at: etcd answers from a memory of the ten newest compactions, as \
-               before that compaction, and a restart forgets it; ours computes it, as etcd does after a restart.",
+        what: "HashKV at revision 0, once that was compacted at: etcd remembers the hash of it, and ours none.",
         excuses: remembered_hash,
+    },
+    Known {
+        what: "HashKV at a revision that was compacted at before a restart: etcd has forgotten the hash, ours knows it again \
+               where its log plays the compaction again.",
+        excuses: known_again,
     },
     Known {
         what: "A range sorted by something of which more than twelve keys may have the same: etcd leaves their order \
@@ -143,16 +147,24 @@ fn in_key_order(answer: &TxnResponse) -> TxnResponse {
 }
 
 fn remembered_hash(before: &Chooser, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
-    let (Operation::HashKv(request), Answer::HashKv(theirs)) = (operation, theirs) else { return false };
-    let same = match ours {
-        // Once 0 was compacted at, it is a revision of its own to etcd, and no longer a word for the head.
-        Answer::HashKv(ours) => {
-            ours.header == theirs.header && (ours.hash_revision == theirs.hash_revision || request.revision == 0)
+    let (Operation::HashKv(request), Answer::HashKv(ours), Answer::HashKv(theirs)) = (operation, ours, theirs) else {
+        return false;
+    };
+    // It is a revision of its own to etcd then, and no longer a word for the head.
+    request.revision == 0 && ours.header == theirs.header && before.hash_is_remembered(0)
+}
+
+fn known_again(before: &Chooser, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
+    let (Operation::HashKv(request), Answer::HashKv(ours)) = (operation, ours) else { return false };
+    let is_forgotten = match theirs {
+        Answer::HashKv(theirs) => {
+            (&ours.header, ours.hash_revision) == (&theirs.header, theirs.hash_revision)
+                && ours.compact_revision < theirs.compact_revision
         }
         Answer::Refused(_, text) => text.ends_with("has been compacted") && request.revision < before.compacted(),
         _ => false,
     };
-    same && before.hash_is_remembered(request.revision)
+    is_forgotten && before.was_compacted_before_the_restart(request.revision)
 }
 
 fn open_ties_beyond(keys: i64, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {

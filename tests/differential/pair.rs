@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use metastore::proto::etcdserverpb::{HashKvRequest, PutRequest, RangeRequest, WatchCreateRequest};
+use metastore::proto::etcdserverpb::{CompactionRequest, HashKvRequest, PutRequest, RangeRequest, WatchCreateRequest};
 use tonic::transport::Endpoint;
 
 use super::{
@@ -151,6 +151,10 @@ impl Pair {
                         self.agree_on_watches().await;
                     }
                     self.ask(&operation).await;
+                    if let Operation::Compact(request) = operation {
+                        // Waits until it is done, as a compaction that has nothing to do does too: hashes depend on that.
+                        self.ask(&Operation::Compact(CompactionRequest { physical: true, ..request })).await;
+                    }
                 }
                 Turn::Watch(mut request) => {
                     if self.is_old {

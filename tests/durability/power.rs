@@ -16,7 +16,10 @@ use std::{
 use bytes::Bytes;
 use metastore::{
     error::{Error, Halt},
-    mvcc::{Interval, Query, compact::KeyHash},
+    mvcc::{
+        Interval, Query,
+        compact::{HASHED_BYTES, KeyHash},
+    },
     node::{
         Node, Parts, Settings, Threads,
         applier::Quota,
@@ -239,7 +242,7 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
             compaction_batch: 100,
             compaction_pause: Duration::from_millis(1),
             compaction_range: 4,
-            remembers_hashes: false,
+            hashed_bytes: HASHED_BYTES,
             flush_after_bytes: FLUSH_AFTER_BYTES,
             flush_after: Duration::from_secs(1),
             flush_after_entries: u64::MAX,

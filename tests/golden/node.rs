@@ -5,7 +5,7 @@ use std::{error::Error, fmt::Write, ops::ControlFlow, sync::Arc};
 use bytes::Bytes;
 use metastore::{
     mvcc::{
-        compact::{Compaction, Progress},
+        compact::{Compaction, HASHED_BYTES, Hashing, Progress},
         read::View,
     },
     proto::{
@@ -156,7 +156,10 @@ impl Node {
             "remember" => {
                 let running = self.running();
                 let due = running.compaction.take().or_else(|| Compaction::pending(running.machine.shared()));
-                due.ok_or("nothing is compacted")?.remember_hash()?;
+                let due = due.ok_or("nothing is compacted")?;
+                if let Hashing::Due(mut pass) = due.hashing(HASHED_BYTES)? {
+                    while !pass.step(2)? {}
+                }
                 let known = running.readers.keys.compaction_hashes();
                 let known: Vec<_> = known.iter().map(|hash| hash.hash_revision).collect();
                 format!("hashes of {known:?}")

@@ -1,6 +1,6 @@
 //! Hashes of the keys, which members of any make have to agree about.
 
-use etcd_client::Client;
+use etcd_client::{Client, CompactionOptions, DeleteOptions};
 use metastore::proto::etcdserverpb::{HashKvRequest, HashRequest, PutRequest};
 
 use crate::support::Server;
@@ -118,4 +118,103 @@ async fn hashes_at_the_end_of_a_history_are_etcds() {
         (2_017_735_779, 1297, 2508),
     ];
     assert_eq!(history(|_, _| 0).await, expected);
+}
+
+/// The hash at a revision, and the compaction before it.
+async fn hash_at(server: &Server, revision: i64) -> (u32, i64, i64) {
+    let answer = server.maintenance().await.hash_kv(HashKvRequest { revision }).await.unwrap().into_inner();
+    (answer.hash, answer.compact_revision, answer.hash_revision)
+}
+
+/// As etcd's own tests do it (`TestCompactionHash`), with puts and deletions at the revisions that are compacted at.
+#[tokio::test]
+async fn a_compaction_and_a_defragmentation_leave_the_hash_at_their_revision_as_it_was() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    let mut compacted = -1;
+    for cycle in 0..12_i64 {
+        for nth in 0..40 {
+            client.put(format!("{}", (cycle * 40 + nth) % 17), nth.to_string(), None).await.unwrap();
+        }
+        if cycle % 3 == 1 {
+            client.delete(format!("{}", cycle % 17), None).await.unwrap();
+        }
+        if cycle == 11 {
+            client.delete("", Some(DeleteOptions::new().with_all_keys())).await.unwrap();
+            // Where nothing is left at that very revision, etcd's two hashes differ, and so do ours.
+            client.put("alone", "1", None).await.unwrap();
+        }
+        let before = hash_at(&server, 0).await;
+        let revision = before.2;
+        assert_eq!(before.1, compacted);
+        client.put("later", cycle.to_string(), None).await.unwrap();
+        assert_eq!(hash_at(&server, revision).await, before);
+        client.compact(revision, Some(CompactionOptions::new().with_physical())).await.unwrap();
+        assert_eq!(hash_at(&server, revision).await, before, "after compaction {cycle}");
+        client.defragment().await.unwrap();
+        assert_eq!(hash_at(&server, revision).await, before, "after defragmentation {cycle}");
+        compacted = revision;
+    }
+    assert_eq!(remembered_and_left_out(&server), ["12", "0"]);
+}
+
+/// Compactions that follow each other are done one by one, and each is remembered.
+#[tokio::test]
+async fn compactions_in_a_row_are_all_remembered() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    for nth in 0..2000 {
+        client.put(format!("{}", nth % 300), nth.to_string(), None).await.unwrap();
+    }
+    for revision in [500, 900, 1300, 1700] {
+        client.compact(revision, None).await.unwrap();
+    }
+    client.compact(1900, Some(CompactionOptions::new().with_physical())).await.unwrap();
+    let mut previous = -1;
+    for revision in [500, 900, 1300, 1700, 1900] {
+        let (_, compacted, hashed) = hash_at(&server, revision).await;
+        assert_eq!((compacted, hashed), (previous, revision));
+        previous = revision;
+    }
+}
+
+/// How many compactions are remembered by their hashes, and of how many that was left out.
+fn remembered_and_left_out(server: &Server) -> [String; 2] {
+    let metrics = server.http("GET", "/metrics").body;
+    ["remembered", "left_out"].map(|outcome| {
+        let start = format!("metastore_compaction_hashes_total{{outcome=\"{outcome}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&start)).expect("it is there from the start").to_owned()
+    })
+}
+
+/// More than 64 MiB of history are not hashed by compactions, unless that is asked for.
+#[tokio::test]
+async fn a_large_history_has_no_hash_that_a_compaction_would_remember() {
+    const MIB: f64 = 1_048_576.0;
+    for (flags, forced) in [(&[][..], false), (&["--feature-gates=CompactHashCheck=true"][..], true)] {
+        let server = Server::start(flags);
+        let mut client = server.client().await;
+        for _ in 0..65 {
+            client.put("large", vec![b'x'; 1 << 20], None).await.unwrap();
+        }
+        let history_bytes = || server.http("GET", "/metrics").number("metastore_history_bytes");
+        assert!(history_bytes() > 65.0 * MIB);
+        let before = hash_at(&server, 0).await;
+        client.compact(66, Some(CompactionOptions::new().with_physical())).await.unwrap();
+        let after = hash_at(&server, 66).await;
+        if forced {
+            assert_eq!((after, remembered_and_left_out(&server)), (before, ["1".to_owned(), "0".to_owned()]));
+        } else {
+            assert_eq!((after.1, after.2), (66, 66), "computed anew, and it says so");
+            assert_eq!(remembered_and_left_out(&server), ["0", "1"]);
+            let line = server.wait_for_log("is not remembered by its hash");
+            assert!(line.contains("\"compact-revision\":66") && line.contains("\"limit-bytes\":67108864"), "{line}");
+        }
+        // One value is left, and the next compaction is like any other.
+        assert!(history_bytes() > MIB && history_bytes() < 1.1 * MIB);
+        client.put("small", "x", None).await.unwrap();
+        let before = hash_at(&server, 67).await;
+        client.compact(67, Some(CompactionOptions::new().with_physical())).await.unwrap();
+        assert_eq!((before.1, hash_at(&server, 67).await), (66, before));
+    }
 }

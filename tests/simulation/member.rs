@@ -10,7 +10,7 @@ use std::{
 
 use metastore::{
     error::Halt,
-    mvcc::compact::Compaction,
+    mvcc::compact::{Compaction, HASHED_BYTES},
     node::{
         Node, Parts, Rooms, Settings,
         applier::{Handoff, Quota},
@@ -105,7 +105,7 @@ fn settings(member: u64, life: u64, pre_vote: bool, clock: Clock, dice: &mut Dic
             compaction_batch: *dice.pick(&[10, 30, 200]),
             compaction_pause: Duration::ZERO,
             compaction_range: *dice.pick(&[2, 5, 1024]),
-            remembers_hashes: false,
+            hashed_bytes: HASHED_BYTES,
             flush_after_bytes: *dice.pick(&[0, 200, 2000]),
             flush_after: Duration::from_secs(5),
             flush_after_entries: u64::MAX,

@@ -1,6 +1,6 @@
 //! The end of a run: nothing goes wrong any more, and everything has to come to rest, everywhere alike.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     history::check_hashes,
@@ -126,6 +126,7 @@ impl World {
         let ids: Vec<u64> = self.history.model.members.keys().copied().collect();
         let peaceful = self.history.replay();
         let chosen = *self.dice.pick(&ids);
+        let mut remembered = BTreeMap::new();
         self.check_state(chosen, true);
         for id in ids {
             self.check_state(id, false);
@@ -141,6 +142,11 @@ impl World {
             let (ours, theirs) = (keys.hash_kv(0), peaceful.keys.hash_kv(0));
             let equal = matches!((&ours, &theirs), (Ok(ours), Ok(theirs)) if ours == theirs);
             assert!(equal, "the hash of {id} is {ours:?}, and without trouble {theirs:?}");
+            for hash in keys.compaction_hashes() {
+                let (at, hash) = (hash.hash_revision, (hash.hash, hash.compact_revision));
+                let other = *remembered.entry(at).or_insert(hash);
+                assert_eq!(hash, other, "the hash that the compaction at {at} is remembered by, at {id}");
+            }
             let members = member.electorate();
             let ids: Vec<(u64, bool)> = self.history.model.members.iter().map(|(id, learns)| (*id, *learns)).collect();
             let voters: Vec<u64> = ids.iter().filter(|(_, learns)| !learns).map(|(id, _)| *id).collect();

@@ -10,6 +10,11 @@ fn live(create: i64) -> Life {
     Life { create, version: 1, lease: create % 3 }
 }
 
+/// How long the record of a change is said to be; beyond all bounds for some.
+fn bytes_of(main: i64) -> u32 {
+    if main % 7 == 0 { MAX_RECORD_BYTES } else { u32::try_from(main).unwrap() }
+}
+
 fn alive_in(model: &Model, interval: &Interval, at: i64) -> Vec<(Vec<u8>, i64)> {
     let inside = model.iter().filter(|(key, _)| interval.contains(key));
     let visible = inside.filter_map(|(key, marks)| {
@@ -56,7 +61,7 @@ fn random_histories_read_like_a_plain_map_of_lists() {
             let key = format!("{:04}", random.random_range(0..800)).into_bytes();
             let deleted = random.random_bool(0.3);
             let life = (!deleted).then(|| live(main));
-            index.push(&key, Change { revision: Revision { main, sub: 0 }, life });
+            index.push(&key, Change { revision: Revision { main, sub: 0 }, life, bytes: bytes_of(main) });
             model.entry(key).or_default().push((main, deleted));
             if main % 500 == 0 {
                 compacted = random.random_range(compacted..=main);
@@ -83,7 +88,11 @@ fn compact_both(index: &mut Index, model: &mut Model, at: i64) {
         assert_eq!(index.fate(key, at), Fate { forgotten: keep_from, kept });
         index.compact(key, at, &mut dead);
         assert_eq!(index.fate(key, at), Fate { forgotten: 0, kept });
-        expected.extend(marks.drain(..keep_from).map(|(main, deleted)| (Revision { main, sub: 0 }, deleted)));
+        expected.extend(marks.drain(..keep_from).map(|(main, deletion)| Forgotten {
+            revision: Revision { main, sub: 0 },
+            deletion,
+            bytes: bytes_of(main),
+        }));
     }
     model.retain(|_, marks| !marks.is_empty());
     assert_eq!(dead, expected);
@@ -98,7 +107,7 @@ fn a_new_key_is_found_wherever_it_splits_a_leaf() {
         let (mut index, mut model) = (Index::default(), Model::new());
         for (main, key) in (1..).zip(keys) {
             let key = format!("{key:04}").into_bytes();
-            index.push(&key, Change { revision: Revision { main, sub: 0 }, life: Some(live(main)) });
+            index.push(&key, Change { revision: Revision { main, sub: 0 }, life: Some(live(main)), bytes: 0 });
             model.entry(key).or_default().push((main, false));
         }
         check(&index, &model, &Interval::new("\0".into(), "\0".into()), i64::MAX);
@@ -110,7 +119,8 @@ fn keys_in_order_fill_their_leaves() {
     let mut index = Index::default();
     for nth in 0..10_000_i64 {
         let key = format!("{nth:06}");
-        index.push(key.as_bytes(), Change { revision: Revision { main: nth + 1, sub: 0 }, life: Some(live(nth + 1)) });
+        let revision = Revision { main: nth + 1, sub: 0 };
+        index.push(key.as_bytes(), Change { revision, life: Some(live(nth + 1)), bytes: 0 });
     }
     assert_eq!(index.leaves.len(), 10_000_usize.div_ceil(LEAF_MAX));
     assert_eq!(size_of::<Entry>(), 56, "the memory budget of a key");

@@ -88,7 +88,7 @@ fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
             compaction_batch: 100,
             compaction_pause: Duration::ZERO,
             compaction_range: 2,
-            remembers_hashes: false,
+            hashed_bytes: 0,
             flush_after_bytes: 1 << 20,
             flush_after: PATIENCE,
             flush_after_entries: u64::MAX,
