@@ -8,7 +8,8 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let named = |error: protox::Error| format!("{}: {error}", error.file().unwrap_or("proto"));
-    let descriptors = protox::compile(every_file("proto/etcd")?, ["proto"]).map_err(named)?;
+    let files = [every_file("proto/etcd")?, every_file("proto/grpc")?].concat();
+    let descriptors = protox::compile(files, ["proto"]).map_err(named)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()

@@ -30,6 +30,10 @@ pub mod v3lockpb {
 pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
+/// The health of the server.
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
 
 /// All of `proto/` in descriptor form, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

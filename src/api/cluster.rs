@@ -96,6 +96,8 @@ impl Api {
     pub fn member_update(self: &Arc<Self>, call: Call, reply: Reply) {
         // etcd takes any text, and members that meet one that is no URL end.
         match decode::<MemberUpdateRequest>(call.message.clone()).and_then(|request| read_urls(&request.peer_ur_ls)) {
+            // etcd takes an empty list too, and the other members end.
+            Ok(urls) if urls.is_empty() => reply.answer(Err(Error::MemberBadUrls.into())),
             Ok(_) => self.propose(Kind::MemberUpdate, &call.message, reply),
             Err(error) => reply.answer(Err(error.into())),
         }
@@ -164,8 +166,11 @@ impl Api {
     }
 
     /// Everything about users and roles.
-    pub fn auth(self: &Arc<Self>, _call: Call, reply: Reply) {
-        reply.answer(Err(not_yet("this version of metastore has no users, roles and permissions yet")));
+    pub fn auth<M: Message + Default>(self: &Arc<Self>, call: Call, reply: Reply) {
+        reply.answer(Err(match decode::<M>(call.message) {
+            Ok(_) => not_yet("this version of metastore has no users, roles and permissions yet"),
+            Err(error) => error.into(),
+        }));
     }
 }
 

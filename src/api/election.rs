@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
-    Api, decode,
+    Api, decode, decode_streamed,
     recipe::{Caller, Recipe, refusal},
     succession::{self, Place},
 };
@@ -116,7 +116,7 @@ async fn resign(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
 
 /// Says who leads and what he says, again and again. Where a step fails the stream ends without a word, as etcd's does.
 async fn observe(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let LeaderRequest { name } = decode(message)?;
+    let LeaderRequest { name } = decode_streamed(message)?;
     while let Ok((header, leader)) = await_leader(&caller, &name).await {
         let (key, from) = (leader.key.clone(), header.revision + 1);
         caller.say(&LeaderResponse { header: Some(header), kv: Some(leader) }).await;

@@ -58,12 +58,6 @@ pub fn is_compressed(headers: &HeaderMap) -> bool {
     headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
 }
 
-/// The answer to a gRPC call of a method that nobody has.
-#[must_use]
-pub fn unknown_method() -> http::Response<Body> {
-    Status::unimplemented("unknown service or method").into_http()
-}
-
 /// The answer to a call that is refused before anybody looks at it.
 #[must_use]
 pub fn refused(refusal: &Refusal) -> http::Response<Body> {

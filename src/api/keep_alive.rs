@@ -25,7 +25,7 @@ use super::{
     Api,
     barrier::{self, Barrier},
     company::Led,
-    decode,
+    decode_streamed,
 };
 use crate::{
     call::{Conversation, Line, Metadata, Step},
@@ -90,9 +90,9 @@ impl Conversation for KeepAlive {
                 line.send(answer);
             }
             if self.request.is_none() {
-                match line.receive().map(decode::<LeaseKeepAliveRequest>) {
+                match line.receive().map(decode_streamed::<LeaseKeepAliveRequest>) {
                     Some(Ok(request)) => self.request = Some(self.begin(&request)),
-                    Some(Err(error)) => return Step::End(Err(error.into())),
+                    Some(Err(refusal)) => return Step::End(Err(refusal)),
                     None if line.ended() => return Step::End(Ok(())),
                     None => return Step::Wait,
                 }

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Api, decode, halt_process, not_yet, refuse};
+use super::{Api, decode, decode_streamed, halt_process, not_yet, refuse};
 use crate::{
     call::{Answer, Call, Conversation, Line, Metadata, Reply, Step},
     error::{Error, Halt},
     mvcc::read::Failure,
     peer::Versions,
     proto::etcdserverpb::{
-        AlarmMember, AlarmRequest, DefragmentResponse, DowngradeInfo, HashKvRequest, HashKvResponse, HashResponse,
-        MoveLeaderRequest, MoveLeaderResponse, StatusResponse, alarm_request::AlarmAction,
+        AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
+        DowngradeRequest, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
+        MoveLeaderResponse, SnapshotRequest, StatusRequest, StatusResponse, alarm_request::AlarmAction,
     },
     state::Kind,
     storage::Table,
@@ -33,7 +34,10 @@ impl Api {
     }
 
     /// `Maintenance/Status`: answered locally, without asking anybody.
-    pub fn status(self: &Arc<Self>, _call: Call, reply: Reply) {
+    pub fn status(self: &Arc<Self>, call: Call, reply: Reply) {
+        if let Err(error) = decode::<StatusRequest>(call.message) {
+            return reply.answer(Err(error.into()));
+        }
         if let Err(halt) = self.node.measure() {
             halt_process(&halt);
         }
@@ -67,9 +71,21 @@ impl Api {
                 let text = format!("etcdserver: unknown alarm action {}: 0, 1 and 2 are known", request.action);
                 reply.answer(Err(Error::Unknown(text).into()));
             }
+            Ok(request) if request.action == AlarmAction::Get as i32 => self.list_alarms(request.alarm, reply),
             Ok(_) => self.propose(Kind::Alarm, &call.message, reply),
             Err(error) => reply.answer(Err(error.into())),
         }
+    }
+
+    /// Answers from the table. (etcd sends the question through the log, where a backlog refuses it: probes then restart members
+    /// that have nothing but much to do.)
+    fn list_alarms(self: &Arc<Self>, alarm: i32, reply: Reply) {
+        let api = self.clone();
+        self.read(false, reply, move |reply| {
+            let alarms = api.readers().board.read().alarms.list(alarm);
+            let header = Some(api.header.at(api.readers().keys.head()));
+            reply.answer(encode(&AlarmResponse { header, alarms }));
+        });
     }
 
     /// `Maintenance/HashKV`.
@@ -93,7 +109,10 @@ impl Api {
     }
 
     /// `Maintenance/Hash`.
-    pub fn hash(self: &Arc<Self>, _call: Call, reply: Reply) {
+    pub fn hash(self: &Arc<Self>, call: Call, reply: Reply) {
+        if let Err(error) = decode::<HashRequest>(call.message) {
+            return reply.answer(Err(error.into()));
+        }
         let api = self.clone();
         self.pool.run(move || {
             let answer = api.hash_everything().map_err(|halt| refuse(Failure::Halted(halt))).and_then(|hash| {
@@ -117,7 +136,10 @@ impl Api {
     }
 
     /// `Maintenance/Defragment`: answers when removed data takes no room any more. Reads and writes go on meanwhile.
-    pub fn defragment(self: &Arc<Self>, _call: Call, reply: Reply) {
+    pub fn defragment(self: &Arc<Self>, call: Call, reply: Reply) {
+        if let Err(error) = decode::<DefragmentRequest>(call.message) {
+            return reply.answer(Err(error.into()));
+        }
         let api = self.clone();
         self.node.await_compaction(Box::new(move || {
             // A thread of its own: this may take minutes, and the pool's threads are for reads.
@@ -167,8 +189,11 @@ impl Api {
     }
 
     /// `Maintenance/Downgrade`.
-    pub fn downgrade(self: &Arc<Self>, _call: Call, reply: Reply) {
-        reply.answer(Err(not_yet("this version of metastore cannot be downgraded yet")));
+    pub fn downgrade(self: &Arc<Self>, call: Call, reply: Reply) {
+        reply.answer(Err(match decode::<DowngradeRequest>(call.message) {
+            Ok(_) => not_yet("this version of metastore cannot be downgraded yet"),
+            Err(error) => error.into(),
+        }));
     }
 }
 
@@ -176,8 +201,12 @@ impl Api {
 struct NotYet(&'static str);
 
 impl Conversation for NotYet {
-    fn step(&mut self, _line: &mut dyn Line) -> Step {
-        Step::End(Err(not_yet(self.0)))
+    fn step(&mut self, line: &mut dyn Line) -> Step {
+        match line.receive().map(decode_streamed::<SnapshotRequest>) {
+            Some(Ok(_)) => Step::End(Err(not_yet(self.0))),
+            Some(Err(refusal)) => Step::End(Err(refusal)),
+            None => Step::Wait,
+        }
     }
 }
 

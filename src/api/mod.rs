@@ -11,6 +11,7 @@ pub mod company;
 pub mod election;
 pub mod grpc;
 pub mod header;
+pub mod health;
 pub mod http;
 pub mod keep_alive;
 pub mod kv;
@@ -22,6 +23,7 @@ pub mod pool;
 pub mod quorum;
 pub mod range_stream;
 pub mod recipe;
+pub mod single;
 pub mod slow;
 pub mod status;
 pub mod succession;
@@ -158,6 +160,14 @@ pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
     M::decode(message).map_err(|error| unreadable(&error))
 }
 
+/// Reads a message of a stream. What is wrong is said in other words than of a unary call's, as in grpc-go.
+pub fn decode_streamed<M: Message + Default>(message: Bytes) -> Result<M, Refusal> {
+    M::decode(message).map_err(|error| {
+        let message = format!("grpc: failed to unmarshal the received message: {}", what_is_unreadable(&error));
+        Refusal { code: Code::Internal, message: message.into() }
+    })
+}
+
 /// Reads a transaction that a client sent.
 fn decode_txn(message: Bytes) -> Result<TxnRequest, Error> {
     nesting::decode(message).map_err(|why| match why {
@@ -167,9 +177,18 @@ fn decode_txn(message: Bytes) -> Result<TxnRequest, Error> {
 }
 
 fn unreadable(error: &DecodeError) -> Error {
+    Error::Malformed(what_is_unreadable(error).to_owned())
+}
+
+/// Go's text for a message that cannot be read.
+fn what_is_unreadable(error: &DecodeError) -> &'static str {
     tracing::debug!(%error, "a message that cannot be read");
     METRICS.refused.with_label_values(&["message"]).inc();
-    Error::Malformed(error.to_string())
+    if error.to_string().ends_with("UTF-8 encoded") {
+        "string field contains invalid UTF-8"
+    } else {
+        "proto: cannot parse invalid wire-format data"
+    }
 }
 
 /// Turns a failed read into an answer. A failing disk ends the process.

@@ -12,7 +12,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use super::{
     Api,
     barrier::{self, Barrier},
-    decode, refuse, validate,
+    decode_streamed, refuse, validate,
 };
 use crate::{
     call::{Conversation, Line, Metadata, Refusal, Step},
@@ -91,8 +91,7 @@ impl RangeStream {
     fn advance(&mut self, line: &mut dyn Line) -> Result<bool, Result<(), Refusal>> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Listening => match line.receive() {
-                Some(message) => self.begin(message, line.waker()).map_err(|error| Err(error.into()))?,
-                None if line.ended() => return Err(Err(Error::EmptyKey.into())),
+                Some(message) => self.begin(message, line.waker()).map_err(Err)?,
                 None => {
                     self.stage = Stage::Listening;
                     return Ok(false);
@@ -123,8 +122,8 @@ impl RangeStream {
         Ok(true)
     }
 
-    fn begin(&mut self, message: Bytes, waker: &Waker) -> Result<(), Error> {
-        let request: RangeRequest = decode(message)?;
+    fn begin(&mut self, message: Bytes, waker: &Waker) -> Result<(), Refusal> {
+        let request: RangeRequest = decode_streamed(message)?;
         validate::range_stream(&request)?;
         METRICS.ranges.inc();
         let serializable = request.serializable;

@@ -58,8 +58,7 @@ impl Conversation for Recipe {
             None => match line.receive() {
                 Some(message) => self.steps.insert((self.begin)(self.caller.clone(), message)),
                 None if line.ended() => {
-                    let text = "grpc: the request ended before its message did";
-                    return Step::End(Err(Refusal { code: Code::Internal, message: text.into() }));
+                    return Step::End(Err(Refusal { code: Code::Unknown, message: "EOF".into() }));
                 }
                 None => return Step::Wait,
             },

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use prometheus::IntCounter;
 use prost::Message;
 
-use super::Api;
+use super::{Api, single::Single};
 use crate::{
     call::{Call, Code, Conversation, Metadata, Refusal, Reply},
     error::Error,
     metrics::METRICS,
-    proto::etcdserverpb::RangeRequest,
+    proto::etcdserverpb::{self as pb, RangeRequest},
 };
 
 /// Answers one message with one message.
@@ -34,6 +34,12 @@ pub enum Handler {
 }
 
 impl Handler {
+    /// Whether a call looks like one message and one answer to the client.
+    #[must_use]
+    pub fn is_unary(self) -> bool {
+        matches!(self, Self::Unary(_) | Self::Patient(_))
+    }
+
     fn grpc_type(self) -> &'static str {
         match self {
             Self::Unary(_) | Self::Patient(_) => "unary",
@@ -125,8 +131,11 @@ impl Method {
     /// asked at its beginning only.
     #[must_use]
     pub fn open(&self, api: &Arc<Api>, open: Open, metadata: Metadata) -> Box<dyn Conversation> {
-        let wants_leader = metadata.require_leader && !matches!(self.handler, Handler::Patient(_));
-        let conversation = open(api, metadata);
+        let wants_leader = metadata.require_leader && !self.handler.is_unary();
+        let mut conversation = open(api, metadata);
+        if let Handler::ServerStream(_) = self.handler {
+            conversation = Box::new(Single::new(conversation));
+        }
         if wants_leader { api.vigil.guard(conversation) } else { conversation }
     }
 
@@ -173,23 +182,23 @@ const METHODS: &[(&str, Handler)] = &[
     ("/etcdserverpb.Lease/LeaseKeepAlive", Handler::Bidirectional(Api::lease_keep_alive)),
     ("/etcdserverpb.Lease/LeaseTimeToLive", Handler::Unary(Api::lease_time_to_live)),
     ("/etcdserverpb.Lease/LeaseLeases", Handler::Unary(Api::lease_leases)),
-    ("/etcdserverpb.Auth/AuthEnable", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/AuthDisable", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/AuthStatus", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/Authenticate", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/UserAdd", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/UserGet", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/UserList", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/UserDelete", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/UserChangePassword", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/UserGrantRole", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/UserRevokeRole", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/RoleAdd", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/RoleGet", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/RoleList", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/RoleDelete", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/RoleGrantPermission", Handler::Unary(Api::auth)),
-    ("/etcdserverpb.Auth/RoleRevokePermission", Handler::Unary(Api::auth)),
+    ("/etcdserverpb.Auth/AuthEnable", Handler::Unary(Api::auth::<pb::AuthEnableRequest>)),
+    ("/etcdserverpb.Auth/AuthDisable", Handler::Unary(Api::auth::<pb::AuthDisableRequest>)),
+    ("/etcdserverpb.Auth/AuthStatus", Handler::Unary(Api::auth::<pb::AuthStatusRequest>)),
+    ("/etcdserverpb.Auth/Authenticate", Handler::Unary(Api::auth::<pb::AuthenticateRequest>)),
+    ("/etcdserverpb.Auth/UserAdd", Handler::Unary(Api::auth::<pb::AuthUserAddRequest>)),
+    ("/etcdserverpb.Auth/UserGet", Handler::Unary(Api::auth::<pb::AuthUserGetRequest>)),
+    ("/etcdserverpb.Auth/UserList", Handler::Unary(Api::auth::<pb::AuthUserListRequest>)),
+    ("/etcdserverpb.Auth/UserDelete", Handler::Unary(Api::auth::<pb::AuthUserDeleteRequest>)),
+    ("/etcdserverpb.Auth/UserChangePassword", Handler::Unary(Api::auth::<pb::AuthUserChangePasswordRequest>)),
+    ("/etcdserverpb.Auth/UserGrantRole", Handler::Unary(Api::auth::<pb::AuthUserGrantRoleRequest>)),
+    ("/etcdserverpb.Auth/UserRevokeRole", Handler::Unary(Api::auth::<pb::AuthUserRevokeRoleRequest>)),
+    ("/etcdserverpb.Auth/RoleAdd", Handler::Unary(Api::auth::<pb::AuthRoleAddRequest>)),
+    ("/etcdserverpb.Auth/RoleGet", Handler::Unary(Api::auth::<pb::AuthRoleGetRequest>)),
+    ("/etcdserverpb.Auth/RoleList", Handler::Unary(Api::auth::<pb::AuthRoleListRequest>)),
+    ("/etcdserverpb.Auth/RoleDelete", Handler::Unary(Api::auth::<pb::AuthRoleDeleteRequest>)),
+    ("/etcdserverpb.Auth/RoleGrantPermission", Handler::Unary(Api::auth::<pb::AuthRoleGrantPermissionRequest>)),
+    ("/etcdserverpb.Auth/RoleRevokePermission", Handler::Unary(Api::auth::<pb::AuthRoleRevokePermissionRequest>)),
     ("/etcdserverpb.Cluster/MemberAdd", Handler::Unary(Api::member_add)),
     ("/etcdserverpb.Cluster/MemberRemove", Handler::Unary(Api::member_remove)),
     ("/etcdserverpb.Cluster/MemberUpdate", Handler::Unary(Api::member_update)),
@@ -210,7 +219,24 @@ const METHODS: &[(&str, Handler)] = &[
     ("/etcdserverpb.Maintenance/Snapshot", Handler::ServerStream(Api::snapshot)),
     ("/etcdserverpb.Maintenance/MoveLeader", Handler::Unary(Api::move_leader)),
     ("/etcdserverpb.Maintenance/Downgrade", Handler::Unary(Api::downgrade)),
+    ("/grpc.health.v1.Health/Check", Handler::Unary(Api::health_check)),
+    ("/grpc.health.v1.Health/List", Handler::Unary(Api::health_list)),
+    ("/grpc.health.v1.Health/Watch", Handler::ServerStream(Api::health_watch)),
 ];
+
+/// The refusal of a call for a path that nothing answers, in grpc-go's words.
+#[must_use]
+pub fn refuse_unknown(path: &str) -> Refusal {
+    let has_service = |service: &str| {
+        METHODS.iter().any(|(known, _)| known[1..].rsplit_once('/').is_some_and(|(name, _)| name == service))
+    };
+    let message = match path.strip_prefix('/').and_then(|named| named.rsplit_once('/')) {
+        Some((service, method)) if has_service(service) => format!("unknown method {method} for service {service}"),
+        Some((service, _)) => format!("unknown service {service}"),
+        None => format!("malformed method name: {path:?}"),
+    };
+    Refusal { code: Code::Unimplemented, message: message.into() }
+}
 
 impl Table {
     /// The table over these floors.

@@ -130,8 +130,8 @@ async fn read<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, max_bytes: usize) 
         }
         let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
         let Some(Ok(frame)) = frame else {
-            let text = "grpc: the request ended before its message did";
-            return Err(Refusal { code: Code::Internal, message: Cow::Borrowed(text) });
+            let text = if gathered.len() < PREFIX_LEN { "EOF" } else { "unexpected EOF" };
+            return Err(Refusal { code: Code::Unknown, message: Cow::Borrowed(text) });
         };
         if let Ok(data) = frame.into_data() {
             gathered = if gathered.is_empty() { data } else { join(&gathered, &data) };

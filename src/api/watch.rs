@@ -9,7 +9,7 @@ use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Instant};
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Api, header::Header};
+use super::{Api, decode_streamed, header::Header};
 use crate::{
     call::{Code, Conversation, Line, Metadata, Refusal, Step},
     error::Error,
@@ -62,7 +62,7 @@ impl Watching {
             && let Some(message) = line.receive()
         {
             heard = true;
-            let request = WatchRequest::decode(message).map_err(malformed)?;
+            let request: WatchRequest = decode_streamed(message)?;
             match request.request_union {
                 Some(RequestUnion::CreateRequest(create)) => self.create(&create),
                 Some(RequestUnion::CancelRequest(cancel)) => self.subscriber.ask(Request::Cancel(cancel.watch_id)),
@@ -210,11 +210,6 @@ fn assemble(head: &WatchResponse, frames: &[Bytes], size: usize) -> Bytes {
         out.extend_from_slice(frame);
     }
     out.into()
-}
-
-fn malformed(error: prost::DecodeError) -> Refusal {
-    let message = Error::Malformed(error.to_string()).to_string();
-    Refusal { code: Code::Internal, message: message.into() }
 }
 
 impl Conversation for Watching {

@@ -181,22 +181,40 @@ pub fn percent_encode(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Reads `grpc-timeout`: up to eight digits and a unit.
-#[must_use]
-pub fn timeout(text: &[u8]) -> Option<Duration> {
-    let (unit, digits) = text.split_last()?;
-    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let count: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    match unit {
-        b'H' => Some(Duration::from_hours(count)),
-        b'M' => Some(Duration::from_mins(count)),
-        b'S' => Some(Duration::from_secs(count)),
-        b'm' => Some(Duration::from_millis(count)),
-        b'u' => Some(Duration::from_micros(count)),
-        b'n' => Some(Duration::from_nanos(count)),
-        _ => None,
+/// Reads `grpc-timeout`: up to eight digits and a unit. The error is grpc-go's text.
+pub fn timeout(text: &[u8]) -> Result<Duration, String> {
+    let fault = |what| Err(format!("transport: {what}: {:?}", String::from_utf8_lossy(&text[..text.len().min(64)])));
+    let (unit, digits) = match text {
+        [] | [_] => return fault("timeout string is too short"),
+        [digits @ .., unit] if digits.len() <= 8 => (unit, digits),
+        _ => return fault("timeout string is too long"),
+    };
+    let of_units: fn(u64) -> Duration = match unit {
+        b'H' => Duration::from_hours,
+        b'M' => Duration::from_mins,
+        b'S' => Duration::from_secs,
+        b'm' => Duration::from_millis,
+        b'u' => Duration::from_micros,
+        b'n' => Duration::from_nanos,
+        _ => return fault("timeout unit is not recognized"),
+    };
+    let digits = String::from_utf8_lossy(digits);
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let count = digits.parse().ok().filter(|_| is_number); // A plus sign is none of the digits.
+    count.map(of_units).ok_or_else(|| format!("strconv.ParseUint: parsing {digits:?}: invalid syntax"))
+}
+
+/// Checks that the value of a `-bin` field is base64, padded or not. The error is the place at which Go's decoder gives up.
+pub fn check_base64(text: &[u8]) -> Result<(), usize> {
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    let digits = text.iter().position(|byte| !is_digit(byte)).unwrap_or(text.len());
+    let may_be_padded = text.len().is_multiple_of(4);
+    match (&text[digits..], digits % 4) {
+        ([], 1) => Err(digits - 1),
+        ([], _) | ([b'='], 3) | ([b'=', b'='], 2) => Ok(()),
+        ([b'=', b'=', ..], 2) if may_be_padded => Err(digits + 2),
+        ([b'=', ..], 3) if may_be_padded => Err(digits + 1),
+        _ => Err(digits),
     }
 }
 
@@ -246,11 +264,44 @@ mod tests {
 
     #[test]
     fn timeouts_have_eight_digits_and_a_unit() {
-        assert_eq!(timeout(b"5S"), Some(Duration::from_secs(5)));
-        assert_eq!(timeout(b"99999999H"), Some(Duration::from_hours(99_999_999)));
-        assert_eq!(timeout(b"250m"), Some(Duration::from_millis(250)));
-        for wrong in ["", "S", "5", "5s", "-5S", "123456789S", "5 S"] {
-            assert_eq!(timeout(wrong.as_bytes()), None, "{wrong}");
+        assert_eq!(timeout(b"5S"), Ok(Duration::from_secs(5)));
+        assert_eq!(timeout(b"99999999H"), Ok(Duration::from_hours(99_999_999)));
+        assert_eq!(timeout(b"250m"), Ok(Duration::from_millis(250)));
+        for (wrong, fault) in [
+            ("", "transport: timeout string is too short: \"\""),
+            ("S", "transport: timeout string is too short: \"S\""),
+            ("123456789S", "transport: timeout string is too long: \"123456789S\""),
+            ("5s", "transport: timeout unit is not recognized: \"5s\""),
+            ("-5S", "strconv.ParseUint: parsing \"-5\": invalid syntax"),
+            ("+5S", "strconv.ParseUint: parsing \"+5\": invalid syntax"),
+            ("5 S", "strconv.ParseUint: parsing \"5 \": invalid syntax"),
+        ] {
+            assert_eq!(timeout(wrong.as_bytes()).unwrap_err(), fault);
+        }
+    }
+
+    /// The places are Go's, of `StdEncoding` where the length is a multiple of four and of `RawStdEncoding` elsewhere.
+    #[test]
+    fn base64_is_padded_or_not_and_nothing_else() {
+        for right in ["", "YQ==", "YQ", "YWI=", "YWI", "YWJj", "YR==", "+/+/"] {
+            assert_eq!(check_base64(right.as_bytes()), Ok(()), "{right}");
+        }
+        for (wrong, place) in [
+            ("Zg=", 2),
+            ("!!", 0),
+            ("Y", 0),
+            ("YQ=", 2),
+            ("YWJj,YQ==", 4),
+            ("YWJjY", 4),
+            ("Y===", 1),
+            ("====", 0),
+            ("YQ=a", 2),
+            ("YWJjYQ==YWJj", 8),
+            ("YWI=YWJj", 4),
+            ("YWJjYW=", 6),
+            ("YWJ=a", 3),
+        ] {
+            assert_eq!(check_base64(wrong.as_bytes()), Err(place), "{wrong}");
         }
     }
 

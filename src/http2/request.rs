@@ -28,6 +28,8 @@ pub struct Request {
     pub encoding: Encoding,
     /// Whether the answers are packed too: they are in kind, where that is understood.
     pub packs_answers: bool,
+    /// The content type of its answers, where the client has named a codec: `application/grpc+proto`.
+    pub content_type: Option<Arc<[u8]>>,
     /// How long its body is said to be.
     pub content_length: Option<u64>,
     /// How much is kept of it while its stream is open.
@@ -74,10 +76,14 @@ struct Parts<'a> {
     scheme: Option<&'a [u8]>,
     path: Option<&'a [u8]>,
     authority: Option<&'a [u8]>,
+    /// How many `host` fields there are.
+    hosts: usize,
     content_type: Option<&'a [u8]>,
     encoding: Option<&'a [u8]>,
     accepted: Option<&'a [u8]>,
-    timeout: Option<&'a [u8]>,
+    timeout: Option<Duration>,
+    /// What is wrong with a field, if the request is a call: the last fault counts.
+    bad_field: Option<String>,
     token: Option<&'a [u8]>,
     authorization: Option<&'a [u8]>,
     api_version: Option<&'a [u8]>,
@@ -101,9 +107,18 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
         return Ok(parts.too_long());
     }
     let text = std::str::from_utf8(path).map_err(|_| Malformed("a path that is no text"))?;
-    match service.find(text) {
-        Some(found) => Ok(parts.call(method, found)),
-        None => parts.guest(method, text, fields),
+    let found = service.find(text);
+    if (found.is_some() || parts.is_grpc())
+        && let Some(refused) = parts.refuse_call(method)
+    {
+        return Ok(refused);
+    }
+    match found {
+        Some(found) => Ok(parts.call(found)),
+        None => match Some(text).filter(|_| parts.is_grpc()).and_then(|text| service.refuse(text)) {
+            Some(refusal) => Ok(parts.refused("path", 200, refusal.code, refusal.message)),
+            None => parts.guest(method, text, fields),
+        },
     }
 }
 
@@ -200,27 +215,63 @@ impl<'a> Parts<'a> {
             }
             b"grpc-encoding" => self.encoding = Some(value),
             b"grpc-accept-encoding" => self.accepted = Some(value),
-            b"grpc-timeout" => self.timeout = Some(value),
+            b"grpc-timeout" => match message::timeout(value) {
+                Ok(timeout) => self.timeout = Some(timeout),
+                Err(fault) => self.bad_field = Some(format!("malformed grpc-timeout: {fault}")),
+            },
+            b"host" => self.hosts += 1,
             b"token" => _ = self.token.get_or_insert(value),
             b"authorization" => _ = self.authorization.get_or_insert(value),
             b"client-api-version" => _ = self.api_version.get_or_insert(value),
             b"hasleader" => self.has_leader = value == b"true",
+            _ if name.ends_with(b"-bin") => {
+                if let Err(place) = message::check_base64(value) {
+                    self.bad_field = Some(format!(
+                        "malformed binary metadata {:?} in header {:?}: illegal base64 data at input byte {place}",
+                        lossy(value),
+                        lossy(name)
+                    ));
+                }
+            }
             _ => (),
         }
         Ok(())
     }
 
-    /// A call of a method of the table.
-    fn call(&self, method: &[u8], found: Arc<dyn Method>) -> Request {
+    fn is_grpc(&self) -> bool {
+        self.content_type.and_then(codec).is_some()
+    }
+
+    /// Refuses a call by its fields, whichever method it names. The order of the checks is grpc-go's.
+    fn refuse_call(&self, method: &[u8]) -> Option<Request> {
+        if self.hosts > 1 {
+            let text = format!(
+                "num values of :authority: {}, num values of host: {}, both must only have 1 value as per HTTP/2 spec",
+                usize::from(self.authority.is_some()),
+                self.hosts
+            );
+            return Some(self.refused("host", 400, Code::Internal, text));
+        }
+        if !self.is_grpc() {
+            let content_type = self.content_type.unwrap_or_default();
+            let text = format!("invalid gRPC request content-type {:?}", lossy(content_type));
+            return Some(self.refused("content_type", 415, Code::InvalidArgument, text));
+        }
+        if let Some(fault) = &self.bad_field {
+            return Some(self.refused("field", 400, Code::Internal, fault.clone()));
+        }
+        if self.authority.is_none() && self.hosts == 0 {
+            return Some(self.refused("host", 400, Code::Internal, "no host or :authority header present"));
+        }
         if method != b"POST" {
             let text = format!("Received a HEADERS frame with :method {:?} which should be POST", lossy(method));
-            return self.refused("method", 405, Code::Internal, text);
+            return Some(self.refused("method", 405, Code::Internal, text));
         }
-        let content_type = self.content_type.unwrap_or_default();
-        if !is_grpc(content_type) {
-            let text = format!("invalid gRPC request content-type {:?}", lossy(content_type));
-            return self.refused("content_type", 415, Code::InvalidArgument, text);
-        }
+        None
+    }
+
+    /// A call of a method of the table.
+    fn call(&self, found: Arc<dyn Method>) -> Request {
         let encoding = match self.encoding {
             None | Some(b"" | b"identity") => Encoding::Identity,
             Some(b"gzip") => Encoding::Gzip,
@@ -229,13 +280,8 @@ impl<'a> Parts<'a> {
                 return self.refused("encoding", 200, Code::Unimplemented, text);
             }
         };
-        let timeout = self.timeout.map(message::timeout);
-        if timeout == Some(None) {
-            let text = format!("malformed grpc-timeout: {}", lossy(self.timeout.unwrap_or_default()));
-            return self.refused("timeout", 400, Code::Internal, text);
-        }
         let packs_answers = encoding == Encoding::Gzip && self.accepts_gzip();
-        Request { encoding, packs_answers, timeout: timeout.flatten(), ..self.request(Target::Method(found)) }
+        Request { encoding, packs_answers, timeout: self.timeout, ..self.request(Target::Method(found)) }
     }
 
     fn accepts_gzip(&self) -> bool {
@@ -260,14 +306,18 @@ impl<'a> Parts<'a> {
             client_api_version: self.api_version.map(Bytes::copy_from_slice),
             deadline: None,
         };
-        let weight =
-            metadata.token.as_ref().map_or(0, String::len) + metadata.client_api_version.as_ref().map_or(0, Bytes::len);
+        let codec = self.content_type.and_then(codec).filter(|codec| !codec.is_empty());
+        let content_type: Option<Arc<[u8]>> = codec.map(|codec| [GRPC, b"+", codec].concat().into());
+        let weight = metadata.token.as_ref().map_or(0, String::len)
+            + metadata.client_api_version.as_ref().map_or(0, Bytes::len)
+            + content_type.as_ref().map_or(0, |content_type| content_type.len());
         Request {
             target,
             metadata,
             timeout: None,
             encoding: Encoding::Identity,
             packs_answers: false,
+            content_type,
             content_length: self.content_length,
             weight,
         }
@@ -285,8 +335,7 @@ impl<'a> Parts<'a> {
         parts.method = http::Method::from_bytes(method).map_err(|_| Malformed("a method that is none"))?;
         parts.version = http::Version::HTTP_2;
         let weight = GUEST_BYTES + keep(fields, &mut parts.headers)?;
-        let timeout =
-            self.timeout.filter(|_| is_grpc(self.content_type.unwrap_or_default())).and_then(message::timeout);
+        let timeout = self.timeout.filter(|_| self.is_grpc());
         let request = self.request(Target::Guest(Box::new(parts)));
         Ok(Request { timeout, weight: request.weight + weight, ..request })
     }
@@ -297,11 +346,18 @@ fn lossy(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(&bytes[..bytes.len().min(64)])
 }
 
-/// `application/grpc`, alone or with a codec or parameters behind it.
-fn is_grpc(content_type: &[u8]) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    let Some((start, rest)) = content_type.split_at_checked(GRPC.len()) else { return false };
-    start.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';'))
+/// The content type of calls and their answers, where no codec is named.
+pub const GRPC: &[u8] = b"application/grpc";
+
+/// The codec that the content type of a call names, which is mostly empty; None if it is none of a call. As in grpc-go, letters
+/// are small, and what follows a semicolon counts as a codec.
+#[must_use]
+pub fn codec(content_type: &[u8]) -> Option<&[u8]> {
+    match content_type.strip_prefix(GRPC)? {
+        [] => Some(&[]),
+        [b'+' | b';', codec @ ..] => Some(codec),
+        _ => None,
+    }
 }
 
 /// The last few blocks, and what they meant.

@@ -9,7 +9,7 @@
 //! * A queue holds at least one byte; what is empty is gone.
 //! * `held` is the sum of all queues.
 
-use std::{borrow::Cow, collections::VecDeque};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -36,6 +36,8 @@ const CRUMB_BYTES: usize = 256;
 pub struct Outbound {
     /// How much the other side takes.
     pub window: i64,
+    /// The content type of the answer to a call, if it is not the usual one.
+    pub content_type: Option<Arc<[u8]>>,
     /// Whether its messages are packed.
     is_packed: bool,
     /// Whether it is a unary call's: calls wait for what lies in the queues of calls.
@@ -83,7 +85,15 @@ impl Outbound {
     /// Nothing is sent yet.
     #[must_use]
     pub fn new(window: i64, is_packed: bool, is_call: bool) -> Self {
-        Self { window, is_packed, is_call, stage: Stage::Nothing, queue: None, stands_in_line: false }
+        Self {
+            window,
+            content_type: None,
+            is_packed,
+            is_call,
+            stage: Stage::Nothing,
+            queue: None,
+            stands_in_line: false,
+        }
     }
 
     /// How many bytes wait for a window.
@@ -376,11 +386,22 @@ impl Sender {
         }
         out.stage = Stage::Begun;
         self.begin_block();
-        self.encoder.head_of_answer(&mut self.block);
+        self.head_of_answer(out);
         if out.is_packed {
             self.encoder.field("grpc-encoding", b"gzip", &mut self.block);
         }
         self.write_block(id, 0);
+    }
+
+    /// The fields that every answer to a call begins with.
+    fn head_of_answer(&mut self, out: &Outbound) {
+        match &out.content_type {
+            None => self.encoder.head_of_answer(&mut self.block),
+            Some(content_type) => {
+                self.encoder.field(":status", b"200", &mut self.block);
+                self.encoder.field("content-type", content_type, &mut self.block);
+            }
+        }
     }
 
     fn write_end(&mut self, id: u32, out: &mut Outbound, ending: Ending) {
@@ -394,7 +415,7 @@ impl Sender {
             Ending::Status(status) => {
                 self.begin_block();
                 if !is_begun {
-                    self.encoder.head_of_answer(&mut self.block);
+                    self.head_of_answer(out);
                 }
                 self.status(&status);
             }
@@ -418,13 +439,15 @@ impl Sender {
         }
     }
 
-    /// Refuses a request by its head alone, with an HTTP status of its own.
-    pub fn refuse(&mut self, id: u32, out: &mut Outbound, status: u16, refusal: &Refusal) {
+    /// Refuses a request by its head alone, with an HTTP status of its own. Where that was for how it is packed, the client is told
+    /// what is understood.
+    pub fn refuse(&mut self, id: u32, out: &mut Outbound, status: u16, refusal: &Refusal, is_for_packing: bool) {
         out.stage = Stage::Over;
         self.begin_block();
         self.encoder.field(":status", status.to_string().as_bytes(), &mut self.block);
-        self.encoder.field("content-type", b"application/grpc", &mut self.block);
-        if refusal.code == Code::Unimplemented {
+        let content_type = out.content_type.as_deref().unwrap_or(b"application/grpc");
+        self.encoder.field("content-type", content_type, &mut self.block);
+        if is_for_packing {
             self.encoder.field("grpc-accept-encoding", b"gzip", &mut self.block);
         }
         self.status(&Err(refusal.clone()));

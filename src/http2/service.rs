@@ -21,6 +21,8 @@ pub enum Shape {
 pub trait Method: Send + Sync {
     /// How many messages it takes.
     fn shape(&self) -> Shape;
+    /// Whether a call looks like one message and one answer to the client, whatever its shape is here.
+    fn is_unary(&self) -> bool;
     /// Answers one message. Only for [`Shape::Unary`].
     fn call(&self, call: Call, reply: Reply);
     /// Begins a conversation. Only for [`Shape::Stream`].
@@ -48,6 +50,8 @@ pub type Response = Pin<Box<dyn Future<Output = http::Response<ResponseBody>> + 
 pub trait Service: Send + Sync {
     /// The method at a path, if the table holds it.
     fn find(&self, path: &str) -> Option<Arc<dyn Method>>;
+    /// Why a call for a path that the table does not hold is refused; None if a guest answers such calls.
+    fn refuse(&self, path: &str) -> Option<Refusal>;
     /// Answers what the table does not hold: an ordinary request with ordinary bodies.
     fn guest(&self, request: http::Request<RequestBody>) -> Response;
 }

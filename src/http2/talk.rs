@@ -115,10 +115,10 @@ impl Line for TalkLine<'_> {
                 self.method.received(message.len());
                 return Some(message);
             }
-            Ok(None) if self.inbound.ended && before > 0 => {
+            Ok(None) if self.inbound.ended && self.inbound.deframer.wanted().is_some() => {
                 limits::note("message_length");
-                let text = "grpc: the request ended before its message did";
-                self.broken = Some(Refusal { code: Code::Internal, message: text.into() });
+                let code = if self.method.is_unary() { Code::Unknown } else { Code::Internal };
+                self.broken = Some(Refusal { code, message: "unexpected EOF".into() });
             }
             Ok(None) => (),
             Err(refusal) => self.broken = Some(refusal),
@@ -126,8 +126,9 @@ impl Line for TalkLine<'_> {
         None
     }
 
+    /// As in grpc-go, less than the prefix of a message is as good as nothing.
     fn ended(&self) -> bool {
-        self.inbound.ended && self.inbound.deframer.is_empty()
+        self.inbound.ended && self.inbound.deframer.wanted().is_none()
     }
 
     fn has_room(&self) -> bool {

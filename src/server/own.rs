@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 
+use super::routes::REFLECTION;
 use crate::{
     api::{
         Table,
@@ -39,6 +40,10 @@ impl Service for Everything {
         self.methods.get(path).cloned()
     }
 
+    fn refuse(&self, path: &str) -> Option<Refusal> {
+        (path != REFLECTION).then(|| table::refuse_unknown(path))
+    }
+
     fn guest(&self, request: http::Request<RequestBody>) -> Response {
         let answer = self.router.clone().oneshot(request.map(axum::body::Body::new));
         Box::pin(async move {
@@ -60,6 +65,10 @@ impl Method for Bound {
             Handler::Unary(_) => Shape::Unary,
             Handler::Patient(_) | Handler::ServerStream(_) | Handler::Bidirectional(_) => Shape::Stream,
         }
+    }
+
+    fn is_unary(&self) -> bool {
+        self.method.handler.is_unary()
     }
 
     fn call(&self, call: Call, reply: Reply) {

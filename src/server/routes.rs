@@ -1,39 +1,48 @@
-//! What the method table does not hold: gRPC's own services, and plain HTTP.
+//! What the method table does not hold: gRPC's reflection, and plain HTTP.
 
 use std::sync::Arc;
 
+use http::{HeaderValue, header::CONTENT_TYPE};
 use tower::ServiceExt;
 
 use crate::{
-    api::{self, Api, grpc},
+    api::{self, Api, grpc, table},
     error::Error,
+    http2::request,
 };
+
+/// The path of the one method that tonic answers, whichever server of HTTP/2 there is.
+pub const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
 /// Everything on the client port that the method table does not hold.
 pub fn routes(api: &Arc<Api>) -> axum::Router {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    tokio::spawn(async move { health.set_service_status("", tonic_health::ServingStatus::Serving).await });
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
         .build_v1()
         .expect("the descriptors were made by the build");
-    let gzip = tonic::codec::CompressionEncoding::Gzip;
-    let health_service = health_service.accept_compressed(gzip).send_compressed(gzip);
-    let grpc = tonic::service::Routes::new(health_service).add_service(reflection).into_axum_router();
-    let grpc = grpc.fallback(|| async { grpc::unknown_method() });
+    let reflection = tonic::service::Routes::new(reflection).into_axum_router();
     let plain = api::http::router(api.clone());
     let node_status = api.node.status().clone();
     axum::Router::new().fallback(move |request: axum::extract::Request| {
-        let content = request.headers().get(http::header::CONTENT_TYPE);
-        let is_grpc = content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        let router = if is_grpc { grpc.clone() } else { plain.clone() };
-        // Health checks are among the calls that a learner refuses.
-        let refused = is_grpc && node_status.is_learner();
+        let content_type = request.headers().get(CONTENT_TYPE).cloned();
+        let codec = content_type.as_ref().and_then(|value| request::codec(value.as_bytes())).map(<[u8]>::to_vec);
+        let refusal = match request.uri().path() {
+            _ if codec.is_none() => None,
+            REFLECTION => node_status.is_learner().then(|| Error::NotSupportedForLearner.into()),
+            unknown => Some(table::refuse_unknown(unknown)),
+        };
+        let router = if codec.is_some() { reflection.clone() } else { plain.clone() };
         async move {
-            if refused {
-                return Ok(grpc::refused(&Error::NotSupportedForLearner.into()).map(axum::body::Body::new));
+            let mut response = match refusal {
+                Some(refusal) => grpc::refused(&refusal).map(axum::body::Body::new),
+                None => router.oneshot(request).await?,
+            };
+            if let Some(codec) = codec.filter(|codec| !codec.is_empty())
+                && let Ok(content_type) = HeaderValue::from_bytes(&[request::GRPC, b"+", &codec].concat())
+            {
+                response.headers_mut().insert(CONTENT_TYPE, content_type);
             }
-            router.oneshot(request).await
+            Ok::<_, std::convert::Infallible>(response)
         }
     })
 }

@@ -132,6 +132,33 @@ async fn changes_that_could_cost_the_quorum_are_refused() {
     cluster.assert_all_equal().await;
 }
 
+/// A list that may be stale needs no quorum.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_members_are_listed_without_a_quorum_where_that_is_enough() {
+    let cluster = Cluster::found(1, &[]);
+    let mut client = cluster.servers[0].cluster().await;
+    let request = MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()], is_learner: false };
+    // Its own answer may come or not: the member that was added is one of two from then on.
+    let adding = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.member_add(request).await }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let stale = client.member_list(MemberListRequest { linearizable: false }).await.unwrap().into_inner();
+        if stale.members.len() == 2 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the second member is never listed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut linearizable = tonic::Request::new(MemberListRequest { linearizable: true });
+    linearizable.metadata_mut().insert("grpc-timeout", "1S".parse().unwrap());
+    let refused = client.member_list(linearizable).await.unwrap_err();
+    assert!(matches!(refused.code(), Code::DeadlineExceeded | Code::Cancelled), "{refused}");
+    adding.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_changes_at_once_are_both_answered() {
     let cluster = Cluster::found(3, LOOSE);
@@ -177,6 +204,10 @@ async fn bad_addresses_are_refused_and_good_ones_can_change() {
     assert_refused(client.member_add(taken).await, Code::FailedPrecondition, "etcdserver: Peer URLs already exists");
     let update = |id, url: &str| MemberUpdateRequest { id, peer_ur_ls: vec![url.to_owned()] };
     assert_refused(client.member_update(update(cluster.ids[moving], "::")).await, Code::InvalidArgument, bad);
+    for &id in &cluster.ids {
+        let nowhere = MemberUpdateRequest { id, peer_ur_ls: Vec::new() };
+        assert_refused(client.member_update(nowhere).await, Code::InvalidArgument, bad);
+    }
     let secure = update(cluster.ids[moving], "https://127.0.0.1:1");
     assert_refused(client.member_update(secure).await, Code::InvalidArgument, bad);
     let unknown = client.member_update(update(77, "http://127.0.0.1:1")).await;

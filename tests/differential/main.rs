@@ -15,9 +15,16 @@ mod answers;
 mod chooser;
 mod directed;
 mod known;
+#[allow(dead_code, reason = "each test uses its part")]
+#[path = "../front/odd_calls.rs"]
+mod odd_calls;
 mod pair;
 #[path = "../process/mod.rs"]
 mod process;
+#[allow(dead_code, reason = "each test uses its part")]
+#[path = "../front/raw.rs"]
+mod raw;
+mod surface;
 mod watches;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tonic::{Code, codec::CompressionEncoding, transport::Channel};
 
-use crate::support::Server;
+use crate::{odd_calls, support::Server};
 
 async fn both() -> [(Server, KvClient<Channel>); 2] {
     let start = async |name| {
@@ -44,6 +44,21 @@ async fn whoever_says_nothing_is_sent_away() {
             // Who has begun to speak HTTP/2 may hear a farewell in it.
             assert!(said.is_empty() || !beginning.is_empty() && said.get(3) == Some(&4), "{said:?}");
         }
+    }
+}
+
+/// hyper looks at fewer of them than grpc-go does.
+#[test]
+fn odd_calls_are_answered_as_by_etcd() {
+    for (name, calls) in [("own", odd_calls::all()), ("tonic", odd_calls::behind_hyper())] {
+        let server = Server::start(&[&format!("--grpc-server={name}")]);
+        let wrong: Vec<String> = calls
+            .iter()
+            .map(|call| (call, call.ask(server.address())))
+            .filter(|(call, answer)| call.answer != *answer)
+            .map(|(call, answer)| format!("{}\n    etcd: {}\n    {name}: {answer}", call.name(), call.answer))
+            .collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 }
 

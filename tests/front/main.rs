@@ -6,6 +6,7 @@ mod clients;
 mod floods;
 mod h2spec;
 mod loop_and_tonic;
+mod odd_calls;
 mod raw;
 mod soak;
 #[path = "../support/mod.rs"]

@@ -59,6 +59,7 @@ pub fn setting(setting: u16, value: u32) -> Vec<u8> {
 pub fn block(path: &str) -> Vec<u8> {
     let mut out = vec![0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
     out.extend_from_slice(path.as_bytes());
+    out.extend_from_slice(b"\x01\x04here"); // Its authority.
     out.extend_from_slice(b"\x0f\x10\x10application/grpc");
     out
 }

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metastore::proto::etcdserverpb::{PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request};
+use metastore::proto::etcdserverpb::{
+    AlarmRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request,
+};
 use tonic::Code;
 
 use crate::support::{Server, assert_refused};
@@ -17,17 +19,25 @@ async fn a_backlog_between_commit_and_apply_refuses_writes() {
     const AT_ONCE: usize = 256;
     let server = Server::start(&["--max-apply-backlog=0"]);
     let kv = server.kv().await;
+    let maintenance = server.maintenance().await;
     let refusal = tokio::time::timeout(Duration::from_mins(1), async {
         loop {
-            let puts = (0..AT_ONCE).map(|nth| {
-                let mut kv = kv.clone();
-                let put = PutRequest { key: format!("{nth}").into(), ..PutRequest::default() };
-                tokio::spawn(async move { kv.put(put).await })
-            });
-            for put in puts.collect::<Vec<_>>() {
-                if let Err(refusal) = put.await.unwrap() {
-                    return refusal;
-                }
+            let calls: Vec<_> = (0..AT_ONCE)
+                .map(|nth| {
+                    let (mut kv, mut maintenance) = (kv.clone(), maintenance.clone());
+                    let put = PutRequest { key: format!("{nth}").into(), ..PutRequest::default() };
+                    let put = tokio::spawn(async move { kv.put(put).await });
+                    (put, tokio::spawn(async move { maintenance.alarm(AlarmRequest::default()).await }))
+                })
+                .collect();
+            let mut refusal = None;
+            for (put, alarms) in calls {
+                refusal = put.await.unwrap().err().or(refusal);
+                let alarms = alarms.await.unwrap().expect("a backlog keeps nobody from looking at the alarms");
+                assert!(alarms.into_inner().alarms.is_empty());
+            }
+            if let Some(refusal) = refusal {
+                return refusal;
             }
         }
     });

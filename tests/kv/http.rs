@@ -40,6 +40,43 @@ async fn health_version_and_metrics_are_served() {
     }
 }
 
+/// Rates and sums of what never happened are zero, not unknown: dashboards count on it.
+#[test]
+fn all_calls_are_counted_from_the_start() {
+    let server = Server::start(&[]);
+    let metrics = server.http("GET", "/metrics").body;
+    let services = [
+        ("etcdserverpb.KV", 6),
+        ("etcdserverpb.Watch", 1),
+        ("etcdserverpb.Lease", 5),
+        ("etcdserverpb.Cluster", 5),
+        ("etcdserverpb.Maintenance", 8),
+        ("etcdserverpb.Auth", 17),
+        ("grpc.health.v1.Health", 3),
+        ("v3lockpb.Lock", 2),
+        ("v3electionpb.Election", 5),
+    ];
+    for (name, each) in [
+        ("grpc_server_started_total", 1),
+        ("grpc_server_msg_received_total", 1),
+        ("grpc_server_msg_sent_total", 1),
+        ("grpc_server_handled_total", 17),
+    ] {
+        let series: Vec<&str> = metrics.lines().filter(|line| line.starts_with(&format!("{name}{{"))).collect();
+        assert!(series.iter().all(|line| line.ends_with("} 0")), "{series:#?}");
+        for (service, methods) in services {
+            let label = format!("grpc_service=\"{service}\"");
+            assert_eq!(
+                series.iter().filter(|line| line.contains(&label)).count(),
+                methods * each,
+                "{name} of {service}"
+            );
+        }
+    }
+    let watch = r#"grpc_server_handled_total{grpc_code="Canceled",grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"} 0"#;
+    assert!(metrics.lines().any(|line| line == watch));
+}
+
 #[tokio::test]
 async fn other_paths_and_methods_are_refused() {
     let server = Server::start(&[]);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use metastore::proto::{self, etcdserverpb::SnapshotRequest};
+use metastore::proto::{self, etcdserverpb::SnapshotRequest, health::HealthListRequest};
 use prost::Message;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use tonic::{Code, Request, Status, client::Grpc, codec::Streaming};
@@ -102,6 +102,10 @@ async fn watch_health(server: &Server, service: &str) -> Result<Streaming<Health
 #[tokio::test]
 async fn health_is_told_of_the_server_as_a_whole() {
     for mut server in both() {
+        let mut listing = proto::health::health_client::HealthClient::new(server.channel().await);
+        let list = listing.list(HealthListRequest {}).await.unwrap().into_inner();
+        let all: Vec<_> = list.statuses.iter().map(|(name, health)| (name.as_str(), health.status)).collect();
+        assert_eq!(all, [("", ServingStatus::Serving as i32)]);
         let mut client = HealthClient::new(server.channel().await);
         let check = client.check(HealthCheckRequest::default()).await.unwrap().into_inner();
         assert_eq!(check.status(), ServingStatus::Serving);
@@ -119,8 +123,9 @@ async fn the_health_of_anything_else_is_not_known() {
         for service in ["etcdserverpb.KV", "no.such.Service"] {
             let request = HealthCheckRequest { service: service.to_owned() };
             let check = HealthClient::new(server.channel().await).check(request).await;
-            assert_eq!(check.unwrap_err().code(), Code::NotFound, "{service}");
-            assert_eq!(watch_health(&server, service).await.unwrap_err().code(), Code::NotFound, "{service}");
+            assert_refused(check, Code::NotFound, "unknown service");
+            let mut watch = watch_health(&server, service).await.unwrap();
+            assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown, "{service}");
         }
     }
 }

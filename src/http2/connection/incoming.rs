@@ -158,8 +158,8 @@ impl Connection {
         match &mut stream.role {
             Role::Listening => {
                 limits::note("message_length");
-                let message = "grpc: the request ended before its message did".into();
-                self.refuse(slot, Refusal { code: Status::Internal, message });
+                let message = if inbound.deframer.wanted().is_some() { "unexpected EOF" } else { "EOF" };
+                self.refuse(slot, Refusal { code: Status::Unknown, message: message.into() });
             }
             Role::Guest(guest) => guest.feed().end(),
             Role::Talk(_) => self.make_due(slot),

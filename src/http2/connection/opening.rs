@@ -170,12 +170,14 @@ impl Connection {
         let is_packed = request.packs_answers;
         let is_call = matches!(&request.target, Target::Method(method) if method.shape() == Shape::Unary);
         let weight = STREAM_BYTES + request.weight;
+        let mut outbound = Outbound::new(self.first_window, is_packed, is_call);
+        outbound.content_type.clone_from(&request.content_type);
         let slot = self.streams.insert(Stream {
             id,
             request: request.clone(),
             deadline,
             inbound: Inbound::default(),
-            outbound: Outbound::new(self.first_window, is_packed, is_call),
+            outbound,
             role: Role::Listening,
             is_due: false,
             is_stalled: false,
@@ -199,7 +201,7 @@ impl Connection {
     /// Answers a request for which there is no room, and keeps nothing of it.
     fn refuse_unopened(&mut self, id: u32, end: bool) {
         let mut out = Outbound::new(0, false, false);
-        self.sender.refuse(id, &mut out, 200, &too_much());
+        self.sender.refuse(id, &mut out, 200, &too_much(), false);
         if !end {
             self.sender.reset(id, Code::NoError);
         }
@@ -211,7 +213,8 @@ impl Connection {
         let stream = self.streams.get(slot).expect("it was just added");
         limits::note(refused.reason);
         stream.role = Role::Answered;
-        self.sender.refuse(stream.id, &mut stream.outbound, refused.status, &refused.refusal);
+        let is_for_packing = refused.reason == "encoding";
+        self.sender.refuse(stream.id, &mut stream.outbound, refused.status, &refused.refusal, is_for_packing);
         self.due.push_back(slot); // Its end is known when this read is over.
     }
 

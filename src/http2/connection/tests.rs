@@ -62,6 +62,10 @@ impl Method for TestMethod {
         }
     }
 
+    fn is_unary(&self) -> bool {
+        self.shape() == Shape::Unary
+    }
+
     fn call(&self, call: Call, reply: Reply) {
         self.1.metadata.lock().push(call.metadata);
         match self.0 {
@@ -144,6 +148,11 @@ impl Service for TestService {
         Some(Arc::new(TestMethod(way, self.0.clone())))
     }
 
+    fn refuse(&self, path: &str) -> Option<Refusal> {
+        let message = "nothing like that".into();
+        path.starts_with("/t/").then_some(Refusal { code: call::Code::Unimplemented, message })
+    }
+
     fn guest(&self, request: http::Request<RequestBody>) -> Response {
         Box::pin(async move {
             let mut builder = http::Response::builder().status(if request.uri().path() == "/gone" { 404 } else { 200 });
@@ -218,7 +227,13 @@ impl Client {
     fn block(&mut self, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
         let mut block = Vec::new();
         self.encoder.begin(&mut block);
-        let usual = [(":method", "POST"), (":scheme", "http"), (":path", path), ("content-type", "application/grpc")];
+        let usual = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "here"),
+            ("content-type", "application/grpc"),
+        ];
         for (name, value) in usual.iter().chain(more) {
             self.encoder.field(name, value.as_bytes(), &mut block);
         }

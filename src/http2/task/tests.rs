@@ -8,11 +8,14 @@ use proptest::prelude::*;
 use tokio::io::DuplexStream;
 
 use super::*;
-use crate::http2::{
-    guest::RequestBody,
-    limits::Limits,
-    lobby::Lobby,
-    service::{Method, Response, ResponseBody},
+use crate::{
+    call::Refusal,
+    http2::{
+        guest::RequestBody,
+        limits::Limits,
+        lobby::Lobby,
+        service::{Method, Response, ResponseBody},
+    },
 };
 
 /// Answers with the fields, the body and the trailers of the request.
@@ -20,6 +23,10 @@ struct Mirror;
 
 impl Service for Mirror {
     fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
+        None
+    }
+
+    fn refuse(&self, _: &str) -> Option<Refusal> {
         None
     }
 
@@ -170,6 +177,10 @@ struct Closer(Arc<Lobby>);
 
 impl Service for Closer {
     fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
+        None
+    }
+
+    fn refuse(&self, _: &str) -> Option<Refusal> {
         None
     }
 

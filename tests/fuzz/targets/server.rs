@@ -62,6 +62,10 @@ impl Service for Server {
         Some(Arc::new(Known(way, self.0.clone())))
     }
 
+    fn refuse(&self, _: &str) -> Option<Refusal> {
+        None
+    }
+
     fn guest(&self, request: Request<RequestBody>) -> Response {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
@@ -82,6 +86,10 @@ impl Method for Known {
             Way::Echo | Way::Later | Way::Refuse => Shape::Unary,
             Way::Chat | Way::Pour => Shape::Stream,
         }
+    }
+
+    fn is_unary(&self) -> bool {
+        self.shape() == Shape::Unary
     }
 
     fn call(&self, call: Call, reply: Reply) {

@@ -132,6 +132,8 @@ pub fn request(input: &mut Input, out: &mut Vec<u8>) {
     out.extend_from_slice(&[0x83, 0x86]); // POST, http.
     integer(4, 4, 0, out);
     string(input.pick(&PATHS).as_bytes(), false, out);
+    integer(1, 4, 0, out);
+    string(b"a.b:1", false, out);
     integer(31, 4, 0, out);
     string(b"application/grpc", true, out);
 }

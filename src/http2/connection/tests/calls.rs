@@ -59,7 +59,7 @@ fn a_reply_that_is_dropped_says_that_the_server_stops() {
 #[test]
 fn metadata_reaches_the_handler_also_when_blocks_repeat() {
     let mut client = Client::new();
-    let more = [("hasleader", "true"), ("token", "t.1"), ("client-api-version", "3.7.1"), ("grpc-timeout", "5S")];
+    let more = [("hasleader", "true"), ("token", "t.1"), ("client-api-version", "3.7.3"), ("grpc-timeout", "5S")];
     for stream in [1, 3, 5] {
         client.open(stream, "/t/Echo", &more, false);
         client.message(stream, b"", true);
@@ -68,7 +68,7 @@ fn metadata_reaches_the_handler_also_when_blocks_repeat() {
     for metadata in &*client.seen.metadata.lock() {
         assert!(metadata.require_leader);
         assert_eq!(metadata.token.as_deref(), Some("t.1"));
-        assert_eq!(metadata.client_api_version.as_deref(), Some(&b"3.7.1"[..]));
+        assert_eq!(metadata.client_api_version.as_deref(), Some(&b"3.7.3"[..]));
         assert_eq!(metadata.deadline, Some(client.now + Duration::from_secs(5)));
     }
     assert_eq!(client.seen.metadata.lock().len(), 3);
@@ -77,23 +77,23 @@ fn metadata_reaches_the_handler_also_when_blocks_repeat() {
 #[test]
 fn blocks_of_indexes_are_recognised_until_the_table_changes() {
     let mut client = Client::new();
-    // POST, http, then a path and a type that are added to the table, which are then only named.
-    let added = b"\x83\x86\x44\x07/t/Echo\x5f\x10application/grpc";
-    let (known, later) = (b"\x83\x86\xbf\xbe", b"\x83\x86\xc0\xbf");
+    // POST, http, then a path, an authority and a type that are added to the table, which are then only named.
+    let added = b"\x83\x86\x44\x07/t/Echo\x41\x04here\x5f\x10application/grpc";
+    let (known, later) = (b"\x83\x86\xc0\xbf\xbe", b"\x83\x86\xc1\xc0\xbf");
     for (stream, block) in [(1, &added[..]), (3, known), (5, known), (7, known)] {
         client.frame(kind::HEADERS, flag::END_HEADERS, stream, block);
         client.message(stream, b"", true);
         assert_eq!(client.told().len(), 3, "stream {stream}");
     }
     // One more entry, and the same bytes mean something else.
-    client.frame(kind::HEADERS, flag::END_HEADERS, 9, b"\x83\x86\xbf\xbe\x40\x01a\x01b");
+    client.frame(kind::HEADERS, flag::END_HEADERS, 9, b"\x83\x86\xc0\xbf\xbe\x40\x01a\x01b");
     client.message(9, b"", true);
     assert_eq!(client.told().len(), 3);
     client.frame(kind::HEADERS, flag::END_HEADERS, 11, later);
     client.message(11, b"", true);
     assert_eq!(client.told().len(), 3);
     client.frame(kind::HEADERS, flag::END_HEADERS, 13, known);
-    client.assert_reset(13, Code::Protocol); // A path called `application/grpc`, and no path.
+    client.assert_reset(13, Code::Protocol); // No path any more.
 }
 
 #[test]
@@ -219,19 +219,24 @@ fn calls_that_are_none_are_refused_in_grpcs_words() {
     let told = refused(200, 12, words).replace(" grpc-status", " grpc-accept-encoding=gzip grpc-status");
     assert_eq!(client.told(), [format!("1 {told} end")]);
     client.open(3, "/t/Echo", &[("grpc-timeout", "5 years")], true);
-    assert_eq!(client.told(), [format!("3 {} end", refused(400, 13, "malformed grpc-timeout: 5 years"))]);
+    let words = "malformed grpc-timeout: transport: timeout unit is not recognized: \"5 years\"";
+    assert_eq!(client.told(), [format!("3 {} end", refused(400, 13, words))]);
     client.open(11, "/t/Echo", &[("grpc-timeout", &"%".repeat(10_000))], true);
     assert!(client.told()[0].len() < 400, "what is said back is cut");
     client.open(13, "/t/Echo", &[], true);
-    let words = "grpc: the request ended before its message did";
-    assert_eq!(client.told(), [format!("13 {HEAD} grpc-status=13 grpc-message={words} end")]);
+    assert_eq!(client.told(), [format!("13 {HEAD} grpc-status=2 grpc-message=EOF end")]);
     client.open(15, "/t/Echo", &[("content-type", "text/html")], true);
     let told = client.told();
     assert!(told[0].starts_with("15 :status=415"), "{told:?}");
-    client.open(17, "/t/Echo", &[], false);
-    client.frame(kind::DATA, 0, 17, &[0, 0xff, 0, 0, 0]);
+    client.open(19, "/t/Nothing", &[], true);
+    assert_eq!(client.told(), [format!("19 {} end", refused(200, 12, "nothing like that"))]);
+    client.open(21, "/t/Echo", &[("x-bin", "a!")], true);
+    let words = "malformed binary metadata \"a!\" in header \"x-bin\": illegal base64 data at input byte 1";
+    assert_eq!(client.told(), [format!("21 {} end", refused(400, 13, words))]);
+    client.open(23, "/t/Echo", &[], false);
+    client.frame(kind::DATA, 0, 23, &[0, 0xff, 0, 0, 0]);
     let words = format!("grpc: received message larger than max ({} vs. {})", 0xff00_0000_u32, 2 << 20);
-    assert_eq!(client.told()[0], format!("17 {HEAD} grpc-status=8 grpc-message={words} end"));
+    assert_eq!(client.told()[0], format!("23 {HEAD} grpc-status=8 grpc-message={words} end"));
 }
 
 #[test]

@@ -235,10 +235,10 @@ fn a_block_may_come_in_pieces() {
 fn acts() -> impl Strategy<Value = Vec<u8>> {
     let payload = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..20),
-        Just(b"\x83\x86\x44\x07/t/Echo\x5f\x10application/grpc".to_vec()),
-        Just(b"\x83\x86\x44\x07/t/Chat\x5f\x10application/grpc".to_vec()),
+        Just(b"\x83\x86\x44\x07/t/Echo\x41\x04here\x5f\x10application/grpc".to_vec()),
+        Just(b"\x83\x86\x44\x07/t/Chat\x41\x04here\x5f\x10application/grpc".to_vec()),
         Just(b"\x83\x86\x84".to_vec()),
-        Just(b"\x83\x86\xbf\xbe".to_vec()),
+        Just(b"\x83\x86\xc0\xbf\xbe".to_vec()),
         Just(framed(b"message")),
         Just(framed(b"message")[..7].to_vec()),
         (0_u32..200_000).prop_map(|number| number.to_be_bytes().to_vec()),

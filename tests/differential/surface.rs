@@ -1,0 +1,54 @@
+//! What lies around the operations: calls that are odd or broken, and the names of what is counted.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use super::{Etcd, etcd, odd_calls, process::Server};
+
+/// A real etcd of the release that ours answers as, and its address.
+fn start() -> Option<(Server, String)> {
+    let Etcd { program, is_old: false } = etcd()? else { return None };
+    let server = Server::start(&program, &[]);
+    let address = address(&server);
+    Some((server, address))
+}
+
+fn address(server: &Server) -> String {
+    server.url().trim_start_matches("http://").to_owned()
+}
+
+/// The test of our own server expects these answers, too.
+#[test]
+fn odd_calls_are_still_answered_by_etcd_as_is_written_down() {
+    let Some((_etcd, address)) = start() else { return };
+    for call in odd_calls::all() {
+        assert_eq!(call.ask(&address), call.answer, "{}", call.name());
+    }
+}
+
+/// Every `grpc_server_*` series, with its labels.
+fn series(address: &str) -> BTreeSet<String> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    let lines = page.lines().filter(|line| line.starts_with("grpc_server_"));
+    lines.map(|line| line.split_once("} ").expect("all have labels").0.to_owned()).collect()
+}
+
+#[test]
+fn all_calls_that_etcd_counts_from_the_start_are_counted_here() {
+    let Some((_etcd, theirs)) = start() else { return };
+    let ours = Server::ours(&[]);
+    let (ours, theirs) = (series(&address(&ours)), series(&theirs));
+    assert_eq!(theirs.len(), 900);
+    let missing: Vec<_> = theirs.difference(&ours).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+    let services = ["v3lockpb.Lock", "v3electionpb.Election"].map(|name| format!("grpc_service=\"{name}\""));
+    let more: Vec<_> =
+        ours.difference(&theirs).filter(|series| !services.iter().any(|name| series.contains(name))).collect();
+    assert!(more.is_empty(), "{more:#?}");
+}
