@@ -1,5 +1,9 @@
 //! RangeStream: a Range in several messages.
 //!
+//! One that names a sort target other than the key is sorted by it, ascending, as a Range is; its rows are read at once and then
+//! sent in chunks. (etcd sorts each chunk for itself and goes on behind the last key of it, so beyond ten keys some are missing
+//! and some come twice.)
+//!
 //! The revision is fixed by the first chunk; each chunk then reads on from where the one before ended. Between chunks
 //! nothing is held, so that a client which stops reading holds up no compaction: if one overtakes the revision, the stream
 //! ends with `Compacted`, as etcd's does. Only the last chunk has a header, `more` and `count`.
@@ -39,6 +43,8 @@ enum Stage {
     Sending(Sending),
     /// Waiting for so many keys, which take long.
     Reading(Barrier<Result<(Rows, i64), Failure>>, Sending, usize),
+    /// Sending what had to be read whole, because it is sorted.
+    Sorted(Sorted),
     /// All is said.
     Over,
 }
@@ -51,6 +57,15 @@ struct Sending {
     /// What the caller's limit still allows.
     left: usize,
     sent: usize,
+    chunk_keys: usize,
+}
+
+/// Rows that were read whole.
+struct Sorted {
+    rest: std::vec::IntoIter<Bytes>,
+    more: bool,
+    count: i64,
+    head: i64,
     chunk_keys: usize,
 }
 
@@ -109,7 +124,7 @@ impl RangeStream {
             Stage::Reading(barrier, sending, wanted) => match barrier.outcome() {
                 Some(Ok(found)) => {
                     let (rows, _) = found.map_err(|failure| Err(refuse(failure)))?;
-                    self.stage = self.pass_on(sending, wanted, rows);
+                    self.stage = self.found(sending, wanted, rows);
                 }
                 Some(Err(error)) => return Err(Err(error.into())),
                 None => {
@@ -117,6 +132,7 @@ impl RangeStream {
                     return Ok(false);
                 }
             },
+            Stage::Sorted(sorted) => self.stage = self.pass_on_sorted(sorted),
             Stage::Over => return Err(Ok(())),
         }
         Ok(true)
@@ -127,7 +143,7 @@ impl RangeStream {
         validate::range_stream(&request)?;
         METRICS.ranges.inc();
         let serializable = request.serializable;
-        let query = txn::query(RangeRequest { sort_order: 0, sort_target: 0, ..request });
+        let query = txn::query(RangeRequest { sort_order: 0, ..request });
         if serializable {
             self.stage = Stage::Sending(self.start(query)?);
             return Ok(());
@@ -147,21 +163,48 @@ impl RangeStream {
     /// Reads a chunk: at once, or on a thread that nobody else waits for.
     fn chunk(&mut self, sending: Sending, waker: &Waker) -> Result<Stage, Refusal> {
         let wanted = sending.chunk_keys.min(sending.left).min(MAX_CHUNK_KEYS);
-        let chunk = Query {
-            limit: i64::try_from(wanted).expect("a chunk is small"),
-            revision: sending.at,
-            // Only a limit of the caller's leaves a rest that he hears of.
-            counts_rest: wanted == sending.left,
-            ..sending.query.clone()
+        let chunk = if sending.query.is_sorted() {
+            Query { revision: sending.at, ..sending.query.clone() }
+        } else {
+            Query {
+                limit: i64::try_from(wanted).expect("a chunk is small"),
+                revision: sending.at,
+                // Only a limit of the caller's leaves a rest that he hears of.
+                counts_rest: wanted == sending.left,
+                ..sending.query.clone()
+            }
         };
         let found = self.api.readers().keys.range_at_once(&chunk).map_err(refuse)?;
         if let Some((rows, _)) = found {
-            return Ok(self.pass_on(sending, wanted, rows));
+            return Ok(self.found(sending, wanted, rows));
         }
         let (barrier, opener) = barrier::erect(waker);
         let api = self.api.clone();
         self.api.pool.run(move || opener(Ok(api.readers().keys.range(&chunk))));
         Ok(Stage::Reading(barrier, sending, wanted))
+    }
+
+    fn found(&mut self, sending: Sending, wanted: usize, rows: Rows) -> Stage {
+        if !sending.query.is_sorted() {
+            return self.pass_on(sending, wanted, rows);
+        }
+        let (rest, more, count) = (rows.records.into_iter(), rows.more, rows.count);
+        Stage::Sorted(Sorted { rest, more, count, head: sending.head, chunk_keys: FIRST_CHUNK_KEYS })
+    }
+
+    fn pass_on_sorted(&mut self, mut sorted: Sorted) -> Stage {
+        let records: Vec<Bytes> = sorted.rest.by_ref().take(sorted.chunk_keys).collect();
+        let mut rows = Rows { records, ..Rows::default() };
+        if sorted.rest.len() == 0 {
+            (rows.more, rows.count) = (sorted.more, sorted.count);
+            self.outbox.push_back(wrap(&self.api.header.rows(&rows, sorted.head)));
+            return Stage::Over;
+        }
+        let mut out = Vec::with_capacity(rows.encoded_len());
+        rows.encode_records(&mut out);
+        sorted.chunk_keys = next_chunk(sorted.chunk_keys, out.len(), self.api.limits.max_request_bytes);
+        self.outbox.push_back(wrap(&out));
+        Stage::Sorted(sorted)
     }
 
     fn pass_on(&mut self, mut sending: Sending, wanted: usize, mut rows: Rows) -> Stage {
@@ -170,7 +213,7 @@ impl RangeStream {
         if more_to_send {
             let mut out = Vec::with_capacity(rows.encoded_len());
             rows.encode_records(&mut out);
-            sending.adapt(out.len(), self.api.limits.max_request_bytes);
+            sending.chunk_keys = next_chunk(sending.chunk_keys, out.len(), self.api.limits.max_request_bytes);
             sending.left -= rows.records.len();
             let last = key_of(rows.records.last().expect("a chunk with more behind it is not empty"));
             sending.query.interval = after(&sending.query.interval, &last);
@@ -186,14 +229,14 @@ impl RangeStream {
     }
 }
 
-impl Sending {
-    /// The next chunk is larger after a small one and smaller after a large one.
-    fn adapt(&mut self, bytes: usize, target: usize) {
-        if bytes < target / 2 {
-            self.chunk_keys = self.chunk_keys.saturating_mul(2).min(MAX_CHUNK_KEYS);
-        } else if bytes > target.saturating_mul(2) {
-            self.chunk_keys = (self.chunk_keys / 2).max(1);
-        }
+/// How many keys follow a chunk of so many: more after a small one, fewer after a large one.
+fn next_chunk(keys: usize, bytes: usize, target: usize) -> usize {
+    if bytes < target / 2 {
+        keys.saturating_mul(2).min(MAX_CHUNK_KEYS)
+    } else if bytes > target.saturating_mul(2) {
+        (keys / 2).max(1)
+    } else {
+        keys
     }
 }
 

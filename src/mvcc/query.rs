@@ -106,6 +106,12 @@ impl Query {
         }
     }
 
+    /// Whether the answer is in another order than the keys are. What is only counted has none.
+    #[must_use]
+    pub fn is_sorted(&self) -> bool {
+        !self.count_only && (self.target != Target::Key || self.order == Order::Descend)
+    }
+
     /// Whether it asks for what the index forgets of keys that have changed since.
     pub(super) fn needs_lives(&self) -> bool {
         self.keys_only

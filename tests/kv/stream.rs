@@ -1,8 +1,8 @@
 //! RangeStream: a Range in several messages.
 
 use metastore::proto::etcdserverpb::{
-    CompactionRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, kv_client::KvClient, request_op,
-    response_op,
+    CompactionRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, kv_client::KvClient,
+    range_request::SortTarget, request_op, response_op,
 };
 use tonic::{Code, Streaming, transport::Channel};
 
@@ -48,6 +48,57 @@ fn merged(chunks: Vec<RangeResponse>) -> RangeResponse {
     }
     assert!(all.kvs.is_sorted_by(|a, b| a.key < b.key), "chunks are disjoint and ascend");
     all
+}
+
+/// Keys without values come in chunks of the same kind, with the same count.
+#[tokio::test]
+async fn a_stream_of_keys_alone_is_like_one_with_values() {
+    let server = Server::start(&[]);
+    let mut kv = server.kv().await;
+    fill(&mut kv, 25, 10).await;
+    for limit in [0, 25, 100] {
+        let with_values = RangeRequest { limit, ..whole() };
+        let keys_only = RangeRequest { keys_only: true, ..with_values.clone() };
+        let parts = chunks(&mut kv, keys_only.clone()).await;
+        assert!(parts.len() >= 2, "{} chunks", parts.len());
+        let keys = merged(parts);
+        assert_eq!(keys, kv.range(keys_only).await.unwrap().into_inner());
+        let mut values = merged(chunks(&mut kv, with_values).await);
+        assert!(keys.kvs.iter().all(|kv| kv.value.is_empty()));
+        values.kvs.iter_mut().for_each(|kv| kv.value.clear());
+        assert_eq!(keys, values);
+        assert_eq!((keys.count, keys.more, keys.kvs.len()), (25, false, 25));
+    }
+}
+
+/// A target without an order means ascending, here as in a Range. etcd loses keys beyond the tenth.
+#[tokio::test]
+async fn a_stream_with_a_sort_target_is_sorted_by_it_as_a_range_is() {
+    let server = Server::start(&[]);
+    let mut kv = server.kv().await;
+    for nth in 0..400_u32 {
+        let key = format!("{:02}", nth * 37 % 60).into();
+        let value = format!("{:03}", nth * 7919 % 1000).into();
+        kv.put(PutRequest { key, value, ..PutRequest::default() }).await.unwrap();
+    }
+    for target in [SortTarget::Version, SortTarget::Create, SortTarget::Mod, SortTarget::Value] {
+        for (limit, keys_only) in [(0, false), (5, false), (10, false), (25, false), (60, false), (100, true)] {
+            let request = RangeRequest { sort_target: target as i32, limit, keys_only, ..whole() };
+            let parts = chunks(&mut kv, request.clone()).await;
+            let largest = parts.iter().map(|part| part.kvs.len()).max().unwrap();
+            let last = parts.len() - 1;
+            assert!(parts[..last].iter().all(|part| part.header.is_none() && !part.more && part.count == 0));
+            assert!(limit != 0 || parts.len() > 2 && largest <= 40, "{} chunks, {largest} keys", parts.len());
+            let mut all = RangeResponse::default();
+            for part in parts {
+                all.kvs.extend(part.kvs);
+                (all.header, all.more, all.count) = (part.header, part.more, part.count);
+            }
+            assert_eq!(all, kv.range(request).await.unwrap().into_inner(), "{target:?}, {limit}");
+        }
+        let counted = RangeRequest { sort_target: target as i32, count_only: true, ..whole() };
+        assert_eq!(merged(chunks(&mut kv, counted).await).count, 60);
+    }
 }
 
 /// No cache holds anything, so every read has to ask the disk.
