@@ -8,6 +8,7 @@
 
 mod crash;
 mod decay;
+mod full;
 mod ground;
 
 use std::path::Path;
