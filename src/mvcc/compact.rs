@@ -358,8 +358,7 @@ impl Reader {
         if let Some(remembered) = shared.hashes.lock().get(&revision) {
             return Ok(KeyHash { head: shared.head(), ..*remembered });
         }
-        let (compacted, guard) = self.hold_compaction();
-        let head = shared.head();
+        let (compacted, head, guard) = self.hold_compaction();
         if revision > head {
             return Err(Error::FutureRev.into());
         }
@@ -382,15 +381,18 @@ impl Reader {
         self.shared.hashes.lock().values().rev().copied().collect()
     }
 
-    /// The compact revision, and what keeps all later compactions from removing anything.
-    fn hold_compaction(&self) -> (i64, ViewGuard) {
+    /// The compact revision, a head that is not below it, and what keeps all later compactions from removing anything.
+    fn hold_compaction(&self) -> (i64, i64, ViewGuard) {
         loop {
             let compacted = self.shared.compacted();
             let guard = self.shared.register(compacted.max(0));
-            // Registering first and checking afterwards leaves compaction no moment in between.
-            if self.shared.compacted() == compacted {
-                return (compacted, guard);
+            let head = self.shared.head();
+            // Registering first and checking afterwards leaves compaction no moment in between. A compaction is published
+            // shortly before the head that it was made at: a hash between the two would be of a revision that is compacted.
+            if self.shared.compacted() == compacted && compacted <= head {
+                return (compacted, head, guard);
             }
+            std::hint::spin_loop();
         }
     }
 }

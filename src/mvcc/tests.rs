@@ -1,6 +1,6 @@
 //! What spans rooms: a key space, its readers, and compaction between them.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::mpsc, thread, time::Duration};
 
 use proptest::prelude::*;
 
@@ -128,6 +128,30 @@ fn a_read_that_compaction_overtakes_is_done_again() {
         assert_eq!(reader.range_unguarded(&query, resolved).unwrap().map(|rows| rows.count), None);
         assert_eq!(reader.range(&query).unwrap().0.count, 1);
     }
+}
+
+/// The hash was one of a revision that could not be asked for by number any more.
+#[test]
+fn a_hash_of_now_waits_for_the_head_that_a_compaction_was_made_at() {
+    let mut world = World::new();
+    world.put(&["a"]);
+    world.put(&["a"]);
+    world.store.put(&mut world.batch, Put { key: "a".into(), value: "newest".into(), lease: 0 });
+    world.store.end_transaction();
+    world.store.schedule_compaction(&mut world.batch, 4);
+    world.engine.write(&world.batch).unwrap();
+    world.store.publish();
+    assert_eq!((world.store.reader().head(), world.store.reader().compacted()), (3, 4), "the head comes later");
+
+    let (reader, (tell, told)) = (world.store.reader(), mpsc::channel());
+    thread::scope(|scope| {
+        scope.spawn(|| tell.send(reader.hash_kv(0).unwrap()).unwrap());
+        let early = told.recv_timeout(Duration::from_millis(200));
+        world.store.publish_head();
+        assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout));
+        let hash = told.recv_timeout(Duration::from_mins(1)).unwrap();
+        assert_eq!((hash.hash_revision, hash.compact_revision), (4, 4));
+    });
 }
 
 /// Keys with a long history held up all writers, until all of it was gone.

@@ -8,7 +8,10 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::{Failure, joining, request_timeout, takeover};
 use crate::{
@@ -28,6 +31,8 @@ use crate::{
 
 /// How long others get to say that a cluster is there already.
 const GUARD: Duration = Duration::from_secs(1);
+/// A founder asks the others again after this.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a member begins with.
 pub struct Origin {
@@ -47,7 +52,8 @@ pub async fn origin(config: &Config, client: &Client) -> Result<Origin, Failure>
     let origin = match first.state {
         ClusterState::New => {
             let origin = founders(&first)?;
-            refuse_to_found_twice(&first, origin.identity.member_id, client).await.map(|()| origin)
+            let asks_for = config.election_timeout;
+            refuse_to_found_twice(&first, origin.identity.member_id, client, asks_for).await.map(|()| origin)
         }
         ClusterState::Existing => {
             let patience = request_timeout(config);
@@ -133,14 +139,30 @@ fn founders(first: &FirstStart) -> Result<Origin, Failure> {
 
 /// A member whose data was lost must not found its cluster again: it has promised things that it does not remember. If the
 /// others know a member of this ID that has served clients, this is it.
-async fn refuse_to_found_twice(first: &FirstStart, own: u64, client: &Client) -> Result<(), Failure> {
-    for (url, roll) in ask_all(first.urls_of_others(), client).await {
-        if !roll.is_metastore {
-            return Err(Failure::Refused(joining::among_strangers(&url)));
+///
+/// It keeps asking for this long: others that are starting, too, or that the network does not reach at this moment, would be
+/// taken for founders that have not started yet.
+async fn refuse_to_found_twice(
+    first: &FirstStart,
+    own: u64,
+    client: &Client,
+    asks_for: Duration,
+) -> Result<(), Failure> {
+    let others = first.urls_of_others();
+    let ends = Instant::now() + asks_for;
+    while !others.is_empty() {
+        for (url, roll) in ask_all(others.clone(), client).await {
+            if !roll.is_metastore {
+                return Err(Failure::Refused(joining::among_strangers(&url)));
+            }
+            if roll.members.iter().any(|member| member.id == own && !member.client_ur_ls.is_empty()) {
+                return Err(Failure::Refused(format!("member {own:x} has already been bootstrapped")));
+            }
         }
-        if roll.members.iter().any(|member| member.id == own && !member.client_ur_ls.is_empty()) {
-            return Err(Failure::Refused(format!("member {own:x} has already been bootstrapped")));
+        if Instant::now() >= ends {
+            break;
         }
+        sleep(ASK_AGAIN).await;
     }
     Ok(())
 }
@@ -188,8 +210,18 @@ pub fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
     use super::*;
-    use crate::proto::etcdserverpb::Member;
+    use crate::{peer::json, proto::etcdserverpb::Member};
 
     fn first(members: &[(&str, &str)], name: &str) -> FirstStart {
         FirstStart {
@@ -217,6 +249,58 @@ mod tests {
         }
         let urls: Vec<&Member> = origins[0].members.iter().collect();
         assert!(urls.iter().all(|member| member.name.is_empty() && member.peer_ur_ls.len() == 1));
+    }
+
+    const ASKS_FOR: Duration = Duration::from_millis(300);
+
+    /// A member at a port of its own that closes its first connections without a word, and says on all later ones that the
+    /// member with this ID has served clients. Returns its URL, and counts the connections.
+    async fn member_that_knows(id: u64, silent: usize) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counter = connections.clone();
+        let known = Member { id, client_ur_ls: vec!["http://127.0.0.1:1".to_owned()], ..Member::default() };
+        let body = json::write_members([&known]);
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nserver: metastore\r\nx-etcd-cluster-id: 1\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                if counter.fetch_add(1, Ordering::Relaxed) >= silent {
+                    let _ = stream.read(&mut [0; 1024]).await;
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            }
+        });
+        (url, connections)
+    }
+
+    #[tokio::test]
+    async fn a_founder_is_refused_by_a_member_that_answers_late() {
+        let (url, connections) = member_that_knows(7, 2).await;
+        let first = first(&[("a", "http://127.0.0.1:1"), ("b", &url)], "a");
+        let client = Client::new(GUARD);
+        // Time for as many questions as it takes, however busy the machine is.
+        let refusal = refuse_to_found_twice(&first, 7, &client, Duration::from_mins(1)).await.err().unwrap();
+        assert_eq!(refusal.to_string(), "member 7 has already been bootstrapped");
+        assert!(connections.load(Ordering::Relaxed) > 2);
+    }
+
+    #[tokio::test]
+    async fn a_founder_asks_others_for_a_while_and_nobody_if_it_is_alone() {
+        let client = Client::new(GUARD);
+        let (url, connections) = member_that_knows(8, 0).await;
+        let both = first(&[("a", "http://127.0.0.1:1"), ("b", &url)], "a");
+        let started = Instant::now();
+        refuse_to_found_twice(&both, 7, &client, ASKS_FOR).await.unwrap();
+        assert!(started.elapsed() >= ASKS_FOR && connections.load(Ordering::Relaxed) > 0);
+
+        let alone = first(&[("a", "http://127.0.0.1:1")], "a");
+        let asking = refuse_to_found_twice(&alone, 7, &client, Duration::from_hours(1));
+        tokio::time::timeout(Duration::from_mins(1), asking).await.expect("there is nobody to ask").unwrap();
     }
 
     #[test]

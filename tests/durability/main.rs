@@ -17,6 +17,9 @@ mod writer;
 
 use std::{fmt, panic, time::Duration};
 
+use power::Disk;
+use support::Server;
+
 /// What a loop came to.
 #[derive(Debug, Default)]
 pub struct Figures {
@@ -91,23 +94,54 @@ async fn more_to_replay_than_a_running_server_would_let_gather_is_replayed() {
 }
 
 #[test]
+fn a_line_says_how_the_log_becomes_durable() {
+    let server = Server::start(&[]);
+    let line = server.wait_for_log("opened the raft log");
+    let ways = ["writes with O_DIRECT and RWF_DSYNC (file system: ", "cached writes and fdatasync (file system: "];
+    assert!(line.contains("\"level\":\"info\"") && ways.iter().any(|way| line.contains(way)), "{line}");
+    let unsafe_server = Server::start(&["--unsafe-no-fsync"]);
+    let line = unsafe_server.wait_for_log("opened the raft log");
+    assert!(line.contains("never, as --unsafe-no-fsync asks for"), "{line}");
+}
+
+#[test]
 fn nothing_acknowledged_is_lost_with_what_was_not_synced() {
-    assert_meaningful(&power::cut_again_and_again(8, false), 8);
+    assert_meaningful(&power::cut_again_and_again(8, Disk::Contract), 8);
 }
 
 #[test]
 #[ignore = "long"]
 fn nothing_acknowledged_is_lost_with_what_was_not_synced_a_hundred_times() {
-    assert_meaningful(&power::cut_again_and_again(100, false), 100);
+    assert_meaningful(&power::cut_again_and_again(100, Disk::Contract), 100);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_that_went_past_the_page_cache() {
+    assert_meaningful(&power::cut_again_and_again(8, Disk::OsFiles), 8);
+}
+
+#[test]
+#[ignore = "long"]
+fn nothing_acknowledged_is_lost_that_went_past_the_page_cache_a_hundred_times() {
+    assert_meaningful(&power::cut_again_and_again(100, Disk::OsFiles), 100);
 }
 
 /// What the loop says where a promise was broken: the log cannot be what it was, a writer misses something, time went back.
 const COMPLAINTS: [&str; 3] = ["Refused", "was promised", "went back"];
 
-#[test]
-fn a_disk_that_lies_about_syncs_is_found() {
-    let outcome = panic::catch_unwind(|| power::cut_again_and_again(8, true));
+fn assert_found_out(disk: Disk) {
+    let outcome = panic::catch_unwind(|| power::cut_again_and_again(8, disk));
     let cause = outcome.expect_err("on this disk something must be lost");
     let text = cause.downcast_ref::<String>().expect("a panic with figures in it");
     assert!(COMPLAINTS.iter().any(|complaint| text.contains(complaint)), "{text}");
+}
+
+#[test]
+fn a_disk_that_lies_about_syncs_is_found() {
+    assert_found_out(Disk::ContractWithoutSyncs);
+}
+
+#[test]
+fn a_file_system_that_ignores_durable_writes_is_found() {
+    assert_found_out(Disk::OsFilesWithoutDurableWrites);
 }

@@ -28,7 +28,7 @@ use metastore::{
         inbox::Inbox,
         keeper::Habits,
         log::{
-            Identity, Place, Position, SegmentLog,
+            FileSystem, Identity, Place, Position, SegmentLog,
             lossy::{Loss, LossyFiles},
         },
         replica::Timing,
@@ -156,8 +156,8 @@ impl Ground {
     }
 
     /// A cluster of one that was founded here.
-    fn found(dir: PathBuf) -> Self {
-        let ground = Self { dir, files: LossyFiles::new() };
+    fn found(dir: PathBuf, files: LossyFiles) -> Self {
+        let ground = Self { dir, files };
         let identity = Identity { cluster_id: 70, member_id: MEMBER };
         let origin = Position { index: 1, term: 1 };
         let hard_state = HardState { term: 1, commit: 1, ..HardState::default() };
@@ -258,17 +258,45 @@ fn propose(node: &Node, id: u64, kind: Kind, request: &impl Message) -> Result<R
     told.recv_timeout(PATIENCE).expect("a proposal has an outcome")
 }
 
-/// Cuts the power so many times; on a disk that may lie about what is synced.
-pub fn cut_again_and_again(rounds: usize, disk_lies: bool) -> Figures {
+/// What the log lies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// Files that keep what the log relies on, and no more.
+    Contract,
+    /// The same, but a sync does nothing.
+    ContractWithoutSyncs,
+    /// The operating system's type of file, on a file system that is trusted with durable writes.
+    OsFiles,
+    /// The same, but there are no durable writes.
+    OsFilesWithoutDurableWrites,
+}
+
+impl Disk {
+    fn files(self) -> LossyFiles {
+        match self {
+            Self::Contract | Self::ContractWithoutSyncs => LossyFiles::new(),
+            Self::OsFiles | Self::OsFilesWithoutDurableWrites => LossyFiles::under_os_files(FileSystem::EXT4),
+        }
+    }
+
+    fn begin_to_lie(self, files: &LossyFiles) {
+        match self {
+            Self::Contract | Self::OsFiles => (),
+            Self::ContractWithoutSyncs => files.lie_about_syncs(),
+            Self::OsFilesWithoutDurableWrites => files.ignore_durable_writes(),
+        }
+    }
+}
+
+/// Cuts the power so many times.
+pub fn cut_again_and_again(rounds: usize, disk: Disk) -> Figures {
     let seed = fresh_seed();
     println!("seed {seed}");
     let root = TempDir::new().unwrap();
     let mut dice = StdRng::seed_from_u64(seed);
     let mut writers: Vec<_> = (0..WRITERS).map(|name| Writer::new(name, seed)).collect();
-    let mut running = Running::start(Ground::found(root.path().join("life-0")), 0);
-    if disk_lies {
-        running.ground.files.lie_about_syncs();
-    }
+    let mut running = Running::start(Ground::found(root.path().join("life-0"), disk.files()), 0);
+    disk.begin_to_lie(&running.ground.files);
     let (mut highest, mut figures) = (1, Figures::default());
     for round in 1..=rounds {
         let to = root.path().join(format!("life-{round}"));

@@ -1,14 +1,17 @@
-//! Crashes: at each operation of a step, and again and again in a long life.
+//! Crashes: at each operation of a step, and again and again in a long life. All of it on files that keep the contract, and on the
+//! operating system's type of file.
+
+use std::panic;
 
 use metastore::error::Halt;
 use metastore::node::log::lossy::Loss;
 use metastore::node::log::volatile::VolatileLog;
-use metastore::node::log::{Group, LogStore, Recovered};
+use metastore::node::log::{FileSystem, Group, LogStore, Recovered};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::ground::{
-    Ground, IDENTITY, SEGMENT_BYTES, START, Step, a_varied_life, at, entry, expected, group, hard_state,
+    CONTRACT, Ground, IDENTITY, OS_FILES, START, Step, Terms, a_varied_life_on, at, entry, expected, group, hard_state,
 };
 
 /// What a log held when it was opened after a crash, and what it took then, must survive a power cut: what was only in the
@@ -25,12 +28,12 @@ fn survives_another_crash(ground: &Ground, recovered: &Recovered) {
 }
 
 /// Breaks the disk at each operation that the last of `steps` needs, and crashes in several ways.
-fn crash_at_each_operation(segment_bytes: u64, steps: &[Step]) {
+fn crash_at_each_operation(terms: Terms, steps: &[Step]) {
     let (last, before) = steps.split_last().unwrap();
     let states = [expected(before), expected(steps)];
     for operation in 1.. {
         for loss in [Loss::Nothing, Loss::Unsynced].into_iter().chain((0..12).map(Loss::Parts)) {
-            let ground = Ground::new(segment_bytes);
+            let ground = Ground::on(terms);
             ground.take(before);
             let (mut log, ..) = ground.open().unwrap();
             ground.files.fail_at(operation);
@@ -50,43 +53,60 @@ fn crash_at_each_operation(segment_bytes: u64, steps: &[Step]) {
     }
 }
 
+const BOTH: [Terms; 2] = [CONTRACT, OS_FILES];
+
 #[test]
 fn a_crash_at_any_step_of_a_rotation_leaves_the_log_before_or_after() {
-    let steps: Vec<_> = (4..=17).map(|index| Step::Append(group(index, index, 1, 100))).collect();
-    let rotates = |steps: &[Step]| {
-        let ground = Ground::new(SEGMENT_BYTES);
-        ground.take(steps);
-        ground.named("segment").len() == 2
-    };
-    let first = (1..steps.len()).find(|count| rotates(&steps[..*count])).unwrap();
-    crash_at_each_operation(SEGMENT_BYTES, &steps[..first]);
+    for terms in BOTH {
+        let steps: Vec<_> = (4..=40).map(|index| Step::Append(terms.group(index, index, 1, 100))).collect();
+        let rotates = |steps: &[Step]| {
+            let ground = Ground::on(terms);
+            ground.take(steps);
+            ground.named("segment").len() == 2
+        };
+        let first = (1..steps.len()).find(|count| rotates(&steps[..*count])).unwrap();
+        crash_at_each_operation(terms, &steps[..first]);
+    }
 }
 
 #[test]
 fn a_crash_at_any_step_of_an_oversized_group_leaves_the_log_before_or_after() {
-    crash_at_each_operation(SEGMENT_BYTES, &[Step::Append(group(4, 8, 1, 100)), Step::Append(group(7, 12, 2, 900))]);
+    for terms in BOTH {
+        let [first, oversized] = [terms.group(4, 8, 1, 100), terms.group(7, 12, 2, 1500)];
+        crash_at_each_operation(terms, &[Step::Append(first), Step::Append(oversized)]);
+    }
 }
 
 #[test]
 fn a_crash_at_any_step_of_a_cut_leaves_the_log_before_or_after() {
-    let mut steps = a_varied_life();
-    steps.push(Step::Cut(at(28, 4)));
-    crash_at_each_operation(SEGMENT_BYTES, &steps);
+    for terms in BOTH {
+        let mut steps = a_varied_life_on(terms);
+        steps.push(Step::Cut(at(28, 4)));
+        crash_at_each_operation(terms, &steps);
+    }
 }
 
 #[test]
 fn a_crash_at_any_step_of_a_reset_leaves_the_log_before_or_after() {
-    let mut steps = a_varied_life();
-    steps.push(Step::Installing(Some(at(90, 5))));
-    steps.push(Step::Reset(at(90, 5), hard_state(5, 90)));
-    crash_at_each_operation(SEGMENT_BYTES, &steps);
+    for terms in BOTH {
+        let mut steps = a_varied_life_on(terms);
+        steps.push(Step::Installing(Some(at(90, 5))));
+        steps.push(Step::Reset(at(90, 5), hard_state(5, 90)));
+        crash_at_each_operation(terms, &steps);
+    }
 }
 
 #[test]
 fn a_crash_at_any_step_of_creation_leaves_no_log_or_a_whole_one() {
+    for terms in BOTH {
+        crash_at_each_operation_of_creation(terms);
+    }
+}
+
+fn crash_at_each_operation_of_creation(terms: Terms) {
     for operation in 1..100 {
         for seed in 0..12 {
-            let ground = Ground::empty(SEGMENT_BYTES);
+            let ground = Ground::empty(terms);
             ground.files.fail_at(operation);
             let done = ground.create().is_ok();
             ground.files.crash(Loss::Parts(seed)).unwrap();
@@ -109,6 +129,7 @@ fn a_crash_at_any_step_of_creation_leaves_no_log_or_a_whole_one() {
 
 /// Chooses steps that raft could take.
 struct Will {
+    terms: Terms,
     dice: StdRng,
     term: u64,
 }
@@ -139,8 +160,8 @@ impl Will {
         }
         let mut group = Group::default();
         for index in first..first + self.dice.random_range(0..5) {
-            let bytes = if self.dice.random_bool(0.02) { 3000 } else { self.dice.random_range(0..200) };
-            group.entries.push(entry(index, self.term, bytes));
+            let bytes = if self.dice.random_bool(0.02) { 10_000 } else { self.dice.random_range(0..200) };
+            group.entries.push(self.terms.entry(index, self.term, bytes));
         }
         if group.is_empty() || self.dice.random_bool(0.3) {
             let commit = self.dice.random_range(log.hard_state.commit.max(log.truncated.index).min(first - 1)..first);
@@ -159,9 +180,9 @@ impl Will {
 }
 
 /// A life of appends, cuts, resets and crashes: also crashes while recovering from the crash before.
-fn live(seed: u64, crashes: usize) {
-    let ground = Ground::new(SEGMENT_BYTES);
-    let mut will = Will { dice: StdRng::seed_from_u64(seed), term: 1 };
+fn live(terms: Terms, seed: u64, crashes: usize) {
+    let ground = Ground::on(terms);
+    let mut will = Will { terms, dice: StdRng::seed_from_u64(seed), term: 1 };
     let mut model = VolatileLog::create(IDENTITY, START, &hard_state(1, 3));
     for crash in 0..crashes {
         ground.files.fail_at(will.dice.random_range(1..80));
@@ -194,7 +215,10 @@ fn live(seed: u64, crashes: usize) {
 #[test]
 fn whatever_happens_the_log_holds_what_was_synced() {
     for seed in 0..20 {
-        live(seed, 25);
+        live(CONTRACT, seed, 25);
+    }
+    for seed in 100..108 {
+        live(OS_FILES, seed, 25);
     }
 }
 
@@ -202,6 +226,26 @@ fn whatever_happens_the_log_holds_what_was_synced() {
 #[ignore = "long"]
 fn whatever_happens_for_long_the_log_holds_what_was_synced() {
     for seed in 1000..2500 {
-        live(seed, 40);
+        live(CONTRACT, seed, 40);
+    }
+    for seed in 3000..3400 {
+        live(OS_FILES, seed, 40);
+    }
+}
+
+/// As layers over other file systems do: they let a file be opened so, and then write like always.
+const NO_DURABLE_WRITES: Terms = Terms { ignores_durable_writes: true, ..OS_FILES };
+
+#[test]
+fn durable_writes_that_are_none_are_found_here() {
+    let finds = |seed| panic::catch_unwind(|| live(NO_DURABLE_WRITES, seed, 25)).is_err();
+    assert!((0..5).any(finds), "acknowledged groups were to be lost");
+}
+
+#[test]
+fn where_the_file_system_is_not_known_durable_writes_are_not_relied_on() {
+    let terms = Terms { os_files: Some(FileSystem::UNKNOWN), ..NO_DURABLE_WRITES };
+    for seed in 200..205 {
+        live(terms, seed, 25);
     }
 }

@@ -8,6 +8,7 @@
 
 mod crash;
 mod decay;
+mod full;
 mod ground;
 
 use std::path::Path;
@@ -17,7 +18,7 @@ use metastore::error::Halt;
 use metastore::node::log::lossy::Loss;
 use metastore::node::log::{LogStore, Place, SegmentLog};
 
-use ground::{Ground, IDENTITY, SEGMENT_BYTES, START, Step, a_varied_life, at, expected, group, hard_state};
+use ground::{CONTRACT, Ground, IDENTITY, SEGMENT_BYTES, START, Step, a_varied_life, at, expected, group, hard_state};
 
 #[test]
 fn what_is_appended_is_there_after_reopening() {
@@ -82,7 +83,7 @@ fn a_reset_leaves_an_empty_log_behind_the_snapshot() {
 fn only_a_directory_without_a_log_gets_a_new_one() {
     let ground = Ground::new(SEGMENT_BYTES);
     assert!(matches!(ground.create(), Err(Halt::Refused(_))));
-    let empty = Ground::empty(SEGMENT_BYTES);
+    let empty = Ground::empty(CONTRACT);
     std::fs::create_dir(&empty.place.dir).unwrap();
     assert!(matches!(empty.open(), Err(Halt::Refused(_))));
 }

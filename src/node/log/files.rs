@@ -6,10 +6,12 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::direct::Direct;
+use rustix::fs::statvfs;
+
+use super::direct::{self, Direct};
+use super::handle::{FileSystem, Handle};
 
 /// A directory tree.
 pub trait Files: Send + Sync {
@@ -37,6 +39,9 @@ pub trait Files: Send + Sync {
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
+    /// How much more can be stored in a directory.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+
     /// Whether a helper thread may prepare files beside the caller. Tests that count operations say no.
     fn allows_helpers(&self) -> bool {
         true
@@ -54,6 +59,9 @@ pub trait File: Send {
 
     /// How long the file is.
     fn size_bytes(&self) -> io::Result<u64>;
+
+    /// How what is written becomes durable, in words for the operator.
+    fn how_it_syncs(&self) -> String;
 }
 
 /// The operating system's files.
@@ -63,6 +71,16 @@ pub struct OsFiles {
     pub syncs: bool,
 }
 
+impl OsFiles {
+    fn opened(self, file: fs::File, path: &Path) -> io::Result<OsFile<fs::File>> {
+        OsFile::new(file, self.syncs, || direct::open(path))
+    }
+
+    fn open_file(self, path: &Path) -> io::Result<OsFile<fs::File>> {
+        self.opened(fs::File::options().read(true).write(true).open(path)?, path)
+    }
+}
+
 impl Files for OsFiles {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         fs::create_dir_all(dir)
@@ -70,16 +88,15 @@ impl Files for OsFiles {
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let file = fs::File::options().read(true).write(true).create_new(true).open(path)?;
-        Ok(Box::new(OsFile::new(file, path, self.syncs)?))
+        Ok(Box::new(self.opened(file, path)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let file = fs::File::options().read(true).write(true).open(path)?;
-        Ok(Box::new(OsFile::new(file, path, self.syncs)?))
+        Ok(Box::new(self.open_file(path)?))
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        fs::read(path)
+        self.open_file(path)?.read_all()
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -97,25 +114,83 @@ impl Files for OsFiles {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         if self.syncs { fs::File::open(dir)?.sync_all() } else { Ok(()) }
     }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let disk = statvfs(dir)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
 }
 
-struct OsFile {
-    file: fs::File,
+/// A file that is written past the page cache where its file system can be trusted with that, and through it elsewhere.
+pub(super) struct OsFile<H> {
+    file: H,
+    file_system: FileSystem,
     bytes: u64,
     syncs: bool,
     /// Whether the page cache holds what the disk may not.
     is_dirty: bool,
-    direct: Option<Direct>,
+    direct: Option<Direct<H>>,
 }
 
-impl OsFile {
-    fn new(file: fs::File, path: &Path, syncs: bool) -> io::Result<Self> {
-        let bytes = file.metadata()?.len();
-        let direct = if syncs { Direct::open(path) } else { None };
-        Ok(Self { file, bytes, syncs, is_dirty: false, direct })
+impl<H: Handle> OsFile<H> {
+    /// `open_direct` opens the same file once more, past the page cache.
+    pub fn new(file: H, syncs: bool, open_direct: impl FnOnce() -> io::Result<H>) -> io::Result<Self> {
+        let (bytes, file_system) = (file.size_bytes()?, file.file_system()?);
+        let mut opened = Self { file, file_system, bytes, syncs, is_dirty: false, direct: None };
+        if syncs && file_system.has_durable_writes() {
+            match open_direct() {
+                Ok(file) => opened.direct = Some(Direct::over(file)),
+                Err(error) => opened.give_up_direct(&error),
+            }
+        }
+        Ok(opened)
     }
 
+    fn give_up_direct(&mut self, error: &io::Error) {
+        tracing::info!(%error, "no writes past the page cache for this file of the raft log: it is written through it and synced");
+        self.direct = None;
+    }
+
+    /// All bytes of the file.
+    pub fn read_all(&mut self) -> io::Result<Vec<u8>> {
+        match self.direct.as_ref().map(|direct| direct.read_all(self.bytes)) {
+            Some(Err(error)) if direct::is_refusal(&error) => self.give_up_direct(&error),
+            Some(read) => return read,
+            None => (),
+        }
+        let mut all = vec![0; usize::try_from(self.bytes).map_err(io::Error::other)?];
+        let mut read = 0;
+        while read < all.len() {
+            match self.file.read_at(&mut all[read..], read as u64)? {
+                0 => break,
+                more => read += more,
+            }
+        }
+        all.truncate(read);
+        Ok(all)
+    }
+
+    fn stage(&mut self, offset: u64, bytes: &[u8]) -> io::Result<bool> {
+        let Some(direct) = self.direct.as_mut().filter(|_| !self.is_dirty) else { return Ok(false) };
+        match direct.stage(offset, bytes, self.bytes) {
+            Err(error) if direct::is_refusal(&error) => {
+                self.give_up_direct(&error);
+                Ok(false)
+            }
+            staged => staged,
+        }
+    }
+
+    /// Writes through the page cache; the first block as a whole, because what the cache has of it may be old.
     fn write_cached(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if let Some(direct) = &mut self.direct {
+            match direct.head(offset) {
+                Ok([]) => (),
+                Ok(head) => self.file.write_all_at(head, offset - head.len() as u64)?,
+                Err(error) if direct::is_refusal(&error) => self.give_up_direct(&error),
+                Err(error) => return Err(error),
+            }
+        }
         self.file.write_all_at(bytes, offset)?;
         self.bytes = self.bytes.max(offset + bytes.len() as u64);
         self.is_dirty = true;
@@ -132,13 +207,9 @@ impl OsFile {
     }
 }
 
-impl File for OsFile {
+impl<H: Handle> File for OsFile<H> {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let Self { file, direct, .. } = self;
-        if let Some(direct) = direct
-            && !self.is_dirty
-            && direct.stage(offset, bytes, self.bytes, |head, at| file.read_exact_at(head, at))?
-        {
+        if self.stage(offset, bytes)? {
             return Ok(());
         }
         self.unstage()?;
@@ -147,14 +218,11 @@ impl File for OsFile {
 
     fn sync(&mut self) -> io::Result<()> {
         match self.direct.as_mut().map_or(Ok(()), Direct::write) {
-            Ok(()) => (),
-            // Some file systems let a file be opened for such writes, and then want none, or none of this size.
-            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
-                tracing::debug!(%error, "no writes past the page cache");
+            Err(error) if direct::is_refusal(&error) => {
                 self.unstage()?;
-                self.direct = None;
+                self.give_up_direct(&error);
             }
-            Err(error) => return Err(error),
+            written => written?,
         }
         if self.syncs && self.is_dirty {
             self.file.sync_data()?;
@@ -166,11 +234,24 @@ impl File for OsFile {
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.bytes)
     }
+
+    fn how_it_syncs(&self) -> String {
+        let how = match (self.syncs, &self.direct) {
+            (false, _) => "never, as --unsafe-no-fsync asks for",
+            (true, Some(_)) => "writes with O_DIRECT and RWF_DSYNC",
+            (true, None) => "cached writes and fdatasync",
+        };
+        format!("{how} (file system: {})", self.file_system)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSliceMut;
+
     use proptest::prelude::*;
+    use rustix::fs::{Advice, fadvise};
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
     use super::*;
     use crate::node::log::direct::BLOCK;
@@ -224,36 +305,128 @@ mod tests {
         }
     }
 
-    fn with_direct(path: &Path, direct: &str, writable: bool) -> OsFile {
-        fs::write(path, [0xEE; 10_000]).unwrap();
-        let file = fs::File::options().read(true).write(true).open(path).unwrap();
-        let mut file = OsFile::new(file, path, true).unwrap();
-        let other = fs::File::options().read(true).write(writable).open(direct).unwrap();
-        file.direct = Some(Direct::over(other));
-        file
+    /// A file on ext4 that is `refused` in one way past the page cache, and has no room for anything if it is not.
+    struct Strange {
+        file: fs::File,
+        is_direct: bool,
+        refused: &'static str,
+    }
+
+    impl Strange {
+        fn answer(&self, call: &str) -> io::Result<()> {
+            match (self.is_direct, self.refused) {
+                (true, refused) if refused == call => Err(io::ErrorKind::InvalidInput.into()),
+                (true, "nothing") if call == "write" => Err(io::ErrorKind::StorageFull.into()),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    impl Handle for Strange {
+        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.answer("read")?;
+            Handle::read_at(&self.file, bytes, offset)
+        }
+
+        fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+            assert!(!self.is_direct);
+            Handle::write_all_at(&self.file, bytes, offset)
+        }
+
+        fn write_durably_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+            assert!(self.is_direct);
+            self.answer("write")?;
+            Handle::write_durably_at(&self.file, bytes, offset)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.file.sync_data()
+        }
+
+        fn size_bytes(&self) -> io::Result<u64> {
+            Handle::size_bytes(&self.file)
+        }
+
+        fn file_system(&self) -> io::Result<FileSystem> {
+            Ok(FileSystem::EXT4)
+        }
+    }
+
+    fn strange(path: &Path, refused: &'static str) -> OsFile<Strange> {
+        let open = || fs::File::options().read(true).write(true).open(path).unwrap();
+        let direct = Strange { file: open(), is_direct: true, refused };
+        let opens = if refused == "open" { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(direct) };
+        OsFile::new(Strange { file: open(), is_direct: false, refused }, true, || opens).unwrap()
     }
 
     #[test]
-    fn a_file_system_that_wants_no_such_writes_gets_others() {
+    fn a_file_that_cannot_be_used_past_the_page_cache_is_used_through_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        // The kernel refuses anything but a number there, as it refuses writes that are not aligned.
-        let mut file = with_direct(&path, "/proc/self/oom_score_adj", true);
-        for (offset, group) in [(5, b"one"), (8, b"two")] {
-            file.write_at(offset, group).unwrap();
-            file.sync().unwrap();
-            assert!(file.direct.is_none());
+        for refused in ["open", "read", "write"] {
+            fs::write(&path, [0xEE; 10_000]).unwrap();
+            let mut file = strange(&path, refused);
+            for (offset, group) in [(5, b"one"), (8, b"two")] {
+                file.write_at(offset, group).unwrap();
+                file.sync().unwrap();
+                assert!(file.direct.is_none(), "{refused}");
+            }
+            assert_eq!(file.how_it_syncs(), "cached writes and fdatasync (file system: ext4)");
+            assert_eq!(fs::read(&path).unwrap()[..12], *b"\xEE\xEE\xEE\xEE\xEEonetwo\xEE");
+            assert_eq!(strange(&path, refused).read_all().unwrap(), fs::read(&path).unwrap());
         }
-        assert_eq!(fs::read(&path).unwrap()[..12], *b"\xEE\xEE\xEE\xEE\xEEonetwo\xEE");
     }
 
     #[test]
     fn any_other_error_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let mut file = with_direct(&path, "/dev/null", false);
+        fs::write(&path, [0xEE; 10_000]).unwrap();
+        let mut file = strange(&path, "nothing");
         file.write_at(0, b"group").unwrap();
-        assert!(file.sync().is_err(), "the file is not open for writing");
+        assert_eq!(file.sync().unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read(&path).unwrap(), [0xEE; 10_000]);
+    }
+
+    /// Whether the first bytes of a file lie in the page cache. Asking may bring them there.
+    fn is_cached(path: &Path) -> bool {
+        let file = fs::File::open(path).unwrap();
+        let read = preadv2(&file, &mut [IoSliceMut::new(&mut [0; BLOCK])], 0, ReadWriteFlags::NOWAIT);
+        !matches!(read, Err(Errno::AGAIN))
+    }
+
+    #[test]
+    fn a_file_that_is_written_past_the_page_cache_is_read_past_it() {
+        // Where this program is: temporary files may lie in memory alone.
+        let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+        let bytes: Vec<u8> = (0..=250).cycle().take(1_500_000).collect(); // The last block is short.
+        let uncached = |name| {
+            let path = dir.path().join(name);
+            fs::write(&path, &bytes).unwrap();
+            let file = fs::File::open(&path).unwrap();
+            file.sync_all().unwrap();
+            fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+            let has_durable_writes = file.file_system().unwrap().has_durable_writes();
+            (path, has_durable_writes)
+        };
+        let (path, has_durable_writes) = uncached("log");
+        assert!(OsFiles { syncs: true }.read(&path).unwrap() == bytes);
+        assert_eq!(is_cached(&path), !has_durable_writes);
+        let (other, _) = uncached("other");
+        assert!(fs::read(&other).unwrap() == bytes);
+        assert!(is_cached(&other), "reading through the page cache can be told from that");
+    }
+
+    #[test]
+    fn only_known_file_systems_get_writes_past_the_page_cache() {
+        let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
+        let path = dir.path().join("file");
+        let mut file = OsFiles { syncs: true }.create(&path).unwrap();
+        file.write_at(0, &[7; 8192]).unwrap();
+        file.sync().unwrap();
+        file.write_at(4096, &[8; 512]).unwrap();
+        file.sync().unwrap();
+        assert_eq!(file.how_it_syncs(), "cached writes and fdatasync (file system: type 0x1021994)");
+        assert_eq!(OsFiles { syncs: true }.read(&path).unwrap()[4000..5000], fs::read(&path).unwrap()[4000..5000]);
     }
 }

@@ -5,8 +5,15 @@
 //! since then the first few. [`crash`](LossyFiles::crash) puts the directory into that state;
 //! [`power_cut`](LossyFiles::power_cut) lays that state down elsewhere, while whoever works here goes on and notices nothing.
 //!
+//! What the log holds in its hands is either a file that keeps nothing but the contract of [`File`], or, with
+//! [`under_os_files`](LossyFiles::under_os_files), the same type as on the operating system, over a disk that loses power:
+//! writes past the page cache are durable at once, if the disk does what it is asked for, and the page cache never hears of
+//! them.
+//!
 //! [`fail_at`](LossyFiles::fail_at) breaks the disk at the n-th operation, so that a test can go through a procedure and
 //! crash at each of its steps.
+
+mod inode;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,7 +23,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::direct::BLOCK;
-use super::files::{File, Files};
+use super::files::{File, Files, OsFile};
+use super::handle::{FileSystem, Handle};
+use inode::{Dice, Inode};
 
 /// What a crash costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,14 +54,9 @@ struct Disk {
     operations: u64,
     fail_at: Option<u64>,
     lies: bool,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Inode {
-    durable: Vec<u8>,
-    unsynced_writes: Vec<(usize, Vec<u8>)>,
-    /// Whether a sync failed. The system may then take the writes for done, so that no later sync writes them.
-    sync_failed: bool,
+    ignores_durable_writes: bool,
+    /// Where files lie that are of the operating system's type; None if they are not.
+    file_system: Option<FileSystem>,
 }
 
 #[derive(Debug, Clone)]
@@ -92,6 +96,13 @@ impl LossyFiles {
         Self::default()
     }
 
+    /// An intact disk with this file system, and the operating system's type of file over it.
+    #[must_use]
+    pub fn under_os_files(file_system: FileSystem) -> Self {
+        let disk = Disk { file_system: Some(file_system), ..Disk::default() };
+        Self { disk: Arc::new(Mutex::new(disk)) }
+    }
+
     /// Breaks the disk at the n-th operation from now on, counted from 1: it and all later ones fail, and whether that one
     /// has an effect is up to the crash.
     pub fn fail_at(&self, operation: u64) {
@@ -102,6 +113,12 @@ impl LossyFiles {
     /// From now on a sync of a file reports success and does nothing: for tests that must find out.
     pub fn lie_about_syncs(&self) {
         self.disk().lies = true;
+    }
+
+    /// From now on a write that is to be durable when it returns is like any other, as where a file system does not know
+    /// `RWF_DSYNC`. Syncs are honest.
+    pub fn ignore_durable_writes(&self) {
+        self.disk().ignores_durable_writes = true;
     }
 
     /// How many operations that change something there were.
@@ -154,10 +171,26 @@ impl LossyFiles {
         self.disk.lock().expect("a test that panics here has failed already")
     }
 
+    fn file(&self, path: &Path, inode: usize) -> io::Result<LossyFile> {
+        let real = fs::File::options().read(true).write(true).open(path)?;
+        Ok(LossyFile { disk: Arc::clone(&self.disk), real, inode })
+    }
+
     /// Opens the real file behind a name.
     fn handle(&self, path: &Path, inode: usize) -> io::Result<Box<dyn File>> {
-        let real = fs::File::options().read(true).write(true).open(path)?;
-        Ok(Box::new(LossyFile { disk: Arc::clone(&self.disk), real, inode }))
+        if self.disk().file_system.is_none() {
+            return Ok(Box::new(self.file(path, inode)?));
+        }
+        Ok(Box::new(self.os_file(path, inode)?))
+    }
+
+    fn os_file(&self, path: &Path, inode: usize) -> io::Result<OsFile<LossyHandle>> {
+        let handle = |is_direct| Ok(LossyHandle { file: self.file(path, inode)?, is_direct });
+        OsFile::new(handle(false)?, true, || handle(true))
+    }
+
+    fn inode(&self, path: &Path) -> io::Result<usize> {
+        self.disk().names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Notes a change of names and whether it is reported as failed.
@@ -222,13 +255,15 @@ impl Files for LossyFiles {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let known = self.disk().names.get(path).copied();
-        let inode = known.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        self.handle(path, inode)
+        self.handle(path, self.inode(path)?)
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        fs::read(path)
+        if self.disk().file_system.is_none() {
+            fs::read(path)
+        } else {
+            self.os_file(path, self.inode(path)?)?.read_all()
+        }
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -254,11 +289,16 @@ impl Files for LossyFiles {
         Ok(())
     }
 
+    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
     fn allows_helpers(&self) -> bool {
         false
     }
 }
 
+/// A file that promises what [`File`] promises, and no more.
 struct LossyFile {
     disk: Arc<Mutex<Disk>>,
     real: fs::File,
@@ -269,30 +309,8 @@ impl LossyFile {
     fn disk(&self) -> MutexGuard<'_, Disk> {
         self.disk.lock().expect("a test that panics here has failed already")
     }
-}
 
-/// Half of all writes clear the rest of their last block, unless the file ends there: both is allowed.
-fn with_rest_of_block(place: usize, bytes: &[u8], file_bytes: u64) -> Vec<u8> {
-    let (mut bytes, end) = (bytes.to_vec(), place + bytes.len());
-    let block_end = end.next_multiple_of(BLOCK);
-    if end.is_multiple_of(2) && block_end as u64 <= file_bytes {
-        bytes.resize(block_end - place, 0);
-    }
-    bytes
-}
-
-impl File for LossyFile {
-    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut disk = self.disk();
-        let outcome = disk.count();
-        let place = usize::try_from(offset).expect("tests write small files");
-        let bytes = with_rest_of_block(place, bytes, self.real.metadata()?.len());
-        self.real.write_all_at(&bytes, offset)?;
-        disk.inodes[self.inode].unsynced_writes.push((place, bytes));
-        outcome
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
+    fn sync_all(&self) -> io::Result<()> {
         let mut disk = self.disk();
         let outcome = disk.count();
         let lies = disk.lies;
@@ -307,71 +325,110 @@ impl File for LossyFile {
         outcome
     }
 
+    /// Writes into the page cache.
+    fn write(&self, offset: u64, bytes: Vec<u8>) -> io::Result<()> {
+        let mut disk = self.disk();
+        let outcome = disk.count();
+        FileExt::write_all_at(&self.real, &bytes, offset)?;
+        disk.inodes[self.inode].unsynced_writes.push((place(offset), bytes));
+        outcome
+    }
+}
+
+fn place(offset: u64) -> usize {
+    usize::try_from(offset).expect("tests write small files")
+}
+
+/// Half of all writes clear the rest of their last block, unless the file ends there: both is allowed.
+fn with_rest_of_block(place: usize, bytes: &[u8], file_bytes: u64) -> Vec<u8> {
+    let (mut bytes, end) = (bytes.to_vec(), place + bytes.len());
+    let block_end = end.next_multiple_of(BLOCK);
+    if end.is_multiple_of(2) && block_end as u64 <= file_bytes {
+        bytes.resize(block_end - place, 0);
+    }
+    bytes
+}
+
+impl File for LossyFile {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write(offset, with_rest_of_block(place(offset), bytes, self.real.metadata()?.len()))
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.real.metadata()?.len())
     }
-}
 
-impl Inode {
-    fn settle(&mut self) {
-        for (offset, bytes) in std::mem::take(&mut self.unsynced_writes) {
-            self.put(offset, &bytes);
-        }
-    }
-
-    fn put(&mut self, offset: usize, bytes: &[u8]) {
-        let end = offset + bytes.len();
-        self.durable.resize(self.durable.len().max(end), 0);
-        self.durable[offset..end].copy_from_slice(bytes);
-    }
-
-    /// The next process finds all bytes, but those of a failed sync only in the page cache.
-    fn restart(&mut self) {
-        if std::mem::take(&mut self.sync_failed) {
-            self.unsynced_writes.clear();
-        }
-    }
-
-    /// Of each write there survives, as the dice fall, nothing, all, a beginning, or any of the sectors.
-    fn lose(&mut self, dice: Option<&mut Dice>) {
-        let writes = std::mem::take(&mut self.unsynced_writes);
-        self.sync_failed = false;
-        let Some(dice) = dice else { return };
-        for (offset, bytes) in writes {
-            match dice.below(4) {
-                0 => {}
-                1 => self.put(offset, &bytes),
-                2 => self.put(offset, &bytes[..dice.below(bytes.len() + 1)]),
-                _ => self.put_sectors(offset, &bytes, dice),
-            }
-        }
-    }
-
-    fn put_sectors(&mut self, offset: usize, bytes: &[u8], dice: &mut Dice) {
-        const SECTOR: usize = 512;
-        let end = offset + bytes.len();
-        let mut from = offset;
-        while from < end {
-            let to = (from / SECTOR * SECTOR + SECTOR).min(end);
-            if dice.below(2) == 0 {
-                self.put(from, &bytes[from - offset..to - offset]);
-            }
-            from = to;
-        }
+    fn how_it_syncs(&self) -> String {
+        "until a test cuts the power".to_owned()
     }
 }
 
-/// Numbers from a seed, by the splitmix64 sequence.
-#[derive(Debug)]
-struct Dice(u64);
+/// What the operating system would do with such a file, opened through the page cache or past it.
+struct LossyHandle {
+    file: LossyFile,
+    is_direct: bool,
+}
 
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        usize::try_from(mixed % limit as u64).expect("below a usize")
+impl Handle for LossyHandle {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        if !self.is_direct {
+            return FileExt::read_at(&self.file.real, bytes, offset);
+        }
+        assert_aligned(bytes, offset);
+        let left = usize::try_from(self.size_bytes()?.saturating_sub(offset)).expect("tests write small files");
+        let read = bytes.len().min(left);
+        self.file.disk().inodes[self.file.inode].read(place(offset), &mut bytes[..read]);
+        Ok(read)
     }
+
+    /// The page cache holds whole pages: with the bytes it writes what else it believes to be in them.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        assert!(!self.is_direct, "past the page cache only durable writes go");
+        let (start, end) = (place(offset), place(offset) + bytes.len());
+        let size = usize::try_from(self.size_bytes()?).expect("tests write small files").max(end);
+        let (first, behind) = (start / BLOCK * BLOCK, end.next_multiple_of(BLOCK).min(size));
+        let mut pages = vec![0; behind - first];
+        let mut read = 0;
+        while let more @ 1.. = FileExt::read_at(&self.file.real, &mut pages[read..], (first + read) as u64)? {
+            read += more;
+        }
+        pages[start - first..end - first].copy_from_slice(bytes);
+        self.file.write(first as u64, pages)
+    }
+
+    /// The page cache keeps what it has, as it may if it was busy.
+    fn write_durably_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        assert!(self.is_direct, "only past the page cache");
+        assert_aligned(bytes, offset);
+        let mut disk = self.file.disk();
+        let (outcome, ignored) = (disk.count(), disk.ignores_durable_writes);
+        let inode = &mut disk.inodes[self.file.inode];
+        if outcome.is_ok() && !ignored {
+            inode.put_durably(place(offset), bytes);
+        } else {
+            inode.unsynced_writes.push((place(offset), bytes.to_vec()));
+        }
+        outcome.map(|()| bytes.len())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        self.file.size_bytes()
+    }
+
+    fn file_system(&self) -> io::Result<FileSystem> {
+        Ok(self.file.disk().file_system.expect("files of this type have one"))
+    }
+}
+
+fn assert_aligned(bytes: &[u8], offset: u64) {
+    let is_aligned = offset.is_multiple_of(BLOCK as u64) && bytes.len().is_multiple_of(BLOCK);
+    assert!(is_aligned && bytes.as_ptr().addr().is_multiple_of(BLOCK), "the system would refuse this");
 }

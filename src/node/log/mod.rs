@@ -37,6 +37,7 @@ pub mod volatile;
 mod contents;
 mod direct;
 mod format;
+mod handle;
 mod recovery;
 mod spares;
 
@@ -46,6 +47,7 @@ use raft::eraftpb::{Entry, HardState};
 
 use crate::error::Halt;
 pub use contents::{Recovered, TornTail};
+pub use handle::FileSystem;
 pub use memory::MemoryLog;
 pub use segment::{Place, SegmentLog};
 

@@ -179,13 +179,15 @@ impl SegmentLog {
         };
         log.spares.recycle(leftovers)?;
         log.recycle()?;
+        tracing::info!(dir = %place.dir.display(), syncs = log.active.file.how_it_syncs(), "opened the raft log");
         Ok((log, recovered))
     }
 
     /// Makes the newest segment ready for the next write.
     ///
-    /// The last group may be no further than the page cache: the process may have ended before its sync, or because of it.
-    /// It counts from now on, so it is written once more, since after a failed sync only a new write reaches the disk.
+    /// The last group may be no further than a cache, the system's or the disk's: the process may have ended before its sync, or
+    /// because of it. It counts from now on, so it is written once more, since after a failed sync only a new write reaches the
+    /// disk.
     fn take_up(place: &Place, found: &Found) -> Result<Active, Halt> {
         let mut segment = found.segments.last().expect("recovery refuses a log without segments").clone();
         let path = place.segment_path(segment.number);

@@ -5,14 +5,20 @@
 //! another segment, since nothing in the log depends on what lies behind the last group. A helper thread does the filling
 //! and the renaming, so that the log rarely waits for either.
 //!
+//! A spare is a convenience. If none can be filled, because the disk is full, that is logged and tried again once in a while;
+//! only the segment that is needed at this moment must be had. A failed sync ends the log even here, unless it only says
+//! that there is no room.
+//!
 //! INVARIANTS
 //! * A file is a spare only after its new name is durable. Otherwise a crash could show the next segment's bytes under
 //!   the old segment's name.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::files::File;
 use super::segment::Place;
@@ -22,6 +28,9 @@ use crate::error::Halt;
 const KEPT: usize = 3;
 
 const FILL_BYTES: usize = 1 << 20;
+
+/// A spare that could not be filled is tried again after this. It costs one look at the free space while there is too little.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A file full of bytes that mean nothing.
 pub(super) struct Spare {
@@ -37,7 +46,13 @@ enum Order {
     Recycle(Vec<(PathBuf, Option<PathBuf>)>),
 }
 
-type Delivery = Result<Vec<Spare>, Halt>;
+/// What came of an order.
+#[derive(Default)]
+struct Delivery {
+    spares: Vec<Spare>,
+    /// So many spares that were ordered are not to be waited for any longer: they are here, or will not come.
+    settled: usize,
+}
 
 /// The spares of one log, and whoever makes them.
 pub(super) struct Spares {
@@ -117,19 +132,29 @@ impl Spares {
             self.ordered += spares;
             return helper.send(order);
         }
-        self.ready.extend(self.place.fulfil(order)?);
+        let delivery = match order {
+            Order::Fill(path) => match self.place.fill_ahead(path.clone())? {
+                Ok(spare) => Delivery { spares: vec![spare], settled: 0 },
+                Err(error) => {
+                    warn_no_spare(&path, &error);
+                    Delivery::default()
+                }
+            },
+            Order::Recycle(changes) => self.place.recycle(changes)?,
+        };
+        self.ready.extend(delivery.spares);
         Ok(())
     }
 
     /// Takes what the helper has delivered, waiting for a spare if told to.
     fn collect(&mut self, wait: bool) -> Result<(), Halt> {
-        while let Some(delivery) = self.helper.as_ref().and_then(|helper| helper.receive(wait && self.ready.is_empty()))
-        {
-            let spares = delivery?;
-            self.ordered -= spares.len();
+        loop {
+            let waits = wait && self.ready.is_empty() && self.ordered > 0;
+            let Some(delivery) = self.helper.as_ref().and_then(|helper| helper.receive(waits)) else { return Ok(()) };
+            let Delivery { spares, settled } = delivery?;
+            self.ordered -= settled;
             self.ready.extend(spares);
         }
-        Ok(())
     }
 
     fn new_name(&mut self) -> PathBuf {
@@ -139,30 +164,68 @@ impl Spares {
 }
 
 impl Place {
-    fn fulfil(&self, order: Order) -> Delivery {
-        match order {
-            Order::Fill(path) => Ok(vec![self.fill(path, self.segment_bytes)?]),
-            Order::Recycle(changes) => self.recycle(changes),
-        }
-    }
-
     /// Makes a file of zeros. Its name becomes durable when it becomes a segment's.
     pub(super) fn fill(&self, path: PathBuf, bytes: u64) -> Result<Spare, Halt> {
-        let mut file = self.files.create(&path).map_err(Halt::io("create", &path))?;
-        zero(file.as_mut(), 0, bytes).map_err(Halt::io("fill", &path))?;
+        let mut file = self.create_filled(&path, bytes).map_err(Halt::io("fill", &path))?;
         file.sync().map_err(Halt::io("sync", &path))?;
         Ok(Spare { path, file, bytes })
     }
 
-    fn recycle(&self, changes: Vec<(PathBuf, Option<PathBuf>)>) -> Delivery {
-        for (old, new) in &changes {
-            match new {
-                Some(new) => self.files.rename(old, new).map_err(Halt::io("rename", old))?,
-                None => self.files.remove(old).map_err(Halt::io("remove", old))?,
+    /// The same for a file that nothing needs yet: the inner error says why there is none.
+    fn fill_ahead(&self, path: PathBuf) -> Result<io::Result<Spare>, Halt> {
+        let bytes = self.segment_bytes;
+        // Not by trying: until the failure is noticed and the file is removed, all others would be without room, too.
+        if self.files.free_bytes(&self.dir).is_ok_and(|free| free < bytes) {
+            return Ok(Err(io::ErrorKind::StorageFull.into()));
+        }
+        let mut file = match self.create_filled(&path, bytes) {
+            Ok(file) => file,
+            Err(error) => return Ok(Err(error)),
+        };
+        match file.sync() {
+            Ok(()) => Ok(Ok(Spare { path, file, bytes })),
+            Err(error) if is_full(&error) => {
+                self.discard(&path);
+                Ok(Err(error))
+            }
+            Err(error) => Err(Halt::io("sync", &path)(error)),
+        }
+    }
+
+    fn create_filled(&self, path: &Path, bytes: u64) -> io::Result<Box<dyn File>> {
+        let mut file = self.files.create(path)?;
+        let filled = zero(file.as_mut(), 0, bytes);
+        if filled.is_err() {
+            self.discard(path);
+        }
+        filled.map(|()| file)
+    }
+
+    /// Gives back the room that an unfinished file takes. If that fails, the next start removes it.
+    fn discard(&self, path: &Path) {
+        if let Err(error) = self.files.remove(path) {
+            tracing::debug!(file = %path.display(), %error, "an unfinished file of the raft log was left");
+        }
+    }
+
+    fn recycle(&self, changes: Vec<(PathBuf, Option<PathBuf>)>) -> Result<Delivery, Halt> {
+        let settled = changes.iter().filter(|(_, new)| new.is_some()).count();
+        let mut recycled = Vec::new();
+        for (old, new) in changes {
+            let Some(new) = new else {
+                self.files.remove(&old).map_err(Halt::io("remove", &old))?;
+                continue;
+            };
+            match self.files.rename(&old, &new) {
+                Ok(()) => recycled.push(new),
+                // Some file systems need room for the new name, but none of them for removing the old one.
+                Err(error) if is_full(&error) => self.files.remove(&old).map_err(Halt::io("remove", &old))?,
+                Err(error) => return Err(Halt::io("rename", &old)(error)),
             }
         }
         self.sync_dir()?;
-        changes.into_iter().filter_map(|(_, new)| new).map(|path| self.open_spare(path)).collect()
+        let spares = recycled.into_iter().map(|path| self.open_spare(path)).collect::<Result<_, _>>()?;
+        Ok(Delivery { spares, settled })
     }
 
     fn open_spare(&self, path: PathBuf) -> Result<Spare, Halt> {
@@ -172,8 +235,22 @@ impl Place {
     }
 }
 
+/// Whether there is no room, on the disk or for this user.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn warn_no_spare(path: &Path, error: &io::Error) {
+    tracing::warn!(
+        file = %path.display(),
+        %error,
+        "cannot prepare a spare segment for the raft log, will try again; this member stops if the disk is still full when \
+         the log needs the segment"
+    );
+}
+
 /// Overwrites a part of a file with zeros.
-pub(super) fn zero(file: &mut dyn File, from: u64, to: u64) -> std::io::Result<()> {
+pub(super) fn zero(file: &mut dyn File, from: u64, to: u64) -> io::Result<()> {
     let step = usize::try_from(to.saturating_sub(from)).unwrap_or(FILL_BYTES).min(FILL_BYTES);
     let zeros = vec![0; step];
     let mut offset = from;
@@ -188,7 +265,7 @@ pub(super) fn zero(file: &mut dyn File, from: u64, to: u64) -> std::io::Result<(
 /// A thread that fulfils orders in turn. Its first error is its last word.
 struct Helper {
     orders: Option<Sender<Order>>,
-    deliveries: Receiver<Delivery>,
+    deliveries: Receiver<Result<Delivery, Halt>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -196,17 +273,16 @@ impl Helper {
     fn start(place: &Place) -> Result<Self, Halt> {
         let (orders, inbox) = channel();
         let (outbox, deliveries) = channel();
-        let own = place.clone();
-        let work = move || {
-            for order in inbox {
-                let delivery = own.fulfil(order);
+        let mut work = Work { place: place.clone(), failed: None };
+        let run = move || {
+            while let Some(delivery) = work.next(&inbox) {
                 let failed = delivery.is_err();
                 if outbox.send(delivery).is_err() || failed {
                     return;
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("log-spares".to_owned()).spawn(work);
+        let thread = std::thread::Builder::new().name("log-spares".to_owned()).spawn(run);
         let thread = thread.map_err(Halt::io("start a helper thread for", &place.dir))?;
         Ok(Self { orders: Some(orders), deliveries, thread: Some(thread) })
     }
@@ -217,7 +293,7 @@ impl Helper {
         orders.send(order).map_err(|_| self.deliveries.iter().find_map(Result::err).unwrap_or_else(Self::gone))
     }
 
-    fn receive(&self, wait: bool) -> Option<Delivery> {
+    fn receive(&self, wait: bool) -> Option<Result<Delivery, Halt>> {
         if wait {
             return Some(self.deliveries.recv().unwrap_or_else(|_| Err(Self::gone())));
         }
@@ -236,5 +312,61 @@ impl Drop for Helper {
             // It panicked, if at all, on an error that its owner has or will never need.
             let _ = thread.join();
         }
+    }
+}
+
+/// What the helper thread does.
+struct Work {
+    place: Place,
+    /// The spare that could not be filled, and is tried again.
+    failed: Option<PathBuf>,
+}
+
+impl Work {
+    /// Fulfils the next order, or tries again what failed, if there is something new to say; None if nothing is wanted any
+    /// more.
+    fn next(&mut self, inbox: &Receiver<Order>) -> Option<Result<Delivery, Halt>> {
+        loop {
+            let order =
+                if self.failed.is_some() { inbox.recv_timeout(RETRY) } else { inbox.recv().map_err(Into::into) };
+            match order {
+                Ok(Order::Fill(path)) => return Some(self.fill(path, 1)),
+                Ok(Order::Recycle(changes)) => return Some(self.recycle(changes)),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {
+                    let path = self.failed.clone().expect("only then there is a timeout");
+                    match self.fill(path, 0) {
+                        Ok(Delivery { spares, .. }) if spares.is_empty() => (),
+                        news => return Some(news),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fills a file. `settled` spares were ordered with it: none if this is another attempt.
+    fn fill(&mut self, path: PathBuf, settled: usize) -> Result<Delivery, Halt> {
+        match self.place.fill_ahead(path.clone())? {
+            Ok(spare) => {
+                if self.failed.take().is_some() {
+                    tracing::info!(file = %path.display(), "prepared a spare segment for the raft log after all");
+                }
+                Ok(Delivery { spares: vec![spare], settled })
+            }
+            Err(error) => {
+                if self.failed.replace(path.clone()).is_none() {
+                    warn_no_spare(&path, &error);
+                }
+                Ok(Delivery { spares: Vec::new(), settled })
+            }
+        }
+    }
+
+    fn recycle(&mut self, changes: Vec<(PathBuf, Option<PathBuf>)>) -> Result<Delivery, Halt> {
+        let delivery = self.place.recycle(changes)?;
+        if !delivery.spares.is_empty() {
+            self.failed = None; // These do as well.
+        }
+        Ok(delivery)
     }
 }

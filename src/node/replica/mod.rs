@@ -15,6 +15,7 @@
 //!   an empty entry without a word.
 //! * raft hears that a change of the members is applied when it has followed it, not before.
 
+mod elections;
 mod facts;
 mod outgoing;
 mod plausible;
@@ -153,18 +154,10 @@ impl<R> Replica<R> {
     /// Time goes by.
     pub fn tick(&mut self) {
         self.ticks += 1;
-        self.raft.tick();
+        self.tick_election();
         self.rounds.tick();
         self.proposals.tick();
         self.hand_over_if_stuck();
-    }
-
-    /// Brings an election nearer by so many ticks, but not about: for a member that has just started and need not wait as
-    /// long as one that has lost its leader.
-    pub fn hurry(&mut self, ticks: u64) {
-        if self.raft.raft.leader_id == 0 {
-            (0..ticks).for_each(|_| _ = self.raft.tick());
-        }
     }
 
     /// Takes a message of another member. What makes no sense is ignored: no peer can stop this node.
@@ -426,7 +419,10 @@ impl<R> Replica<R> {
         let metadata = snapshot.get_metadata();
         let at = Position { index: metadata.index, term: metadata.term };
         let conf_state = metadata.get_conf_state().clone();
-        let hard_state = hard_state.unwrap_or(self.raft.store().hard_state()).clone();
+        let mut hard_state = hard_state.unwrap_or(self.raft.store().hard_state()).clone();
+        // Entries behind the snapshot may have come and be committed already. They are written afterwards: if the power fails
+        // in between, a commit index above the last entry would be taken for damage.
+        hard_state.commit = at.index;
         self.raft.mut_store().restore(at, hard_state.clone(), conf_state.clone());
         self.to_follow.clear();
         Some(Install { at, conf_state, hard_state })

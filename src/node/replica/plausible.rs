@@ -37,6 +37,9 @@ impl<R> Replica<R> {
         if acknowledges && is_present && self.leads() && message.index > last {
             return Some(format!("it acknowledges index {}, but the log ends at {last}", message.index));
         }
+        if kind == MessageType::MsgTimeoutNow && self.election_must_wait() {
+            return Some("it calls an election before the entries of this sole voter are durable".to_owned());
+        }
         // raft-rs asks for votes only when its log is durable, and relies on that when it has them.
         let votes = kind == MessageType::MsgRequestVoteResponse && is_present;
         (votes && raft.state == StateRole::Candidate && log.persisted != last)

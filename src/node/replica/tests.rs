@@ -1,7 +1,7 @@
-use raft::eraftpb::{ConfState, Message, MessageType};
+use raft::eraftpb::{ConfState, Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 
 use super::{
-    super::log::{Identity, Recovered},
+    super::log::{Identity, LogStore, Recovered, volatile::VolatileLog},
     *,
 };
 
@@ -134,7 +134,7 @@ fn a_candidate_hears_a_refusal_from_an_earlier_term_and_what_is_agreed() {
 fn a_vote_that_comes_before_it_was_asked_for_does_not_count() {
     let mut replica = voter_of(vec![1, 2]);
     // An entry that is not durable: raft-rs insists that a candidate has none when it is elected.
-    let entry = raft::eraftpb::Entry { index: 2, term: 1, ..Default::default() };
+    let entry = entry(2, 1);
     replica.step(Message {
         msg_type: MessageType::MsgAppend,
         from: 2,
@@ -159,4 +159,76 @@ fn a_vote_that_comes_before_it_was_asked_for_does_not_count() {
     settle(&mut replica);
     says(&mut replica, MessageType::MsgRequestVoteResponse, 2);
     assert!(replica.leads());
+}
+
+fn entry(index: u64, term: u64) -> Entry {
+    Entry { index, term, ..Entry::default() }
+}
+
+/// A log that has the commit index of entries that were not written yet cannot be opened again.
+#[test]
+fn the_log_that_starts_over_behind_a_snapshot_commits_no_more_than_the_snapshot() {
+    let mut replica = voter_of(vec![1, 2]);
+    settle(&mut replica);
+    let conf_state = ConfState { voters: vec![1, 2], ..ConfState::default() };
+    let metadata = SnapshotMetadata { index: 50, term: 3, conf_state: Some(conf_state).into(), ..Default::default() };
+    let snapshot = Snapshot { metadata: Some(metadata).into(), ..Snapshot::default() };
+    let from_leader = |msg_type| Message { msg_type, from: 2, to: 1, term: 3, ..Message::default() };
+    replica.step(Message { snapshot: Some(snapshot).into(), ..from_leader(MessageType::MsgSnapshot) });
+    // The leader goes on at once, and all of it is taken in one turn.
+    let entries = vec![entry(51, 3), entry(52, 3)].into();
+    replica.step(Message { index: 50, log_term: 3, commit: 52, entries, ..from_leader(MessageType::MsgAppend) });
+
+    let turn = replica.turn().expect("there is something to do");
+    let install = turn.install.expect("raft accepts the snapshot");
+    assert_eq!((install.at, install.hard_state.term), (Position { index: 50, term: 3 }, 3));
+    let mut log = VolatileLog::create(Identity::default(), Position { index: 1, term: 1 }, &HardState::default());
+    log.reset(install.at, &install.hard_state).unwrap();
+    let found = log.open().expect("after a power failure at this moment the log can be opened");
+    assert_eq!((found.hard_state.commit, found.last_index()), (50, 50));
+    log.append(&turn.write.expect("the entries are written").group).unwrap();
+    let found = log.open().unwrap();
+    assert_eq!((found.hard_state.commit, found.last_index()), (52, 52));
+}
+
+/// raft-rs would end the process.
+#[test]
+fn a_sole_voter_calls_no_election_while_entries_of_its_log_are_not_durable() {
+    let mut replica = voter_of(vec![1, 2]);
+    settle(&mut replica);
+    let removal = ConfChange { change_type: ConfChangeType::RemoveNode, node_id: 2, ..ConfChange::default() };
+    let change =
+        Entry { entry_type: EntryType::EntryConfChange, data: removal.write_to_bytes().unwrap().into(), ..entry(2, 1) };
+    let append = |index, entry| Message {
+        msg_type: MessageType::MsgAppend,
+        from: 2,
+        to: 1,
+        term: 1,
+        index,
+        log_term: 1,
+        commit: 2,
+        entries: vec![entry].into(),
+        ..Message::default()
+    };
+    replica.step(append(1, change));
+    settle(&mut replica);
+    replica.step(append(2, entry(3, 1)));
+    let write = replica.turn().and_then(|turn| turn.write).expect("an entry came");
+    assert_eq!(replica.follow_change(2, Some(&removal)).map(|conf| conf.voters), Some(vec![1]));
+
+    let take_all_turns = |replica: &mut Replica<_>| while replica.turn().is_some() {};
+    for _ in 0..100 {
+        replica.tick();
+        take_all_turns(&mut replica);
+    }
+    replica.step(Message { msg_type: MessageType::MsgTimeoutNow, from: 2, to: 1, term: 1, ..Message::default() });
+    take_all_turns(&mut replica);
+    assert_eq!(replica.raft.raft.state, StateRole::Follower);
+
+    replica.persisted(write.number);
+    while !replica.leads() {
+        replica.tick();
+        settle(&mut replica);
+    }
+    assert_eq!(replica.committed(), 4, "the entry of the leader's term");
 }
