@@ -129,6 +129,12 @@ pub trait Conversation: Send {
     /// Does all that can be done now. Before it returns [`Step::Wait`] it has read every message there was, or filled the
     /// sink, and made sure that `line.waker()` is called when something of its own is ready.
     fn step(&mut self, line: &mut dyn Line) -> Step;
+
+    /// How many bytes are kept for it elsewhere: what its caller has asked to be remembered, and messages that it has not sent
+    /// yet. Asked after each step, and counted as held for the caller's connection; must be quick.
+    fn held(&self) -> usize {
+        0
+    }
 }
 
 /// What a step came to.
@@ -150,6 +156,10 @@ pub trait Line {
     fn has_room(&self) -> bool;
     /// Sends a message. What is sent without room is kept nevertheless: ask first.
     fn send(&mut self, message: Bytes);
+    /// How many bytes more than [`Conversation::held`] said after the last step may be kept for the caller.
+    fn spare(&self) -> usize {
+        usize::MAX
+    }
     /// Wakes this conversation's task, from any thread, any number of times.
     fn waker(&self) -> &Waker;
 }

@@ -108,6 +108,12 @@ impl<T> Inbox<T> {
         !self.state.lock().letters.is_empty()
     }
 
+    /// Whether it takes no more letters.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// Takes no more letters; those that lie there can still be received.
     pub fn close(&self) {
         self.state.lock().closed = true;

@@ -115,6 +115,7 @@ fn refresh(api: &Api) {
     metrics::measured("index", index);
     metrics::measured("value_cache", value_cache);
     metrics::measured("watch_ring", api.hub.ring_bytes() as u64);
+    metrics::measured("watch_pending", api.hub.pending_bytes() as u64);
 }
 
 /// What never changes while the process lives, and what the system knows of it.

@@ -91,6 +91,10 @@ impl Conversation for Guarded {
         }
         self.conversation.step(line)
     }
+
+    fn held(&self) -> usize {
+        self.conversation.held()
+    }
 }
 
 impl Drop for Guarded {

@@ -13,7 +13,7 @@ use super::{Api, decode_streamed, header::Header};
 use crate::{
     call::{Code, Conversation, Line, Metadata, Refusal, Step},
     error::Error,
-    metrics::{self, Sent},
+    metrics::{self, METRICS, Sent},
     mvcc::Interval,
     proto::etcdserverpb::{
         WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType, watch_request::RequestUnion,
@@ -25,6 +25,10 @@ use crate::{
 pub type Gate = Box<dyn Fn(&[u8], &[u8]) -> Result<(), Cow<'static, str>> + Send>;
 
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
+
+/// A watch keeps its key and its end for as long as it lives, and each of its comparisons reads them: no longer ones are
+/// watched. Keys as such may be longer; a watch of a range that begins before them hears of them.
+const MAX_KEY_BYTES: usize = 16 << 10;
 
 /// The key that an empty key means, as the first of all keys.
 const FIRST_KEY: &[u8] = &[0];
@@ -38,6 +42,8 @@ pub struct Watching {
     taken: VecDeque<Response>,
     /// A response of which some parts were sent, and its events from which on the rest was not. Nothing comes in between.
     parted: Option<(Events, usize)>,
+    /// What the watches count for that were asked for in this step.
+    charged: usize,
 }
 
 impl Api {
@@ -52,7 +58,7 @@ impl Watching {
     /// A stream without watches. Responses that may be split are, from `fragment_bytes` on.
     #[must_use]
     pub fn new(subscriber: Subscriber, header: Header, gate: Gate, fragment_bytes: usize) -> Self {
-        Self { subscriber, header, gate, fragment_bytes, taken: VecDeque::new(), parted: None }
+        Self { subscriber, header, gate, fragment_bytes, taken: VecDeque::new(), parted: None, charged: 0 }
     }
 
     /// Passes requests on, as long as there are any and their answers have somewhere to go. True if there were some.
@@ -64,7 +70,7 @@ impl Watching {
             heard = true;
             let request: WatchRequest = decode_streamed(message)?;
             match request.request_union {
-                Some(RequestUnion::CreateRequest(create)) => self.create(&create),
+                Some(RequestUnion::CreateRequest(create)) => self.create(&create, line.spare()),
                 Some(RequestUnion::CancelRequest(cancel)) => self.subscriber.ask(Request::Cancel(cancel.watch_id)),
                 Some(RequestUnion::ProgressRequest(_)) => self.subscriber.ask(Request::Progress),
                 None => (), // A kind of request that is not known yet.
@@ -73,9 +79,17 @@ impl Watching {
         Ok(heard)
     }
 
-    fn create(&mut self, create: &WatchCreateRequest) {
+    /// `spare` is what may be kept for the client beside what was before this step.
+    fn create(&mut self, create: &WatchCreateRequest, spare: usize) {
         let request = match self.check(create) {
-            Ok(create) => Request::Create(create),
+            Ok(create) if self.charged + watch::charge(&create.interval) > spare => {
+                METRICS.refused.with_label_values(&["watches"]).inc();
+                Request::Refuse(Error::TooManyRequests.to_string().into())
+            }
+            Ok(create) => {
+                self.charged += watch::charge(&create.interval);
+                Request::Create(create)
+            }
             Err(reason) => Request::Refuse(reason),
         };
         self.subscriber.ask(request);
@@ -88,6 +102,9 @@ impl Watching {
             return Err(Error::Compacted.to_string().into());
         }
         (self.gate)(key, &create.range_end)?;
+        if key.len().max(create.range_end.len()) > MAX_KEY_BYTES {
+            return Err(Error::RequestTooLarge.to_string().into());
+        }
         // Copies: a watch shall not keep the buffer in which its request came.
         let interval = Interval::new(Bytes::copy_from_slice(key), Bytes::copy_from_slice(&create.range_end));
         if matches!(&interval, Interval::Range(start, end) if start >= end) {
@@ -214,13 +231,15 @@ fn assemble(head: &WatchResponse, frames: &[Bytes], size: usize) -> Bytes {
 
 impl Conversation for Watching {
     fn step(&mut self, line: &mut dyn Line) -> Step {
+        self.charged = 0;
         loop {
             let could_ask = self.subscriber.may_ask();
             let heard = match self.hear(line) {
                 Ok(heard) => heard,
                 Err(refusal) => return Step::End(Err(refusal)),
             };
-            if !self.speak(line) {
+            // What cannot be sent stays where it is bounded.
+            if !self.speak(line) || !line.has_room() {
                 return Step::Wait;
             }
             if let Err(watch::Stopped) = self.subscriber.take(&mut self.taken, line.waker()) {
@@ -233,5 +252,10 @@ impl Conversation for Watching {
                 return Step::Wait;
             }
         }
+    }
+
+    fn held(&self) -> usize {
+        let parted = self.parted.as_ref().map_or(0, |(events, _)| events.frames.cost());
+        self.subscriber.held() + parted + self.taken.iter().map(Response::cost).sum::<usize>()
     }
 }

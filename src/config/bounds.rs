@@ -47,6 +47,12 @@ pub const FLAGS: &[Flag] = &[
         "1048576",
         "Events that may wait for one watch stream; more make it lag behind.",
     ),
+    flag(
+        "all-watch-pending-bytes",
+        Kind::Unsigned,
+        "134217728",
+        "The same, for all watch streams together; beyond it those lag behind for which more than a fair share waits.",
+    ),
     flag("max-watches-per-stream", Kind::Unsigned, "1000000", "Watches of one stream; more are refused."),
     flag(
         "api-threads",
@@ -93,6 +99,8 @@ pub struct Bounds {
     pub watch_ring_bytes: usize,
     /// Events that may wait for one stream.
     pub watch_pending_bytes: usize,
+    /// Events that may wait for all streams together.
+    pub all_watch_pending_bytes: usize,
     /// Watches of one stream.
     pub max_watches_per_stream: usize,
     /// Threads for clients' connections. None: one for each processor but one.
@@ -144,6 +152,7 @@ impl Bounds {
             snapshot_bytes_per_second: at_least("snapshot-bytes-per-second", SLOWEST_SNAPSHOT)? as u64,
             watch_ring_bytes: resolve::count(number("watch-ring-bytes")),
             watch_pending_bytes: at_least("watch-pending-bytes", 1)?,
+            all_watch_pending_bytes: at_least("all-watch-pending-bytes", 1)?,
             max_watches_per_stream: at_least("max-watches-per-stream", 1)?,
             api_threads: unless_zero("api-threads"),
             read_threads: unless_zero("read-threads"),
@@ -168,7 +177,7 @@ mod tests {
     fn unasked_every_bound_has_its_default() {
         let bounds = read(&[]).unwrap();
         assert_eq!((bounds.watch_ring_bytes, bounds.watch_pending_bytes), (8 << 20, 1 << 20));
-        assert_eq!(bounds.max_watches_per_stream, 1_000_000);
+        assert_eq!((bounds.all_watch_pending_bytes, bounds.max_watches_per_stream), (128 << 20, 1_000_000));
         assert_eq!((bounds.block_cache_bytes, bounds.write_buffer_bytes), (16 << 20, 16 << 20));
         assert_eq!((bounds.flush_log_bytes, bounds.flush_interval), (32 << 20, Duration::from_mins(1)));
         assert_eq!(bounds.max_apply_backlog, 5000);
@@ -204,6 +213,7 @@ mod tests {
         for (argument, error) in [
             ("--max-watches-per-stream=0", "--max-watches-per-stream must be at least 1 (set to 0)"),
             ("--watch-pending-bytes=0", "--watch-pending-bytes must be at least 1 (set to 0)"),
+            ("--all-watch-pending-bytes=0", "--all-watch-pending-bytes must be at least 1 (set to 0)"),
             ("--write-buffer-bytes=1000", "--write-buffer-bytes must be at least 65536 (set to 1000)"),
             ("--api-threads=1025", "--api-threads must be at most 1024 (set to 1025)"),
             ("--read-threads=1025", "--read-threads must be at most 1024 (set to 1025)"),

@@ -182,7 +182,14 @@ impl Guest {
             self.body = (!body.is_end_stream()).then_some(body);
         }
         let is_stalled = self.send_body(slot, stream, sender, &mut context) || is_full;
-        Outcome { consumed: self.feed.take_consumed(), is_stalled, received: 0, goes_on: false }
+        Outcome {
+            consumed: self.feed.take_consumed(),
+            is_stalled,
+            received: 0,
+            goes_on: false,
+            held_before: 0,
+            held: 0,
+        }
     }
 
     /// Sends what there is, while there is room. True if it stopped because the connection has too much to write.

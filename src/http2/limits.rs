@@ -16,7 +16,8 @@
 //! | connections | counted where they are accepted | it waits |
 //!
 //! Held is what a client makes us keep: requests that are not complete or not begun, answers that are not read, the heads of
-//! open streams, and a flat sum for each stream. When all connections together hold too much, only those that hold more
+//! open streams, a flat sum for each stream, and what conversations have kept elsewhere ([`Conversation::held`]): watches, and
+//! events that wait for their stream. When all connections together hold too much, only those that hold more
 //! than a fair share are refused ([`Shared::admits`]).
 
 use std::{
@@ -25,6 +26,8 @@ use std::{
 };
 
 use super::fault::{Code, Fault};
+#[cfg(doc)]
+use crate::call::Conversation;
 use crate::metrics::METRICS;
 
 /// The bounds of all connections.
@@ -120,6 +123,16 @@ impl Shared {
         let limits = &self.limits;
         held + bytes <= limits.max_held
             && (self.held().saturating_sub(told) + held + bytes <= limits.max_held_in_all || held < self.fair_share())
+    }
+
+    /// How many bytes more a conversation may have kept for it, on a connection that holds so much. Conversations leave half of
+    /// what a connection may hold to its calls.
+    #[must_use]
+    pub fn spare(&self, told: usize, held: usize) -> usize {
+        let limits = &self.limits;
+        let of_all = limits.max_held_in_all.saturating_sub(self.held().saturating_sub(told) + held);
+        let of_share = self.fair_share().saturating_sub(held);
+        (limits.max_held / 2).saturating_sub(held).min(of_all.max(of_share))
     }
 
     fn fair_share(&self) -> usize {
@@ -251,6 +264,19 @@ mod tests {
         assert!(!shared.admits(70, 70, 31) && !shared.admits(0, 50, 1));
         shared.leave();
         assert!(shared.admits(0, 50, 1), "the share of one is larger");
+    }
+
+    #[test]
+    fn conversations_have_half_of_a_connection_and_what_all_of_them_have_left() {
+        let shared = Shared::new(Limits { max_held: 80, max_held_in_all: 100, ..Limits::default() });
+        shared.enter();
+        shared.enter();
+        assert_eq!((shared.spare(0, 0), shared.spare(0, 30), shared.spare(0, 50)), (40, 10, 0));
+        shared.hold(0, 90);
+        assert_eq!((shared.spare(90, 20), shared.spare(90, 90)), (20, 0), "what it holds itself is not counted twice");
+        assert_eq!((shared.spare(0, 0), shared.spare(0, 20)), (40, 20), "less than a fair share is always admitted");
+        (0..3).for_each(|_| shared.enter());
+        assert_eq!((shared.spare(0, 0), shared.spare(0, 15), shared.spare(0, 20)), (20, 5, 0));
     }
 
     #[test]

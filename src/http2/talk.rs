@@ -7,7 +7,7 @@ use std::{sync::Arc, task::Waker};
 use bytes::Bytes;
 
 use super::{
-    limits,
+    limits::{self, Shared},
     message::Encoding,
     outbox::Bell,
     sender::{Ending, Outbound, Sender},
@@ -25,6 +25,8 @@ pub struct Talk {
     method: Arc<dyn Method>,
     bell: Arc<Bell>,
     waker: Waker,
+    /// What was kept for it elsewhere when it was stepped last.
+    held: usize,
 }
 
 /// What a step came to.
@@ -38,6 +40,21 @@ pub struct Outcome {
     pub received: usize,
     /// It took in as much as a step may, and there is more.
     pub goes_on: bool,
+    /// What was kept for it elsewhere before the step, and is after it.
+    pub held_before: usize,
+    /// See there.
+    pub held: usize,
+}
+
+/// What a step may go by.
+#[derive(Clone, Copy)]
+pub struct Ledger<'a> {
+    /// The bounds, and what all connections hold.
+    pub shared: &'a Shared,
+    /// What this connection is known to hold.
+    pub told: usize,
+    /// What it holds.
+    pub held: usize,
 }
 
 impl Talk {
@@ -45,7 +62,7 @@ impl Talk {
     #[must_use]
     pub fn new(conversation: Box<dyn Conversation>, method: Arc<dyn Method>, bell: Arc<Bell>) -> Self {
         let waker = Waker::from(bell.clone());
-        Self { conversation, method, bell, waker }
+        Self { conversation, method, bell, waker, held: 0 }
     }
 
     /// Who counts.
@@ -55,13 +72,13 @@ impl Talk {
     }
 
     /// Does what can be done now. When that ends the conversation, its end is sent.
-    pub fn step(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender, max_bytes: usize) -> Outcome {
+    pub fn step(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender, ledger: Ledger<'_>) -> Outcome {
         self.bell.listen();
         let mut line = TalkLine {
             slot,
             id: stream.id,
             encoding: stream.request.encoding,
-            max_bytes,
+            ledger,
             method: &*self.method,
             inbound: &mut stream.inbound,
             outbound: &mut stream.outbound,
@@ -75,12 +92,14 @@ impl Talk {
         let (broken, consumed, received) = (line.broken.take(), line.consumed, line.received);
         let goes_on = received >= STEP_BYTES && !stream.inbound.deframer.is_empty();
         let is_stalled = sender.is_saturated() || sender.is_full();
-        let outcome = Outcome { consumed, is_stalled, received, goes_on };
+        let held_before = std::mem::replace(&mut self.held, self.conversation.held());
+        let outcome = Outcome { consumed, is_stalled, received, goes_on, held_before, held: self.held };
         let end = match (broken, step) {
             (Some(refusal), _) => Err(refusal),
             (None, Step::End(end)) => end,
             (None, Step::Wait) => return outcome,
         };
+        let outcome = Outcome { held: 0, ..outcome };
         self.method.handled(end.as_ref().map_or_else(|refusal| refusal.code, |()| Code::Ok));
         sender.end(slot, stream.id, &mut stream.outbound, Ending::Status(end));
         outcome
@@ -91,7 +110,7 @@ struct TalkLine<'a> {
     slot: u64,
     id: u32,
     encoding: Encoding,
-    max_bytes: usize,
+    ledger: Ledger<'a>,
     method: &'a dyn Method,
     inbound: &'a mut Inbound,
     outbound: &'a mut Outbound,
@@ -108,7 +127,7 @@ impl Line for TalkLine<'_> {
             return None; // What there is beyond that waits for another step.
         }
         let before = self.inbound.deframer.len();
-        match self.inbound.deframer.take(self.encoding, self.max_bytes) {
+        match self.inbound.deframer.take(self.encoding, self.ledger.shared.limits.max_message) {
             Ok(Some(message)) => {
                 self.consumed += before - self.inbound.deframer.len();
                 self.received += message.len();
@@ -138,6 +157,10 @@ impl Line for TalkLine<'_> {
     fn send(&mut self, message: Bytes) {
         self.method.sent(message.len());
         self.sender.message(self.slot, self.id, self.outbound, message);
+    }
+
+    fn spare(&self) -> usize {
+        self.ledger.shared.spare(self.ledger.told, self.ledger.held)
     }
 
     fn waker(&self) -> &Waker {

@@ -328,6 +328,7 @@ async fn build(
     let watch_settings = watch::Settings {
         ring_bytes: bounds.watch_ring_bytes,
         pending_bytes: bounds.watch_pending_bytes,
+        all_pending_bytes: bounds.all_watch_pending_bytes,
         progress_interval: config.watch_progress_notify_interval,
         watches_per_stream: bounds.max_watches_per_stream,
     };

@@ -40,17 +40,19 @@ impl<'a> Framer<'a> {
 
     /// The frame, with what was there before if it is wanted and still known.
     pub fn frame(&mut self, with_previous: bool, reader: &Reader) -> Result<Bytes, Halt> {
-        if !with_previous || self.event.previous.is_none() {
-            return Ok(self.plain.get_or_insert_with(|| encode(self.event, None)).clone());
+        let with_previous = with_previous && self.event.previous.is_some();
+        let known = if with_previous { &mut self.full } else { &mut self.plain };
+        if let Some(frame) = known {
+            return Ok(frame.clone());
         }
-        if let Some(full) = &self.full {
-            return Ok(full.clone());
-        }
-        let previous = previous(self.event, reader)?;
-        let full = encode(self.event, previous.as_ref());
-        self.full = Some(full.clone());
-        Ok(full)
+        Ok(known.insert(encode(self.event, with_previous, reader)?).clone())
     }
+}
+
+/// The frame of an event, with what was there before if that is wanted and still known.
+pub fn encode(event: &Event, with_previous: bool, reader: &Reader) -> Result<Bytes, Halt> {
+    let previous = if with_previous { previous(event, reader)? } else { None };
+    Ok(write(event, previous.as_ref()))
 }
 
 /// The record before an event; None for a creation, and where it is forgotten. That is where the revision before the event
@@ -66,7 +68,7 @@ fn previous(event: &Event, reader: &Reader) -> Result<Option<Bytes>, Halt> {
     reader.record(revision)
 }
 
-fn encode(event: &Event, previous: Option<&Bytes>) -> Bytes {
+fn write(event: &Event, previous: Option<&Bytes>) -> Bytes {
     // A deletion's record is only its key; its revision is what watchers hear in addition.
     let main = event.revision.main.cast_unsigned();
     let stamp = if event.deletion { key_len(MOD_REVISION_FIELD) + encoded_len_varint(main) } else { 0 };
@@ -117,7 +119,7 @@ mod tests {
     fn check(deletion: bool, stored: &KeyValue, heard: KeyValue, previous: Option<KeyValue>) {
         let revision = Revision { main: 300, sub: 1 };
         let event = Event::of_record(revision, deletion, stored.encode_to_vec().into());
-        let frame = encode(&event, previous.as_ref().map(|kv| Bytes::from(kv.encode_to_vec())).as_ref());
+        let frame = write(&event, previous.as_ref().map(|kv| Bytes::from(kv.encode_to_vec())).as_ref());
         let wire = Wire { r#type: i32::from(deletion), kv: Some(heard), prev_kv: previous };
         assert_eq!(frame, WatchResponse { events: vec![wire], ..WatchResponse::default() }.encode_to_vec());
     }

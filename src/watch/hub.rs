@@ -9,6 +9,9 @@
 //! * Every event up to `delivered` was offered to every watch that was synced when its turn came.
 //! * A synced watch needs nothing at or below `delivered`; one that is not needs something there.
 //! * `ready` holds exactly the watches that stand [`Standing::Ready`], by the revision that they need next.
+//! * While all outboxes together hold as much as they may, only a stream whose own holds less than a fair share has room.
+//! * A revision costs in proportion to its events plus the watches that they concern, and not to the product of both. What a
+//!   stream with very many watches leaves behind is removed in portions.
 
 use std::{
     borrow::Cow,
@@ -24,8 +27,9 @@ use super::{
     Gauges, Settings,
     frame::Framer,
     interest::Interest,
-    outbox::{Events, Frames, Outbox, Response},
-    replay::{CHUNK_EVENTS, Job, Replayed},
+    outbox::{Backlog, Events, Frames, Outbox, Response, give_back},
+    replay::{CHUNK_EVENTS, Job, RESPONSE_BYTES, Replayed},
+    revision::{Match, Revision},
     ring::Ring,
     slots::Slots,
     stream::{Standing, Stream, Watch, Wishes},
@@ -38,6 +42,11 @@ use crate::{
         read::Failure,
     },
 };
+
+/// Watches of streams that are gone are removed in portions of this size; in between, others hear what they wait for.
+const REMOVALS: usize = 1024;
+/// However many streams there are, replayed responses are not smaller than this.
+const LEAST_RESPONSE_BYTES: usize = 16 << 10;
 
 /// What a stream asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,14 +139,26 @@ pub struct HubCore {
     pub(super) timers: BinaryHeap<Reverse<(Duration, u64)>>,
     /// Streams with something staged.
     pub(super) dirty: Vec<u32>,
-    /// Room to work in: watches and which event matches them.
-    matched: Vec<(u32, u32)>,
+    /// Streams that were closed, and still have watches.
+    pub(super) leaving: Vec<u32>,
+    /// What lies in all outboxes.
+    backlog: Arc<Backlog>,
+    /// What may lie in one outbox, if it is less than the stream's own limit.
+    pub(super) most: usize,
+    /// Room to work in: the watches that an event concerns.
+    matched: Vec<u32>,
 }
 
 impl HubCore {
     /// A hub that begins at the published head.
     #[must_use]
-    pub fn new(reader: Reader, ring: Arc<Mutex<Ring>>, settings: Settings, gauges: Gauges) -> Self {
+    pub fn new(
+        reader: Reader,
+        ring: Arc<Mutex<Ring>>,
+        backlog: Arc<Backlog>,
+        settings: Settings,
+        gauges: Gauges,
+    ) -> Self {
         Self {
             delivered: reader.head(),
             reader,
@@ -154,6 +175,9 @@ impl HubCore {
             reading: false,
             timers: BinaryHeap::new(),
             dirty: Vec::new(),
+            leaving: Vec::new(),
+            backlog,
+            most: usize::MAX,
             matched: Vec::new(),
         }
     }
@@ -161,15 +185,54 @@ impl HubCore {
     /// One step at time `now`. The inputs came before it: whoever sent one has seen no later head than this step will.
     pub fn step(&mut self, now: Duration, inputs: &mut Vec<Input>) -> Result<Turn, Halt> {
         self.now = self.now.max(now);
+        self.share_backlog();
         self.deliver()?;
         for input in inputs.drain(..) {
             self.hear(input);
         }
+        give_back(inputs);
         self.tick();
+        self.remove_leaving();
         let job = self.catch_up()?;
         self.flush();
         let until = self.timers.peek().map(|Reverse((at, _))| *at);
-        Ok(Turn { job, busy: self.can_catch_up(), until })
+        let busy = self.can_catch_up() || !self.leaving.is_empty();
+        Ok(Turn { job, busy, until })
+    }
+
+    /// Removes some watches of streams that are gone, and each stream with its last watch.
+    fn remove_leaving(&mut self) {
+        for _ in 0..REMOVALS {
+            let Some(&slot) = self.leaving.last() else { return };
+            if let Some((_, watch)) = self.streams[slot].watches.pop_first() {
+                self.remove(watch);
+            } else {
+                self.leaving.pop();
+                self.streams.remove(slot);
+                self.gauges.streams.dec();
+            }
+        }
+    }
+
+    /// Finds out how much may lie in one outbox.
+    fn share_backlog(&mut self) {
+        let is_scarce = self.backlog.bytes() >= self.settings.all_pending_bytes;
+        self.most = if is_scarce { self.fair_share() } else { usize::MAX };
+    }
+
+    fn fair_share(&self) -> usize {
+        (self.settings.all_pending_bytes / self.streams.len().max(1)).max(1)
+    }
+
+    /// How large a replayed response is, about, unless a single revision is larger. If all streams had one of these
+    /// waiting, it would not be too much.
+    pub(super) fn response_bytes(&self) -> usize {
+        self.fair_share().clamp(LEAST_RESPONSE_BYTES, RESPONSE_BYTES)
+    }
+
+    /// Whether another response can be taken for a stream.
+    pub(super) fn has_room(&self, stream: u32) -> bool {
+        self.streams[stream].has_room(self.most)
     }
 
     /// Whether anybody wants to hear of what is published.
@@ -231,26 +294,16 @@ impl HubCore {
         }
     }
 
-    /// Offers the events of one revision to those who watch their keys.
+    /// Offers the events of one revision to the watches of their keys.
     fn offer(&mut self, events: &[Event]) -> Result<(), Halt> {
+        let [event] = events else { return self.offer_many(events) };
         let mut matched = std::mem::take(&mut self.matched);
-        for (nth, event) in (0..).zip(events) {
-            self.interest.visit(&event.key, &mut |group| matched.extend(group.iter().map(|&watch| (watch, nth))));
+        self.interest.visit(&event.key, |group| matched.extend_from_slice(group));
+        let mut framer = Framer::new(event);
+        for watch in matched.drain(..) {
+            self.offer_one(watch, &mut framer)?;
         }
-        if let [event] = events {
-            let mut framer = Framer::new(event);
-            for &(watch, _) in &matched {
-                self.offer_one(watch, &mut framer)?;
-            }
-        } else if !matched.is_empty() {
-            // By watch, and each watch's events in order.
-            matched.sort_unstable();
-            let mut framers: Vec<Framer<'_>> = events.iter().map(Framer::new).collect();
-            for run in matched.chunk_by(|a, b| a.0 == b.0) {
-                self.offer_run(run, &mut framers)?;
-            }
-        }
-        matched.clear();
+        give_back(&mut matched);
         self.matched = matched;
         Ok(())
     }
@@ -261,7 +314,7 @@ impl HubCore {
         if main < watch.from || !watch.wishes.admit(framer.event().deletion) {
             return Ok(());
         }
-        if !self.streams[watch.stream].has_room() {
+        if !self.has_room(watch.stream) {
             self.fall_behind(slot, main);
             return Ok(());
         }
@@ -270,25 +323,38 @@ impl HubCore {
         Ok(())
     }
 
-    fn offer_run(&mut self, run: &[(u32, u32)], framers: &mut [Framer<'_>]) -> Result<(), Halt> {
-        let slot = run[0].0;
-        let watch = &self.watches[slot];
-        let main = framers[0].event().revision.main;
-        let wanted = |nth: u32, framers: &[Framer<'_>]| watch.wishes.admit(framers[nth as usize].event().deletion);
-        if main < watch.from || !run.iter().any(|&(_, nth)| wanted(nth, framers)) {
-            return Ok(());
-        }
-        if !self.streams[watch.stream].has_room() {
-            self.fall_behind(slot, main);
-            return Ok(());
-        }
-        let mut wanted_frames = Vec::with_capacity(run.len());
-        for &(_, nth) in run {
-            if wanted(nth, framers) {
-                wanted_frames.push(framers[nth as usize].frame(watch.wishes.previous, &self.reader)?);
+    /// Offers the events of a revision that has several. The watches of a stream that share the list of all frames are taken
+    /// together, or fall behind together: the list counts once for them.
+    fn offer_many(&mut self, events: &[Event]) -> Result<(), Halt> {
+        let (main, reader) = (events[0].revision.main, self.reader.clone());
+        let mut revision = Revision::new(events, &reader);
+        let mut matched = Vec::new();
+        revision.matches(&self.interest, &mut matched);
+        matched.retain(|found| {
+            let watch = &self.watches[found.watch];
+            main >= watch.from && revision.concerns(&found.events, watch.wishes)
+        });
+        matched.sort_unstable_by_key(|found| found.watch);
+        for found in &matched {
+            let watch = &self.watches[found.watch];
+            if revision.is_whole(&found.events, watch.wishes)? {
+                self.streams[watch.stream].count_sharer(main, self.most);
             }
         }
-        self.stage_events(slot, main, Frames::Many(wanted_frames));
+        for Match { watch: slot, events } in matched {
+            let Watch { stream, wishes, .. } = self.watches[slot];
+            let sharers = revision.is_whole(&events, wishes)?.then(|| self.streams[stream].sharers());
+            let has_room = sharers.map_or_else(|| self.has_room(stream), |(_, has_room)| has_room);
+            if !has_room {
+                self.fall_behind(slot, main);
+                continue;
+            }
+            let mut frames = revision.frames(&events, wishes)?;
+            if let (Frames::Shared { cost, .. }, Some((count, _))) = (&mut frames, sharers) {
+                *cost = cost.div_ceil(count);
+            }
+            self.stage_events(slot, main, frames);
+        }
         Ok(())
     }
 
@@ -319,11 +385,14 @@ impl HubCore {
         let mut dirty = std::mem::take(&mut self.dirty);
         for slot in dirty.drain(..) {
             // A stream may have been closed since.
-            if self.streams.get(slot).is_some() && self.streams[slot].flush() {
+            if self.streams.get(slot).is_some() && self.streams[slot].flush(self.most) {
                 self.make_ready(slot);
             }
         }
+        give_back(&mut dirty);
+        assert!(self.dirty.is_empty(), "what becomes ready stages nothing");
         self.dirty = dirty;
+        self.share_backlog();
     }
 
     /// Moves a watch to another standing, needing `from` next.
@@ -336,7 +405,7 @@ impl HubCore {
         match standing {
             Standing::Synced => watch.place = self.interest.insert(&watch.interval, slot),
             Standing::Ready => _ = self.ready.insert((from, slot)),
-            Standing::Waiting => _ = stream.waiting.insert(slot),
+            Standing::Waiting => _ = stream.waiting.insert((from, slot)),
             Standing::Reading => (),
         }
         if standing != Standing::Synced {
@@ -362,7 +431,7 @@ impl HubCore {
                 return;
             }
             Standing::Ready => assert!(self.ready.remove(&(watch.from, slot)), "a ready watch is among the ready"),
-            Standing::Waiting => assert!(stream.waiting.remove(&slot), "its stream knows that it waits"),
+            Standing::Waiting => assert!(stream.waiting.remove(&(watch.from, slot)), "its stream knows that it waits"),
             Standing::Reading => (),
         }
         stream.lagging -= 1;

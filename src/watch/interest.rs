@@ -3,7 +3,7 @@
 //! Watches of a single key lie in a hash map, all others in an interval tree. Watches of the same keys share one group, so
 //! that a thousand watches of one prefix cost one lookup.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use bytes::Bytes;
 
@@ -60,12 +60,36 @@ impl Interest {
     }
 
     /// Visits all watches of `key`, a group at a time.
-    pub fn visit(&self, key: &[u8], visit: &mut dyn FnMut(&[u32])) {
+    pub fn visit(&self, key: &[u8], mut visit: impl FnMut(&[u32])) {
         if let Some(group) = self.keys.get(key) {
             visit(group);
         }
+        self.ranges.visit_one(key, &mut visit);
+    }
+
+    /// Visits all watches of the keys numbered `keys`, a group at a time, with the numbers of those that it watches. `key`
+    /// names them; they ascend, and may repeat.
+    pub fn visit_all<'a>(
+        &self,
+        keys: Range<usize>,
+        key: impl Fn(usize) -> &'a [u8],
+        visit: &mut impl FnMut(&[u32], Range<usize>),
+    ) {
+        if !self.keys.is_empty() {
+            let mut next = keys.start;
+            while next < keys.end {
+                let (first, this) = (next, key(next));
+                next += 1;
+                while next < keys.end && key(next) == this {
+                    next += 1;
+                }
+                if let Some(group) = self.keys.get(this) {
+                    visit(group, first..next);
+                }
+            }
+        }
         if !self.ranges.is_empty() {
-            self.ranges.visit(key, visit);
+            self.ranges.visit(keys, key, visit);
         }
     }
 }
@@ -87,7 +111,7 @@ mod tests {
 
     fn watchers(interest: &Interest, key: &str) -> Vec<u32> {
         let mut found = Vec::new();
-        interest.visit(key.as_bytes(), &mut |group| found.extend_from_slice(group));
+        interest.visit(key.as_bytes(), |group| found.extend_from_slice(group));
         found
     }
 

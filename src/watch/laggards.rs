@@ -4,11 +4,14 @@
 
 use super::{
     hub::HubCore,
-    outbox::{Frames, Response},
+    outbox::Response,
     replay::{CHUNK_EVENTS, Job, PASS_EVENTS, PASS_WATCHES, Replay, Replayed},
-    stream::Standing,
+    stream::{Standing, Stream},
 };
 use crate::error::Halt;
+
+/// No more watches of a stream that waited for room catch up at a time. The room that they wait for is mostly for fewer.
+const READY_AT_ONCE: usize = 1024;
 
 impl HubCore {
     /// Puts a new watch where it says that it stands.
@@ -35,10 +38,13 @@ impl HubCore {
         }
     }
 
-    /// A stream has room: whoever waited for it may catch up.
+    /// A stream has room: watches that waited for it may catch up. If there are more, they are those that are furthest
+    /// behind; the others follow as these have caught up, if there still is room then.
     pub(super) fn make_ready(&mut self, stream: u32) {
-        for slot in self.streams[stream].waiting.clone() {
-            self.stand(slot, self.watches[slot].from, Standing::Ready);
+        let Stream { lagging, waiting, .. } = &self.streams[stream];
+        for _ in lagging - waiting.len()..READY_AT_ONCE {
+            let Some(&(from, slot)) = self.streams[stream].waiting.first() else { return };
+            self.stand(slot, from, Standing::Ready);
         }
     }
 
@@ -88,7 +94,7 @@ impl HubCore {
     /// Gathers ready watches that need a revision from `from` on but below `to`. Those too far ahead of the first one to
     /// gain anything by the same pass are left for the next.
     fn gather(&mut self, from: i64, to: i64) -> Replay {
-        let mut replay = Replay::default();
+        let mut replay = Replay::new(self.response_bytes());
         let Some(&(first, _)) = self.ready.range((from, 0)..).next() else { return replay };
         let to = to.min(first.saturating_add_unsigned(PASS_EVENTS as u64));
         if first >= to {
@@ -117,24 +123,25 @@ impl HubCore {
 
     /// A watch has got some of what it missed, unless it is gone, or its stream is full by now.
     pub(super) fn caught_up(&mut self, replayed: Replayed) {
-        let Replayed { slot, serial, mut frames, next } = replayed;
+        let Replayed { slot, serial, frames, next } = replayed;
         let Some(watch) = self.watches.get(slot).filter(|watch| watch.serial == serial) else { return };
         assert_eq!(watch.standing, Standing::Reading, "only those who were gathered catch up");
         let (stream, from) = (watch.stream, watch.from);
-        if !frames.is_empty() && !self.streams[stream].has_room() {
+        if frames.is_some() && !self.has_room(stream) {
             return self.stand(slot, from, Standing::Waiting);
         }
-        match frames.len() {
-            0 => (),
-            1 => self.stage_events(slot, self.delivered, Frames::One(frames.remove(0))),
-            _ => self.stage_events(slot, self.delivered, Frames::Many(frames)),
+        if let Some(frames) = frames {
+            self.stage_events(slot, self.delivered, frames);
         }
-        let has_room = self.streams[stream].has_room();
+        let has_room = self.has_room(stream);
         let standing = match next {
             next if next > self.delivered => Standing::Synced,
             _ if has_room => Standing::Ready,
             _ => Standing::Waiting,
         };
         self.stand(slot, next, standing);
+        if !self.streams[stream].waiting.is_empty() {
+            self.mark_dirty(stream); // Its next ones have their turn.
+        }
     }
 }

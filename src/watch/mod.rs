@@ -17,7 +17,9 @@
 //! * A watch hears each event that it wants once, in order, and the events of a revision together.
 //! * It hears nothing before the answer to its creation, and nothing after the answer to its end.
 //! * A progress notice stands behind every event up to its revision.
-//! * Writers wait for nobody. What may wait for one stream is bounded, and so is what one pass of catching up reads.
+//! * Writers wait for nobody. What may wait for one stream is bounded, for all streams together too, and so is what one pass
+//!   of catching up reads.
+//! * What the watches of a stream and its outbox keep is known to the stream's task ([`Subscriber::held`]).
 
 pub mod frame;
 pub mod hub;
@@ -26,6 +28,7 @@ mod laggards;
 pub mod outbox;
 pub mod replay;
 mod requests;
+mod revision;
 pub mod ring;
 pub mod slots;
 pub mod stream;
@@ -33,6 +36,7 @@ pub mod tree;
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -54,12 +58,12 @@ use crate::{
     mvcc::{Event, Reader},
 };
 pub use hub::{Create, HubCore, Input, Request, Turn};
-use outbox::Outbox;
+use outbox::{Backlog, Outbox};
 pub use outbox::{Events, Frames, Response};
 use replay::Job;
 pub use requests::NOBODY;
 use ring::Ring;
-pub use stream::Wishes;
+pub use stream::{Wishes, charge};
 
 /// What can be chosen about watching.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +72,8 @@ pub struct Settings {
     pub ring_bytes: usize,
     /// What may wait for one stream, beside a little for each of its watches.
     pub pending_bytes: usize,
+    /// What may wait for all streams together. Beyond it only those for which less than a fair share waits are sent more.
+    pub all_pending_bytes: usize,
     /// How often watches that ask for it are told that nothing happened; up to a tenth is added, stream by stream.
     pub progress_interval: Duration,
     /// Watches that one stream may have.
@@ -79,6 +85,7 @@ impl Default for Settings {
         Self {
             ring_bytes: 8 << 20,
             pending_bytes: 1 << 20,
+            all_pending_bytes: 128 << 20,
             progress_interval: Duration::from_mins(10),
             watches_per_stream: 1_000_000,
         }
@@ -156,9 +163,20 @@ pub struct Hub {
     inbox: Arc<Inbox<Input>>,
     settings: Settings,
     gauges: Gauges,
+    backlog: Arc<Backlog>,
     streams: AtomicU64,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Option<Threads>>,
 }
+
+/// The threads that deliver.
+struct Threads {
+    handles: [JoinHandle<()>; 2],
+    /// Disconnected once both have ended.
+    running: mpsc::Receiver<Infallible>,
+}
+
+/// How long [`Hub::stop`] waits for what the threads are about to do.
+const STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
 impl Hub {
     /// Starts the threads that deliver.
@@ -166,11 +184,12 @@ impl Hub {
     pub fn start(reader: Reader, settings: Settings) -> (Publisher, Arc<Self>) {
         let (publisher, hub, core) = Self::assemble(reader, settings, Gauges::of_process());
         let (jobs, orders) = mpsc::channel();
+        let (runs, running) = mpsc::channel();
         let inbox = hub.inbox.clone();
-        let deliver = spawn("watch", move || run(core, &inbox, &jobs));
+        let deliver = spawn("watch", runs.clone(), move || run(core, &inbox, &jobs));
         let inbox = hub.inbox.clone();
-        let read = spawn("watch-history", move || run_jobs(&orders, &inbox));
-        hub.threads.lock().extend([deliver, read]);
+        let read = spawn("watch-history", runs, move || run_jobs(&orders, &inbox));
+        *hub.threads.lock() = Some(Threads { handles: [deliver, read], running });
         (publisher, hub)
     }
 
@@ -180,8 +199,10 @@ impl Hub {
         let ring = Arc::new(Mutex::new(Ring::new(reader.head(), settings.ring_bytes)));
         let inbox = Arc::new(Inbox::default());
         let publisher = Publisher { ring: ring.clone(), inbox: inbox.clone(), ring_bytes: settings.ring_bytes };
-        let core = HubCore::new(reader, ring.clone(), settings, gauges.clone());
-        let hub = Self { ring, inbox, settings, gauges, streams: AtomicU64::new(0), threads: Mutex::default() };
+        let backlog = Arc::new(Backlog::default());
+        let core = HubCore::new(reader, ring.clone(), backlog.clone(), settings, gauges.clone());
+        let streams = AtomicU64::new(0);
+        let hub = Self { ring, inbox, settings, gauges, backlog, streams, threads: Mutex::default() };
         (publisher, Arc::new(hub), core)
     }
 
@@ -189,6 +210,12 @@ impl Hub {
     #[must_use]
     pub fn ring_bytes(&self) -> usize {
         self.ring.lock().bytes()
+    }
+
+    /// How much memory the responses take that wait for streams, each counted for every stream that it waits for.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.backlog.bytes()
     }
 
     /// Takes what streams have said since the last call: the inputs of a step.
@@ -221,15 +248,20 @@ impl Hub {
     #[must_use]
     pub fn open_with_period(&self, period: Duration) -> Subscriber {
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
-        let outbox = Arc::new(Outbox::new(self.gauges.clone()));
+        let outbox = Arc::new(Outbox::new(self.backlog.clone(), self.gauges.clone()));
         tell(&self.inbox, Input::Open { stream, outbox: outbox.clone(), period });
         Subscriber { inbox: self.inbox.clone(), stream, outbox, asked: 0, handled: 0, answers: 0 }
     }
 
-    /// Stops delivering: every stream learns that it has ended.
+    /// Stops delivering: every stream learns that it has ended. A thread that is in the middle of something long is not
+    /// waited for: it changes nothing that outlives the process.
     pub fn stop(&self) {
         self.inbox.close();
-        for thread in self.threads.lock().drain(..) {
+        let Some(Threads { handles, running }) = self.threads.lock().take() else { return };
+        if let Err(mpsc::RecvTimeoutError::Timeout) = running.recv_timeout(STOP_TIMEOUT) {
+            return tracing::warn!(timeout = ?STOP_TIMEOUT, "the watch threads are still busy; stopping without them");
+        }
+        for thread in handles {
             // A thread that panicked has ended the process already.
             let _ = thread.join();
         }
@@ -264,7 +296,16 @@ impl Subscriber {
     /// Asks for something. Requests are handled in order.
     pub fn ask(&mut self, request: Request) {
         self.asked += 1;
+        if let Request::Create(create) = &request {
+            self.outbox.charge_watch(charge(&create.interval));
+        }
         tell(&self.inbox, Input::Request { stream: self.stream, request });
+    }
+
+    /// What is kept for this stream, in bytes: its watches, those included that were just asked for, and responses.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.outbox.held()
     }
 
     /// Takes some responses out. If there are none, the waker is called when there are, or when more may be asked.
@@ -305,7 +346,8 @@ fn run(mut core: HubCore, inbox: &Inbox<Input>, jobs: &mpsc::Sender<Job>) -> Res
         } else {
             inbox.receive(&mut inputs, until)
         };
-        if !is_open {
+        // What was asked for and not heard yet is of no use to anybody who is about to be told that it all has ended.
+        if !is_open || inbox.is_closed() {
             core.stop(&mut inputs);
             return Ok(());
         }
@@ -325,8 +367,13 @@ fn run_jobs(orders: &mpsc::Receiver<Job>, inbox: &Inbox<Input>) -> Result<(), Ha
 }
 
 /// A thread whose failure ends the process.
-fn spawn(name: &'static str, run: impl FnOnce() -> Result<(), Halt> + Send + 'static) -> JoinHandle<()> {
+fn spawn(
+    name: &'static str,
+    runs: mpsc::Sender<Infallible>,
+    run: impl FnOnce() -> Result<(), Halt> + Send + 'static,
+) -> JoinHandle<()> {
     let body = move || {
+        let _runs = runs; // Until the end.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
         match outcome {
             Ok(Ok(())) => return,

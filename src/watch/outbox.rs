@@ -7,12 +7,17 @@
 //! INVARIANTS
 //! * Responses leave in the order they came.
 //! * Once closed, from either side, an outbox is empty and stays so.
-//! * The gauge of pending events counts exactly the events that lie in an outbox.
+//! * The gauge of pending events counts exactly the events that lie in an outbox; [`Backlog`] sums up what all outboxes cost.
+//! * Memory for the largest burst is not kept once it has been taken out.
 
 use std::{
     borrow::Cow,
     collections::VecDeque,
-    sync::atomic::{AtomicUsize, Ordering},
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Waker,
 };
 
@@ -82,13 +87,22 @@ pub struct Events {
     pub frames: Frames,
 }
 
-/// One encoded event, or several.
+/// One encoded event, or several, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frames {
     /// Nearly always.
     One(Bytes),
-    /// Oldest first.
+    /// For one watch alone.
     Many(Vec<Bytes>),
+    /// Some of a list that several watches have in common.
+    Shared {
+        /// The list.
+        list: Arc<[Bytes]>,
+        /// Which of them.
+        range: Range<usize>,
+        /// What these count for here.
+        cost: usize,
+    },
 }
 
 impl Frames {
@@ -98,15 +112,32 @@ impl Frames {
         match self {
             Self::One(frame) => std::slice::from_ref(frame),
             Self::Many(frames) => frames,
+            Self::Shared { list, range, .. } => &list[range.clone()],
         }
     }
+
+    /// What they count for.
+    #[must_use]
+    pub fn cost(&self) -> usize {
+        match self {
+            Self::One(frame) => frame_cost(frame),
+            Self::Many(frames) => frames.iter().map(frame_cost).sum(),
+            Self::Shared { cost, .. } => *cost,
+        }
+    }
+}
+
+/// What one frame counts for.
+#[must_use]
+pub fn frame_cost(frame: &Bytes) -> usize {
+    frame.len() + size_of::<Bytes>()
 }
 
 impl Response {
     /// What it counts for.
     #[must_use]
     pub fn cost(&self) -> usize {
-        let frames = self.frames().iter().map(|frame| frame.len() + size_of::<Bytes>()).sum::<usize>();
+        let frames = if let Self::Events(events) = self { events.frames.cost() } else { 0 };
         RESPONSE_OVERHEAD_BYTES + frames
     }
 
@@ -155,10 +186,26 @@ pub struct Taken {
     pub stopped: bool,
 }
 
+/// What lies in all outboxes of a hub together.
+#[derive(Debug, Default)]
+pub struct Backlog(AtomicUsize);
+
+impl Backlog {
+    /// In bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A stream's pending responses.
 pub struct Outbox {
     state: Mutex<State>,
+    /// Written under the lock only.
     cost: AtomicUsize,
+    backlog: Arc<Backlog>,
+    /// What the watches of the stream count for.
+    watches: AtomicUsize,
     gauges: Gauges,
 }
 
@@ -173,10 +220,27 @@ struct State {
 }
 
 impl Outbox {
-    /// An empty outbox.
+    /// An empty outbox, which is summed up in `backlog`.
     #[must_use]
-    pub fn new(gauges: Gauges) -> Self {
-        Self { state: Mutex::default(), cost: AtomicUsize::new(0), gauges }
+    pub fn new(backlog: Arc<Backlog>, gauges: Gauges) -> Self {
+        let (state, cost, watches) = (Mutex::default(), AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { state, cost, backlog, watches, gauges }
+    }
+
+    /// A watch was asked for, which counts for so much until it has ended.
+    pub fn charge_watch(&self, bytes: usize) {
+        self.watches.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// It has ended, or did not begin.
+    pub fn release_watch(&self, bytes: usize) {
+        self.watches.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// What is kept for the stream: its watches, and what lies here.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.watches.load(Ordering::Relaxed) + self.cost()
     }
 
     /// What lies here. It may be less by now, but only the hub makes it more.
@@ -195,10 +259,14 @@ impl Outbox {
             return false;
         }
         self.gauges.pending.add(count(&delivery.responses));
-        let cost = self.cost.fetch_add(std::mem::take(&mut delivery.cost), Ordering::Relaxed);
+        let added = std::mem::take(&mut delivery.cost);
+        self.backlog.0.fetch_add(added, Ordering::Relaxed);
+        let cost = self.cost();
+        self.cost.store(cost + added, Ordering::Relaxed);
         state.answers += delivery.responses.iter().filter(|response| response.is_answer()).count();
         state.handled += std::mem::take(&mut delivery.handled);
         state.responses.extend(delivery.responses.drain(..));
+        give_back(&mut delivery.responses);
         let satisfied = hungry_below.is_some_and(|below| cost <= below);
         if !satisfied && hungry_below.is_some() {
             state.hungry_below = hungry_below;
@@ -222,10 +290,17 @@ impl Outbox {
             state.answers -= usize::from(response.is_answer());
             into.push_back(response);
         }
+        if state.responses.is_empty() && state.responses.capacity() > KEPT_CAPACITY {
+            state.responses = VecDeque::new();
+        }
         if cost == 0 && state.waker.as_ref().is_none_or(|known| !known.will_wake(waker)) {
             state.waker = Some(waker.clone());
         }
-        let left = self.cost.fetch_sub(cost, Ordering::Relaxed) - cost;
+        if cost > 0 {
+            self.backlog.0.fetch_sub(cost, Ordering::Relaxed);
+        }
+        let left = self.cost() - cost;
+        self.cost.store(left, Ordering::Relaxed);
         let room = state.hungry_below.take_if(|below| left <= *below).is_some();
         let taken = Taken { handled: state.handled, answers: state.answers, room, stopped: state.closed };
         drop(state);
@@ -243,12 +318,23 @@ impl Outbox {
         state.closed = true;
         let responses = std::mem::take(&mut state.responses);
         let waker = state.waker.take();
-        drop(state);
+        self.backlog.0.fetch_sub(self.cost(), Ordering::Relaxed);
         self.cost.store(0, Ordering::Relaxed);
+        drop(state);
         self.gauges.pending.sub(count(&responses));
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+}
+
+/// A list that has held a burst keeps no memory for the next one beyond this.
+const KEPT_CAPACITY: usize = 4096;
+
+/// Gives the memory of an empty list back if it is much.
+pub fn give_back<T>(list: &mut Vec<T>) {
+    if list.capacity() > KEPT_CAPACITY {
+        *list = Vec::new();
     }
 }
 

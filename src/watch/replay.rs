@@ -1,12 +1,19 @@
 //! Catching up: many watches at once, in one pass over a piece of history.
 //!
 //! A pass takes watches that stand at different revisions, goes through history from the lowest one, and gives each watch
-//! what it has missed, in whole revisions: at most [`REVISIONS_MAX`] of them, or about [`RESPONSE_BYTES`]. A watch that has
-//! got that much sits out the rest of the pass.
+//! what it has missed, in whole revisions: at most [`REVISIONS_MAX`] of them, or about as many bytes as the pass was given for
+//! a response. A watch that has got that much sits out the rest of the pass. So does one that would have to keep a large list of
+//! frames of its own when the pass has grown large enough.
 
 use bytes::Bytes;
 
-use super::{frame::Framer, interest::Interest, stream::Wishes};
+use super::{
+    frame::Framer,
+    interest::Interest,
+    outbox::{Frames, frame_cost, give_back},
+    revision::{Match, Revision},
+    stream::Wishes,
+};
 use crate::{
     error::{Error, Halt},
     mvcc::{Event, Interval, Reader, history::Span, read::Failure},
@@ -24,6 +31,8 @@ pub const CHUNK_EVENTS: usize = 256;
 pub const PASS_EVENTS: usize = 8192;
 /// A pass takes no more watches than this.
 pub const PASS_WATCHES: usize = 4096;
+/// So many bytes of one revision make a response of their own, whose frames can be shared.
+const LARGE_REVISION_BYTES: usize = 64 << 10;
 
 /// A watch that catches up.
 pub struct Member {
@@ -32,6 +41,8 @@ pub struct Member {
     from: i64,
     wishes: Wishes,
     frames: Vec<Bytes>,
+    /// One large revision, instead of `frames`.
+    shared: Option<Frames>,
     bytes: usize,
     revisions: usize,
     /// The revision of its newest frame.
@@ -46,8 +57,8 @@ pub struct Replayed {
     pub slot: u32,
     /// Its serial.
     pub serial: u64,
-    /// What it missed.
-    pub frames: Vec<Bytes>,
+    /// What it missed, if anything.
+    pub frames: Option<Frames>,
     /// The first revision that it still needs.
     pub next: i64,
 }
@@ -60,20 +71,36 @@ pub struct Replay {
     bytes: usize,
     stopped: usize,
     through: i64,
-    matched: Vec<(u32, u32)>,
+    matched: Vec<u32>,
     with_previous: bool,
+    response_bytes: usize,
 }
 
 impl Replay {
+    /// A pass that nobody has joined yet, with responses not much larger than `response_bytes`.
+    #[must_use]
+    pub fn new(response_bytes: usize) -> Self {
+        Self { response_bytes, ..Self::default() }
+    }
+
     /// Adds a watch that needs everything from `from` on.
     pub fn add(&mut self, (slot, serial): (u32, u64), interval: &Interval, wishes: Wishes, from: i64) {
         let member = u32::try_from(self.members.len()).expect("a pass has few members");
         self.interest.insert(interval, member);
         self.with_previous |= wishes.previous;
         self.through = if member == 0 { from - 1 } else { self.through.min(from - 1) };
-        let new =
-            Member { slot, serial, from, wishes, frames: Vec::new(), bytes: 0, revisions: 0, last: 0, stopped: None };
-        self.members.push(new);
+        self.members.push(Member {
+            slot,
+            serial,
+            from,
+            wishes,
+            frames: Vec::new(),
+            shared: None,
+            bytes: 0,
+            revisions: 0,
+            last: 0,
+            stopped: None,
+        });
     }
 
     /// Whether there is anybody to catch up.
@@ -108,29 +135,78 @@ impl Replay {
     }
 
     fn feed_revision(&mut self, events: &[Event], reader: &Reader) -> Result<(), Halt> {
-        let main = events[0].revision.main;
+        let [event] = events else { return self.feed_many(events, reader) };
+        let main = event.revision.main;
         let mut matched = std::mem::take(&mut self.matched);
-        for (nth, event) in (0..).zip(events) {
-            self.interest.visit(&event.key, &mut |group| matched.extend(group.iter().map(|&member| (nth, member))));
-        }
-        let mut framer: Option<(u32, Framer<'_>)> = None;
-        for (nth, member) in matched.drain(..) {
-            let event = &events[nth as usize];
-            let member = &mut self.members[member as usize];
-            if !member.admits(event, main) {
-                self.stopped += usize::from(member.stop_now(main));
+        self.interest.visit(&event.key, |group| matched.extend_from_slice(group));
+        let mut framer = Framer::new(event);
+        for nth in matched.drain(..) {
+            let member = &mut self.members[nth as usize];
+            if !member.wishes.admit(event.deletion) || !self.admits(nth, main) {
                 continue;
             }
-            if framer.as_ref().is_none_or(|(known, _)| *known != nth) {
-                framer = Some((nth, Framer::new(event)));
-            }
-            let (_, framer) = framer.as_mut().expect("it was just made");
+            let member = &mut self.members[nth as usize];
             let frame = framer.frame(member.wishes.previous, reader)?;
             self.bytes += frame.len();
-            member.take(frame, main);
+            member.take(main, frame_cost(&frame));
+            member.frames.push(frame);
         }
+        give_back(&mut matched);
         self.matched = matched;
         Ok(())
+    }
+
+    /// A revision that has several events.
+    fn feed_many(&mut self, events: &[Event], reader: &Reader) -> Result<(), Halt> {
+        let main = events[0].revision.main;
+        let (mut revision, mut matched) = (Revision::new(events, reader), Vec::new());
+        revision.matches(&self.interest, &mut matched);
+        matched.sort_unstable_by_key(|found| found.watch);
+        let mut has_begun = false;
+        for Match { watch: nth, events } in matched {
+            let wishes = self.members[nth as usize].wishes;
+            if !revision.concerns(&events, wishes) || !self.admits(nth, main) {
+                continue;
+            }
+            let member = &mut self.members[nth as usize];
+            let is_whole = revision.is_whole(&events, wishes)?;
+            if has_begun && !is_whole && self.bytes >= PASS_BYTES {
+                self.stopped += 1;
+                member.stopped = Some(main);
+                continue;
+            }
+            let frames = revision.frames(&events, wishes)?;
+            let cost = frames.cost();
+            if cost < LARGE_REVISION_BYTES {
+                member.frames.extend_from_slice(frames.as_slice());
+            } else if member.frames.is_empty() {
+                member.shared = Some(frames);
+            } else {
+                self.stopped += 1;
+                member.stopped = Some(main);
+                continue;
+            }
+            member.take(main, cost);
+            // The list of all frames is there once, however many keep it.
+            self.bytes += if is_whole && has_begun { 0 } else { cost };
+            has_begun = true;
+        }
+        Ok(())
+    }
+
+    /// Whether a member may have a revision in this pass. If it has too much already, it sits out from there on.
+    fn admits(&mut self, nth: u32, main: i64) -> bool {
+        let response_bytes = self.response_bytes;
+        let member = &mut self.members[nth as usize];
+        if main < member.from || member.stopped.is_some() {
+            return false;
+        }
+        let is_full = member.is_full(response_bytes);
+        if is_full {
+            member.stopped = Some(main);
+            self.stopped += 1;
+        }
+        !is_full
     }
 
     /// Ends the pass.
@@ -143,35 +219,26 @@ impl Replay {
 }
 
 impl Member {
-    /// Whether it wants an event, and may have it in this pass.
-    fn admits(&self, event: &Event, main: i64) -> bool {
-        self.wishes.admit(event.deletion) && main >= self.from && self.stopped.is_none() && !self.is_full(main)
-    }
-
     /// Whether it has so much that no further revision fits.
-    fn is_full(&self, main: i64) -> bool {
-        main != self.last && (self.revisions >= REVISIONS_MAX || self.bytes >= RESPONSE_BYTES)
+    fn is_full(&self, response_bytes: usize) -> bool {
+        self.shared.is_some() || self.revisions >= REVISIONS_MAX || self.bytes >= response_bytes
     }
 
-    /// Sits out from `main` on if it has to, and says whether that is new.
-    fn stop_now(&mut self, main: i64) -> bool {
-        let stops = self.stopped.is_none() && main >= self.from && self.is_full(main);
-        if stops {
-            self.stopped = Some(main);
-        }
-        stops
-    }
-
-    fn take(&mut self, frame: Bytes, main: i64) {
+    /// Counts what it has got of a revision.
+    fn take(&mut self, main: i64, cost: usize) {
         self.revisions += usize::from(self.last != main);
         self.last = main;
-        self.bytes += frame.len();
-        self.frames.push(frame);
+        self.bytes += cost;
     }
 
-    fn finish(self, next: i64) -> Replayed {
+    fn finish(mut self, next: i64) -> Replayed {
         let next = self.stopped.unwrap_or(next).max(self.from);
-        Replayed { slot: self.slot, serial: self.serial, frames: self.frames, next }
+        let frames = self.shared.or_else(|| match self.frames.len() {
+            0 => None,
+            1 => self.frames.pop().map(Frames::One),
+            _ => Some(Frames::Many(self.frames)),
+        });
+        Replayed { slot: self.slot, serial: self.serial, frames, next }
     }
 }
 

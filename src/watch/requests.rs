@@ -48,12 +48,7 @@ impl HubCore {
 
     fn close(&mut self, name: u64) {
         let Some(slot) = self.names.remove(&name) else { return };
-        let watches = std::mem::take(&mut self.streams[slot].watches);
-        for watch in watches.into_values() {
-            self.remove(watch);
-        }
-        self.streams.remove(slot);
-        self.gauges.streams.dec();
+        self.leaving.push(slot);
     }
 
     fn answer(&mut self, stream: u32, request: Request) {
@@ -63,7 +58,10 @@ impl HubCore {
         match request {
             Request::Create(create) => match self.admit(stream, &create) {
                 Ok(()) => self.create(stream, create),
-                Err(reason) => self.stage(stream, Response::Refused { reason: reason.into(), revision }),
+                Err(reason) => {
+                    self.streams[stream].release_refused(&create.interval);
+                    self.stage(stream, Response::Refused { reason: reason.into(), revision });
+                }
             },
             Request::Refuse(reason) => self.stage(stream, Response::Refused { reason, revision }),
             Request::Cancel(id) => {
@@ -109,7 +107,11 @@ impl HubCore {
         };
         let progress = wishes.progress;
         let watch = self.watches.insert(watch);
-        self.streams[slot].watches.insert(id, watch);
+        let stream = &mut self.streams[slot];
+        stream.watches.insert(id, watch);
+        if start > revision {
+            stream.future.insert((start, watch));
+        }
         self.gauges.watches.inc();
         self.begin(watch);
         self.stage(slot, Response::Created { watch: id, revision });
@@ -130,17 +132,17 @@ impl HubCore {
     /// Removes a watch that its stream no longer lists.
     pub(super) fn remove(&mut self, slot: u32) {
         self.leave_standing(slot);
-        self.watches.remove(slot);
+        let watch = self.watches.remove(slot);
+        self.streams[watch.stream].release(slot, &watch);
         self.gauges.watches.dec();
     }
 
     /// Tells a whole stream how far everything was said, if it is the same for all of its watches.
     fn say_progress(&mut self, slot: u32) {
-        let stream = &self.streams[slot];
         let revision = self.delivered;
-        let begun = |watch: &u32| self.watches[*watch].start <= revision;
-        let agreed = stream.lagging == 0 && !stream.watches.is_empty() && stream.watches.values().all(begun);
-        if agreed && stream.has_room() {
+        let stream = &mut self.streams[slot];
+        let agreed = stream.lagging == 0 && !stream.watches.is_empty() && stream.has_begun(revision);
+        if agreed && self.has_room(slot) {
             self.stage(slot, Response::Progress { watch: NOBODY, revision });
         }
     }
@@ -171,7 +173,7 @@ impl HubCore {
             let quiet = std::mem::replace(&mut watch.quiet, true);
             let at_head = watch.standing == Standing::Synced && watch.start <= revision;
             let id = watch.id;
-            if quiet && at_head && self.streams[slot].has_room() {
+            if quiet && at_head && self.has_room(slot) {
                 self.stage(slot, Response::Progress { watch: id, revision });
             }
         }

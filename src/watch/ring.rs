@@ -49,11 +49,12 @@ impl Ring {
                 Event { previous: event.previous, ..Event::of_record(event.revision, event.deletion, event.record) };
             self.bytes += cost(&event);
             self.events.push_back(event);
-        }
-        while self.bytes > self.max_bytes {
-            let evicted = self.events.pop_front().expect("an empty ring takes no bytes");
-            self.bytes -= cost(&evicted);
-            self.lowest = evicted.revision.main + 1;
+            // At once, so that a revision of a million events does not make room for as many.
+            while self.bytes > self.max_bytes {
+                let evicted = self.events.pop_front().expect("an empty ring takes no bytes");
+                self.bytes -= cost(&evicted);
+                self.lowest = evicted.revision.main + 1;
+            }
         }
         // A revision that has lost its first event is of no use.
         while self.events.front().is_some_and(|event| event.revision.main < self.lowest) {
@@ -133,6 +134,8 @@ mod tests {
         ring.append(events(5, 4), 5);
         assert_eq!((ring.lowest(), ring.bytes), (6, 0), "a revision that does not fit is not kept");
         assert_eq!(ring.read(6, 5, 10).unwrap().through, 5);
+        ring.append(events(6, 10_000), 6);
+        assert!(ring.lowest() == 7 && ring.events.capacity() < 100, "nor is there room kept for it");
     }
 
     #[test]

@@ -12,6 +12,19 @@ use crate::mvcc::Interval;
 /// Room for one small response, granted to each watch of a stream on top of the stream's own.
 const ROOM_PER_WATCH_BYTES: usize = 512;
 
+/// What a watch costs beside its keys: itself, and its places in the lists of the hub.
+const WATCH_BYTES: usize = 400;
+
+/// What a watch of these keys is counted for.
+#[must_use]
+pub fn charge(interval: &Interval) -> usize {
+    let keys = match interval {
+        Interval::Key(key) | Interval::From(key) => key.len(),
+        Interval::Range(start, end) => start.len() + end.len(),
+    };
+    WATCH_BYTES + keys
+}
+
 /// One client's stream.
 pub struct Stream {
     /// Its name.
@@ -22,8 +35,10 @@ pub struct Stream {
     pub next_id: i64,
     /// How many of its watches are not synced.
     pub lagging: usize,
-    /// Watches that wait for room.
-    pub waiting: BTreeSet<u32>,
+    /// Watches that wait for room, by the revision that they need next.
+    pub waiting: BTreeSet<(i64, u32)>,
+    /// Watches that begin in the future, or did when they were made, by where they begin.
+    pub future: BTreeSet<(i64, u32)>,
     /// When it was opened.
     pub opened: Duration,
     /// How often it says that nothing happened, to those who asked for it.
@@ -35,6 +50,9 @@ pub struct Stream {
     outbox: Arc<Outbox>,
     staged: Delivery,
     room: usize,
+    /// The revision that is being offered to watches which share its frames, how many those are here, and whether there was
+    /// room for them.
+    offer: (i64, usize, bool),
 }
 
 impl Stream {
@@ -47,6 +65,7 @@ impl Stream {
             next_id: 0,
             lagging: 0,
             waiting: BTreeSet::new(),
+            future: BTreeSet::new(),
             opened,
             period,
             ticking: false,
@@ -54,13 +73,49 @@ impl Stream {
             outbox,
             staged: Delivery::default(),
             room,
+            offer: (0, 0, false),
         }
     }
 
-    /// Whether another response can be taken.
+    /// Whether another response can be taken, if no more than `most` may wait.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.outbox.cost() + self.staged.cost < self.limit()
+    pub fn has_room(&self, most: usize) -> bool {
+        self.outbox.cost() + self.staged.cost < self.limit().min(most)
+    }
+
+    /// Counts one more watch that shares the frames of revision `main`.
+    pub fn count_sharer(&mut self, main: i64, most: usize) {
+        if self.offer.0 != main {
+            self.offer = (main, 0, self.has_room(most));
+        }
+        self.offer.1 += 1;
+    }
+
+    /// How many there were, and whether there was room for them.
+    #[must_use]
+    pub fn sharers(&self) -> (usize, bool) {
+        (self.offer.1, self.offer.2)
+    }
+
+    /// A watch is gone, and what it counted for.
+    pub fn release(&mut self, slot: u32, watch: &Watch) {
+        self.future.remove(&(watch.start, slot));
+        self.outbox.release_watch(charge(&watch.interval));
+    }
+
+    /// A watch did not begin.
+    pub fn release_refused(&self, interval: &Interval) {
+        self.outbox.release_watch(charge(interval));
+    }
+
+    /// Whether all watches have begun at `revision`. It never goes back, so each watch is looked at once.
+    pub fn has_begun(&mut self, revision: i64) -> bool {
+        while let Some(&(start, _)) = self.future.first()
+            && start <= revision
+        {
+            self.future.pop_first();
+        }
+        self.future.is_empty()
     }
 
     /// Puts a response behind all others. It leaves with the next [`Stream::flush`].
@@ -75,9 +130,9 @@ impl Stream {
     }
 
     /// Hands on what was staged. True if watches wait for room, and there is some already.
-    pub fn flush(&mut self) -> bool {
+    pub fn flush(&mut self, most: usize) -> bool {
         self.dirty = false;
-        let low = self.limit() / 2;
+        let low = self.limit().min(most) / 2;
         self.staged.hungry_below = (!self.waiting.is_empty()).then_some(low);
         if self.staged.responses.is_empty() && self.staged.handled == 0 && self.waiting.is_empty() {
             return false;

@@ -40,6 +40,8 @@ pub struct Wire {
     pub sent: Vec<WatchResponse>,
     /// How many messages may lie in `sent`.
     pub room: usize,
+    /// How many bytes more may be kept for the client.
+    pub spare: usize,
     pub ended: bool,
     pub bytes: usize,
     pub waker: Waker,
@@ -57,6 +59,7 @@ impl Client {
             requests: VecDeque::new(),
             sent: Vec::new(),
             room: usize::MAX,
+            spare: usize::MAX,
             ended: false,
             bytes: 0,
             waker: Waker::noop().clone(),
@@ -118,6 +121,10 @@ impl Line for Wire {
         let response = WatchResponse::decode(message.clone()).unwrap();
         assert_eq!(response.encode_to_vec(), message, "what is assembled is what protobuf would have written");
         self.sent.push(response);
+    }
+
+    fn spare(&self) -> usize {
+        self.spare
     }
 
     fn waker(&self) -> &Waker {

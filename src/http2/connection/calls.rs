@@ -12,6 +12,7 @@ use crate::{
         request::Target,
         sender::{Ending, ROOM_BYTES},
         streams::{Role, Waiting},
+        talk::Ledger,
     },
 };
 
@@ -233,13 +234,13 @@ impl Connection {
     }
 
     fn step(&mut self, slot: u64) {
-        let max_bytes = self.limits().max_message;
         self.may_go_on();
+        let ledger = Ledger { shared: &self.shared, told: self.held_told, held: self.held() };
         let Some(stream) = self.streams.get(slot) else { return };
         stream.is_due = false;
         let mut role = std::mem::replace(&mut stream.role, Role::Answered);
         let outcome = match &mut role {
-            Role::Talk(talk) => talk.step(slot, stream, &mut self.sender, max_bytes),
+            Role::Talk(talk) => talk.step(slot, stream, &mut self.sender, ledger),
             Role::Guest(guest) => guest.step(slot, stream, &mut self.sender),
             Role::Listening | Role::Ready(_) | Role::Called { .. } => {
                 stream.role = role;
@@ -248,6 +249,8 @@ impl Connection {
             Role::Answered => return self.finish(slot), // For the streams that were refused.
         };
         self.work.bytes += outcome.received;
+        stream.weight = stream.weight - outcome.held_before + outcome.held;
+        self.held_in = self.held_in - outcome.held_before + outcome.held;
         if !stream.outbound.is_ending() {
             stream.role = role;
             if outcome.is_stalled && !std::mem::replace(&mut stream.is_stalled, true) {
