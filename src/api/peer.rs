@@ -27,7 +27,7 @@ use axum::{
 };
 use bytes::Bytes;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
@@ -49,6 +49,9 @@ use crate::{
 
 /// Questions have few bytes: a lease's ID, a revision.
 const QUESTION_MAX_BYTES: usize = 64 << 10;
+/// A connection without a question is closed after this: later than members close one that they do not need any more, so
+/// that no question meets a closed one.
+const IDLE: Duration = Duration::from_mins(2);
 /// IDs have so many digits.
 const ID_MAX_CHARS: usize = 16;
 /// Reasons are cut here.
@@ -77,7 +80,8 @@ pub fn router(api: Arc<Api>) -> Router {
 /// Serves one connection of a member.
 pub async fn serve(stream: TcpStream, router: Router) {
     let _ = stream.set_nodelay(true);
-    let connection = auto::Builder::new(TokioExecutor::new());
+    let mut connection = auto::Builder::new(TokioExecutor::new());
+    connection.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
     let connection = connection.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     if let Err(error) = connection.await {
         tracing::debug!(%error, "a member's connection ended badly");

@@ -35,6 +35,25 @@ pub const FLAGS: &[Flag] = &[
         "Messages that may wait for one other member; more are lost and sent again.",
     ),
     flag(
+        "peer-connections-per-address",
+        Kind::Unsigned,
+        "1024",
+        "Connections from one address to the port for members; more are refused. At least 16.",
+    ),
+    flag(
+        "peer-connections-before-hello",
+        Kind::Unsigned,
+        "16",
+        "Of these, connections that have not said yet what they are; a new one closes the oldest. At least 2.",
+    ),
+    flag("peer-hello-timeout", Kind::Duration, "5s", "How long such a connection may take to say it."),
+    flag(
+        "peer-min-bytes-per-second",
+        Kind::Unsigned,
+        "65536",
+        "A member that sends a message or a snapshot more slowly is disconnected, after a grace; at least 1.",
+    ),
+    flag(
         "snapshot-bytes-per-second",
         Kind::Unsigned,
         "134217728",
@@ -71,6 +90,8 @@ pub const FLAGS: &[Flag] = &[
 
 const SMALLEST_WRITE_BUFFER: u64 = 64 << 10;
 const SLOWEST_SNAPSHOT: u64 = 1 << 20;
+const LEAST_PEER_CONNECTIONS: u64 = 16;
+const LEAST_BEFORE_HELLO: u64 = 2;
 const MOST_THREADS: u64 = 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -93,6 +114,14 @@ pub struct Bounds {
     pub laggard_log_bytes: usize,
     /// Messages that may wait for one other member.
     pub peer_queue_bytes: usize,
+    /// Connections from one address to the port for members.
+    pub peer_connections_per_address: usize,
+    /// Of these, connections that have not said yet what they are.
+    pub peer_connections_before_hello: usize,
+    /// How long they may take to say it.
+    pub peer_hello_timeout: Duration,
+    /// A member that sends more slowly is disconnected.
+    pub peer_min_bytes_per_second: u64,
     /// How fast a snapshot goes to another member.
     pub snapshot_bytes_per_second: u64,
     /// Memory for recent events.
@@ -130,11 +159,11 @@ impl Bounds {
         if keepalive.iter().any(Duration::is_zero) {
             keepalive = [KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT];
         }
-        let flush_interval = resolve::time(typed, "flush-interval");
-        if flush_interval.is_zero() {
-            let typed = typed.text("flush-interval");
-            return Err(format!("--flush-interval must be >0 (set to {typed})"));
-        }
+        let some_time = |flag: &str| match resolve::time(typed, flag) {
+            time if time.is_zero() => Err(format!("--{flag} must be >0 (set to {})", typed.text(flag))),
+            time => Ok(time),
+        };
+        let flush_interval = some_time("flush-interval")?;
         for flag in ["api-threads", "read-threads"] {
             let threads = number(flag);
             if threads > MOST_THREADS {
@@ -149,6 +178,10 @@ impl Bounds {
             max_apply_backlog: number("max-apply-backlog"),
             laggard_log_bytes: resolve::count(number("laggard-log-bytes")),
             peer_queue_bytes: resolve::count(number("peer-queue-bytes")),
+            peer_connections_per_address: at_least("peer-connections-per-address", LEAST_PEER_CONNECTIONS)?,
+            peer_connections_before_hello: at_least("peer-connections-before-hello", LEAST_BEFORE_HELLO)?,
+            peer_hello_timeout: some_time("peer-hello-timeout")?,
+            peer_min_bytes_per_second: at_least("peer-min-bytes-per-second", 1)? as u64,
             snapshot_bytes_per_second: at_least("snapshot-bytes-per-second", SLOWEST_SNAPSHOT)? as u64,
             watch_ring_bytes: resolve::count(number("watch-ring-bytes")),
             watch_pending_bytes: at_least("watch-pending-bytes", 1)?,
@@ -183,6 +216,8 @@ mod tests {
         assert_eq!(bounds.max_apply_backlog, 5000);
         assert_eq!((bounds.laggard_log_bytes, bounds.peer_queue_bytes), (192 << 20, 64 << 20));
         assert_eq!(bounds.snapshot_bytes_per_second, 128 << 20);
+        assert_eq!((bounds.peer_connections_per_address, bounds.peer_connections_before_hello), (1024, 16));
+        assert_eq!((bounds.peer_hello_timeout, bounds.peer_min_bytes_per_second), (Duration::from_secs(5), 64 << 10));
         assert_eq!((bounds.read_threads, bounds.max_connections), (None, None));
     }
 
@@ -217,6 +252,10 @@ mod tests {
             ("--write-buffer-bytes=1000", "--write-buffer-bytes must be at least 65536 (set to 1000)"),
             ("--api-threads=1025", "--api-threads must be at most 1024 (set to 1025)"),
             ("--read-threads=1025", "--read-threads must be at most 1024 (set to 1025)"),
+            ("--peer-connections-per-address=15", "--peer-connections-per-address must be at least 16 (set to 15)"),
+            ("--peer-connections-before-hello=1", "--peer-connections-before-hello must be at least 2 (set to 1)"),
+            ("--peer-min-bytes-per-second=0", "--peer-min-bytes-per-second must be at least 1 (set to 0)"),
+            ("--peer-hello-timeout=0s", "--peer-hello-timeout must be >0 (set to 0s)"),
             ("--flush-interval=0s", "--flush-interval must be >0 (set to 0s)"),
         ] {
             assert_eq!(read(&[argument]), Err(error.to_owned()));

@@ -62,6 +62,12 @@ impl Databases {
         )))
     }
 
+    /// Where they all lie.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.member
+    }
+
     /// A place for one that comes as a snapshot.
     #[must_use]
     pub fn incoming(&self, index: u64) -> Scratch {

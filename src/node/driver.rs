@@ -89,6 +89,13 @@ pub enum Input {
         /// Whether it arrived.
         arrived: bool,
     },
+    /// Another member wants to send a copy of its database.
+    SnapshotAnnounced {
+        /// What raft would hear.
+        message: Message,
+        /// Told whether raft would take it and whether its sender is the leader that this member follows, or why not.
+        answer: Box<dyn FnOnce(Result<bool, String>) + Send>,
+    },
     /// A copy of another member's database is here, whole.
     Snapshot {
         /// What raft shall hear.
@@ -295,7 +302,7 @@ impl Driver {
             Input::CatchUp(waiter) => handoff.catch_up.push((self.replica.committed(), waiter)),
             Input::Progress(waiter) => waiter(self.replica.progress()),
             Input::Transfer(to) => self.replica.transfer_leader(to),
-            Input::Messages(messages) => messages.into_iter().for_each(|message| self.replica.step(message)),
+            Input::Messages(messages) => messages.into_iter().for_each(|message| self.step(message)),
             Input::Reachable(member) => self.replica.reachable(member),
             Input::Unreachable(member) => self.replica.unreachable(member),
             Input::Lost(member) => self.replica.lost(member),
@@ -315,12 +322,19 @@ impl Driver {
                 self.giving.ended(to);
                 self.replica.snapshot_sent(to, arrived);
             }
+            Input::SnapshotAnnounced { message, answer } => answer(self.replica.judge_snapshot(&message)),
             Input::Snapshot { message, incoming, done } => {
                 let index = message.get_snapshot().get_metadata().index;
                 self.turn_down(); // A later one is worth more.
                 self.arrived = Some(Arrived { index, incoming, done });
-                self.replica.step(message);
+                self.step(message);
             }
+        }
+    }
+
+    fn step(&mut self, message: Message) {
+        if !self.replica.step(message) {
+            METRICS.peer_refused.with_label_values(&["contradiction"]).inc();
         }
     }
 
@@ -332,16 +346,15 @@ impl Driver {
         }
     }
 
-    /// A leader that is removed stays for as long as an election takes, unless it is known sooner that the others know.
-    fn follow_in_time(&mut self, mut changed: Changed) {
+    /// A leader that is removed stays for as long as an election takes, unless it is known sooner that the others know. Only
+    /// then is the change answered: the answer may be taken to mean that this member is not needed any more.
+    fn follow_in_time(&mut self, changed: Changed) {
         self.leave();
-        if !self.replica.must_tell_others(changed.index, changed.change.as_ref()) {
-            return self.follow(changed);
+        if self.replica.must_tell_others(changed.index, changed.change.as_ref()) {
+            self.leaving = Some((changed, self.election_ticks));
+        } else {
+            self.follow(changed);
         }
-        if let Some(done) = changed.done.take() {
-            done();
-        }
-        self.leaving = Some((changed, self.election_ticks));
     }
 
     /// Follows the change that removes this member, if that waits.
@@ -371,6 +384,7 @@ impl Driver {
             self.status.set_rules_alone(false);
         }
         let voted = self.conf_names_us();
+        let is_needed = !self.replica.others_remember(changed.index);
         let conf_state = self.replica.follow_change(changed.index, changed.change.as_ref());
         if let Some(conf_state) = conf_state.filter(|_| changed.change.is_some()) {
             assert_eq!(
@@ -382,13 +396,24 @@ impl Driver {
         if let Some(done) = changed.done {
             done();
         }
-        if voted && !self.conf_names_us() {
-            tracing::warn!(
-                "local-member-id" = format_args!("{:x}", self.id),
-                "this member has been permanently removed from the cluster; its data directory is of no use any more: delete it"
-            );
-            (self.farewell)();
+        if !voted || self.conf_names_us() {
+            return;
         }
+        let member = format!("{:x}", self.id);
+        if is_needed {
+            // It follows no longer, but it votes, and tells what is agreed, for as long as it runs.
+            tracing::warn!(
+                "local-member-id" = member,
+                "this member has been removed from the cluster, but the other members may not know it yet, and may need its \
+                 vote: it goes on until one of them says that it was removed"
+            );
+            return;
+        }
+        tracing::warn!(
+            "local-member-id" = member,
+            "this member has been permanently removed from the cluster; its data directory is of no use any more: delete it"
+        );
+        (self.farewell)();
     }
 
     fn conf_names_us(&self) -> bool {

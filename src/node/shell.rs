@@ -59,6 +59,9 @@ impl Core {
                 if !self.driver.replica.is_alone() {
                     return Ok(Pause::Company); // What was written is told in company: it lies in the inbox.
                 }
+                if settled && self.driver.accepted.is_some() {
+                    return Ok(Pause::Install);
+                }
                 if settled {
                     break;
                 }

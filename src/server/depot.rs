@@ -1,6 +1,6 @@
 //! Where copies of other members' databases go, and how they become states.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use crate::{
     error::Halt,
@@ -26,6 +26,11 @@ pub struct Depot {
 impl transport::Depot for Depot {
     fn place(&self, index: u64) -> Scratch {
         self.databases.incoming(index)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(self.databases.directory())?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     fn open(&self, files: Scratch) -> Result<Incoming, Halt> {

@@ -202,7 +202,13 @@ async fn open_to_members(config: &Config, floors: &Floors, listeners: Vec<TcpLis
         inspection::before_serving(&floors.api).await.map_err(Failure::Refused)?;
     }
     let routes = api::peer::router(floors.api.clone());
-    let serve_http = move |stream| _ = tokio::spawn(api::peer::serve(stream, routes.clone()));
+    let serve_http = move |stream, admitted| {
+        let serving = api::peer::serve(stream, routes.clone());
+        tokio::spawn(async move {
+            serving.await;
+            drop(admitted);
+        });
+    };
     let ear = peers::listen(listeners, &floors.transport, serve_http)?;
     words::serving(config, floors.api.header.member_id());
     Ok(ear)
@@ -355,7 +361,14 @@ async fn build(
             stall: SNAPSHOT_STALL,
             snapshot_rate: bounds.snapshot_bytes_per_second,
             queue_bytes: bounds.peer_queue_bytes,
+            min_bytes_per_second: bounds.peer_min_bytes_per_second,
         },
+        connections: transport::ConnectionLimits {
+            per_address: bounds.peer_connections_per_address,
+            before_hello: bounds.peer_connections_before_hello,
+            hello_timeout: bounds.peer_hello_timeout,
+        },
+        max_request_bytes: config.max_request_bytes as u64,
     });
     let introduced = Members::introduced(engine.as_ref())?.into_iter();
     let parts = Parts {

@@ -5,10 +5,7 @@ use std::{io, net::TcpStream, sync::Arc, thread, time::Duration};
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::Failure;
-use crate::node::transport::{PREFACE, Transport};
-
-/// Who connects and says nothing for so long is sent away.
-const SILENCE: Duration = Duration::from_secs(10);
+use crate::node::transport::{Admitted, PREFACE, Stage, Transport};
 
 /// What runs when the port is closed gets so long to end.
 const LAST_TASKS: Duration = Duration::from_millis(100);
@@ -31,7 +28,7 @@ impl Ear {
 pub fn listen(
     listeners: Vec<TcpListener>,
     transport: &Arc<Transport>,
-    serve_http: impl Fn(tokio::net::TcpStream) + Clone + Send + 'static,
+    serve_http: impl Fn(tokio::net::TcpStream, Admitted) + Clone + Send + 'static,
 ) -> Result<Ear, Failure> {
     let cannot = |error: io::Error| Failure::Refused(format!("cannot listen for peers: {error}"));
     let listeners: Vec<_> =
@@ -61,16 +58,21 @@ pub fn listen(
 async fn accept(
     listener: TcpListener,
     transport: Arc<Transport>,
-    serve_http: impl Fn(tokio::net::TcpStream) + Clone + Send + 'static,
+    serve_http: impl Fn(tokio::net::TcpStream, Admitted) + Clone + Send + 'static,
 ) {
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
+                let Some(admitted) = transport.admit(&stream, address.ip()) else { continue };
                 let (transport, serve_http) = (transport.clone(), serve_http.clone());
                 tokio::spawn(async move {
-                    match first_byte(&stream).await {
-                        Ok(first) if first == PREFACE[0] => hand_over(&transport, stream),
-                        Ok(_) => serve_http(stream),
+                    match first_byte(&stream, &admitted).await {
+                        Ok(first) if first == PREFACE[0] => hand_over(&transport, stream, admitted),
+                        Ok(_) => {
+                            admitted.set_stage(Stage::Http);
+                            serve_http(stream, admitted);
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::TimedOut => transport.note_silent(address.ip()),
                         Err(error) => tracing::debug!(%address, %error, "a connection to the peer port ended early"),
                     }
                 });
@@ -84,9 +86,9 @@ async fn accept(
     }
 }
 
-async fn first_byte(stream: &tokio::net::TcpStream) -> io::Result<u8> {
+async fn first_byte(stream: &tokio::net::TcpStream, admitted: &Admitted) -> io::Result<u8> {
     let mut first = [0];
-    match tokio::time::timeout(SILENCE, stream.peek(&mut first)).await {
+    match tokio::time::timeout_at(admitted.hello_deadline().into(), stream.peek(&mut first)).await {
         Ok(Ok(1..)) => Ok(first[0]),
         Ok(Ok(_)) => Err(io::ErrorKind::UnexpectedEof.into()),
         Ok(Err(error)) => Err(error),
@@ -94,10 +96,10 @@ async fn first_byte(stream: &tokio::net::TcpStream) -> io::Result<u8> {
     }
 }
 
-fn hand_over(transport: &Arc<Transport>, stream: tokio::net::TcpStream) {
+fn hand_over(transport: &Arc<Transport>, stream: tokio::net::TcpStream, admitted: Admitted) {
     let stream: io::Result<TcpStream> = stream.into_std();
     match stream {
-        Ok(stream) => transport.receive(stream),
+        Ok(stream) => transport.receive(stream, admitted),
         Err(error) => tracing::warn!(%error, "cannot take over a peer's stream"),
     }
 }

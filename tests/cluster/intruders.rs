@@ -14,30 +14,58 @@ use metastore::proto::etcdserverpb::MemberAddRequest;
 
 use super::harness::{Cluster, PATIENCE};
 
-const WELCOME: [u8; 3] = [0; 3];
-const RELEASE: [u8; 4] = [3, 7, 3, 0];
+pub const WELCOME: [u8; 3] = [0; 3];
+pub const RELEASE: [u8; 4] = [3, 7, 3, 0];
+pub const PREFACE: &[u8] = b"metastore raft 3";
+pub const FOR_MESSAGES: u8 = 1;
+pub const FOR_A_SNAPSHOT: u8 = 2;
 
 /// How a call begins.
 #[derive(Clone, Copy)]
-struct Hello {
-    preface: &'static [u8],
-    cluster: u64,
-    from: u64,
-    to: u64,
-    life: u64,
-    release: [u8; 4],
+pub struct Hello {
+    pub preface: &'static [u8],
+    pub purpose: u8,
+    pub cluster: u64,
+    pub from: u64,
+    pub to: u64,
+    pub life: u64,
+    pub largest_request: u64,
+    pub release: [u8; 4],
 }
 
 impl Hello {
-    fn bytes(&self) -> Vec<u8> {
-        let numbers = [self.cluster, self.from, self.to, self.life].map(u64::to_be_bytes).concat();
-        [self.preface, &[1], &numbers, &self.release, &[0, 0]].concat()
+    pub fn new(cluster: u64, from: u64, to: u64) -> Self {
+        Self {
+            preface: PREFACE,
+            purpose: FOR_MESSAGES,
+            cluster,
+            from,
+            to,
+            life: 7,
+            largest_request: 0,
+            release: RELEASE,
+        }
     }
 
-    fn call(&self, address: &str) -> TcpStream {
+    pub fn bytes(&self) -> Vec<u8> {
+        let numbers =
+            [self.cluster, self.from, self.to, self.life, self.largest_request].map(u64::to_be_bytes).concat();
+        [self.preface, &[self.purpose], &numbers, &self.release, &[0, 0]].concat()
+    }
+
+    pub fn call(&self, address: &str) -> TcpStream {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&self.bytes()).unwrap();
+        stream
+    }
+
+    /// A stream on which it may go on.
+    pub fn is_welcome(&self, address: &str) -> TcpStream {
+        let mut stream = self.call(address);
+        let mut verdict = [9; 3];
+        stream.read_exact(&mut verdict).unwrap();
+        assert_eq!(verdict, WELCOME);
         stream
     }
 
@@ -52,11 +80,8 @@ impl Hello {
     }
 
     /// Says something that ends the call; what it is told then.
-    fn say(&self, address: &str, frame: &[u8]) -> String {
-        let mut stream = self.call(address);
-        let mut verdict = [9; 3];
-        stream.read_exact(&mut verdict).unwrap();
-        assert_eq!(verdict, WELCOME);
+    pub fn say(&self, address: &str, frame: &[u8]) -> String {
+        let mut stream = self.is_welcome(address);
         stream.write_all(frame).unwrap();
         // Closed by the other side, with or without having read everything.
         let mut last_words = Vec::new();
@@ -66,7 +91,7 @@ impl Hello {
     }
 }
 
-fn frame(message: &Message) -> Vec<u8> {
+pub fn frame(message: &Message) -> Vec<u8> {
     let message = message.write_to_bytes().unwrap();
     let body = [&u32::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat();
     let header = [u32::try_from(body.len()).unwrap(), crc32c::crc32c(&body)].map(u32::to_be_bytes).concat();
@@ -108,11 +133,13 @@ async fn who_has_no_business_here_is_told_so_and_disturbs_nobody() {
         let stands = format!("\"established a stream with peer\",\"remote-peer-id\":\"{:x}\"", cluster.ids[nth]);
         cluster.servers[other].wait_for_log(&stands);
         let (from, to) = (absent, cluster.ids[nth]);
-        let own = Hello { preface: b"metastore raft 2", cluster: cluster_id, from, to, life: 7, release: RELEASE };
+        let own = Hello::new(cluster_id, from, to);
         for (hello, refusal) in [
             (Hello { from: cluster.ids[other], ..own }, "another process speaks for member"),
             (Hello { cluster: 5, ..own }, "cluster ID mismatch"),
-            (Hello { to: from, ..own }, "member ID mismatch"),
+            (Hello { to: from, ..own }, "member ID mismatch: this is"),
+            (Hello { from: to, ..own }, "member ID mismatch: the caller cannot be"),
+            (Hello { from: 0, ..own }, "member ID mismatch: the caller cannot be 0"),
             (Hello { release: [2, 9, 2, 0], ..own }, "incompatible version"),
             (Hello { preface: b"metastore raft 7", ..own }, "incompatible version"),
         ] {

@@ -6,6 +6,7 @@ mod corruption;
 mod failures;
 mod founding;
 mod harness;
+mod hostile;
 mod intruders;
 mod joining;
 mod leadership;

@@ -52,6 +52,7 @@ pub struct Durable {
     pub last_index: u64,
     pub term: u64,
     pub vote: u64,
+    pub commit: u64,
 }
 
 impl Gauge {
@@ -152,8 +153,10 @@ impl SimulatedLog {
         ledger: Arc<Mutex<Ledger>>,
         fault: Option<Fault>,
     ) -> Self {
-        let HardState { term, vote, .. } = recovered.hard_state;
-        let written = Durable { last_index: recovered.last_index(), term, vote };
+        let HardState { term, vote, commit, .. } = recovered.hard_state;
+        // What is in the database was agreed.
+        let applied = Progress::durable(current.lock().as_ref()).ok().flatten().map_or(0, |applied| applied.index);
+        let written = Durable { last_index: recovered.last_index(), term, vote, commit: commit.max(applied) };
         let first = (recovered.truncated.index, recovered.truncated.term);
         let terms = recovered.entries.iter().map(|entry| (entry.index, entry.term)).chain([first]).collect();
         let gauge = current.lock().gauge.clone();
@@ -166,7 +169,8 @@ impl SimulatedLog {
     }
 
     fn note_hard_state(&mut self, hard_state: &HardState) {
-        (self.written.term, self.written.vote) = (hard_state.term, hard_state.vote);
+        let HardState { term, vote, commit, .. } = *hard_state;
+        self.written = Durable { term, vote, commit: commit.max(self.written.commit), ..self.written };
     }
 }
 

@@ -349,11 +349,6 @@ impl Member {
         [Room::Raft, Room::Log, Room::Apply].into_iter().all(|room| !self.is_wanted(room))
     }
 
-    /// Whether something was handed to the log and is not durable.
-    pub fn is_writing(&self) -> bool {
-        !self.writes.is_empty()
-    }
-
     /// The last applied entry.
     pub fn applied(&self) -> Progress {
         self.rooms.core.applier.machine.applied()

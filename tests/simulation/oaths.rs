@@ -2,7 +2,8 @@
 //!
 //! * A term has one leader, and it has every entry that was agreed in an earlier term.
 //! * Two entries of one index and term are the same, and so is everything before them.
-//! * A vote, an acknowledgement, an answer to a snapshot is on its sender's disk before it leaves; so is the term of a leader.
+//! * A vote, an acknowledgement, an answer to a snapshot is on its sender's disk before it leaves; so is the term of a leader,
+//!   and the commit index that is reported to one.
 //! * A member whose disk has stood still for an election timeout says nothing.
 
 use std::collections::BTreeMap;
@@ -75,7 +76,7 @@ impl Oaths {
 
 /// Holds a message against its sender's disk.
 pub fn check_promise(message: &Message, durable: Durable) {
-    let Durable { last_index, term, vote } = durable;
+    let Durable { last_index, term, vote, commit } = durable;
     let kept = match message.msg_type {
         MessageType::MsgRequestVote => term > message.term || (term, vote) == (message.term, message.from),
         MessageType::MsgRequestVoteResponse if !message.reject => {
@@ -83,7 +84,10 @@ pub fn check_promise(message: &Message, durable: Durable) {
         }
         // What was overwritten in a later term may still be acknowledged to the leader of the earlier one: whoever leads the
         // later one was elected without needing it.
-        MessageType::MsgAppendResponse if !message.reject => term > message.term || message.index <= last_index,
+        MessageType::MsgAppendResponse if !message.reject => {
+            message.commit <= commit && (term > message.term || message.index <= last_index)
+        }
+        MessageType::MsgHeartbeatResponse => message.commit <= commit,
         _ if shows_leadership(message) => term >= message.term,
         _ => true,
     };

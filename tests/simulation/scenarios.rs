@@ -238,3 +238,47 @@ fn a_lease_whose_owner_is_silent_ends_in_time() {
         world.peace = false;
     });
 }
+
+/// A world without trouble in which a change removes `removed` of the founders, and so many events later the disks of all
+/// others stand still. What the removed member can learn from then on it acts on; then the power of all others fails.
+/// Returns whether the change was over before that.
+fn removes_and_loses_power(founders: u64, seed: u64, leader_goes: bool, events: u32) -> bool {
+    let mut world = World::with(Climate::calm(founders), Dice::new(seed), None, false);
+    world.wait_for_rest();
+    let leader = world.expect_leader();
+    let removed = if leader_goes { leader } else { world.other_than(leader) };
+    let staying: Vec<u64> = world.running().into_iter().filter(|id| *id != removed).collect();
+    world.change_members(leader, Change::Remove(removed));
+    (0..events).for_each(|_| _ = world.happen_next(Duration::MAX));
+    let is_over = world.seats[&removed].gone;
+    for &id in &staying {
+        world.stick_log(id, 20 * SECOND);
+    }
+    world.run_for(6 * SECOND);
+    for &id in &staying {
+        world.crash(id);
+    }
+    world.wait_for_rest();
+    if world.history.model.members.contains_key(&removed) {
+        return false; // The change was lost, and nobody was told that it was made.
+    }
+    let left = staying[0];
+    assert!(world.writes(left), "{}", world.describe());
+    world.make_peace();
+    is_over
+}
+
+/// A removed leader went when the other member had heard that the removal was agreed, though not written it down: that one
+/// then waited for the vote of the one that was gone.
+#[test]
+fn whoever_is_left_elects_a_leader_wherever_the_power_fails_in_a_removal() {
+    for founders in [2, 3] {
+        for leader_goes in [true, false] {
+            for seed in 0..SEEDS / 3 {
+                let is_over = |events: &u32| removes_and_loses_power(founders, seed, leader_goes, *events);
+                let moments = (0..).find(is_over).expect("it is over at some time");
+                assert!(moments > 20, "{founders} members, seed {seed}: it was over after {moments} events");
+            }
+        }
+    }
+}

@@ -161,20 +161,10 @@ impl World {
         }
     }
 
-    /// A member that was removed goes, but not before the others know: until then they may need its voice.
+    /// A member that was removed ends, as it has decided or was told: no one can ask it any more.
     pub fn leave(&mut self, id: u64) {
-        let Some(&removed_at) = self.history.removals.get(&id) else { return };
-        let voters = self.history.model.members.iter().filter(|(_, learns)| !**learns).map(|(id, _)| *id);
-        let voters: Vec<u64> = voters.collect();
-        let knows = |id: &&u64| {
-            let member = self.seats.get(id).and_then(|seat| seat.member.as_ref());
-            member.is_some_and(|member| member.applied().index >= removed_at && !member.is_writing())
-        };
         if self.seats[&id].member.is_none() {
             return; // Its next life hears it again.
-        }
-        if voters.iter().filter(knows).count() * 2 <= voters.len() {
-            return self.agenda.after(Duration::from_millis(500), Event::Leave(id));
         }
         self.note(|_| format!("{id}: goes for good"));
         self.crash(id);

@@ -74,7 +74,7 @@ pub enum Event {
     Reported { shipment: u64, arrived: bool },
     /// A member starts, on the disks that it has, or for the first time.
     Start(u64),
-    /// A member that was removed goes, once the others know.
+    /// A member that was removed goes.
     Leave(u64),
     /// A client wants something.
     Wish,
@@ -259,12 +259,17 @@ impl World {
     /// Lets everything happen that happens in so much time.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.agenda.now() + time;
-        while let Some(event) = self.agenda.next(end) {
-            self.set_clock();
-            self.happen(event);
-            self.listen();
-        }
+        while self.happen_next(end) {}
         self.set_clock();
+    }
+
+    /// Lets the next event happen, if it comes until then.
+    pub fn happen_next(&mut self, end: Duration) -> bool {
+        let Some(event) = self.agenda.next(end) else { return false };
+        self.set_clock();
+        self.happen(event);
+        self.listen();
+        true
     }
 
     fn set_clock(&self) {
@@ -498,7 +503,8 @@ impl World {
         self.carry(id, messages);
         let seat = self.seats.get_mut(&id).expect("it has a member");
         if farewell && !std::mem::replace(&mut seat.leaving, true) {
-            self.agenda.after(Duration::from_secs(1), Event::Leave(id));
+            let delay = self.dice.millis(0, 1000);
+            self.agenda.after(delay, Event::Leave(id));
         }
         self.check_electorate(id);
         self.arrange(id);

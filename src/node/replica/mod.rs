@@ -15,6 +15,7 @@
 //!   an empty entry without a word.
 //! * raft hears that a change of the members is applied when it has followed it, not before.
 
+mod agreement;
 mod elections;
 mod facts;
 mod outgoing;
@@ -31,7 +32,7 @@ use bytes::Bytes;
 use protobuf::Message as _;
 use raft::{
     Config, ProgressState, RawNode, SnapshotStatus, StateRole,
-    eraftpb::{ConfChange, ConfChangeType, ConfState, EntryType, HardState, Message, MessageType},
+    eraftpb::{ConfChange, Entry, EntryType, HardState, Message, MessageType},
 };
 
 use super::log::{Group, MemoryLog, Position};
@@ -79,6 +80,8 @@ struct UnderWay {
     /// The number to acknowledge with it: later turns may have had nothing to write.
     covers: u64,
     since: u64,
+    /// The commit index that is on disk once this write is.
+    commit: u64,
 }
 
 /// One member's part in the agreement. `R` is whatever the owner needs to find a waiting read again.
@@ -98,6 +101,12 @@ pub struct Replica<R> {
     cut_off: BTreeSet<u64>,
     /// A commit index that is not on disk: it rides with the next write.
     unsaved: Option<HardState>,
+    /// The commit index that is on disk.
+    saved_commit: u64,
+    /// The highest commit index that another member told as leader.
+    told_commit: u64,
+    /// Agreed entries that are not applied yet, from a change of the members on whose agreement is not on disk.
+    held: VecDeque<Entry>,
     /// The write that makes the present term durable, while it is under way.
     term_write: Option<u64>,
     rounds: Rounds<R>,
@@ -109,6 +118,7 @@ pub struct Replica<R> {
 impl<R> Replica<R> {
     /// A member that goes on from what `log` holds, everything up to `applied` being in its database.
     pub fn new(life: Life, applied: u64, log: MemoryLog, timing: Timing, logger: &slog::Logger) -> Result<Self, Halt> {
+        let saved_commit = log.hard_state().commit;
         let sole = raft::Storage::initial_state(&log).is_ok_and(|state| state.conf_state.voters == [life.member]);
         let config = Config {
             id: life.member,
@@ -144,6 +154,9 @@ impl<R> Replica<R> {
             leads_since: 0,
             cut_off: BTreeSet::new(),
             unsaved: None,
+            saved_commit,
+            told_commit: 0,
+            held: VecDeque::new(),
             term_write: None,
             rounds: Rounds::new(life.member, life.number, patience),
             leadership: Leadership::default(),
@@ -160,15 +173,19 @@ impl<R> Replica<R> {
         self.hand_over_if_stuck();
     }
 
-    /// Takes a message of another member. What makes no sense is ignored: no peer can stop this node.
-    pub fn step(&mut self, mut message: Message) {
+    /// Takes a message of another member. What makes no sense is ignored: no peer can stop this node. False if it was.
+    pub fn step(&mut self, mut message: Message) -> bool {
         if !self.is_plausible(&message) {
-            return;
+            return false;
+        }
+        if matches!(message.msg_type, MessageType::MsgAppend | MessageType::MsgHeartbeat) && message.term >= self.term()
+        {
+            self.told_commit = self.told_commit.max(message.commit);
         }
         if message.msg_type == MessageType::MsgPropose && self.leads() {
             self.proposals.take_changes(&mut message);
             if message.entries.is_empty() {
-                return;
+                return true;
             }
         }
         let candidate = (message.msg_type == MessageType::MsgRequestPreVote).then_some((message.from, message.term));
@@ -178,6 +195,7 @@ impl<R> Replica<R> {
         if let Some((candidate, next_term)) = candidate {
             outgoing::refuse_in_its_term(&mut self.raft.raft.msgs, candidate, next_term.saturating_sub(1));
         }
+        true
     }
 
     /// Wants `data` in the log.
@@ -217,6 +235,7 @@ impl<R> Replica<R> {
         let mut acknowledged = None;
         while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
             acknowledged = Some(write.covers);
+            self.saved_commit = write.commit;
         }
         if let Some(number) = acknowledged {
             self.raft.on_persist_ready(number);
@@ -229,47 +248,6 @@ impl<R> Replica<R> {
         if index > self.raft.raft.raft_log.applied() {
             self.raft.advance_apply_to(index);
             self.applied_at = self.ticks;
-        }
-    }
-
-    /// The change at `index` is in the database, or was refused there. Returns who votes now, unless a snapshot has come
-    /// meanwhile, which says so itself.
-    pub fn follow_change(&mut self, index: u64, change: Option<&ConfChange>) -> Option<ConfState> {
-        if index <= self.raft.store().truncated().index && self.to_follow.front() != Some(&index) {
-            return None;
-        }
-        let expected = self.to_follow.pop_front();
-        assert_eq!(expected, Some(index), "changes are followed in the order in which they were handed out");
-        if let Some(change) = change {
-            let conf_state =
-                self.raft.apply_conf_change(change).expect("the member table has found nothing wrong with it");
-            self.raft.mut_store().set_conf_state(conf_state);
-            self.step_down_if_removed();
-        }
-        self.applied(index);
-        Some(self.conf_state())
-    }
-
-    /// Whether this leader is removed by the agreed change at `index`, and most of those who stay do not know yet that it is
-    /// agreed: nobody else would tell them, and they might need its voice for ever.
-    #[must_use]
-    pub fn must_tell_others(&self, index: u64, change: Option<&ConfChange>) -> bool {
-        let raft = &self.raft.raft;
-        let removes_us =
-            |change: &ConfChange| change.change_type == ConfChangeType::RemoveNode && change.node_id == raft.id;
-        if !self.leads() || !change.is_some_and(removes_us) {
-            return false;
-        }
-        let voters = self.conf_state().voters;
-        let others: Vec<u64> = voters.into_iter().filter(|&voter| voter != raft.id).collect();
-        let knows = |id: &&u64| raft.prs().get(**id).is_some_and(|progress| progress.committed_index >= index);
-        others.iter().filter(knows).count() * 2 <= others.len() && !others.is_empty()
-    }
-
-    /// A leader that the cluster has removed would go on leading, and raft-rs would look for its progress in vain.
-    fn step_down_if_removed(&mut self) {
-        if self.leads() && self.raft.raft.prs().get(self.raft.raft.id).is_none() {
-            self.raft.raft.become_follower(self.term(), raft::INVALID_ID);
         }
     }
 
@@ -356,7 +334,7 @@ impl<R> Replica<R> {
         self.propose_waiting_change();
         self.start_rounds();
         if !self.raft.has_ready() {
-            return None;
+            return self.take_released().map(Turn::of_committed);
         }
         let mut ready = self.raft.ready();
         let term = self.raft.raft.term;
@@ -393,9 +371,11 @@ impl<R> Replica<R> {
         let number = ready.number();
         self.raft.advance_append_async(ready);
         self.unsaved = hard_state.or(self.unsaved.take());
-        // Who was removed goes, and cannot be asked again: that others agreed to it must not be forgotten.
-        must_sync |= has_changes && self.unsaved.is_some();
-        self.choose_what_to_say(&mut messages, &mut promises);
+        must_sync |= (has_changes || self.may_tell_of_change(self.commit_after_writes())) && self.unsaved.is_some();
+        let saved = self.unsaved.as_ref().filter(|_| must_sync).map(|state| state.commit);
+        let commit = saved.unwrap_or_else(|| self.commit_after_writes());
+        self.choose_what_to_say(&mut messages, &mut promises, commit);
+        let committed = self.hold_changes(committed);
         let write = if must_sync {
             let group = Group { entries, hard_state: self.unsaved.take() };
             Some(Write { group, promises, number })
@@ -403,7 +383,7 @@ impl<R> Replica<R> {
             self.after_writes(number, promises, &mut messages)
         };
         if write.is_some() {
-            self.writes.push_back(UnderWay { number, covers: number, since: self.ticks });
+            self.writes.push_back(UnderWay { number, covers: number, since: self.ticks, commit });
         }
         if leadership.is_some_and(|now| now.leader != 0) {
             self.rounds.leader_changed();
@@ -425,25 +405,30 @@ impl<R> Replica<R> {
         hard_state.commit = at.index;
         self.raft.mut_store().restore(at, hard_state.clone(), conf_state.clone());
         self.to_follow.clear();
+        self.held.clear();
         Some(Install { at, conf_state, hard_state })
     }
 
     /// What promises nothing goes at once, what others will hear anyway does not go at all, and who has no disk is silent.
+    /// `commit` is the commit index that is on disk when the promises are sent.
     ///
     /// A leader was elected by what was durable, so it may speak before its own disk is done. But a sole voter elects itself
     /// without a word: until that is durable it could be elected to the same term again, and say something else to learners.
-    fn choose_what_to_say(&mut self, messages: &mut Vec<Message>, promises: &mut Vec<Message>) {
+    /// And a leader is silent until it cannot forget that a change of the members is agreed.
+    fn choose_what_to_say(&mut self, messages: &mut Vec<Message>, promises: &mut Vec<Message>, commit: u64) {
+        outgoing::report_no_more(promises, commit);
         if self.disk_stands_still() {
             for kept_back in messages.drain(..).filter(|message| message.msg_type == MessageType::MsgSnapshot) {
                 self.snapshot_sent(kept_back.to, false); // Raft waits for a word of it.
             }
             return;
         }
-        if self.leads() && self.term_write.is_some() {
+        if self.leads() && self.term_write.is_some() || self.may_tell_of_change(self.saved_commit) {
             promises.append(messages);
             return;
         }
         messages.extend(promises.extract_if(.., |message| outgoing::promises_nothing(message)));
+        outgoing::report_no_more(messages, self.saved_commit);
         let progress = self.raft.raft.prs();
         outgoing::drop_stale_news(messages, |member| {
             progress.get(member).is_some_and(|progress| progress.state == ProgressState::Replicate)

@@ -3,7 +3,7 @@
 //! A leader's messages go out at once. Everything else waits until what it promises is durable: votes, acknowledgements,
 //! answers to snapshots. Exactly three kinds promise nothing and need not wait for a disk: an answer to a heartbeat, and a
 //! proposal or a read that is passed on to the leader. (A heartbeat's answer says only that its sender knows of no newer
-//! leader. A leader that is heard in a new term has a quorum of durable votes behind it already.)
+//! leader, and how far its disk knows the log to be agreed on. A leader that is heard in a new term has a quorum of durable votes behind it already.)
 
 use std::collections::BTreeMap;
 
@@ -23,6 +23,15 @@ pub(super) fn refuse_in_its_term(said: &mut [Message], candidate: u64, its_term:
     });
     for refusal in refusals {
         refusal.term = refusal.term.max(its_term);
+    }
+}
+
+/// Reports to a leader no later commit index than the one that is on disk when it hears of it.
+pub(super) fn report_no_more(messages: &mut [Message], saved_commit: u64) {
+    for message in messages {
+        if matches!(message.msg_type, MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse) {
+            message.commit = message.commit.min(saved_commit);
+        }
     }
 }
 

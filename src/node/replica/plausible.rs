@@ -11,6 +11,14 @@ use raft::{
 
 use super::Replica;
 
+/// No term is so much later than the one that this member is in.
+///
+/// A term begins with an election, and between two elections of one member lies an election timeout: at least 5 ms, usually
+/// a second. Even seven members that fail to elect a leader every 5 ms need 24 years for so many terms, so a member that was
+/// away, or was cut off and called elections without asking, is always heard. What is later was made up, and would be
+/// remembered for ever. A member that has no term yet takes whichever its cluster is in.
+const LARGEST_JUMP: u64 = 1 << 40;
+
 impl<R> Replica<R> {
     /// Whether raft may hear this.
     pub(super) fn is_plausible(&mut self, message: &Message) -> bool {
@@ -22,10 +30,39 @@ impl<R> Replica<R> {
         false
     }
 
+    /// Whether raft would take this snapshot; if so, whether it is from the leader that this member follows.
+    pub fn judge_snapshot(&self, message: &Message) -> Result<bool, String> {
+        if let Some(trouble) = self.contradiction(message) {
+            return Err(trouble);
+        }
+        let (raft, index) = (&self.raft.raft, message.get_snapshot().get_metadata().index);
+        if message.term < raft.term {
+            return Err(format!(
+                "the snapshot is from a leader of term {}, but this is term {}",
+                message.term, raft.term
+            ));
+        }
+        let follows = message.term == raft.term && raft.leader_id != 0;
+        if follows && raft.leader_id != message.from {
+            return Err(format!("{:x} leads this term, not the sender of the snapshot", raft.leader_id));
+        }
+        if index < raft.raft_log.committed {
+            return Err("the snapshot is not needed".to_owned());
+        }
+        Ok(follows)
+    }
+
     fn contradiction(&self, message: &Message) -> Option<String> {
         let (raft, log) = (&self.raft.raft, &self.raft.raft.raft_log);
         let last = log.last_index();
         let (kind, is_present) = (message.msg_type, message.term == raft.term);
+        if raft.term > 0 && message.term > raft.term.saturating_add(LARGEST_JUMP) {
+            return Some(format!("no election can have led from term {} to term {}", raft.term, message.term));
+        }
+        // What it knows that others do not it could lose so; and nobody else can have been elected.
+        if kind == MessageType::MsgSnapshot && self.conf_state().voters == [raft.id] {
+            return Some("this member is the only voter, and follows no leader".to_owned());
+        }
         if kind == MessageType::MsgHeartbeat && message.commit > last {
             return Some(format!(
                 "the log ends at index {last}, but everything up to {} is said to have been acknowledged. If this goes \

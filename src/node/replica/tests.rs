@@ -1,4 +1,4 @@
-use raft::eraftpb::{ConfState, Entry, Message, MessageType, Snapshot, SnapshotMetadata};
+use raft::eraftpb::{ConfChangeType, ConfState, Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 
 use super::{
     super::log::{Identity, LogStore, Recovered, volatile::VolatileLog},
@@ -10,17 +10,22 @@ fn founder() -> Replica<&'static str> {
 }
 
 fn voter_of(voters: Vec<u64>) -> Replica<&'static str> {
+    replica_at(Position { index: 1, term: 1 }, voters)
+}
+
+fn replica_at(truncated: Position, voters: Vec<u64>) -> Replica<&'static str> {
     let recovered = Recovered {
         identity: Identity::default(),
-        hard_state: HardState { term: 1, commit: 1, ..HardState::default() },
-        truncated: Position { index: 1, term: 1 },
+        hard_state: HardState { term: truncated.term, commit: truncated.index, ..HardState::default() },
+        truncated,
         entries: Vec::new(),
         installing: None,
         torn_tail: None,
     };
-    let log = MemoryLog::new(&recovered, 1, ConfState { voters, ..ConfState::default() });
+    let log = MemoryLog::new(&recovered, truncated.index, ConfState { voters, ..ConfState::default() });
     let timing = Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 7000, fixed_timeout: None };
-    Replica::new(Life { member: 1, number: 1 }, 1, log, timing, &slog::Logger::root(slog::Discard, slog::o!())).unwrap()
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    Replica::new(Life { member: 1, number: 1 }, truncated.index, log, timing, &logger).unwrap()
 }
 
 /// All turns there are, each write called durable at once.
@@ -231,4 +236,125 @@ fn a_sole_voter_calls_no_election_while_entries_of_its_log_are_not_durable() {
         settle(&mut replica);
     }
     assert_eq!(replica.committed(), 4, "the entry of the leader's term");
+}
+
+#[test]
+fn no_message_makes_the_term_unusable() {
+    let heartbeat = |term| Message { msg_type: MessageType::MsgHeartbeat, from: 2, to: 1, term, ..Message::default() };
+    for kind in [MessageType::MsgHeartbeat, MessageType::MsgRequestPreVote, MessageType::MsgAppendResponse] {
+        let mut replica = leader_of_two();
+        let term = replica.term();
+        assert!(!replica.step(Message { msg_type: kind, ..heartbeat(term + (1 << 40) + 1) }), "{kind:?}");
+        settle(&mut replica);
+        assert!(replica.leads() && replica.term() == term);
+    }
+    let mut was_away = voter_of(vec![1, 2, 3]);
+    assert!(was_away.step(heartbeat(1 << 40)), "a member that was away for decades is in that term, too");
+    assert_eq!(was_away.term(), 1 << 40);
+    let mut joins = replica_at(Position::default(), Vec::new());
+    assert!(joins.step(heartbeat((1 << 40) + 9)), "a member that joins takes any term");
+}
+
+#[test]
+fn a_sole_voter_takes_no_snapshot() {
+    let mut replica = founder();
+    settle(&mut replica);
+    let mut snapshot = Message { msg_type: MessageType::MsgSnapshot, from: 2, to: 1, term: 9, ..Message::default() };
+    let metadata = snapshot.mut_snapshot().mut_metadata();
+    (metadata.index, metadata.term) = (100, 9);
+    metadata.mut_conf_state().voters = vec![1];
+    assert!(replica.judge_snapshot(&snapshot).unwrap_err().contains("the only voter"));
+    let before = replica.term();
+    assert!(!replica.step(snapshot.clone()));
+    assert!(replica.leads() && replica.term() == before && replica.turn().is_none());
+
+    let mut follower = voter_of(vec![1, 2, 3]);
+    assert_eq!(follower.judge_snapshot(&snapshot), Ok(false), "it may be from a leader that was not heard yet");
+    let heartbeat = Message { msg_type: MessageType::MsgHeartbeat, from: 2, to: 1, term: 9, ..Message::default() };
+    follower.step(heartbeat.clone());
+    assert_eq!(follower.judge_snapshot(&snapshot), Ok(true));
+    let other = Message { from: 3, ..snapshot.clone() };
+    assert!(follower.judge_snapshot(&other).unwrap_err().contains("2 leads this term"));
+    follower.step(Message { term: 10, ..heartbeat });
+    assert!(follower.judge_snapshot(&snapshot).unwrap_err().contains("from a leader of term 9"));
+    snapshot.term = 10;
+    snapshot.mut_snapshot().mut_metadata().index = 0;
+    assert_eq!(follower.judge_snapshot(&snapshot).unwrap_err(), "the snapshot is not needed");
+}
+
+/// A member that was removed counts on what it is told: it may go when the others remember that it was.
+#[test]
+fn a_follower_reports_only_what_its_disk_knows_to_be_agreed() {
+    let mut replica = voter_of(vec![1, 2]);
+    let says = |msg_type, index, entries: Vec<Entry>, commit| Message {
+        msg_type,
+        from: 2,
+        to: 1,
+        term: 1,
+        index,
+        log_term: u64::from(index > 0),
+        entries: entries.into(),
+        commit,
+        ..Message::default()
+    };
+    let entry = |index| vec![entry(index, 1)];
+    let heartbeat = says(MessageType::MsgHeartbeat, 0, Vec::new(), 2);
+    let reported = |replica: &mut Replica<&'static str>| {
+        let turn = replica.turn().expect("it answers");
+        let said = turn.messages.iter().chain(turn.write.iter().flat_map(|write| &write.promises));
+        let said = said.map(|message| (message.msg_type, message.commit)).collect::<Vec<_>>();
+        (said, turn.write.map(|write| write.number))
+    };
+    replica.step(says(MessageType::MsgAppend, 1, entry(2), 1));
+    let (said, write) = reported(&mut replica);
+    assert_eq!(said, [(MessageType::MsgAppendResponse, 1)]);
+    replica.persisted(write.expect("an entry came"));
+    replica.step(heartbeat.clone());
+    let (said, write) = reported(&mut replica);
+    assert_eq!((said, write), (vec![(MessageType::MsgHeartbeatResponse, 1)], None), "it is not on disk");
+    replica.step(says(MessageType::MsgAppend, 2, entry(3), 2));
+    let (said, write) = reported(&mut replica);
+    assert_eq!(said, [(MessageType::MsgAppendResponse, 2)], "it is, when this is sent");
+    replica.step(heartbeat.clone());
+    assert_eq!(reported(&mut replica).0, [(MessageType::MsgHeartbeatResponse, 1)]);
+    replica.persisted(write.expect("an entry came"));
+    replica.step(heartbeat);
+    assert_eq!(reported(&mut replica).0, [(MessageType::MsgHeartbeatResponse, 2)]);
+}
+
+#[test]
+fn a_leader_neither_tells_nor_applies_that_a_change_is_agreed_before_its_disk_knows() {
+    let mut replica = leader_of_two();
+    let ack = |index, term| Message {
+        msg_type: MessageType::MsgAppendResponse,
+        from: 2,
+        to: 1,
+        term,
+        index,
+        ..Message::default()
+    };
+    let term = replica.term();
+    replica.step(ack(2, term));
+    settle(&mut replica);
+    let change = ConfChange { node_id: 2, change_type: ConfChangeType::RemoveNode, ..ConfChange::default() };
+    replica.propose_change(&change);
+    let write = replica.turn().and_then(|turn| turn.write).expect("the change is written");
+    replica.persisted(write.number);
+    settle(&mut replica);
+    replica.step(ack(3, term));
+    let turn = replica.turn().expect("the change is agreed");
+    let write = turn.write.expect("that is written");
+    assert_eq!((turn.messages, turn.committed), (Vec::new(), Vec::new()));
+    assert_eq!(write.group.hard_state.map(|state| state.commit), Some(3));
+    assert!(write.promises.iter().any(|message| message.msg_type == MessageType::MsgAppend && message.commit == 3));
+    replica.tick();
+    let later = replica.turn().expect("a heartbeat is due");
+    assert!(later.messages.is_empty() && later.committed.is_empty(), "it waits, too");
+    replica.persisted(write.number);
+    let agreed = replica.turn().expect("now it may be applied").committed;
+    assert_eq!(agreed.iter().map(|entry| entry.index).collect::<Vec<_>>(), [3]);
+    replica.persisted(later.write.expect("the heartbeat waits").number);
+    assert!(!replica.others_remember(3), "the other has not said so");
+    replica.step(Message { commit: 3, ..ack(3, term) });
+    assert!(replica.others_remember(3));
 }

@@ -65,3 +65,10 @@ pub struct Turn<R> {
     /// To be written.
     pub write: Option<Write>,
 }
+
+impl<R> Turn<R> {
+    /// Nothing is to be done but to apply these.
+    pub(super) fn of_committed(committed: Vec<Entry>) -> Self {
+        Self { leadership: None, messages: Vec::new(), install: None, committed, reads: Vec::new(), write: None }
+    }
+}

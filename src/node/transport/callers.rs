@@ -84,6 +84,13 @@ impl Callers {
     }
 }
 
+impl Callers {
+    /// Whether a member has a stream.
+    pub fn speaks(&self, member: u64) -> bool {
+        self.state.lock().speakers.contains_key(&member)
+    }
+}
+
 impl Floor<'_> {
     /// Something came on the stream. An error if another stream of this member has taken its place.
     pub fn heard(&self) -> io::Result<()> {

@@ -1,13 +1,14 @@
 //! What members say to each other before and between messages, byte for byte.
 //!
 //! ```text
-//! hello     preface, kind (1), cluster, from, to, life (8 each, big-endian), version and oldest version that it works with
-//!           (major and minor, 1 each), length (2), the caller's URLs with commas between
+//! hello     preface, kind (1), cluster, from, to, life, largest request (8 each, big-endian), version and oldest version
+//!           that it works with (major and minor, 1 each), length (2), the caller's URLs with commas between
 //! verdict   code (1), length (2), text
 //! frame     length (4), CRC-32C of the rest (4), then messages: length (4), raft's encoding
 //! ```
 //!
-//! A stream carries frames in one direction only; after the verdict its receiver says nothing. A frame without messages says
+//! The largest request is the largest that the caller has in its log or may have: a frame holds an entry whole, so its bound
+//! follows from that. A stream carries frames in one direction only; after the verdict its receiver says nothing. A frame without messages says
 //! that the sender is still there.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,10 +18,22 @@ use protobuf::Message as _;
 use raft::eraftpb::Message;
 
 /// Begins every connection of a member; its last byte is the version of all this. No HTTP request begins so.
-pub const PREFACE: &[u8; 16] = b"metastore raft 2";
-/// Larger frames are refused: the largest request fits many times.
-const FRAME_MAX_BYTES: usize = 512 << 20;
+pub const PREFACE: &[u8; 16] = b"metastore raft 3";
+/// Frames may be this large whatever requests are allowed: the largest request fits many times, unless it is set otherwise.
+pub(super) const FRAME_BYTES_ALLOWED: usize = 64 << 20;
+/// What a frame may hold beside the largest request: messages that were put together with it, and what is around them.
+const FRAME_BYTES_BESIDE: usize = 2 << 20;
+/// No frame may be larger than this, whatever a caller says of its requests.
+const FRAME_BYTES_MOST: usize = 512 << 20;
+/// The largest request that needs to be announced.
+pub(super) const REQUEST_BYTES_MOST: u64 = (FRAME_BYTES_MOST - FRAME_BYTES_BESIDE) as u64;
 const HEADER_BYTES: usize = 8;
+
+/// How large a frame may be if the largest request is this large.
+pub(super) fn max_bytes(largest_request: u64) -> usize {
+    let request = usize::try_from(largest_request.min(REQUEST_BYTES_MOST)).unwrap_or(usize::MAX);
+    FRAME_BYTES_ALLOWED.max(request + FRAME_BYTES_BESIDE)
+}
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +75,8 @@ pub struct Hello {
     pub to: u64,
     /// Which of the processes that this member has been it is.
     pub life: u64,
+    /// The largest request that it may pass on, in bytes.
+    pub largest_request: u64,
     /// What it speaks.
     pub speech: Speech,
     /// Where it can be reached, as far as it knows.
@@ -73,7 +88,7 @@ impl Hello {
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let mut bytes = PREFACE.to_vec();
         bytes.push(self.purpose as u8);
-        for number in [self.cluster, self.from, self.to, self.life] {
+        for number in [self.cluster, self.from, self.to, self.life, self.largest_request] {
             bytes.extend(number.to_be_bytes());
         }
         let Speech { version, oldest } = self.speech;
@@ -92,7 +107,7 @@ impl Hello {
             let [ours, theirs] = [PREFACE, &preface].map(|preface| String::from_utf8_lossy(preface));
             return Err(invalid(format!("incompatible version: this member speaks {ours:?}, not {theirs:?}")));
         }
-        let mut rest = [0; 39];
+        let mut rest = [0; 47];
         from.read_exact(&mut rest)?;
         let number = |at: usize| u64::from_be_bytes(rest[at..at + 8].try_into().expect("eight bytes"));
         let purpose = match rest[0] {
@@ -100,13 +115,13 @@ impl Hello {
             2 => Purpose::Snapshot,
             other => return Err(invalid(format!("nothing is known about connections of kind {other}"))),
         };
-        let mut urls = vec![0; usize::from(u16::from_be_bytes([rest[37], rest[38]]))];
+        let mut urls = vec![0; usize::from(u16::from_be_bytes([rest[45], rest[46]]))];
         from.read_exact(&mut urls)?;
         let urls = String::from_utf8(urls).map_err(|_| invalid("the caller's URLs are not text".to_owned()))?;
         let urls = urls.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect();
-        let speech = Speech { version: (rest[33], rest[34]), oldest: (rest[35], rest[36]) };
-        let [cluster, from, to, life] = [1, 9, 17, 25].map(number);
-        Ok(Self { purpose, cluster, from, to, life, speech, urls })
+        let speech = Speech { version: (rest[41], rest[42]), oldest: (rest[43], rest[44]) };
+        let [cluster, from, to, life, largest_request] = [1, 9, 17, 25, 33].map(number);
+        Ok(Self { purpose, cluster, from, to, life, largest_request, speech, urls })
     }
 }
 
@@ -181,25 +196,43 @@ fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).expect("a frame is cut long before that").to_be_bytes()
 }
 
-/// The next frame's messages, whose entries share its bytes, and how long it was.
-pub fn read(from: &mut impl Read) -> io::Result<(Vec<Message>, u64)> {
-    let mut header = [0; HEADER_BYTES];
-    from.read_exact(&mut header)?;
-    let number = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("four bytes"));
-    let length = number(0) as usize;
-    if length > FRAME_MAX_BYTES {
-        return Err(invalid(format!("a frame of {length} bytes is too large: {FRAME_MAX_BYTES} are allowed")));
+/// What stands before a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Of the rest.
+    pub length: usize,
+    crc: u32,
+}
+
+impl Header {
+    /// The next frame's. One of more than `max_bytes` is refused.
+    pub fn read(from: &mut impl Read, max_bytes: usize) -> io::Result<Self> {
+        let mut header = [0; HEADER_BYTES];
+        from.read_exact(&mut header)?;
+        let number = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("four bytes"));
+        let length = number(0) as usize;
+        if length > max_bytes {
+            return Err(invalid(format!(
+                "a frame of {length} bytes is too large: {max_bytes} are allowed (set --max-request-bytes alike on all \
+                 members)"
+            )));
+        }
+        Ok(Self { length, crc: number(4) })
     }
-    // Filled as it comes, so that a length alone takes no memory.
-    let mut body = Vec::with_capacity(length.min(1 << 20));
-    from.take(length as u64).read_to_end(&mut body)?;
-    if body.len() < length {
-        return Err(ErrorKind::UnexpectedEof.into());
+
+    /// The frame's messages, whose entries share its bytes, and how long all of it was.
+    pub fn read_messages(self, from: &mut impl Read) -> io::Result<(Vec<Message>, u64)> {
+        // Filled as it comes, so that a length alone takes no memory.
+        let mut body = Vec::with_capacity(self.length.min(1 << 20));
+        from.take(self.length as u64).read_to_end(&mut body)?;
+        if body.len() < self.length {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        if crc32c::crc32c(&body) != self.crc {
+            return Err(invalid("a frame was damaged on its way".to_owned()));
+        }
+        Ok((decode(Bytes::from(body))?, (HEADER_BYTES + self.length) as u64))
     }
-    if crc32c::crc32c(&body) != number(4) {
-        return Err(invalid("a frame was damaged on its way".to_owned()));
-    }
-    Ok((decode(Bytes::from(body))?, (HEADER_BYTES + length) as u64))
 }
 
 fn decode(mut body: Bytes) -> io::Result<Vec<Message>> {
@@ -228,6 +261,10 @@ mod tests {
     use raft::eraftpb::{Entry, MessageType};
 
     use super::*;
+
+    fn read(from: &mut impl Read) -> io::Result<(Vec<Message>, u64)> {
+        Header::read(from, FRAME_BYTES_ALLOWED)?.read_messages(from)
+    }
 
     fn messages() -> Vec<Message> {
         let entry = Entry { index: 9, term: 2, data: vec![7; 300].into(), ..Entry::default() };
@@ -267,6 +304,17 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_as_large_as_requests_may_be() {
+        for (request, allowed) in [(0, 64 << 20), (10 << 20, 64 << 20), (100 << 20, 102 << 20), (u64::MAX, 512 << 20)] {
+            assert_eq!(max_bytes(request), allowed, "{request}");
+        }
+        let header = [(65_u32 << 20).to_be_bytes(), [0; 4]].concat();
+        let refused = Header::read(&mut header.as_slice(), max_bytes(0)).unwrap_err();
+        assert!(refused.to_string().starts_with("a frame of 68157440 bytes is too large: 67108864 are allowed"));
+        assert_eq!(Header::read(&mut header.as_slice(), max_bytes(64 << 20)).unwrap().length, 65 << 20);
+    }
+
+    #[test]
     fn members_work_together_if_neither_is_too_old() {
         let speech = |version, oldest| Speech { version, oldest };
         let ours = speech((3, 7), (3, 5));
@@ -287,7 +335,16 @@ mod tests {
         let mut bytes = Vec::new();
         for urls in [Vec::new(), urls] {
             let speech = Speech { version: (3, 7), oldest: (3, 0) };
-            let hello = Hello { purpose: Purpose::Snapshot, cluster: 1, from: 2, to: 3, life: 4, speech, urls };
+            let hello = Hello {
+                purpose: Purpose::Snapshot,
+                cluster: 1,
+                from: 2,
+                to: 3,
+                life: 4,
+                largest_request: 5,
+                speech,
+                urls,
+            };
             bytes.clear();
             hello.write(&mut bytes).unwrap();
             assert_eq!(Hello::read(&mut bytes.as_slice()).unwrap(), hello);

@@ -3,7 +3,10 @@
 use std::{
     io::{self, Write},
     net::TcpStream,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -36,6 +39,8 @@ pub(super) struct Line {
     /// It has called, but is no member as far as this one knows.
     pub is_guest: bool,
     pub outbox: Outbox,
+    /// What the peer was told that frames may have.
+    frame_max_bytes: AtomicUsize,
 }
 
 /// Why a line does not stand.
@@ -50,7 +55,7 @@ impl Line {
     /// Starts the thread of a line.
     pub fn start(transport: Arc<Transport>, peer: Peer, is_guest: bool) -> Arc<Self> {
         let outbox = Outbox::new(transport.parts.patience.queue_bytes);
-        let line = Arc::new(Self { peer, is_guest, outbox });
+        let line = Arc::new(Self { peer, is_guest, outbox, frame_max_bytes: AtomicUsize::new(0) });
         let running = line.clone();
         thread::Builder::new()
             .name(format!("to-{:x}", line.peer.id))
@@ -129,6 +134,7 @@ impl Line {
     fn connect(&self, transport: &Transport) -> Result<TcpStream, Trouble> {
         let mut stream = dial(&self.peer, transport.parts.patience).map_err(Trouble::Broken)?;
         let hello = transport.hello(Purpose::Messages, self.peer.id);
+        self.frame_max_bytes.store(frame::max_bytes(hello.largest_request), Ordering::Relaxed);
         let verdict = hello.write(&mut stream).and_then(|()| Verdict::read(&mut stream));
         let no_welcome = |error: io::Error| {
             if error.kind() == io::ErrorKind::WouldBlock {
@@ -161,7 +167,13 @@ impl Line {
             let mut rest = batch.messages.as_slice();
             loop {
                 let (frame, later) = rest.split_at(frame_len(rest));
+                let begin = bytes.len();
                 frame::encode(frame, &mut bytes);
+                if bytes.len() - begin > self.frame_max_bytes.load(Ordering::Relaxed) {
+                    // An entry from a member that allows more, of which the peer may not have heard.
+                    transport.note_request((bytes.len() - begin) as u64);
+                    return Err(io::Error::other("an entry is larger than the peer was told: it has to be told first"));
+                }
                 rest = later;
                 if bytes.len() >= FRAME_BYTES || rest.is_empty() {
                     stream.write_all(&bytes).map_err(|error| last_words(&mut stream, error))?;
@@ -201,7 +213,13 @@ impl Transport {
         let identity = self.parts.identity;
         let (cluster, from) = (identity.cluster_id, identity.member_id);
         let (life, speech) = (self.life, self.parts.speech);
-        Hello { purpose, cluster, from, to, life, speech, urls: self.urls.lock().clone() }
+        let largest_request = self.largest_request.load(Ordering::Relaxed);
+        Hello { purpose, cluster, from, to, life, largest_request, speech, urls: self.urls.lock().clone() }
+    }
+
+    /// Requests of so many bytes may be passed on between members.
+    pub(super) fn note_request(&self, bytes: u64) {
+        self.largest_request.fetch_max(bytes.min(frame::REQUEST_BYTES_MOST), Ordering::Relaxed);
     }
 
     /// A line stands. With company a member that has just started need not wait for the others to call an election.

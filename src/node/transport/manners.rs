@@ -8,6 +8,8 @@
 //! under the name of whoever wanted them. When leadership moves they may pass through more than one pair of hands, and even
 //! come back to where they began.
 
+use std::collections::BTreeSet;
+
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, Entry, EntryType, Message, MessageType};
 
@@ -25,6 +27,39 @@ pub fn check(message: &Message, via: u64, to: u64) -> Result<(), String> {
     }
     check_numbers(message)?;
     check_kind(message).map_err(|what| format!("a {:?} {what}", message.msg_type))
+}
+
+/// The same for a message that comes with the files of a snapshot, on a connection of its own.
+pub(super) fn check_snapshot(message: &Message, via: u64, to: u64) -> Result<(), String> {
+    let (from, addressee) = (message.from, message.to);
+    if message.msg_type != MessageType::MsgSnapshot || from != via || addressee != to {
+        let kind = message.msg_type;
+        return Err(format!("a {kind:?} from {from:x} to {addressee:x} with a snapshot from {via:x} to {to:x}"));
+    }
+    check_numbers(message)?;
+    let snapshot = message.get_snapshot();
+    let metadata = snapshot.get_metadata();
+    let largest = metadata.index.max(metadata.term);
+    if largest > LARGEST_NUMBER {
+        return Err(format!("no term and no index is as large as {largest}"));
+    }
+    let members = metadata.get_conf_state();
+    let all: BTreeSet<u64> = members.voters.iter().chain(&members.learners).copied().collect();
+    let trouble = if message.term == 0 {
+        "must have a term"
+    } else if metadata.index == 0 || metadata.term == 0 || metadata.term > message.term {
+        "must say which entry it is of, and of no later term than its own"
+    } else if !message.entries.is_empty() || !snapshot.data.is_empty() || message.request_snapshot != 0 {
+        "says more than it should"
+    } else if members.voters.is_empty() || all.contains(&0) || all.len() < members.voters.len() + members.learners.len()
+    {
+        "names members that cannot be"
+    } else if !members.voters_outgoing.is_empty() || !members.learners_next.is_empty() || members.auto_leave {
+        "is of the middle of a change of the members, which is not known here"
+    } else {
+        return Ok(());
+    };
+    Err(format!("a MsgSnapshot {trouble}"))
 }
 
 fn check_numbers(message: &Message) -> Result<(), String> {
@@ -167,6 +202,42 @@ mod tests {
         refused(&Message { term: 4, ..with(MessageType::MsgPropose, vec![Entry::default()]) }, "has a term");
         refused(&Message { request_snapshot: 9, ..says(MessageType::MsgAppendResponse) }, "asks for a snapshot");
         refused(&Message { commit: u64::MAX, ..says(MessageType::MsgHeartbeat) }, "no term and no index");
+    }
+
+    #[test]
+    fn a_snapshot_says_what_it_is_of_and_nothing_else() {
+        let snapshot = |index, term, voters: &[u64], learners: &[u64]| {
+            let mut message = Message { term: 5, ..says(MessageType::MsgSnapshot) };
+            let metadata = message.mut_snapshot().mut_metadata();
+            (metadata.index, metadata.term) = (index, term);
+            metadata.mut_conf_state().voters = voters.to_vec();
+            metadata.mut_conf_state().learners = learners.to_vec();
+            message
+        };
+        let good = snapshot(9, 5, &[1, 2], &[3]);
+        assert_eq!(check_snapshot(&good, 1, 2), Ok(()));
+        let mut between = good.clone();
+        between.mut_snapshot().mut_metadata().mut_conf_state().voters_outgoing = vec![1];
+        let mut loaded = good.clone();
+        loaded.mut_snapshot().data = vec![1].into();
+        for (message, why) in [
+            (says(MessageType::MsgAppend), "a MsgAppend from 1 to 2 with a snapshot"),
+            (Message { from: 3, ..good.clone() }, "from 3 to 2 with a snapshot from 1 to 2"),
+            (Message { term: u64::MAX, ..good.clone() }, "no term and no index"),
+            (Message { term: 0, ..good.clone() }, "must have a term"),
+            (snapshot(u64::MAX, 5, &[2], &[]), "no term and no index"),
+            (snapshot(9, 6, &[2], &[]), "of no later term"),
+            (snapshot(0, 5, &[2], &[]), "which entry it is of"),
+            (snapshot(9, 5, &[], &[2]), "members that cannot be"),
+            (snapshot(9, 5, &[2], &[2]), "members that cannot be"),
+            (snapshot(9, 5, &[0, 2], &[]), "members that cannot be"),
+            (between, "the middle of a change"),
+            (loaded, "says more than it should"),
+            (Message { entries: vec![entry(1, 1)].into(), ..good.clone() }, "says more than it should"),
+        ] {
+            let refusal = check_snapshot(&message, 1, 2).expect_err("it is refused");
+            assert!(refusal.contains(why), "{refusal}");
+        }
     }
 
     #[test]

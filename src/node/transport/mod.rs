@@ -14,21 +14,25 @@
 //! not know it yet, and hears of it from nobody else if the caller leads.
 
 mod callers;
+mod connections;
 mod frame;
 mod line;
 mod manners;
 mod outbox;
+mod paced;
 mod receive;
 mod refusals;
 mod ship;
-mod streams;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -45,17 +49,22 @@ use super::{
 };
 use crate::{error::Halt, metrics::METRICS};
 use callers::Callers;
+pub use connections::{Admitted, ConnectionLimits, Stage};
+use connections::{Connections, MOST_GUESTS};
 use frame::Hello;
 pub use frame::{PREFACE, Speech};
 use line::Line;
 pub use manners::check;
 use refusals::Refusals;
-use streams::Streams;
+use ship::Receiving;
 
 /// Where the copies of other members' databases go.
 pub trait Depot: Send + Sync {
     /// A directory, not there yet, for the copy as of an index.
     fn place(&self, index: u64) -> Scratch;
+
+    /// How many bytes the disk still takes.
+    fn free_bytes(&self) -> std::io::Result<u64>;
 
     /// Opens what was put there, and has been made durable.
     fn open(&self, files: Scratch) -> Result<Incoming, Halt>;
@@ -74,6 +83,8 @@ pub struct Patience {
     pub snapshot_rate: u64,
     /// Bytes that may wait for one member.
     pub queue_bytes: usize,
+    /// A sender of a frame or of a snapshot that is slower than so many bytes a second is given up.
+    pub min_bytes_per_second: u64,
 }
 
 /// What the transport is made of.
@@ -96,10 +107,11 @@ pub struct Parts {
     pub hurries: bool,
     /// How long it waits.
     pub patience: Patience,
+    /// How many connections there may be.
+    pub connections: ConnectionLimits,
+    /// The largest request that this member takes, in bytes.
+    pub max_request_bytes: u64,
 }
-
-/// Callers that are not known here, at once.
-const MOST_GUESTS: usize = 8;
 
 /// Carries messages between this member and all others.
 pub struct Transport {
@@ -109,9 +121,13 @@ pub struct Transport {
     /// Where this member can be reached, as the others know it.
     urls: Mutex<Vec<String>>,
     /// A snapshot is coming in: one at a time.
-    receiving: Mutex<()>,
-    /// Streams that are being served.
-    streams: Streams,
+    receiving: Receiving,
+    /// Large frames of members that are not known here are read one at a time.
+    large_guest_frame: Mutex<()>,
+    /// Connections that are open.
+    connections: Connections,
+    /// The largest request that is known to be allowed anywhere among the members.
+    largest_request: AtomicU64,
     /// Who speaks on them.
     callers: Callers,
     /// Tells this process from others that the member has been, or that think they are it.
@@ -127,13 +143,17 @@ impl Transport {
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
         let hurries = AtomicBool::new(parts.hurries);
+        let connections = Connections::new(parts.connections);
+        let largest_request = AtomicU64::new(parts.max_request_bytes.min(frame::REQUEST_BYTES_MOST));
         Arc::new(Self {
             parts,
             lines: Mutex::default(),
             removed: Mutex::default(),
             urls: Mutex::default(),
-            receiving: Mutex::default(),
-            streams: Streams::default(),
+            receiving: Receiving::default(),
+            large_guest_frame: Mutex::default(),
+            connections,
+            largest_request,
             callers: Callers::default(),
             life: rand::random(),
             refusals: Mutex::default(),
@@ -143,7 +163,7 @@ impl Transport {
 
     /// Ends all lines and all streams that come in.
     pub fn stop(&self) {
-        self.streams.close();
+        self.connections.close();
         for line in std::mem::take(&mut *self.lines.lock()).into_values() {
             line.close();
         }
@@ -154,15 +174,37 @@ impl Transport {
     }
 
     /// Lets a caller be answered that is not known here yet: it joined while this member was away, and may be the only one
-    /// who can tell it so.
+    /// who can tell it so. Of those that were answered so far, the ones that call no longer give way.
     fn greet(self: &Arc<Self>, hello: &Hello) {
         let mut lines = self.lines.lock();
-        let guests = lines.values().filter(|line| line.is_guest).count();
-        if hello.urls.is_empty() || guests >= MOST_GUESTS || lines.contains_key(&hello.from) {
+        if hello.urls.is_empty() || lines.contains_key(&hello.from) {
             return;
+        }
+        if lines.values().filter(|line| line.is_guest).count() >= MOST_GUESTS {
+            let is_silent = |member: &u64, line: &mut Arc<Line>| line.is_guest && !self.callers.speaks(*member);
+            for (member, line) in lines.extract_if(.., is_silent) {
+                self.hang_up(member, &line);
+            }
         }
         let peer = Peer { id: hello.from, urls: hello.urls.clone() };
         lines.insert(hello.from, Line::start(self.clone(), peer, true));
+    }
+
+    /// Ends a line, and says so to all who counted on it.
+    fn hang_up(&self, member: u64, line: &Line) {
+        if line.close() {
+            // What waited is lost, and nothing can be sent until there is another line.
+            METRICS
+                .active_peers
+                .with_label_values(&[&format!("{:x}", self.parts.identity.member_id), &format!("{member:x}")])
+                .set(0);
+            let _ = self.parts.raft.send(Input::Unreachable(member));
+        }
+    }
+
+    /// Whether a caller is a member, as far as this one knows.
+    fn is_known(&self, member: u64) -> bool {
+        self.lines.lock().get(&member).is_some_and(|line| !line.is_guest)
     }
 
     fn is_removed(&self, member: u64) -> bool {
@@ -200,14 +242,7 @@ impl Post for Arc<Transport> {
             None => !line.is_guest || removed.contains(member),
         });
         for (member, line) in gone {
-            if line.close() {
-                // What waited is lost, and nothing can be sent until there is another line.
-                METRICS
-                    .active_peers
-                    .with_label_values(&[&format!("{:x}", self.parts.identity.member_id), &format!("{member:x}")])
-                    .set(0);
-                let _ = self.parts.raft.send(Input::Unreachable(member));
-            }
+            self.hang_up(member, &line);
         }
         *self.removed.lock() = removed.into_iter().collect();
         for peer in peers {

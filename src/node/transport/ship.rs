@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! message   length (4), raft's MsgSnapshot
+//! total     bytes of all files (8)
 //! file      length of the name (2), name, size (8), bytes, CRC-32C of the bytes (4)
 //! end       0 (2)
 //! verdict   as in [`frame`](super::frame), when the copy is in place or was refused
@@ -9,19 +10,23 @@
 //!
 //! Raft holds everything back from a member that is being sent a copy until it hears how that ended; so it hears, whatever
 //! happens.
+//!
+//! A copy is received only if raft would take it, if it fits on the disk, and as long as it comes at some pace. One at a time
+//! is; a copy from the leader that this member follows takes the place of any other.
 
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Read, Write},
     net::TcpStream,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use protobuf::Message as _;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::Message;
 use rustix::net::sockopt;
 
 use super::{
@@ -30,8 +35,10 @@ use super::{
         inbox::Inbox,
         snapshot::{Incoming, Offer, conf_state},
     },
-    Patience, Transport, dial,
+    Admitted, Patience, Transport, dial,
     frame::{self, Hello, Purpose, Verdict},
+    manners,
+    paced::Paced,
 };
 use crate::metrics::METRICS;
 
@@ -40,6 +47,12 @@ const MESSAGE_MAX_BYTES: usize = 1 << 20;
 const NAME_MAX_BYTES: usize = 255;
 /// Between two lines of the log about a copy under way.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// A copy has no more files: the database's files have some megabytes each.
+const MOST_FILES: usize = 1 << 16;
+/// So much stays free on the disk when a copy is received: this member's own log and database go on growing.
+const DISK_RESERVE_BYTES: u64 = 256 << 20;
+/// For raft to say whether it would take a copy.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// To check, open and install a copy.
 const INSTALL_PATIENCE: Duration = Duration::from_mins(10);
 
@@ -104,15 +117,14 @@ fn deliver(transport: &Transport, message: &Message, offer: &Offer) -> Result<(u
             return Ok(welcome);
         }
         be_patient(&stream, patience)?;
-        let mut pace = Pace::new(offer, patience.snapshot_rate, message.to)?;
+        let files = data_files(offer.files.path())?;
+        let mut pace = Pace::new(files.iter().map(|(_, size)| size).sum(), patience.snapshot_rate, message.to);
         let raft = message.write_to_bytes().map_err(|error| frame::invalid(error.to_string()))?;
         stream.write_all(&u32::try_from(raft.len()).map_err(io::Error::other)?.to_be_bytes())?;
         stream.write_all(&raft)?;
-        for entry in fs::read_dir(offer.files.path())? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() && is_data(&entry.file_name().to_string_lossy()) {
-                send_file(&mut stream, &entry.path(), &mut pace)?;
-            }
+        stream.write_all(&pace.total.to_be_bytes())?;
+        for (path, size) in &files {
+            send_file(&mut stream, path, *size, &mut pace)?;
         }
         stream.write_all(&[0, 0])?;
         bytes = pace.sent;
@@ -144,10 +156,21 @@ fn is_data(name: &str) -> bool {
     name != "LOCK" && !name.starts_with("LOG")
 }
 
-fn send_file(stream: &mut TcpStream, path: &Path, pace: &mut Pace) -> io::Result<()> {
+/// The files of a copy, and how large they are.
+fn data_files(copy: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(copy)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() && is_data(&entry.file_name().to_string_lossy()) {
+            files.push((entry.path(), entry.metadata()?.len()));
+        }
+    }
+    Ok(files)
+}
+
+fn send_file(stream: &mut TcpStream, path: &Path, size: u64, pace: &mut Pace) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut file = File::open(path)?;
-    let size = file.metadata()?.len();
     let name_len = u16::try_from(name.len()).map_err(io::Error::other)?;
     stream.write_all(&[&name_len.to_be_bytes(), name.as_bytes(), &size.to_be_bytes()].concat())?;
     let (mut chunk, mut left, mut crc) = (vec![0; CHUNK_BYTES], size, 0);
@@ -173,13 +196,9 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(offer: &Offer, rate: u64, to: u64) -> io::Result<Self> {
-        let mut total = 0;
-        for entry in fs::read_dir(offer.files.path())? {
-            total += entry?.metadata()?.len();
-        }
+    fn new(total: u64, rate: u64, to: u64) -> Self {
         let now = Instant::now();
-        Ok(Self { started: now, told: now, rate: rate.max(1), sent: 0, total, to })
+        Self { started: now, told: now, rate: rate.max(1), sent: 0, total, to }
     }
 
     fn sent(&mut self, bytes: u64) {
@@ -196,41 +215,86 @@ impl Pace {
     }
 }
 
+/// The copy that is coming in, if there is one.
+#[derive(Default)]
+pub(super) struct Receiving(Mutex<Option<Holder>>);
+
+/// Whose copy it is.
+struct Holder {
+    number: u64,
+    is_from_leader: bool,
+    end: Box<dyn Fn() + Send>,
+}
+
+/// The right to receive a copy, until this is dropped.
+struct Turn<'a> {
+    receiving: &'a Receiving,
+    number: u64,
+}
+
+impl Receiving {
+    /// Gives the right to receive a copy, unless another one is coming in that has as good a right. `end` ends the one whose
+    /// turn it becomes.
+    fn enter(&self, number: u64, is_from_leader: bool, end: Box<dyn Fn() + Send>) -> Result<Turn<'_>, String> {
+        let mut holder = self.0.lock();
+        if let Some(other) = holder.as_ref() {
+            if other.is_from_leader || !is_from_leader {
+                return Err("another snapshot is coming in".to_owned());
+            }
+            (other.end)();
+        }
+        *holder = Some(Holder { number, is_from_leader, end });
+        Ok(Turn { receiving: self, number })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.receiving.0.lock().take_if(|holder| holder.number == self.number);
+    }
+}
+
 /// Takes a copy in, checks and opens it, shows it to raft, and says what became of it.
-pub(super) fn receive(transport: &Arc<Transport>, hello: &Hello, mut stream: TcpStream) -> io::Result<()> {
+pub(super) fn receive(
+    transport: &Arc<Transport>,
+    hello: &Hello,
+    admitted: &Admitted,
+    mut stream: TcpStream,
+) -> io::Result<()> {
     be_patient(&stream, transport.parts.patience)?;
-    let verdict = match transport.receiving.try_lock() {
-        Some(_alone) => take_in(transport, hello, &mut stream).unwrap_or_else(|error| {
-            let from = format!("{:x}", hello.from);
-            METRICS.snapshot_receive_failures.with_label_values(&[&from]).inc();
-            tracing::warn!(from, %error, "failed to receive a snapshot");
-            Verdict::Refused(error.to_string())
-        }),
-        None => Verdict::Refused("another snapshot is coming in".to_owned()),
-    };
+    let verdict = take_in(transport, hello, admitted, &stream).unwrap_or_else(|error| {
+        METRICS.snapshot_receive_failures.with_label_values(&[&format!("{:x}", hello.from)]).inc();
+        let what = format!("failed to receive a snapshot: {error}");
+        transport.note_refusal("snapshot", hello.from, Some(admitted.address()), &what);
+        Verdict::Refused(error.to_string())
+    });
     verdict.write(&mut stream)
 }
 
-fn take_in(transport: &Transport, hello: &Hello, stream: &mut TcpStream) -> io::Result<Verdict> {
-    let length = u32::from_be_bytes(read_array(stream)?) as usize;
+fn take_in(transport: &Transport, hello: &Hello, admitted: &Admitted, stream: &TcpStream) -> io::Result<Verdict> {
+    let patience = transport.parts.patience;
+    let mut stream = Paced::new(stream, patience.stall, patience.min_bytes_per_second);
+    let length = u32::from_be_bytes(read_array(&mut stream)?) as usize;
     if length > MESSAGE_MAX_BYTES {
         return Err(frame::invalid(format!("a message of {length} bytes is too large")));
     }
     let mut raft = vec![0; length];
     stream.read_exact(&mut raft)?;
     let message = Message::parse_from_bytes(&raft).map_err(|error| frame::invalid(error.to_string()))?;
-    let is_snapshot = message.msg_type == MessageType::MsgSnapshot && message.term > 0;
-    if !is_snapshot || message.from != hello.from || message.to != hello.to {
-        return Err(frame::invalid("what comes with a snapshot is no message about it".to_owned()));
-    }
+    manners::check_snapshot(&message, hello.from, hello.to).map_err(frame::invalid)?;
+    let total = u64::from_be_bytes(read_array(&mut stream)?);
+    let is_from_leader = ask_raft(transport, &message)?;
+    let turn = transport.receiving.enter(admitted.number(), is_from_leader, Box::new(admitted.ender()));
+    let _turn = turn.map_err(io::Error::other)?;
+    check_room(total, transport.parts.depot.free_bytes()?)?;
     let index = message.get_snapshot().get_metadata().index;
     let (started, from) = (Instant::now(), format!("{:x}", hello.from));
-    tracing::info!(from, index, "receiving a snapshot");
+    tracing::info!(from, index, bytes = total, "receiving a snapshot");
     let files = transport.parts.depot.place(index);
-    let bytes = take_files(files.path(), stream)?;
+    take_files(files.path(), total, MOST_FILES, &mut stream)?;
     let incoming = transport.parts.depot.open(files).map_err(|halt| io::Error::other(halt.to_string()))?;
     METRICS.snapshots_received.with_label_values(&[&from]).inc();
-    tracing::info!(from, index, bytes, took = ?started.elapsed(), "received and saved a snapshot");
+    tracing::info!(from, index, bytes = total, took = ?started.elapsed(), "received and saved a snapshot");
     check_metadata(&message, &incoming)?;
     let (tell, told) = mpsc::channel();
     let done = Box::new(move |installed| _ = tell.send(installed));
@@ -241,6 +305,29 @@ fn take_in(transport: &Transport, hello: &Hello, stream: &mut TcpStream) -> io::
         Ok(false) => Verdict::Refused("the snapshot was not needed".to_owned()),
         Err(_) => Verdict::Refused("the snapshot was not installed".to_owned()),
     })
+}
+
+/// Whether raft would take this snapshot, before anything of it is received; if so, whether it is from the leader that this
+/// member follows.
+fn ask_raft(transport: &Transport, message: &Message) -> io::Result<bool> {
+    let (tell, told) = mpsc::channel();
+    let answer = Box::new(move |answer| _ = tell.send(answer));
+    let _ = transport.parts.raft.send(Input::SnapshotAnnounced { message: message.clone(), answer });
+    match told.recv_timeout(ANSWER_PATIENCE) {
+        Ok(answer) => answer.map_err(io::Error::other),
+        Err(_) => Err(io::Error::other("this member is busy or ends")),
+    }
+}
+
+/// A copy must not take the last of the disk: this member could not go on.
+fn check_room(total: u64, free: u64) -> io::Result<()> {
+    if total.saturating_add(DISK_RESERVE_BYTES) > free {
+        return Err(io::Error::other(format!(
+            "a snapshot of {total} bytes does not fit on the disk: {free} bytes are free, of which {DISK_RESERVE_BYTES} have to \
+             stay so"
+        )));
+    }
+    Ok(())
 }
 
 /// What raft is told of a copy is what the copy says of itself.
@@ -262,22 +349,25 @@ fn read_array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Writes the files that come in; all of them are durable when this returns. Returns how many bytes they had.
-fn take_files(directory: &Path, stream: &mut TcpStream) -> io::Result<u64> {
+/// Writes the files that come in, which must have so many bytes together; all of them are durable when this returns.
+fn take_files(directory: &Path, total: u64, most_files: usize, stream: &mut impl Read) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    let mut total = 0;
-    loop {
+    let mut left = total;
+    for _ in 0..=most_files {
         let name_len = usize::from(u16::from_be_bytes(read_array(stream)?));
         if name_len == 0 {
-            File::open(directory)?.sync_all()?;
-            return Ok(total);
+            if left > 0 {
+                return Err(frame::invalid(format!("the snapshot ends {left} bytes before it should")));
+            }
+            return File::open(directory)?.sync_all();
         }
         let mut name = vec![0; name_len];
         stream.read_exact(&mut name)?;
         let name = String::from_utf8(name).ok().filter(|name| is_plain(name));
         let name = name.ok_or_else(|| frame::invalid("a snapshot names a file that it must not".to_owned()))?;
-        total += take_file(&directory.join(name), stream)?;
+        take_file(&directory.join(name), &mut left, stream)?;
     }
+    Err(frame::invalid(format!("the snapshot has more than {most_files} files")))
 }
 
 fn is_plain(name: &str) -> bool {
@@ -285,8 +375,11 @@ fn is_plain(name: &str) -> bool {
     name.len() <= NAME_MAX_BYTES && name.bytes().all(fine) && !name.starts_with('.')
 }
 
-fn take_file(path: &Path, stream: &mut TcpStream) -> io::Result<u64> {
+fn take_file(path: &Path, left_of_all: &mut u64, stream: &mut impl Read) -> io::Result<()> {
     let size = u64::from_be_bytes(read_array(stream)?);
+    *left_of_all = left_of_all.checked_sub(size).ok_or_else(|| {
+        frame::invalid("the files of the snapshot have more bytes than it was said to have".to_owned())
+    })?;
     let mut file = BufWriter::new(File::create_new(path)?);
     let (mut chunk, mut left, mut crc) = (vec![0; CHUNK_BYTES], size, 0);
     while left > 0 {
@@ -299,6 +392,65 @@ fn take_file(path: &Path, stream: &mut TcpStream) -> io::Result<u64> {
     if crc != u32::from_be_bytes(read_array(stream)?) {
         return Err(frame::invalid(format!("{} was damaged on its way", path.display())));
     }
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    Ok(size)
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn file(name: &str, bytes: &[u8]) -> Vec<u8> {
+        let name_len = u16::try_from(name.len()).unwrap().to_be_bytes();
+        let crc = crc32c::crc32c(bytes).to_be_bytes();
+        [&name_len, name.as_bytes(), &(bytes.len() as u64).to_be_bytes(), bytes, &crc].concat()
+    }
+
+    fn take(total: u64, bytes: &[u8]) -> Result<Vec<u8>, String> {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = temp.path().join("copy");
+        take_files(&directory, total, 3, &mut &*bytes).map_err(|error| error.to_string())?;
+        Ok(fs::read(directory.join("1.sst")).unwrap())
+    }
+
+    #[test]
+    fn a_copy_has_as_many_bytes_as_it_was_said_to_have() {
+        let copy = [file("1.sst", b"1234"), file("2.sst", b"56"), vec![0, 0]].concat();
+        assert_eq!(take(6, &copy), Ok(b"1234".to_vec()));
+        assert_eq!(take(7, &copy).unwrap_err(), "the snapshot ends 1 bytes before it should");
+        assert!(take(5, &copy).unwrap_err().contains("more bytes than it was said to have"));
+        for name in ["../1.sst", ".hidden", "a/b", ""] {
+            assert!(take(4, &file(name, b"1234")).is_err(), "{name:?}");
+        }
+        let endless: Vec<u8> = (0..9).flat_map(|nth| file(&nth.to_string(), b"")).collect();
+        assert_eq!(take(0, &endless).unwrap_err(), "the snapshot has more than 3 files");
+    }
+
+    #[test]
+    fn a_copy_that_would_fill_the_disk_is_refused() {
+        check_room(10, DISK_RESERVE_BYTES + 10).unwrap();
+        for (total, free) in [(11, DISK_RESERVE_BYTES + 10), (0, 0), (u64::MAX, u64::MAX - 1)] {
+            let refused = check_room(total, free).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("a snapshot of {total} bytes does not fit on the disk")), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_copy_from_the_leader_takes_the_place_of_any_other() {
+        let (receiving, ended) = (Receiving::default(), Arc::new(AtomicUsize::new(0)));
+        let enter = |number, is_from_leader| {
+            let ended = ended.clone();
+            receiving.enter(number, is_from_leader, Box::new(move || _ = ended.fetch_add(1, Ordering::Relaxed)))
+        };
+        let slow = enter(1, false).unwrap();
+        assert!(enter(2, false).is_err(), "one at a time");
+        let leaders = enter(3, true).unwrap();
+        assert_eq!(ended.load(Ordering::Relaxed), 1, "the slow one is ended");
+        drop(slow);
+        assert!(enter(4, true).is_err() && enter(5, false).is_err(), "it was not its turn any more");
+        drop(leaders);
+        drop(enter(6, false).unwrap());
+        assert_eq!(ended.load(Ordering::Relaxed), 1);
+    }
 }

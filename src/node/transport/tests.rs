@@ -22,6 +22,10 @@ impl Depot for Nowhere {
         panic!("these members send no snapshots")
     }
 
+    fn free_bytes(&self) -> std::io::Result<u64> {
+        panic!("these members send no snapshots")
+    }
+
     fn open(&self, _files: Scratch) -> Result<Incoming, Halt> {
         panic!("these members send no snapshots")
     }
@@ -55,13 +59,23 @@ fn place_of(version: (u8, u8), member_id: u64) -> Place {
             stall: Duration::from_mins(1),
             snapshot_rate: 1 << 30,
             queue_bytes: 1 << 20,
+            min_bytes_per_second: 64 << 10,
         },
+        connections: ConnectionLimits { per_address: 64, before_hello: 16, hello_timeout: Duration::from_secs(5) },
+        max_request_bytes: 1 << 20,
     });
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let urls = vec![format!("http://{}", listener.local_addr().unwrap())];
     let receiver = transport.clone();
-    std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| receiver.receive(stream)));
+    std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| receive(&receiver, stream)));
     Place { transport, raft, peer: Peer { id: member_id, urls } }
+}
+
+fn receive(transport: &Arc<Transport>, stream: TcpStream) {
+    let address = stream.peer_addr().unwrap().ip();
+    if let Some(admitted) = transport.admit(&stream, address) {
+        transport.receive(stream, admitted);
+    }
 }
 
 impl Place {
@@ -143,7 +157,7 @@ fn a_member_that_moves_is_out_of_reach_until_the_new_line_stands() {
     let second = TcpListener::bind("127.0.0.1:0").unwrap();
     let moved = Peer { id: 2, urls: vec![format!("http://{}", second.local_addr().unwrap())] };
     let receiver = other.transport.clone();
-    std::thread::spawn(move || second.incoming().flatten().for_each(|stream| receiver.receive(stream)));
+    std::thread::spawn(move || second.incoming().flatten().for_each(|stream| receive(&receiver, stream)));
     let mut news = Vec::new();
     own.raft.drain(&mut news);
     assert!(matches!(news[..], [Input::Reachable(2), ..]));
@@ -170,7 +184,7 @@ fn slow_receiver(listener: &TcpListener) {
         std::thread::sleep(3 * WRITE_PATIENCE); // Longer than any message may take.
         let mut length = [0; 4];
         stream.read_exact(&mut length).unwrap();
-        let rest = u32::from_be_bytes(length) as usize + 2 + "1.sst".len() + 8 + FILE_BYTES + 4 + 2;
+        let rest = u32::from_be_bytes(length) as usize + 8 + 2 + "1.sst".len() + 8 + FILE_BYTES + 4 + 2;
         stream.read_exact(&mut vec![0; rest]).unwrap();
         return Verdict::Welcome.write(&mut stream).unwrap();
     }
@@ -220,7 +234,7 @@ fn another_version_is_told_so() {
     place_of((9, 9), 2).transport.hello(Purpose::Messages, 1).write(&mut bytes).unwrap();
     assert_eq!(answer(&own, &bytes), Verdict::Welcome);
     bytes[PREFACE.len() - 1] += 1;
-    let text = r#"incompatible version: this member speaks "metastore raft 2", not "metastore raft 3""#;
+    let text = r#"incompatible version: this member speaks "metastore raft 3", not "metastore raft 4""#;
     assert_eq!(answer(&own, &bytes), Verdict::Refused(text.to_owned()));
     own.transport.stop();
 }
