@@ -105,13 +105,13 @@ impl RangeStream {
     /// Goes one stage further, or one chunk. False: nothing to do until something happens.
     fn advance(&mut self, line: &mut dyn Line) -> Result<bool, Result<(), Refusal>> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Listening => match line.receive() {
-                Some(message) => self.begin(message, line.waker()).map_err(Err)?,
-                None => {
+            Stage::Listening => {
+                let Some(message) = line.receive() else {
                     self.stage = Stage::Listening;
                     return Ok(false);
-                }
-            },
+                };
+                self.begin(message, line.waker()).map_err(Err)?;
+            }
             Stage::Waiting(barrier, query) => match barrier.outcome() {
                 Some(Ok(())) => self.stage = Stage::Sending(self.start(query).map_err(|error| Err(error.into()))?),
                 Some(Err(error)) => return Err(Err(error.into())),

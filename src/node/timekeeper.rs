@@ -241,7 +241,10 @@ impl Timekeeper {
     /// Begins a round of ReadIndex, unless one is under way that will do.
     fn ask(self: &Arc<Self>, book: &mut Book, now: Duration) {
         let Some(authority) = self.authority(book) else { return };
-        if book.asked.is_some_and(|asked| asked.authority == authority && now - asked.begun < self.times.patience) {
+        if book
+            .asked
+            .is_some_and(|asked| asked.authority == authority && now.saturating_sub(asked.begun) < self.times.patience)
+        {
             return;
         }
         let asked = Proof { authority, begun: now };
@@ -418,6 +421,7 @@ fn seconds(ttl: i64) -> f64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::wildcard_enum_match_arm, reason = "a test may panic")]
 mod tests {
     use std::{
         sync::atomic::{AtomicU64, Ordering},
@@ -443,7 +447,7 @@ mod tests {
         fn new() -> Self {
             let (raft, nanos) = (Arc::new(Inbox::default()), Arc::new(AtomicU64::new(0)));
             let ids = Arc::new(RequestIds::new(MemberId::new(1).unwrap(), 1));
-            let times = Times { tick: TICK, election_timeout: ELECTION, patience: Duration::from_secs(60) };
+            let times = Times { tick: TICK, election_timeout: ELECTION, patience: Duration::from_mins(1) };
             let status = Arc::new(Status::new(Clock::simulated(nanos.clone()), TICK * TICKS_AWAY));
             status.set_reign(TERM);
             let timekeeper = Arc::new(Timekeeper::new(times, status, raft.clone(), ids));
@@ -484,7 +488,8 @@ mod tests {
         fn prove(&mut self) {
             let (mut rounds, revokes) = self.sent();
             assert_eq!((rounds.len(), revokes.len()), (1, 0));
-            rounds.pop().unwrap()(Ok(()));
+            let waiter = rounds.pop().unwrap();
+            waiter(Ok(()));
         }
 
         fn renew(&self, id: i64) -> Renewal {
@@ -646,7 +651,8 @@ mod tests {
         let (mut rounds, _) = rig.sent();
         rig.sleep(ELECTION / 2);
         rig.timekeeper.status.set_ticked();
-        rounds.pop().unwrap()(Ok(()));
+        let late = rounds.pop().unwrap();
+        late(Ok(()));
         assert_eq!(rig.renew(1), Renewal::NotPrimary);
         let (waiter, told) = waiter();
         rig.timekeeper.await_primary(waiter);
@@ -674,7 +680,8 @@ mod tests {
         let mut rig = Rig::new();
         rig.timekeeper.promote(vec![(LeaseId(1), 0)], TERM);
         let (mut rounds, _) = rig.sent();
-        rounds.pop().unwrap()(Err(Error::Timeout));
+        let waiter = rounds.pop().unwrap();
+        waiter(Err(Error::Timeout));
         rig.pass(ELECTION + TICK);
         rig.timekeeper.look();
         rig.prove();

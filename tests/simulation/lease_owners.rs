@@ -104,7 +104,10 @@ impl World {
         let (life, leader) = (member.life, member.node.status().leader());
         if leader != at {
             let is_lost = leader == 0 || self.network.is_cut(at, leader) || self.dice.percent(10);
-            return if is_lost { () } else { self.send_renewal(lease, leader) };
+            if !is_lost {
+                self.send_renewal(lease, leader);
+            }
+            return;
         }
         let timekeeper = member.node.timekeeper().clone();
         let renewal = timekeeper.renew(LeaseId(lease));

@@ -162,14 +162,15 @@ impl Connection {
 
 impl Admitted {
     /// It has said what it is; says whether another one had to give way to it.
+    #[must_use]
     pub fn set_stage(&self, stage: Stage) -> bool {
-        let mut state = self.connections.state.lock();
+        let mut table = self.connections.state.lock();
         let is_guest = |connection: &Connection| connection.stage == Stage::Guest;
-        let gives_way = stage == Stage::Guest && state.count(is_guest) >= MOST_GUESTS && state.evict(is_guest);
-        if let Some(connection) = state.open.get_mut(&self.number) {
+        let has_evicted = stage == Stage::Guest && table.count(is_guest) >= MOST_GUESTS && table.evict(is_guest);
+        if let Some(connection) = table.open.get_mut(&self.number) {
             connection.stage = stage;
         }
-        gives_way
+        has_evicted
     }
 
     /// Until when it has to say what it is.
@@ -250,8 +251,8 @@ mod tests {
         let mut ended = first.0;
         assert_eq!(ended.read(&mut [0]).unwrap(), 0, "the oldest of them is closed");
         drop(held.remove(0));
-        third.set_stage(Stage::Http);
-        held[0].0.set_stage(Stage::Http);
+        assert!(!third.set_stage(Stage::Http));
+        assert!(!held[0].0.set_stage(Stage::Http));
         let refused = admit(&connections, &pair().1, HERE).unwrap_err();
         assert_eq!(refused, Refusal::Address(3));
         admit(&connections, &pair().1, THERE).expect("another address has room of its own");

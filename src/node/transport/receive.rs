@@ -34,11 +34,8 @@ const SILENT: &str = "it has not said in time what it is (--peer-hello-timeout)"
 
 /// Why a stream ended, by the label of the metric.
 fn reason(error: &io::Error) -> Option<&'static str> {
-    match error.kind() {
-        ErrorKind::InvalidData => Some("message"),
-        ErrorKind::TimedOut => Some("slow"),
-        _ => None,
-    }
+    let kind = error.kind();
+    if kind == ErrorKind::InvalidData { Some("message") } else { (kind == ErrorKind::TimedOut).then_some("slow") }
 }
 
 impl Transport {
@@ -143,7 +140,7 @@ impl Transport {
                 end
             }
             Purpose::Snapshot => {
-                admitted.set_stage(Stage::Stream);
+                let _ = admitted.set_stage(Stage::Stream); // Nothing gives way to it.
                 verdict.write(&mut stream)?;
                 ship::receive(self, &hello, admitted, stream)
             }
@@ -210,9 +207,9 @@ impl Transport {
 fn read_hello(stream: &TcpStream, admitted: &Admitted) -> io::Result<Hello> {
     let left = admitted.hello_deadline().saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     stream.set_read_timeout(Some(left))?;
-    Hello::read(&mut Paced::new(stream, left, u64::MAX)).map_err(|error| match error.kind() {
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => io::Error::new(ErrorKind::TimedOut, SILENT),
-        _ => error,
+    Hello::read(&mut Paced::new(stream, left, u64::MAX)).map_err(|error| {
+        let is_late = matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock);
+        if is_late { io::Error::new(ErrorKind::TimedOut, SILENT) } else { error }
     })
 }
 
