@@ -175,8 +175,9 @@ impl Place {
     fn fill_ahead(&self, path: PathBuf) -> Result<io::Result<Spare>, Halt> {
         let bytes = self.segment_bytes;
         // Not by trying: until the failure is noticed and the file is removed, all others would be without room, too.
-        if self.files.free_bytes(&self.dir).is_ok_and(|free| free < bytes) {
-            return Ok(Err(io::ErrorKind::StorageFull.into()));
+        if let Some(free) = self.files.free_bytes(&self.dir).ok().filter(|free| *free < bytes) {
+            let lack = format!("{free} bytes are free, {bytes} are needed");
+            return Ok(Err(io::Error::new(io::ErrorKind::StorageFull, lack)));
         }
         let mut file = match self.create_filled(&path, bytes) {
             Ok(file) => file,
@@ -348,9 +349,7 @@ impl Work {
     fn fill(&mut self, path: PathBuf, settled: usize) -> Result<Delivery, Halt> {
         match self.place.fill_ahead(path.clone())? {
             Ok(spare) => {
-                if self.failed.take().is_some() {
-                    tracing::info!(file = %path.display(), "prepared a spare segment for the raft log after all");
-                }
+                self.no_longer_failed(&path);
                 Ok(Delivery { spares: vec![spare], settled })
             }
             Err(error) => {
@@ -364,9 +363,15 @@ impl Work {
 
     fn recycle(&mut self, changes: Vec<(PathBuf, Option<PathBuf>)>) -> Result<Delivery, Halt> {
         let delivery = self.place.recycle(changes)?;
-        if !delivery.spares.is_empty() {
-            self.failed = None; // These do as well.
+        if let Some(spare) = delivery.spares.first() {
+            self.no_longer_failed(&spare.path);
         }
         Ok(delivery)
+    }
+
+    fn no_longer_failed(&mut self, spare: &Path) {
+        if self.failed.take().is_some() {
+            tracing::info!(file = %spare.display(), "the raft log has a spare segment again");
+        }
     }
 }
