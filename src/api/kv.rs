@@ -59,7 +59,10 @@ impl Api {
         }
         let charge = RefCell::new(self.ledger.charge(0));
         let found = read(&|cost| charge.borrow_mut().try_grow(2 * cost));
-        reply.answer(found.map_err(refuse).and_then(|found| found.ok_or_else(ledger::unread)));
+        let answer = found.map_err(refuse).and_then(|found| found.ok_or_else(ledger::unread));
+        // What was read has gone, the answer is left.
+        charge.borrow_mut().set(answer.as_ref().map_or(0, Bytes::len));
+        reply.answer(answer);
     }
 
     fn answer_range(&self, found: Result<(Rows, i64), Failure>, reply: Reply) {

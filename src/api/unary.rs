@@ -148,8 +148,12 @@ struct Gathered {
 }
 
 impl Gathered {
+    fn len(&self) -> usize {
+        self.whole.len() + self.pieces.len()
+    }
+
     fn push(&mut self, data: Bytes) {
-        if self.whole.is_empty() && self.pieces.is_empty() {
+        if self.len() == 0 {
             self.whole = data;
             return;
         }

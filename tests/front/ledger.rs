@@ -171,11 +171,11 @@ fn one_large_answer_on_each_of_many_connections() {
                 refused += usize::from(is_refused(&mut raw, 1));
                 kept.push(raw);
             }
-            assert!(if limit == 0 { refused == connections } else { (8..15).contains(&refused) }, "{refused}");
+            assert!(if limit == 0 { refused == connections } else { (1..16).contains(&refused) }, "{refused}");
         }
     });
     assert!(most <= 33_554_432, "{most}");
-    assert!(ledger(&server) >= 12 * MEBIBYTE, "some wait to be read");
+    assert!(ledger(&server) >= 6 * MEBIBYTE, "some wait to be read");
 }
 
 /// Callers that wait for a lock or an election, with messages of which little is needed.
