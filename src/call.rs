@@ -63,6 +63,10 @@ pub enum Parcel {
 pub trait Mailbox: Send + Sync {
     /// Takes a parcel for the call in `slot` and wakes the call's task. Must be quick: busy threads call it.
     fn put(self: Arc<Self>, slot: u64, parcel: Parcel);
+    /// Whether an answer for the call in `slot` is still of use, as far as that is known here.
+    fn is_open(&self, _slot: u64) -> bool {
+        true
+    }
 }
 
 /// The right to answer one call, once. Dropped unused, it tells the client that the server is going away.
@@ -86,6 +90,12 @@ impl Reply {
     /// Has the call's own task run `work`.
     pub fn run(self, work: impl FnOnce(Reply) + Send + 'static) {
         self.put(Parcel::Work(Box::new(work)));
+    }
+
+    /// Whether the answer is still of use. Ask before work that takes long.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.mailbox.as_ref().is_some_and(|mailbox| mailbox.is_open(self.slot))
     }
 
     fn put(mut self, parcel: Parcel) {

@@ -17,6 +17,7 @@ pub mod storage;
 pub mod call;
 pub mod error;
 pub mod inbox;
+pub mod ledger;
 pub mod metrics;
 pub mod proto;
 pub mod urls;

@@ -173,7 +173,7 @@ impl Metrics {
             received: calls("grpc_server_msg_received_total", "Messages received.", &METHOD),
             sent: calls("grpc_server_msg_sent_total", "Messages sent.", &METHOD),
             connections: gauge("metastore_http2_connections", "Open connections of clients."),
-            held_bytes: gauge("metastore_http2_held_bytes", "Bytes held for clients: requests that are not complete, answers that are not read, watches."),
+            held_bytes: gauge("metastore_http2_held_bytes", "Bytes held for clients: requests that are not answered, answers that are not read, watches."),
             refused: calls("metastore_http2_refused_total", "What was refused or ended because a limit was reached or a rule was broken.", &["reason"]),
         };
         for outcome in ["remembered", "left_out"] {

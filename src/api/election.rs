@@ -54,7 +54,7 @@ impl Api {
 }
 
 async fn campaign(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let CampaignRequest { name, lease, value } = decode(message)?;
+    let CampaignRequest { name, lease, value } = caller.keep(&decode(message)?);
     let lease = succession::lease_or_new(&caller, lease).await?;
     let (place, taken) = Place::take(&caller, &name, lease, value.clone()).await?;
     if taken.before.is_some_and(|before| before.value != value) {
@@ -68,7 +68,7 @@ async fn campaign(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
 }
 
 async fn proclaim(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let ProclaimRequest { leader, value } = decode(message)?;
+    let ProclaimRequest { leader, value } = caller.keep(&decode(message)?);
     let LeaderKey { key, rev, lease, .. } = leader.ok_or_else(|| refusal(NO_LEADER_FIELD))?;
     let lease = succession::lease_or_new(&caller, lease).await?;
     let header = put_value(&caller, &key, rev, value, lease).await?;
@@ -94,7 +94,7 @@ async fn put_value(
 }
 
 async fn leader(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let LeaderRequest { name } = decode(message)?;
+    let LeaderRequest { name } = caller.keep(&decode(message)?);
     let found: RangeResponse = caller.ask(Api::range, &succession::oldest(&name)).await?;
     let kv = Some(found.kvs.into_iter().next().ok_or_else(|| refusal(NO_LEADER))?);
     caller.say(&LeaderResponse { header: found.header, kv }).await;
@@ -102,7 +102,7 @@ async fn leader(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
 }
 
 async fn resign(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let ResignRequest { leader } = decode(message)?;
+    let ResignRequest { leader } = caller.keep(&decode(message)?);
     let LeaderKey { key, rev, .. } = leader.ok_or_else(|| refusal(NO_LEADER_FIELD))?;
     let txn = TxnRequest {
         compare: vec![succession::created(&key, CompareResult::Equal, rev)],
@@ -116,7 +116,7 @@ async fn resign(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
 
 /// Says who leads and what he says, again and again. Where a step fails the stream ends without a word, as etcd's does.
 async fn observe(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let LeaderRequest { name } = decode_streamed(message)?;
+    let LeaderRequest { name } = caller.keep(&decode_streamed(message)?);
     while let Ok((header, leader)) = await_leader(&caller, &name).await {
         let (key, from) = (leader.key.clone(), header.revision + 1);
         caller.say(&LeaderResponse { header: Some(header), kv: Some(leader) }).await;

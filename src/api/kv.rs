@@ -1,14 +1,18 @@
 //! Range, Put, DeleteRange, Txn, Compact. (RangeStream has a room of its own.)
 
-use std::{sync::Arc, time::Instant};
+use std::{cell::RefCell, sync::Arc, time::Instant};
+
+use bytes::Bytes;
 
 use super::{Api, decode, decode_txn, refuse, validate};
 use crate::{
     call::{Call, Reply},
     error::Error,
+    ledger,
     metrics::METRICS,
     mvcc::{
         Query,
+        meter::Meter,
         read::{Failure, Rows},
     },
     proto::etcdserverpb::{
@@ -39,9 +43,26 @@ impl Api {
         let pool = self.pool.clone();
         pool.run(move || {
             let started = Instant::now();
-            self.answer_range(self.readers().keys.range(&query), reply);
+            self.read_counted(reply, |meter| {
+                let found = self.readers().keys.range_metered(&query, meter)?;
+                Ok(found.map(|(rows, head)| self.header.rows(&rows, head)))
+            });
             self.slow.note_read(started, "read-only range ");
         });
+    }
+
+    /// Answers with what a long read finds. What it has read is counted until the answer is passed on, twice because the
+    /// answer is a copy; and the read ends where that finds no room, so that it cannot fill the memory first.
+    fn read_counted(&self, reply: Reply, read: impl FnOnce(Meter<'_>) -> Result<Option<Bytes>, Failure>) {
+        if !reply.is_wanted() {
+            return;
+        }
+        let charge = RefCell::new(self.ledger.charge(0));
+        let found = read(&|cost| charge.borrow_mut().try_grow(2 * cost));
+        let answer = found.map_err(refuse).and_then(|found| found.ok_or_else(ledger::unread));
+        // What was read has gone, the answer is left.
+        charge.borrow_mut().set(answer.as_ref().map_or(0, Bytes::len));
+        reply.answer(answer);
     }
 
     fn answer_range(&self, found: Result<(Rows, i64), Failure>, reply: Reply) {
@@ -92,13 +113,22 @@ impl Api {
         }
         let api = self.clone();
         self.read(is_serializable(&txn), reply, move |reply| {
-            let (pool, is_short) = (api.pool.clone(), api.is_short(&txn));
-            let run = move || {
+            let started = Instant::now();
+            if api.is_short(&txn)
+                && let Some(answer) = txn::read_only_at_once(&api.readers().keys, &txn).transpose()
+            {
+                reply.answer(answer.map(|response| api.encode(response)).map_err(refuse));
+                return api.slow.note_read(started, "read-only txn ");
+            }
+            let pool = api.pool.clone();
+            pool.run(move || {
                 let started = Instant::now();
-                reply.answer(api.run_read_only(&txn).map_err(refuse));
+                api.read_counted(reply, |meter| {
+                    let found = txn::read_only(&api.readers().keys, &txn, meter)?;
+                    Ok(found.map(|response| api.encode(response)))
+                });
                 api.slow.note_read(started, "read-only txn ");
-            };
-            if is_short { run() } else { pool.run(run) }
+            });
         });
     }
 
@@ -112,9 +142,8 @@ impl Api {
         txn.compare.iter().all(|compare| compare.range_end.is_empty()) && ops(txn).all(is_short)
     }
 
-    fn run_read_only(&self, request: &TxnRequest) -> Result<bytes::Bytes, Failure> {
-        let response = txn::read_only(&self.readers().keys, request)?;
-        Ok(self.header.answer(Ok(response)).expect("an outcome that is not refused is an answer"))
+    fn encode(&self, response: state::Response) -> Bytes {
+        self.header.answer(Ok(response)).expect("an outcome that is not refused is an answer")
     }
 
     /// `KV/Compact`.

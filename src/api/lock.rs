@@ -30,7 +30,7 @@ impl Api {
 }
 
 async fn lock(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let LockRequest { name, lease } = decode(message)?;
+    let LockRequest { name, lease } = caller.keep(&decode(message)?);
     let lease = succession::lease_or_new(&caller, lease).await?;
     let (place, taken) = Place::take(&caller, &name, lease, Bytes::new()).await?;
     let is_first = taken.oldest.is_none_or(|oldest| oldest.create_revision == taken.created);
@@ -52,7 +52,7 @@ async fn lock(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
 
 /// Takes any key away, whoever holds it.
 async fn unlock(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let UnlockRequest { key } = decode(message)?;
+    let UnlockRequest { key } = caller.keep(&decode(message)?);
     let delete = DeleteRangeRequest { key, ..DeleteRangeRequest::default() };
     let deleted: DeleteRangeResponse = caller.ask(Api::delete_range, &delete).await?;
     caller.say(&UnlockResponse { header: deleted.header }).await;

@@ -41,6 +41,7 @@ use prost::{DecodeError, Message};
 use crate::{
     call::{Code, Refusal, Reply},
     error::{Error, Halt},
+    ledger::Ledger,
     metrics::METRICS,
     mvcc::read::Failure,
     node::{Node, Present, identity::RequestIds},
@@ -94,6 +95,8 @@ pub struct Api {
     pub ids: Arc<RequestIds>,
     /// Where long reads run.
     pub pool: Pool,
+    /// Where everything is counted that clients make the server keep.
+    pub ledger: Arc<Ledger>,
     /// The other members.
     pub company: Company,
     /// What `Status` shows as the quota.

@@ -5,13 +5,17 @@
 //! and some come twice.)
 //!
 //! The revision is fixed by the first chunk; each chunk then reads on from where the one before ended. Between chunks
-//! nothing is held, so that a client which stops reading holds up no compaction: if one overtakes the revision, the stream
-//! ends with `Compacted`, as etcd's does. Only the last chunk has a header, `more` and `count`.
+//! nothing is held but one of them, and none is read before there is room for it, so that a client which stops reading holds
+//! up no compaction: if one overtakes the revision, the stream ends with `Compacted`, as etcd's does. Only the last chunk has
+//! a header, `more` and `count`.
 
-use std::{collections::VecDeque, sync::Arc, task::Waker};
+use std::{cell::RefCell, collections::VecDeque, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint},
+};
 
 use super::{
     Api,
@@ -21,9 +25,10 @@ use super::{
 use crate::{
     call::{Conversation, Line, Metadata, Refusal, Step},
     error::Error,
+    ledger::{self, Charge},
     metrics::METRICS,
     mvcc::{
-        Interval, Query,
+        Interval, Query, meter,
         read::{Failure, Rows},
     },
     proto::etcdserverpb::RangeRequest,
@@ -32,6 +37,8 @@ use crate::{
 
 const FIRST_CHUNK_KEYS: usize = 10;
 const MAX_CHUNK_KEYS: usize = 1024;
+/// A chunk that turns out to be longer is read again with fewer keys.
+const MAX_CHUNK_BYTES: usize = 4 << 20;
 const RANGE_RESPONSE_FIELD: u32 = 1;
 
 enum Stage {
@@ -41,8 +48,8 @@ enum Stage {
     Waiting(Barrier, Query),
     /// Sending.
     Sending(Sending),
-    /// Waiting for so many keys, which take long.
-    Reading(Barrier<Result<(Rows, i64), Failure>>, Sending, usize),
+    /// Waiting for keys that take long.
+    Reading(Barrier<Result<Option<Found>, Failure>>, Sending),
     /// Sending what had to be read whole, because it is sorted.
     Sorted(Sorted),
     /// All is said.
@@ -60,9 +67,20 @@ struct Sending {
     chunk_keys: usize,
 }
 
+/// What was read.
+struct Found {
+    rows: Rows,
+    /// How many keys were wanted.
+    wanted: usize,
+    /// What it is counted for until it is passed on.
+    _charge: Option<Charge>,
+}
+
 /// Rows that were read whole.
 struct Sorted {
     rest: std::vec::IntoIter<Bytes>,
+    /// How long they are together.
+    bytes: usize,
     more: bool,
     count: i64,
     head: i64,
@@ -89,7 +107,7 @@ impl Conversation for RangeStream {
                 let Some(message) = self.outbox.pop_front() else { break };
                 line.send(message);
             }
-            if !self.outbox.is_empty() {
+            if !self.outbox.is_empty() || !self.may_read(line) {
                 return Step::Wait;
             }
             match self.advance(line) {
@@ -99,19 +117,29 @@ impl Conversation for RangeStream {
             }
         }
     }
+
+    fn held(&self) -> usize {
+        let sorted = if let Stage::Sorted(sorted) = &self.stage { sorted.bytes } else { 0 };
+        sorted + self.outbox.iter().map(Bytes::len).sum::<usize>()
+    }
 }
 
 impl RangeStream {
+    /// Whether a chunk, if that is what comes next, can be sent when it is there.
+    fn may_read(&self, line: &dyn Line) -> bool {
+        !matches!(self.stage, Stage::Sending(_) | Stage::Sorted(_)) || line.has_room()
+    }
+
     /// Goes one stage further, or one chunk. False: nothing to do until something happens.
     fn advance(&mut self, line: &mut dyn Line) -> Result<bool, Result<(), Refusal>> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Listening => {
-                let Some(message) = line.receive() else {
+            Stage::Listening => match line.receive() {
+                Some(message) => self.begin(message, line).map_err(Err)?,
+                None => {
                     self.stage = Stage::Listening;
                     return Ok(false);
-                };
-                self.begin(message, line.waker()).map_err(Err)?;
-            }
+                }
+            },
             Stage::Waiting(barrier, query) => match barrier.outcome() {
                 Some(Ok(())) => self.stage = Stage::Sending(self.start(query).map_err(|error| Err(error.into()))?),
                 Some(Err(error)) => return Err(Err(error.into())),
@@ -120,15 +148,16 @@ impl RangeStream {
                     return Ok(false);
                 }
             },
-            Stage::Sending(sending) => self.stage = self.chunk(sending, line.waker()).map_err(Err)?,
-            Stage::Reading(barrier, sending, wanted) => match barrier.outcome() {
+            Stage::Sending(sending) => self.stage = self.chunk(sending, line).map_err(Err)?,
+            Stage::Reading(barrier, sending) => match barrier.outcome() {
                 Some(Ok(found)) => {
-                    let (rows, _) = found.map_err(|failure| Err(refuse(failure)))?;
-                    self.stage = self.found(sending, wanted, rows);
+                    let found = found.map_err(|failure| Err(refuse(failure)))?;
+                    let found = found.ok_or_else(|| Err(ledger::unread()))?;
+                    self.stage = self.found(sending, found, line).map_err(Err)?;
                 }
                 Some(Err(error)) => return Err(Err(error.into())),
                 None => {
-                    self.stage = Stage::Reading(barrier, sending, wanted);
+                    self.stage = Stage::Reading(barrier, sending);
                     return Ok(false);
                 }
             },
@@ -138,8 +167,10 @@ impl RangeStream {
         Ok(true)
     }
 
-    fn begin(&mut self, message: Bytes, waker: &Waker) -> Result<(), Refusal> {
+    fn begin(&mut self, message: Bytes, line: &dyn Line) -> Result<(), Refusal> {
         let request: RangeRequest = decode_streamed(message)?;
+        // A copy: the stream may wait, and shall not keep the buffer in which its request came.
+        let request: RangeRequest = decode_streamed(request.encode_to_vec().into())?;
         validate::range_stream(&request)?;
         METRICS.ranges.inc();
         let serializable = request.serializable;
@@ -148,7 +179,7 @@ impl RangeStream {
             self.stage = Stage::Sending(self.start(query)?);
             return Ok(());
         }
-        let (barrier, opener) = barrier::erect(waker);
+        let (barrier, opener) = barrier::erect(line.waker());
         self.stage = Stage::Waiting(barrier, query);
         self.api.node.read_barrier(opener);
         Ok(())
@@ -160,40 +191,40 @@ impl RangeStream {
         Ok(Sending { query, at: view.at(), head, left, sent: 0, chunk_keys: FIRST_CHUNK_KEYS })
     }
 
-    /// Reads a chunk: at once, or on a thread that nobody else waits for.
-    fn chunk(&mut self, sending: Sending, waker: &Waker) -> Result<Stage, Refusal> {
+    /// Reads a chunk: at once, or in the read pool.
+    fn chunk(&mut self, sending: Sending, line: &dyn Line) -> Result<Stage, Refusal> {
         let wanted = sending.chunk_keys.min(sending.left).min(MAX_CHUNK_KEYS);
-        let chunk = if sending.query.is_sorted() {
-            Query { revision: sending.at, ..sending.query.clone() }
-        } else {
-            Query {
-                limit: i64::try_from(wanted).expect("a chunk is small"),
-                revision: sending.at,
-                // Only a limit of the caller's leaves a rest that he hears of.
-                counts_rest: wanted == sending.left,
-                ..sending.query.clone()
-            }
-        };
+        let chunk = sending.chunk(wanted);
         let found = self.api.readers().keys.range_at_once(&chunk).map_err(refuse)?;
         if let Some((rows, _)) = found {
-            return Ok(self.found(sending, wanted, rows));
+            return self.found(sending, Found { rows, wanted, _charge: None }, line);
         }
-        let (barrier, opener) = barrier::erect(waker);
-        let api = self.api.clone();
-        self.api.pool.run(move || opener(Ok(api.readers().keys.range(&chunk))));
-        Ok(Stage::Reading(barrier, sending, wanted))
+        let (barrier, opener) = barrier::erect(line.waker());
+        let (api, left) = (self.api.clone(), sending.left);
+        self.api.pool.run(move || {
+            let found =
+                if chunk.is_sorted() { read_whole(&api, &chunk) } else { read_chunk(&api, chunk, wanted, left) };
+            opener(Ok(found));
+        });
+        Ok(Stage::Reading(barrier, sending))
     }
 
-    fn found(&mut self, sending: Sending, wanted: usize, rows: Rows) -> Stage {
+    fn found(&mut self, sending: Sending, found: Found, line: &dyn Line) -> Result<Stage, Refusal> {
+        let rows = found.rows;
         if !sending.query.is_sorted() {
-            return self.pass_on(sending, wanted, rows);
+            return Ok(self.pass_on(sending, found.wanted, rows));
+        }
+        let bytes = rows.records.iter().map(Bytes::len).sum();
+        if bytes > line.spare() {
+            return Err(ledger::unread());
         }
         let (rest, more, count) = (rows.records.into_iter(), rows.more, rows.count);
-        Stage::Sorted(Sorted { rest, more, count, head: sending.head, chunk_keys: FIRST_CHUNK_KEYS })
+        Ok(Stage::Sorted(Sorted { rest, bytes, more, count, head: sending.head, chunk_keys: FIRST_CHUNK_KEYS }))
     }
 
     fn pass_on_sorted(&mut self, mut sorted: Sorted) -> Stage {
         let records: Vec<Bytes> = sorted.rest.by_ref().take(sorted.chunk_keys).collect();
+        sorted.bytes -= records.iter().map(Bytes::len).sum::<usize>();
         let mut rows = Rows { records, ..Rows::default() };
         if sorted.rest.len() == 0 {
             (rows.more, rows.count) = (sorted.more, sorted.count);
@@ -229,6 +260,50 @@ impl RangeStream {
     }
 }
 
+impl Sending {
+    /// Asks for the next chunk. What is sorted has to be read whole.
+    fn chunk(&self, wanted: usize) -> Query {
+        let mut query = Query { revision: self.at, ..self.query.clone() };
+        if !query.is_sorted() {
+            limit(&mut query, wanted, self.left);
+        }
+        query
+    }
+}
+
+/// Makes a query one for the first `wanted` keys, of `left` that the caller may still have.
+fn limit(query: &mut Query, wanted: usize, left: usize) {
+    query.limit = i64::try_from(wanted).expect("a chunk is small");
+    query.counts_rest = wanted == left; // Only a limit of the caller's leaves a rest that it hears of.
+}
+
+/// Reads a chunk with fewer keys than wanted where these would be too long together.
+fn read_chunk(api: &Api, mut chunk: Query, mut wanted: usize, left: usize) -> Result<Option<Found>, Failure> {
+    let present = api.readers();
+    let keys = &present.keys;
+    let rows = loop {
+        if wanted == 1 {
+            break keys.range(&chunk)?.0;
+        }
+        match keys.range_metered(&chunk, &meter::at_most(MAX_CHUNK_BYTES))? {
+            Some((rows, _)) => break rows,
+            None => {
+                wanted = (wanted / 4).max(1);
+                limit(&mut chunk, wanted, left);
+            }
+        }
+    };
+    Ok(Some(Found { rows, wanted, _charge: None }))
+}
+
+/// Reads everything, as long as the ledger has room for it.
+fn read_whole(api: &Api, query: &Query) -> Result<Option<Found>, Failure> {
+    let charge = RefCell::new(api.ledger.charge(0));
+    let found = api.readers().keys.range_metered(query, &|cost| charge.borrow_mut().try_grow(cost))?;
+    let charge = Some(charge.into_inner());
+    Ok(found.map(|(rows, _)| Found { rows, wanted: usize::MAX, _charge: charge }))
+}
+
 /// How many keys follow a chunk of so many: more after a small one, fewer after a large one.
 fn next_chunk(keys: usize, bytes: usize, target: usize) -> usize {
     if bytes < target / 2 {
@@ -249,7 +324,6 @@ fn after(interval: &Interval, key: &[u8]) -> Interval {
 }
 
 fn key_of(record: &Bytes) -> Bytes {
-    use prost::Message;
     let record = crate::proto::mvccpb::KeyValue::decode(record.clone());
     record.expect("records are read back as they were written").key
 }

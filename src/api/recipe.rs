@@ -9,6 +9,9 @@
 //! holds. Whoever has something to take back when the caller goes holds it in a value whose `drop` does that. Calls that
 //! answer at once, nearly all of them, pay nothing for it.
 //!
+//! What a recipe keeps of its message it copies ([`Caller::keep`]), because it may wait for hours, and a message may be much
+//! longer than the fields that are needed. What it keeps is counted for the caller.
+//!
 //! The steps are ordinary calls, made in the caller's name through the same handlers that clients reach: admitted, counted,
 //! and refused alike. Only the code of a refusal is lost, as it is in etcd.
 
@@ -16,7 +19,10 @@ use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -28,10 +34,17 @@ use super::{Api, table::Unary, unary};
 use crate::{
     call::{Call, Code, Conversation, Line, Mailbox, Metadata, Parcel, Refusal, Reply, Step},
     error::Error,
+    ledger,
     mvcc::Interval,
     proto::{etcdserverpb::WatchResponse, mvccpb},
     watch::{Create, Request, Response, Subscriber, Wishes},
 };
+
+/// What a recipe that waits is counted for beside its message: its future, its key in the line, and the watch that it waits
+/// for.
+const RECIPE_BYTES: usize = 4 << 10;
+/// The fields of a message are copied as they are, into the key, into watches and into requests that are made from it.
+const COPIES: usize = 4;
 
 /// A recipe that is being followed.
 pub type Steps = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
@@ -46,7 +59,8 @@ pub struct Recipe {
 impl Recipe {
     /// A recipe for one call.
     pub fn open(api: &Arc<Api>, metadata: Metadata, begin: fn(Arc<Caller>, Bytes) -> Steps) -> Box<dyn Conversation> {
-        let caller = Arc::new(Caller { api: api.clone(), metadata, saying: Mutex::default() });
+        let caller =
+            Arc::new(Caller { api: api.clone(), metadata, saying: Mutex::default(), kept: AtomicUsize::new(0) });
         Box::new(Self { caller, begin, steps: None })
     }
 }
@@ -56,6 +70,7 @@ impl Conversation for Recipe {
         let steps = match &mut self.steps {
             Some(steps) => steps,
             None => match line.receive() {
+                Some(message) if message.len() > line.spare() => return Step::End(Err(ledger::too_much())),
                 Some(message) => self.steps.insert((self.begin)(self.caller.clone(), message)),
                 None if line.ended() => {
                     return Step::End(Err(Refusal { code: Code::Unknown, message: "EOF".into() }));
@@ -76,6 +91,10 @@ impl Conversation for Recipe {
             }
         }
     }
+
+    fn held(&self) -> usize {
+        self.caller.kept.load(Ordering::Relaxed)
+    }
 }
 
 /// The one who called, as the steps of a recipe see him.
@@ -85,9 +104,18 @@ pub struct Caller {
     metadata: Metadata,
     /// What the line has not taken yet.
     saying: Mutex<Option<Bytes>>,
+    /// What is kept for this call.
+    kept: AtomicUsize,
 }
 
 impl Caller {
+    /// Keeps what was understood of the caller's message: a copy, which is counted.
+    pub fn keep<M: Message + Default>(&self, message: &M) -> M {
+        let fields = Bytes::from(message.encode_to_vec());
+        self.kept.store(RECIPE_BYTES + COPIES * fields.len(), Ordering::Relaxed);
+        M::decode(fields).expect("what was read can be read again")
+    }
+
     /// Sends a message, and waits until the line has taken it.
     pub async fn say(&self, message: &impl Message) {
         *self.saying.lock() = Some(message.encode_to_vec().into());

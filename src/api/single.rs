@@ -6,7 +6,10 @@ use std::task::Waker;
 
 use bytes::Bytes;
 
-use crate::call::{Code, Conversation, Line, Refusal, Step};
+use crate::{
+    call::{Code, Conversation, Line, Refusal, Step},
+    ledger,
+};
 
 /// A conversation that hears exactly one message.
 pub struct Single {
@@ -26,6 +29,9 @@ impl Single {
     /// Waits for the only message and for the client's end. None: they have come.
     fn listen(&mut self, line: &mut dyn Line) -> Option<Step> {
         while let Some(message) = line.receive() {
+            if message.len() > line.spare() {
+                return Some(Step::End(Err(ledger::too_much())));
+            }
             if self.message.replace(message).is_some() {
                 return Some(refuse("received multiple request messages for non-client-streaming RPC"));
             }
@@ -52,6 +58,10 @@ impl Conversation for Single {
         }
         self.conversation.step(&mut Begun { line, message: &mut self.message })
     }
+
+    fn held(&self) -> usize {
+        self.message.as_ref().map_or(0, Bytes::len) + self.conversation.held()
+    }
 }
 
 /// The line of a call whose only message has come.
@@ -75,6 +85,10 @@ impl Line for Begun<'_> {
 
     fn send(&mut self, message: Bytes) {
         self.line.send(message);
+    }
+
+    fn spare(&self) -> usize {
+        self.line.spare()
     }
 
     fn waker(&self) -> &Waker {

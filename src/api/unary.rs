@@ -10,6 +10,7 @@
 use std::{
     borrow::Cow,
     fmt::Write,
+    ops::Range,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -123,9 +124,9 @@ pub async fn answer(table: &Table, method: &Method, handler: Unary, call: Call) 
 
 /// Reads the one message of a request.
 async fn read<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, max_bytes: usize) -> Result<Bytes, Refusal> {
-    let mut gathered = Bytes::new();
+    let mut gathered = Gathered::default();
     loop {
-        if let Some(message) = take_message(&mut gathered, max_bytes)? {
+        if let Some(message) = gathered.take_message(max_bytes)? {
             return Ok(message);
         }
         let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
@@ -134,21 +135,43 @@ async fn read<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, max_bytes: usize) 
             return Err(Refusal { code: Code::Unknown, message: Cow::Borrowed(text) });
         };
         if let Ok(data) = frame.into_data() {
-            gathered = if gathered.is_empty() { data } else { join(&gathered, &data) };
+            gathered.push(data);
         }
     }
 }
 
-/// Joins the pieces of a message. The first join makes room for all of it, so later pieces are copied once.
-fn join(head: &Bytes, tail: &[u8]) -> Bytes {
-    let mut joined = BytesMut::with_capacity(head.len() + tail.len());
-    joined.extend_from_slice(head);
-    joined.extend_from_slice(tail);
-    joined.freeze()
+/// What has come of a message: one piece as it is, or several in one buffer, into which each is copied once.
+#[derive(Default)]
+struct Gathered {
+    whole: Bytes,
+    pieces: BytesMut,
 }
 
-/// The message at the front of what has come, if all of it has.
-fn take_message(gathered: &mut Bytes, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
+impl Gathered {
+    fn len(&self) -> usize {
+        self.whole.len() + self.pieces.len()
+    }
+
+    fn push(&mut self, data: Bytes) {
+        if self.len() == 0 {
+            self.whole = data;
+            return;
+        }
+        self.pieces.extend_from_slice(&std::mem::take(&mut self.whole));
+        self.pieces.extend_from_slice(&data);
+    }
+
+    /// The message at the front, if all of it has come.
+    fn take_message(&mut self, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
+        let front = if self.pieces.is_empty() { &self.whole[..] } else { &self.pieces[..] };
+        let Some(range) = find_message(front, max_bytes)? else { return Ok(None) };
+        let whole = if self.pieces.is_empty() { self.whole.clone() } else { self.pieces.split().freeze() };
+        Ok(Some(whole.slice(range)))
+    }
+}
+
+/// Where the first message lies, if all of it is there.
+fn find_message(gathered: &[u8], max_bytes: usize) -> Result<Option<Range<usize>>, Refusal> {
     let Some(mut prefix) = gathered.get(..PREFIX_LEN) else { return Ok(None) };
     if prefix.get_u8() != 0 {
         let text = "grpc: compressed flag set with identity or empty encoding";
@@ -159,10 +182,8 @@ fn take_message(gathered: &mut Bytes, max_bytes: usize) -> Result<Option<Bytes>,
         let text = format!("grpc: received message larger than max ({len} vs. {max_bytes})");
         return Err(Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) });
     }
-    if gathered.len() < PREFIX_LEN + len {
-        return Ok(None);
-    }
-    Ok(Some(gathered.slice(PREFIX_LEN..PREFIX_LEN + len)))
+    let range = PREFIX_LEN..PREFIX_LEN + len;
+    Ok((range.end <= gathered.len()).then_some(range))
 }
 
 fn accept(message: Bytes) -> Response<UnaryBody> {
@@ -257,18 +278,28 @@ mod tests {
     #[test]
     fn a_message_is_taken_when_all_of_it_has_come() {
         let whole = framed(0, b"message");
-        for len in 0..whole.len() {
-            assert_eq!(take_message(&mut whole.slice(..len), 100), Ok(None), "after {len} bytes");
+        let message = Bytes::from_static(b"message");
+        for cut in 1..whole.len() {
+            let mut gathered = Gathered::default();
+            gathered.push(whole.slice(..cut));
+            assert_eq!(gathered.take_message(100), Ok(None), "after {cut} bytes");
+            for byte in whole[cut..].chunks(1) {
+                assert_eq!(gathered.take_message(100), Ok(None));
+                gathered.push(Bytes::copy_from_slice(byte));
+            }
+            assert_eq!(gathered.take_message(100), Ok(Some(message.clone())));
         }
-        assert_eq!(take_message(&mut whole.clone(), 100), Ok(Some(Bytes::from_static(b"message"))));
+        let mut gathered = Gathered::default();
+        gathered.push(whole);
+        assert_eq!(gathered.take_message(100), Ok(Some(message)));
     }
 
     #[test]
     fn a_message_that_is_too_large_is_refused_by_its_prefix_alone() {
-        let refusal = take_message(&mut framed(0, b"message").slice(..5), 6).unwrap_err();
+        let refusal = find_message(&framed(0, b"message")[..5], 6).unwrap_err();
         assert_eq!(refusal.code, Code::ResourceExhausted);
         assert_eq!(refusal.message, "grpc: received message larger than max (7 vs. 6)");
-        assert_eq!(take_message(&mut framed(1, b"x"), 100).unwrap_err().code, Code::Internal);
+        assert_eq!(find_message(&framed(1, b"x"), 100).unwrap_err().code, Code::Internal);
     }
 
     #[test]

@@ -35,7 +35,18 @@ pub const FLAGS: &[Flag] = &[
         "10s",
         "How long a client may take to say anything, to shake hands, or to finish a preface or a block of headers.",
     ),
-    flag("client-read-timeout", Kind::Duration, "1m0s", "How long a client may take nothing of what is written to it."),
+    flag(
+        "client-read-timeout",
+        Kind::Duration,
+        "1m0s",
+        "How long a client may take to read 64 KiB of what is written to it, or to send the next piece of a request's body.",
+    ),
+    flag(
+        "client-idle-timeout",
+        Kind::Duration,
+        "0s",
+        "How long an HTTP/2 connection may be open without a call; 0s: for ever.",
+    ),
 ];
 /// Whoever is asked for less would be sent away for a bad moment of the network.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -53,8 +64,10 @@ pub struct Front {
     pub max_held_bytes: usize,
     /// How long a client may take to begin.
     pub begin_timeout: Duration,
-    /// How long one may take nothing of what is written to it.
+    /// How long one may take to read a little of what is written to it.
     pub read_timeout: Duration,
+    /// How long a connection may be open without a call. None: for ever.
+    pub idle_timeout: Option<Duration>,
     /// How TLS is spoken, where a URL asks for it.
     pub tls: Option<TlsFiles>,
 }
@@ -96,6 +109,10 @@ impl Front {
             max_held_bytes: count(typed.get("max-held-bytes")),
             begin_timeout: timeout("client-begin-timeout")?,
             read_timeout: timeout("client-read-timeout")?,
+            idle_timeout: match time(typed, "client-idle-timeout") {
+                Duration::ZERO => None,
+                _ => Some(timeout("client-idle-timeout")?),
+            },
             tls: tls_files(typed, listen, notices)?,
         })
     }

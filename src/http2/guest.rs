@@ -170,8 +170,8 @@ impl Guest {
         self.bell.listen();
         let waker = self.waker.clone();
         let mut context = Context::from_waker(&waker);
-        // Nobody is asked for an answer that there is no room for.
-        let is_full = sender.is_full();
+        // Nothing is asked for an answer that there is no room for: it would wait here, uncounted.
+        let is_full = sender.is_full() || sender.is_saturated();
         if let Some(response) = &mut self.response
             && !is_full
             && let Poll::Ready(response) = response.as_mut().poll(&mut context)
@@ -182,14 +182,7 @@ impl Guest {
             self.body = (!body.is_end_stream()).then_some(body);
         }
         let is_stalled = self.send_body(slot, stream, sender, &mut context) || is_full;
-        Outcome {
-            consumed: self.feed.take_consumed(),
-            is_stalled,
-            received: 0,
-            goes_on: false,
-            held_before: 0,
-            held: 0,
-        }
+        Outcome { consumed: self.feed.take_consumed(), is_stalled, received: 0, goes_on: false }
     }
 
     /// Sends what there is, while there is room. True if it stopped because the connection has too much to write.

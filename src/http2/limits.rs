@@ -4,31 +4,33 @@
 //! | --- | --- | --- |
 //! | streams at a time | [`Limits::max_streams`] | the stream is refused |
 //! | resets of calls in progress | [`Limits::max_resets`] a second | `ENHANCE_YOUR_CALM` |
-//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · `WINDOW_UPDATE` | [`Nuisance::per_second`] | `ENHANCE_YOUR_CALM` |
+//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · frames for streams that are gone · `WINDOW_UPDATE` | [`Nuisance::per_second`] | `ENHANCE_YOUR_CALM` |
 //! | one-byte windows | as [`Nuisance::Crumb`] | `ENHANCE_YOUR_CALM` |
 //! | streams that we have to reset | as [`Nuisance::OwnReset`] | `ENHANCE_YOUR_CALM` |
 //! | CONTINUATION | bytes and frames of a block | `ENHANCE_YOUR_CALM` |
 //! | header list | [`Limits::max_header_list`] | HTTP status 431 |
 //! | slow preface, no SETTINGS, slow header block or frame | [`Limits::patience`] | the connection ends |
-//! | a socket that is not read | calls wait; [`Limits::slow_reader`] without progress | the connection ends |
-//! | windows that do not open | the same, for who holds more than a mebibyte | the connection ends |
-//! | bytes held, per connection and in all | [`Limits::max_held`], [`Limits::max_held_in_all`] | streams wait, calls hear `RESOURCE_EXHAUSTED` |
+//! | a socket that is read at less than [`LEAST_RATE_BYTES`] in [`Limits::slow_reader`] | calls wait | the connection ends |
+//! | windows that open no faster | the same, for a client that holds more than a mebibyte (or 64 KiB while memory is scarce) | the connection ends |
+//! | bytes held, per connection and in all | [`Limits::max_held`], the [`Ledger`]'s limit | streams wait, calls hear `RESOURCE_EXHAUSTED` |
+//! | a connection without calls | [`Limits::idle_timeout`], if there is one | the connection ends |
 //! | connections | counted where they are accepted | it waits |
 //!
-//! Held is what a client makes us keep: requests that are not complete or not begun, answers that are not read, the heads of
-//! open streams, a flat sum for each stream, and what conversations have kept elsewhere ([`Conversation::held`]): watches, and
-//! events that wait for their stream. When all connections together hold too much, only those that hold more
-//! than a fair share are refused ([`Shared::admits`]).
+//! Held is what a client makes us keep: requests that are not complete or not answered, answers that are not read, what
+//! conversations say that they keep, the heads of open streams, and a flat sum for each stream. All connections add it to
+//! one [`Ledger`]. When they hold too much together, only those that hold more than a fair share are refused
+//! ([`Shared::admits`]).
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use super::fault::{Code, Fault};
-#[cfg(doc)]
-use crate::call::Conversation;
-use crate::metrics::METRICS;
+use crate::{ledger::Ledger, metrics::METRICS};
 
 /// The bounds of all connections.
 #[derive(Debug, Clone)]
@@ -44,12 +46,12 @@ pub struct Limits {
     /// Bytes that are kept for one connection: requests, answers that are not read, and what open streams are counted for.
     /// Conversations and ordinary pages may fill half of it; the rest is for calls.
     pub max_held: usize,
-    /// The same for all connections together. Beyond it a connection may still hold its fair share.
-    pub max_held_in_all: usize,
     /// How long a preface, or a header block once begun, may take.
     pub patience: Duration,
-    /// How long a client may take nothing of what is written to it.
+    /// How long a client may take to read [`LEAST_RATE_BYTES`] of what is written to it.
     pub slow_reader: Duration,
+    /// How long a connection may be open without a call. None: for ever.
+    pub idle_timeout: Option<Duration>,
     /// A client that is silent for so long is asked whether it is still there.
     pub keepalive_interval: Duration,
     /// And has so much time to answer.
@@ -64,9 +66,9 @@ impl Default for Limits {
             max_header_list: 64 << 10,
             max_message: 2 << 20,
             max_held: 256 << 20,
-            max_held_in_all: 2 << 30,
             patience: Duration::from_secs(10),
             slow_reader: Duration::from_mins(1),
+            idle_timeout: None,
             keepalive_interval: Duration::from_hours(2),
             keepalive_timeout: Duration::from_secs(20),
         }
@@ -83,6 +85,11 @@ pub const STREAM_BYTES: usize = 1 << 10;
 /// What somebody who answers an ordinary request is counted for beside that.
 pub const GUEST_BYTES: usize = 4 << 10;
 
+/// A client that reads less than this in [`Limits::slow_reader`] is given up.
+pub const LEAST_RATE_BYTES: usize = 64 << 10;
+/// A connection that holds no more than this is never refused, so that small calls go on whatever others hold.
+const LEAST_BYTES: usize = 16 << 10;
+
 /// Counts something that was refused or ended.
 pub fn note(reason: &'static str) {
     tracing::debug!(reason, "refused");
@@ -90,19 +97,20 @@ pub fn note(reason: &'static str) {
 }
 
 /// The limits, and what all connections together have taken of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shared {
     /// What is allowed.
     pub limits: Limits,
-    held: AtomicUsize,
+    /// Where all that is held is counted.
+    pub ledger: Arc<Ledger>,
     connections: AtomicUsize,
 }
 
 impl Shared {
     /// Nothing is taken yet.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
-        Self { limits, ..Self::default() }
+    pub fn new(limits: Limits, ledger: Arc<Ledger>) -> Self {
+        Self { limits, ledger, connections: AtomicUsize::new(0) }
     }
 
     /// A connection begins, which will have its share.
@@ -117,48 +125,45 @@ impl Shared {
 
     /// Whether a connection that holds so much may hold more, and so many bytes of it. `told` is what it is known to hold.
     ///
-    /// While all together hold too much, whoever holds less than a fair share still may: it was not him.
+    /// The last quarter of what all may hold is kept for connections that hold less than a fair share: a client that fills
+    /// the rest does not keep others from making calls. Beyond the limit only next to nothing may be held.
     #[must_use]
     pub fn admits(&self, told: usize, held: usize, bytes: usize) -> bool {
-        let limits = &self.limits;
-        held + bytes <= limits.max_held
-            && (self.held().saturating_sub(told) + held + bytes <= limits.max_held_in_all || held < self.fair_share())
+        let wanted = held.saturating_add(bytes);
+        if wanted <= LEAST_BYTES {
+            return true;
+        }
+        let (in_all, limit) = (self.in_all(told, wanted), self.ledger.limit());
+        wanted <= self.limits.max_held
+            && (in_all <= limit - limit / 4 || in_all <= limit && wanted <= self.fair_share())
     }
 
-    /// How many bytes more a conversation may have kept for it, on a connection that holds so much. Conversations leave half of
-    /// what a connection may hold to its calls.
+    /// The same for the first answer of a connection that has none waiting: it may be larger than what a connection may
+    /// hold otherwise, up to a fair share.
+    #[must_use]
+    pub fn admits_first(&self, told: usize, held: usize, bytes: usize) -> bool {
+        let wanted = held.saturating_add(bytes);
+        self.admits(told, held, bytes)
+            || self.in_all(told, wanted) <= self.ledger.limit() && wanted <= self.fair_share()
+    }
+
+    /// How many bytes more a conversation may have kept for it, on a connection that holds so much. Conversations leave half
+    /// of what a connection may hold to its calls.
     #[must_use]
     pub fn spare(&self, told: usize, held: usize) -> usize {
-        let limits = &self.limits;
-        let of_all = limits.max_held_in_all.saturating_sub(self.held().saturating_sub(told) + held);
-        let of_share = self.fair_share().saturating_sub(held);
-        (limits.max_held / 2).saturating_sub(held).min(of_all.max(of_share))
+        let (in_all, limit) = (self.in_all(told, held), self.ledger.limit());
+        let free = (limit - limit / 4).saturating_sub(in_all);
+        let share = limit.saturating_sub(in_all).min(self.fair_share().saturating_sub(held));
+        (self.limits.max_held / 2).saturating_sub(held).min(free.max(share)).max(LEAST_BYTES.saturating_sub(held))
+    }
+
+    /// What all would hold if this connection, known to hold `told`, held `wanted`.
+    fn in_all(&self, told: usize, wanted: usize) -> usize {
+        self.ledger.held().saturating_sub(told).saturating_add(wanted)
     }
 
     fn fair_share(&self) -> usize {
-        self.limits.max_held_in_all / self.connections.load(Ordering::Relaxed).max(1)
-    }
-
-    /// A connection holds more than before, or less.
-    pub fn hold(&self, before: usize, now: usize) {
-        if now >= before {
-            self.held.fetch_add(now - before, Ordering::Relaxed);
-        } else {
-            self.held.fetch_sub(before - now, Ordering::Relaxed);
-        }
-        METRICS.held_bytes.add(now.cast_signed() as i64 - before.cast_signed() as i64);
-    }
-
-    /// What all connections hold.
-    #[must_use]
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
-    }
-
-    /// Whether little more can be held.
-    #[must_use]
-    pub fn is_scarce(&self) -> bool {
-        self.held() > self.limits.max_held_in_all / 2
+        self.ledger.limit() / self.connections.load(Ordering::Relaxed).max(1)
     }
 }
 
@@ -172,11 +177,12 @@ pub enum Nuisance {
     Ping,
     EmptyData,
     Idle,
+    Stray,
     WindowUpdate,
     Crumb,
 }
 
-const KINDS: usize = 8;
+const KINDS: usize = 9;
 
 impl Nuisance {
     /// How many are borne in a second. Clients that measure the line ping once a round trip, so pings are many.
@@ -186,7 +192,7 @@ impl Nuisance {
             Self::Reset => limits.max_resets,
             Self::OwnReset => 1000,
             Self::Settings => 100,
-            Self::Ping | Self::Idle => 10_000,
+            Self::Ping | Self::Idle | Self::Stray => 10_000,
             Self::EmptyData | Self::Crumb => 2000,
             Self::WindowUpdate => 200_000,
         }
@@ -202,6 +208,7 @@ impl Nuisance {
             Self::Ping => "pings",
             Self::EmptyData => "empty_data",
             Self::Idle => "idle_frames",
+            Self::Stray => "stray_frames",
             Self::WindowUpdate => "window_updates",
             Self::Crumb => "crumbs",
         }
@@ -253,38 +260,47 @@ mod tests {
         }
     }
 
+    const KIB: usize = 1 << 10;
+
     #[test]
-    fn who_holds_less_than_a_fair_share_is_never_refused() {
-        let shared = Shared::new(Limits { max_held: 80, max_held_in_all: 100, ..Limits::default() });
+    fn the_last_quarter_is_for_those_that_hold_less_than_a_fair_share() {
+        let ledger = Ledger::new(400 * KIB);
+        let shared = Shared::new(Limits { max_held: 350 * KIB, ..Limits::default() }, ledger.clone());
         shared.enter();
         shared.enter();
-        assert!(shared.admits(0, 70, 10) && !shared.admits(0, 70, 11), "a connection has its own limit");
-        shared.hold(0, 70);
-        assert!(shared.admits(0, 20, 10) && shared.admits(0, 40, 10), "there is room, or it is not his fault");
-        assert!(!shared.admits(70, 70, 31) && !shared.admits(0, 50, 1));
-        shared.leave();
-        assert!(shared.admits(0, 50, 1), "the share of one is larger");
+        assert!(shared.admits(0, 290 * KIB, 10 * KIB), "there is room");
+        assert!(!shared.admits(0, 290 * KIB, 11 * KIB), "it is more than a fair share of the last quarter");
+        ledger.change(0, 250 * KIB);
+        assert!(shared.admits(0, 100 * KIB, 50 * KIB), "less than a fair share");
+        assert!(!shared.admits(0, 100 * KIB, 51 * KIB), "but no more than there is");
+        assert!(shared.admits(250 * KIB, 250 * KIB, 50 * KIB), "what a connection holds is not counted twice");
+        ledger.change(250 * KIB, 400 * KIB);
+        assert!(shared.admits(0, 6 * KIB, 10 * KIB) && !shared.admits(0, 7 * KIB, 10 * KIB), "next to nothing always");
     }
 
     #[test]
     fn conversations_have_half_of_a_connection_and_what_all_of_them_have_left() {
-        let shared = Shared::new(Limits { max_held: 80, max_held_in_all: 100, ..Limits::default() });
+        let ledger = Ledger::new(400 * KIB);
+        let shared = Shared::new(Limits { max_held: 320 * KIB, ..Limits::default() }, ledger.clone());
         shared.enter();
         shared.enter();
-        assert_eq!((shared.spare(0, 0), shared.spare(0, 30), shared.spare(0, 50)), (40, 10, 0));
-        shared.hold(0, 90);
-        assert_eq!((shared.spare(90, 20), shared.spare(90, 90)), (20, 0), "what it holds itself is not counted twice");
-        assert_eq!((shared.spare(0, 0), shared.spare(0, 20)), (40, 20), "less than a fair share is always admitted");
-        (0..3).for_each(|_| shared.enter());
-        assert_eq!((shared.spare(0, 0), shared.spare(0, 15), shared.spare(0, 20)), (20, 5, 0));
+        let spare = |told, held| shared.spare(told * KIB, held * KIB) / KIB;
+        assert_eq!((spare(0, 0), spare(0, 120), spare(0, 200)), (160, 40, 0));
+        ledger.change(0, 290 * KIB);
+        assert_eq!((spare(0, 0), spare(0, 50), spare(290, 100)), (110, 60, 60), "what it holds is not counted twice");
+        ledger.change(290 * KIB, 400 * KIB);
+        assert_eq!((spare(0, 0), spare(0, 10), spare(0, 20)), (16, 6, 0), "next to nothing always");
     }
 
     #[test]
-    fn what_is_held_is_known_to_all() {
-        let shared = Shared::new(Limits { max_held_in_all: 100, ..Limits::default() });
-        shared.hold(0, 60);
-        assert!(shared.is_scarce());
-        shared.hold(60, 10);
-        assert_eq!((shared.held(), shared.is_scarce()), (10, false));
+    fn a_first_answer_may_be_as_large_as_a_fair_share() {
+        let ledger = Ledger::new(400 * KIB);
+        let shared = Shared::new(Limits { max_held: 100 * KIB, ..Limits::default() }, ledger.clone());
+        shared.enter();
+        shared.enter();
+        assert!(!shared.admits(0, 0, 150 * KIB) && shared.admits_first(0, 0, 150 * KIB));
+        assert!(!shared.admits_first(0, 0, 201 * KIB), "the other connection has its share, too");
+        ledger.change(0, 300 * KIB);
+        assert!(shared.admits_first(0, 0, 100 * KIB) && !shared.admits_first(0, 0, 101 * KIB));
     }
 }

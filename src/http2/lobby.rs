@@ -15,7 +15,7 @@ use super::{
     limits::{Limits, Shared},
     outbox::Outbox,
 };
-use crate::metrics::METRICS;
+use crate::{ledger::Ledger, metrics::METRICS};
 
 /// Everybody who is here.
 pub struct Lobby {
@@ -41,8 +41,8 @@ pub struct Seat {
 impl Lobby {
     /// Nobody is here.
     #[must_use]
-    pub fn new(limits: Limits) -> Arc<Self> {
-        let shared = Arc::new(Shared::new(limits));
+    pub fn new(limits: Limits, ledger: Arc<Ledger>) -> Arc<Self> {
+        let shared = Arc::new(Shared::new(limits, ledger));
         Arc::new(Self { shared, open: Mutex::default(), next: AtomicU64::new(0), emptied: Notify::new() })
     }
 
@@ -120,7 +120,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_are_here_are_asked_to_leave() {
-        let lobby = Lobby::new(Limits::default());
+        let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
         let (first, second) = (lobby.enter().unwrap(), lobby.enter().unwrap());
         drop(first);
         let third = lobby.enter().unwrap();

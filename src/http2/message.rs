@@ -23,6 +23,9 @@ use crate::call::{Code, Refusal};
 /// What comes before each message.
 pub const PREFIX_BYTES: usize = 5;
 
+/// A buffer of about so much is kept for the next message.
+const KEPT_BYTES: usize = 4 << 10;
+
 /// How messages may be packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -113,6 +116,9 @@ impl Deframer {
         }
         let mut message =
             if self.whole.is_empty() { self.pieces.split_to(wanted).freeze() } else { self.whole.split_to(wanted) };
+        if wanted > KEPT_BYTES && self.is_empty() {
+            self.pieces = BytesMut::new(); // Which would keep the message's buffer.
+        }
         message.advance(PREFIX_BYTES);
         Ok(Some((message, is_packed)))
     }

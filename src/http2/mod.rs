@@ -16,6 +16,7 @@
 //! | [`connection`] | one connection as a value: bytes in, bytes out |
 //! | [`sender`], [`output`] | what goes out, as windows allow |
 //! | [`intake`] | the windows for what comes in |
+//! | [`reads`] | what was read and may still be in use |
 //! | [`streams`], [`past`] | those that are open, and those that were |
 //! | [`talk`], [`guest`] | who answers a stream |
 //! | [`outbox`] | where answers from other threads wait |
@@ -35,6 +36,7 @@ pub mod message;
 pub mod outbox;
 pub mod output;
 pub mod past;
+pub mod reads;
 pub mod request;
 pub mod sender;
 pub mod service;

@@ -15,7 +15,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::call::{Mailbox, Parcel};
+use crate::{
+    call::{Mailbox, Parcel},
+    ledger::Charge,
+};
 
 /// The slot of no stream.
 const NOBODY: u64 = 0;
@@ -36,6 +39,8 @@ pub struct Outbox {
     letters: Mutex<Letters>,
     /// The connection is to end when its calls have ended.
     is_to_leave: AtomicBool,
+    /// What calls in progress keep is counted until the last of them has ended.
+    orphaned: Mutex<Option<Charge>>,
 }
 
 #[derive(Default)]
@@ -43,6 +48,8 @@ struct Letters {
     parcels: Parcels,
     /// Streams whose conversations want to be stepped.
     woken: Vec<u64>,
+    /// The connection has ended: nothing is kept for it any more.
+    is_closed: bool,
     /// Whoever is to be woken. None: the task is awake, and will look before it sleeps.
     sleeper: Option<Waker>,
 }
@@ -52,7 +59,16 @@ impl Mailbox for Outbox {
         if HOME.get() == self.address() {
             return AT_HOME.with_borrow_mut(|parcels| parcels.push((slot, parcel)));
         }
-        self.add(|letters| letters.parcels.push((slot, parcel)));
+        let mut parcel = Some(parcel);
+        self.add(|letters| {
+            if !letters.is_closed {
+                letters.parcels.extend(parcel.take().map(|parcel| (slot, parcel)));
+            }
+        });
+    }
+
+    fn is_open(&self, _slot: u64) -> bool {
+        !self.letters.lock().is_closed
     }
 }
 
@@ -106,6 +122,14 @@ impl Outbox {
     pub fn ask_to_leave(&self) {
         self.is_to_leave.store(true, Ordering::Release);
         self.add(|letters| letters.woken.push(NOBODY)); // A letter, so that the task does not fall asleep meanwhile.
+    }
+
+    /// The connection has ended, and leaves what its calls in progress keep. Parcels are dropped from now on.
+    pub fn close(&self, orphaned: Option<Charge>) {
+        *self.orphaned.lock() = orphaned;
+        let closed = Letters { is_closed: true, ..Letters::default() };
+        let dropped = std::mem::replace(&mut *self.letters.lock(), closed);
+        drop(dropped); // Not under the lock: what parcels hold may put something here when it goes.
     }
 
     /// Whether the connection was told to end.

@@ -4,7 +4,7 @@
 //! of by the other side until it hears of that, however many others end meanwhile: it is remembered for a time.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -28,7 +28,9 @@ pub enum End {
 #[derive(Debug, Default)]
 pub struct Past {
     ended: VecDeque<u32>,
-    cut: VecDeque<(u32, Instant)>,
+    cut: HashSet<u32>,
+    /// The same in order. The other side has heard of those that are missing above.
+    cut_in_order: VecDeque<(u32, Instant)>,
 }
 
 impl Past {
@@ -43,10 +45,13 @@ impl Past {
             }
             End::Ours => {
                 let is_old = |&(_, since): &(u32, Instant)| now.duration_since(since) > HEARD;
-                while self.cut.len() == CUT || self.cut.front().is_some_and(is_old) {
-                    self.cut.pop_front();
+                while self.cut_in_order.len() == CUT || self.cut_in_order.front().is_some_and(is_old) {
+                    if let Some((oldest, _)) = self.cut_in_order.pop_front() {
+                        self.cut.remove(&oldest);
+                    }
                 }
-                self.cut.push_back((id, now));
+                self.cut.insert(id);
+                self.cut_in_order.push_back((id, now));
             }
         }
     }
@@ -54,7 +59,7 @@ impl Past {
     /// Who ended this stream, if that is still known.
     #[must_use]
     pub fn find(&self, id: u32) -> Option<End> {
-        if self.cut.iter().rev().any(|&(cut, _)| cut == id) {
+        if self.cut.contains(&id) {
             return Some(End::Ours);
         }
         self.ended.iter().rev().any(|&ended| ended == id).then_some(End::Theirs)
@@ -62,8 +67,7 @@ impl Past {
 
     /// The other side knows by now that this stream is gone.
     pub fn hear(&mut self, id: u32, now: Instant) {
-        if let Some(place) = self.cut.iter().position(|&(cut, _)| cut == id) {
-            self.cut.remove(place);
+        if self.cut.remove(&id) {
             self.remember(id, End::Theirs, now);
         }
     }
@@ -96,6 +100,7 @@ mod tests {
         for nth in 0..10_000 {
             past.remember(nth, End::Ours, start);
         }
-        assert_eq!((past.cut.len(), past.find(10_000 - 1)), (CUT, Some(End::Ours)));
+        assert_eq!((past.cut.len(), past.cut_in_order.len()), (CUT, CUT));
+        assert_eq!((past.find(10_000 - 1), past.find(0)), (Some(End::Ours), None));
     }
 }

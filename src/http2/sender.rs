@@ -27,6 +27,8 @@ use crate::call::{Code, Refusal};
 pub const SATURATED_BYTES: usize = 256 << 10;
 /// A conversation may have so much in its queue.
 pub const ROOM_BYTES: usize = 64 << 10;
+/// A larger message is not packed on the connection's thread: that takes long.
+const PACKED_BYTES: usize = 64 << 10;
 /// Messages up to this size share a frame.
 const JOINED_BYTES: usize = 2 << 10;
 /// A frame with less payload, though there would be more, is a crumb.
@@ -102,6 +104,12 @@ impl Outbound {
         self.queue.as_ref().map_or(0, |queue| queue.bytes)
     }
 
+    /// Whether this message is to be packed, and too large for that to be done on the connection's thread.
+    #[must_use]
+    pub fn takes_long_to_pack(&self, message: &[u8]) -> bool {
+        self.is_packed && message.len() > PACKED_BYTES
+    }
+
     /// Whether its end is out.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -137,6 +145,8 @@ pub struct Sender {
     pub max_payload: usize,
     /// What lies in all queues.
     pub held: usize,
+    /// What the socket did not take when it was written to last.
+    pub unwritten: usize,
     /// What lies in those of unary calls.
     pub held_of_calls: usize,
     /// Conversations and guests add nothing while so much is held.
@@ -170,6 +180,7 @@ impl Default for Sender {
             window: DEFAULT_WINDOW,
             max_payload: MAX_PAYLOAD,
             held: 0,
+            unwritten: 0,
             held_of_calls: 0,
             allowed: usize::MAX,
             sent: 0,
@@ -217,10 +228,26 @@ impl Sender {
         self.held + self.output.len()
     }
 
-    /// Sends a gRPC message, and the head before the first one.
+    /// What counts of that. Of the output only what the socket has refused, or what is much: mostly all of it is written at
+    /// once.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        let output = self.output.len();
+        self.held + output.saturating_sub(SATURATED_BYTES).max(self.unwritten.min(output))
+    }
+
+    /// Sends a gRPC message, and the head before the first one. A large one goes unpacked, and its prefix says so.
     pub fn message(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes) {
-        let message = if out.is_packed { message::pack(&message) } else { message };
-        let Some(prefix) = message::prefix(message.len(), out.is_packed) else {
+        if out.is_packed && message.len() <= PACKED_BYTES {
+            self.message_as_it_is(slot, id, out, message::pack(&message), true);
+        } else {
+            self.message_as_it_is(slot, id, out, message, false);
+        }
+    }
+
+    /// The same with one that is packed already, or goes unpacked.
+    pub fn message_as_it_is(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes, is_packed: bool) {
+        let Some(prefix) = message::prefix(message.len(), is_packed) else {
             let text = format!("grpc: trying to send message larger than max ({} vs. {})", message.len(), u32::MAX);
             let refusal = Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) };
             return self.end(slot, id, out, Ending::Status(Err(refusal)));

@@ -52,6 +52,8 @@ pub trait Service: Send + Sync {
     fn find(&self, path: &str) -> Option<Arc<dyn Method>>;
     /// Why a call for a path that the table does not hold is refused; None if a guest answers such calls.
     fn refuse(&self, path: &str) -> Option<Refusal>;
+    /// Runs something that would hold up a connection, on a thread that no connection needs.
+    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>);
     /// Answers what the table does not hold: an ordinary request with ordinary bodies.
     fn guest(&self, request: http::Request<RequestBody>) -> Response;
 }

@@ -34,6 +34,8 @@ pub struct Stream {
     pub is_stalled: bool,
     /// What it is counted for as long as it is open.
     pub weight: usize,
+    /// What its conversation says that it keeps.
+    pub kept: usize,
 }
 
 /// Who answers a stream, and how far that is.
@@ -49,6 +51,8 @@ pub enum Role {
         /// How long it was.
         bytes: usize,
     },
+    /// A unary call whose answer is being packed.
+    Packing,
     /// A conversation.
     Talk(Box<Talk>),
     /// Somebody behind the table.

@@ -10,11 +10,14 @@ use super::{
     limits::{self, Shared},
     message::Encoding,
     outbox::Bell,
-    sender::{Ending, Outbound, Sender},
+    sender::{Ending, Outbound, ROOM_BYTES, Sender},
     service::Method,
     streams::{Inbound, Stream},
 };
-use crate::call::{Code, Conversation, Line, Refusal, Step};
+use crate::{
+    call::{Code, Conversation, Line, Refusal, Step},
+    ledger,
+};
 
 /// In one step so much is unpacked: a few bytes may become megabytes.
 const STEP_BYTES: usize = 1 << 20;
@@ -25,8 +28,16 @@ pub struct Talk {
     method: Arc<dyn Method>,
     bell: Arc<Bell>,
     waker: Waker,
-    /// What was kept for it elsewhere when it was stepped last.
-    held: usize,
+}
+
+/// What the connection of a conversation holds, and may hold.
+pub struct Account<'a> {
+    /// What all connections share.
+    pub shared: &'a Shared,
+    /// What the connection is known to hold.
+    pub told: usize,
+    /// What it holds beside answers.
+    pub beside: usize,
 }
 
 /// What a step came to.
@@ -40,21 +51,6 @@ pub struct Outcome {
     pub received: usize,
     /// It took in as much as a step may, and there is more.
     pub goes_on: bool,
-    /// What was kept for it elsewhere before the step, and is after it.
-    pub held_before: usize,
-    /// See there.
-    pub held: usize,
-}
-
-/// What a step may go by.
-#[derive(Clone, Copy)]
-pub struct Ledger<'a> {
-    /// The bounds, and what all connections hold.
-    pub shared: &'a Shared,
-    /// What this connection is known to hold.
-    pub told: usize,
-    /// What it holds.
-    pub held: usize,
 }
 
 impl Talk {
@@ -62,7 +58,7 @@ impl Talk {
     #[must_use]
     pub fn new(conversation: Box<dyn Conversation>, method: Arc<dyn Method>, bell: Arc<Bell>) -> Self {
         let waker = Waker::from(bell.clone());
-        Self { conversation, method, bell, waker, held: 0 }
+        Self { conversation, method, bell, waker }
     }
 
     /// Who counts.
@@ -72,17 +68,25 @@ impl Talk {
     }
 
     /// Does what can be done now. When that ends the conversation, its end is sent.
-    pub fn step(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender, ledger: Ledger<'_>) -> Outcome {
+    pub fn step(
+        &mut self,
+        slot: u64,
+        stream: &mut Stream,
+        sender: &mut Sender,
+        account: &Account<'_>,
+        max_bytes: usize,
+    ) -> Outcome {
         self.bell.listen();
         let mut line = TalkLine {
             slot,
             id: stream.id,
             encoding: stream.request.encoding,
-            ledger,
+            max_bytes,
             method: &*self.method,
             inbound: &mut stream.inbound,
             outbound: &mut stream.outbound,
             sender,
+            account,
             waker: &self.waker,
             broken: None,
             consumed: 0,
@@ -92,14 +96,16 @@ impl Talk {
         let (broken, consumed, received) = (line.broken.take(), line.consumed, line.received);
         let goes_on = received >= STEP_BYTES && !stream.inbound.deframer.is_empty();
         let is_stalled = sender.is_saturated() || sender.is_full();
-        let held_before = std::mem::replace(&mut self.held, self.conversation.held());
-        let outcome = Outcome { consumed, is_stalled, received, goes_on, held_before, held: self.held };
+        let outcome = Outcome { consumed, is_stalled, received, goes_on };
         let end = match (broken, step) {
             (Some(refusal), _) => Err(refusal),
             (None, Step::End(end)) => end,
-            (None, Step::Wait) => return outcome,
+            (None, Step::Wait) => {
+                stream.kept = self.conversation.held();
+                return outcome;
+            }
         };
-        let outcome = Outcome { held: 0, ..outcome };
+        stream.kept = 0;
         self.method.handled(end.as_ref().map_or_else(|refusal| refusal.code, |()| Code::Ok));
         sender.end(slot, stream.id, &mut stream.outbound, Ending::Status(end));
         outcome
@@ -110,15 +116,34 @@ struct TalkLine<'a> {
     slot: u64,
     id: u32,
     encoding: Encoding,
-    ledger: Ledger<'a>,
+    max_bytes: usize,
     method: &'a dyn Method,
     inbound: &'a mut Inbound,
     outbound: &'a mut Outbound,
     sender: &'a mut Sender,
+    account: &'a Account<'a>,
     waker: &'a Waker,
     broken: Option<Refusal>,
     consumed: usize,
     received: usize,
+}
+
+impl TalkLine<'_> {
+    /// What the connection holds now.
+    fn held(&self) -> usize {
+        self.account.beside + self.sender.held_bytes()
+    }
+
+    /// Whether a message may wait here. A small one always may: how many there are is bounded elsewhere.
+    fn admits(&self, bytes: usize) -> bool {
+        let Account { shared, told, .. } = *self.account;
+        bytes <= ROOM_BYTES
+            || if self.sender.held > 0 {
+                shared.admits(told, self.held(), bytes)
+            } else {
+                shared.admits_first(told, self.held(), bytes)
+            }
+    }
 }
 
 impl Line for TalkLine<'_> {
@@ -127,7 +152,7 @@ impl Line for TalkLine<'_> {
             return None; // What there is beyond that waits for another step.
         }
         let before = self.inbound.deframer.len();
-        match self.inbound.deframer.take(self.encoding, self.ledger.shared.limits.max_message) {
+        match self.inbound.deframer.take(self.encoding, self.max_bytes) {
             Ok(Some(message)) => {
                 self.consumed += before - self.inbound.deframer.len();
                 self.received += message.len();
@@ -155,12 +180,19 @@ impl Line for TalkLine<'_> {
     }
 
     fn send(&mut self, message: Bytes) {
+        if self.broken.is_some() {
+            return;
+        }
+        if !self.admits(message.len()) {
+            self.broken = Some(ledger::unread());
+            return;
+        }
         self.method.sent(message.len());
         self.sender.message(self.slot, self.id, self.outbound, message);
     }
 
     fn spare(&self) -> usize {
-        self.ledger.shared.spare(self.ledger.told, self.ledger.held)
+        self.account.shared.spare(self.account.told, self.held())
     }
 
     fn waker(&self) -> &Waker {

@@ -1,7 +1,7 @@
 //! The task that owns a connection and its socket.
 //!
-//! A turn reads once, does what is waiting, and writes everything with one call. After a few turns it is another
-//! connection's turn, however much there is still to do.
+//! A turn reads once, does what is waiting, and writes everything with one call. After a few turns, or a long one, it is
+//! another connection's turn, however much there is still to do.
 //!
 //! Answers from another thread wake the task at the first of them. It then goes once to the back of the queue of tasks, and
 //! finds more of them when it comes back.
@@ -9,7 +9,7 @@
 use std::{
     cell::RefCell,
     io::{self, IoSlice},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -27,6 +27,8 @@ use super::{connection::Connection, lobby::Seat, service::Service};
 const READ_BYTES: usize = 64 << 10;
 /// Pieces that are written at a time.
 const SLICES: usize = 64;
+/// So much is written in one turn: more takes long, over TLS above all.
+const WRITE_BYTES: usize = 1 << 20;
 /// Turns before it is another connection's.
 const TURNS: usize = 4;
 /// How long the other side may take to hear our last words.
@@ -51,6 +53,8 @@ pub struct Task<S> {
     /// It has gone to the back of the queue.
     has_yielded: bool,
     is_leaving: bool,
+    /// The other side has closed its side: nothing more is read.
+    is_half_closed: bool,
     /// Everything is said; what still comes is thrown away.
     is_closing: bool,
 }
@@ -79,6 +83,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             is_unflushed: false,
             has_yielded: false,
             is_leaving: false,
+            is_half_closed: false,
             is_closing: false,
         }
     }
@@ -86,13 +91,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     /// Reads once, does what is waiting, writes. True if there may be more to do at once.
     fn turn(&mut self, context: &mut Context<'_>, now: Instant) -> io::Result<Turn> {
         let mut goes_on = false;
-        if !self.connection.is_choked() {
+        if !self.is_half_closed && !self.connection.is_choked() {
             match self.read(context)? {
                 Input::Bytes(bytes) => {
                     self.connection.receive(bytes, now);
                     goes_on = true;
                 }
-                Input::End => return Ok(Turn::End),
+                Input::End => {
+                    self.is_half_closed = true;
+                    self.connection.input_ended(now);
+                }
                 Input::Nothing => (),
             }
         }
@@ -104,7 +112,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         goes_on |= self.connection.run(now);
         // What had to wait for the output can go on once that is written.
         let was_saturated = self.connection.is_saturated();
-        self.write(context, now)?;
+        if self.write(context, now)? || self.connection.was_long() {
+            return Ok(Turn::Long);
+        }
         goes_on |= was_saturated && !self.connection.is_saturated();
         Ok(if goes_on { Turn::GoOn } else { Turn::Rest })
     }
@@ -121,22 +131,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         })
     }
 
-    /// Writes until everything is written, or the socket takes no more.
-    fn write(&mut self, context: &mut Context<'_>, now: Instant) -> io::Result<()> {
-        let mut progress = false;
-        while !self.connection.output().is_empty() {
+    /// Writes until everything is written, or the socket takes no more. True if it stopped because it was much.
+    fn write(&mut self, context: &mut Context<'_>, now: Instant) -> io::Result<bool> {
+        let mut taken = 0;
+        while !self.connection.output().is_empty() && taken < WRITE_BYTES {
             let output = self.connection.output();
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = output.slices(&mut slices);
             match Pin::new(&mut self.socket).poll_write_vectored(context, &slices[..count]) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(written) => output.advance(written?),
+                Poll::Ready(written) => {
+                    let written = written?;
+                    output.advance(written);
+                    taken += written;
+                }
             }
-            progress = true;
         }
         // TLS may keep back what it has taken.
-        self.is_unflushed |= progress;
+        self.is_unflushed |= taken > 0;
         if self.is_unflushed
             && let Poll::Ready(flushed) = Pin::new(&mut self.socket).poll_flush(context)
         {
@@ -144,8 +157,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             self.is_unflushed = false;
         }
         let is_done = !self.is_unflushed && self.connection.output().is_empty();
-        self.connection.wrote(progress, is_done, now);
-        Ok(())
+        self.connection.wrote(taken, is_done, now);
+        Ok(taken >= WRITE_BYTES)
     }
 
     /// Tells the other side that nothing more will come, and waits a moment for it to hear that: a socket that is closed with
@@ -192,7 +205,8 @@ enum Turn {
     GoOn,
     Rest,
     Yield,
-    End,
+    /// It took long, and there may be more.
+    Long,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
@@ -201,6 +215,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let now = clock();
+        let mut is_long = false;
         for _ in 0..TURNS {
             if !this.is_leaving && this.seat.outbox().is_to_leave() {
                 this.is_leaving = true;
@@ -213,8 +228,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
                 return this.close(context, now);
             }
             match this.turn(context, now)? {
-                Turn::End => return Poll::Ready(Ok(())),
                 Turn::Yield => break,
+                Turn::Long => {
+                    is_long = true;
+                    break;
+                }
                 Turn::GoOn => continue,
                 Turn::Rest => (),
             }
@@ -225,6 +243,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
             if !rang && !is_over && !is_asked && this.seat.outbox().sleep(context.waker()) {
                 return Poll::Pending;
             }
+        }
+        // A connection that is always busy never sleeps: what is due is done here.
+        if this.connection.next_alarm() <= now {
+            this.connection.alarm(now);
+        }
+        if is_long {
+            // Only behind those that come next: what is ready elsewhere is not known yet, and tokio looks for that once in
+            // 61 polls, unless a task steps aside like this.
+            return pin!(tokio::task::yield_now()).poll(context).map(Ok);
         }
         context.waker().wake_by_ref();
         Poll::Pending

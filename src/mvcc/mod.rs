@@ -26,6 +26,7 @@
 pub mod compact;
 pub mod history;
 pub mod index;
+pub mod meter;
 pub mod query;
 pub mod read;
 pub mod revision;

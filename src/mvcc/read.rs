@@ -4,9 +4,11 @@
 //! database, and handed on as they are stored. Nothing decodes a value, unless a sort looks at it.
 //!
 //! A short read takes no view ([`Reader::range_at_once`]). A long one, and one of which compaction forgot a record between
-//! index and database, registers first ([`Reader::range`]).
+//! index and database, registers first ([`Reader::range`]). The index knows how many records a read needs, but not how
+//! long they are: a short read is given up where they turn out to be long, and done again as a long one; a long one may
+//! be given up, too ([`Reader::range_metered`]).
 
-use std::{cmp::Ordering, ops::ControlFlow, sync::Arc};
+use std::{cell::Cell, cmp::Ordering, ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 use prost::{
@@ -16,6 +18,7 @@ use prost::{
 
 use super::{
     Hit, Interval, Life, RecordKey, Revision, Shared, ViewGuard,
+    meter::{self, Meter, Metered},
     query::{Order, Query, Target},
 };
 use crate::{
@@ -24,9 +27,8 @@ use crate::{
     storage::Table,
 };
 
-/// Readers hold the index lock for at most so many keys; a read of no more is short.
+/// Readers hold the index lock for at most so many keys; a read of no more is short, and one of more is a scan.
 pub const CHUNK: usize = 256;
-
 /// The answer to a Range, but for the header.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Rows {
@@ -109,21 +111,45 @@ impl Source for Shared {
     }
 
     fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt> {
-        let mut found: Vec<Option<Bytes>> = revisions.iter().map(|revision| self.cache.get(revision)).collect();
-        let mut missing: Vec<usize> = (0..found.len()).filter(|&nth| found[nth].is_none()).collect();
-        if missing.is_empty() {
-            return Ok(found);
+        let mut found = self.cached(revisions);
+        let missing = self.missing(revisions, &found);
+        if !missing.is_empty() {
+            self.fetch(revisions, &missing, &mut found, missing.len() > CHUNK)?;
         }
+        Ok(found)
+    }
+}
+
+impl Shared {
+    /// Those records that are in memory.
+    pub(super) fn cached(&self, revisions: &[Revision]) -> Vec<Option<Bytes>> {
+        revisions.iter().map(|revision| self.cache.get(revision)).collect()
+    }
+
+    /// Which of them are not, in the order of the database.
+    pub(super) fn missing(&self, revisions: &[Revision], found: &[Option<Bytes>]) -> Vec<usize> {
+        let mut missing: Vec<usize> = (0..found.len()).filter(|&nth| found[nth].is_none()).collect();
         missing.sort_unstable_by_key(|&nth| revisions[nth]);
+        missing
+    }
+
+    /// Fetches those from the database.
+    pub(super) fn fetch(
+        &self,
+        revisions: &[Revision],
+        missing: &[usize],
+        found: &mut [Option<Bytes>],
+        is_scan: bool,
+    ) -> Result<(), Halt> {
         let keys: Vec<RecordKey> = missing.iter().map(|&nth| RecordKey::new(revisions[nth], false)).collect();
         let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
-        for (nth, record) in missing.into_iter().zip(self.engine.get_many(Table::History, &keys)?) {
+        for (&nth, record) in missing.iter().zip(self.engine.get_many(Table::History, &keys, is_scan)?) {
             if let Some(record) = &record {
                 self.cache.insert(revisions[nth], record.clone());
             }
             found[nth] = record;
         }
-        Ok(found)
+        Ok(())
     }
 }
 
@@ -317,7 +343,7 @@ impl Reader {
         Ok((view.range(query)?, head))
     }
 
-    /// The same if it is short, and compaction does not get in between; None otherwise.
+    /// The same if it is short, its records are, too, and compaction does not get in between; None otherwise.
     pub fn range_at_once(&self, query: &Query) -> Result<Option<(Rows, i64)>, Failure> {
         if !self.is_short(query) {
             return Ok(None);
@@ -327,11 +353,25 @@ impl Reader {
         Ok(self.range_unguarded(query, at)?.map(|rows| (rows, head)))
     }
 
+    /// Answers a query as long as the meter lets it, with the head that it was answered at; None where it does not. This may
+    /// take long.
+    pub fn range_metered(&self, query: &Query, meter: Meter<'_>) -> Result<Option<(Rows, i64)>, Failure> {
+        let (view, head) = self.view(query.revision)?;
+        Ok(view.range_metered(query, meter)?.map(|rows| (rows, head)))
+    }
+
+    /// One of several short reads that share a meter, at revision `at`. None if they are not short after all, or compaction
+    /// got in between.
+    pub fn range_short(&self, query: &Query, at: i64, meter: Meter<'_>) -> Result<Option<Rows>, Halt> {
+        let source = Metered::new(&self.shared, meter, meter::SHORT_BATCH);
+        let rows = range(&source, query, at)?;
+        Ok(rows.filter(|_| at >= self.compacted()))
+    }
+
     /// Answers a query without keeping compaction away from what it sees; None if one has come. The index forgets first,
     /// and without a trace.
     pub(super) fn range_unguarded(&self, query: &Query, at: i64) -> Result<Option<Rows>, Halt> {
-        let rows = range(self.shared.as_ref(), query, at)?;
-        Ok(rows.filter(|_| at >= self.compacted()))
+        self.range_short(query, at, &meter::at_most(meter::SHORT_BYTES))
     }
 
     /// A view at `revision` (zero or less: now) and the head at this moment. Nothing it can see is forgotten while it lives.
@@ -385,6 +425,20 @@ impl View {
     pub fn range(&self, query: &Query) -> Result<Rows, Halt> {
         let rows = range(self.shared.as_ref(), query, self.at)?;
         rows.ok_or_else(|| Halt::Refused(format!("a record that is visible at revision {} is missing", self.at)))
+    }
+
+    /// The same as long as the meter lets it; None where it does not.
+    pub fn range_metered(&self, query: &Query, meter: Meter<'_>) -> Result<Option<Rows>, Halt> {
+        let is_stopped = Cell::new(false);
+        let meter = |cost| {
+            let goes_on = meter(cost);
+            is_stopped.set(is_stopped.get() || !goes_on);
+            goes_on
+        };
+        match range(&Metered::new(&self.shared, &meter, meter::LONG_BATCH), query, self.at)? {
+            None if !is_stopped.get() => self.range(query).map(Some), // Which says what is missing.
+            rows => Ok(rows),
+        }
     }
 }
 

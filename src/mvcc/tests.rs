@@ -25,8 +25,13 @@ impl World {
     }
 
     pub fn put(&mut self, keys: &[&str]) {
+        self.put_with(keys, b"value");
+    }
+
+    fn put_with(&mut self, keys: &[&str], value: &[u8]) {
         for key in keys {
-            let put = Put { key: Bytes::copy_from_slice(key.as_bytes()), value: "value".into(), lease: 0 };
+            let value = Bytes::copy_from_slice(value);
+            let put = Put { key: Bytes::copy_from_slice(key.as_bytes()), value, lease: 0 };
             self.store.put(&mut self.batch, put);
         }
         self.commit();
@@ -282,6 +287,23 @@ fn a_long_queue_of_compactions_is_shortened() {
     let remembered: Vec<i64> = world.store.reader().compaction_hashes().iter().map(|hash| hash.hash_revision).collect();
     assert_eq!(remembered, (22..=30).rev().collect::<Vec<_>>(), "the first one did the work of many");
     assert_eq!(world.store.shared().history_bytes(), world.bytes());
+}
+
+#[test]
+fn few_records_that_are_long_are_not_short() {
+    let mut world = World::new();
+    let keys: Vec<String> = (0..20).map(|nth| format!("{nth:04}")).collect();
+    world.put_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), &[b'x'; 100_000]);
+    let reader = world.store.reader();
+    let all = Query::all(Interval::From("\0".into()));
+    assert!(reader.range_at_once(&Query { limit: 5, ..all.clone() }).unwrap().is_some());
+    assert!(reader.range_at_once(&all).unwrap().is_none());
+    assert!(reader.range_at_once(&Query { keys_only: true, ..all.clone() }).unwrap().is_some(), "no record is read");
+    let metered =
+        |bytes| reader.range_metered(&all, &meter::at_most(bytes)).unwrap().map(|(rows, _)| rows.records.len());
+    assert_eq!((metered(3_000_000), metered(1_000_000)), (Some(20), None));
+    let one = Query::all(Interval::Key("0000".into()));
+    assert!(reader.range_metered(&one, &meter::at_most(0)).unwrap().is_some(), "a single record is never too much");
 }
 
 /// What is alive at an older revision has to be looked at key by key, whether it is all that was asked for or only the rest.

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper_util::{
@@ -20,7 +21,10 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use super::front::{Outcome, too_late};
+use super::{
+    front::{Outcome, too_late},
+    pace::{Arriving, Counted, Paced},
+};
 use crate::{
     api::{Table, grpc, table::Handler, unary, unary::UnaryBody},
     config::Config,
@@ -32,6 +36,8 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Larger header lists are refused.
 const HEADER_LIST_BYTES: u32 = 64 << 10;
+/// What hyper keeps for a connection of HTTP/1.1: a head, or a piece of an answer.
+const BUFFER_BYTES: usize = 64 << 10;
 /// A connection of HTTP/1.1 may be idle for so long between two requests, or be at the head of one.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -40,6 +46,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 pub struct Service {
     pub table: Arc<Table>,
     pub router: axum::Router,
+    /// What a client may take to send or to read a little.
+    pub timeout: Duration,
 }
 
 /// How a request is answered, always.
@@ -48,27 +56,45 @@ type Answer = Result<http::Response<Body>, std::convert::Infallible>;
 /// The body of a response: small and plain for a unary call, boxed for everything else.
 enum Body {
     Unary(UnaryBody),
-    Other(axum::body::Body),
+    Stream(axum::body::Body),
+    Plain(Counted),
 }
 
 impl Service {
     /// The table's methods first: they are what everybody waits for. Everything but a plain unary call is boxed, so that
     /// the future of one is small.
     async fn answer(self, request: http::Request<Incoming>) -> Answer {
-        let Some(method) = self.table.find(request.uri().path()).cloned() else {
-            let response = Box::pin(self.router.oneshot(request.map(axum::body::Body::new))).await;
-            return response.map(|response| response.map(Body::Other));
+        // gRPC is spoken over HTTP/2 alone, as in etcd: below that its paths are none.
+        let is_grpc = request.version() == http::Version::HTTP_2;
+        let Some(method) = self.table.find(request.uri().path()).filter(|_| is_grpc).cloned() else {
+            return Ok(Box::pin(self.answer_plain(request)).await);
         };
         method.started();
         if let Handler::Unary(handler) = method.handler
             && !grpc::is_compressed(request.headers())
         {
             let metadata = grpc::metadata(request.headers());
-            let response = unary::serve(self.table, method, handler, metadata, request.into_body()).await;
+            let body = Arriving::new(request.into_body(), self.timeout);
+            let response = unary::serve(self.table, method, handler, metadata, body).await;
             return Ok(response.map(Body::Unary));
         }
         let response = Box::pin(grpc::serve(self.table, method, request)).await;
-        Ok(response.map(|body| Body::Other(axum::body::Body::new(body))))
+        Ok(response.map(|body| Body::Stream(axum::body::Body::new(body))))
+    }
+
+    /// Answers what is not a method of the table. The answer is counted until it is read.
+    async fn answer_plain(self, request: http::Request<Incoming>) -> http::Response<Body> {
+        let request = request.map(|body| axum::body::Body::new(Arriving::new(body, self.timeout)));
+        let Ok(mut response) = self.router.oneshot(request).await;
+        let ledger = &self.table.api().ledger;
+        let mut length = usize::try_from(http_body::Body::size_hint(response.body()).lower()).unwrap_or(usize::MAX);
+        if !ledger.has_space_for(length) {
+            length = 0;
+            limits::note("held_bytes");
+            let (status, text) = (http::StatusCode::SERVICE_UNAVAILABLE, "too many bytes of answers wait to be read\n");
+            response = (status, text).into_response();
+        }
+        response.map(|body| Body::Plain(Counted::new(body, ledger.charge(length))))
     }
 }
 
@@ -82,21 +108,24 @@ impl http_body::Body for Body {
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
         match self.get_mut() {
             Self::Unary(body) => Pin::new(body).poll_frame(context),
-            Self::Other(body) => Pin::new(body).poll_frame(context),
+            Self::Stream(body) => Pin::new(body).poll_frame(context),
+            Self::Plain(body) => Pin::new(body).poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Unary(body) => body.is_end_stream(),
-            Self::Other(body) => body.is_end_stream(),
+            Self::Stream(body) => body.is_end_stream(),
+            Self::Plain(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
         match self {
             Self::Unary(body) => body.size_hint(),
-            Self::Other(body) => body.size_hint(),
+            Self::Stream(body) => body.size_hint(),
+            Self::Plain(body) => body.size_hint(),
         }
     }
 }
@@ -109,7 +138,7 @@ pub fn most_streams(config: &Config) -> u32 {
 /// The server that speaks both.
 pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -133,8 +162,10 @@ pub async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let service_timeout = service.timeout;
     let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
     let late = Box::pin(tokio::time::sleep(patience));
+    let stream = Paced::new(stream, service_timeout);
     let stream = Prompt { stream, beginning: Some(Beginning { late, seen: 0, line: Line::Nothing }) };
     let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
     let end = Patient::new(watcher.watch(connection)).await;

@@ -114,9 +114,9 @@ impl Door {
             max_resets: config.front.max_resets,
             max_message: service.table.api().limits.max_message_bytes(),
             max_held: config.front.max_connection_bytes,
-            max_held_in_all: config.front.max_held_bytes,
             patience: config.front.begin_timeout,
             slow_reader: config.front.read_timeout,
+            idle_timeout: config.front.idle_timeout,
             keepalive_interval: config.bounds.keepalive_interval,
             keepalive_timeout: config.bounds.keepalive_timeout,
             ..Limits::default()
@@ -124,7 +124,7 @@ impl Door {
         Self {
             tls,
             own,
-            lobby: Lobby::new(limits),
+            lobby: Lobby::new(limits, service.table.api().ledger.clone()),
             hyper: classic::builder(config),
             http1: classic::builder(config).http1_only(),
             graceful: Mutex::new(Some(GracefulShutdown::new())),

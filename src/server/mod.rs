@@ -8,6 +8,7 @@ mod inspection;
 mod joining;
 mod listen;
 mod own;
+mod pace;
 mod peers;
 mod publish;
 mod routes;
@@ -30,6 +31,7 @@ use crate::{
     api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool, slow::Slow},
     config::{AutoCompaction, Config, gates::Gate},
     error::{Error, Halt},
+    ledger::Ledger,
     logging,
     metrics::METRICS,
     mvcc::compact,
@@ -249,7 +251,11 @@ struct Doors {
 
 impl Doors {
     fn open(config: &Config, api: &Arc<Api>, tls: Option<Tls>, ports: Vec<Port>, slots: &Slots) -> Self {
-        let service = Service { table: Arc::new(Table::new(api.clone())), router: routes::routes(api) };
+        let service = Service {
+            table: Arc::new(Table::new(api.clone())),
+            router: routes::routes(api),
+            timeout: config.front.read_timeout,
+        };
         let door = Arc::new(Door::new(config, tls, service));
         let (stopping, stopped) = tokio::sync::watch::channel(());
         let mut accepting = tokio::task::JoinSet::new();
@@ -398,6 +404,7 @@ async fn build(
         },
         ids,
         pool: Pool::start(read_threads),
+        ledger: Ledger::new(config.front.max_held_bytes),
         company: Company {
             client,
             strict: config.strict_reconfig_check,

@@ -9,6 +9,7 @@ use super::routes::REFLECTION;
 use crate::{
     api::{
         Table,
+        pool::Pool,
         table::{self, Handler},
     },
     call::{Answer, Call, Code, Conversation, Metadata, Refusal, Reply},
@@ -22,6 +23,7 @@ use crate::{
 pub struct Everything {
     methods: HashMap<&'static str, Arc<dyn Method>>,
     router: axum::Router,
+    pool: Pool,
 }
 
 impl Everything {
@@ -31,7 +33,7 @@ impl Everything {
             let bound: Arc<dyn Method> = Arc::new(Bound { table: table.clone(), method: method.clone() });
             (path, bound)
         };
-        Self { methods: table.methods().map(bind).collect(), router }
+        Self { methods: table.methods().map(bind).collect(), router, pool: table.api().pool.clone() }
     }
 }
 
@@ -42,6 +44,10 @@ impl Service for Everything {
 
     fn refuse(&self, path: &str) -> Option<Refusal> {
         (path != REFLECTION).then(|| table::refuse_unknown(path))
+    }
+
+    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+        self.pool.run(job);
     }
 
     fn guest(&self, request: http::Request<RequestBody>) -> Response {

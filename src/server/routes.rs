@@ -24,7 +24,9 @@ pub fn routes(api: &Arc<Api>) -> axum::Router {
     let plain = api::http::router(api.clone());
     let node_status = api.node.status().clone();
     axum::Router::new().fallback(move |request: axum::extract::Request| {
-        let content_type = request.headers().get(CONTENT_TYPE).cloned();
+        // gRPC is spoken over HTTP/2 alone, as in etcd.
+        let is_http2 = request.version() == http::Version::HTTP_2;
+        let content_type = request.headers().get(CONTENT_TYPE).filter(|_| is_http2).cloned();
         let codec = content_type.as_ref().and_then(|value| request::codec(value.as_bytes())).map(<[u8]>::to_vec);
         let refusal = match request.uri().path() {
             _ if codec.is_none() => None,

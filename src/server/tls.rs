@@ -1,7 +1,11 @@
 //! TLS for clients.
 //!
 //! Certificate and key are looked at for every handshake and read again when they have changed, so that they can be renewed
-//! without a restart. Who signs clients' certificates is read once.
+//! without a restart. Where that fails, because one of them is missing or does not fit the other yet, the last pair that
+//! worked is used. Who signs clients' certificates is read once.
+//!
+//! Handshakes run on threads of their own: signing takes a millisecond with some keys, and a disk may hang, and clients
+//! that are connected already shall not notice.
 
 use std::{
     fs, io,
@@ -11,7 +15,11 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    runtime::Runtime,
+    task::AbortHandle,
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -31,12 +39,32 @@ const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
+/// Threads for handshakes: one for so many processors, but no more than this.
+const PROCESSORS_PER_THREAD: usize = 4;
+const MOST_THREADS: usize = 4;
+
 /// Speaks TLS with clients.
 pub struct Tls {
+    files: Arc<Files>,
+    /// Where hands are shaken. None: it has ended.
+    threads: Option<Runtime>,
+}
+
+/// Certificate and key.
+struct Files {
     cert: PathBuf,
     key: PathBuf,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
-    current: Mutex<(Stamps, Arc<ServerConfig>)>,
+    current: Mutex<Current>,
+}
+
+/// What was read of them last.
+struct Current {
+    stamps: Stamps,
+    /// From the last pair that worked.
+    config: Arc<ServerConfig>,
+    /// Why the newest one does not, as far as that was said.
+    failure: Option<String>,
 }
 
 /// When certificate and key were written, and how long they are.
@@ -49,30 +77,72 @@ impl Tls {
         let (cert, key) = (files.cert.clone(), files.key.clone());
         let current = stamps(&cert, &key)
             .map_err(|error| error.to_string())
-            .and_then(|stamps| Ok((stamps, configure(&cert, &key, verifier.as_ref())?)))
+            .and_then(|stamps| {
+                Ok(Current { stamps, config: configure(&cert, &key, verifier.as_ref())?, failure: None })
+            })
             .map_err(Failure::Refused)?;
-        Ok(Self { cert, key, verifier, current: Mutex::new(current) })
+        let files = Arc::new(Files { cert, key, verifier, current: Mutex::new(current) });
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        let count = (super::processors() / PROCESSORS_PER_THREAD).clamp(1, MOST_THREADS);
+        let threads = threads.worker_threads(count).thread_name("tls").build();
+        let threads = threads.map_err(|error| Failure::Refused(format!("no threads for TLS handshakes: {error}")))?;
+        Ok(Self { files, threads: Some(threads) })
     }
 
     /// Shakes hands. True if the client wants HTTP/2.
     pub async fn accept<S>(&self, stream: S) -> io::Result<(TlsStream<S>, bool)>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let acceptor = TlsAcceptor::from(self.config()?);
-        let stream = acceptor.accept(stream).await?;
+        let threads = self.threads.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        let files = self.files.clone();
+        let handshake = threads.spawn(async move { TlsAcceptor::from(files.config()).accept(stream).await });
+        let _ended_with_us = AbortOnDrop(handshake.abort_handle());
+        let stream = handshake.await.map_err(io::Error::other)??;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(PROTOCOLS[0]);
         Ok((stream, is_http2))
     }
+}
 
-    fn config(&self) -> io::Result<Arc<ServerConfig>> {
-        let stamps = stamps(&self.cert, &self.key)?;
-        let mut current = self.current.lock();
-        if current.0 != stamps {
-            let config = configure(&self.cert, &self.key, self.verifier.as_ref()).map_err(io::Error::other)?;
-            *current = (stamps, config);
+impl Drop for Tls {
+    fn drop(&mut self) {
+        if let Some(threads) = self.threads.take() {
+            threads.shutdown_background(); // Waiting is not allowed where this is dropped.
         }
-        Ok(current.1.clone())
+    }
+}
+
+/// Ends a task that nothing waits for any more.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Files {
+    /// What the newest pair of files says, or the last one that worked.
+    fn config(&self) -> Arc<ServerConfig> {
+        let stamps = stamps(&self.cert, &self.key);
+        let mut current = self.current.lock();
+        let renewed = match stamps {
+            Ok(stamps) if stamps == current.stamps => return current.config.clone(),
+            Ok(stamps) => {
+                current.stamps = stamps; // One that does not work is not read again until it changes.
+                configure(&self.cert, &self.key, self.verifier.as_ref())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match renewed {
+            Ok(config) => (current.config, current.failure) = (config, None),
+            Err(error) if current.failure.as_ref() == Some(&error) => (),
+            Err(error) => {
+                tracing::warn!(%error, "cannot use the renewed TLS certificate; clients still see the one before");
+                current.failure = Some(error);
+            }
+        }
+        current.config.clone()
     }
 }
 

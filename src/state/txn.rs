@@ -4,7 +4,7 @@
 //! is decided on the state *before* the transaction: that fixes the path. Then every operation on the path is checked on
 //! that state too, and the first refusal is the answer. Only then are operations executed, in order, seeing each other.
 
-use std::{cmp::Ordering, ops::ControlFlow};
+use std::{cell::Cell, cmp::Ordering, ops::ControlFlow};
 
 use prost::encoding::{WireType, encode_key, encode_varint};
 
@@ -13,7 +13,8 @@ use crate::{
     error::{Error, Halt},
     mvcc::{
         Hit, Interval, Life, Query, Reader,
-        read::{self, Failure, Source},
+        meter::{self, Meter},
+        read::{self, Failure, Rows, Source, View},
     },
     proto::etcdserverpb::{
         Compare, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
@@ -135,8 +136,35 @@ fn encode_response(body: &mut Vec<u8>, field: u32, revision: i64, rest: &[u8]) {
     body.extend_from_slice(&op);
 }
 
-/// Answers a transaction that only reads, at the present head; it has no nested transactions.
-pub fn read_only(keys: &Reader, txn: &TxnRequest) -> Result<Response, Failure> {
+/// Answers a transaction that only reads, at the present head, as long as the meter lets it; None where it does not. It has
+/// no nested transactions.
+pub fn read_only(keys: &Reader, txn: &TxnRequest, meter: Meter<'_>) -> Result<Option<Response>, Failure> {
+    read_only_with(keys, txn, |view, query| match query.revision {
+        ..=0 => Ok(view.range_metered(query, meter)?),
+        _ => Ok(keys.range_metered(query, meter)?.map(|(rows, _)| rows)),
+    })
+}
+
+/// The same if what it reads is short; None otherwise.
+pub fn read_only_at_once(keys: &Reader, txn: &TxnRequest) -> Result<Option<Response>, Failure> {
+    let is_over = Cell::new(false);
+    let fits = meter::at_most(meter::SHORT_BYTES);
+    let meter = |cost| {
+        is_over.set(is_over.get() || !fits(cost));
+        !is_over.get()
+    };
+    read_only_with(keys, txn, |view, query| {
+        let at = if query.revision > 0 { query.revision } else { view.at() };
+        let rows = keys.range_short(query, at, &meter)?;
+        Ok(rows.filter(|_| !is_over.get())) // A single record that is long is still one too many.
+    })
+}
+
+fn read_only_with(
+    keys: &Reader,
+    txn: &TxnRequest,
+    read: impl Fn(&View, &Query) -> Result<Option<Rows>, Failure>,
+) -> Result<Option<Response>, Failure> {
     let (view, head) = keys.view(0)?;
     let mut succeeded = true;
     for compare in &txn.compare {
@@ -157,13 +185,12 @@ pub fn read_only(keys: &Reader, txn: &TxnRequest) -> Result<Response, Failure> {
         prost::encoding::bool::encode(SUCCEEDED_FIELD, &true, &mut body);
     }
     for range in ranges() {
-        let query = query(range.clone());
-        let rows = if range.revision > 0 { keys.range(&query)?.0 } else { view.range(&query)? };
+        let Some(rows) = read(&view, &query(range.clone()))? else { return Ok(None) };
         let mut response = Vec::with_capacity(rows.encoded_len());
         rows.encode(&mut response);
         encode_response(&mut body, RANGE_FIELD, head, &response);
     }
-    Ok(Response { revision: head, body })
+    Ok(Some(Response { revision: head, body }))
 }
 
 /// The revision that a read inside a transaction asks for. Unlike outside, a negative one can be compacted.

@@ -79,7 +79,7 @@ impl Engine for Memory {
         Ok(self.content.read().current.get(table, key))
     }
 
-    fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
+    fn get_many(&self, table: Table, keys: &[&[u8]], _is_scan: bool) -> Result<Vec<Option<Bytes>>, Halt> {
         assert!(keys.is_sorted(), "keys ascend");
         let content = self.content.read();
         Ok(keys.iter().map(|key| content.current.get(table, key)).collect())
@@ -222,7 +222,7 @@ mod tests {
         engine.write(&batch).unwrap();
         assert_eq!(get(&engine, Table::Meta, "a"), None);
         assert_eq!(get(&engine, Table::Meta, "b").as_deref(), Some("2"));
-        let values = engine.get_many(Table::Meta, &[b"a", b"b"]).unwrap();
+        let values = engine.get_many(Table::Meta, &[b"a", b"b"], false).unwrap();
         assert_eq!(values, [None, Some(Bytes::from("2"))]);
     }
 

@@ -129,8 +129,9 @@ pub trait Engine: Send + Sync + 'static {
     /// One value.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt>;
 
-    /// Many values of one table; `keys` ascend.
-    fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt>;
+    /// Many values of one table; `keys` ascend. A scan does not come back for the blocks in between: what others use stays
+    /// in memory.
+    fn get_many(&self, table: Table, keys: &[&[u8]], is_scan: bool) -> Result<Vec<Option<Bytes>>, Halt>;
 
     /// Visits the pairs with `from <= key < to` in ascending order, as of one moment, until told to stop. An empty `to` is
     /// the end of the table.

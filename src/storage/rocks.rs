@@ -34,9 +34,6 @@ const SYNC_BYTES: u64 = 1 << 20;
 /// So many files of flushes are merged with what lies below: RocksDB's own number.
 const FLUSHED_FILES: &str = "4";
 
-/// Who reads more than this does not come back for the blocks in between: what others use stays in memory.
-const SCAN: usize = 256;
-
 /// Memory of one database.
 #[derive(Debug, Clone, Copy)]
 pub struct Caches {
@@ -188,9 +185,9 @@ impl Engine for Rocks {
         self.get_with(table, key, &ReadOptions::default())
     }
 
-    fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
+    fn get_many(&self, table: Table, keys: &[&[u8]], is_scan: bool) -> Result<Vec<Option<Bytes>>, Halt> {
         let mut options = ReadOptions::default();
-        options.fill_cache(keys.len() <= SCAN);
+        options.fill_cache(!is_scan);
         let read = |keys: &mut dyn Iterator<Item = &[u8]>| {
             let keys: Vec<&[u8]> = keys.collect();
             self.db
@@ -371,7 +368,7 @@ mod tests {
             }
         }
         assert_eq!(engine.get(Table::History, &key(40)).unwrap(), None);
-        let found = engine.get_many(Table::History, &[&key(189), &key(190)]).unwrap();
+        let found = engine.get_many(Table::History, &[&key(189), &key(190)], false).unwrap();
         assert!(found[0].is_none() && found[1].is_some());
     }
 }

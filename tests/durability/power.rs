@@ -101,8 +101,8 @@ impl Engine for Checkpointed {
         self.rocks.get(table, key)
     }
 
-    fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
-        self.rocks.get_many(table, keys)
+    fn get_many(&self, table: Table, keys: &[&[u8]], is_scan: bool) -> Result<Vec<Option<Bytes>>, Halt> {
+        self.rocks.get_many(table, keys, is_scan)
     }
 
     fn scan(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), Halt> {

@@ -20,16 +20,20 @@ const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const MEBIBYTE: usize = 1 << 20;
 
 /// The most that was resident since it was forgotten.
-fn peak_bytes(server: &Server) -> usize {
+pub fn peak_bytes(server: &Server) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
+pub fn forget_peak(server: &Server) {
+    fs::write(format!("/proc/{}/clear_refs", server.pid()), "5").unwrap();
+}
+
 /// That some misbehaviour makes the server at no time larger than before by more than this, and leaves it in good health.
 fn survives_alone(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
     let server = Server::start(arguments);
-    fs::write(format!("/proc/{}/clear_refs", server.pid()), "5").unwrap(); // Forgets what the peak was.
+    forget_peak(&server);
     let before = peak_bytes(&server);
     act(&server);
     let grown = peak_bytes(&server).saturating_sub(before);
@@ -57,7 +61,7 @@ fn survives(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
 }
 
 /// That a call is answered, and soon.
-fn assert_healthy(server: &Server) {
+pub fn assert_healthy(server: &Server) {
     let started = Instant::now();
     let mut healthy = Raw::greet(server.address());
     healthy
@@ -169,7 +173,7 @@ fn answers_that_nobody_reads_do_not_pile_up() {
     });
 }
 
-fn put(server: &Server, key: &str, bytes: usize) {
+pub fn put(server: &Server, key: &str, bytes: usize) {
     let value = vec![b'x'; bytes].into();
     let put = PutRequest { key: key.to_owned().into(), value, ..PutRequest::default() }.encode_to_vec();
     let mut raw = Raw::greet(server.address());

@@ -5,10 +5,12 @@
 mod clients;
 mod floods;
 mod h2spec;
+mod ledger;
 mod loop_and_tonic;
 mod odd_calls;
 mod raw;
 mod soak;
+mod stalls;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;

@@ -279,8 +279,8 @@ impl Engine for SimulatedEngine {
         self.memory.get(table, key)
     }
 
-    fn get_many(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>, Halt> {
-        self.memory.get_many(table, keys)
+    fn get_many(&self, table: Table, keys: &[&[u8]], is_scan: bool) -> Result<Vec<Option<Bytes>>, Halt> {
+        self.memory.get_many(table, keys, is_scan)
     }
 
     fn scan(&self, table: Table, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), Halt> {

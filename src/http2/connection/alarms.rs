@@ -7,7 +7,9 @@ use super::{Connection, Phase, UNREAD_BYTES};
 use crate::http2::{
     fault::{Code, Fault},
     frame::kind,
-    limits::{self, Limits},
+    limits::{self, LEAST_RATE_BYTES, Limits},
+    past::End,
+    sender::ROOM_BYTES,
     streams::{Role, Stream},
 };
 
@@ -28,15 +30,20 @@ pub struct Clock {
     keepalive_interval: Duration,
     keepalive_timeout: Duration,
     slow_reader: Duration,
+    idle_timeout: Option<Duration>,
+    /// Since when there is no call.
+    idle: Instant,
     /// When the preface is late, or a header block.
     late: Option<(Instant, &'static str)>,
     heard: Instant,
     /// When an unanswered ping means that nobody is there.
     silent: Option<Instant>,
-    /// When a reader who takes nothing is given up.
-    stuck: Option<Instant>,
-    /// When a reader who opens no window is given up, and how much windows had let through before.
+    /// When a client that reads too slowly is given up, and how much it has read in this time.
+    stuck: Option<(Instant, usize)>,
+    /// When a client whose windows open too slowly is given up, and how much they had let through before.
     unread: Option<(Instant, u64)>,
+    /// When what was asked for before the client closed its side is given up.
+    half_closed: Option<Instant>,
     /// When the beginning of a frame is late. Of data it never is: that is counted.
     begun: Option<Instant>,
     /// When it is to be seen whether others have made room for what we have to send.
@@ -59,11 +66,14 @@ impl Clock {
             keepalive_interval: limits.keepalive_interval,
             keepalive_timeout: limits.keepalive_timeout,
             slow_reader: limits.slow_reader,
+            idle_timeout: limits.idle_timeout,
+            idle: now,
             late: Some((now + limits.patience, "a preface that does not come")),
             heard: now,
             silent: None,
             stuck: None,
             unread: None,
+            half_closed: None,
             begun: None,
             room: None,
             farewell: None,
@@ -106,6 +116,11 @@ impl Clock {
         }
     }
 
+    /// The last stream has ended.
+    pub(super) fn begin_idling(&mut self, now: Instant) {
+        self.idle = now;
+    }
+
     pub(super) fn peer_leaves(&mut self) {
         self.is_peer_leaving = true;
     }
@@ -121,24 +136,41 @@ impl Connection {
     pub fn next_alarm(&self) -> Instant {
         let clock = &self.clock;
         if self.is_over() {
-            return clock.stuck.unwrap_or(self.now + clock.slow_reader);
+            return clock.stuck.map_or(self.now + clock.slow_reader, |(when, _)| when);
         }
-        let idle = clock.silent.unwrap_or(clock.heard + clock.keepalive_interval);
+        let silent = clock.silent.unwrap_or(clock.heard + clock.keepalive_interval);
         let late = clock.late.map(|(when, _)| when);
+        let stuck = clock.stuck.map(|(when, _)| when);
         let unread = clock.unread.map(|(when, _)| when);
-        let all = [late, clock.begun, clock.stuck, unread, clock.farewell, clock.sweep, clock.room];
-        all.into_iter().flatten().fold(idle, Instant::min)
+        let all = [late, clock.begun, stuck, unread, clock.half_closed, clock.farewell, clock.sweep, clock.room];
+        all.into_iter().chain([self.idle_alarm()]).flatten().fold(silent, Instant::min)
+    }
+
+    /// When a connection without calls has been so for too long.
+    fn idle_alarm(&self) -> Option<Instant> {
+        let is_open = matches!(self.phase, Phase::Settings | Phase::Open);
+        let timeout = self.clock.idle_timeout.filter(|_| is_open && self.streams.is_empty())?;
+        Some(self.clock.idle + timeout)
     }
 
     /// Does what is due by now.
     pub fn alarm(&mut self, now: Instant) {
         self.now = now;
         let is_due = |when: Option<Instant>| when.is_some_and(|when| when <= now);
-        if is_due(self.clock.stuck) || is_due(self.clock.unread.map(|(when, _)| when)) {
+        if is_due(self.clock.stuck.map(|(when, _)| when)) || is_due(self.clock.unread.map(|(when, _)| when)) {
             return self.give_up("slow_reader");
         }
         if self.is_over() {
             return;
+        }
+        if is_due(self.clock.half_closed) {
+            tracing::debug!("connection closed: the client has closed its side, and calls are still not answered");
+            self.clock.is_dead = true;
+            return self.end();
+        }
+        if is_due(self.idle_alarm()) {
+            tracing::debug!("connection closed: no call within the idle timeout");
+            return self.leave(now);
         }
         if is_due(self.clock.silent) {
             return self.give_up("keepalive");
@@ -237,21 +269,65 @@ impl Connection {
         }
     }
 
-    /// The socket has taken something of what is to be written, or nothing. `is_done` if nothing is left of it, neither here
-    /// nor where TLS keeps it.
-    pub fn wrote(&mut self, progress: bool, is_done: bool, now: Instant) {
+    /// The socket has taken so much of what is to be written. `is_done` if nothing is left of it, neither here nor where TLS
+    /// keeps it.
+    pub fn wrote(&mut self, written: usize, is_done: bool, now: Instant) {
         let limit = now + self.clock.slow_reader;
-        if is_done {
-            self.clock.stuck = None;
-        } else if progress || self.clock.stuck.is_none() {
-            self.clock.stuck = Some(limit);
+        self.clock.stuck = match self.clock.stuck {
+            _ if is_done => None,
+            None => Some((limit, 0)),
+            Some((_, before)) if before + written >= LEAST_RATE_BYTES => Some((limit, 0)),
+            Some((when, before)) => Some((when, before + written)),
+        };
+        let unwritten = self.sender.output.len();
+        if unwritten != self.sender.unwritten {
+            self.sender.unwritten = unwritten;
+            self.tell_held();
         }
         let sent = self.sender.sent;
-        if self.sender.held < UNREAD_BYTES && self.ready.is_empty() {
+        if !self.is_unread() {
             self.clock.unread = None;
-        } else if self.clock.unread.is_none_or(|(_, before)| before != sent) {
+        } else if self.clock.unread.is_none_or(|(_, before)| sent - before >= LEAST_RATE_BYTES as u64) {
             self.clock.unread = Some((limit, sent));
         }
+    }
+
+    /// Whether so much waits for windows, or calls wait for that, that the client has to read it in time.
+    fn is_unread(&self) -> bool {
+        let held = self.sender.held;
+        !self.ready.is_empty() || held >= UNREAD_BYTES || held > ROOM_BYTES && self.shared.ledger.is_scarce()
+    }
+
+    /// The client has closed its side, and perhaps all of it. Calls that it has asked for completely are answered; what it
+    /// would have to say more for, or to take back, ends here.
+    pub fn input_ended(&mut self, now: Instant) {
+        self.now = now;
+        let is_complete = |stream: &Stream| {
+            matches!(stream.role, Role::Ready(_) | Role::Called { .. } | Role::Packing | Role::Answered)
+                || matches!(stream.role, Role::Guest(_)) && stream.inbound.ended
+        };
+        let mut ended = Vec::new();
+        for (slot, stream) in self.streams.iter_mut() {
+            let is_kept = is_complete(stream) && !stream.outbound.is_over();
+            stream.inbound.ended = true;
+            if !is_kept {
+                ended.push(slot);
+            }
+        }
+        for slot in ended {
+            self.abandon(slot, End::Theirs);
+        }
+        if self.is_over() {
+            return;
+        }
+        if self.streams.is_empty() {
+            return self.end();
+        }
+        self.phase = Phase::Leaving(self.highest);
+        self.clock.half_closed = Some(now + self.clock.slow_reader);
+        // It cannot answer pings.
+        (self.clock.heard, self.clock.silent) = (now + self.clock.slow_reader, None);
+        (self.clock.late, self.clock.begun, self.clock.farewell) = (None, None, None);
     }
 
     /// Whether it is of no use to write anything more.

@@ -6,19 +6,20 @@ use bytes::Bytes;
 
 use super::{CALLS_WAIT_BYTES, Connection};
 use crate::{
-    call::{Answer, Call, Code as Status, Metadata, Parcel, Refusal, Reply},
+    call::{Answer, Call, Metadata, Parcel, Refusal, Reply},
     http2::{
-        limits, message,
+        message,
         request::Target,
         sender::{Ending, ROOM_BYTES},
         streams::{Role, Waiting},
-        talk::Ledger,
+        talk::Account,
     },
+    ledger,
 };
 
 /// So many answers, calls and steps, or so many bytes of them, and then it is another connection's turn.
 const BUDGET: usize = 256;
-const BUDGET_BYTES: usize = 1 << 20;
+const BUDGET_BYTES: usize = 64 << 10;
 
 /// What a part of a turn has cost so far.
 #[derive(Default)]
@@ -43,15 +44,25 @@ impl Connection {
     pub fn run(&mut self, now: Instant) -> bool {
         self.now = now;
         self.collect();
+        self.was_long = self.work.is_spent();
         self.begin_calls();
+        self.was_long |= self.work.is_spent();
         self.step_streams();
+        self.was_long |= self.work.is_spent();
         self.pump();
         self.count_crumbs(now);
+        self.reads.forget_unused();
         self.tell_held();
         let may_go_on = self.may_go_on();
         self.clock.wait_for_room(!self.stalled.is_empty() && !may_go_on && !self.sender.is_saturated(), now);
         let has_calls = !self.ready.is_empty() && !self.is_backlogged();
         !self.parcels.is_empty() || !self.due.is_empty() || has_calls || (!self.stalled.is_empty() && may_go_on)
+    }
+
+    /// Whether the last turn has cost so much that another connection should have the next one.
+    #[must_use]
+    pub fn was_long(&self) -> bool {
+        self.was_long
     }
 
     /// Takes the answers that have come from elsewhere, and sees who was woken.
@@ -109,7 +120,7 @@ impl Connection {
                 let reply = Reply::new(self.outbox.clone(), slot);
                 self.outbox.at_home(&mut self.parcels, || work(reply));
             }
-            Parcel::Work(_) => (), // Nobody waits for it any more.
+            Parcel::Work(_) => self.release_orphan(slot), // The stream has gone.
         }
     }
 
@@ -131,10 +142,9 @@ impl Connection {
         let Some(stream) = self.streams.get(slot) else { return };
         let Role::Ready(Waiting { message, is_packed, since, .. }) = &mut stream.role else { return };
         let (mut message, is_packed, since) = (std::mem::take(message), *is_packed, *since);
-        self.held_in -= std::mem::take(&mut stream.inbound.held);
         // What it does would be done, and nobody would hear of it.
         if self.sender.held > 0 && !self.shared.admits(self.held_told, self.held(), 0) {
-            return self.refuse(slot, unread());
+            return self.refuse(slot, ledger::unread());
         }
         if is_packed {
             match message::unpack(&message, max_bytes) {
@@ -145,6 +155,8 @@ impl Connection {
         let Some(stream) = self.streams.get(slot) else { return };
         let Target::Method(method) = &stream.request.target else { return };
         stream.role = Role::Called { since, bytes: message.len() };
+        // It stays counted until the call is answered: whatever waits for something keeps it, or a copy.
+        self.held_in = self.held_in - std::mem::replace(&mut stream.inbound.held, message.len()) + message.len();
         self.work.spend(message.len());
         method.received(message.len());
         let metadata = Metadata { deadline: stream.deadline, ..stream.request.metadata.clone() };
@@ -186,18 +198,67 @@ impl Connection {
 
     /// Ends a unary call.
     fn respond(&mut self, slot: u64, answer: Answer) {
-        let is_full = self.sender.held > 0 && answer.as_ref().is_ok_and(|message| !self.admits(message.len()));
-        let Some(stream) = self.streams.get(slot) else { return };
+        let is_full = answer.as_ref().is_ok_and(|message| !self.admits_answer(message.len()));
+        let Some(stream) = self.streams.get(slot) else { return self.release_orphan(slot) };
+        if let Role::Packing = stream.role {
+            return self.respond_packed(slot, if is_full { Err(ledger::unread()) } else { answer });
+        }
         let (Target::Method(method), &Role::Called { since, bytes }) = (&stream.request.target, &stream.role) else {
             return;
         };
-        let answer = if is_full { Err(unread()) } else { answer };
+        let answer = if is_full { Err(ledger::unread()) } else { answer };
         method.answered(self.now.saturating_duration_since(since), bytes, &answer);
+        let answer = match answer {
+            Ok(message) if stream.outbound.takes_long_to_pack(&message) => return self.pack_elsewhere(slot, message),
+            answer => answer,
+        };
+        self.held_in -= std::mem::take(&mut stream.inbound.held);
         let (id, out) = (stream.id, &mut stream.outbound);
         let status = answer.map(|message| self.sender.message(slot, id, out, message));
         self.sender.end(slot, id, out, Ending::Status(status));
         stream.role = Role::Answered;
         self.finish(slot);
+    }
+
+    /// Packs a large answer where that holds up no connection. It comes back through another reply.
+    fn pack_elsewhere(&mut self, slot: u64, message: Bytes) {
+        let Some(stream) = self.streams.get(slot) else { return };
+        stream.role = Role::Packing;
+        self.held_in = self.held_in - std::mem::replace(&mut stream.inbound.held, message.len()) + message.len();
+        let reply = Reply::new(self.outbox.clone(), slot);
+        self.service.run_elsewhere(Box::new(move || {
+            if reply.is_wanted() {
+                reply.answer(Ok(message::pack(&message)));
+            }
+        }));
+    }
+
+    /// Ends a call whose answer was packed, and counted before.
+    fn respond_packed(&mut self, slot: u64, answer: Answer) {
+        let Some(stream) = self.streams.get(slot) else { return };
+        self.held_in -= std::mem::take(&mut stream.inbound.held);
+        let (id, out) = (stream.id, &mut stream.outbound);
+        let status = answer.map(|message| self.sender.message_as_it_is(slot, id, out, message, true));
+        self.sender.end(slot, id, out, Ending::Status(status));
+        stream.role = Role::Answered;
+        self.finish(slot);
+    }
+
+    /// Whether an answer of so many bytes may wait here. A connection that has none waiting may have a larger one.
+    fn admits_answer(&self, bytes: usize) -> bool {
+        let (told, held) = (self.held_told, self.held());
+        if self.sender.held > 0 {
+            self.shared.admits(told, held, bytes)
+        } else {
+            self.shared.admits_first(told, held, bytes)
+        }
+    }
+
+    /// The handler of a call whose stream has gone is done with it.
+    fn release_orphan(&mut self, slot: u64) {
+        if let Some(held) = self.orphans.remove(&slot) {
+            self.held_in -= held;
+        }
     }
 
     /// Ends a call of the table from this side.
@@ -234,23 +295,27 @@ impl Connection {
     }
 
     fn step(&mut self, slot: u64) {
+        let max_bytes = self.limits().max_message;
         self.may_go_on();
-        let ledger = Ledger { shared: &self.shared, told: self.held_told, held: self.held() };
+        let held_beside_answers = self.held_beside_answers();
         let Some(stream) = self.streams.get(slot) else { return };
         stream.is_due = false;
         let mut role = std::mem::replace(&mut stream.role, Role::Answered);
+        let kept = stream.kept;
         let outcome = match &mut role {
-            Role::Talk(talk) => talk.step(slot, stream, &mut self.sender, ledger),
+            Role::Talk(talk) => {
+                let account = Account { shared: &self.shared, told: self.held_told, beside: held_beside_answers };
+                talk.step(slot, stream, &mut self.sender, &account, max_bytes)
+            }
             Role::Guest(guest) => guest.step(slot, stream, &mut self.sender),
-            Role::Listening | Role::Ready(_) | Role::Called { .. } => {
+            Role::Listening | Role::Ready(_) | Role::Called { .. } | Role::Packing => {
                 stream.role = role;
                 return;
             }
             Role::Answered => return self.finish(slot), // For the streams that were refused.
         };
         self.work.bytes += outcome.received;
-        stream.weight = stream.weight - outcome.held_before + outcome.held;
-        self.held_in = self.held_in - outcome.held_before + outcome.held;
+        self.held_in = self.held_in - kept + stream.kept;
         if !stream.outbound.is_ending() {
             stream.role = role;
             if outcome.is_stalled && !std::mem::replace(&mut stream.is_stalled, true) {
@@ -278,10 +343,4 @@ impl Connection {
             }
         }
     }
-}
-
-fn unread() -> Refusal {
-    limits::note("held_bytes");
-    let message = "grpc: too many bytes of answers wait to be read".into();
-    Refusal { code: Status::ResourceExhausted, message }
 }

@@ -17,6 +17,7 @@ use crate::{
         sender::Sender,
         streams::{Role, Stream, Waiting},
     },
+    ledger,
 };
 
 impl Connection {
@@ -31,7 +32,10 @@ impl Connection {
             Frame::Priority | Frame::Unknown => self.count(Nuisance::Idle, now),
             Frame::Reset { stream, .. } => self.taken_back(stream, now),
             Frame::Settings { pairs } => self.settings(pairs, now),
-            Frame::SettingsAck => self.count(Nuisance::Settings, now),
+            Frame::SettingsAck => {
+                self.limits_known = Some(now);
+                self.count(Nuisance::Settings, now)
+            }
             Frame::Ping { data, ack: false } => {
                 self.acknowledge(kind::PING, &data.to_be_bytes());
                 self.count(Nuisance::Ping, now)
@@ -43,13 +47,14 @@ impl Connection {
             Frame::GoAway { code } => {
                 tracing::debug!(code, "the client is leaving");
                 self.clock.peer_leaves();
+                self.leave_if_done();
                 self.count(Nuisance::Settings, now)
             }
             Frame::WindowUpdate { stream, increment } => self.window_update(stream, i64::from(increment), now),
         }
     }
 
-    fn count(&mut self, what: Nuisance, now: Instant) -> Result<(), Fault> {
+    pub(super) fn count(&mut self, what: Nuisance, now: Instant) -> Result<(), Fault> {
         self.counter.count(what, &self.shared.limits, now)
     }
 
@@ -65,7 +70,7 @@ impl Connection {
         if data.is_empty() && !end {
             self.count(Nuisance::EmptyData, now)?;
         }
-        let Some(slot) = self.streams.find(id) else { return self.stray_data(id) };
+        let Some(slot) = self.streams.find(id) else { return self.stray_data(id, now) };
         let stream = self.streams.get(slot).expect("it was found a moment ago");
         if stream.inbound.ended {
             return Err(Fault::stream(id, Code::StreamClosed, "data behind the end of its stream"));
@@ -86,12 +91,12 @@ impl Connection {
     }
 
     /// Data for a stream that is not open.
-    fn stray_data(&self, id: u32) -> Result<(), Fault> {
+    fn stray_data(&mut self, id: u32, now: Instant) -> Result<(), Fault> {
         if self.is_idle(id) {
             return Err(Fault::connection(Code::Protocol, "data on a stream that was never opened"));
         }
         if self.past.find(id) == Some(End::Ours) || !self.takes(id) {
-            return Ok(());
+            return self.count(Nuisance::Stray, now);
         }
         Err(Fault::stream(id, Code::StreamClosed, "data on a stream that is closed"))
     }
@@ -106,8 +111,8 @@ impl Connection {
             Role::Answered if stream.outbound.is_over() && stream.inbound.intake.is_low() => {
                 return self.stop_listening(slot);
             }
-            Role::Answered | Role::Ready(_) | Role::Called { .. } => return,
-            _ if is_too_much => return self.refuse(slot, too_much()),
+            Role::Answered | Role::Ready(_) | Role::Called { .. } | Role::Packing => return,
+            _ if is_too_much => return self.refuse(slot, ledger::too_much()),
             Role::Listening => {
                 stream.inbound.deframer.push(data);
                 return self.listen(slot);
@@ -164,7 +169,7 @@ impl Connection {
             Role::Guest(guest) => guest.feed().end(),
             Role::Talk(_) => self.make_due(slot),
             Role::Answered => self.finish(slot),
-            Role::Ready(_) | Role::Called { .. } => (),
+            Role::Ready(_) | Role::Called { .. } | Role::Packing => (),
         }
         Ok(())
     }
@@ -253,7 +258,7 @@ impl Connection {
         self.held_in -= consumed;
         let has_reader = matches!(stream.role, Role::Listening | Role::Talk(_) | Role::Guest(_));
         if has_reader && !inbound.ended {
-            let increment = inbound.intake.give_back(inbound.held, self.shared.is_scarce(), self.now);
+            let increment = inbound.intake.give_back(inbound.held, self.shared.ledger.is_scarce(), self.now);
             widen(stream.id, &mut self.sender, increment);
         }
     }
@@ -266,12 +271,6 @@ impl Connection {
 
 /// We fill no larger frames than this, whatever is allowed: other streams have their turn in between.
 const OUR_PAYLOAD: usize = 64 << 10;
-
-pub(super) fn too_much() -> Refusal {
-    limits::note("held_bytes");
-    let message = "grpc: too many bytes of requests and answers are under way".into();
-    Refusal { code: Status::ResourceExhausted, message }
-}
 
 /// Tells the other side that it may send so much more; on stream 0: on all streams together.
 pub(super) fn widen(id: u32, sender: &mut Sender, increment: Option<u32>) {

@@ -16,7 +16,8 @@
 //! * A stream that is gone is forgotten: what still arrives for it, from either side, is dropped.
 //! * While more answers of calls wait to be written than [`CALLS_WAIT_BYTES`], no call begins. What streams have waiting
 //!   keeps no call: they have a limit of their own.
-//! * Everything that a client makes us keep is in `held`, and nothing is added beyond what [`Shared::admits`].
+//! * Everything that a client makes us keep is in `held`, and nothing is added beyond what [`Shared::admits`]. What a call
+//!   keeps is counted until its reply is used, even if its stream has gone before, and even if the connection has.
 
 mod alarms;
 mod calls;
@@ -25,7 +26,11 @@ mod opening;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -38,6 +43,7 @@ use super::{
     outbox::{Outbox, Parcels},
     output::Output,
     past::{End, Past},
+    reads::Reads,
     request::Memory,
     sender::Sender,
     service::Service,
@@ -65,6 +71,7 @@ pub struct Connection {
 
     /// The beginning of a frame whose rest has not come.
     pending: Bytes,
+    reads: Reads,
     decoder: Decoder,
     fields: Fields,
     memory: Memory,
@@ -91,10 +98,15 @@ pub struct Connection {
     spare: Parcels,
     /// What this turn has cost so far.
     work: Work,
+    was_long: bool,
     woken: Vec<u64>,
 
     /// Bytes that streams hold of what has come, and what they are counted for themselves.
     held_in: usize,
+    /// Calls in progress whose streams have gone, and what they are still counted for.
+    orphans: HashMap<u64, usize>,
+    /// From when on the client knows how many streams it may open.
+    limits_known: Option<Instant>,
     /// What we told everybody that we hold.
     held_told: usize,
 }
@@ -125,6 +137,7 @@ impl Connection {
     /// A connection that has just been accepted.
     #[must_use]
     pub fn new(service: Arc<dyn Service>, shared: Arc<Shared>, outbox: Arc<Outbox>, now: Instant) -> Self {
+        let limits_known = now.checked_add(shared.limits.patience);
         let mut connection = Self {
             service,
             outbox,
@@ -134,6 +147,7 @@ impl Connection {
             shared,
             counter: Counter::default(),
             pending: Bytes::new(),
+            reads: Reads::default(),
             decoder: Decoder::default(),
             fields: Fields::default(),
             memory: Memory::default(),
@@ -150,8 +164,11 @@ impl Connection {
             parcels: Vec::new(),
             spare: Vec::new(),
             work: Work::default(),
+            was_long: false,
             woken: Vec::new(),
             held_in: 0,
+            orphans: HashMap::new(),
+            limits_known,
             held_told: 0,
         };
         connection.shared.enter();
@@ -182,6 +199,7 @@ impl Connection {
         self.clock.hear(now);
         let mut input = if self.pending.is_empty() { bytes } else { [&self.pending[..], &bytes].concat().into() };
         self.pending = Bytes::new();
+        let read = input.clone();
         if let Err(fault) = self.take_preface(&mut input) {
             return self.fail(fault);
         }
@@ -199,8 +217,11 @@ impl Connection {
         if self.phase != Phase::Over && !input.is_empty() {
             self.pending = Bytes::copy_from_slice(&input); // Not the whole read that it came in.
         }
+        let is_new = input.len() < before;
+        drop(input);
+        self.reads.add(read);
         let begins = !self.pending.is_empty() && self.pending.get(frame::KIND_AT) != Some(&kind::DATA);
-        self.clock.begin_frame(begins, input.len() < before, now);
+        self.clock.begin_frame(begins, is_new, now);
         self.tell_held();
     }
 
@@ -241,9 +262,17 @@ impl Connection {
         tracing::debug!(stream = fault.stream, %fault, "a stream was reset");
         METRICS.refused.with_label_values(&[fault.code.name()]).inc();
         self.reset(fault.stream, fault.code);
+        if fault.code == Code::RefusedStream && !self.knows_limits(now) {
+            return; // It could not know.
+        }
         if let Err(fault) = self.counter.count(Nuisance::OwnReset, &self.shared.limits, now) {
             self.fail(fault);
         }
+    }
+
+    /// Whether the client has heard our SETTINGS, or should have.
+    fn knows_limits(&self, now: Instant) -> bool {
+        self.limits_known.is_some_and(|since| since <= now)
     }
 
     /// Ends a stream from our side, at once.
@@ -280,6 +309,7 @@ impl Connection {
         self.ready.clear();
         self.due.clear();
         self.stalled.clear();
+        self.reads.clear();
         self.tell_held();
     }
 
@@ -323,9 +353,12 @@ impl Connection {
 
     /// What is held for this connection.
     fn held(&self) -> usize {
-        let written = self.sender.output.len().saturating_sub(super::sender::SATURATED_BYTES);
+        self.held_beside_answers() + self.sender.held_bytes()
+    }
+
+    fn held_beside_answers(&self) -> usize {
         let begun = self.pending.len() + self.block.as_ref().map_or(0, |block| block.bytes.len());
-        self.held_in + self.sender.held + written + begun
+        self.held_in + self.reads.bytes() + begun
     }
 
     /// Whether so much more may be held for this connection.
@@ -336,13 +369,13 @@ impl Connection {
     fn tell_held(&mut self) {
         let held = self.held();
         if held != self.held_told {
-            self.shared.hold(self.held_told, held);
+            self.shared.ledger.change(self.held_told, held);
             self.held_told = held;
         }
     }
 
     fn widen_connection(&mut self, now: Instant) {
-        let increment = self.intake.give_back(0, self.shared.is_scarce(), now);
+        let increment = self.intake.give_back(0, self.shared.ledger.is_scarce(), now);
         incoming::widen(0, &mut self.sender, increment);
     }
 
@@ -354,7 +387,9 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.end();
-        self.shared.hold(self.held_told, 0);
+        self.shared.ledger.change(self.held_told, 0);
         self.shared.leave();
+        let orphaned = self.orphans.values().sum();
+        self.outbox.close((orphaned > 0).then(|| self.shared.ledger.charge(orphaned)));
     }
 }

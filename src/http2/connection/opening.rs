@@ -7,7 +7,7 @@ use std::{
 
 use bytes::BytesMut;
 
-use super::{Block, Connection, Phase, incoming::too_much};
+use super::{Block, Connection, Phase};
 use crate::{
     call::{Code as Status, Metadata},
     http2::{
@@ -22,6 +22,7 @@ use crate::{
         streams::{Inbound, Role, Stream},
         talk::Talk,
     },
+    ledger,
 };
 
 /// How long a client may take to end a stream that we have ended.
@@ -122,8 +123,8 @@ impl Connection {
         self.decode(block)?;
         let Some(slot) = self.streams.find(id) else {
             return match self.past.find(id) {
-                Some(End::Ours) => Ok(()),
-                _ if !self.takes(id) => Ok(()),
+                Some(End::Ours) => self.count(Nuisance::Stray, self.now),
+                _ if !self.takes(id) => self.count(Nuisance::Stray, self.now),
                 Some(End::Theirs) => Err(Fault::connection(Code::StreamClosed, "headers on a stream that is closed")),
                 None => Err(Fault::connection(Code::Protocol, "a stream with a number below earlier ones")),
             };
@@ -182,6 +183,7 @@ impl Connection {
             is_due: false,
             is_stalled: false,
             weight,
+            kept: 0,
         });
         self.held_in += weight;
         match &request.target {
@@ -201,7 +203,7 @@ impl Connection {
     /// Answers a request for which there is no room, and keeps nothing of it.
     fn refuse_unopened(&mut self, id: u32, end: bool) {
         let mut out = Outbound::new(0, false, false);
-        self.sender.refuse(id, &mut out, 200, &too_much(), false);
+        self.sender.refuse(id, &mut out, 200, &ledger::too_much(), false);
         if !end {
             self.sender.reset(id, Code::NoError);
         }
@@ -254,7 +256,12 @@ impl Connection {
             method.handled(Status::Canceled);
         }
         self.sender.abandon(&mut stream.outbound);
-        self.held_in -= stream.inbound.held + stream.weight;
+        let held = stream.inbound.held + stream.weight + stream.kept;
+        if let Role::Called { .. } | Role::Packing = stream.role {
+            self.orphans.insert(slot, held); // What keeps it has the reply, and will use it.
+        } else {
+            self.held_in -= held;
+        }
         self.past.remember(stream.id, end, self.now);
     }
 
@@ -284,9 +291,15 @@ impl Connection {
     /// Forgets a stream, and leaves if it was the last one that kept us.
     pub(super) fn forget(&mut self, slot: u64, end: End) {
         self.abandon(slot, end);
+        self.leave_if_done();
+    }
+
+    /// Leaves if that is wanted, from either side, and no stream keeps us.
+    pub(super) fn leave_if_done(&mut self) {
         if !self.streams.is_empty() {
             return;
         }
+        self.clock.begin_idling(self.now);
         match self.phase {
             Phase::Leaving(last) if last != u32::MAX => self.end(),
             Phase::Settings | Phase::Open if self.clock.is_peer_leaving() => {

@@ -22,11 +22,13 @@ use crate::{
         message::{self, PREFIX_BYTES},
         service::{Method, Response, ResponseBody, Shape},
     },
+    ledger::Ledger,
 };
 
 mod abuse;
 mod calls;
 mod flow;
+mod ledger;
 mod protocol;
 
 /// What a test service has seen.
@@ -36,6 +38,8 @@ struct Seen {
     replies: Mutex<Vec<(Bytes, Reply)>>,
     handled: Mutex<Vec<call::Code>>,
     talks: AtomicUsize,
+    /// What was to run elsewhere.
+    jobs: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -72,7 +76,7 @@ impl Method for TestMethod {
             Way::Later => self.1.replies.lock().push((call.message, reply)),
             Way::Refuse => reply.answer(Err(Refusal { code: call::Code::NotFound, message: "no\u{e4}".into() })),
             Way::Echo | Way::Chat | Way::Pour => {
-                let message = call.message;
+                let message = Bytes::copy_from_slice(&call.message); // No answer keeps the read of its request.
                 reply.run(move |reply| reply.answer(Ok(message)));
             }
         }
@@ -153,6 +157,10 @@ impl Service for TestService {
         path.starts_with("/t/").then_some(Refusal { code: call::Code::Unimplemented, message })
     }
 
+    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+        self.0.jobs.lock().push(job);
+    }
+
     fn guest(&self, request: http::Request<RequestBody>) -> Response {
         Box::pin(async move {
             let mut builder = http::Response::builder().status(if request.uri().path() == "/gone" { 404 } else { 200 });
@@ -210,7 +218,7 @@ impl Client {
     fn silent(limits: Limits) -> Self {
         let (seen, now) = (Arc::new(Seen::default()), Instant::now());
         let service = Arc::new(TestService(seen.clone()));
-        let shared = Arc::new(Shared::new(limits));
+        let shared = Arc::new(Shared::new(limits, Ledger::new(2 << 30)));
         let connection = Connection::new(service, shared, Arc::default(), now);
         Self { connection, seen, encoder: Encoder::default(), decoder: Decoder::default(), now }
     }

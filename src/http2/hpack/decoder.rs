@@ -3,6 +3,8 @@
 //! A block is decoded to its end even when its fields are too many: the table must stay what the other side believes it to
 //! be. So the list is cut off, not the decoding, and [`Fields::is_cut`] tells.
 
+use bytes::Bytes;
+
 use super::{
     huffman, integer,
     table::{DEFAULT_SIZE, ENTRY_OVERHEAD, Table},
@@ -101,8 +103,8 @@ impl Decoder {
                 fields.push(name, value, max_list_size);
             } else {
                 fields.only_indexed = false;
-                self.literal(first, &mut block)?;
-                fields.push(&self.name, &self.value, max_list_size);
+                let name = self.literal(first, &mut block)?;
+                fields.push(name.as_deref().unwrap_or(&self.name), &self.value, max_list_size);
             }
         }
         Ok(())
@@ -127,23 +129,24 @@ impl Decoder {
         Ok(())
     }
 
-    /// A field whose value, and perhaps name, is spelled out.
-    fn literal(&mut self, first: u8, block: &mut &[u8]) -> Result<(), Malformed> {
+    /// A field whose value, and perhaps name, is spelled out. Returns the name if it is the table's: it is not copied.
+    fn literal(&mut self, first: u8, block: &mut &[u8]) -> Result<Option<Bytes>, Malformed> {
         let is_added = first & 0xc0 == 0x40;
         let index = integer::decode(block, if is_added { 6 } else { 4 })?;
-        self.name.clear();
-        if index == 0 {
+        let name = if index == 0 {
+            self.name.clear();
             string(block, &mut self.name)?;
+            None
         } else {
-            let (name, _) = self.table.get(index).ok_or(Malformed("a name that the table does not hold"))?;
-            self.name.extend_from_slice(name);
-        }
+            Some(self.table.name(index).ok_or(Malformed("a name that the table does not hold"))?)
+        };
         self.value.clear();
         string(block, &mut self.value)?;
         if is_added {
-            self.table.add(&self.name, &self.value);
+            let name = name.clone().unwrap_or_else(|| Bytes::copy_from_slice(&self.name));
+            self.table.add(name, &self.value);
         }
-        Ok(())
+        Ok(name)
     }
 }
 
@@ -158,6 +161,14 @@ fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
         out.extend_from_slice(text);
     }
     Ok(())
+}
+
+#[cfg(test)]
+impl Decoder {
+    /// Whether all entries of the table that have the same name have it in the same place.
+    pub fn shares_names(&self) -> bool {
+        self.table.shares_names()
+    }
 }
 
 #[cfg(test)]

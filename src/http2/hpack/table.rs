@@ -27,20 +27,17 @@ pub const STATIC: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
-/// A field that was added: its name and value in one piece.
+/// A field that was added. Entries whose name was taken from another one share it: a byte that refers to a long name costs no
+/// copy of that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    text: Bytes,
-    name_len: usize,
+    name: Bytes,
+    value: Bytes,
 }
 
 impl Entry {
     fn size(&self) -> usize {
-        self.text.len() + ENTRY_OVERHEAD
-    }
-
-    fn field(&self) -> (&[u8], &[u8]) {
-        self.text.split_at(self.name_len)
+        self.name.len() + self.value.len() + ENTRY_OVERHEAD
     }
 }
 
@@ -65,19 +62,27 @@ impl Table {
     pub fn get(&self, index: usize) -> Option<(&[u8], &[u8])> {
         match STATIC.get(index.checked_sub(1)?) {
             Some((name, value)) => Some((name.as_bytes(), value.as_bytes())),
-            None => self.added.get(index - 1 - STATIC.len()).map(Entry::field),
+            None => self.added.get(index - 1 - STATIC.len()).map(|entry| (&entry.name[..], &entry.value[..])),
+        }
+    }
+
+    /// The name of the field at an index, to be kept.
+    #[must_use]
+    pub fn name(&self, index: usize) -> Option<Bytes> {
+        match STATIC.get(index.checked_sub(1)?) {
+            Some((name, _)) => Some(Bytes::from_static(name.as_bytes())),
+            None => self.added.get(index - 1 - STATIC.len()).map(|entry| entry.name.clone()),
         }
     }
 
     /// Adds a field; the oldest make room. One that is larger than the table leaves it empty (RFC 7541 §4.4).
-    pub fn add(&mut self, name: &[u8], value: &[u8]) {
+    pub fn add(&mut self, name: Bytes, value: &[u8]) {
         self.changes += 1;
         let size = name.len() + value.len() + ENTRY_OVERHEAD;
         self.shrink_to(self.max_size.saturating_sub(size));
         if size <= self.max_size {
             self.size += size;
-            let text = [name, value].concat().into();
-            self.added.push_front(Entry { text, name_len: name.len() });
+            self.added.push_front(Entry { name, value: Bytes::copy_from_slice(value) });
         }
     }
 
@@ -103,6 +108,17 @@ impl Table {
 }
 
 #[cfg(test)]
+impl Table {
+    /// Whether all entries that have the same name have it in the same place.
+    pub fn shares_names(&self) -> bool {
+        self.added
+            .iter()
+            .zip(self.added.iter().skip(1))
+            .all(|(a, b)| a.name != b.name || a.name.as_ptr() == b.name.as_ptr())
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -122,19 +138,19 @@ mod tests {
         let mut table = Table::default();
         table.set_max_size(2 * (2 + ENTRY_OVERHEAD));
         for (name, value) in [("a", "1"), ("b", "2"), ("c", "3")] {
-            table.add(name.as_bytes(), value.as_bytes());
+            table.add(name.into(), value.as_bytes());
         }
         assert_eq!(table.get(62), Some((&b"c"[..], &b"3"[..])));
         assert_eq!(table.get(63), Some((&b"b"[..], &b"2"[..])));
         assert_eq!(table.get(64), None);
-        table.add(b"long", &[b'x'; 100]);
+        table.add("long".into(), &[b'x'; 100]);
         assert_eq!((table.get(62), table.size), (None, 0), "one that is too large leaves nothing");
     }
 
     #[test]
     fn a_smaller_table_forgets() {
         let mut table = Table::default();
-        table.add(b"a", b"1");
+        table.add("a".into(), b"1");
         let before = table.changes();
         table.set_max_size(0);
         assert_eq!(table.get(62), None);

@@ -16,6 +16,7 @@ use crate::{
         lobby::Lobby,
         service::{Method, Response, ResponseBody},
     },
+    ledger::Ledger,
 };
 
 /// Answers with the fields, the body and the trailers of the request.
@@ -30,6 +31,10 @@ impl Service for Mirror {
         None
     }
 
+    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+        job();
+    }
+
     fn guest(&self, request: Request<RequestBody>) -> Response {
         let (parts, body) = request.into_parts();
         let body: ResponseBody = Box::pin(body);
@@ -40,7 +45,7 @@ impl Service for Mirror {
 }
 
 fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<Lobby>) {
-    let lobby = Lobby::new(Limits::default());
+    let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(pipe_bytes);
     let seat = lobby.enter().unwrap();
     tokio::spawn(Task::new(Hoarder { pipe: server, kept: Vec::new() }, Bytes::new(), Arc::new(Mirror), seat));
@@ -164,7 +169,7 @@ async fn what_waits_for_the_socket_goes_on_when_that_has_room() {
 
 #[tokio::test]
 async fn last_words_that_nobody_hears_are_not_waited_for() {
-    let lobby = Lobby::new(Limits::default());
+    let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (_client, server) = tokio::io::duplex(30);
     let socket = Hoarder { pipe: server, kept: Vec::new() };
     let first = Bytes::from_static(b"whatever this is, it is no preface");
@@ -184,6 +189,10 @@ impl Service for Closer {
         None
     }
 
+    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+        job();
+    }
+
     fn guest(&self, _: Request<RequestBody>) -> Response {
         self.0.close();
         let body: ResponseBody = Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
@@ -193,7 +202,7 @@ impl Service for Closer {
 
 #[tokio::test]
 async fn who_is_asked_to_leave_in_the_middle_of_a_turn_hears_it() {
-    let lobby = Lobby::new(Limits::default());
+    let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(10_000);
     let seat = lobby.enter().unwrap();
     tokio::spawn(Task::new(server, Bytes::new(), Arc::new(Closer(lobby.clone())), seat));
@@ -220,4 +229,25 @@ async fn who_is_asked_to_leave_goes_when_his_calls_have_ended() {
     sender.send_data(Bytes::from_static(b"last"), true).unwrap();
     tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.unwrap();
     connection.await.unwrap().unwrap();
+}
+
+/// Says everything at once and closes its side: a call's answer still comes, and so does the end.
+#[tokio::test]
+async fn a_client_that_closes_its_side_is_still_answered() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let (mut client, lobby) = serve(10_000);
+    let block = [&[0x83, 0x86, 0x04, 2][..], b"/x", b"\x0f\x10\x0atext/plain"].concat();
+    let mut said = crate::http2::frame::PREFACE.to_vec();
+    said.extend(crate::http2::frame::head(0, 4, 0, 0));
+    said.extend(crate::http2::frame::head(block.len(), 1, 4, 1));
+    said.extend(&block);
+    said.extend(crate::http2::frame::head(5, 0, 1, 1));
+    said.extend(b"hello");
+    client.write_all(&said).await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut heard = Vec::new();
+    client.read_to_end(&mut heard).await.unwrap();
+    assert!(heard.windows(5).any(|window| window == b"hello"), "{heard:?}");
+    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("it leaves");
 }

@@ -14,12 +14,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use metastore::http2::{
-    connection::Connection,
-    frame::{self, DEFAULT_WINDOW, Frame, HEAD_BYTES, MAX_PAYLOAD, PREFACE, flag, kind, setting},
-    hpack::{Decoder, decoder::Fields},
-    limits::{Limits, Shared},
-    sender::SATURATED_BYTES,
+use metastore::{
+    http2::{
+        connection::Connection,
+        frame::{self, DEFAULT_WINDOW, Frame, HEAD_BYTES, MAX_PAYLOAD, PREFACE, flag, kind, setting},
+        hpack::{Decoder, decoder::Fields},
+        limits::{Limits, Shared},
+        sender::SATURATED_BYTES,
+    },
+    ledger::Ledger,
 };
 
 use super::{
@@ -131,7 +134,7 @@ impl Side {
             max_held: MAX_HELD,
             ..Limits::default()
         };
-        let (shared, seen) = (Arc::new(Shared::new(limits)), Arc::new(Seen::default()));
+        let (shared, seen) = (Arc::new(Shared::new(limits, Ledger::new(2 << 30))), Arc::new(Seen::default()));
         let connection = Connection::new(Arc::new(Server(seen.clone())), shared.clone(), Arc::default(), now);
         let (received, written) = (Vec::new(), Vec::new());
         Self { connection, shared, seen, now, cuts, acts_between: false, received, written }
@@ -185,8 +188,8 @@ impl Side {
 
     fn write(&mut self, most: usize) {
         let output = self.connection.output();
-        let mut left = most.min(output.len());
-        let progress = left > 0;
+        let written = most.min(output.len());
+        let mut left = written;
         while left > 0 {
             let mut slices = [IoSlice::new(&[]); 4];
             let count = output.slices(&mut slices);
@@ -201,11 +204,11 @@ impl Side {
             left -= taken;
         }
         let is_done = self.connection.output().is_empty();
-        self.connection.wrote(progress, is_done, self.now);
+        self.connection.wrote(written, is_done, self.now);
     }
 
     fn check_bounds(&mut self) {
-        let (output, held) = (self.connection.output().len(), self.shared.held());
+        let (output, held) = (self.connection.output().len(), self.shared.ledger.held());
         assert!(output <= MOST_OUTPUT, "{output} bytes wait to be written");
         // One read may be held beside what is allowed, and one message for each stream.
         let most = MAX_HELD + MOST_READ + 2 * MAX_STREAMS as usize * MAX_MESSAGE + MOST_OUTPUT;
@@ -220,7 +223,7 @@ impl Side {
             connection.is_over(),
             connection.is_dead(),
             connection.next_alarm(),
-            self.shared.held(),
+            self.shared.ledger.held(),
         )
     }
 
@@ -235,7 +238,8 @@ impl Side {
             assert!(turn < MOST_TURNS, "it does not come to rest");
         }
         drop(self.connection);
-        assert_eq!(self.shared.held(), 0, "nothing is held for a connection that is gone");
+        self.seen.replies.lock().clear(); // What calls keep is counted until they are done.
+        assert_eq!(self.shared.ledger.held(), 0, "nothing is held for a connection that is gone");
         let count = |counter: &std::sync::atomic::AtomicUsize| counter.load(Ordering::Relaxed);
         assert_eq!(count(&self.seen.started), count(&self.seen.ended), "each call ends once");
         assert_eq!(count(&self.seen.talks), 0, "conversations end with their connection");

@@ -98,6 +98,10 @@ impl Service for NoMethods {
         None
     }
 
+    fn run_elsewhere(&self, _: Box<dyn FnOnce() + Send>) {
+        unreachable!("nothing is answered here")
+    }
+
     fn guest(&self, _: Request<RequestBody>) -> Response {
         unreachable!("requests are read here, not answered")
     }

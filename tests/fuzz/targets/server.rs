@@ -66,6 +66,10 @@ impl Service for Server {
         None
     }
 
+    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+        job();
+    }
+
     fn guest(&self, request: Request<RequestBody>) -> Response {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
@@ -95,7 +99,10 @@ impl Method for Known {
     fn call(&self, call: Call, reply: Reply) {
         let message = call.message;
         match self.0 {
-            Way::Later => self.1.replies.lock().push((message, reply)),
+            Way::Later => {
+                // A copy: what a read keeps alive is counted, and depends on how it was cut.
+                self.1.replies.lock().push((Bytes::copy_from_slice(&message), reply));
+            }
             Way::Refuse => reply.answer(Err(Refusal { code: Code::NotFound, message: "no\u{e4}".into() })),
             Way::Echo | Way::Chat | Way::Pour => reply.run(move |reply| reply.answer(Ok(message))),
         }

@@ -190,7 +190,7 @@ fn whoever_reads_nothing_or_is_not_there_is_given_up() {
     let mut client = Client::new();
     client.call(1, "/t/Echo", b"");
     client.connection.run(client.now);
-    client.connection.wrote(false, false, client.now);
+    client.connection.wrote(0, false, client.now);
     client.now += Duration::from_secs(61);
     client.connection.alarm(client.now);
     assert!(client.connection.is_dead());
@@ -218,9 +218,9 @@ fn everything_is_counted_out_at_the_end() {
     client.frame(kind::DATA, 0, 1, &framed(&vec![b'x'; 20_000])[..16_000]);
     client.take();
     let shared = client.connection.shared.clone();
-    assert!(shared.held() > 0);
+    assert!(shared.ledger.held() > 0);
     drop(client);
-    assert_eq!(shared.held(), 0);
+    assert_eq!(shared.ledger.held(), 0);
 }
 
 /// Pages that nobody reads are not even asked for.
@@ -276,13 +276,13 @@ fn whoever_opens_no_window_is_given_up() {
         client.open(2 * nth + 1, "/t/Pour", &[], false);
         client.message(2 * nth + 1, &[0; 1000], false);
         client.take();
-        client.connection.wrote(true, true, client.now);
+        client.connection.wrote(1000, true, client.now);
     }
     for is_patient in [true, false] {
         client.now += Duration::from_secs(31);
         client.connection.alarm(client.now);
         assert_eq!(client.connection.is_dead(), !is_patient);
-        client.connection.wrote(false, true, client.now);
+        client.connection.wrote(0, true, client.now);
     }
 }
 
@@ -336,7 +336,7 @@ fn who_is_over_is_quiet() {
     client.grant(0, 0);
     assert!(client.connection.is_over());
     client.connection.run(client.now);
-    client.connection.wrote(false, false, client.now);
+    client.connection.wrote(0, false, client.now);
     client.now += Duration::from_secs(30);
     client.connection.alarm(client.now);
     assert!(client.connection.next_alarm() > client.now, "it would be rung again and again");
