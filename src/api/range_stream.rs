@@ -133,13 +133,13 @@ impl RangeStream {
     /// Goes one stage further, or one chunk. False: nothing to do until something happens.
     fn advance(&mut self, line: &mut dyn Line) -> Result<bool, Result<(), Refusal>> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Listening => match line.receive() {
-                Some(message) => self.begin(message, line).map_err(Err)?,
-                None => {
+            Stage::Listening => {
+                let Some(message) = line.receive() else {
                     self.stage = Stage::Listening;
                     return Ok(false);
-                }
-            },
+                };
+                self.begin(message, line).map_err(Err)?;
+            }
             Stage::Waiting(barrier, query) => match barrier.outcome() {
                 Some(Ok(())) => self.stage = Stage::Sending(self.start(query).map_err(|error| Err(error.into()))?),
                 Some(Err(error)) => return Err(Err(error.into())),
@@ -285,13 +285,11 @@ fn read_chunk(api: &Api, mut chunk: Query, mut wanted: usize, left: usize) -> Re
         if wanted == 1 {
             break keys.range(&chunk)?.0;
         }
-        match keys.range_metered(&chunk, &meter::at_most(MAX_CHUNK_BYTES))? {
-            Some((rows, _)) => break rows,
-            None => {
-                wanted = (wanted / 4).max(1);
-                limit(&mut chunk, wanted, left);
-            }
+        if let Some((rows, _)) = keys.range_metered(&chunk, &meter::at_most(MAX_CHUNK_BYTES))? {
+            break rows;
         }
+        wanted = (wanted / 4).max(1);
+        limit(&mut chunk, wanted, left);
     };
     Ok(Some(Found { rows, wanted, _charge: None }))
 }

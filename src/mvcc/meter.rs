@@ -23,7 +23,6 @@ pub const LONG_BATCH: usize = 16;
 pub type Meter<'a> = &'a dyn Fn(usize) -> bool;
 
 /// A meter that lets a read go on for so many bytes.
-#[must_use]
 pub fn at_most(bytes: usize) -> impl Fn(usize) -> bool {
     let left = Cell::new(bytes);
     move |cost| match left.get().checked_sub(cost) {
@@ -71,7 +70,7 @@ impl Source for Metered<'_> {
         if !self.spend(found.iter().flatten()) && revisions.len() > 1 {
             return too_much();
         }
-        let missing = self.shared.missing(revisions, &found);
+        let missing = Shared::missing(revisions, &found);
         for batch in missing.chunks(self.batch) {
             self.shared.fetch(revisions, batch, &mut found, missing.len() > CHUNK)?;
             if !self.spend(batch.iter().filter_map(|&nth| found[nth].as_ref())) && revisions.len() > 1 {

@@ -112,7 +112,7 @@ impl Source for Shared {
 
     fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt> {
         let mut found = self.cached(revisions);
-        let missing = self.missing(revisions, &found);
+        let missing = Self::missing(revisions, &found);
         if !missing.is_empty() {
             self.fetch(revisions, &missing, &mut found, missing.len() > CHUNK)?;
         }
@@ -127,7 +127,7 @@ impl Shared {
     }
 
     /// Which of them are not, in the order of the database.
-    pub(super) fn missing(&self, revisions: &[Revision], found: &[Option<Bytes>]) -> Vec<usize> {
+    pub(super) fn missing(revisions: &[Revision], found: &[Option<Bytes>]) -> Vec<usize> {
         let mut missing: Vec<usize> = (0..found.len()).filter(|&nth| found[nth].is_none()).collect();
         missing.sort_unstable_by_key(|&nth| revisions[nth]);
         missing

@@ -293,7 +293,7 @@ fn a_long_queue_of_compactions_is_shortened() {
 fn few_records_that_are_long_are_not_short() {
     let mut world = World::new();
     let keys: Vec<String> = (0..20).map(|nth| format!("{nth:04}")).collect();
-    world.put_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), &[b'x'; 100_000]);
+    world.put_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), &vec![b'x'; 100_000]);
     let reader = world.store.reader();
     let all = Query::all(Interval::From("\0".into()));
     assert!(reader.range_at_once(&Query { limit: 5, ..all.clone() }).unwrap().is_some());

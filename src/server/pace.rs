@@ -263,7 +263,7 @@ mod tests {
         let pieces = tokio_stream::StreamExt::map(ReaderStream(server), |byte| byte.map(Frame::data));
         let body = Arriving::new(http_body_util::StreamBody::new(pieces), LIMIT);
         let gathered = tokio::time::timeout(ENOUGH, body.collect()).await.expect("it is given up");
-        let error = gathered.err().expect("it never ends");
+        let error = gathered.map(|_| ()).expect_err("it never ends");
         assert_eq!(error.downcast_ref::<io::Error>().map(io::Error::kind), Some(io::ErrorKind::TimedOut));
         sending.await.unwrap();
     }

@@ -166,6 +166,7 @@ fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
 #[cfg(test)]
 impl Decoder {
     /// Whether all entries of the table that have the same name have it in the same place.
+    #[must_use]
     pub fn shares_names(&self) -> bool {
         self.table.shares_names()
     }

@@ -110,6 +110,7 @@ impl Table {
 #[cfg(test)]
 impl Table {
     /// Whether all entries that have the same name have it in the same place.
+    #[must_use]
     pub fn shares_names(&self) -> bool {
         self.added
             .iter()

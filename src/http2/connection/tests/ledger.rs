@@ -179,7 +179,7 @@ fn a_client_that_leaves_without_calls_is_gone_at_once() {
 
 #[test]
 fn a_connection_without_calls_ends_after_the_idle_timeout() {
-    let limits = Limits { idle_timeout: Some(Duration::from_secs(60)), ..Limits::default() };
+    let limits = Limits { idle_timeout: Some(Duration::from_mins(1)), ..Limits::default() };
     let mut client = Client::with(limits);
     client.wait(40);
     client.open(1, "/t/Chat", &[], false);
@@ -187,7 +187,7 @@ fn a_connection_without_calls_ends_after_the_idle_timeout() {
     client.wait(100);
     assert_eq!(client.told(), [""; 0], "a stream is open");
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
-    assert_eq!(client.connection.next_alarm(), client.now + Duration::from_secs(60));
+    assert_eq!(client.connection.next_alarm(), client.now + Duration::from_mins(1));
     client.wait(60);
     assert_eq!(client.told(), ["goaway 2147483647 0", "ping 0"]);
     client.frame(kind::PING, flag::ACK, 0, b"leaving.");
