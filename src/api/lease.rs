@@ -110,6 +110,7 @@ impl Api {
                 });
             }
             Ok(found) => reply.answer(Ok(self.answer_time_to_live(&request, found))),
+            Err(Error::LeaderChanged) if self.leads() => self.look_here(request, reply), // It was away for a moment.
             Err(error) => reply.answer(Err(error.into())),
         }
     }

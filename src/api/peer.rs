@@ -255,10 +255,16 @@ async fn look_at(State(api): State<Arc<Api>>, body: Body) -> Response {
         Ok(question) => question.lease_time_to_live_request.unwrap_or_default(),
         Err(refused) => return refused,
     };
-    if api.leads() && outcome(|waiter| api.node.timekeeper().await_primary(waiter)).await.is_err() {
-        return refusal(StatusCode::INTERNAL_SERVER_ERROR, Error::NotPrimary);
-    }
-    match api.look_at_lease(&request) {
+    let looked = loop {
+        if api.leads() && outcome(|waiter| api.node.timekeeper().await_primary(waiter)).await.is_err() {
+            return refusal(StatusCode::INTERNAL_SERVER_ERROR, Error::NotPrimary);
+        }
+        match api.look_at_lease(&request) {
+            Err(Error::LeaderChanged) if api.leads() => (), // It was away for a moment.
+            looked => break looked,
+        }
+    };
+    match looked {
         Ok(Some(mut found)) => {
             if request.keys {
                 let looking = api.clone();

@@ -32,9 +32,14 @@ const CAMPAIGN: &str = "/v3electionpb.Election/Campaign";
 
 /// What the server says that it holds.
 fn ledger(server: &Server) -> usize {
-    let metrics = server.http("GET", "/metrics").body;
-    let line = metrics.lines().find_map(|line| line.strip_prefix("metastore_http2_held_bytes ")).unwrap();
-    line.parse().unwrap()
+    let mut held = None;
+    // While next to nothing may be held, a page may be refused.
+    eventually("the server says what it holds", || {
+        let page = server.http("GET", "/metrics").body;
+        held = page.lines().find_map(|line| line.strip_prefix("metastore_http2_held_bytes ")?.parse().ok());
+        held.is_some()
+    });
+    held.unwrap()
 }
 
 /// That something makes the server at no time larger than before by more than its ledger ever says and this; returns the
@@ -66,7 +71,7 @@ fn is_counted(server: &Server, constant: usize, act: impl FnOnce()) -> usize {
 }
 
 /// Waits until something is so.
-fn eventually(what: &str, is_so: impl Fn() -> bool) {
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "it never comes to that: {what}");
