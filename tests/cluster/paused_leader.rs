@@ -56,13 +56,14 @@ async fn pause_leader(cluster: &Cluster, first: i64) {
     let mut client = cluster.client(others[0]).await;
     let short: Vec<i64> = (first + 1..=first + LEASES).collect();
     let own: Vec<i64> = (first + LEASES + 1..=first + LEASES + OWN_LEASES).collect();
-    for (leases, ttl) in [(&own, OWN_TTL), (&short, TTL)] {
-        for &id in leases {
-            grant(&mut client, id, ttl).await;
-            client.put(format!("leased/{id}"), "", Some(PutOptions::new().with_lease(id))).await.unwrap();
-        }
+    for &id in &own {
+        grant_with_key(&mut client, id, OWN_TTL).await;
     }
-    let owners = Owners::start(cluster, &others, &short).await;
+    let owners = Owners::start(cluster, &others, &own).await;
+    for &id in &short {
+        grant_with_key(&mut client, id, TTL).await;
+        owners.take(id);
+    }
     let urls = others.iter().map(|&nth| cluster.servers[nth].url()).collect();
     let load = Load::start(WRITERS, &Arc::new(Mutex::new(urls)));
     let mut through_paused = KeepAlive::open(cluster.servers[paused].channel().await, own[0]).await;
@@ -95,6 +96,11 @@ async fn pause_leader(cluster: &Cluster, first: i64) {
     assert!(lost.is_empty(), "{} leases of {} are lost: {lost:?}", lost.len(), short.len() + own.len());
     load.stop().await.assert_kept(cluster.client(paused).await).await;
     revoke_all(&mut client, short.iter().chain(&own)).await;
+}
+
+async fn grant_with_key(client: &mut Client, id: i64, ttl: i64) {
+    grant(client, id, ttl).await;
+    client.put(format!("leased/{id}"), "", Some(PutOptions::new().with_lease(id))).await.unwrap();
 }
 
 async fn revoke_all(client: &mut Client, leases: impl Iterator<Item = &i64>) {
@@ -132,22 +138,25 @@ impl KeepAlive {
     }
 }
 
-/// Clients that renew leases in time.
+/// Clients that renew leases in time: each those that were given to it so far.
 struct Owners {
+    leases: Vec<Arc<Mutex<Vec<i64>>>>,
     stopped: Arc<AtomicBool>,
     tasks: JoinSet<()>,
 }
 
 impl Owners {
-    /// Half of the leases through each of two members.
-    async fn start(cluster: &Cluster, through: &[usize], leases: &[i64]) -> Self {
-        let mut owners = Self { stopped: Arc::default(), tasks: JoinSet::new() };
-        for (&nth, leases) in through.iter().zip(leases.chunks(leases.len().div_ceil(through.len()))) {
-            let mut stream = KeepAlive::open(cluster.servers[nth].channel().await, leases[0]).await;
-            let (stopped, leases) = (owners.stopped.clone(), leases.to_vec());
+    /// A client through each of these members; its stream begins with a lease that lives long.
+    async fn start(cluster: &Cluster, through: &[usize], long: &[i64]) -> Self {
+        let mut owners = Self { leases: Vec::new(), stopped: Arc::default(), tasks: JoinSet::new() };
+        for (&nth, &id) in through.iter().zip(long) {
+            let mut stream = KeepAlive::open(cluster.servers[nth].channel().await, id).await;
+            let (stopped, given) = (owners.stopped.clone(), Arc::<Mutex<Vec<i64>>>::default());
+            owners.leases.push(given.clone());
             owners.tasks.spawn(async move {
                 while !stopped.load(Ordering::Relaxed) {
                     let started = Instant::now();
+                    let leases = given.lock().unwrap().clone();
                     for &id in &leases {
                         stream.ask(id).await;
                     }
@@ -159,6 +168,12 @@ impl Owners {
             });
         }
         owners
+    }
+
+    /// Renews this lease from now on.
+    fn take(&self, id: i64) {
+        let nth = usize::try_from(id).unwrap() % self.leases.len();
+        self.leases[nth].lock().unwrap().push(id);
     }
 
     async fn stop(mut self) {
