@@ -69,7 +69,7 @@ async fn accept(
                     match first_byte(&stream, &admitted).await {
                         Ok(first) if first == PREFACE[0] => hand_over(&transport, stream, admitted),
                         Ok(_) => {
-                            let _ = admitted.set_stage(Stage::Http); // Nothing gives way to it.
+                            admitted.set_stage(Stage::Http);
                             serve_http(stream, admitted);
                         }
                         Err(error) if error.kind() == io::ErrorKind::TimedOut => transport.note_silent(address.ip()),

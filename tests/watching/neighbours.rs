@@ -202,13 +202,16 @@ fn held(server: &Server) -> usize {
     line.parse().unwrap()
 }
 
+/// The server that counts what streams keep, whichever one the other tests run with.
+const COUNTING: &str = "--grpc-server=own";
+
 /// What is resident beside what is counted: the database's caches, what connections have ready to be written, and what the
 /// allocator keeps.
 const UNCOUNTED: usize = 64 << 20;
 
 #[test]
 fn the_watches_of_a_connection_are_counted_and_refused_beyond_its_limit() {
-    let server = Server::start(&["--max-connection-bytes=16000000", "--max-held-bytes=1000000000"]);
+    let server = Server::start(&[COUNTING, "--max-connection-bytes=16000000", "--max-held-bytes=1000000000"]);
     let before = resident(&server);
     runtime().block_on(async {
         let mut stream = Stream::open(server.channel().await, first()).await;
@@ -238,7 +241,7 @@ fn the_watches_of_a_connection_are_counted_and_refused_beyond_its_limit() {
 #[test]
 fn streams_that_are_not_read_keep_no_more_than_what_is_counted() {
     const STREAMS: usize = 100;
-    let server = Server::start(&["--all-watch-pending-bytes=8388608", "--max-held-bytes=64000000"]);
+    let server = Server::start(&[COUNTING, "--all-watch-pending-bytes=8388608", "--max-held-bytes=64000000"]);
     runtime().block_on(async {
         let mut kv = server.kv().await;
         for _ in 0..300 {

@@ -74,8 +74,8 @@ impl<R> Replica<R> {
         self.writes.back().map_or(self.saved_commit, |write| write.commit)
     }
 
-    /// Whether this leader may tell others, as it would now, that a change of the members is agreed, while `saved` is as far
-    /// as its disk knows that. (In a new term raft-rs takes the last entry for a change: that costs a sync, once.)
+    /// Whether this leader would tell others that a change of the members is agreed, while its disk knows that of entries up
+    /// to `saved` only. (In a new term raft-rs takes the last entry for a change: that costs a sync, once.)
     pub(super) fn may_tell_of_change(&self, saved: u64) -> bool {
         let last_change = self.raft.raft.pending_conf_index;
         self.leads() && saved < last_change && last_change <= self.raft.raft.raft_log.committed

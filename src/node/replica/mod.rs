@@ -235,7 +235,11 @@ impl<R> Replica<R> {
         let mut acknowledged = None;
         while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
             acknowledged = Some(write.covers);
+            let was_withheld = self.may_tell_of_change(self.saved_commit);
             self.saved_commit = write.commit;
+            if was_withheld && !self.may_tell_of_change(self.saved_commit) {
+                self.raft.ping(); // Heartbeats tell what was not told.
+            }
         }
         if let Some(number) = acknowledged {
             self.raft.on_persist_ready(number);
@@ -414,7 +418,6 @@ impl<R> Replica<R> {
     ///
     /// A leader was elected by what was durable, so it may speak before its own disk is done. But a sole voter elects itself
     /// without a word: until that is durable it could be elected to the same term again, and say something else to learners.
-    /// And a leader is silent until it cannot forget that a change of the members is agreed.
     fn choose_what_to_say(&mut self, messages: &mut Vec<Message>, promises: &mut Vec<Message>, commit: u64) {
         outgoing::report_no_more(promises, commit);
         if self.disk_stands_still() {
@@ -423,9 +426,12 @@ impl<R> Replica<R> {
             }
             return;
         }
-        if self.leads() && self.term_write.is_some() || self.may_tell_of_change(self.saved_commit) {
+        if self.leads() && self.term_write.is_some() {
             promises.append(messages);
             return;
+        }
+        if self.may_tell_of_change(self.saved_commit) {
+            outgoing::withhold_commit(messages, self.raft.raft.pending_conf_index, promises);
         }
         messages.extend(promises.extract_if(.., |message| outgoing::promises_nothing(message)));
         outgoing::report_no_more(messages, self.saved_commit);

@@ -35,6 +35,21 @@ pub(super) fn report_no_more(messages: &mut [Message], saved_commit: u64) {
     }
 }
 
+/// Lets a leader's messages say only of entries before `unsaved` that they are agreed. An answer to a read that says more
+/// waits with the promises.
+pub(super) fn withhold_commit(messages: &mut Vec<Message>, unsaved: u64, promises: &mut Vec<Message>) {
+    let says_more =
+        |message: &mut Message| message.msg_type == MessageType::MsgReadIndexResp && message.index >= unsaved;
+    promises.extend(messages.extract_if(.., says_more));
+    for message in messages.iter_mut().filter(|message| message.commit >= unsaved) {
+        if message.commit_term == 0 {
+            message.commit = unsaved - 1;
+        } else {
+            (message.commit, message.commit_term) = (0, 0); // An answer to a candidate, which need not say it.
+        }
+    }
+}
+
 /// Drops news of the commit index that a later message to the same member brings as well. `replicating` says whether a
 /// member takes appends without being asked for each; to others an empty append is a question.
 pub(super) fn drop_stale_news(messages: &mut Vec<Message>, replicating: impl Fn(u64) -> bool) {
@@ -114,6 +129,22 @@ mod tests {
         let mut lone = vec![ack(3, 0, false), ack(1, 7, false)];
         drop_included_acks(&mut lone);
         assert_eq!(lone, [ack(3, 0, false), ack(1, 7, false)], "a leader of the past hears that it is one");
+    }
+
+    #[test]
+    fn what_is_not_on_disk_is_withheld_and_heartbeats_go_on() {
+        let answer = |commit| Message {
+            msg_type: MessageType::MsgRequestPreVoteResponse,
+            commit,
+            commit_term: u64::from(commit > 0),
+            ..Message::default()
+        };
+        let read = |index| Message { msg_type: MessageType::MsgReadIndexResp, index, ..Message::default() };
+        let mut messages = vec![append(2, 1, 9), append(3, 0, 4), answer(7), answer(4), read(6), read(4)];
+        let mut promises = Vec::new();
+        withhold_commit(&mut messages, 5, &mut promises);
+        assert_eq!(messages, [append(2, 1, 4), append(3, 0, 4), answer(0), answer(4), read(4)]);
+        assert_eq!(promises, [read(6)]);
     }
 
     #[test]

@@ -161,15 +161,22 @@ impl Connection {
 }
 
 impl Admitted {
-    /// It has said what it is; says whether another one had to give way to it.
-    #[must_use]
-    pub fn set_stage(&self, stage: Stage) -> bool {
-        let mut table = self.connections.state.lock();
-        let is_guest = |connection: &Connection| connection.stage == Stage::Guest;
-        let has_evicted = stage == Stage::Guest && table.count(is_guest) >= MOST_GUESTS && table.evict(is_guest);
-        if let Some(connection) = table.open.get_mut(&self.number) {
+    /// It has said what it is.
+    pub fn set_stage(&self, stage: Stage) {
+        if let Some(connection) = self.connections.state.lock().open.get_mut(&self.number) {
             connection.stage = stage;
         }
+    }
+
+    /// It is a stream of a member that is not known here; says whether another one had to give way to it.
+    #[must_use]
+    pub(super) fn set_guest(&self) -> bool {
+        let is_guest = |connection: &Connection| connection.stage == Stage::Guest;
+        let has_evicted = {
+            let mut state = self.connections.state.lock();
+            state.count(is_guest) >= MOST_GUESTS && state.evict(is_guest)
+        };
+        self.set_stage(Stage::Guest);
         has_evicted
     }
 
@@ -241,7 +248,8 @@ mod tests {
         let connections = connections(3, 2);
         let (mut silent, accepted) = pair();
         let spoken = admit(&connections, &accepted, HERE).unwrap();
-        assert!(!spoken.0.set_stage(Stage::Stream) && !spoken.1);
+        spoken.0.set_stage(Stage::Stream);
+        assert!(!spoken.1, "there is room");
         let first = pair();
         let mut held = vec![admit(&connections, &first.1, HERE).unwrap()];
         held.push(admit(&connections, &pair().1, HERE).unwrap());
@@ -251,8 +259,8 @@ mod tests {
         let mut ended = first.0;
         assert_eq!(ended.read(&mut [0]).unwrap(), 0, "the oldest of them is closed");
         drop(held.remove(0));
-        assert!(!third.set_stage(Stage::Http));
-        assert!(!held[0].0.set_stage(Stage::Http));
+        third.set_stage(Stage::Http);
+        held[0].0.set_stage(Stage::Http);
         let refused = admit(&connections, &pair().1, HERE).unwrap_err();
         assert_eq!(refused, Refusal::Address(3));
         admit(&connections, &pair().1, THERE).expect("another address has room of its own");
@@ -269,10 +277,10 @@ mod tests {
         let connections = connections(100, 100);
         let mut guests: Vec<_> = (0..MOST_GUESTS).map(|_| pair()).collect();
         let mut admitted: Vec<_> = guests.iter().map(|(_, it)| admit(&connections, it, HERE).unwrap().0).collect();
-        assert!(admitted.iter().all(|it| !it.set_stage(Stage::Guest)));
+        assert!(admitted.iter().all(|it| !it.set_guest()));
         let last = pair();
         let newest = admit(&connections, &last.1, HERE).unwrap().0;
-        assert!(newest.set_stage(Stage::Guest));
+        assert!(newest.set_guest());
         assert_eq!(guests[0].0.read(&mut [0]).unwrap(), 0);
         drop(admitted.remove(0));
         assert_eq!(connections.state.lock().count(|it| it.stage == Stage::Guest), MOST_GUESTS);

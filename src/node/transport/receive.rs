@@ -125,7 +125,9 @@ impl Transport {
                     Ok(floor) => floor,
                     Err(why) => return self.refuse(&hello, &Verdict::Refused(why), admitted, stream),
                 };
-                if admitted.set_stage(if is_known { Stage::Stream } else { Stage::Guest }) {
+                if is_known {
+                    admitted.set_stage(Stage::Stream);
+                } else if admitted.set_guest() {
                     self.note_refusal("connections", 0, None, "too many members call that are not known here");
                 }
                 verdict.write(&mut stream)?;
@@ -140,7 +142,7 @@ impl Transport {
                 end
             }
             Purpose::Snapshot => {
-                let _ = admitted.set_stage(Stage::Stream); // Nothing gives way to it.
+                admitted.set_stage(Stage::Stream);
                 verdict.write(&mut stream)?;
                 ship::receive(self, &hello, admitted, stream)
             }
