@@ -1,4 +1,4 @@
-//! What spans rooms: a key space, its readers, and compaction between them.
+//! Tests across modules: a key space, its readers, and compactions in between.
 
 use std::ops::ControlFlow;
 
@@ -11,13 +11,13 @@ use super::{
 };
 use crate::storage::{Batch, Table, memory::Memory};
 
-pub(super) struct World {
+pub(super) struct Fixture {
     engine: Arc<Memory>,
     pub store: Store,
     batch: Batch,
 }
 
-impl World {
+impl Fixture {
     pub fn new() -> Self {
         let engine = Arc::new(Memory::default());
         let store = Store::open(engine.clone(), 1, 1 << 20, &mut |_, _| ()).unwrap();
@@ -46,7 +46,7 @@ impl World {
         self.store.shared().head()
     }
 
-    /// The keys of the whole history, as the database has them.
+    /// The keys of all records in the database.
     fn records(&self) -> Vec<Vec<u8>> {
         let mut records = Vec::new();
         let mut visit = |key: &[u8], _: &[u8]| {
@@ -65,32 +65,32 @@ impl World {
         self.store.publish_head();
     }
 
-    pub fn forget(&self) -> Progress {
+    pub fn run_compaction(&self) -> Progress {
         Compaction::pending(self.store.shared()).unwrap().step(1000).unwrap()
     }
 }
 
 #[test]
 fn compaction_waits_for_a_view_at_a_lower_revision() {
-    let mut world = World::new();
-    world.put(&["a"]);
-    world.put(&["a"]);
-    let guard = world.store.shared().register(2);
-    world.compact(3);
-    assert_eq!(world.forget(), Progress::Blocked);
+    let mut fixture = Fixture::new();
+    fixture.put(&["a"]);
+    fixture.put(&["a"]);
+    let guard = fixture.store.shared().register(2);
+    fixture.compact(3);
+    assert_eq!(fixture.run_compaction(), Progress::Blocked);
     drop(guard);
-    assert_eq!(world.forget(), Progress::Done);
+    assert_eq!(fixture.run_compaction(), Progress::Done);
 }
 
-/// The row was dropped without a word: the index had forgotten what the reader came for.
+/// Regression: the row was silently missing, because compaction had removed the key's old revision from the index.
 #[test]
-fn a_read_that_compaction_overtakes_is_done_again() {
-    let mut world = World::new();
-    world.put(&["a"]);
-    let (reader, resolved) = (world.store.reader(), 2);
-    world.put(&["a"]);
-    world.compact(3);
-    assert_eq!(world.forget(), Progress::Done);
+fn a_read_overtaken_by_a_compaction_is_repeated() {
+    let mut fixture = Fixture::new();
+    fixture.put(&["a"]);
+    let (reader, resolved) = (fixture.store.reader(), 2);
+    fixture.put(&["a"]);
+    fixture.compact(3);
+    assert_eq!(fixture.run_compaction(), Progress::Done);
     for count_only in [false, true] {
         let query = Query { count_only, ..Query::all(Interval::Key("a".into())) };
         assert_eq!(reader.range_unguarded(&query, resolved).unwrap().map(|rows| rows.count), None);
@@ -98,16 +98,16 @@ fn a_read_that_compaction_overtakes_is_done_again() {
     }
 }
 
-/// Keys with a long history held up all writers, until all of it was gone.
+/// Regression: the removal of keys with a long history blocked all writers until it was complete.
 #[test]
-fn a_compaction_looks_at_little_at_a_time_and_removes_little_at_once() {
-    let mut world = World::new();
+fn a_compaction_works_in_small_steps_and_small_batches() {
+    let mut fixture = Fixture::new();
     for _ in 0..50 {
-        world.put(&["a", "b", "c", "d"]);
+        fixture.put(&["a", "b", "c", "d"]);
     }
-    world.compact(51);
-    let before = world.engine.unflushed();
-    let mut compaction = Compaction::pending(world.store.shared()).unwrap();
+    fixture.compact(51);
+    let before = fixture.engine.unflushed();
+    let mut compaction = Compaction::pending(fixture.store.shared()).unwrap();
     let (mut steps, mut progress) = (0, Progress::More);
     while progress == Progress::More {
         progress = compaction.step(60).unwrap();
@@ -115,37 +115,37 @@ fn a_compaction_looks_at_little_at_a_time_and_removes_little_at_once() {
     }
     assert_eq!((progress, compaction.removed()), (Progress::Done, 4 * 49));
     assert_eq!(steps, 4, "of 200 records");
-    assert!(world.engine.unflushed() >= before + 2, "no batch is that large");
+    assert!(fixture.engine.unflushed() >= before + 2, "one batch does not hold all deletions");
 }
 
 proptest! {
     #[test]
-    fn a_compaction_leaves_what_it_should_however_it_removes(
-        turns in prop::collection::vec(prop::collection::vec((0_usize..6, prop::bool::weighted(0.2)), 1..15), 1..10),
+    fn a_compaction_keeps_the_right_records_for_any_step_and_range_size(
+        rounds in prop::collection::vec(prop::collection::vec((0_usize..6, prop::bool::weighted(0.2)), 1..15), 1..10),
         range in 1_usize..6,
         limit in 1_usize..9,
     ) {
-        let mut world = World::new();
+        let mut fixture = Fixture::new();
         let mut wanted: Vec<(i64, usize, bool)> = Vec::new();
-        for changes in turns {
+        for changes in rounds {
             for (key, is_deleted) in changes {
                 let name = ["a", "b", "c", "d", "e", "f"][key];
                 let is_alive = wanted.iter().rfind(|(_, known, _)| *known == key).is_some_and(|(.., deleted)| !deleted);
                 if !is_deleted {
-                    world.put(&[name]);
+                    fixture.put(&[name]);
                 } else if is_alive {
-                    world.delete(name);
+                    fixture.delete(name);
                 } else {
                     continue;
                 }
-                wanted.push((world.head(), key, is_deleted));
+                wanted.push((fixture.head(), key, is_deleted));
             }
-            let at = world.head();
-            if at == world.store.shared().compacted() {
+            let at = fixture.head();
+            if at == fixture.store.shared().compacted() {
                 continue;
             }
-            world.compact(at);
-            if let Some(compaction) = Compaction::pending(world.store.shared()) {
+            fixture.compact(at);
+            if let Some(compaction) = Compaction::pending(fixture.store.shared()) {
                 let mut compaction = compaction.with_ranges_of(range);
                 while compaction.step(limit).unwrap() != Progress::Done {}
                 let newest = |of| wanted.iter().rfind(|(_, key, _)| *key == of).map(|(main, ..)| *main);
@@ -156,23 +156,24 @@ proptest! {
             }
             let keys = wanted.iter().map(|&(main, _, deleted)| RecordKey::new(Revision { main, sub: 0 }, deleted));
             let keys: Vec<Vec<u8>> = keys.map(|key| key.as_ref().to_vec()).collect();
-            prop_assert_eq!(world.records(), keys);
+            prop_assert_eq!(fixture.records(), keys);
             let alive = wanted.iter().filter(|(.., deleted)| !deleted).count();
             let all = Query::all(Interval::From("\0".into()));
-            prop_assert_eq!(usize::try_from(world.store.reader().range(&all).unwrap().0.count), Ok(alive));
+            prop_assert_eq!(usize::try_from(fixture.store.reader().range(&all).unwrap().0.count), Ok(alive));
         }
     }
 }
 
-/// What is alive at an older revision has to be looked at key by key, whether it is all that was asked for or only the rest.
+/// Keys that are live at an older revision are counted one by one, whether the count is all that was requested or covers only
+/// the keys beyond the limit.
 #[test]
-fn a_long_count_of_the_past_is_not_short() {
-    let mut world = World::new();
+fn a_long_count_at_an_old_revision_is_not_short() {
+    let mut fixture = Fixture::new();
     let keys: Vec<String> = (0..=read::CHUNK).map(|nth| format!("{nth:04}")).collect();
-    world.put(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+    fixture.put(&keys.iter().map(String::as_str).collect::<Vec<_>>());
     let few = Query { limit: 10, ..Query::all(Interval::From("\0".into())) };
-    let is_short = |query: &Query| world.store.reader().range_at_once(query).unwrap().is_some();
-    assert!(is_short(&few), "what is alive now is counted by adding up");
+    let is_short = |query: &Query| fixture.store.reader().range_at_once(query).unwrap().is_some();
+    assert!(is_short(&few), "live keys at the head are counted by adding up leaves");
     assert!(is_short(&Query { revision: 2, counts_rest: false, ..few.clone() }));
     for counts_rest in [false, true] {
         assert!(!is_short(&Query { revision: 2, count_only: true, counts_rest, ..few.clone() }));

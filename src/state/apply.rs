@@ -115,7 +115,7 @@ impl Machine {
             return Err(Error::LeaseNotFound);
         }
         let needs_key = put.ignore_value || put.ignore_lease;
-        if needs_key && self.store.newest(&put.key).is_none_or(|change| change.life.is_none()) {
+        if needs_key && self.store.newest(&put.key).is_none_or(|change| change.metadata.is_none()) {
             return Err(Error::KeyNotFound);
         }
         Ok(())
@@ -149,7 +149,7 @@ impl Machine {
     fn before(&self, key: &bytes::Bytes) -> Result<Option<crate::proto::mvccpb::KeyValue>, Halt> {
         let newest = self.store.newest(key);
         let revision = match newest {
-            Some(change) if change.life.is_none() => self.store.visible_before(key),
+            Some(change) if change.metadata.is_none() => self.store.visible_before(key),
             other => other.map(|change| change.revision),
         };
         let record = revision.map(|revision| self.stored(revision)).transpose()?;

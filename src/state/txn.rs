@@ -12,7 +12,7 @@ use super::{Machine, Response, apply::Outcome};
 use crate::{
     error::{Error, Halt},
     mvcc::{
-        Hit, Interval, Life, Query, Reader,
+        Hit, Interval, KeyMetadata, Query, Reader,
         read::{self, Failure, Source},
     },
     proto::etcdserverpb::{
@@ -228,7 +228,7 @@ pub fn holds(source: &dyn Source, compare: &Compare, at: i64) -> Result<bool, Ha
         return Ok(!by_value && accepts(compare, compare_numbers(compare, None)));
     }
     if !by_value {
-        fill_lives(source, &mut hits)?;
+        fetch_metadata(source, &mut hits)?;
         return Ok(hits.iter().all(|hit| accepts(compare, compare_numbers(compare, Some(hit)))));
     }
     let revisions: Vec<_> = hits.iter().map(|hit| hit.revision).collect();
@@ -242,26 +242,26 @@ pub fn holds(source: &dyn Source, compare: &Compare, at: i64) -> Result<bool, Ha
 }
 
 /// Reads what the index does not know any more: the lives of keys that have changed since the view was taken.
-fn fill_lives(source: &dyn Source, hits: &mut [Hit]) -> Result<(), Halt> {
-    for hit in hits.iter_mut().filter(|hit| hit.life.is_none()) {
+fn fetch_metadata(source: &dyn Source, hits: &mut [Hit]) -> Result<(), Halt> {
+    for hit in hits.iter_mut().filter(|hit| hit.metadata.is_none()) {
         let record = source.records(&[hit.revision])?.pop().flatten();
         let record = record.ok_or_else(|| Halt::Refused("a record that a comparison looks at is missing".into()))?;
         let record = read::decode(record)?;
-        hit.life = Some(Life { create: record.create_revision, version: record.version, lease: record.lease });
+        hit.metadata = Some(KeyMetadata { create: record.create_revision, version: record.version, lease: record.lease });
     }
     Ok(())
 }
 
 fn compare_numbers(compare: &Compare, hit: Option<&Hit>) -> Ordering {
-    let life = hit.map(|hit| hit.life.expect("lives are filled in before they are compared"));
+    let metadata = hit.map(|hit| hit.metadata.expect("lives are filled in before they are compared"));
     let union = compare.target_union.as_ref();
     let (found, wanted) = match CompareTarget::try_from(compare.target) {
         Ok(CompareTarget::Version) => (
-            life.map(|life| life.version),
+            metadata.map(|metadata| metadata.version),
             matches_number(union, |union| if let TargetUnion::Version(number) = union { Some(*number) } else { None }),
         ),
         Ok(CompareTarget::Create) => (
-            life.map(|life| life.create),
+            metadata.map(|metadata| metadata.create),
             matches_number(
                 union,
                 |union| if let TargetUnion::CreateRevision(number) = union { Some(*number) } else { None },
@@ -275,7 +275,7 @@ fn compare_numbers(compare: &Compare, hit: Option<&Hit>) -> Ordering {
             ),
         ),
         Ok(CompareTarget::Lease) => (
-            life.map(|life| life.lease),
+            metadata.map(|metadata| metadata.lease),
             matches_number(union, |union| if let TargetUnion::Lease(number) = union { Some(*number) } else { None }),
         ),
         // A target that nobody knows compares as equal.
