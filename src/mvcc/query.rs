@@ -81,7 +81,7 @@ impl Query {
         }
     }
 
-    /// How many keys have to be visited; usize::MAX unless the index can stop early.
+    /// How many keys have to be visited; `usize::MAX` unless the index can stop early.
     pub(super) fn fetch_limit(&self) -> usize {
         let default_order = self.order == Order::None || (self.order == Order::Ascend && self.target == Target::Key);
         if self.limit > 0 && default_order && self.filters.is_off() {
