@@ -22,7 +22,7 @@
 //!
 //! A leader that was unresponsive (its process paused, its disk stalled) has received no renewals in that time.
 //! [`Deadlines::hold`] lets it process the renewals that were sent meanwhile: until the hold ends no lease is offered, and a
-//! lease that is over but was not offered before can still be renewed.
+//! lease that has expired but was not offered before can still be renewed.
 //!
 //! INVARIANTS
 //! * No lease is offered before its end, and it is offered at most a quarter of a second after, plus the time until the next
@@ -46,7 +46,7 @@ const TICK_MILLIS: u64 = 250;
 pub enum Renewal {
     /// The lease was renewed for its granted TTL, in seconds.
     Renewed(i64),
-    /// The lease is over and about to be revoked. The caller should wait for that, or for another leader.
+    /// The lease has expired and is about to be revoked. The caller should wait for that, or for another leader.
     Expired,
     /// There is no such lease.
     Unknown,
@@ -124,7 +124,7 @@ impl Deadlines {
         }
     }
 
-    /// Up to `limit` leases that are over, for the caller to revoke. Further ones are returned by the next call.
+    /// Up to `limit` expired leases, for the caller to revoke. Further ones are returned by the next call.
     #[must_use]
     pub fn expired(&mut self, now: Duration, limit: usize) -> Vec<LeaseId> {
         match &mut self.primary {
@@ -133,7 +133,7 @@ impl Deadlines {
         }
     }
 
-    /// The remaining time of a lease in whole seconds. Zero or less if the lease is over and about to be revoked; None if there
+    /// The remaining time of a lease in whole seconds. Zero or less if it has expired and is about to be revoked; None if there
     /// is no such lease or this member is not the leader.
     #[must_use]
     pub fn remaining(&self, id: LeaseId, now: Duration) -> Option<i64> {

@@ -3,9 +3,9 @@
 //! The module has two parts that do not use each other; the layer above connects them.
 //!
 //! * [`Leases`], in this file, is replicated: which leases there are, for how many seconds each was granted, and which keys
-//!   are attached to it. It is changed only by applied entries and knows nothing of time.
+//!   are attached to it. It is changed only by applied entries and is independent of time.
 //! * [`Deadlines`] holds the time at which each lease ends. It exists only on the leader, is not replicated, and decides
-//!   nothing: for a lease that is over a revocation is *proposed*, and the lease ends on every member when that entry is
+//!   nothing: for an expired lease a revocation is *proposed*, and the lease ends on every member when that entry is
 //!   applied.
 //!
 //! ```text

@@ -67,7 +67,7 @@ struct Run {
 /// The result of one step of a compaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// A view below the compact revision is still registered; try again later.
+    /// A view below this compaction's revision is registered; try again later.
     Blocked,
     /// There are more records to scan.
     More,

@@ -34,8 +34,9 @@ const LEAF_CAPACITIES: [usize; 8] = [4, 9, 18, 27, 36, 45, 54, LEAF_MAX];
 /// The metadata of a live key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyMetadata {
+    /// The create revision.
     pub create: i64,
-    /// The number of puts since the key was created, that one included.
+    /// The number of puts since the key was created, including that one.
     pub version: i64,
     /// Zero for none.
     pub lease: i64,

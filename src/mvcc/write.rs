@@ -113,13 +113,11 @@ impl Store {
         })
     }
 
-    /// A reader of what has been published.
     #[must_use]
     pub fn reader(&self) -> Reader {
         Reader::new(self.shared.clone())
     }
 
-    /// What the store shares with its readers.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
