@@ -60,7 +60,7 @@ pub trait Mailbox: Send + Sync {
     /// Delivers a parcel to the call in `slot` and wakes the call's task. Must be fast and must not block: the raft and apply
     /// threads call it.
     fn put(self: Arc<Self>, slot: u64, parcel: Parcel);
-    /// Whether an answer for the call in `slot` is still of use, as far as that is known here.
+    /// Whether an answer to the call in `slot` can still be sent, as far as the mailbox knows.
     fn is_open(&self, _slot: u64) -> bool {
         true
     }
@@ -87,7 +87,7 @@ impl Reply {
         self.put(Parcel::Work(Box::new(work)));
     }
 
-    /// Whether the answer is still of use. Ask before work that takes long.
+    /// Whether the answer can still be sent. Callers should check this before expensive work.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         self.mailbox.as_ref().is_some_and(|mailbox| mailbox.is_open(self.slot))
@@ -135,8 +135,8 @@ pub trait Conversation: Send {
     /// is ready.
     fn step(&mut self, line: &mut dyn Line) -> Step;
 
-    /// How many bytes are kept for it elsewhere: what its caller has asked to be remembered, and messages that it has not sent
-    /// yet. Asked after each step, and counted as held for the caller's connection; must be quick.
+    /// The bytes that are held for it outside the transport: state that the client has created, such as watches, and messages
+    /// that are not sent yet. Called after each step, and charged to the client's connection; must be fast.
     fn held(&self) -> usize {
         0
     }

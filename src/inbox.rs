@@ -54,7 +54,7 @@ impl<T> Inbox<T> {
     }
 
     /// Notifies the receiver without a message.
-    pub fn ring(&self) {
+    pub fn notify(&self) {
         let mut state = self.state.lock();
         if state.waiting == Waiting::ForMessagesOrNotification {
             state.waiting = Waiting::No;
@@ -70,8 +70,8 @@ impl<T> Inbox<T> {
     }
 
     /// The same, but a notification ends the wait too. `has_notification` must return whether there was a notification that the
-    /// receiver has not handled yet. It is called under the lock that [`Inbox::ring`] takes, so no notification is lost.
-    pub fn receive_or_hear(
+    /// receiver has not handled yet. It is called under the lock that [`Inbox::notify`] takes, so no notification is lost.
+    pub fn receive_or_notified(
         &self,
         into: &mut Vec<T>,
         has_notification: impl FnOnce() -> bool,
@@ -114,7 +114,7 @@ impl<T> Inbox<T> {
     }
 
     #[must_use]
-    pub fn has_letters(&self) -> bool {
+    pub fn has_messages(&self) -> bool {
         !self.state.lock().messages.is_empty()
     }
 
@@ -161,7 +161,7 @@ mod tests {
         let inbox = Inbox::<u8>::default();
         let mut messages = Vec::new();
         assert!(inbox.receive(&mut messages, Some(Instant::now())));
-        assert!(inbox.receive_or_hear(&mut messages, || false, Some(Instant::now())));
+        assert!(inbox.receive_or_notified(&mut messages, || false, Some(Instant::now())));
         assert!(messages.is_empty());
     }
 
@@ -169,11 +169,11 @@ mod tests {
     fn a_notification_wakes_only_a_receiver_that_waits_for_it() {
         let inbox = Arc::new(Inbox::<u8>::default());
         let receiver = inbox.clone();
-        let thread = thread::spawn(move || receiver.receive_or_hear(&mut Vec::new(), || false, None));
+        let thread = thread::spawn(move || receiver.receive_or_notified(&mut Vec::new(), || false, None));
         while inbox.state.lock().waiting != Waiting::ForMessagesOrNotification {
             thread::yield_now();
         }
-        inbox.ring();
+        inbox.notify();
         assert!(thread.join().unwrap(), "the receiver is woken, and the inbox is open");
 
         let receiver = inbox.clone();
@@ -185,7 +185,7 @@ mod tests {
         while inbox.state.lock().waiting != Waiting::ForMessages {
             thread::yield_now();
         }
-        inbox.ring();
+        inbox.notify();
         assert_eq!(inbox.state.lock().waiting, Waiting::ForMessages, "the receiver still waits");
         inbox.send(7).unwrap();
         assert_eq!(thread.join().unwrap(), [7]);
@@ -194,6 +194,6 @@ mod tests {
     #[test]
     fn an_unhandled_notification_prevents_waiting() {
         let inbox = Inbox::<u8>::default();
-        assert!(inbox.receive_or_hear(&mut Vec::new(), || true, None));
+        assert!(inbox.receive_or_notified(&mut Vec::new(), || true, None));
     }
 }
