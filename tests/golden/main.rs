@@ -27,9 +27,9 @@
 //! | command | meaning |
 //! | --- | --- |
 //! | `get key [end] [rev=] [limit=] [sort=] [by=] [min_mod=] … [keys_only] [count_only]` | a Range of the published state |
-//! | `view [rev=]`, `look key [end] …`, `close` | opens a view, reads through it, closes it |
+//! | `view [rev=]`, `read key [end] …`, `close` | opens a view, reads through it, closes it |
 //! | `hash [rev]` | `HashKV` |
-//! | `remember` | stores the hash for the compaction that is about to remove records |
+//! | `store_hash` | stores the hash for the compaction that is about to remove records |
 //! | `remove [limit=]` | removes compacted records: one step of about `limit` records, or all |
 //! | `members` | voters, learners and removed members |
 //! | `records [raw]`, `leases` | the stored records or leases; `raw` shows bytes |
@@ -38,7 +38,7 @@
 //! | `crash lose=n` | the newest n batches are lost; their entries are replayed, and must have the same outcomes |
 //!
 //! Watch commands. Each names its stream with `stream=` unless there is only one; the first command of a stream opens it, with
-//! `parts=` for the response size in bytes above which a fragmenting watch splits. Commands that send a request, and `hear`,
+//! `parts=` for the response size in bytes above which a fragmenting watch splits. Commands that send a request, and `receive`,
 //! show the responses received by the stream: `2*a=1` created a key at revision 2, `3+a=2` changed it, `4-a` deleted it, each
 //! followed by the previous value (`<1@2`) if it was requested; then `…` for a fragment that is not the last, and the header's
 //! revision.
@@ -47,8 +47,8 @@
 //! | --- | --- |
 //! | `watch key [end] [from=] [id=] [prev_kv] [notify] [fragment] [no_put] [no_delete]` | creates a watch |
 //! | `cancel id`, `progress` | cancels it; requests a progress notification |
-//! | `hear` | shows all responses that are ready |
-//! | `stall`, `listen` | the client stops reading responses; it reads again |
+//! | `receive` | shows all responses that are ready |
+//! | `stall`, `resume` | the client stops reading responses; it reads again |
 //! | `leave` | closes the stream |
 //! | `wait seconds` | advances the time |
 //! | `hub [ring=] [pending=] [watches=]` | starts a new hub with the given limits; closes all streams |

@@ -144,13 +144,13 @@ impl Node {
             "garbage" => self.apply_data(Kind::Put, false, Bytes::from_static(&[0x22, 0x7f, 1])),
             "get" => self.get(parse::range(args)?),
             "view" => self.open_view(args)?,
-            "look" => self.look(parse::range(args)?)?,
+            "read" => self.read_view(parse::range(args)?)?,
             "close" => {
                 self.running().view = None;
                 String::new()
             }
             "hash" => self.hash(args)?,
-            "remember" => {
+            "store_hash" => {
                 let running = self.running();
                 let due = running.compaction.take().or_else(|| Compaction::pending(running.machine.shared()));
                 let due = due.ok_or("nothing is compacted")?;
@@ -317,7 +317,7 @@ impl Node {
         })
     }
 
-    fn look(&mut self, range: metastore::proto::etcdserverpb::RangeRequest) -> Output {
+    fn read_view(&mut self, range: metastore::proto::etcdserverpb::RangeRequest) -> Output {
         let view = self.running().view.as_ref().ok_or("no view is open")?;
         let mut encoded = Vec::new();
         view.range(&txn::query(range))?.encode(&mut encoded);

@@ -52,9 +52,9 @@ impl WatchHarness {
                 self.send_request(args, RequestUnion::CancelRequest(WatchCancelRequest { watch_id }))
             }),
             "progress" => self.send_request(args, RequestUnion::ProgressRequest(WatchProgressRequest {})),
-            "hear" => self.stream(args).map(|stream| self.receive(&stream)),
+            "receive" => self.stream(args).map(|stream| self.receive(&stream)),
             "stall" => self.set_capacity(args, 0),
-            "listen" => self.set_capacity(args, usize::MAX),
+            "resume" => self.set_capacity(args, usize::MAX),
             "leave" => self.stream(args).map(|stream| self.leave(&stream)),
             "wait" => args.expect_number().and_then(|seconds| self.wait(seconds)),
             "counts" => Ok(self.counts()),
