@@ -1,13 +1,13 @@
-//! One call, as whoever answers it sees it. Knows no transport and no message: a call is a path's metadata and bytes, and
-//! a [`Reply`] to be used once, from any thread.
+//! One call, as its handler sees it. It is independent of the transport and of the message types: a unary call is metadata and
+//! bytes, and a [`Reply`] that is used once, from any thread.
 //!
-//! A unary handler gets a [`Call`] and a [`Reply`]. It awaits nothing and spawns nothing: it answers at once, or hands the
-//! reply on to whoever will know the answer. What is put into a reply lies in the call's mailbox until the call's own task
-//! comes by; a piece of [`Work`] put there *runs* on that task. So a thread that serves everybody (raft, apply) never
-//! encodes a large answer or reads the disk for one client.
+//! A unary handler gets a [`Call`] and a [`Reply`]. It must not block, await or spawn: it answers immediately, or passes the
+//! reply to the component that will have the answer. A reply is delivered to the call's mailbox, where it stays until the
+//! call's own task runs; a piece of [`Work`] delivered there *runs* on that task. So threads that serve all clients (raft,
+//! apply) never encode a large answer or read the disk for a single client.
 //!
-//! A streaming handler makes a [`Conversation`]: a value that the call's own task steps whenever a message came, the sink
-//! has room again, or another thread woke it.
+//! A streaming handler creates a [`Conversation`]: a value that the call's own task steps whenever a message has arrived, the
+//! sink has capacity again, or another thread has woken it.
 
 use std::{borrow::Cow, sync::Arc, task::Waker, time::Instant};
 
@@ -15,7 +15,6 @@ use bytes::Bytes;
 
 /// gRPC's status codes, with gRPC's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "gRPC names them")]
 pub enum Code {
     Ok = 0,
     Canceled = 1,
@@ -36,63 +35,59 @@ pub enum Code {
     Unauthenticated = 16,
 }
 
-/// A call that ends badly: the code and the words.
+/// The status of a call that fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// What kind of failure.
     pub code: Code,
-    /// What the client reads.
     pub message: Cow<'static, str>,
 }
 
-/// What a call ends with: an encoded message, or a refusal.
+/// The result of a call: an encoded message, or an error status.
 pub type Answer = Result<Bytes, Refusal>;
 
-/// Something that the call's own task shall run; it answers with the reply that it is given.
+/// Code to run on the call's own task. It answers through the reply that it is given.
 pub type Work = Box<dyn FnOnce(Reply) + Send>;
 
-/// What may lie in a call's mailbox.
+/// What can be delivered to a call's mailbox.
 pub enum Parcel {
-    /// The end of the call.
     Answer(Answer),
-    /// Work that will lead to it.
+    /// Work that produces the answer.
     Work(Work),
 }
 
-/// Where parcels are put for calls in progress. A transport implements it, per call or per connection.
+/// Receives parcels for calls in progress. Implemented by the transports, per call or per connection.
 pub trait Mailbox: Send + Sync {
-    /// Takes a parcel for the call in `slot` and wakes the call's task. Must be quick: busy threads call it.
+    /// Delivers a parcel to the call in `slot` and wakes the call's task. Must be fast and must not block: the raft and apply
+    /// threads call it.
     fn put(self: Arc<Self>, slot: u64, parcel: Parcel);
-    /// Whether an answer for the call in `slot` is still of use, as far as that is known here.
+    /// Whether an answer to the call in `slot` can still be sent, as far as the mailbox knows.
     fn is_open(&self, _slot: u64) -> bool {
         true
     }
 }
 
-/// The right to answer one call, once. Dropped unused, it tells the client that the server is going away.
+/// The handle to answer one call, once. If it is dropped unused, the client is told that the server is stopping.
 pub struct Reply {
     mailbox: Option<Arc<dyn Mailbox>>,
     slot: u64,
 }
 
 impl Reply {
-    /// A reply for the call in `slot` of `mailbox`.
     #[must_use]
     pub fn new(mailbox: Arc<dyn Mailbox>, slot: u64) -> Self {
         Self { mailbox: Some(mailbox), slot }
     }
 
-    /// Ends the call.
     pub fn answer(self, answer: Answer) {
         self.put(Parcel::Answer(answer));
     }
 
-    /// Has the call's own task run `work`.
+    /// Runs `work` on the call's own task.
     pub fn run(self, work: impl FnOnce(Reply) + Send + 'static) {
         self.put(Parcel::Work(Box::new(work)));
     }
 
-    /// Whether the answer is still of use. Ask before work that takes long.
+    /// Whether the answer can still be sent. Callers should check this before expensive work.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         self.mailbox.as_ref().is_some_and(|mailbox| mailbox.is_open(self.slot))
@@ -113,63 +108,63 @@ impl Drop for Reply {
     }
 }
 
-/// What the caller said beside the message.
+/// The call's metadata, as far as handlers need it.
 #[derive(Debug, Clone, Default)]
 pub struct Metadata {
-    /// `hasleader: true`: refuse rather than wait while there is no leader.
+    /// `hasleader: true`: the call is refused while there is no leader.
     pub require_leader: bool,
     /// `token`, or `authorization`.
     pub token: Option<String>,
     /// `client-api-version`, byte for byte.
     pub client_api_version: Option<Bytes>,
-    /// When the caller stops waiting.
+    /// When the client stops waiting.
     pub deadline: Option<Instant>,
 }
 
 /// One unary call.
 pub struct Call {
-    /// What came with the message.
     pub metadata: Metadata,
     /// The encoded request.
     pub message: Bytes,
 }
 
-/// A streaming call as a value. Its owner steps it on the call's own task; dropping it means that the caller is gone.
+/// A streaming call as a value. Its owner steps it on the call's own task and drops it when the client has disconnected.
 pub trait Conversation: Send {
-    /// Does all that can be done now. Before it returns [`Step::Wait`] it has read every message there was, or filled the
-    /// sink, and made sure that `line.waker()` is called when something of its own is ready.
+    /// Does everything that can be done now. Before it returns [`Step::Wait`] it must have received all messages that have
+    /// arrived, or filled the sink, and it must have arranged that `line.waker()` is woken when anything else that it waits for
+    /// is ready.
     fn step(&mut self, line: &mut dyn Line) -> Step;
 
-    /// How many bytes are kept for it elsewhere: what its caller has asked to be remembered, and messages that it has not sent
-    /// yet. Asked after each step, and counted as held for the caller's connection; must be quick.
+    /// The bytes that are held for it outside the transport: state that the client has created, such as watches, and messages
+    /// that are not sent yet. Called after each step, and charged to the client's connection; must be fast.
     fn held(&self) -> usize {
         0
     }
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Step again when a message comes, when the sink has room again, or when woken.
+    /// Step again when a message arrives, when the sink has capacity again, or when woken.
     Wait,
-    /// The stream ends; `Ok` is a normal end.
+    /// The stream ends; `Ok` is a normal end, status OK.
     End(Result<(), Refusal>),
 }
 
-/// The line to the caller of a streaming call, during one step.
+/// Both directions of a streaming call, for use during one step.
 pub trait Line {
-    /// The next message, if one has come.
+    /// The next message, if one has arrived.
     fn receive(&mut self) -> Option<Bytes>;
-    /// No message will ever come again (the caller half-closed).
+    /// Whether the client has half-closed the stream, so that no more messages will arrive.
     fn ended(&self) -> bool;
-    /// Whether the sink takes another message without growing beyond its bound.
+    /// Whether the sink has capacity for another message.
     fn has_room(&self) -> bool;
-    /// Sends a message. What is sent without room is kept nevertheless: ask first.
+    /// Sends a message. Callers must check [`Line::has_room`] first: a message beyond the capacity is buffered too.
     fn send(&mut self, message: Bytes);
-    /// How many bytes more than [`Conversation::held`] said after the last step may be kept for the caller.
+    /// How many bytes may be kept for this call beyond what [`Conversation::held`] reported after the last step.
     fn spare(&self) -> usize {
         usize::MAX
     }
-    /// Wakes this conversation's task, from any thread, any number of times.
+    /// Wakes the call's task; may be used from any thread, any number of times.
     fn waker(&self) -> &Waker;
 }

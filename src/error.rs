@@ -1,16 +1,15 @@
-//! Everything that can go wrong, in two kinds.
+//! The two kinds of errors.
 //!
-//! [`Error`] is what a client can be told: the display string is etcd's wire string, to the letter, because clients match
-//! on it. A refusal is an ordinary outcome; where it comes from applying an entry, every replica refuses alike.
+//! [`Error`] is returned to clients. Its display string is exactly etcd's, because clients match on it. A refused request is an
+//! ordinary outcome; if it is refused when its entry is applied, every replica refuses it alike.
 //!
-//! [`Halt`] is what this node cannot live with: a disk that fails, data that is damaged. Nobody recovers from it but a
-//! person, so it ends the process.
+//! [`Halt`] is an error that this process cannot recover from: a failing disk or corrupt data. It needs an operator, so it ends
+//! the process.
 
 use std::path::{Path, PathBuf};
 
-/// A refusal, in etcd's words.
+/// Why a request is refused, with etcd's error text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs, reason = "the message says it")]
 pub enum Error {
     #[error("etcdserver: key is not provided")]
     EmptyKey,
@@ -94,46 +93,43 @@ pub enum Error {
     InvalidDowngradeTargetVersion,
     #[error("etcdserver: request canceled")]
     Canceled,
-    /// A write found no leader until its time was over.
+    /// A write found no leader within its timeout.
     #[error("context deadline exceeded")]
     DeadlineExceeded,
-    /// The leader could not confirm that it still leads.
+    /// The leader could not confirm its leadership.
     #[error("not a primary lessor")]
     NotPrimary,
-    /// A `RangeStream`, asked for what it cannot do.
+    /// A `RangeStream` with options that it does not support.
     #[error("{0}")]
     Unimplemented(&'static str),
-    /// A message that does not decode.
+    /// A message that cannot be decoded.
     #[error("grpc: error unmarshalling request: {0}")]
     Malformed(String),
-    /// Words without a code of their own.
+    /// Any other error text, with code Unknown.
     #[error("{0}")]
     Unknown(String),
 }
 
-/// Why this node cannot go on.
+/// An error that ends the process.
 #[derive(Debug, thiserror::Error)]
 pub enum Halt {
-    /// A file or directory failed us.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Io {
-        /// What we were about to do.
+        /// The failed action, as a verb: "read".
         action: &'static str,
-        /// With which file.
         path: PathBuf,
-        /// What the system said.
         source: std::io::Error,
     },
-    /// The database failed us.
+    /// RocksDB returned an error.
     #[error("database: {0}")]
     Database(String),
-    /// What is on disk cannot be what we wrote, or is not ours to open.
+    /// Data on disk is corrupt, or is not data of this member.
     #[error("{0}")]
     Refused(String),
 }
 
 impl Halt {
-    /// For `map_err`: says which action on which file failed.
+    /// For `map_err`: adds the action and the path to an I/O error.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }

@@ -1,123 +1,133 @@
-//! What one thread hears from all others: a list behind a lock, taken whole, and a bell.
+//! A queue of messages to one thread from any number of others, plus a notification without a message.
 //!
-//! Only a sleeping receiver costs whoever wakes it a system call, and it is woken only for what it sleeps for: letters wake it
-//! always, the bell only if it listens for it. While nobody watches anything, for one, writes do not wake the watch hub.
+//! The queue is a list behind a lock; the receiver takes the whole list at once. Waking the receiver costs the sender a system
+//! call, so it is woken only if it is waiting, and only for what it waits for: messages always wake it, a notification only if
+//! it asked for notifications. For example, as long as there are no watchers, writes do not wake the watch hub.
 
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-/// A mailbox with many senders and one receiver. The bound is the senders' business: every kind of letter is bounded by
-/// something that its sender waits for.
+/// A queue with many senders and one receiver. It has no bound of its own: for every kind of message the number in flight is
+/// limited by something that its sender waits for.
 #[derive(Debug)]
 pub struct Inbox<T> {
     state: Mutex<State<T>>,
-    roused: Condvar,
+    wakeup: Condvar,
 }
 
 #[derive(Debug)]
 struct State<T> {
-    letters: Vec<T>,
-    sleep: Sleep,
+    messages: Vec<T>,
+    waiting: Waiting,
     closed: bool,
 }
 
-/// What the receiver can be woken by.
+/// Whether the receiver waits, and what wakes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sleep {
-    Awake,
-    /// By letters.
-    Deep,
-    /// By the bell, too.
-    Light,
+enum Waiting {
+    No,
+    ForMessages,
+    ForMessagesOrNotification,
 }
 
 impl<T> Default for Inbox<T> {
     fn default() -> Self {
-        let state = State { letters: Vec::new(), sleep: Sleep::Awake, closed: false };
-        Self { state: Mutex::new(state), roused: Condvar::new() }
+        let state = State { messages: Vec::new(), waiting: Waiting::No, closed: false };
+        Self { state: Mutex::new(state), wakeup: Condvar::new() }
     }
 }
 
 impl<T> Inbox<T> {
-    /// Leaves a letter; gives it back if nobody will ever read it.
-    pub fn send(&self, letter: T) -> Result<(), T> {
+    /// Sends a message; returns it if the inbox is closed.
+    pub fn send(&self, message: T) -> Result<(), T> {
         let mut state = self.state.lock();
         if state.closed {
-            return Err(letter);
+            return Err(message);
         }
-        state.letters.push(letter);
-        if std::mem::replace(&mut state.sleep, Sleep::Awake) != Sleep::Awake {
+        state.messages.push(message);
+        if std::mem::replace(&mut state.waiting, Waiting::No) != Waiting::No {
             drop(state);
-            self.roused.notify_one();
+            self.wakeup.notify_one();
         }
         Ok(())
     }
 
-    /// Rings the bell: there is news, though no letter.
-    pub fn ring(&self) {
+    /// Notifies the receiver without a message.
+    pub fn notify(&self) {
         let mut state = self.state.lock();
-        if state.sleep == Sleep::Light {
-            state.sleep = Sleep::Awake;
+        if state.waiting == Waiting::ForMessagesOrNotification {
+            state.waiting = Waiting::No;
             drop(state);
-            self.roused.notify_one();
+            self.wakeup.notify_one();
         }
     }
 
-    /// Waits until there are letters or the time has come, then appends all letters to `into`. False once closed and empty.
+    /// Waits until there are messages or until `until`, then appends all messages to `into`. False once the inbox is closed and
+    /// empty.
     pub fn receive(&self, into: &mut Vec<T>, until: Option<Instant>) -> bool {
-        self.wait(into, Sleep::Deep, || false, until)
+        self.wait(into, Waiting::ForMessages, || false, until)
     }
 
-    /// The same, but the bell ends the waiting too. `has_news` tells whether it rang for something that was not seen yet; it
-    /// is looked at under the lock that [`Inbox::ring`] takes, so one of the two sees the other.
-    pub fn receive_or_hear(&self, into: &mut Vec<T>, has_news: impl FnOnce() -> bool, until: Option<Instant>) -> bool {
-        self.wait(into, Sleep::Light, has_news, until)
+    /// The same, but a notification ends the wait too. `has_notification` must return whether there was a notification that the
+    /// receiver has not handled yet. It is called under the lock that [`Inbox::notify`] takes, so no notification is lost.
+    pub fn receive_or_notified(
+        &self,
+        into: &mut Vec<T>,
+        has_notification: impl FnOnce() -> bool,
+        until: Option<Instant>,
+    ) -> bool {
+        self.wait(into, Waiting::ForMessagesOrNotification, has_notification, until)
     }
 
-    fn wait(&self, into: &mut Vec<T>, sleep: Sleep, has_news: impl FnOnce() -> bool, until: Option<Instant>) -> bool {
+    fn wait(
+        &self,
+        into: &mut Vec<T>,
+        waiting: Waiting,
+        has_notification: impl FnOnce() -> bool,
+        until: Option<Instant>,
+    ) -> bool {
         let mut state = self.state.lock();
-        if state.letters.is_empty() && !state.closed && !has_news() {
-            state.sleep = sleep;
+        if state.messages.is_empty() && !state.closed && !has_notification() {
+            state.waiting = waiting;
         }
-        while state.sleep != Sleep::Awake && !state.closed {
+        while state.waiting != Waiting::No && !state.closed {
             match until {
-                Some(until) if self.roused.wait_until(&mut state, until).timed_out() => break,
+                Some(until) if self.wakeup.wait_until(&mut state, until).timed_out() => break,
                 Some(_) => (),
-                None => self.roused.wait(&mut state),
+                None => self.wakeup.wait(&mut state),
             }
         }
-        state.sleep = Sleep::Awake;
-        let open = !state.closed || !state.letters.is_empty();
+        state.waiting = Waiting::No;
+        let open = !state.closed || !state.messages.is_empty();
         if into.is_empty() {
-            std::mem::swap(into, &mut state.letters);
+            std::mem::swap(into, &mut state.messages);
         } else {
-            into.append(&mut state.letters);
+            into.append(&mut state.messages);
         }
         open
     }
 
-    /// Appends all letters to `into` without waiting for any.
+    /// Appends all messages to `into` without waiting for any.
     pub fn drain(&self, into: &mut Vec<T>) {
-        into.append(&mut self.state.lock().letters);
+        into.append(&mut self.state.lock().messages);
     }
 
-    /// Whether letters lie there.
     #[must_use]
-    pub fn has_letters(&self) -> bool {
-        !self.state.lock().letters.is_empty()
+    pub fn has_messages(&self) -> bool {
+        !self.state.lock().messages.is_empty()
     }
 
-    /// Whether it takes no more letters.
+    /// Whether it accepts no more messages.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.state.lock().closed
     }
 
-    /// Takes no more letters; those that lie there can still be received.
+    /// Accepts no more messages; those in the queue can still be received.
     pub fn close(&self) {
         self.state.lock().closed = true;
-        self.roused.notify_all();
+        self.wakeup.notify_all();
     }
 }
 
@@ -128,12 +138,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn letters_arrive_in_order_and_a_closed_inbox_empties_first() {
+    fn messages_arrive_in_order_and_a_closed_inbox_is_emptied_first() {
         let inbox = Arc::new(Inbox::default());
         let sender = inbox.clone();
         let thread = thread::spawn(move || {
-            for letter in 0..1000 {
-                sender.send(letter).unwrap();
+            for message in 0..1000 {
+                sender.send(message).unwrap();
             }
             sender.close();
         });
@@ -147,43 +157,43 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_when_the_time_has_come() {
+    fn waiting_ends_at_its_deadline() {
         let inbox = Inbox::<u8>::default();
-        let mut letters = Vec::new();
-        assert!(inbox.receive(&mut letters, Some(Instant::now())));
-        assert!(inbox.receive_or_hear(&mut letters, || false, Some(Instant::now())));
-        assert!(letters.is_empty());
+        let mut messages = Vec::new();
+        assert!(inbox.receive(&mut messages, Some(Instant::now())));
+        assert!(inbox.receive_or_notified(&mut messages, || false, Some(Instant::now())));
+        assert!(messages.is_empty());
     }
 
     #[test]
-    fn the_bell_wakes_who_listens_and_nobody_else() {
+    fn a_notification_wakes_only_a_receiver_that_waits_for_it() {
         let inbox = Arc::new(Inbox::<u8>::default());
-        let listener = inbox.clone();
-        let thread = thread::spawn(move || listener.receive_or_hear(&mut Vec::new(), || false, None));
-        while inbox.state.lock().sleep != Sleep::Light {
+        let receiver = inbox.clone();
+        let thread = thread::spawn(move || receiver.receive_or_notified(&mut Vec::new(), || false, None));
+        while inbox.state.lock().waiting != Waiting::ForMessagesOrNotification {
             thread::yield_now();
         }
-        inbox.ring();
-        assert!(thread.join().unwrap(), "it is woken, and open");
+        inbox.notify();
+        assert!(thread.join().unwrap(), "the receiver is woken, and the inbox is open");
 
-        let listener = inbox.clone();
+        let receiver = inbox.clone();
         let thread = thread::spawn(move || {
-            let mut letters = Vec::new();
-            listener.receive(&mut letters, None);
-            letters
+            let mut messages = Vec::new();
+            receiver.receive(&mut messages, None);
+            messages
         });
-        while inbox.state.lock().sleep != Sleep::Deep {
+        while inbox.state.lock().waiting != Waiting::ForMessages {
             thread::yield_now();
         }
-        inbox.ring();
-        assert_eq!(inbox.state.lock().sleep, Sleep::Deep, "it sleeps on");
+        inbox.notify();
+        assert_eq!(inbox.state.lock().waiting, Waiting::ForMessages, "the receiver still waits");
         inbox.send(7).unwrap();
         assert_eq!(thread.join().unwrap(), [7]);
     }
 
     #[test]
-    fn news_that_was_not_seen_keeps_awake() {
+    fn an_unhandled_notification_prevents_waiting() {
         let inbox = Inbox::<u8>::default();
-        assert!(inbox.receive_or_hear(&mut Vec::new(), || true, None));
+        assert!(inbox.receive_or_notified(&mut Vec::new(), || true, None));
     }
 }

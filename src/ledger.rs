@@ -1,8 +1,8 @@
-//! The account of everything that clients make the server keep, in bytes.
+//! Accounting of all memory that the server holds for clients, in bytes.
 //!
-//! There is one ledger for the process. A connection of our own HTTP/2 adds what it holds (`http2/limits.rs` decides how
-//! much that may be); whatever keeps something for clients outside a connection, such as the watch hub, adds to the same
-//! ledger, so that the limit is one for all of it.
+//! There is one ledger for the process. Each connection of our own HTTP/2 adds what it holds (`http2/limits.rs` decides how
+//! much that may be). Everything else that holds memory for clients outside a connection, such as the watch hub, is charged to
+//! the same ledger, so that one limit applies to all of it.
 
 use std::sync::{
     Arc,
@@ -14,7 +14,7 @@ use crate::{
     metrics::METRICS,
 };
 
-/// The sum of what is kept for clients, and the limit of it.
+/// The total of the bytes held for clients, and its limit.
 #[derive(Debug)]
 pub struct Ledger {
     limit: usize,
@@ -22,37 +22,36 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// An empty ledger.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, held: AtomicUsize::new(0) })
     }
 
-    /// How much may be kept in all.
+    /// The maximum total, in bytes.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// How much is kept now.
+    /// The current total, in bytes.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Whether more than half of the limit is taken: what can shrink should.
+    /// Whether more than half of the limit is used, so that buffers should be shrunk where possible.
     #[must_use]
     pub fn is_scarce(&self) -> bool {
         self.held() > self.limit / 2
     }
 
-    /// Whether so many more bytes stay within the limit.
+    /// Whether the total would stay within the limit with `bytes` more.
     #[must_use]
     pub fn has_space_for(&self, bytes: usize) -> bool {
         self.held().saturating_add(bytes) <= self.limit
     }
 
-    /// Replaces what was counted `before` by `now`. Refuses nothing: ask first.
+    /// Replaces an amount of `before` by `now`. Does not check the limit: callers must check it first.
     pub fn change(&self, before: usize, now: usize) {
         if now >= before {
             self.held.fetch_add(now - before, Ordering::Relaxed);
@@ -62,7 +61,7 @@ impl Ledger {
         METRICS.held_bytes.add(now.cast_signed() as i64 - before.cast_signed() as i64);
     }
 
-    /// Counts something for as long as the charge lives.
+    /// Charges `bytes` until the returned charge is dropped.
     #[must_use]
     pub fn charge(self: &Arc<Self>, bytes: usize) -> Charge {
         let mut charge = Charge { ledger: self.clone(), bytes: 0 };
@@ -71,7 +70,7 @@ impl Ledger {
     }
 }
 
-/// Bytes that are counted until this is dropped.
+/// Bytes that are charged to a ledger until this is dropped.
 #[derive(Debug)]
 pub struct Charge {
     ledger: Arc<Ledger>,
@@ -79,7 +78,7 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Changes how much is counted.
+    /// Changes the charged amount. Does not check the limit.
     pub fn set(&mut self, bytes: usize) {
         if bytes != self.bytes {
             self.ledger.change(self.bytes, bytes);
@@ -87,7 +86,7 @@ impl Charge {
         }
     }
 
-    /// Counts so much more, if that stays within the limit.
+    /// Charges `bytes` more if the total stays within the limit; otherwise changes nothing and returns false.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
         let has_space = self.ledger.has_space_for(bytes);
         if has_space {
@@ -96,7 +95,6 @@ impl Charge {
         has_space
     }
 
-    /// How much is counted.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -109,7 +107,7 @@ impl Drop for Charge {
     }
 }
 
-/// What a call is told whose request finds no room.
+/// The error of a call whose request would exceed the limit. Counts it as refused.
 #[must_use]
 pub fn too_much() -> Refusal {
     METRICS.refused.with_label_values(&["held_bytes"]).inc();
@@ -117,7 +115,7 @@ pub fn too_much() -> Refusal {
     Refusal { code: Code::ResourceExhausted, message }
 }
 
-/// What a call is told whose answer finds no room.
+/// The error of a call whose response would exceed the limit. Counts it as refused.
 #[must_use]
 pub fn unread() -> Refusal {
     METRICS.refused.with_label_values(&["held_bytes"]).inc();
@@ -130,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_charge_is_counted_while_it_lives() {
+    fn a_charge_counts_until_it_is_dropped() {
         let ledger = Ledger::new(100);
         let mut charge = ledger.charge(40);
         assert!(ledger.has_space_for(60) && !ledger.has_space_for(61) && !ledger.is_scarce());

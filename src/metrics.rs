@@ -1,4 +1,4 @@
-//! Every metric, under etcd's names, so that dashboards and alerts made for etcd work. Measured at the edges only.
+//! All metrics, under etcd's names, so that dashboards and alerts made for etcd work. Only the outer layers record them.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -6,11 +6,9 @@ use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, exponential_buckets,
 };
 
-/// The registry behind `/metrics`.
+/// The registry that `/metrics` exposes.
 pub static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
 
-/// The metrics of one process.
-#[allow(missing_docs, reason = "each registers with its own help text")]
 pub struct Metrics {
     pub has_leader: IntGauge,
     pub is_leader: IntGauge,
@@ -76,7 +74,7 @@ pub struct Metrics {
     pub refused: IntCounterVec,
 }
 
-/// All metrics, registered at first use.
+/// Registered on first use.
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
 
 const MILLISECOND: f64 = 0.001;
@@ -185,7 +183,7 @@ impl Metrics {
     }
 }
 
-/// The known leader changed, zero being nobody.
+/// Records that the known leader changed; zero means that no leader is known.
 pub fn leader_changed(before: u64, now: u64) {
     METRICS.has_leader.set(i64::from(now != 0));
     if before != now && now != 0 {
@@ -193,23 +191,22 @@ pub fn leader_changed(before: u64, now: u64) {
     }
 }
 
-/// What one watch stream was sent in one go.
+/// The number of responses of each kind that a watch stream was sent at a time.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Sent {
-    /// Events.
     pub events: usize,
-    /// Answers to its requests.
+    /// Responses to its requests.
     pub answers: usize,
-    /// Notices that nothing happened.
+    /// Progress notifications.
     pub notices: usize,
 }
 
-/// A watch stream was sent something.
+/// Records how long it took to send responses to a watch stream.
 pub fn watch_sent(sent: Sent, took: Duration) {
     let seconds = took.as_secs_f64();
     if sent.events > 0 {
         METRICS.watch_sends.observe(seconds);
-        #[allow(clippy::cast_precision_loss, reason = "no stream hears of so many events at once")]
+        #[allow(clippy::cast_precision_loss, reason = "the number of events is far below 2^53")]
         METRICS.watch_sends_per_event.observe(seconds / sent.events as f64);
     } else if sent.answers > 0 {
         METRICS.watch_control_sends.observe(seconds);
@@ -218,12 +215,12 @@ pub fn watch_sent(sent: Sent, took: Duration) {
     }
 }
 
-/// A part of the memory budget was measured.
+/// Sets the memory usage of one part of the process.
 pub fn measured(part: &str, bytes: u64) {
     METRICS.memory.with_label_values(&[part]).set(bytes.cast_signed());
 }
 
-/// The log has taken a group.
+/// Records that a group of entries was written to the log and synced.
 pub fn logged(bytes: u64, write: Duration, sync: Duration) {
     METRICS.wal_write_bytes.add(bytes.cast_signed());
     METRICS.wal_write.observe(write.as_secs_f64());

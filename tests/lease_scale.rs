@@ -1,6 +1,6 @@
-//! What many leases cost: bytes and time for each, with one key on every lease.
+//! The cost of many leases: bytes and time per lease, with one key attached to each.
 
-#![allow(clippy::disallowed_methods, reason = "it measures time")]
+#![allow(clippy::disallowed_methods, reason = "measures time")]
 #![allow(clippy::unwrap_used, reason = "helpers of a test")]
 
 use std::{
@@ -32,12 +32,12 @@ fn key(id: LeaseId) -> [u8; KEY_BYTES] {
     key
 }
 
-/// IDs as members draw them: ascending, but never quite in order.
+/// IDs as members generate them: ascending, but not quite in order.
 fn ids(count: i64) -> impl Iterator<Item = LeaseId> {
     (1..=count).map(|number| LeaseId((number ^ 5) + (7 << 40)))
 }
 
-/// The same in no helpful order, as clients renew them.
+/// The same in shuffled order, as clients renew them.
 fn shuffled(count: i64) -> impl Iterator<Item = LeaseId> {
     let ids: Vec<_> = ids(count).collect();
     (0..ids.len()).map(move |number| ids[number * 7919 % ids.len()])
@@ -76,11 +76,12 @@ fn grant_all(engine: &Memory, count: i64) -> Leases {
     leases
 }
 
-/// The life of many leases on a leader, and a budget for their memory: replicated table, then deadlines.
-fn live(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
-    // The allocator counts for the whole process.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+/// Grants, restores, renews, expires and revokes many leases, within a memory budget per lease for the replicated table and for
+/// the deadlines.
+fn check_cost(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
+    // The allocator's statistics are for the whole process, so the tests run one at a time.
+    static EXCLUSIVE: Mutex<()> = Mutex::new(());
+    let _guard = EXCLUSIVE.lock().unwrap_or_else(PoisonError::into_inner);
     let engine = Memory::default();
     drop(grant_all(&engine, count));
     engine.flush().unwrap();
@@ -114,14 +115,14 @@ fn live(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
     assert!(leases.reader().is_empty());
 }
 
-/// Promotes, renews everything twice, then lets everything end.
+/// Promotes, renews every lease twice, then lets all leases end.
 fn expire(all: Vec<(LeaseId, i64)>, count: i64, budget_bytes: usize) -> Deadlines {
     let before = allocated();
     let mut deadlines = Deadlines::new(RETRY);
     timed("promote", count, || deadlines.promote(all, Duration::ZERO, ELECTION_TIMEOUT));
     assert!(per_lease("deadlines after a promotion", before, count) <= budget_bytes);
 
-    // Spread renewals over 50 seconds, as clients do; the first round undoes the spread of the promotion.
+    // Renewals are spread over 50 seconds, as with real clients; the first round undoes the spread of the promotion.
     let spread = |number: i64| Duration::from_millis((number * 50_000 / count).unsigned_abs());
     for (what, start) in [("first renewal", 1), ("second renewal", 52)] {
         timed(what, count, || {
@@ -131,13 +132,13 @@ fn expire(all: Vec<(LeaseId, i64)>, count: i64, budget_bytes: usize) -> Deadline
             }
         });
     }
-    let looked_at =
-        timed("a look at all that were renewed", count, || deadlines.expired(Duration::from_secs(111), usize::MAX));
-    assert!(looked_at.is_empty(), "none of them is over");
+    let expired =
+        timed("scan of all renewed leases", count, || deadlines.expired(Duration::from_secs(111), usize::MAX));
+    assert!(expired.is_empty(), "no lease is over");
 
     let mut found = 0;
     let mut slowest = Duration::ZERO;
-    timed("expire and forget", count, || {
+    timed("expire and revoke", count, || {
         for half_second in 224..=326 {
             let start = Instant::now();
             for id in deadlines.expired(Duration::from_millis(half_second * 500), usize::MAX) {
@@ -148,11 +149,11 @@ fn expire(all: Vec<(LeaseId, i64)>, count: i64, budget_bytes: usize) -> Deadline
         }
     });
     println!("{:32} {:8.1} ms", "slowest half second", slowest.as_secs_f64() * 1e3);
-    assert_eq!(found, count, "each was found once, within half a second of its end");
+    assert_eq!(found, count, "each was offered once, within half a second of its end");
     deadlines
 }
 
-/// Grants one by one on a leader, for the pause when its map grows.
+/// Grants leases one by one on a leader, to measure the pauses when its map grows.
 fn grow(deadlines: &mut Deadlines, count: i64) {
     let before = allocated();
     deadlines.promote([], Duration::ZERO, ELECTION_TIMEOUT);
@@ -169,12 +170,12 @@ fn grow(deadlines: &mut Deadlines, count: i64) {
 }
 
 #[test]
-fn many_leases_are_cheap() {
-    live(50_000, 160, 120);
+fn many_leases_stay_within_their_memory_budget() {
+    check_cost(50_000, 160, 120);
 }
 
 #[test]
 #[ignore = "long"]
-fn a_million_leases_are_cheap() {
-    live(1_000_000, 160, 120);
+fn a_million_leases_stay_within_their_memory_budget() {
+    check_cost(1_000_000, 160, 120);
 }

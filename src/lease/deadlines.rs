@@ -1,8 +1,8 @@
 //! When each lease ends, as the leader sees it.
 //!
-//! A plain value without a clock: time is an argument, counted from any start that stays the same. Whoever holds it asks
-//! [`Deadlines::expired`] every half second or so, and proposes to revoke what is offered. A lease whose
-//! revocation does not come is offered again after a while, for the proposal may have been dropped.
+//! A plain value without a clock: time is an argument, counted from any fixed start. Its owner calls [`Deadlines::expired`]
+//! about every half second and proposes to revoke the leases that it returns, the *offered* ones. A lease that is not revoked
+//! is offered again after a while, because the proposal may have been dropped.
 //!
 //! ```text
 //!  granted   renewed        end: offered   offered again   revoked
@@ -11,49 +11,50 @@
 //!     Renewed               Expired: a renewal is too late    Unknown
 //! ```
 //!
-//! A renewal only writes down the new end. The lease stays where it is in the wheel, and when its slot comes up it is put
-//! where it belongs by then; so a lease costs one step per renewal and one per time to live, however many there are.
+//! A renewal only sets the new end. The lease keeps its slot in the wheel; when that slot comes up, the lease is inserted again
+//! according to its end at that time. So each renewal and each elapsed time to live takes constant time, however many leases
+//! there are.
 //!
-//! A new leader does not know what its predecessor knew. It gives every lease its whole time again, and an election
-//! timeout on top; were that all, leases granted over hours would end in one moment. So no second gets more than
-//! [`LEASES_PER_SECOND`] of them, and the rest wait for the next second that has room. Renewals undo that bit by bit: they
-//! set the end to what was granted, even if that is sooner.
+//! A new leader does not know the ends that its predecessor had. It resets every lease to its full TTL, plus an election
+//! timeout. With that alone, leases granted over hours would all end at the same moment. So at most [`LEASES_PER_SECOND`] of
+//! them are assigned to each second, and the rest to the next seconds that are not full. Renewals undo this gradually: they
+//! set the end according to the granted TTL, even if that is sooner.
 //!
-//! A leader that was away (its process paused, its disk stalled) has heard no renewals meanwhile. [`Deadlines::hold`] gives the
-//! renewals that were sent in that time a moment to be heard: until then no lease is offered, and one that is over and was not
-//! offered before can still be renewed.
+//! A leader that was unresponsive (its process paused, its disk stalled) has received no renewals in that time.
+//! [`Deadlines::hold`] lets it process the renewals that were sent meanwhile: until the hold ends no lease is offered, and a
+//! lease that has expired but was not offered before can still be renewed.
 //!
 //! INVARIANTS
-//! * No lease is offered before its end, and it is offered within a quarter of a second after, plus the time until the
-//!   next call of [`Deadlines::expired`], or after the hold.
-//! * Once a lease was offered, it can only be revoked.
-//! * The wheel holds exactly the leases of the map, each once, and none in a slot behind its end or its next offer.
+//! * No lease is offered before its end, and it is offered at most a quarter of a second after, plus the time until the next
+//!   call of [`Deadlines::expired`] or the end of the hold.
+//! * A lease that was offered can no longer be renewed, only revoked.
+//! * The wheel holds exactly the leases of the map, each once, and none in a slot later than its end or its next offer.
 
 use std::time::Duration;
 
 use super::LeaseId;
 use super::shards::Shards;
-use super::wheel::{Place, Wheel};
+use super::wheel::{Wheel, WheelPosition};
 
-/// After a promotion, no more leases than this end in the same second.
+/// The maximum number of leases that end in the same second after a promotion.
 pub const LEASES_PER_SECOND: u32 = 10_000;
 
 const TICK_MILLIS: u64 = 250;
 
-/// What became of a renewal.
+/// The result of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewal {
-    /// It lives on for as many seconds as it was granted.
+    /// The lease was renewed for its granted TTL, in seconds.
     Renewed(i64),
-    /// Its time is over and it waits to be revoked. Wait for that, or until another member leads.
+    /// The lease has expired and is about to be revoked. The caller should wait for that, or for another leader.
     Expired,
     /// There is no such lease.
     Unknown,
-    /// This member does not lead: ask the one that does.
+    /// This member is not the leader; the request must go to the leader.
     NotPrimary,
 }
 
-/// The ends of all leases while this member leads; nothing otherwise.
+/// The ends of all leases while this member is the leader; empty otherwise.
 #[derive(Debug)]
 pub struct Deadlines {
     retry_after: Duration,
@@ -61,20 +62,21 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// None yet. An expired lease is offered again after `retry_after`, the time for which a proposal may be under way.
+    /// Starts as a follower. An expired lease is offered again after `retry_after`, the longest time a proposal may take.
     #[must_use]
     pub fn new(retry_after: Duration) -> Self {
         Self { retry_after, primary: None }
     }
 
-    /// Begins to lead: each of `leases`, with the seconds it was granted, gets that time and `extend`, the election timeout.
+    /// This member became the leader: each of `leases`, given with its TTL in seconds, ends after that TTL plus `extend`, the
+    /// election timeout.
     pub fn promote(&mut self, leases: impl IntoIterator<Item = (LeaseId, i64)>, now: Duration, extend: Duration) {
         let mut leases: Vec<_> = leases.into_iter().map(|(id, ttl_seconds)| (ttl_seconds, id)).collect();
-        leases.sort_unstable(); // They all start now, so this is the order in which they end.
+        leases.sort_unstable(); // All start now, so they end in this order.
         let mut primary = Primary {
             by_id: Shards::with_capacity(leases.len()),
             held_until_millis: 0,
-            wheel: Wheel::starting_at(millis_begun(now) / TICK_MILLIS),
+            wheel: Wheel::starting_at(millis_rounded_up(now) / TICK_MILLIS),
         };
         let mut seconds = Spread::default();
         for (ttl_seconds, id) in leases {
@@ -84,25 +86,23 @@ impl Deadlines {
         self.primary = Some(primary);
     }
 
-    /// Leads no longer: no lease has an end any more.
+    /// This member is no longer the leader: drops all deadlines.
     pub fn demote(&mut self) {
         self.primary = None;
     }
 
-    /// Ends no lease before this time, because renewals may have gone unheard.
+    /// Offers no lease before `until`, because renewals may be waiting to be processed.
     pub fn hold(&mut self, until: Duration) {
         if let Some(primary) = &mut self.primary {
-            primary.held_until_millis = millis_begun(until);
+            primary.held_until_millis = millis_rounded_up(until);
         }
     }
 
-    /// Whether this member leads, and so knows when leases end.
     #[must_use]
     pub fn is_primary(&self) -> bool {
         self.primary.is_some()
     }
 
-    /// A lease was granted.
     pub fn granted(&mut self, id: LeaseId, ttl_seconds: i64, now: Duration) {
         if let Some(primary) = &mut self.primary {
             primary.remove(id);
@@ -110,7 +110,7 @@ impl Deadlines {
         }
     }
 
-    /// Its owner wants to keep a lease.
+    /// A client asks to keep a lease alive.
     pub fn renewed(&mut self, id: LeaseId, now: Duration) -> Renewal {
         match &mut self.primary {
             Some(primary) => primary.renewed(id, now),
@@ -118,46 +118,45 @@ impl Deadlines {
         }
     }
 
-    /// A lease was revoked.
     pub fn revoked(&mut self, id: LeaseId) {
         if let Some(primary) = &mut self.primary {
             primary.remove(id);
         }
     }
 
-    /// Up to `limit` leases whose time is over, to be revoked. The rest, if any, is offered by the next call.
+    /// Up to `limit` expired leases, for the caller to revoke. Further ones are returned by the next call.
     #[must_use]
     pub fn expired(&mut self, now: Duration, limit: usize) -> Vec<LeaseId> {
         match &mut self.primary {
-            Some(primary) => primary.expired(millis_over(now), now + self.retry_after, limit),
+            Some(primary) => primary.expired(millis_rounded_down(now), now + self.retry_after, limit),
             None => Vec::new(),
         }
     }
 
-    /// How many whole seconds a lease has left. Zero, or less, if it is over and waits to be revoked; None if there is no such
-    /// lease or this member does not lead.
+    /// The remaining time of a lease in whole seconds. Zero or less if it has expired and is about to be revoked; None if there
+    /// is no such lease or this member is not the leader.
     #[must_use]
     pub fn remaining(&self, id: LeaseId, now: Duration) -> Option<i64> {
         let deadline = self.primary.as_ref()?.by_id.get(id)?;
-        let left_millis = deadline.end_millis.cast_signed() - millis_over(now).cast_signed();
+        let left_millis = deadline.end_millis.cast_signed() - millis_rounded_down(now).cast_signed();
         Some(left_millis / 1000)
     }
 
-    /// When a lease ends; None if there is no such lease or this member does not lead.
+    /// The end of a lease; None if there is no such lease or this member is not the leader.
     #[must_use]
     pub fn end(&self, id: LeaseId) -> Option<Duration> {
         let deadline = self.primary.as_ref()?.by_id.get(id)?;
         Some(Duration::from_millis(deadline.end_millis))
     }
 
-    /// When each lease ends, in no order.
+    /// The end of each lease, in no particular order.
     #[cfg(test)]
     fn ends(&self) -> Vec<(Duration, LeaseId)> {
         let by_id = self.primary.iter().flat_map(|primary| primary.by_id.iter());
         by_id.map(|(id, deadline)| (Duration::from_millis(deadline.end_millis), id)).collect()
     }
 
-    /// Until when [`Deadlines::expired`] has nothing to do. It may turn out to have nothing then either.
+    /// The next time to call [`Deadlines::expired`]. It may find nothing to do then either.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let primary = self.primary.as_ref()?;
@@ -177,40 +176,40 @@ struct Primary {
 struct Deadline {
     end_millis: u64,
     ttl_seconds: i64,
-    place: Place,
-    /// To be revoked: the proposal may be under way.
+    position: WheelPosition,
+    /// Offered to be revoked: the proposal may be in flight.
     is_offered: bool,
 }
 
 impl Primary {
     fn insert(&mut self, id: LeaseId, ttl_seconds: i64, end_millis: u64) {
-        let place = self.wheel.insert(id, tick_behind(end_millis));
-        let known = self.by_id.insert(id, Deadline { end_millis, ttl_seconds, place, is_offered: false });
+        let position = self.wheel.insert(id, tick_at_or_after(end_millis));
+        let known = self.by_id.insert(id, Deadline { end_millis, ttl_seconds, position, is_offered: false });
         assert!(known.is_none(), "a lease has one deadline");
     }
 
     fn remove(&mut self, id: LeaseId) {
         if let Some(deadline) = self.by_id.remove(id) {
-            self.vacate(deadline.place);
+            self.remove_from_wheel(deadline.position);
         }
     }
 
-    /// Takes a lease out of the wheel; the one that moves into its place is told.
-    fn vacate(&mut self, place: Place) {
-        if let Some(moved) = self.wheel.remove(place) {
-            self.by_id.get_mut(moved).expect("the wheel holds the leases of the map").place = place;
+    /// Removes a lease from the wheel, and updates the position of the lease that is moved in its place.
+    fn remove_from_wheel(&mut self, position: WheelPosition) {
+        if let Some(moved) = self.wheel.remove(position) {
+            self.by_id.get_mut(moved).expect("the wheel holds the leases of the map").position = position;
         }
     }
 
     fn renewed(&mut self, id: LeaseId, now: Duration) -> Renewal {
         let Some(deadline) = self.by_id.get_mut(id) else { return Renewal::Unknown };
-        let now_millis = millis_over(now);
+        let now_millis = millis_rounded_down(now);
         if deadline.is_offered || deadline.end_millis <= now_millis && self.held_until_millis <= now_millis {
             return Renewal::Expired;
         }
         let (ttl_seconds, end_millis) = (deadline.ttl_seconds, end_after(deadline.ttl_seconds, now));
-        if self.wheel.is_sooner(tick_behind(end_millis), deadline.place) {
-            self.remove(id); // It was spread out, or promoted with an extension.
+        if self.wheel.is_sooner(tick_at_or_after(end_millis), deadline.position) {
+            self.remove(id); // The end was spread, or extended by a promotion.
             self.insert(id, ttl_seconds, end_millis);
         } else {
             deadline.end_millis = end_millis;
@@ -224,36 +223,36 @@ impl Primary {
         }
         let now_tick = now_millis / TICK_MILLIS;
         if self.wheel.is_overrun(now_tick) {
-            self.rewind(now_tick);
+            self.rebuild_wheel(now_tick);
         }
-        let offer_again = tick_behind(millis_begun(offer_again)).max(now_tick + 1);
+        let offer_again = tick_at_or_after(millis_rounded_up(offer_again)).max(now_tick + 1);
         let mut found = Vec::new();
         while found.len() < limit {
             let Some(id) = self.wheel.pop_due(now_tick) else { break };
             let deadline = self.by_id.get_mut(id).expect("the wheel holds the leases of the map");
-            let look_again = if deadline.end_millis <= now_millis {
+            let next_check = if deadline.end_millis <= now_millis {
                 found.push(id);
                 deadline.is_offered = true;
                 offer_again
             } else {
-                tick_behind(deadline.end_millis)
+                tick_at_or_after(deadline.end_millis)
             };
-            deadline.place = self.wheel.insert(id, look_again);
+            deadline.position = self.wheel.insert(id, next_check);
         }
         found
     }
 
-    /// Nobody asked for half an hour, so the wheel has no future left: sets it to the present.
-    fn rewind(&mut self, now_tick: u64) {
+    /// [`Deadlines::expired`] was not called for half an hour, so the wheel is overrun: rebuilds it from the current tick.
+    fn rebuild_wheel(&mut self, now_tick: u64) {
         let old = std::mem::replace(&mut self.wheel, Wheel::starting_at(now_tick));
         for id in old.into_ids() {
             let deadline = self.by_id.get_mut(id).expect("the wheel holds the leases of the map");
-            deadline.place = self.wheel.insert(id, tick_behind(deadline.end_millis));
+            deadline.position = self.wheel.insert(id, tick_at_or_after(deadline.end_millis));
         }
     }
 }
 
-/// Hands out seconds to leases that come in the order of their ends, as long as there is room in a second.
+/// Assigns leases to seconds, at most [`LEASES_PER_SECOND`] each. The leases must come in the order of their ends.
 #[derive(Default)]
 struct Spread {
     second: i64,
@@ -261,7 +260,7 @@ struct Spread {
 }
 
 impl Spread {
-    /// The first second, from the one that is wanted, which has room.
+    /// Takes the first second at or after `wanted` that is not full.
     fn take(&mut self, wanted: i64) -> i64 {
         if wanted > self.second {
             (self.second, self.taken) = (wanted, 0);
@@ -273,23 +272,23 @@ impl Spread {
     }
 }
 
-/// The first tick that does not begin before a time.
-fn tick_behind(millis: u64) -> u64 {
+/// The first tick that does not start before a time.
+fn tick_at_or_after(millis: u64) -> u64 {
     millis.div_ceil(TICK_MILLIS)
 }
 
-/// Rounded up, for a lease rather ends late than early; and within what an i64 holds.
+/// Rounded up, because a lease may end late but not early; limited to what fits in an i64.
 fn end_after(ttl_seconds: i64, start: Duration) -> u64 {
     let ttl_millis = ttl_seconds.max(0).unsigned_abs().saturating_mul(1000);
-    millis_begun(start).saturating_add(ttl_millis).min(i64::MAX.unsigned_abs())
+    millis_rounded_up(start).saturating_add(ttl_millis).min(i64::MAX.unsigned_abs())
 }
 
-fn millis_begun(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos().div_ceil(1_000_000)).expect("time is counted from a start not long ago")
+fn millis_rounded_up(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).expect("time is counted from a recent start")
 }
 
-fn millis_over(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).expect("time is counted from a start not long ago")
+fn millis_rounded_down(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).expect("time is counted from a recent start")
 }
 
 #[cfg(test)]
@@ -316,7 +315,7 @@ mod tests {
         deadlines
     }
 
-    /// What is offered at a time, in numbers that ascend.
+    /// The leases offered at a time, by ascending ID.
     fn offered(deadlines: &mut Deadlines, now: Duration) -> Vec<i64> {
         let mut found: Vec<_> = deadlines.expired(now, NO_LIMIT).iter().map(|id| id.0).collect();
         found.sort_unstable();
@@ -327,7 +326,7 @@ mod tests {
         let Some(Primary { by_id, wheel, .. }) = &deadlines.primary else { return };
         assert_eq!(wheel.len(), by_id.iter().count());
         for (id, deadline) in by_id.iter() {
-            assert_eq!(wheel.at(deadline.place), Some(id));
+            assert_eq!(wheel.at(deadline.position), Some(id));
         }
     }
 
@@ -357,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_gives_the_whole_time_again() {
+    fn a_renewal_restarts_the_full_ttl() {
         let mut deadlines = leader();
         deadlines.granted(LeaseId(1), 10, seconds(0.0));
         assert_eq!(deadlines.renewed(LeaseId(1), seconds(9.999)), Renewal::Renewed(10));
@@ -369,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_lets_late_renewals_count_but_for_leases_that_were_offered() {
+    fn during_a_hold_late_renewals_count_except_for_offered_leases() {
         let mut deadlines = leader();
         for id in 1..=3 {
             deadlines.granted(LeaseId(id), 2 + id / 3, seconds(0.0));
@@ -386,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_does_not_revive_what_is_over_although_nobody_was_told_yet() {
+    fn a_renewal_does_not_revive_an_expired_lease_even_before_it_is_offered() {
         let mut deadlines = leader();
         deadlines.granted(LeaseId(1), 2, seconds(0.0));
         assert_eq!(deadlines.renewed(LeaseId(1), seconds(2.0)), Renewal::Expired);
@@ -397,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_does_not_lead_knows_no_ends() {
+    fn a_follower_has_no_deadlines() {
         let mut deadlines = Deadlines::new(RETRY);
         for _ in 0..2 {
             assert!(!deadlines.is_primary());
@@ -415,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_leader_gives_the_whole_time_and_an_extension_which_a_renewal_takes_back() {
+    fn a_new_leader_grants_the_full_ttl_and_an_extension_that_a_renewal_takes_back() {
         let mut deadlines = Deadlines::new(RETRY);
         deadlines.promote([(LeaseId(1), 2), (LeaseId(-2), 2)], seconds(50.0), seconds(1.0));
         assert_eq!(deadlines.remaining(LeaseId(1), seconds(50.0)), Some(3));
@@ -426,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_remains_is_cut_to_whole_seconds_and_may_be_negative() {
+    fn remaining_time_is_truncated_to_seconds_and_may_be_negative() {
         let mut deadlines = leader();
         deadlines.granted(LeaseId(1), 2, seconds(0.0));
         let remaining = |now| deadlines.remaining(LeaseId(1), seconds(now)).unwrap();
@@ -435,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exceeds_the_limit_is_offered_by_the_next_call() {
+    fn leases_beyond_the_limit_are_offered_by_the_next_call() {
         let mut deadlines = leader();
         for id in 1..=10 {
             deadlines.granted(LeaseId(id), 2 + id / 6, seconds(0.0));
@@ -451,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_promotion_no_second_sees_more_leases_end_than_its_share() {
+    fn after_a_promotion_no_second_exceeds_its_share_of_leases() {
         let share = i64::from(LEASES_PER_SECOND);
         let ttl = |id| if id <= 3 * share + 500 { 5 } else { 6 + id % 2 };
         let leases: Vec<_> = (1..=5 * share).map(|id| (LeaseId(id), ttl(id))).collect();
@@ -464,11 +463,11 @@ mod tests {
             assert!(offered.iter().all(|&id| i64::from(second) > 10 + ttl(id)), "none early");
             ended.push(offered.len());
         }
-        assert_eq!(ended, [0, 10_000, 10_000, 10_000, 10_000, 10_000, 0, 0], "none later than it must be");
+        assert_eq!(ended, [0, 10_000, 10_000, 10_000, 10_000, 10_000, 0, 0], "no later than necessary");
     }
 
     #[test]
-    fn after_a_promotion_leases_that_do_not_pile_up_are_not_spread() {
+    fn after_a_promotion_leases_within_the_limit_are_not_spread() {
         let share = i64::from(LEASES_PER_SECOND);
         let leases = (1..=2 * share).map(|id| (LeaseId(id), 5 + id % 2));
         let mut deadlines = Deadlines::new(RETRY);
@@ -482,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_granted_and_revoked_over_and_over_leaves_nothing_behind() {
+    fn repeated_grants_and_revocations_of_an_id_leave_nothing_behind() {
         let mut deadlines = leader();
         for _ in 0..1000 {
             deadlines.granted(LeaseId(1), 3600, seconds(0.0));
@@ -494,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_long_silence_everyone_is_offered_once_and_nobody_early() {
+    fn after_a_long_pause_every_expired_lease_is_offered_once_and_none_early() {
         let mut deadlines = leader();
         for id in 1..=100 {
             deadlines.granted(LeaseId(id), id * 100, seconds(0.0));

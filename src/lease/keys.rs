@@ -1,7 +1,7 @@
-//! The keys on one lease, in 16 bytes where there is one key or none.
+//! The keys attached to one lease: 16 bytes if there is one key (beside the key itself) or none.
 //!
-//! Of a million leases nearly all have one key, so that case has no tree. A key is copied: a slice of the request it came in
-//! would keep the whole request in memory for as long as the lease lives.
+//! Nearly all leases have exactly one key, so that case has no tree. Keys are copied: a slice of the request that a key came in
+//! would keep the whole request in memory for as long as the lease exists.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -11,7 +11,6 @@ use bytes::Bytes;
 /// An ordered set of keys.
 #[derive(Debug)]
 pub(super) enum Keys {
-    /// Just this one.
     One(Box<[u8]>),
     /// Two or more, or none. A third variant for none would make every lease eight bytes larger.
     Several(Option<Box<Tree>>),
@@ -53,7 +52,7 @@ impl Keys {
         }
     }
 
-    /// Adds up to `limit` keys to `found`, in ascending order: those above `last`, or from the first.
+    /// Appends up to `limit` keys to `found`, in ascending order: those above `last`, or all if None.
     pub(super) fn read_after(&self, last: Option<&[u8]>, limit: usize, found: &mut Vec<Bytes>) {
         match self {
             Self::One(only) if last.is_none_or(|last| **only > *last) => found.push(Bytes::copy_from_slice(only)),
@@ -66,7 +65,6 @@ impl Keys {
         }
     }
 
-    /// All keys, in ascending order.
     pub(super) fn into_ascending(self) -> Vec<Bytes> {
         match self {
             Self::One(only) => vec![only.into()],
@@ -89,7 +87,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_behaves_like_an_ordered_set(steps in prop::collection::vec((any::<bool>(), 0_u8..4), 0..40)) {
+        fn keys_behave_like_an_ordered_set(steps in prop::collection::vec((any::<bool>(), 0_u8..4), 0..40)) {
             let mut keys = Keys::default();
             let mut model = BTreeSet::new();
             for (insert, key) in steps {

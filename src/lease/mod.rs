@@ -1,35 +1,37 @@
-//! Leases: keys that go when their time is over, unless their owner keeps coming back.
+//! Leases: keys attached to a lease are deleted when its time to live is over, unless a client keeps it alive.
 //!
-//! This floor has two halves that never meet; whoever is above carries word between them.
+//! The module has two parts that do not use each other; the layer above connects them.
 //!
-//! * [`Leases`], here, is what all members agree on: which leases there are, for how many seconds each was granted, and which
-//!   keys hang on it. It changes by applied entries alone and knows no time.
-//! * [`Deadlines`] is when each lease ends. Only the leader keeps it, nobody replicates it, and it decides nothing: a lease
-//!   whose time is over is *proposed* for revocation and ends on every member when that entry is applied.
+//! * [`Leases`], in this file, is replicated: which leases there are, for how many seconds each was granted, and which keys
+//!   are attached to it. It is changed only by applied entries and is independent of time.
+//! * [`Deadlines`] holds the time at which each lease ends. It exists only on the leader, is not replicated, and decides
+//!   nothing: for an expired lease a revocation is *proposed*, and the lease ends on every member when that entry is
+//!   applied.
 //!
 //! ```text
 //! grant 7, TTL 60     → stored, exists        a restarted member reads the table, then attaches
 //! put a, b on lease 7 → attached              the live keys again: attachments are not stored,
-//! put b on lease 8    → detached, attached    every key's record names its lease
-//! revoke 7            → gone; "a" is returned, and the caller deletes it in the same batch
+//! put b on lease 8    → detached, attached    the record of every key contains its lease
+//! revoke 7            → removed; "a" is returned, and the caller deletes it in the same batch
 //! ```
 //!
-//! One thread owns [`Leases`] and writes; any number of [`Reader`]s look on. They share one lock, which the writer holds for one
-//! change of the table in memory and a reader for a limited number of leases or keys. So a list of a million leases
-//! delays no write, and is not one moment: what exists all the while is in it, what comes or goes meanwhile may be.
+//! One thread owns [`Leases`] and writes; any number of [`Reader`]s read. They share one lock, which the writer holds for one
+//! change of the table in memory and a reader for a limited number of leases or keys. So listing a million leases does not
+//! delay writes, but the list is not consistent as of one moment: a lease that exists all the time is in it, one that is
+//! granted or revoked meanwhile may or may not be.
 //!
-//! A lease with one key, by far the most common kind, takes about 70 bytes plus the key, and on the leader about 75 more for
+//! A lease with one key, by far the most common case, takes about 70 bytes plus the key, and on the leader about 75 more for
 //! its deadline (`tests/lease_scale.rs` measures both).
 //!
-//! etcd can also store how much of a lease's time had passed, an option that is off by default. We never store it; found
-//! in a table that etcd wrote, it is ignored, so that such a lease ends later rather than too early.
+//! etcd can also store the remaining TTL of a lease, an option that is off by default. We never store it. A remaining TTL in
+//! a table that etcd wrote is ignored: such a lease ends later than it should, but not too early.
 //!
 //! INVARIANTS
-//! * A lease is in the table in memory if and only if it is in [`Table::Lease`], as of the batch being filled.
-//! * No lease has the ID 0: a key whose record names lease 0 has none.
-//! * The same commands give the same answers and the same batch on every member, in the same order.
+//! * A lease is in the table in memory if and only if it is in [`Table::Lease`] once the current batch is written.
+//! * No lease has the ID 0: a key whose record contains lease 0 has no lease.
+//! * The same commands in the same order produce the same results and the same batches on every member.
 
-#![allow(clippy::missing_errors_doc, reason = "each function says in its sentence what it refuses, in the type why")]
+#![allow(clippy::missing_errors_doc, reason = "the doc comment of each function says when it fails")]
 
 pub mod deadlines;
 mod keys;
@@ -52,18 +54,18 @@ use crate::storage::{Batch, Engine, Table};
 
 pub use self::deadlines::{Deadlines, Renewal};
 
-/// The longest time a lease can be granted, in seconds.
+/// The longest TTL that can be granted.
 pub const MAX_TTL_SECONDS: i64 = 9_000_000_000;
 
-/// How many leases or keys a reader takes while it holds the lock.
+/// How many leases or keys a reader copies while it holds the lock.
 const READ_CHUNK: usize = 1024;
 
-/// Names a lease. Any number but 0, chosen by whoever asks for the lease; negative ones too.
+/// Any number except 0, including negative ones; chosen by the client or by the member that proposes the grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
 
 impl LeaseId {
-    /// In a key's record: on no lease.
+    /// In the record of a key: no lease.
     pub const NONE: Self = Self(0);
 
     /// The key of this lease in [`Table::Lease`].
@@ -72,7 +74,7 @@ impl LeaseId {
     }
 }
 
-/// As etcd's tools print it: 16 characters of hexadecimal, a minus sign among them.
+/// As etcdctl prints it: 16 hexadecimal characters, including the minus sign of a negative ID.
 impl fmt::Display for LeaseId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = self.0.unsigned_abs();
@@ -80,7 +82,6 @@ impl fmt::Display for LeaseId {
     }
 }
 
-/// One lease.
 #[derive(Debug)]
 struct Lease {
     ttl_seconds: i64,
@@ -93,18 +94,18 @@ impl Lease {
     }
 }
 
-/// Ordered, so that lists come out in an order, and because a hash table of this size would stop everybody when it grows.
+/// A tree, because lists have to be ordered, and because a hash table of this size would block all access while it grows.
 type Shared = Arc<RwLock<BTreeMap<LeaseId, Lease>>>;
 
-/// All leases, for the one who changes them.
+/// All leases; the writer's handle.
 #[derive(Debug)]
 pub struct Leases {
     reader: Reader,
 }
 
 impl Leases {
-    /// The leases an engine holds, unless the table is damaged. They come without their keys: [`Leases::attach`] those next,
-    /// from the records of all live keys.
+    /// Reads the leases from the database; fails if the table is corrupt. They come without their keys: the caller must
+    /// [`Leases::attach`] all live keys that have a lease.
     pub fn restore(engine: &dyn Engine) -> Result<Self, Halt> {
         let mut found = Vec::new();
         let mut damage = None;
@@ -114,7 +115,9 @@ impl Leases {
                 ControlFlow::Continue(())
             }
             Err(reason) => {
-                damage = Some(Halt::Refused(format!("the lease table is damaged at key {key:02x?}: {reason}")));
+                damage = Some(Halt::Refused(format!(
+                    "the database is corrupt: invalid row {key:02x?} in the lease table: {reason}"
+                )));
                 ControlFlow::Break(())
             }
         })?;
@@ -124,13 +127,13 @@ impl Leases {
         }
     }
 
-    /// A handle for everybody else. The writer reads through it too.
+    /// The readers' handle. The writer reads through it too.
     #[must_use]
     pub fn reader(&self) -> &Reader {
         &self.reader
     }
 
-    /// Grants a lease, unless its time is too long or its ID is taken. Whoever proposed it chose the ID and raised the time to
+    /// Grants a lease; fails if its TTL is too long or its ID exists. The proposer has chosen the ID and has raised the TTL to
     /// the minimum.
     pub fn grant(&mut self, batch: &mut Batch, id: LeaseId, ttl_seconds: i64) -> Result<(), Error> {
         if id == LeaseId::NONE {
@@ -148,18 +151,18 @@ impl Leases {
         Ok(())
     }
 
-    /// Ends a lease, if there is one. Returns its keys in ascending order, which the caller deletes in the same batch and one
-    /// revision.
+    /// Revokes a lease; fails if there is none. Returns its keys in ascending order; the caller must delete them in the same
+    /// batch and in one revision.
     pub fn revoke(&mut self, batch: &mut Batch, id: LeaseId) -> Result<Vec<Bytes>, Error> {
         let lease = self.reader.leases.write().remove(&id).ok_or(Error::LeaseNotFound)?;
         batch.delete(Table::Lease, &id.table_key());
         Ok(lease.keys.into_ascending())
     }
 
-    /// Hangs a key on a lease; no harm if it hangs there already. The caller detaches it from the lease it was on before.
+    /// Attaches a key to a lease; has no effect if it is attached already. The caller must detach it from its previous lease.
     ///
-    /// A missing lease is an error. When a put is applied the whole transaction fails with it; at a restart the caller
-    /// reports it and goes on, for the key itself is sound.
+    /// Fails if there is no such lease. When a put is applied, the whole transaction fails with it; at a restart the caller
+    /// logs it and continues, because the key itself is intact.
     pub fn attach(&mut self, id: LeaseId, key: &[u8]) -> Result<(), Error> {
         let mut leases = self.reader.leases.write();
         let lease = leases.get_mut(&id).ok_or(Error::LeaseNotFound)?;
@@ -167,7 +170,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Takes a key off a lease. The lease may be gone already: a revoke takes the lease first and its keys second.
+    /// Detaches a key from a lease. The lease may not exist any more: a revocation removes the lease before its keys.
     pub fn detach(&mut self, id: LeaseId, key: &[u8]) {
         if let Some(lease) = self.reader.leases.write().get_mut(&id) {
             lease.keys.remove(key);
@@ -175,36 +178,35 @@ impl Leases {
     }
 }
 
-/// A lease from its row, or why that is none.
+/// Decodes a row of the lease table, or says what is wrong with it.
 fn decode(key: &[u8], value: &[u8]) -> Result<(LeaseId, Lease), String> {
     let stored = leasepb::Lease::decode(value).map_err(|error| error.to_string())?;
     let id = LeaseId(stored.id);
     if id == LeaseId::NONE || key != id.table_key() {
-        return Err(format!("it holds lease {id}"));
+        return Err(format!("it contains lease {id}"));
     }
     Ok((id, Lease::granted(stored.ttl)))
 }
 
-/// All leases, for everybody who only looks: clone it freely.
+/// All leases; the readers' handle. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Reader {
     leases: Shared,
 }
 
 impl Reader {
-    /// Whether there is such a lease.
     #[must_use]
     pub fn exists(&self, id: LeaseId) -> bool {
         self.leases.read().contains_key(&id)
     }
 
-    /// For how many seconds a lease was granted.
+    /// The granted TTL of a lease, in seconds.
     #[must_use]
     pub fn lookup(&self, id: LeaseId) -> Option<i64> {
         self.leases.read().get(&id).map(|lease| lease.ttl_seconds)
     }
 
-    /// The keys on a lease, in ascending order; None if there is no such lease, or no longer when the last key is read.
+    /// The keys attached to a lease, in ascending order; None if there is no such lease, or if it is revoked while they are read.
     #[must_use]
     pub fn keys(&self, id: LeaseId) -> Option<Vec<Bytes>> {
         let mut keys: Vec<Bytes> = Vec::new();
@@ -218,7 +220,7 @@ impl Reader {
         }
     }
 
-    /// All leases by ascending ID, with the seconds for which they were granted.
+    /// All leases by ascending ID, with their granted TTLs in seconds.
     #[must_use]
     pub fn all(&self) -> Vec<(LeaseId, i64)> {
         let mut all: Vec<(LeaseId, i64)> = Vec::with_capacity(self.len());
@@ -234,13 +236,11 @@ impl Reader {
         }
     }
 
-    /// How many leases there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.leases.read().len()
     }
 
-    /// Whether there is no lease at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
     use crate::storage::memory::Memory;
 
-    /// Leases over an engine, each step a batch of its own.
+    /// Leases and their engine; every step writes its own batch.
     struct Fixture {
         engine: Memory,
         leases: Leases,
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_is_refused_for_its_time_before_its_id() {
+    fn a_grant_is_refused_for_its_ttl_before_its_id() {
         let mut fixture = Fixture::new();
         assert_eq!(fixture.grant(1, MAX_TTL_SECONDS), Ok(()));
         assert_eq!(fixture.grant(1, MAX_TTL_SECONDS + 1), Err(Error::LeaseTtlTooLarge));
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_finds_the_leases_but_their_keys_are_attached_anew() {
+    fn a_restart_reads_the_leases_and_their_keys_are_attached_again() {
         let mut fixture = Fixture::new();
         let ids = [i64::MIN, -1, 1, i64::MAX];
         for id in ids {
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_table_ends_the_process() {
+    fn a_corrupt_table_is_an_error_that_ends_the_process() {
         let seven = leasepb::Lease { id: 7, ttl: 10, remaining_ttl: 0 }.encode_to_vec();
         for (key, value) in [(8_i64.to_be_bytes().as_slice(), seven.as_slice()), (b"7", &seven), (&[0, 7], b"\xff")] {
             let engine = Memory::default();
@@ -375,7 +375,7 @@ mod tests {
             batch.put(Table::Lease, key, value.to_vec());
             engine.write(&batch).unwrap();
             let Err(Halt::Refused(reason)) = Leases::restore(&engine) else { panic!("{key:?} was accepted") };
-            assert!(reason.starts_with("the lease table is damaged at key ["), "{reason}");
+            assert!(reason.starts_with("the database is corrupt: invalid row ["), "{reason}");
         }
     }
 
@@ -395,12 +395,12 @@ mod tests {
         assert_eq!(all.len(), count - 1);
         assert!(all.is_sorted());
         let keys = fixture.leases.reader().keys(LeaseId(500)).unwrap();
-        assert_eq!(keys.len(), 2001, "those attached since the lease was granted");
+        assert_eq!(keys.len(), 2001, "the keys attached since the lease was granted");
         assert!(keys.is_sorted());
     }
 
     #[test]
-    fn readers_see_what_the_writer_did() {
+    fn readers_see_the_changes_of_the_writer() {
         let mut fixture = Fixture::new();
         let reader = fixture.leases.reader().clone();
         assert!(reader.is_empty());

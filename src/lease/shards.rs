@@ -1,7 +1,7 @@
-//! A hash table by lease that never stops to grow as a whole.
+//! A hash table keyed by lease ID, sharded so that it never has to grow all at once.
 //!
-//! One table for a million leases moves all of them when it doubles, which takes 40 ms during which nobody can grant or
-//! renew. Each of these moves its own 16,000 at another moment, in well under a millisecond.
+//! A single table for a million leases moves all of them when it doubles, which takes 40 ms during which no lease can be
+//! granted or renewed. Each shard moves only its own 16,000 leases, at a different time, in well under a millisecond.
 
 use std::collections::HashMap;
 
@@ -9,16 +9,16 @@ use super::LeaseId;
 
 const TABLES: usize = 64;
 
-/// The tables. Their order is random, so nothing that shows may depend on it.
+/// Iteration order is random, so nothing visible may depend on it.
 #[derive(Debug)]
 pub(super) struct Shards<V> {
     tables: Box<[HashMap<LeaseId, V>]>,
 }
 
 impl<V> Shards<V> {
-    /// With room for so many leases.
+    /// An empty map with capacity for this many leases.
     pub(super) fn with_capacity(leases: usize) -> Self {
-        // IDs do not fall evenly: an eighth more room than the mean spares nearly all tables from growing at once.
+        // IDs are not spread evenly: an eighth more capacity than the mean spares nearly all tables from growing soon.
         let each = leases / TABLES + leases / TABLES / 8;
         Self { tables: (0..TABLES).map(|_| HashMap::with_capacity(each)).collect() }
     }
@@ -31,7 +31,7 @@ impl<V> Shards<V> {
         self.tables[table_of(id)].get_mut(&id)
     }
 
-    /// Sets the value of a lease; returns the one it had.
+    /// Sets the value of a lease; returns the previous one.
     pub(super) fn insert(&mut self, id: LeaseId, value: V) -> Option<V> {
         self.tables[table_of(id)].insert(id, value)
     }
@@ -40,15 +40,14 @@ impl<V> Shards<V> {
         self.tables[table_of(id)].remove(&id)
     }
 
-    /// All leases, in no order.
+    /// All leases, in no particular order.
     #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = (LeaseId, &V)> {
         self.tables.iter().flatten().map(|(&id, value)| (id, value))
     }
 }
 
-/// Spreads IDs that count up, whichever of their bits does the counting. IDs chosen to meet in one table only make that one
-/// large.
+/// Spreads sequential IDs evenly, whichever of their bits are incremented. IDs chosen to collide only make one table large.
 fn table_of(id: LeaseId) -> usize {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15; // 2^64 divided by the golden ratio.
     let top_bits = id.0.cast_unsigned().wrapping_mul(ODD) >> (u64::BITS - TABLES.ilog2());
@@ -60,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_that_count_up_spread_evenly() {
+    fn sequential_ids_spread_evenly() {
         for step in [1, 256, 1 << 20, 1 << 40] {
             let mut sizes = [0_usize; TABLES];
             for number in 0..64_000_i64 {
@@ -71,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_one_map() {
+    fn shards_behave_like_one_map() {
         let mut shards = Shards::with_capacity(0);
         for id in [i64::MIN, -1, 1, i64::MAX] {
             assert_eq!(shards.insert(LeaseId(id), id), None);

@@ -1,58 +1,57 @@
-//! A ring of slots, one per tick of time: who is due when, roughly.
+//! A timing wheel: a ring of slots, one per tick, that tells roughly when each lease is due.
 //!
 //! ```text
 //!   ticks     ... 41   42   43   44 ...  41 + SLOTS - 1
-//!                 ^cursor                ^ whoever is due later waits here, and is put back again then
+//!                 ^cursor                ^ leases due later are kept here and inserted again when it comes up
 //! ```
 //!
-//! A slot comes up once its tick has come, and then gives up everyone in it. Being there early does no harm, since whoever
-//! asks looks at the true deadline and puts back who still has time. So a ring of half an hour serves deadlines of any
-//! length, and a deadline that moves away need not move in the ring.
+//! When the tick of a slot has come, all leases in it are removed and returned. A lease may be in a slot before its deadline:
+//! the caller checks the exact deadline and inserts the lease again if it is not due yet. So a wheel of half an hour serves
+//! deadlines of any length, and a lease whose deadline moves into the future need not move in the wheel.
 //!
-//! Everyone knows their own [`Place`], so that leaving takes one step too: the last of the slot takes the empty place.
-//! Leases that were revoked leave nothing behind.
+//! Each lease stores its own [`WheelPosition`], so removal takes constant time too: the last lease of the slot is moved into
+//! the free position. A revoked lease leaves nothing behind.
 //!
 //! INVARIANTS
-//! * Everyone in the ring is in exactly one slot, for a tick from `cursor` to `cursor + SLOTS - 1`.
+//! * Every lease in the wheel is in exactly one slot, for a tick from `cursor` to `cursor + SLOTS - 1`.
 
 use super::LeaseId;
 
-/// Of a quarter of a second each: 34 minutes.
+/// At a quarter of a second per slot: 34 minutes.
 const SLOTS: usize = 8192;
 
-/// Where somebody is in the ring.
+/// The position of a lease in the wheel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct WheelPosition {
     slot: u32,
     at: u32,
 }
 
-/// The ring.
 #[derive(Debug)]
 pub(super) struct Wheel {
     slots: Box<[Vec<LeaseId>]>,
-    /// The first tick whose slot may hold someone.
+    /// The first tick whose slot may hold leases.
     cursor: u64,
 }
 
 impl Wheel {
-    /// An empty ring, at a tick.
+    /// An empty wheel whose first slot is for `tick`.
     pub(super) fn starting_at(tick: u64) -> Self {
         Self { slots: vec![Vec::new(); SLOTS].into_boxed_slice(), cursor: tick }
     }
 
-    /// Puts somebody into the slot of a tick, or of the nearest one that the ring has.
-    pub(super) fn insert(&mut self, id: LeaseId, tick: u64) -> Place {
+    /// Inserts a lease into the slot of a tick, or of the nearest tick that the wheel covers.
+    pub(super) fn insert(&mut self, id: LeaseId, tick: u64) -> WheelPosition {
         let slot = slot_of(self.cursor + self.steps_to(tick));
         let at = u32::try_from(self.slots[slot].len()).expect("fewer than 2^32 leases end in one tick");
         self.slots[slot].push(id);
-        Place { slot: u32::try_from(slot).expect("the ring is small"), at }
+        WheelPosition { slot: u32::try_from(slot).expect("the number of slots is small"), at }
     }
 
-    /// Takes whoever is there out of a place. The one who is returned, if any, is now in that place.
+    /// Removes the lease at a position. Returns the lease that was moved to that position, if any.
     #[must_use]
-    pub(super) fn remove(&mut self, place: Place) -> Option<LeaseId> {
-        let (slot, at) = (&mut self.slots[place.slot as usize], place.at as usize);
+    pub(super) fn remove(&mut self, position: WheelPosition) -> Option<LeaseId> {
+        let (slot, at) = (&mut self.slots[position.slot as usize], position.at as usize);
         slot.swap_remove(at);
         let moved = slot.get(at).copied();
         if slot.is_empty() {
@@ -61,14 +60,14 @@ impl Wheel {
         moved
     }
 
-    /// Takes out someone whose tick has come, if there is anyone.
+    /// Removes and returns a lease whose tick has come, if there is one.
     pub(super) fn pop_due(&mut self, now: u64) -> Option<LeaseId> {
         while self.cursor <= now {
             let slot = &mut self.slots[slot_of(self.cursor)];
             if let Some(id) = slot.pop() {
                 return Some(id);
             }
-            *slot = Vec::new(); // Gives the memory back: the next round may put nobody here.
+            *slot = Vec::new(); // Frees the memory: the slot may stay empty in the next round.
             if self.cursor == now {
                 break;
             }
@@ -77,35 +76,33 @@ impl Wheel {
         None
     }
 
-    /// Whether a tick comes before that of a place.
-    pub(super) fn is_sooner(&self, tick: u64, place: Place) -> bool {
-        self.steps_to(tick) < self.steps_to_slot(place.slot as usize)
+    /// Whether a tick is before the tick of a position's slot.
+    pub(super) fn is_sooner(&self, tick: u64, position: WheelPosition) -> bool {
+        self.steps_to(tick) < self.steps_to_slot(position.slot as usize)
     }
 
-    /// Whether so much time went by without [`Wheel::pop_due`] that there is no slot left for what is due after `now`.
+    /// Whether [`Wheel::pop_due`] was not called for so long that the wheel has no slot for ticks after `now`.
     pub(super) fn is_overrun(&self, now: u64) -> bool {
         now + 1 > self.cursor + LAST_STEP
     }
 
-    /// The first tick that has someone. They may have more time than that, but nobody has less.
+    /// The first tick that has leases. None is due before; those in the slot may be due later.
     pub(super) fn next_tick(&self) -> Option<u64> {
         (0..=LAST_STEP).map(|step| self.cursor + step).find(|&tick| !self.slots[slot_of(tick)].is_empty())
     }
 
-    /// Everyone, in the order of their slots.
+    /// All leases, in the order of their slots.
     pub(super) fn into_ids(mut self) -> impl Iterator<Item = LeaseId> {
         let first = slot_of(self.cursor);
         self.slots.rotate_left(first);
         self.slots.into_iter().flatten()
     }
 
-    /// Who is in a place, for tests.
     #[cfg(test)]
-    pub(super) fn at(&self, place: Place) -> Option<LeaseId> {
-        self.slots[place.slot as usize].get(place.at as usize).copied()
+    pub(super) fn at(&self, position: WheelPosition) -> Option<LeaseId> {
+        self.slots[position.slot as usize].get(position.at as usize).copied()
     }
 
-    /// How many are in the ring, for tests.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.slots.iter().map(Vec::len).sum()
@@ -123,7 +120,7 @@ impl Wheel {
 const LAST_STEP: u64 = SLOTS as u64 - 1;
 
 fn slot_of(tick: u64) -> usize {
-    usize::try_from(tick % SLOTS as u64).expect("the ring is small")
+    usize::try_from(tick % SLOTS as u64).expect("the number of slots is small")
 }
 
 #[cfg(test)]
@@ -135,7 +132,7 @@ mod tests {
     const C: LeaseId = LeaseId(3);
 
     #[test]
-    fn everyone_comes_up_at_their_tick_and_not_before() {
+    fn a_lease_is_returned_at_its_tick_and_not_before() {
         let mut wheel = Wheel::starting_at(100);
         wheel.insert(A, 103);
         wheel.insert(B, 101);
@@ -153,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_due_beyond_the_ring_comes_up_at_its_last_slot() {
+    fn a_lease_due_beyond_the_wheel_is_returned_at_the_last_slot() {
         let mut wheel = Wheel::starting_at(100);
         wheel.insert(A, 1_000_000);
         assert_eq!(wheel.next_tick(), Some(100 + LAST_STEP));
@@ -162,28 +159,32 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_is_replaced_by_the_last_of_the_slot() {
+    fn a_removed_lease_is_replaced_by_the_last_of_its_slot() {
         let mut wheel = Wheel::starting_at(0);
-        let place = wheel.insert(A, 5);
+        let position = wheel.insert(A, 5);
         wheel.insert(B, 5);
         let last = wheel.insert(C, 5);
-        assert_eq!(wheel.remove(place), Some(C));
-        assert_eq!(wheel.remove(Place { at: 1, ..last }), None, "the last one leaves nobody to move");
-        assert_eq!(wheel.remove(place), None);
+        assert_eq!(wheel.remove(position), Some(C));
+        assert_eq!(
+            wheel.remove(WheelPosition { at: 1, ..last }),
+            None,
+            "nothing is moved for the last lease of a slot"
+        );
+        assert_eq!(wheel.remove(position), None);
         assert_eq!(wheel.next_tick(), None);
     }
 
     #[test]
-    fn sooner_is_counted_from_the_present_around_the_ring() {
+    fn is_sooner_counts_from_the_cursor_and_wraps_around() {
         let mut wheel = Wheel::starting_at(SLOTS as u64 - 2);
-        let place = wheel.insert(A, SLOTS as u64 + 3);
-        assert!(wheel.is_sooner(SLOTS as u64 + 2, place));
-        assert!(!wheel.is_sooner(SLOTS as u64 + 3, place));
-        assert!(!wheel.is_sooner(SLOTS as u64 + 4, place));
+        let position = wheel.insert(A, SLOTS as u64 + 3);
+        assert!(wheel.is_sooner(SLOTS as u64 + 2, position));
+        assert!(!wheel.is_sooner(SLOTS as u64 + 3, position));
+        assert!(!wheel.is_sooner(SLOTS as u64 + 4, position));
     }
 
     #[test]
-    fn an_overrun_ring_still_gives_everyone_back_in_order() {
+    fn an_overrun_wheel_still_returns_all_leases_in_order() {
         let mut wheel = Wheel::starting_at(10);
         wheel.insert(B, 10 + LAST_STEP);
         wheel.insert(A, 11);

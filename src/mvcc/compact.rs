@@ -1,22 +1,24 @@
-//! Forgetting, and the hash that proves replicas forgot alike.
+//! Compaction, and the hash that shows whether all members hold the same history.
 //!
-//! A compaction at R touches only what changed since the last one at P: what it forgets is overwritten by, or is itself, a
-//! record between P and R. So its cost follows change, not size, and nothing has to be defragmented. It is done in pieces,
-//! by whoever has time: the mark that makes R the compact revision is written long before.
+//! A compaction at R reads only the records written since the last one at P: every record that it removes either lies between
+//! P and R or was superseded by a record between P and R. So its cost is proportional to the changes, not to the size of the
+//! database, and no defragmentation is needed. Removal is done in steps, in the background, long after R was written as the
+//! compact revision.
 //!
 //! ```text
-//! records   … │a b c d e f … │a b a b a b a b a b c a b│…          the last ones of a, b and c stay, and d, e and f
+//! records   … │a b c d e f … │a b a b a b a b a b c a b│…          kept: the last of a, b and c; and d, e and f
 //!             ╰────┬─────────P──────────┬──────────────R
-//!       one by one, with the first      in the order of the scan: few neighbours one by one, many as a range
-//!       record that displaces them
+//!       removed one by one, when the    removed in the order of the scan: short runs one by one, long runs
+//!       scan meets their successor      with a range delete
 //! ```
 //!
-//! Where keys are written over and over nearly everything between P and R goes, and a range costs as much as one record.
+//! Where the same keys are written over and over, nearly everything between P and R is removed, and a range delete costs as
+//! much as the deletion of one record.
 //!
 //! INVARIANTS
-//! * What is forgotten of one key goes oldest first. A deletion that vanished before the put it hides would bring the key
-//!   back to life after a crash.
-//! * Nothing is forgotten that a registered view can see.
+//! * The records of one key are removed oldest first. If a tombstone were removed before the put that it hides, a crash in
+//!   between would bring the deleted key back.
+//! * Nothing is removed that a registered view can see.
 
 use std::{
     ops::ControlFlow,
@@ -26,68 +28,68 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Forgotten, Interval, Reader, RecordKey, Revision, Scheduled, Shared, ViewGuard, read::Failure, record_bytes,
+    Interval, Reader, RecordKey, RemovedChange, Revision, Scheduled, Shared, ViewGuard, read::Failure, record_bytes,
 };
 use crate::{
     error::{Error, Halt},
     storage::{Batch, Table, schema::meta},
 };
 
-/// Whoever writes to the database waits for a batch before its own, so none is larger than this.
-const REMOVED_AT_ONCE: usize = 128;
-/// So many neighbours go as a range: later reads pay for each range, until the database has rewritten its files.
+/// Other writes to the database have to wait for a batch of this one, so batches are kept small.
+const MAX_DELETES_PER_BATCH: usize = 128;
+/// The shortest run of adjacent records that is removed with a range delete. Every range delete slows down later reads
+/// until the database has rewritten its files, so short runs are deleted record by record.
 pub const RANGE: usize = 1024;
 
 /// A compaction in progress.
 pub struct Compaction {
     shared: Arc<Shared>,
     at: i64,
-    /// The last compaction's revision: this one's scan begins there.
+    /// The last compaction's revision, where this one's scan starts.
     from: i64,
-    /// How it was agreed; None if this process was not there, or if it does the work of several.
+    /// How this compaction was scheduled; None if it was scheduled before this process started, or if this one does the work of
+    /// several.
     scheduled: Option<Scheduled>,
-    /// So many neighbours go as a range.
+    /// The shortest run that is removed with a range delete.
     range: usize,
-    /// Where the scan goes on.
+    /// Where the scan continues; empty once it has reached its end.
     next: Vec<u8>,
     run: Run,
     batch: Batch,
     /// Bytes of the records that the batch removes.
     batch_bytes: u64,
-    /// Records removed so far.
     removed: u64,
-    /// Something went as a range.
     has_ranges: bool,
 }
 
-/// Neighbours that go, and were not removed yet.
+/// A run of adjacent records that are to be removed.
 #[derive(Default)]
 struct Run {
     count: usize,
-    /// All of them, or as many as a range has, with the bytes of each record.
+    /// The first records of the run, at most as many as make it long enough for a range delete, each with its bytes.
     keys: Vec<(RecordKey, u32)>,
     last: Option<RecordKey>,
-    /// Of all of them.
+    /// The total length of all records of the run.
     bytes: u64,
 }
 
-/// What one piece of a compaction came to.
+/// The result of one step of a compaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Somebody still reads below; try again later.
+    /// A view below this compaction's revision is registered; try again later.
     Blocked,
-    /// There is more to do.
+    /// There are more records to scan.
     More,
-    /// All is removed and marked so.
+    /// Everything is removed, and the database records that the compaction is finished.
     Done,
 }
 
 impl Compaction {
-    /// What is left to do: nothing, or to finish the next compaction. Those that were agreed before this process opened the
-    /// database are done in one go.
+    /// The next compaction that is not finished, if any. Those that were scheduled before this process opened the database are
+    /// done together.
     #[must_use]
     pub fn pending(shared: &Arc<Shared>) -> Option<Self> {
-        let finished = shared.finished.load(Ordering::Acquire);
+        let finished = shared.compaction_finished.load(Ordering::Acquire);
         let (at, scheduled) = {
             let mut scheduled = shared.scheduled.lock();
             while scheduled.front().is_some_and(|first| first.at <= finished) {
@@ -96,7 +98,7 @@ impl Compaction {
             let first = scheduled.front().copied();
             (first.map_or_else(|| shared.compacted(), |first| first.at), first)
         };
-        // A deletion at the last compact revision was kept then and goes now, so the scan starts there, not behind it.
+        // A tombstone at the last compact revision was kept then and is removed now, so the scan starts at that revision.
         let from = finished.max(0);
         (at > finished).then(|| Self {
             shared: shared.clone(),
@@ -113,34 +115,34 @@ impl Compaction {
         })
     }
 
-    /// The same, but so many neighbours go as a range.
+    /// Overrides [`RANGE`].
     #[must_use]
     pub fn with_ranges_of(self, range: usize) -> Self {
         Self { range, ..self }
     }
 
-    /// The revision that is compacted at.
     #[must_use]
     pub fn at(&self) -> i64 {
         self.at
     }
 
-    /// Records removed so far.
+    /// The number of records removed so far.
     #[must_use]
     pub fn removed(&self) -> u64 {
         self.removed
     }
 
-    /// Whether something went as a range: the database does not see by itself how much that is.
+    /// Whether any range delete was written. The database cannot tell how much data a range delete covers.
     #[must_use]
     pub fn has_ranges(&self) -> bool {
         self.has_ranges
     }
 
-    /// What has to be done before the first step, so that `HashKV` at this revision goes on answering what it would have answered
-    /// before. Whether it is done has to be the same on all members, or their answers could not be compared: it depends on what
-    /// the log says alone, and on how much the history holds where the compaction was agreed, when the one before is done. Every
-    /// member comes to the same count there, whenever it is that far, because removal at a revision leaves the same everywhere.
+    /// What has to be done before the first step, so that `HashKV` at this revision keeps returning what it returned before.
+    /// All members must decide alike, or their hashes could not be compared. The decision therefore depends only on the log, and
+    /// on the size of the history at the entry that scheduled the compaction, less what all earlier compactions removed. That
+    /// size is the same on every member, however late its compactions run, because a compaction leaves the same records
+    /// everywhere.
     pub fn hashing(&self, max_bytes: u64) -> Result<Hashing, Halt> {
         let shared = &self.shared;
         let Some(scheduled) = self.scheduled.filter(|_| self.at > 0) else { return Ok(Hashing::Unknown) };
@@ -148,14 +150,14 @@ impl Compaction {
         if history_bytes > max_bytes {
             return Ok(Hashing::TooLarge { history_bytes });
         }
-        let is_empty = nothing_is_alive(shared, self.at) && !self.ends_with_a_deletion()?;
+        let is_empty = has_no_live_keys(shared, self.at) && !self.has_tombstone_at_revision()?;
         let current_at = if is_empty { scheduled.previous } else { self.at };
         let records = RecordHash::new(self.at, scheduled.previous, current_at);
         Ok(Hashing::Due(HashPass { shared: shared.clone(), records, next: Vec::new() }))
     }
 
-    /// Whether a key was deleted at the very revision. Its record is kept until the next compaction.
-    fn ends_with_a_deletion(&self) -> Result<bool, Halt> {
+    /// Whether a key was deleted at exactly this revision. Its tombstone is kept until the next compaction.
+    fn has_tombstone_at_revision(&self) -> Result<bool, Halt> {
         let (from, to) = (RecordKey::first_of(self.at), RecordKey::first_of(self.at.saturating_add(1)));
         let mut found = false;
         self.shared.engine.scan(Table::History, from.as_ref(), to.as_ref(), &mut |key, _| {
@@ -165,7 +167,8 @@ impl Compaction {
         Ok(found)
     }
 
-    /// Looks at records until these, and older ones that they have displaced, are about `limit`; removes what goes.
+    /// Scans on until about `limit` records were handled, counting older records that they superseded; removes what is to be
+    /// removed.
     pub fn step(&mut self, limit: usize) -> Result<Progress, Halt> {
         let shared = self.shared.clone();
         if shared.oldest_view().is_some_and(|view| view < self.at) {
@@ -175,7 +178,7 @@ impl Compaction {
         let start = std::mem::take(&mut self.next);
         let end = RecordKey::first_of(self.at.saturating_add(1));
         shared.engine.scan(Table::History, &start, end.as_ref(), &mut |key, value| {
-            outcome = self.look_at(key, value).map(|displaced| left = left.saturating_sub(1 + displaced));
+            outcome = self.process_record(key, value).map(|superseded| left = left.saturating_sub(1 + superseded));
             if left > 0 && outcome.is_ok() {
                 return ControlFlow::Continue(());
             }
@@ -184,43 +187,43 @@ impl Compaction {
         })?;
         outcome?;
         if !self.next.is_empty() {
-            self.write()?;
+            self.write_batch()?;
             return Ok(Progress::More);
         }
-        self.end_run()?;
+        self.flush_run()?;
         self.batch.put(Table::Meta, meta::COMPACT_FINISHED, self.at.to_be_bytes().to_vec());
-        self.write()?;
-        shared.finished.store(self.at, Ordering::Release);
+        self.write_batch()?;
+        shared.compaction_finished.store(self.at, Ordering::Release);
         Ok(Progress::Done)
     }
 
-    /// Sees to a record of the scan, and if it is the first of its key to what that displaces in older times. Returns how
-    /// many these were.
-    fn look_at(&mut self, key: &[u8], record: &[u8]) -> Result<usize, Halt> {
+    /// Handles one record of the scan and, if it is the first of its key, the records before the scan that it superseded.
+    /// Returns how many of those there were.
+    fn process_record(&mut self, key: &[u8], record: &[u8]) -> Result<usize, Halt> {
         let (Some((revision, deletion)), Some(name)) = (RecordKey::decode(key), key_of(record)) else {
-            self.end_run()?; // Whatever it is, it stays.
+            self.flush_run()?; // A record that cannot be decoded is kept.
             return Ok(0);
         };
-        // Short locks; readers and the writer get in between.
-        let fate = self.shared.index.read().fate(name, self.at);
-        let mut dead = Vec::new();
-        if fate.forgotten > 0 {
-            self.shared.index.write().compact(name, self.at, &mut dead);
-            dead.retain(|change| change.revision.main < self.from); // The scan meets the others.
+        // Two short locks instead of one long one: readers and the writer can run in between.
+        let plan = self.shared.index.read().plan_compaction(name, self.at);
+        let mut removed = Vec::new();
+        if plan.dropped > 0 {
+            self.shared.index.write().compact(name, self.at, &mut removed);
+            removed.retain(|change| change.revision.main < self.from); // The scan handles the others.
         }
-        for &Forgotten { revision, deletion, bytes } in &dead {
+        for &RemovedChange { revision, deletion, bytes } in &removed {
             self.delete(RecordKey::new(revision, deletion), bytes)?;
         }
-        if fate.kept == Some(revision) {
-            self.end_run()?;
+        if plan.kept == Some(revision) {
+            self.flush_run()?;
         } else {
             self.run.push(RecordKey::new(revision, deletion), record_bytes(record, deletion), self.range);
         }
-        Ok(dead.len())
+        Ok(removed.len())
     }
 
-    /// Removes the neighbours that were found.
-    fn end_run(&mut self) -> Result<(), Halt> {
+    /// Removes the records of the current run.
+    fn flush_run(&mut self) -> Result<(), Halt> {
         let Run { count, keys, last: Some(last), bytes } = std::mem::take(&mut self.run) else { return Ok(()) };
         if count < self.range {
             keys.iter().try_for_each(|&(key, bytes)| self.delete(key, bytes))?;
@@ -237,10 +240,10 @@ impl Compaction {
         self.batch.delete(Table::History, key.as_ref());
         self.batch_bytes += u64::from(bytes);
         self.removed += 1;
-        if self.batch.len() >= REMOVED_AT_ONCE { self.write() } else { Ok(()) }
+        if self.batch.len() >= MAX_DELETES_PER_BATCH { self.write_batch() } else { Ok(()) }
     }
 
-    fn write(&mut self) -> Result<(), Halt> {
+    fn write_batch(&mut self) -> Result<(), Halt> {
         if !self.batch.is_empty() {
             self.shared.engine.write(&self.batch)?;
             self.batch.clear();
@@ -261,8 +264,8 @@ impl Run {
     }
 }
 
-/// The key inside an encoded record, without decoding the rest: field 1 comes first. None for a record without a key, as a
-/// restore with a bumped revision leaves one.
+/// The key of an encoded record, without decoding the rest: field 1 comes first. None for a record without a key, such as
+/// the one that a restore with a bumped revision writes.
 pub(super) fn key_of(record: &[u8]) -> Option<&[u8]> {
     const KEY_TAG: u8 = 0x0a;
     let mut rest = record.strip_prefix(&[KEY_TAG])?;
@@ -273,31 +276,28 @@ pub(super) fn key_of(record: &[u8]) -> Option<&[u8]> {
 /// A checksum of the key space up to a revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyHash {
-    /// CRC-32C over the records that count.
+    /// CRC-32C of the records that are part of the hash.
     pub hash: u32,
-    /// The compact revision while it was made.
+    /// The compact revision when the hash was computed.
     pub compact_revision: i64,
-    /// The revision up to which it was made.
+    /// The last revision that the hash covers.
     pub hash_revision: i64,
-    /// The head while it was made.
+    /// The head when the hash was computed.
     pub head: i64,
 }
 
-/// The hash that a compaction is to be remembered by.
+/// Whether a compaction is to store a hash.
 pub enum Hashing {
     /// It is to be computed.
     Due(HashPass),
-    /// It is left out, because the history is too large.
-    TooLarge {
-        /// So large.
-        history_bytes: u64,
-    },
-    /// Not every member could come to the same one: this compaction was interrupted, or does the work of several.
+    /// It is omitted, because the history is too large.
+    TooLarge { history_bytes: u64 },
+    /// The members could not all compute the same hash: this compaction was interrupted, or does the work of several.
     Unknown,
 }
 
-/// A remembered hash in the making. Between two steps nothing is held: all that it reads stays as it is until the compaction
-/// itself begins.
+/// Computes the hash that a compaction stores, step by step. It holds nothing between two steps: all that it reads stays as it
+/// is until the compaction itself begins.
 pub struct HashPass {
     shared: Arc<Shared>,
     records: RecordHash,
@@ -305,7 +305,7 @@ pub struct HashPass {
 }
 
 impl HashPass {
-    /// Looks at no more than so many records, and at few that are large. True when all is done and remembered.
+    /// Reads at most `limit` records, and fewer if they are large. Returns true when the hash is complete and stored.
     pub fn step(&mut self, limit: usize) -> Result<bool, Halt> {
         let (mut records, mut bytes) = (0, 0);
         let (start, mut next) = (std::mem::take(&mut self.next), Vec::new());
@@ -314,7 +314,7 @@ impl HashPass {
         shared.engine.scan(Table::History, &start, end.as_ref(), &mut |key, value| {
             outcome = hash.add(shared, key, value);
             (records, bytes) = (records + 1, bytes + value.len());
-            if outcome.is_ok() && records < limit && bytes < HASHED_AT_ONCE {
+            if outcome.is_ok() && records < limit && bytes < HASH_STEP_BYTES {
                 return ControlFlow::Continue(());
             }
             next = [key, &[0]].concat();
@@ -324,71 +324,72 @@ impl HashPass {
         self.next = next;
         let is_done = self.next.is_empty();
         if is_done {
-            self.remember();
+            self.store();
         }
         Ok(is_done)
     }
 
-    fn remember(&self) {
+    fn store(&self) {
         let RecordHash { crc, at, compacted, .. } = self.records;
         let hash = KeyHash { hash: crc, compact_revision: compacted, hash_revision: at, head: self.shared.head() };
-        let mut hashes = self.shared.hashes.lock();
+        let mut hashes = self.shared.stored_hashes.lock();
         hashes.insert(at, hash);
-        while hashes.len() > HASHES_REMEMBERED {
+        while hashes.len() > MAX_STORED_HASHES {
             hashes.pop_first();
         }
     }
 }
 
-/// A history of no more than so many bytes is hashed by each of its compactions.
+/// A history of at most this many bytes is hashed by each of its compactions.
 pub const HASHED_BYTES: u64 = 64 << 20;
-/// A step of that ends after so many bytes of records.
-const HASHED_AT_ONCE: usize = 256 << 10;
+/// A step of a [`HashPass`] ends after this many bytes of records.
+const HASH_STEP_BYTES: usize = 256 << 10;
 
-/// The bucket in which etcd keeps records; its name is the seed of the hash.
+/// The name of etcd's bucket for records, which is the seed of its hash.
 const HASH_SEED: &[u8] = b"key";
-/// So many compactions are remembered by their hashes, those of the highest revisions.
-const HASHES_REMEMBERED: usize = 10;
+/// How many compaction hashes are kept: those of the highest revisions. etcd keeps as many.
+const MAX_STORED_HASHES: usize = 10;
 
 impl Reader {
-    /// The hash of all records up to `revision` (zero: now), equal on all members and to etcd's. Reads the whole history,
-    /// unless a compaction has remembered it.
+    /// The hash of all records up to `revision` (zero: the head), equal on all members and to etcd's. Reads the whole history,
+    /// unless a compaction has stored the hash.
     pub fn hash_kv(&self, revision: i64) -> Result<KeyHash, Failure> {
         let shared = &self.shared;
-        if let Some(remembered) = shared.hashes.lock().get(&revision) {
-            return Ok(KeyHash { head: shared.head(), ..*remembered });
+        if let Some(stored) = shared.stored_hashes.lock().get(&revision) {
+            return Ok(KeyHash { head: shared.head(), ..*stored });
         }
-        let (compacted, head, guard) = self.hold_compaction();
+        let (compacted, head, guard) = self.block_compaction();
         if revision > head {
             return Err(Error::FutureRev.into());
         }
-        // A negative revision is no error: nothing lies at or below it.
+        // A negative revision is not an error: the hash of no records.
         let at = if revision == 0 { head } else { revision };
         if revision > 0 && revision < compacted {
             return Err(Error::Compacted.into());
         }
-        // The revision at which a record that compaction looked at must be current to be part of the hash. But where nothing
-        // is alive, etcd leaves this rule out, and all counts that compaction left.
-        let current_at = if nothing_is_alive(shared, at) { compacted } else { at };
+        // A record at or below the compact revision is part of the hash only if it is current at this revision. Where no key is
+        // live, etcd does not apply this rule: then every record that compaction has left is part of the hash.
+        let current_at = if has_no_live_keys(shared, at) { compacted } else { at };
         let hash = hash_records(shared, at, compacted, current_at)?;
         drop(guard);
         Ok(KeyHash { hash, compact_revision: compacted, hash_revision: at, head })
     }
 
-    /// The hashes that compactions have remembered, the newest first.
+    /// The hashes stored by compactions, newest first.
     #[must_use]
     pub fn compaction_hashes(&self) -> Vec<KeyHash> {
-        self.shared.hashes.lock().values().rev().copied().collect()
+        self.shared.stored_hashes.lock().values().rev().copied().collect()
     }
 
-    /// The compact revision, a head that is not below it, and what keeps all later compactions from removing anything.
-    fn hold_compaction(&self) -> (i64, i64, ViewGuard) {
+    /// Returns the compact revision, a head that is not below it, and a guard that keeps later compactions from removing
+    /// anything.
+    fn block_compaction(&self) -> (i64, i64, ViewGuard) {
         loop {
             let compacted = self.shared.compacted();
             let guard = self.shared.register(compacted.max(0));
             let head = self.shared.head();
-            // Registering first and checking afterwards leaves compaction no moment in between. A compaction is published
-            // shortly before the head that it was made at: a hash between the two would be of a revision that is compacted.
+            // Register first, check afterwards: so no compaction can run in between. A compaction is published shortly before
+            // the head that it was scheduled at: a hash between the two would be of a revision that is compacted.
             if self.shared.compacted() == compacted && compacted <= head {
                 return (compacted, head, guard);
             }
@@ -397,11 +398,11 @@ impl Reader {
     }
 }
 
-fn nothing_is_alive(shared: &Shared, at: i64) -> bool {
+fn has_no_live_keys(shared: &Shared, at: i64) -> bool {
     shared.index.read().count(&Interval::From(Bytes::new()), at) == 0
 }
 
-/// The hash of all records up to `at` that count.
+/// The hash of the records up to `at`, as far as [`RecordHash::is_hashed`] includes them.
 fn hash_records(shared: &Shared, at: i64, compacted: i64, current_at: i64) -> Result<u32, Halt> {
     let mut hash = RecordHash::new(at, compacted, current_at);
     let mut outcome = Ok(());
@@ -412,14 +413,14 @@ fn hash_records(shared: &Shared, at: i64, compacted: i64, current_at: i64) -> Re
     outcome.map(|()| hash.crc)
 }
 
-/// A hash that records are added to, in the order of the table.
+/// A hash to which records are added in the order of the table.
 struct RecordHash {
     crc: u32,
-    /// The revision up to which it goes.
+    /// The last revision that the hash covers.
     at: i64,
-    /// The compact revision. Above it all records count; at or below it only those that are current at `current_at`, as the others
-    /// may be removed already, or not.
+    /// The compact revision.
     compacted: i64,
+    /// Records at or below the compact revision are included if they are current at this revision.
     current_at: i64,
 }
 
@@ -428,22 +429,26 @@ impl RecordHash {
         Self { crc: crc32c::crc32c(HASH_SEED), at, compacted, current_at }
     }
 
-    /// What comes behind the last record that may count.
+    /// The exclusive end of the records that may be included.
     fn end(&self) -> RecordKey {
         RecordKey::first_of(self.at.max(0).saturating_add(1))
     }
 
     fn add(&mut self, shared: &Shared, key: &[u8], value: &[u8]) -> Result<(), Halt> {
         let Some((revision, deletion)) = RecordKey::decode(key) else {
-            return Err(Halt::Refused(format!("the history table has a key that is none: {key:02x?}")));
+            return Err(Halt::Refused(format!(
+                "the database is corrupt: invalid record key {key:02x?} in the history table"
+            )));
         };
-        if self.counts(shared, revision, deletion, value) {
+        if self.is_hashed(shared, revision, deletion, value) {
             self.crc = crc32c::crc32c_append(crc32c::crc32c_append(self.crc, key), value);
         }
         Ok(())
     }
 
-    fn counts(&self, shared: &Shared, revision: Revision, deletion: bool, record: &[u8]) -> bool {
+    /// Whether a record is part of the hash. Above the compact revision every record is; at or below it only those that are
+    /// current at `current_at`, because the others may or may not have been removed already.
+    fn is_hashed(&self, shared: &Shared, revision: Revision, deletion: bool, record: &[u8]) -> bool {
         if revision.main > self.compacted {
             return true;
         }

@@ -1,12 +1,13 @@
 //! History: every change of a span of revisions, in the order it happened.
 //!
-//! A span is read in chunks. While one is read, a view at its first revision keeps compaction away from it; between two
-//! chunks nothing is held, so a reader that pauses for an hour holds up nobody, and is told so when it comes back too late.
+//! A span is read in chunks. While a chunk is read, a registered view at its first revision blocks compaction. Between two
+//! chunks nothing is registered, so a reader that pauses for an hour does not delay compaction; if its next revision has been
+//! compacted by then, the next read fails with [`Error::Compacted`].
 //!
 //! INVARIANTS
 //! * A chunk ends between two revisions, never inside one.
-//! * What a chunk says of its span is all that compaction has left of it: from the compact revision on, nothing is missing
-//!   but changes that were overwritten before that revision.
+//! * A chunk contains all that compaction has left of its span: the only changes missing are those that were overwritten at
+//!   or before the compact revision.
 
 use std::ops::ControlFlow;
 
@@ -18,28 +19,28 @@ use crate::{
     storage::Table,
 };
 
-/// Which history to read.
+/// The range of revisions to read.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
     /// The first revision.
     pub from: i64,
-    /// The last one; it is published.
+    /// The last revision, inclusive; it must be published already.
     pub to: i64,
-    /// Whether [`Event::previous`] shall be looked up.
+    /// Whether to look up [`Event::previous`].
     pub with_previous: bool,
 }
 
-/// A piece of history.
+/// A part of the history.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chunk {
-    /// The changes, oldest first.
+    /// Oldest first.
     pub events: Vec<Event>,
-    /// Every change up to this revision is there.
+    /// The chunk contains every change up to and including this revision.
     pub through: i64,
 }
 
 impl Event {
-    /// What happened, from a record as it is stored.
+    /// Builds an event from a stored record, without [`Event::previous`].
     #[must_use]
     pub fn of_record(revision: Revision, deletion: bool, record: Bytes) -> Self {
         let key = key_of(&record).map_or_else(Bytes::new, |key| record.slice_ref(key));
@@ -48,12 +49,12 @@ impl Event {
 }
 
 impl Reader {
-    /// Reads a span from its start: about `limit` changes, and then the rest of the last one's revision. The span goes on
-    /// behind [`Chunk::through`].
+    /// Reads a span from its start: about `limit` changes, completed to a whole revision. The rest of the span starts after
+    /// [`Chunk::through`].
     pub fn history(&self, span: Span, limit: usize) -> Result<Chunk, Failure> {
         let shared = &self.shared;
         assert!(span.to <= shared.head(), "only what is published can be read");
-        // Registered first and checked afterwards, so compaction has no moment in between.
+        // Register first, check afterwards: so no compaction can run between the check and the scan.
         let guard = shared.register(span.from);
         if span.from < shared.compacted() {
             return Err(Error::Compacted.into());
@@ -64,7 +65,7 @@ impl Reader {
         let end = RecordKey::first_of(span.to.saturating_add(1));
         shared.engine.scan(Table::History, from.as_ref(), end.as_ref(), &mut |key, record| {
             let Some((revision, deletion)) = RecordKey::decode(key) else {
-                damage = Some(format!("the history table has a key that is none: {key:02x?}"));
+                damage = Some(format!("the database is corrupt: invalid record key {key:02x?} in the history table"));
                 return ControlFlow::Break(());
             };
             let last = chunk.events.last().map(|event: &Event| event.revision.main);
@@ -79,14 +80,14 @@ impl Reader {
             return Err(Halt::Refused(damage).into());
         }
         if span.with_previous {
-            self.find_previous(&mut chunk.events);
+            self.fill_previous(&mut chunk.events);
         }
         drop(guard);
         Ok(chunk)
     }
 
-    /// Looks up what was there before each change. Where compaction has forgotten it, it stays unknown.
-    fn find_previous(&self, events: &mut [Event]) {
+    /// Sets [`Event::previous`] of each event; it stays None where compaction has removed the previous record.
+    fn fill_previous(&self, events: &mut [Event]) {
         for events in events.chunks_mut(super::read::CHUNK) {
             let index = self.shared.index.read();
             for event in events {
@@ -99,11 +100,11 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{compact::Progress, tests::World},
+        super::{compact::Progress, tests::Fixture},
         *,
     };
 
-    impl World {
+    impl Fixture {
         fn read(&self, from: i64, to: i64, limit: usize) -> Result<(String, i64), Failure> {
             let chunk = self.store.reader().history(Span { from, to, with_previous: true }, limit)?;
             let text = chunk.events.iter().map(|event| {
@@ -117,38 +118,38 @@ mod tests {
     }
 
     #[test]
-    fn a_span_is_read_in_order_with_what_was_there_before() {
-        let mut world = World::new();
-        world.put(&["a", "b"]);
-        world.put(&["a"]);
-        world.delete("a");
-        world.put(&["a"]);
-        assert_eq!(world.read(1, 5, 100).unwrap(), ("2+a 2+b 3+a<2 4-a<3 5+a".into(), 5));
-        assert_eq!(world.read(3, 4, 100).unwrap(), ("3+a<2 4-a<3".into(), 4));
-        assert_eq!(world.read(6, 5, 100).unwrap(), (String::new(), 5));
+    fn a_span_is_read_in_order_with_the_previous_revision_of_each_key() {
+        let mut fixture = Fixture::new();
+        fixture.put(&["a", "b"]);
+        fixture.put(&["a"]);
+        fixture.delete("a");
+        fixture.put(&["a"]);
+        assert_eq!(fixture.read(1, 5, 100).unwrap(), ("2+a 2+b 3+a<2 4-a<3 5+a".into(), 5));
+        assert_eq!(fixture.read(3, 4, 100).unwrap(), ("3+a<2 4-a<3".into(), 4));
+        assert_eq!(fixture.read(6, 5, 100).unwrap(), (String::new(), 5));
     }
 
     #[test]
     fn a_chunk_never_ends_inside_a_revision() {
-        let mut world = World::new();
-        world.put(&["a", "b", "c"]);
-        world.put(&["d"]);
-        world.put(&["e", "f"]);
-        assert_eq!(world.read(2, 4, 1).unwrap(), ("2+a 2+b 2+c".into(), 2));
-        assert_eq!(world.read(3, 4, 1).unwrap(), ("3+d".into(), 3));
-        assert_eq!(world.read(3, 4, 2).unwrap(), ("3+d 4+e 4+f".into(), 4));
+        let mut fixture = Fixture::new();
+        fixture.put(&["a", "b", "c"]);
+        fixture.put(&["d"]);
+        fixture.put(&["e", "f"]);
+        assert_eq!(fixture.read(2, 4, 1).unwrap(), ("2+a 2+b 2+c".into(), 2));
+        assert_eq!(fixture.read(3, 4, 1).unwrap(), ("3+d".into(), 3));
+        assert_eq!(fixture.read(3, 4, 2).unwrap(), ("3+d 4+e 4+f".into(), 4));
     }
 
     #[test]
-    fn below_the_compact_revision_there_is_no_history_and_at_it_the_deletion_is_kept() {
-        let mut world = World::new();
-        world.put(&["a"]);
-        world.delete("a");
-        world.put(&["b"]);
-        world.compact(3);
-        assert!(matches!(world.read(2, 4, 100), Err(Failure::Refused(Error::Compacted))));
-        assert_eq!(world.read(3, 4, 100).unwrap().0, "3-a<2 4+b");
-        assert_eq!(world.forget(), Progress::Done);
-        assert_eq!(world.read(3, 4, 100).unwrap().0, "3-a 4+b", "what was before is forgotten, which is no error");
+    fn history_starts_at_the_compact_revision_and_includes_its_tombstone() {
+        let mut fixture = Fixture::new();
+        fixture.put(&["a"]);
+        fixture.delete("a");
+        fixture.put(&["b"]);
+        fixture.compact(3);
+        assert!(matches!(fixture.read(2, 4, 100), Err(Failure::Refused(Error::Compacted))));
+        assert_eq!(fixture.read(3, 4, 100).unwrap().0, "3-a<2 4+b");
+        assert_eq!(fixture.run_compaction(), Progress::Done);
+        assert_eq!(fixture.read(3, 4, 100).unwrap().0, "3-a 4+b", "a previous record that was compacted is no error");
     }
 }

@@ -1,21 +1,21 @@
-//! Which revisions each key has: the part of the key space that is always in memory.
+//! The index: the revisions of each key, always in memory.
 //!
-//! An ordered list of *leaves*, each a sorted run of at most [`LEAF_MAX`] keys. Finding a key is one binary search over
-//! the leaves and one inside a leaf. A leaf knows how many of its keys are alive and the newest revision in it, so counting
-//! a range adds up leaves instead of visiting keys.
+//! An ordered list of *leaves*, each a sorted run of at most [`LEAF_MAX`] keys. A lookup is one binary search over the leaves
+//! and one inside a leaf. Each leaf stores how many of its keys are live and the newest revision in it, so counting a range
+//! adds up leaves instead of visiting keys.
 //!
 //! ```text
 //! leaves      ┌ from ""          ┌ from "fox"        ┌ from "owl"
 //! entries     ant bee cat …      fox hen jay …       owl pig rat …
 //! ```
 //!
-//! An entry holds its newest change in full, because that is what nearly everybody asks for. Of older ones it keeps only
-//! the revision; who wants more of them reads the record. Most keys have neither a lease nor a second revision, so both
-//! live out of line.
+//! An entry holds its newest change in full, because nearly all requests read that one. Of older changes it keeps only the
+//! revision; everything else has to be read from the record. Most keys have neither a lease nor a second revision, so both
+//! are stored in a separate allocation.
 //!
 //! INVARIANTS
 //! * Keys ascend over all leaves, and no leaf is empty.
-//! * The revisions of a key ascend; the newest one is in the entry, all others in `past.older`.
+//! * The revisions of a key ascend; the newest one is in the entry, all others in `extra.older`.
 //! * `leaf.live` counts the entries whose newest change is not a deletion; `leaf.newest` is no less than any revision in it.
 
 use std::ops::ControlFlow;
@@ -24,61 +24,59 @@ use bytes::Bytes;
 
 use super::{Interval, revision::Revision};
 
-/// More keys than this split a leaf in two.
+/// The maximum number of keys in a leaf; one more splits it.
 const LEAF_MAX: usize = 64;
-/// A leaf below this joins its neighbour if the two fit with room to spare.
-const LEAF_FEW: usize = 16;
-/// How a leaf's room grows: just below the allocator's size classes, so that little is wasted.
-const LEAF_ROOM: [usize; 8] = [4, 9, 18, 27, 36, 45, 54, LEAF_MAX];
+/// A leaf with fewer keys is merged with the next one if together they fill at most half a leaf.
+const LEAF_MIN: usize = 16;
+/// The capacities that a leaf grows through: just below the allocator's size classes, so that little memory is wasted.
+const LEAF_CAPACITIES: [usize; 8] = [4, 9, 18, 27, 36, 45, 54, LEAF_MAX];
 
-/// What is true of a live key.
+/// The metadata of a live key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life {
-    /// The revision that created the key.
+pub struct KeyMetadata {
+    /// The create revision.
     pub create: i64,
-    /// Puts since then, that one included.
+    /// The number of puts since the key was created, including that one.
     pub version: i64,
-    /// The attached lease, or zero.
+    /// Zero for none.
     pub lease: i64,
 }
 
-/// One change to a key: a put with what became of the key, or a deletion.
+/// One change to a key: a put, with the metadata it resulted in, or a deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
-    /// When.
     pub revision: Revision,
     /// None for a deletion.
-    pub life: Option<Life>,
-    /// How long its record is, with the record's key.
+    pub metadata: Option<KeyMetadata>,
+    /// Length of its record, including the record's key.
     pub bytes: u32,
 }
 
-/// A change that a compaction forgets.
+/// A change that a compaction removed from the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forgotten {
-    /// When it was made.
+pub struct RemovedChange {
     pub revision: Revision,
     /// Whether it was a deletion.
     pub deletion: bool,
-    /// How long its record is, with the record's key.
+    /// Length of its record, including the record's key.
     pub bytes: u32,
 }
 
-/// A live key, as the index knows it at some revision.
+/// The result of looking up a live key at some revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hit {
     /// The revision of the newest put that is visible.
     pub revision: Revision,
-    /// What is true of the key then; None where only its record knows, because newer changes followed.
-    pub life: Option<Life>,
+    /// The key's metadata at that revision; None if newer changes followed: then only the record has it.
+    pub metadata: Option<KeyMetadata>,
 }
 
-/// What a compaction does to a key.
+/// What a compaction does to one key.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Fate {
-    /// How many of its changes it forgets.
-    pub forgotten: usize,
-    /// The one that stays, of those up to the compaction's revision.
+pub struct KeyCompaction {
+    /// How many of its changes are removed, oldest first.
+    pub dropped: usize,
+    /// The change at or below the compaction's revision that is kept, if any.
     pub kept: Option<Revision>,
 }
 
@@ -89,10 +87,11 @@ struct Entry {
     version: i64,
     sub: u32,
     shape: Shape,
-    past: Option<Box<Past>>,
+    extra: Option<Box<EntryExtra>>,
 }
 
-/// Whether a change is a deletion, and how long its record is: together in what the first alone would take.
+/// Whether a change is a deletion, and the length of its record, packed into the four bytes that a `bool` would take here
+/// anyway.
 #[derive(Clone, Copy)]
 struct Shape(u32);
 
@@ -101,7 +100,7 @@ impl Shape {
 
     fn of(change: Change) -> Self {
         let bytes = change.bytes.min(MAX_RECORD_BYTES);
-        Self(if change.life.is_none() { bytes | Self::DELETED } else { bytes })
+        Self(if change.metadata.is_none() { bytes | Self::DELETED } else { bytes })
     }
 
     fn is_deleted(self) -> bool {
@@ -113,38 +112,38 @@ impl Shape {
     }
 }
 
-/// A longer record counts as one of this length.
+/// Longer records count as this long.
 pub const MAX_RECORD_BYTES: u32 = !Shape::DELETED;
 
-/// What few keys have.
+/// Fields that only few keys need.
 #[derive(Default)]
-struct Past {
+struct EntryExtra {
     lease: i64,
-    older: Vec<Mark>,
+    older: Vec<PastChange>,
 }
 
 /// An older change: when, whether it was a deletion, and how long its record is.
 #[derive(Clone, Copy)]
-struct Mark {
+struct PastChange {
     main: i64,
     sub: u32,
     shape: Shape,
 }
 
-impl Mark {
+impl PastChange {
     fn revision(self) -> Revision {
         Revision { main: self.main, sub: self.sub }
     }
 
-    fn forgotten(self) -> Forgotten {
-        Forgotten { revision: self.revision(), deletion: self.shape.is_deleted(), bytes: self.shape.bytes() }
+    fn removed(self) -> RemovedChange {
+        RemovedChange { revision: self.revision(), deletion: self.shape.is_deleted(), bytes: self.shape.bytes() }
     }
 }
 
 impl Entry {
     fn new(key: &[u8], change: Change) -> Self {
         let shape = Shape::of(change);
-        let mut entry = Self { key: key.into(), main: 0, create: 0, version: 0, sub: 0, shape, past: None };
+        let mut entry = Self { key: key.into(), main: 0, create: 0, version: 0, sub: 0, shape, extra: None };
         entry.set_newest(change);
         entry
     }
@@ -157,87 +156,90 @@ impl Entry {
         self.shape.is_deleted()
     }
 
-    fn newest(&self) -> Mark {
-        Mark { main: self.main, sub: self.sub, shape: self.shape }
+    fn newest(&self) -> PastChange {
+        PastChange { main: self.main, sub: self.sub, shape: self.shape }
     }
 
-    fn older(&self) -> &[Mark] {
-        self.past.as_ref().map_or(&[], |past| &past.older)
+    fn older(&self) -> &[PastChange] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.older)
     }
 
-    /// How many changes there are.
-    fn marks(&self) -> usize {
+    fn change_count(&self) -> usize {
         self.older().len() + 1
     }
 
-    fn mark(&self, nth: usize) -> Mark {
+    fn nth_change(&self, nth: usize) -> PastChange {
         self.older().get(nth).copied().unwrap_or_else(|| self.newest())
     }
 
-    fn fate(&self, at: i64) -> Fate {
-        let visible = match self.older().partition_point(|mark| mark.main <= at) {
+    fn plan_compaction(&self, at: i64) -> KeyCompaction {
+        let visible = match self.older().partition_point(|change| change.main <= at) {
             older if older < self.older().len() || self.main > at => older,
             older => older + 1,
         };
-        let Some(last) = visible.checked_sub(1) else { return Fate::default() };
-        let mark = self.mark(last);
-        if mark.shape.is_deleted() && mark.main < at {
-            return Fate { forgotten: visible, kept: None };
+        let Some(last) = visible.checked_sub(1) else { return KeyCompaction::default() };
+        let change = self.nth_change(last);
+        if change.shape.is_deleted() && change.main < at {
+            return KeyCompaction { dropped: visible, kept: None };
         }
-        Fate { forgotten: last, kept: Some(mark.revision()) }
+        KeyCompaction { dropped: last, kept: Some(change.revision()) }
     }
 
     fn lease(&self) -> i64 {
-        self.past.as_ref().map_or(0, |past| past.lease)
+        self.extra.as_ref().map_or(0, |extra| extra.lease)
     }
 
     fn change(&self) -> Change {
-        let life = Life { create: self.create, version: self.version, lease: self.lease() };
-        Change { revision: self.revision(), life: (!self.is_deleted()).then_some(life), bytes: self.shape.bytes() }
+        let metadata = KeyMetadata { create: self.create, version: self.version, lease: self.lease() };
+        Change {
+            revision: self.revision(),
+            metadata: (!self.is_deleted()).then_some(metadata),
+            bytes: self.shape.bytes(),
+        }
     }
 
     fn set_newest(&mut self, change: Change) {
-        let life = change.life.unwrap_or(Life { create: 0, version: 0, lease: 0 });
+        let metadata = change.metadata.unwrap_or(KeyMetadata { create: 0, version: 0, lease: 0 });
         self.main = change.revision.main;
         self.sub = change.revision.sub;
         self.shape = Shape::of(change);
-        self.create = life.create;
-        self.version = life.version;
-        match &mut self.past {
-            Some(past) => past.lease = life.lease,
-            None if life.lease == 0 => (),
-            None => self.past = Some(Box::new(Past { lease: life.lease, older: Vec::new() })),
+        self.create = metadata.create;
+        self.version = metadata.version;
+        match &mut self.extra {
+            Some(extra) => extra.lease = metadata.lease,
+            None if metadata.lease == 0 => (),
+            None => self.extra = Some(Box::new(EntryExtra { lease: metadata.lease, older: Vec::new() })),
         }
-        self.drop_empty_past();
+        self.drop_empty_extra();
     }
 
     fn push(&mut self, change: Change) {
-        assert!(self.revision() < change.revision, "the changes of a key ascend");
-        let mark = self.newest();
-        self.past.get_or_insert_default().older.push(mark);
+        assert!(self.revision() < change.revision, "the revisions of a key ascend");
+        let replaced = self.newest();
+        self.extra.get_or_insert_default().older.push(replaced);
         self.set_newest(change);
     }
 
-    fn drop_empty_past(&mut self) {
-        if self.past.as_ref().is_some_and(|past| past.lease == 0 && past.older.is_empty()) {
-            self.past = None;
+    fn drop_empty_extra(&mut self) {
+        if self.extra.as_ref().is_some_and(|extra| extra.lease == 0 && extra.older.is_empty()) {
+            self.extra = None;
         }
     }
 
-    /// The put that is visible at `at`, if the key is alive then.
+    /// The put that is visible at `at`, if the key is live at that revision.
     fn hit(&self, at: i64) -> Option<Hit> {
         if self.main <= at {
             let change = self.change();
-            return change.life.map(|life| Hit { revision: change.revision, life: Some(life) });
+            return change.metadata.map(|metadata| Hit { revision: change.revision, metadata: Some(metadata) });
         }
         let older = self.older();
-        let visible = older.partition_point(|mark| mark.main <= at).checked_sub(1).map(|last| older[last])?;
-        (!visible.shape.is_deleted()).then(|| Hit { revision: visible.revision(), life: None })
+        let visible = older.partition_point(|change| change.main <= at).checked_sub(1).map(|last| older[last])?;
+        (!visible.shape.is_deleted()).then(|| Hit { revision: visible.revision(), metadata: None })
     }
 }
 
 struct Leaf {
-    /// No key of this leaf is smaller, no key of the leaf before is as large.
+    /// Lower bound of the keys in this leaf; all keys of the leaf before are smaller.
     from: Box<[u8]>,
     entries: Vec<Entry>,
     live: u32,
@@ -255,19 +257,20 @@ impl Leaf {
         self.entries.binary_search_by(|entry| entry.key.as_ref().cmp(key))
     }
 
-    fn insert(&mut self, place: usize, entry: Entry) {
+    fn insert(&mut self, position: usize, entry: Entry) {
         if self.entries.len() == self.entries.capacity() {
-            let room = LEAF_ROOM.into_iter().find(|&room| room > self.entries.len()).unwrap_or(LEAF_MAX);
-            self.entries.reserve_exact(room.saturating_sub(self.entries.len()).max(1));
+            let capacity =
+                LEAF_CAPACITIES.into_iter().find(|&capacity| capacity > self.entries.len()).unwrap_or(LEAF_MAX);
+            self.entries.reserve_exact(capacity.saturating_sub(self.entries.len()).max(1));
         }
         self.live += u32::from(!entry.is_deleted());
         self.newest = self.newest.max(entry.main);
-        self.entries.insert(place, entry);
+        self.entries.insert(position, entry);
     }
 }
 
-/// Where a key is, or belongs.
-struct Place {
+/// Where a key is, or would have to be inserted.
+struct KeyPosition {
     leaf: usize,
     entry: Result<usize, usize>,
 }
@@ -277,24 +280,23 @@ struct Place {
 pub struct Index {
     leaves: Vec<Leaf>,
     keys: usize,
-    /// Of all keys together.
+    /// Total length of all keys.
     key_bytes: usize,
 }
 
 impl Index {
-    /// How many keys the index knows, deleted ones that are not yet compacted included.
+    /// The number of keys, including deleted keys that are not compacted yet.
     #[must_use]
     pub fn len(&self) -> usize {
         self.keys
     }
 
-    /// About how much memory all of it takes.
+    /// Approximate memory of the whole index.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.leaves.len() * size_of::<Leaf>() + self.keys * size_of::<Entry>() + self.key_bytes
     }
 
-    /// Whether no key was ever written, or all were forgotten.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys == 0
@@ -312,33 +314,33 @@ impl Index {
         self.entry(key)?.hit(at)
     }
 
-    /// Visits the live keys of an interval at `at`, ascending, until told to stop.
+    /// Visits the keys of an interval that are live at `at`, in ascending order, until `visit` breaks.
     pub fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
-        let _ = self.visit_piece(interval, at, usize::MAX, visit);
+        let _ = self.visit_bounded(interval, at, usize::MAX, visit);
     }
 
-    /// The same, but looks at no more than so many keys, live or not. Returns where to go on if there is more.
-    pub fn visit_piece(
+    /// The same, but examines at most `budget` keys, live or not. Returns the key to continue from if there are more.
+    pub fn visit_bounded(
         &self,
         interval: &Interval,
         at: i64,
-        mut most: usize,
+        mut budget: usize,
         visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>,
     ) -> Option<Bytes> {
-        let place = self.place(interval.start());
-        let mut first = place.entry.unwrap_or_else(|place| place);
-        for leaf in self.leaves.get(place.leaf..).unwrap_or(&[]) {
-            let dead = leaf.live == 0 && leaf.newest <= at;
+        let position = self.position(interval.start());
+        let mut first = position.entry.unwrap_or_else(|position| position);
+        for leaf in self.leaves.get(position.leaf..).unwrap_or(&[]) {
+            let has_no_live_keys = leaf.live == 0 && leaf.newest <= at;
             for entry in &leaf.entries[first..] {
                 if interval.is_past(&entry.key) {
                     return None;
                 }
-                if most == 0 {
+                if budget == 0 {
                     return Some(Bytes::copy_from_slice(&entry.key));
                 }
-                most -= 1;
-                if dead {
-                    break; // One look tells as much as a look at each.
+                budget -= 1;
+                if has_no_live_keys {
+                    break; // No key of this leaf is live at `at`.
                 }
                 if entry.hit(at).is_some_and(|hit| visit(&entry.key, hit).is_break()) {
                     return None;
@@ -349,30 +351,31 @@ impl Index {
         None
     }
 
-    /// How many keys of an interval are alive at `at`.
+    /// How many keys of an interval are live at `at`.
     #[must_use]
     pub fn count(&self, interval: &Interval, at: i64) -> usize {
-        self.count_piece(interval, at, usize::MAX).0
+        self.count_bounded(interval, at, usize::MAX).0
     }
 
-    /// The same, but looks at no more than so many keys and leaves, at least at a leaf. Says where to go on if there is more.
+    /// The same, but examines at most `budget` keys and whole leaves, and at least one leaf. Also returns the key to continue
+    /// from if there are more.
     #[must_use]
-    pub fn count_piece(&self, interval: &Interval, at: i64, mut most: usize) -> (usize, Option<Bytes>) {
-        let place = self.place(interval.start());
-        let mut first = place.entry.unwrap_or_else(|place| place);
+    pub fn count_bounded(&self, interval: &Interval, at: i64, mut budget: usize) -> (usize, Option<Bytes>) {
+        let position = self.position(interval.start());
+        let mut first = position.entry.unwrap_or_else(|position| position);
         let mut count = 0;
-        most = most.max(LEAF_MAX);
-        for (nth, leaf) in self.leaves.iter().enumerate().skip(place.leaf) {
-            // All of the next leaf's keys lie behind this leaf's, so its `from` tells whether this one is inside.
+        budget = budget.max(LEAF_MAX);
+        for (nth, leaf) in self.leaves.iter().enumerate().skip(position.leaf) {
+            // If the next leaf starts inside the interval, all of this leaf's remaining keys are inside.
             let ends_inside = self.leaves.get(nth + 1).is_some_and(|next| !interval.is_past(&next.from));
-            let adds_up = first == 0 && ends_inside && leaf.newest <= at;
+            let counts_whole_leaf = first == 0 && ends_inside && leaf.newest <= at;
             let rest = &leaf.entries[first..];
-            let looks = if adds_up { 1 } else { rest.len() };
-            if most < looks {
+            let cost = if counts_whole_leaf { 1 } else { rest.len() };
+            if budget < cost {
                 return (count, Some(Bytes::copy_from_slice(&rest[0].key)).filter(|key| !interval.is_past(key)));
             }
-            most -= looks;
-            if adds_up {
+            budget -= cost;
+            if counts_whole_leaf {
                 count += leaf.live as usize;
             } else {
                 let inside = rest.iter().take_while(|entry| !interval.is_past(&entry.key));
@@ -386,86 +389,86 @@ impl Index {
         (count, None)
     }
 
-    /// Adds a change, newer than all others of its key.
+    /// Adds a change, which must be newer than all others of its key.
     pub fn push(&mut self, key: &[u8], change: Change) {
-        let place = self.place(key);
-        match place.entry {
+        let position = self.position(key);
+        match position.entry {
             Ok(found) => {
-                let leaf = &mut self.leaves[place.leaf];
+                let leaf = &mut self.leaves[position.leaf];
                 let entry = &mut leaf.entries[found];
                 leaf.live -= u32::from(!entry.is_deleted());
-                leaf.live += u32::from(change.life.is_some());
+                leaf.live += u32::from(change.metadata.is_some());
                 leaf.newest = leaf.newest.max(change.revision.main);
                 entry.push(change);
             }
-            Err(missing) => self.insert(place.leaf, missing, Entry::new(key, change)),
+            Err(missing) => self.insert(position.leaf, missing, Entry::new(key, change)),
         }
     }
 
-    /// What compaction at `at` does to one key.
+    /// What a compaction at `at` does to one key.
     #[must_use]
-    pub fn fate(&self, key: &[u8], at: i64) -> Fate {
-        self.entry(key).map_or(Fate::default(), |entry| entry.fate(at))
+    pub fn plan_compaction(&self, key: &[u8], at: i64) -> KeyCompaction {
+        self.entry(key).map_or(KeyCompaction::default(), |entry| entry.plan_compaction(at))
     }
 
-    /// Forgets what compaction at `at` forgets of one key: every change at or before `at` but the newest of these, and that
-    /// one too if it is a deletion before `at`. Appends what it forgets to `dead`, oldest first.
-    pub fn compact(&mut self, key: &[u8], at: i64, dead: &mut Vec<Forgotten>) {
-        let place = self.place(key);
-        let Ok(found) = place.entry else { return };
-        let entry = &mut self.leaves[place.leaf].entries[found];
-        let forgotten = entry.fate(at).forgotten;
-        dead.extend((0..forgotten).map(|nth| entry.mark(nth).forgotten()));
-        if forgotten == entry.marks() {
-            self.remove(place.leaf, found);
-        } else if let Some(past) = &mut entry.past {
-            past.older.drain(..forgotten);
-            past.older.shrink_to_fit();
-            entry.drop_empty_past();
+    /// Removes from the index what a compaction at `at` removes of one key: every change at or before `at` except the newest
+    /// of these, and that one too if it is a deletion before `at`. Appends the removed changes to `removed`, oldest first.
+    pub fn compact(&mut self, key: &[u8], at: i64, removed: &mut Vec<RemovedChange>) {
+        let position = self.position(key);
+        let Ok(found) = position.entry else { return };
+        let entry = &mut self.leaves[position.leaf].entries[found];
+        let dropped = entry.plan_compaction(at).dropped;
+        removed.extend((0..dropped).map(|nth| entry.nth_change(nth).removed()));
+        if dropped == entry.change_count() {
+            self.remove(position.leaf, found);
+        } else if let Some(extra) = &mut entry.extra {
+            extra.older.drain(..dropped);
+            extra.older.shrink_to_fit();
+            entry.drop_empty_extra();
         }
     }
 
     fn entry(&self, key: &[u8]) -> Option<&Entry> {
-        let place = self.place(key);
-        let found = place.entry.ok()?;
-        Some(&self.leaves[place.leaf].entries[found])
+        let position = self.position(key);
+        let found = position.entry.ok()?;
+        Some(&self.leaves[position.leaf].entries[found])
     }
 
-    fn place(&self, key: &[u8]) -> Place {
+    fn position(&self, key: &[u8]) -> KeyPosition {
         let leaf = self.leaves.partition_point(|leaf| leaf.from.as_ref() <= key).saturating_sub(1);
         let entry = self.leaves.get(leaf).map_or(Err(0), |leaf| leaf.find(key));
-        Place { leaf, entry }
+        KeyPosition { leaf, entry }
     }
 
-    fn insert(&mut self, leaf: usize, place: usize, entry: Entry) {
+    fn insert(&mut self, leaf: usize, position: usize, entry: Entry) {
         self.keys += 1;
         self.key_bytes += entry.key.len();
         if self.leaves.is_empty() {
             self.leaves.push(Leaf::new(Box::default(), Vec::new()));
         }
         if self.leaves[leaf].entries.len() < LEAF_MAX {
-            return self.leaves[leaf].insert(place, entry);
+            return self.leaves[leaf].insert(position, entry);
         }
-        // Keys that arrive in order leave full leaves behind; anything else halves the leaf.
-        let half = if place == LEAF_MAX { LEAF_MAX } else { LEAF_MAX / 2 };
-        let mut right: Vec<Entry> = Vec::with_capacity(LEAF_ROOM[4]);
+        // Keys inserted in ascending order leave full leaves behind; any other insertion splits the leaf in half.
+        let half = if position == LEAF_MAX { LEAF_MAX } else { LEAF_MAX / 2 };
+        let mut right: Vec<Entry> = Vec::with_capacity(LEAF_CAPACITIES[4]);
         right.extend(self.leaves[leaf].entries.drain(half..));
         let from = right.first().map_or_else(|| entry.key.clone(), |first| first.key.clone());
         let left = &mut self.leaves[leaf];
-        left.entries.shrink_to(LEAF_ROOM[4]);
+        left.entries.shrink_to(LEAF_CAPACITIES[4]);
         *left = Leaf::new(std::mem::take(&mut left.from), std::mem::take(&mut left.entries));
         self.leaves.insert(leaf + 1, Leaf::new(from, right));
-        // What belongs exactly between the halves is smaller than the right one's `from`.
-        if place > half || half == LEAF_MAX {
-            self.leaves[leaf + 1].insert(place - half, entry);
+        // A key exactly between the halves is smaller than `from` of the right one, so it goes to the left one.
+        if position > half || half == LEAF_MAX {
+            self.leaves[leaf + 1].insert(position - half, entry);
         } else {
-            self.leaves[leaf].insert(place, entry);
+            self.leaves[leaf].insert(position, entry);
         }
     }
 
-    fn remove(&mut self, leaf: usize, place: usize) {
+    fn remove(&mut self, leaf: usize, position: usize) {
         self.keys -= 1;
-        let removed = self.leaves[leaf].entries.remove(place);
+        let removed = self.leaves[leaf].entries.remove(position);
         self.key_bytes -= removed.key.len();
         self.leaves[leaf].live -= u32::from(!removed.is_deleted());
         let len = self.leaves[leaf].entries.len();
@@ -474,7 +477,7 @@ impl Index {
             if let Some(first) = self.leaves.first_mut() {
                 first.from = Box::default();
             }
-        } else if len < LEAF_FEW
+        } else if len < LEAF_MIN
             && self.leaves.get(leaf + 1).is_some_and(|next| next.entries.len() + len <= LEAF_MAX / 2)
         {
             let next = self.leaves.remove(leaf + 1);

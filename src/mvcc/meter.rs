@@ -1,4 +1,4 @@
-//! Reads that end where they cost too much: the index knows how many records a read needs, but not how long they are.
+//! Reads that are stopped when they cost too much: the index knows how many records a read needs, but not their lengths.
 
 use std::{cell::Cell, ops::ControlFlow};
 
@@ -10,19 +10,19 @@ use super::{
 };
 use crate::error::Halt;
 
-/// A short read fetches records of so many bytes.
+/// The most bytes that a short read may fetch.
 pub const SHORT_BYTES: usize = 1 << 20;
-/// What a record counts for beside its bytes.
+/// The fixed cost of a record, in addition to its length.
 const RECORD_BYTES: usize = 256;
-/// Records that a short read fetches from the database before it looks how long they are.
+/// How many records a short read fetches from the database before it checks their cost.
 pub const SHORT_BATCH: usize = 8;
 /// The same for a long one.
 pub const LONG_BATCH: usize = 16;
 
-/// Is told what each batch of records costs in bytes, and says whether the read may go on.
+/// Called with the cost of each batch of records in bytes; returns whether the read may continue.
 pub type Meter<'a> = &'a dyn Fn(usize) -> bool;
 
-/// A meter that lets a read go on for so many bytes.
+/// A meter that allows `bytes` in total.
 pub fn at_most(bytes: usize) -> impl Fn(usize) -> bool {
     let left = Cell::new(bytes);
     move |cost| match left.get().checked_sub(cost) {
@@ -34,16 +34,16 @@ pub fn at_most(bytes: usize) -> impl Fn(usize) -> bool {
     }
 }
 
-/// What is published, for a read that its meter may stop. A single record is never too much.
+/// The published key space, for a read that its meter may stop. A read of a single record is never stopped.
 pub struct Metered<'a> {
     shared: &'a Shared,
     meter: Meter<'a>,
-    /// How many records are fetched from the database between two looks at the meter.
+    /// How many records are fetched from the database between two calls of the meter.
     batch: usize,
 }
 
 impl<'a> Metered<'a> {
-    /// Reads that look at the meter after so many records from the database.
+    /// A source that calls the meter after every `batch` records from the database.
     #[must_use]
     pub fn new(shared: &'a Shared, meter: Meter<'a>, batch: usize) -> Self {
         Self { shared, meter, batch }
@@ -63,7 +63,7 @@ impl Source for Metered<'_> {
         self.shared.count(interval, at)
     }
 
-    /// All of them are missing if they are too much.
+    /// Returns None for all of them if the meter stops the read.
     fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt> {
         let too_much = || Ok(vec![None; revisions.len()]);
         let mut found = self.shared.cached(revisions);

@@ -1,86 +1,71 @@
-//! What a Range asks for.
+//! The parameters of a Range.
 
 use super::Interval;
 
-/// What a sort looks at.
+/// What to sort by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// The key.
     Key,
-    /// How often it was put.
     Version,
-    /// The revision that created it.
+    /// The create revision.
     Create,
-    /// The revision of its newest put.
+    /// The mod revision.
     Mod,
-    /// Its value.
     Value,
 }
 
-/// Which way a sort goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Not asked for. With a target other than the key, what the limit let through is sorted nevertheless.
+    /// No order requested. With a target other than the key, the first `limit + 1` keys are still sorted, ascending.
     None,
-    /// Smallest first.
     Ascend,
-    /// Largest first; equal ones stay in key order.
+    /// Rows with equal targets stay in ascending key order.
     Descend,
 }
 
-/// Inclusive bounds on revisions; zero is no bound.
+/// Inclusive bounds on revisions; zero means no bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Filters {
-    /// Smallest revision of the newest put.
     pub min_mod: i64,
-    /// Largest revision of the newest put.
     pub max_mod: i64,
-    /// Smallest revision of creation.
     pub min_create: i64,
-    /// Largest revision of creation.
     pub max_create: i64,
 }
 
 impl Filters {
-    /// Whether nothing is filtered.
     #[must_use]
     pub fn is_off(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether a key is let through.
-    pub(super) fn admit(&self, modified: i64, create: impl FnOnce() -> i64) -> bool {
+    /// Whether a key with these revisions passes the filters. `create` is called only if it is needed.
+    pub(super) fn matches(&self, modified: i64, create: impl FnOnce() -> i64) -> bool {
         let within = |at: i64, min: i64, max: i64| (min == 0 || at >= min) && (max == 0 || at <= max);
         within(modified, self.min_mod, self.max_mod)
             && (self.min_create == 0 && self.max_create == 0 || within(create(), self.min_create, self.max_create))
     }
 }
 
-/// A Range request, validated.
+/// A validated Range request.
 #[derive(Debug, Clone)]
 pub struct Query {
-    /// Which keys.
     pub interval: Interval,
-    /// At most so many; zero or less is all.
+    /// Maximum number of keys; zero or less means no limit.
     pub limit: i64,
-    /// As of when; zero or less is now.
+    /// The revision to read at; zero or less means the head.
     pub revision: i64,
-    /// Which way to sort.
     pub order: Order,
-    /// What to sort by.
     pub target: Target,
-    /// Leave values (and leases) out.
+    /// Leave out values, and leases too.
     pub keys_only: bool,
-    /// Only count.
     pub count_only: bool,
-    /// Whether what the limit cuts off is to be counted.
+    /// Whether keys beyond the limit are counted.
     pub counts_rest: bool,
-    /// Which revisions to let through.
     pub filters: Filters,
 }
 
 impl Query {
-    /// All of an interval, now, in key order.
+    /// All keys of an interval at the head, in key order.
     #[must_use]
     pub fn all(interval: Interval) -> Self {
         Self {
@@ -96,7 +81,7 @@ impl Query {
         }
     }
 
-    /// The number of keys that have to be looked at, where the index can stop early.
+    /// How many keys have to be visited; `usize::MAX` unless the index can stop early.
     pub(super) fn fetch_limit(&self) -> usize {
         let default_order = self.order == Order::None || (self.order == Order::Ascend && self.target == Target::Key);
         if self.limit > 0 && default_order && self.filters.is_off() {
@@ -106,14 +91,14 @@ impl Query {
         }
     }
 
-    /// Whether the answer is in another order than the keys are. What is only counted has none.
+    /// Whether the response is in another order than the keys. A count has no order.
     #[must_use]
     pub fn is_sorted(&self) -> bool {
         !self.count_only && (self.target != Target::Key || self.order == Order::Descend)
     }
 
-    /// Whether it asks for what the index forgets of keys that have changed since.
-    pub(super) fn needs_lives(&self) -> bool {
+    /// Whether it needs metadata, which the index keeps only for the newest change of a key.
+    pub(super) fn needs_metadata(&self) -> bool {
         self.keys_only
             || self.filters.min_create != 0
             || self.filters.max_create != 0

@@ -1,12 +1,13 @@
-//! Reading: which records a [`Query`] means, in what order, and their bytes.
+//! Reads: finds the records that a [`Query`] selects, in order, and fetches them.
 //!
-//! The index answers which keys there are; records are fetched by revision, from the cache or in one sorted batch from the
-//! database, and handed on as they are stored. Nothing decodes a value, unless a sort looks at it.
+//! The index knows which keys there are. Records are fetched by revision, from the cache or in one sorted batch from the
+//! database, and passed on as they are stored. They are decoded only if the query sorts by value or needs metadata that the
+//! index no longer has.
 //!
-//! A short read takes no view ([`Reader::range_at_once`]). A long one, and one of which compaction forgot a record between
-//! index and database, registers first ([`Reader::range`]). The index knows how many records a read needs, but not how
-//! long they are: a short read is given up where they turn out to be long, and done again as a long one; a long one may
-//! be given up, too ([`Reader::range_metered`]).
+//! A short read registers no view ([`Reader::range_at_once`]). A long one does ([`Reader::range`]), and so does a short one
+//! that is repeated because a compaction removed a record between the lookup in the index and the read from the database.
+//! The index knows how many records a read needs, but not their lengths: a short read whose records turn out to be long is
+//! abandoned and repeated as a long one; a long one may be abandoned as well ([`Reader::range_metered`]).
 
 use std::{cell::Cell, cmp::Ordering, ops::ControlFlow, sync::Arc};
 
@@ -17,7 +18,7 @@ use prost::{
 };
 
 use super::{
-    Hit, Interval, Life, RecordKey, Revision, Shared, ViewGuard,
+    Hit, Interval, KeyMetadata, RecordKey, Revision, Shared, ViewGuard,
     meter::{self, Meter, Metered},
     query::{Order, Query, Target},
 };
@@ -27,16 +28,18 @@ use crate::{
     storage::Table,
 };
 
-/// Readers hold the index lock for at most so many keys; a read of no more is short, and one of more is a scan.
+/// The maximum number of keys that a reader visits while it holds the index lock. A read of at most this many is short, and one
+/// of more is a scan.
 pub const CHUNK: usize = 256;
-/// The answer to a Range, but for the header.
+
+/// The response to a Range, without its header.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Rows {
     /// Encoded `mvccpb.KeyValue`s.
     pub records: Vec<Bytes>,
-    /// Whether the limit cut something off.
+    /// Whether there are more keys than the limit allows.
     pub more: bool,
-    /// Keys in the interval, whatever limit and filters left of them.
+    /// The number of keys in the interval, regardless of limit and filters.
     pub count: i64,
 }
 
@@ -45,7 +48,7 @@ const MORE_FIELD: u32 = 3;
 const COUNT_FIELD: u32 = 4;
 
 impl Rows {
-    /// How many bytes [`Rows::encode`] appends.
+    /// The number of bytes that [`Rows::encode`] appends.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         let field = |record: &Bytes| key_len(KVS_FIELD) + encoded_len_varint(record.len() as u64) + record.len();
@@ -70,7 +73,7 @@ impl Rows {
         }
     }
 
-    /// Appends field 2 alone: all that most parts of a RangeStream have.
+    /// Appends only field 2: most parts of a RangeStream have no other field.
     pub fn encode_records(&self, out: &mut Vec<u8>) {
         for record in &self.records {
             encode_key(KVS_FIELD, WireType::LengthDelimited, out);
@@ -80,13 +83,13 @@ impl Rows {
     }
 }
 
-/// Somewhere to read keys from: what is published, or the writer's view of the running batch.
+/// A source of keys to read: the published key space, or the writer's view, which includes the current batch.
 pub trait Source {
-    /// Visits the live keys of an interval at `at`, ascending, until told to stop.
+    /// Visits the keys of an interval that are live at `at`, in ascending order, until `visit` breaks.
     fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>);
-    /// How many keys of an interval are alive at `at`.
+    /// How many keys of an interval are live at `at`.
     fn count(&self, interval: &Interval, at: i64) -> usize;
-    /// Encoded records; None where compaction has forgotten one.
+    /// Encoded records; None for each that compaction has removed.
     fn records(&self, revisions: &[Revision]) -> Result<Vec<Option<Bytes>>, Halt>;
 }
 
@@ -94,7 +97,7 @@ impl Source for Shared {
     fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
         let mut rest = interval.clone();
         loop {
-            let next = self.index.read().visit_piece(&rest, at, CHUNK, visit);
+            let next = self.index.read().visit_bounded(&rest, at, CHUNK, visit);
             let Some(key) = next else { return };
             rest = rest.starting_at(key);
         }
@@ -103,7 +106,7 @@ impl Source for Shared {
     fn count(&self, interval: &Interval, at: i64) -> usize {
         let (mut total, mut rest) = (0, interval.clone());
         loop {
-            let (count, next) = self.index.read().count_piece(&rest, at, CHUNK);
+            let (count, next) = self.index.read().count_bounded(&rest, at, CHUNK);
             total += count;
             let Some(key) = next else { return total };
             rest = rest.starting_at(key);
@@ -121,19 +124,19 @@ impl Source for Shared {
 }
 
 impl Shared {
-    /// Those records that are in memory.
+    /// The records of these revisions, as far as they are in the cache.
     pub(super) fn cached(&self, revisions: &[Revision]) -> Vec<Option<Bytes>> {
         revisions.iter().map(|revision| self.cache.get(revision)).collect()
     }
 
-    /// Which of them are not, in the order of the database.
+    /// The positions at which `found` has no record, sorted by revision, the order of the database.
     pub(super) fn missing(revisions: &[Revision], found: &[Option<Bytes>]) -> Vec<usize> {
         let mut missing: Vec<usize> = (0..found.len()).filter(|&nth| found[nth].is_none()).collect();
         missing.sort_unstable_by_key(|&nth| revisions[nth]);
         missing
     }
 
-    /// Fetches those from the database.
+    /// Fetches the records at the positions `missing` from the database, and adds them to the cache and to `found`.
     pub(super) fn fetch(
         &self,
         revisions: &[Revision],
@@ -153,31 +156,32 @@ impl Shared {
     }
 }
 
-/// A key on its way into an answer.
+/// A selected key.
 struct Row {
-    /// Empty unless the query looks at keys.
+    /// Empty unless the query needs the key itself.
     key: Bytes,
     hit: Hit,
     record: Option<KeyValue>,
 }
 
 impl Row {
-    fn life(&self) -> Life {
-        self.hit.life.expect("lives are filled in before anybody looks at one")
+    fn metadata(&self) -> KeyMetadata {
+        self.hit.metadata.expect("metadata is fetched before it is used")
     }
 
     fn value(&self) -> &[u8] {
         &self.record.as_ref().expect("records are fetched before a sort by value").value
     }
 
-    /// The answer to `keys_only`: all that the index knows. A sort by value has the record, and with it the lease.
-    fn without_value(&self) -> Bytes {
-        let life = self.life();
+    /// The record for `keys_only`: what the index knows. As in etcd, the lease is set only in a sort by value, which has the
+    /// record at hand.
+    fn encode_without_value(&self) -> Bytes {
+        let metadata = self.metadata();
         let key_value = KeyValue {
             key: self.key.clone(),
-            create_revision: life.create,
+            create_revision: metadata.create,
             mod_revision: self.hit.revision.main,
-            version: life.version,
+            version: metadata.version,
             value: Bytes::new(),
             lease: self.record.as_ref().map_or(0, |record| record.lease),
         };
@@ -185,21 +189,21 @@ impl Row {
     }
 }
 
-/// Answers `query` at revision `at`. None if a record was forgotten meanwhile.
+/// Executes `query` at revision `at`. None if a compaction removed a record in the meantime.
 pub fn range(source: &dyn Source, query: &Query, at: i64) -> Result<Option<Rows>, Halt> {
     if query.count_only {
         let count = as_count(source.count(&query.interval, at));
         return Ok(Some(Rows { count, ..Rows::default() }));
     }
     let mut rows = visit_rows(source, query, at);
-    let is_cut = rows.len() >= query.fetch_limit();
-    let count = if is_cut && query.counts_rest { source.count(&query.interval, at) } else { rows.len() };
-    let looks_inside = query.needs_lives() || query.target == Target::Value;
-    if looks_inside && !fill(source, query, &mut rows)? {
+    let reached_limit = rows.len() >= query.fetch_limit();
+    let count = if reached_limit && query.counts_rest { source.count(&query.interval, at) } else { rows.len() };
+    let needs_records = query.needs_metadata() || query.target == Target::Value;
+    if needs_records && !fetch_missing(source, query, &mut rows)? {
         return Ok(None);
     }
     if !query.filters.is_off() {
-        rows.retain(|row| query.filters.admit(row.hit.revision.main, || row.life().create));
+        rows.retain(|row| query.filters.matches(row.hit.revision.main, || row.metadata().create));
     }
     sort(&mut rows, query);
     let limit = usize::try_from(query.limit).unwrap_or(0);
@@ -226,15 +230,17 @@ fn visit_rows(source: &dyn Source, query: &Query, at: i64) -> Vec<Row> {
     rows
 }
 
-/// Fetches what the index does not know: values to sort by, and the lives of keys that have changed since.
-fn fill(source: &dyn Source, query: &Query, rows: &mut [Row]) -> Result<bool, Halt> {
-    let wanted = |row: &Row| query.target == Target::Value || row.hit.life.is_none();
+/// Fetches what the index does not have: values to sort by, and the metadata of keys that have newer changes. False if a
+/// record is missing.
+fn fetch_missing(source: &dyn Source, query: &Query, rows: &mut [Row]) -> Result<bool, Halt> {
+    let wanted = |row: &Row| query.target == Target::Value || row.hit.metadata.is_none();
     let revisions: Vec<Revision> = rows.iter().filter(|row| wanted(row)).map(|row| row.hit.revision).collect();
     let records = source.records(&revisions)?;
     for (row, record) in rows.iter_mut().filter(|row| wanted(row)).zip(records) {
         let Some(record) = record else { return Ok(false) };
         let record = decode(record)?;
-        row.hit.life = Some(Life { create: record.create_revision, version: record.version, lease: record.lease });
+        row.hit.metadata =
+            Some(KeyMetadata { create: record.create_revision, version: record.version, lease: record.lease });
         if query.target == Target::Value {
             row.record = Some(record);
         }
@@ -242,17 +248,18 @@ fn fill(source: &dyn Source, query: &Query, rows: &mut [Row]) -> Result<bool, Ha
     Ok(true)
 }
 
-/// Reads a stored record.
+/// Decodes a stored record.
 pub fn decode(record: Bytes) -> Result<KeyValue, Halt> {
-    KeyValue::decode(record)
-        .map_err(|error| Halt::Refused(format!("a record of the history table is damaged: {error}")))
+    KeyValue::decode(record).map_err(|error| {
+        Halt::Refused(format!("the database is corrupt: cannot decode a record of the history table: {error}"))
+    })
 }
 
 fn sort(rows: &mut [Row], query: &Query) {
     let compare = |a: &Row, b: &Row| match query.target {
         Target::Key => Ordering::Equal,
-        Target::Version => a.life().version.cmp(&b.life().version),
-        Target::Create => a.life().create.cmp(&b.life().create),
+        Target::Version => a.metadata().version.cmp(&b.metadata().version),
+        Target::Create => a.metadata().create.cmp(&b.metadata().create),
         Target::Mod => a.hit.revision.main.cmp(&b.hit.revision.main),
         Target::Value => a.value().cmp(b.value()),
     };
@@ -266,25 +273,25 @@ fn sort(rows: &mut [Row], query: &Query) {
 
 fn records_of(source: &dyn Source, query: &Query, rows: &[Row]) -> Result<Option<Vec<Bytes>>, Halt> {
     if query.keys_only {
-        return Ok(Some(rows.iter().map(Row::without_value).collect()));
+        return Ok(Some(rows.iter().map(Row::encode_without_value).collect()));
     }
     let revisions: Vec<Revision> = rows.iter().map(|row| row.hit.revision).collect();
     Ok(source.records(&revisions)?.into_iter().collect())
 }
 
-/// Reads what has been published; cheap to clone, usable from any thread.
+/// Reads the published key space; cheap to clone, usable from any thread.
 #[derive(Clone)]
 pub struct Reader {
     pub(super) shared: Arc<Shared>,
 }
 
-/// Why a read gave no rows.
+/// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The request asks for what cannot be had.
+    /// The request is refused.
     #[error(transparent)]
     Refused(#[from] Error),
-    /// The disk failed; this node cannot go on.
+    /// The database failed or is corrupt, so this process must end.
     #[error(transparent)]
     Halted(#[from] Halt),
 }
@@ -294,38 +301,37 @@ impl Reader {
         Self { shared }
     }
 
-    /// The newest revision that may be read.
+    /// The newest revision that can be read.
     #[must_use]
     pub fn head(&self) -> i64 {
         self.shared.head()
     }
 
-    /// The compact revision.
     #[must_use]
     pub fn compacted(&self) -> i64 {
         self.shared.compacted()
     }
 
-    /// How many keys the index holds.
+    /// The number of keys in the index, including deleted keys that are not compacted yet.
     #[must_use]
     pub fn keys(&self) -> usize {
         self.shared.index.read().len()
     }
 
-    /// How many bytes of records compaction has not removed.
+    /// Bytes of the records that compaction has not removed.
     #[must_use]
     pub fn history_bytes(&self) -> u64 {
         self.shared.history_bytes()
     }
 
-    /// About how much memory the index takes, and cached records.
+    /// Approximate memory of the index and of the cached records.
     #[must_use]
     pub fn memory(&self) -> (u64, u64) {
         self.shared.memory()
     }
 
-    /// Whether a query looks at few enough keys to be answered at once. What is alive now is counted by adding up; at an
-    /// older revision it has to be looked at.
+    /// Whether a query visits few enough keys to be executed without delay. Keys that are live at the head are counted by adding
+    /// up leaves; at an older revision each key has to be visited.
     #[must_use]
     pub fn is_short(&self, query: &Query) -> bool {
         let takes_few = query.count_only || query.fetch_limit() <= CHUNK + 1;
@@ -334,65 +340,66 @@ impl Reader {
             return true;
         }
         let everything = &mut |_: &[u8], _| ControlFlow::Continue(());
-        self.shared.index.read().visit_piece(&query.interval, i64::MAX, CHUNK, everything).is_none()
+        self.shared.index.read().visit_bounded(&query.interval, i64::MAX, CHUNK, everything).is_none()
     }
 
-    /// Answers a query, with the head that it was answered at. This may take long.
+    /// Executes a query; also returns the head at that time. This may take long.
     pub fn range(&self, query: &Query) -> Result<(Rows, i64), Failure> {
         let (view, head) = self.view(query.revision)?;
         Ok((view.range(query)?, head))
     }
 
-    /// The same if it is short, its records are, too, and compaction does not get in between; None otherwise.
+    /// The same, but None if the query is not short, its records are long, or a compaction interferes.
     pub fn range_at_once(&self, query: &Query) -> Result<Option<(Rows, i64)>, Failure> {
         if !self.is_short(query) {
             return Ok(None);
         }
         let head = self.head();
-        let at = self.resolve(query.revision, head)?;
+        let at = self.resolve_revision(query.revision, head)?;
         Ok(self.range_unguarded(query, at)?.map(|rows| (rows, head)))
     }
 
-    /// Answers a query as long as the meter lets it, with the head that it was answered at; None where it does not. This may
-    /// take long.
+    /// Executes a query while the meter allows it, and returns the head it was executed at; None if the meter stopped it. This
+    /// may take long.
     pub fn range_metered(&self, query: &Query, meter: Meter<'_>) -> Result<Option<(Rows, i64)>, Failure> {
         let (view, head) = self.view(query.revision)?;
         Ok(view.range_metered(query, meter)?.map(|rows| (rows, head)))
     }
 
-    /// One of several short reads that share a meter, at revision `at`. None if they are not short after all, or compaction
-    /// got in between.
+    /// Executes one of several short reads that share a meter, at revision `at`, without a registered view; None if they are not
+    /// short after all, or if a compaction has passed `at` in the meantime. That has to be checked even if all records were
+    /// found: compaction removes them from the index first, and then they are simply missing.
     pub fn range_short(&self, query: &Query, at: i64, meter: Meter<'_>) -> Result<Option<Rows>, Halt> {
         let source = Metered::new(&self.shared, meter, meter::SHORT_BATCH);
         let rows = range(&source, query, at)?;
         Ok(rows.filter(|_| at >= self.compacted()))
     }
 
-    /// Answers a query without keeping compaction away from what it sees; None if one has come. The index forgets first,
-    /// and without a trace.
+    /// Executes a short query without a registered view: see [`Self::range_short`].
     pub(super) fn range_unguarded(&self, query: &Query, at: i64) -> Result<Option<Rows>, Halt> {
         self.range_short(query, at, &meter::at_most(meter::SHORT_BYTES))
     }
 
-    /// A view at `revision` (zero or less: now) and the head at this moment. Nothing it can see is forgotten while it lives.
+    /// A view at `revision` (zero or less: the head), and the current head. Compaction removes nothing that the view can see
+    /// until it is dropped.
     pub fn view(&self, revision: i64) -> Result<(View, i64), Error> {
-        // Registering first and checking afterwards leaves compaction no moment in between.
+        // Register first, check afterwards: so no compaction can run in between.
         loop {
             let head = self.head();
             let at = if revision > 0 { revision } else { head };
             let guard = self.shared.register(at);
-            match self.resolve(revision, head) {
+            match self.resolve_revision(revision, head) {
                 Ok(_) if at >= self.compacted() => {
                     return Ok((View { shared: self.shared.clone(), at, _guard: guard }, head));
                 }
-                Ok(_) if revision <= 0 => (), // A compaction at a newer head came in between: start over from there.
+                Ok(_) if revision <= 0 => (), // A compaction has passed this head: try again with the new one.
                 Ok(_) => return Err(Error::Compacted),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    fn resolve(&self, revision: i64, head: i64) -> Result<i64, Error> {
+    fn resolve_revision(&self, revision: i64, head: i64) -> Result<i64, Error> {
         match revision {
             ..=0 => Ok(head),
             future if future > head => Err(Error::FutureRev),
@@ -401,13 +408,13 @@ impl Reader {
         }
     }
 
-    /// The value of a key just before a transaction, if it is still known: what watchers call `prev_kv`.
+    /// The record of a revision, unless compaction has removed it. Watchers read `prev_kv` with this.
     pub fn record(&self, revision: Revision) -> Result<Option<Bytes>, Halt> {
         Ok(self.shared.records(&[revision])?.pop().flatten())
     }
 }
 
-/// The key space at one revision, for as long as this lives.
+/// The key space at one revision. Blocks compactions above that revision until it is dropped.
 pub struct View {
     shared: Arc<Shared>,
     at: i64,
@@ -415,19 +422,20 @@ pub struct View {
 }
 
 impl View {
-    /// The revision of the view.
     #[must_use]
     pub fn at(&self) -> i64 {
         self.at
     }
 
-    /// Answers a query at this view's revision, whatever revision the query names.
+    /// Executes a query at this view's revision; the query's own revision is ignored.
     pub fn range(&self, query: &Query) -> Result<Rows, Halt> {
         let rows = range(self.shared.as_ref(), query, self.at)?;
-        rows.ok_or_else(|| Halt::Refused(format!("a record that is visible at revision {} is missing", self.at)))
+        rows.ok_or_else(|| {
+            Halt::Refused(format!("the database is corrupt: a record visible at revision {} is missing", self.at))
+        })
     }
 
-    /// The same as long as the meter lets it; None where it does not.
+    /// The same while the meter allows it; None if the meter stopped it.
     pub fn range_metered(&self, query: &Query, meter: Meter<'_>) -> Result<Option<Rows>, Halt> {
         let is_stopped = Cell::new(false);
         let meter = |cost| {
@@ -436,7 +444,7 @@ impl View {
             goes_on
         };
         match range(&Metered::new(&self.shared, &meter, meter::LONG_BATCH), query, self.at)? {
-            None if !is_stopped.get() => self.range(query).map(Some), // Which says what is missing.
+            None if !is_stopped.get() => self.range(query).map(Some), // A record is missing: this returns the error.
             rows => Ok(rows),
         }
     }

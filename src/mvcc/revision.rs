@@ -1,27 +1,27 @@
-//! A point in the history of the key space, and how a record's key spells it.
+//! Revisions, and the record keys that encode them.
 
-/// A change: the transaction that made it, and its place among that transaction's changes.
+/// Identifies a change: the transaction that made it, and its number within that transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision {
-    /// The transaction. Clients call this "the revision".
+    /// The transaction's number. Clients call this "the revision".
     pub main: i64,
-    /// The change within it, from zero.
+    /// The number of the change within the transaction, from zero.
     pub sub: u32,
 }
 
-/// Length of a record key, without the mark of a deletion.
+/// Length of a record key without the tombstone mark.
 const LEN: usize = 17;
-/// The mark of a deletion.
+/// Ends the record key of a deletion.
 const TOMBSTONE: u8 = b't';
 
-/// How long the key of a record is.
+/// Length of the key of a record.
 #[must_use]
 pub fn record_key_len(deletion: bool) -> usize {
     LEN + usize::from(deletion)
 }
 
-/// The key of a record in the history table: 8-byte big-endian main, `_`, 8-byte big-endian sub, and `t` behind that of a
-/// deletion. Bytewise order is revision order.
+/// The key of a record in the history table: 8-byte big-endian main, `_`, 8-byte big-endian sub, and for a deletion `t`.
+/// Bytewise order is revision order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordKey {
     bytes: [u8; LEN + 1],
@@ -29,7 +29,6 @@ pub struct RecordKey {
 }
 
 impl RecordKey {
-    /// The key for a change.
     #[must_use]
     pub fn new(revision: Revision, deletion: bool) -> Self {
         let mut bytes = [TOMBSTONE; LEN + 1];
@@ -39,7 +38,7 @@ impl RecordKey {
         Self { bytes, len: if deletion { 18 } else { 17 } }
     }
 
-    /// Reads a key back: the revision, and whether it is a deletion's.
+    /// Returns the revision and whether the record is a deletion; None if the bytes are not a record key.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<(Revision, bool)> {
         let (head, deletion) = match bytes.len() {
@@ -52,7 +51,7 @@ impl RecordKey {
         (head[8] == b'_').then_some((Revision { main, sub: u32::try_from(sub).ok()? }, deletion))
     }
 
-    /// The smallest key of a transaction or of any later one.
+    /// The smallest record key of this transaction and all later ones.
     #[must_use]
     pub fn first_of(main: i64) -> Self {
         Self::new(Revision { main, sub: 0 }, false)
@@ -70,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn record_keys_read_back_and_sort_by_revision() {
+    fn record_keys_decode_and_sort_by_revision() {
         let mut previous: Option<RecordKey> = None;
         for (main, sub, deletion) in [(1, 0, false), (1, 1, true), (2, 0, false), (2, 300, true), (i64::MAX, 0, true)] {
             let revision = Revision { main, sub };
@@ -82,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_bytes_are_no_record_key() {
+    fn other_bytes_are_rejected_as_record_keys() {
         for bytes in [&b""[..], b"short", b"12345678_12345678x", b"12345678-12345678", &[255; 17]] {
             assert_eq!(RecordKey::decode(bytes), None, "{bytes:?}");
         }

@@ -1,8 +1,8 @@
 //! The writer: one transaction after another, gathered into batches.
 //!
-//! A transaction reads through the overlay, so it sees what it and its predecessors in the batch did, and writes records
-//! into the batch. Nothing of it is visible to readers until [`Store::publish`], which the owner calls after the database
-//! has taken the batch.
+//! A transaction reads through the overlay, so it sees its own changes and those of earlier transactions in the batch, and it
+//! writes its records into the batch. Readers see none of this until [`Store::publish`], which the owner calls after the batch
+//! was written to the database.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,8 @@ use prost::Message;
 use quick_cache::sync::Cache;
 
 use super::{
-    Change, Event, Hit, Index, Interval, Life, NEVER_COMPACTED, RecordKey, RecordWeight, Revision, Scheduled, Shared,
+    Change, Event, Hit, Index, Interval, KeyMetadata, NEVER_COMPACTED, RecordKey, RecordWeight, Revision, Scheduled,
+    Shared,
     read::{Reader, Source},
     record_bytes,
 };
@@ -29,29 +30,26 @@ use crate::{
     },
 };
 
-/// So many compactions wait for their turn, each to be done on its own. Of a longer queue the oldest are done in one go.
+/// The maximum number of compactions in the queue, each of which runs on its own. When the queue is longer, its oldest are done
+/// together with the first that is left.
 const MAX_SCHEDULED: usize = 10;
 
-/// Expected mean size of a cached record; only sizes the cache's own tables.
+/// Expected mean size of a cached record. Used only to size the cache's hash table.
 const CACHED_RECORD_BYTES: u64 = 256;
 
-/// A put, as the store executes it: everything about it is decided.
+/// A put with value and lease as they are to be stored.
 #[derive(Debug, Clone)]
 pub struct Put {
-    /// The key.
     pub key: Bytes,
-    /// Its new value.
     pub value: Bytes,
-    /// Its lease from now on, or zero.
+    /// Zero for none.
     pub lease: i64,
 }
 
-/// What a put or a deletion displaced.
+/// The live version of a key that a put or a deletion displaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Displaced {
-    /// The key.
     pub key: Bytes,
-    /// The put that was visible until now.
     pub revision: Revision,
     /// The lease that the key had, or zero.
     pub lease: i64,
@@ -60,24 +58,24 @@ pub struct Displaced {
 /// The single writer of the key space.
 pub struct Store {
     shared: Arc<Shared>,
-    /// Changes of the running batch, per key in order, and their records.
+    /// The changes of the current batch, by key, oldest first; and their records.
     overlay: BTreeMap<Bytes, Vec<Change>>,
     records: BTreeMap<Revision, Bytes>,
     events: Vec<Event>,
     /// The revision of the last transaction that changed something.
     head: i64,
-    /// The changes that the running transaction has made.
+    /// The number of changes made by the current transaction.
     changes: u32,
     compacted: i64,
-    /// The compactions of the running batch.
+    /// The compactions of the current batch.
     scheduled: Vec<Scheduled>,
-    /// Bytes of all records since the database was opened, those that it held then and those of the running batch included.
-    /// Every member counts the same between two entries.
+    /// Bytes of all records since the database was opened, including those that it held then and those of the current batch.
+    /// Between two entries, the count is the same on every member.
     written_bytes: u64,
 }
 
 impl Store {
-    /// Reads the key space from the database. `head` is what [`meta::APPLIED`] says. Calls `live` for each live key that
+    /// Reads the key space from the database. `head` is the revision in [`meta::APPLIED`]. Calls `live` with each live key that
     /// has a lease, in key order.
     pub fn open(
         engine: Arc<dyn Engine>,
@@ -85,14 +83,14 @@ impl Store {
         cache_bytes: u64,
         live: &mut dyn FnMut(&[u8], i64),
     ) -> Result<Self, Halt> {
-        let mark = |name| -> Result<i64, Halt> {
+        let read_meta = |name| -> Result<i64, Halt> {
             let stored = engine.get(Table::Meta, name)?.and_then(|value| decode_u64(&value));
             Ok(stored.map_or(NEVER_COMPACTED, u64::cast_signed))
         };
-        let (scheduled, finished) = (mark(meta::COMPACT_SCHEDULED)?, mark(meta::COMPACT_FINISHED)?);
+        let (scheduled, finished) = (read_meta(meta::COMPACT_SCHEDULED)?, read_meta(meta::COMPACT_FINISHED)?);
         let (index, history_bytes) = read_index(engine.as_ref())?;
         index.visit(&Interval::From(Bytes::new()), i64::MAX, &mut |key, hit| {
-            let lease = hit.life.map_or(0, |life| life.lease);
+            let lease = hit.metadata.map_or(0, |metadata| metadata.lease);
             if lease != 0 {
                 live(key, lease);
             }
@@ -108,8 +106,8 @@ impl Store {
             scheduled: Mutex::default(),
             written_bytes: history_bytes.into(),
             removed_bytes: 0.into(),
-            finished: finished.into(),
-            hashes: Mutex::default(),
+            compaction_finished: finished.into(),
+            stored_hashes: Mutex::default(),
             cache: Cache::with_weighter(items, cache_bytes, RecordWeight),
             views: Mutex::default(),
         };
@@ -126,87 +124,85 @@ impl Store {
         })
     }
 
-    /// A reader of what has been published.
     #[must_use]
     pub fn reader(&self) -> Reader {
         Reader::new(self.shared.clone())
     }
 
-    /// What the store shares with its readers.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
-    /// The revision of the newest change, in the running batch included.
+    /// The revision of the newest change, including the current batch.
     #[must_use]
     pub fn head(&self) -> i64 {
         self.head
     }
 
-    /// The compact revision, in the running batch included.
+    /// The compact revision, including the current batch.
     #[must_use]
     pub fn compacted(&self) -> i64 {
         self.compacted
     }
 
-    /// The revision that the running transaction has, or would have if it changed something.
+    /// The revision that the current transaction has, or would have if it changed something.
     #[must_use]
     pub fn next_revision(&self) -> i64 {
         self.head + 1
     }
 
-    /// Whether the running transaction has changed anything yet.
+    /// Whether the current transaction has changed anything yet.
     #[must_use]
     pub fn has_changes(&self) -> bool {
         self.changes > 0
     }
 
-    /// Writes a key under the running transaction.
+    /// Puts a key as part of the current transaction.
     pub fn put(&mut self, batch: &mut Batch, put: Put) -> Option<Displaced> {
         let newest = self.newest(&put.key);
-        let revision = self.take_revision();
-        let life = match newest.and_then(|change| change.life) {
-            Some(life) => Life { version: life.version + 1, lease: put.lease, ..life },
-            None => Life { create: revision.main, version: 1, lease: put.lease },
+        let revision = self.allocate_revision();
+        let metadata = match newest.and_then(|change| change.metadata) {
+            Some(metadata) => KeyMetadata { version: metadata.version + 1, lease: put.lease, ..metadata },
+            None => KeyMetadata { create: revision.main, version: 1, lease: put.lease },
         };
         let record = KeyValue {
             key: put.key.clone(),
-            create_revision: life.create,
+            create_revision: metadata.create,
             mod_revision: revision.main,
-            version: life.version,
+            version: metadata.version,
             value: put.value,
-            lease: life.lease,
+            lease: metadata.lease,
         };
         let record = Bytes::from(record.encode_to_vec());
         self.shared.cache.insert(revision, record.clone());
-        self.record(batch, put.key, revision, Some(life), record, newest)
+        self.record_change(batch, put.key, revision, Some(metadata), record, newest)
     }
 
-    /// Deletes a key under the running transaction; None if it is not alive.
+    /// Deletes a key as part of the current transaction; None if the key is not live.
     pub fn delete(&mut self, batch: &mut Batch, key: &Bytes) -> Option<Displaced> {
         let newest = self.newest(key)?;
-        newest.life?;
-        let revision = self.take_revision();
+        newest.metadata?;
+        let revision = self.allocate_revision();
         let record = Bytes::from(KeyValue { key: key.clone(), ..KeyValue::default() }.encode_to_vec());
-        self.record(batch, key.clone(), revision, None, record, Some(newest))
+        self.record_change(batch, key.clone(), revision, None, record, Some(newest))
     }
 
-    fn record(
+    fn record_change(
         &mut self,
         batch: &mut Batch,
         key: Bytes,
         revision: Revision,
-        life: Option<Life>,
+        metadata: Option<KeyMetadata>,
         record: Bytes,
         newest: Option<Change>,
     ) -> Option<Displaced> {
-        let deletion = life.is_none();
-        let change = Change { revision, life, bytes: record_bytes(&record, deletion) };
+        let deletion = metadata.is_none();
+        let change = Change { revision, metadata, bytes: record_bytes(&record, deletion) };
         self.written_bytes += u64::from(change.bytes);
         batch.put(Table::History, RecordKey::new(revision, deletion).as_ref(), record.clone());
         let previous = match newest {
-            // The transaction changed this key before: what was current before all of it is further back.
+            // The transaction has changed this key before: look up what was current before the whole transaction.
             Some(change) if change.revision.main == revision.main => self.hit(&key, revision.main - 1),
             other => other.and_then(hit_of),
         };
@@ -215,16 +211,16 @@ impl Store {
         self.records.insert(revision, record.clone());
         self.events.push(Event { key: key.clone(), revision, deletion, record, previous });
         let newest = newest?;
-        Some(Displaced { key, revision: newest.revision, lease: newest.life?.lease })
+        Some(Displaced { key, revision: newest.revision, lease: newest.metadata?.lease })
     }
 
-    fn take_revision(&mut self) -> Revision {
+    fn allocate_revision(&mut self) -> Revision {
         let revision = Revision { main: self.next_revision(), sub: self.changes };
         self.changes += 1;
         revision
     }
 
-    /// Ends the running transaction: if it changed something, its revision is taken. Returns the head.
+    /// Ends the current transaction; if it changed something, its revision becomes the head. Returns the head.
     pub fn end_transaction(&mut self) -> i64 {
         if std::mem::take(&mut self.changes) > 0 {
             self.head += 1;
@@ -232,16 +228,17 @@ impl Store {
         self.head
     }
 
-    /// Schedules a compaction: from the next publication on, nothing below `at` can be read. The removal itself is
-    /// [`super::compact`]'s.
+    /// Schedules a compaction: after the next [`Store::publish`], nothing below `at` can be read. Records are removed later, by
+    /// [`super::compact`].
     pub fn schedule_compaction(&mut self, batch: &mut Batch, at: i64) {
-        assert!(at > self.compacted, "compactions go forward");
+        assert!(at > self.compacted, "compact revisions ascend");
         self.scheduled.push(Scheduled { at, previous: self.compacted, written_bytes: self.written_bytes });
         self.compacted = at;
         batch.put(Table::Meta, meta::COMPACT_SCHEDULED, at.to_be_bytes().to_vec());
     }
 
-    /// Makes everything since the last call visible; the database holds it by now. Returns the events, in order.
+    /// Makes all changes since the last call visible in the index; the caller has written them to the database. Returns the
+    /// events, in order.
     pub fn publish(&mut self) -> Vec<Event> {
         assert_eq!(self.changes, 0, "transactions are published whole");
         if !self.overlay.is_empty() {
@@ -257,7 +254,7 @@ impl Store {
         if !self.scheduled.is_empty() {
             let mut scheduled = self.shared.scheduled.lock();
             scheduled.extend(self.scheduled.drain(..));
-            // What is missing in front is done together with the first that is left.
+            // The work of the dropped ones is done by the first that is left.
             let surplus = scheduled.len().saturating_sub(MAX_SCHEDULED);
             scheduled.drain(..surplus);
             self.shared.compacted.store(self.compacted, Ordering::Release);
@@ -265,20 +262,20 @@ impl Store {
         std::mem::take(&mut self.events)
     }
 
-    /// Lets readers see the head. Apart from [`Store::publish`], because whoever delivers events takes them in between: an
-    /// event must be deliverable when its revision becomes readable.
+    /// Publishes the head to readers. Separate from [`Store::publish`], because the events have to be passed to the watch hub in
+    /// between: an event must be deliverable when its revision becomes readable.
     pub fn publish_head(&self) {
         self.shared.head.store(self.head, Ordering::Release);
     }
 
-    /// The newest change to a key, in the running transaction included.
+    /// The newest change to a key, including the current transaction.
     #[must_use]
     pub fn newest(&self, key: &[u8]) -> Option<Change> {
         let pending = self.overlay.get(key).and_then(|changes| changes.last().copied());
         pending.or_else(|| self.shared.index.read().newest(key))
     }
 
-    /// The put of a key that was visible before the running transaction.
+    /// The put of a key that was visible before the current transaction.
     #[must_use]
     pub fn visible_before(&self, key: &[u8]) -> Option<Revision> {
         self.hit(key, self.head).map(|hit| hit.revision)
@@ -297,10 +294,10 @@ fn visible(changes: &[Change], at: i64) -> Option<Change> {
 }
 
 fn hit_of(change: Change) -> Option<Hit> {
-    change.life.map(|life| Hit { revision: change.revision, life: Some(life) })
+    change.metadata.map(|metadata| Hit { revision: change.revision, metadata: Some(metadata) })
 }
 
-/// The writer's own view: published keys with the running batch laid over them.
+/// The writer's own view: the published keys, overlaid with the current batch.
 impl Source for Store {
     fn visit(&self, interval: &Interval, at: i64, visit: &mut dyn FnMut(&[u8], Hit) -> ControlFlow<()>) {
         let index = self.shared.index.read();
@@ -336,7 +333,7 @@ impl Source for Store {
         let pending = self.overlay.range::<Bytes, _>((Bound::Included(&start), Bound::Unbounded));
         for (key, changes) in pending.take_while(|(key, _)| !interval.is_past(key)) {
             if let Some(change) = visible(changes, at) {
-                count += usize::from(change.life.is_some());
+                count += usize::from(change.metadata.is_some());
                 count -= usize::from(self.shared.index.read().get(key, at).is_some());
             }
         }
@@ -355,7 +352,7 @@ impl Source for Store {
     }
 }
 
-/// Notes that a visitor said stop.
+/// Records that a visitor returned [`ControlFlow::Break`].
 trait InspectBreak {
     fn inspect_break(self, stopped: &mut bool) -> Self;
 }
@@ -374,11 +371,14 @@ fn read_index(engine: &dyn Engine) -> Result<(Index, u64), Halt> {
     engine.scan(Table::History, &[], &[], &mut |key, value| {
         let decoded = RecordKey::decode(key).zip(KeyValue::decode(value).ok());
         let Some(((revision, deletion), record)) = decoded else {
-            damage = Some(format!("the history table holds a record that cannot be read, under key {key:02x?}"));
+            damage = Some(format!(
+                "the database is corrupt: cannot decode the record with key {key:02x?} in the history table"
+            ));
             return ControlFlow::Break(());
         };
-        let life = Life { create: record.create_revision, version: record.version, lease: record.lease };
-        let change = Change { revision, life: (!deletion).then_some(life), bytes: record_bytes(value, deletion) };
+        let metadata = KeyMetadata { create: record.create_revision, version: record.version, lease: record.lease };
+        let change =
+            Change { revision, metadata: (!deletion).then_some(metadata), bytes: record_bytes(value, deletion) };
         bytes += u64::from(change.bytes);
         index.push(&record.key, change);
         ControlFlow::Continue(())

@@ -1,4 +1,4 @@
-//! Alarms: what the whole cluster must know is wrong with one member.
+//! Alarms: a problem of one member that restricts the whole cluster.
 
 use std::collections::BTreeSet;
 
@@ -10,12 +10,12 @@ use crate::{
     storage::{Batch, Engine, Table},
 };
 
-/// A member has no room left: nothing may be added, on any member.
+/// A member has exceeded its quota: all members refuse to add data.
 pub const NOSPACE: i32 = AlarmType::Nospace as i32;
-/// A member's data differs from the others': nothing may be changed, on any member.
+/// A member's data differs from the others': all members refuse all changes.
 pub const CORRUPT: i32 = AlarmType::Corrupt as i32;
 
-/// The raised alarms: type and member. Types that have no name are kept like any other, and block nothing.
+/// The raised alarms, by type and member. Unknown types are stored like any other, and restrict nothing.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Alarms {
     raised: BTreeSet<(i32, u64)>,
@@ -32,7 +32,11 @@ impl Alarms {
             }
             std::ops::ControlFlow::Continue(())
         })?;
-        if damaged { Err(Halt::Refused("the alarm table is damaged".into())) } else { Ok(alarms) }
+        if damaged {
+            Err(Halt::Refused("the database is corrupt: cannot decode the alarm table".into()))
+        } else {
+            Ok(alarms)
+        }
     }
 
     /// Whether an alarm of this type is raised for any member.
@@ -41,7 +45,7 @@ impl Alarms {
         self.raised.range((alarm, 0)..=(alarm, u64::MAX)).next().is_some()
     }
 
-    /// The raised alarms of one type, or with zero all of them.
+    /// The raised alarms of one type; zero means all types.
     #[must_use]
     pub fn list(&self, alarm: i32) -> Vec<AlarmMember> {
         let wanted = self.raised.iter().filter(|(raised, _)| alarm == 0 || *raised == alarm);

@@ -1,4 +1,4 @@
-//! Every command's path, from entry to outcome, top to bottom.
+//! Applies commands: from the entry to its outcome, from top to bottom.
 
 use prost::Message;
 
@@ -17,12 +17,11 @@ use crate::{
     storage::{Batch, Table, schema::meta},
 };
 
-/// A refusal ends the command, a halt ends the node. The nesting keeps them apart everywhere.
+/// A refusal is the outcome of the command; a halt ends the process. They are nested so that they cannot be confused.
 pub(super) type Outcome<T> = Result<Result<T, Error>, Halt>;
 
 impl Machine {
-    /// Applies the next committed entry. `Err` means that this node cannot go on; a request that merely fails is an ordinary
-    /// outcome.
+    /// Applies the next committed entry. `Err` means that this process must end; a refused request is an ordinary outcome.
     pub fn apply(&mut self, entry: &Entry) -> Result<Applied, Halt> {
         assert_eq!(entry.index, self.applied.index + 1, "entries apply in order, without gaps");
         assert!(entry.term >= self.applied.term, "terms never go back");
@@ -36,12 +35,12 @@ impl Machine {
                 let text = "etcdserver: an entry changes the members if and only if raft is told so";
                 Ok(Applied { id, cost: 0, outcome: Err(Error::Unknown(text.into())) })
             }
-            Ok(command) => self.admit(command),
+            Ok(command) => self.apply_command(command),
             Err(error) => Ok(Applied { id: 0, cost: 0, outcome: Err(Error::Malformed(error.to_string())) }),
         }
     }
 
-    fn admit(&mut self, Command { id, request }: Command) -> Result<Applied, Halt> {
+    fn apply_command(&mut self, Command { id, request }: Command) -> Result<Applied, Halt> {
         let (cost, outcome) = match self.check_alarms(&request) {
             Ok(cost) => (cost, self.execute(request)?),
             Err(error) => (0, Err(error)),
@@ -76,7 +75,8 @@ impl Machine {
         }
     }
 
-    /// A corrupt cluster changes nothing; one without room adds nothing. Returns what the quota charges for what is added.
+    /// With the CORRUPT alarm all changes are refused, with NOSPACE all additions. Returns the bytes that the quota charges for
+    /// the request.
     fn check_alarms(&self, request: &Request) -> Result<u64, Error> {
         let (changes, cost) = match request {
             Request::Put(put) => (true, command::put_cost(put)),
@@ -92,10 +92,10 @@ impl Machine {
             | Request::MemberUpdate(_)
             | Request::Foreign(_) => (false, 0),
         };
-        if changes && self.board.alarms.any(CORRUPT) {
+        if changes && self.cluster.alarms.any(CORRUPT) {
             return Err(Error::Corrupt);
         }
-        if cost > 0 && self.board.alarms.any(NOSPACE) {
+        if cost > 0 && self.cluster.alarms.any(NOSPACE) {
             return Err(Error::NoSpace);
         }
         Ok(cost)
@@ -109,21 +109,21 @@ impl Machine {
         Ok(Ok(Response { revision: self.store.end_transaction(), body }))
     }
 
-    /// What a put needs: its lease, and for the `ignore` flags its key.
+    /// Checks that the lease of a put exists, and its key if it has an `ignore` flag.
     pub(super) fn check_put(&self, put: &PutRequest) -> Result<(), Error> {
         if put.lease != 0 && !self.leases.reader().exists(LeaseId(put.lease)) {
             return Err(Error::LeaseNotFound);
         }
         let needs_key = put.ignore_value || put.ignore_lease;
-        if needs_key && self.store.newest(&put.key).is_none_or(|change| change.life.is_none()) {
+        if needs_key && self.store.newest(&put.key).is_none_or(|change| change.metadata.is_none()) {
             return Err(Error::KeyNotFound);
         }
         Ok(())
     }
 
-    /// Executes a put that was checked; returns its response but for the header.
+    /// Executes a put that was checked; returns its response without the header.
     pub(super) fn execute_put(&mut self, put: PutRequest) -> Result<Vec<u8>, Halt> {
-        let kept = if put.ignore_value || put.ignore_lease { self.before(&put.key)? } else { None };
+        let kept = if put.ignore_value || put.ignore_lease { self.state_before(&put.key)? } else { None };
         let kept = kept.unwrap_or_default();
         let value = if put.ignore_value { kept.value } else { put.value };
         let lease = if put.ignore_lease { kept.lease } else { put.lease };
@@ -134,33 +134,33 @@ impl Machine {
             self.leases.detach(LeaseId(old_lease), &key);
         }
         if old_lease != lease && lease != 0 {
-            // With `ignore_lease` a key may name a lease that ended; it keeps naming it, and nothing ends it.
+            // With `ignore_lease` the key may have a lease that no longer exists. It keeps it in its record and never expires.
             let _ = self.leases.attach(LeaseId(lease), &key);
         }
         let mut body = Vec::new();
         if let Some(displaced) = displaced.filter(|_| put.prev_kv) {
-            let previous = self.stored(displaced.revision)?;
+            let previous = self.load_record(displaced.revision)?;
             prost::encoding::bytes::encode(PREV_KV_FIELD, &previous, &mut body);
         }
         Ok(body)
     }
 
-    /// The current state of a key; where its own transaction has deleted it, its state before.
-    fn before(&self, key: &bytes::Bytes) -> Result<Option<crate::proto::mvccpb::KeyValue>, Halt> {
+    /// The current record of a key or, if the current transaction has deleted the key, its record before the transaction.
+    fn state_before(&self, key: &bytes::Bytes) -> Result<Option<crate::proto::mvccpb::KeyValue>, Halt> {
         let newest = self.store.newest(key);
         let revision = match newest {
-            Some(change) if change.life.is_none() => self.store.visible_before(key),
+            Some(change) if change.metadata.is_none() => self.store.visible_before(key),
             other => other.map(|change| change.revision),
         };
-        let record = revision.map(|revision| self.stored(revision)).transpose()?;
+        let record = revision.map(|revision| self.load_record(revision)).transpose()?;
         record.map(crate::mvcc::read::decode).transpose()
     }
 
-    /// A record that is known to be there.
-    fn stored(&self, revision: crate::mvcc::Revision) -> Result<bytes::Bytes, Halt> {
+    /// Reads a record that must exist.
+    fn load_record(&self, revision: crate::mvcc::Revision) -> Result<bytes::Bytes, Halt> {
         use crate::mvcc::read::Source;
         let record = self.store.records(&[revision])?.pop().flatten();
-        record.ok_or_else(|| Halt::Refused(format!("the record of revision {revision:?} is missing from the database")))
+        record.ok_or_else(|| Halt::Refused(format!("the database is corrupt: the record of {revision:?} is missing")))
     }
 
     fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Outcome<Response> {
@@ -168,7 +168,7 @@ impl Machine {
         Ok(Ok(Response { revision: self.store.end_transaction(), body }))
     }
 
-    /// Executes a deletion; returns its response but for the header.
+    /// Executes a deletion; returns its response without the header.
     pub(super) fn execute_delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<Vec<u8>, Halt> {
         use crate::mvcc::read::Source;
         let interval = Interval::new(delete.key.clone(), delete.range_end.clone());
@@ -179,7 +179,7 @@ impl Machine {
         });
         let mut previous = Vec::new();
         for key in &keys {
-            let displaced = self.store.delete(&mut self.batch, key).expect("it was alive a moment ago");
+            let displaced = self.store.delete(&mut self.batch, key).expect("the key was just visited, so it is live");
             if displaced.lease != 0 {
                 self.leases.detach(LeaseId(displaced.lease), key);
             }
@@ -192,7 +192,7 @@ impl Machine {
         }
         if delete.prev_kv {
             for record in self.store.records(&previous)? {
-                let missing = || Halt::Refused("a record that was just deleted is missing from the database".into());
+                let missing = || Halt::Refused("the database is corrupt: the record of a live key is missing".into());
                 prost::encoding::bytes::encode(PREV_KVS_FIELD, &record.ok_or_else(missing)?, &mut body);
             }
         }
@@ -220,9 +220,9 @@ impl Machine {
     }
 
     fn lease_revoke(&mut self, revoke: &LeaseRevokeRequest) -> Result<Response, Error> {
-        // In ascending order of keys: replicas number the deletions alike.
+        // In ascending order of keys, so that all replicas assign the same sub-revisions.
         for key in self.leases.revoke(&mut self.batch, LeaseId(revoke.id))? {
-            self.store.delete(&mut self.batch, &key).expect("an attached key is alive");
+            self.store.delete(&mut self.batch, &key).expect("an attached key is live");
         }
         self.effects.push(Effect::LeaseRevoked { id: revoke.id });
         Ok(Response::bare(self.store.end_transaction()))
@@ -231,7 +231,7 @@ impl Machine {
     fn alarm(&mut self, request: &AlarmRequest) -> Result<Response, Error> {
         let (alarm, member_id) = (request.alarm, request.member_id);
         let changed = AlarmMember { member_id, alarm };
-        let alarms = &mut self.board.alarms;
+        let alarms = &mut self.cluster.alarms;
         let mut has_changed = false;
         let listed = match AlarmAction::try_from(request.action) {
             Ok(AlarmAction::Get) => alarms.list(alarm),
@@ -248,7 +248,7 @@ impl Machine {
             Err(_) => return Err(Error::Unknown("etcdserver: unknown alarm action".into())),
         };
         if has_changed {
-            self.board_changed = true;
+            self.cluster_changed = true;
             self.effects.push(Effect::AlarmsChanged);
         }
         let mut body = Vec::new();
@@ -258,33 +258,33 @@ impl Machine {
 
     fn set_cluster_version(&mut self, request: ClusterVersionSetRequest) -> Response {
         self.batch.put(Table::Meta, meta::CLUSTER_VERSION, request.ver.clone().into_bytes());
-        self.board.cluster_version = request.ver;
-        self.board_changed = true;
+        self.cluster.cluster_version = request.ver;
+        self.cluster_changed = true;
         Response::bare(self.store.head())
     }
 
     fn set_member_attributes(&mut self, request: ClusterMemberAttrSetRequest) -> Result<Response, Error> {
         let attributes = request.member_attributes.unwrap_or_default();
         let (id, name, client_urls) = (request.member_id, attributes.name, attributes.client_urls);
-        self.board.members.set_attributes(&mut self.batch, id, name, client_urls)?;
+        self.cluster.members.set_attributes(&mut self.batch, id, name, client_urls)?;
         self.note_changed_members();
         Ok(Response::bare(self.store.head()))
     }
 
-    /// Changes the member table and answers with it, and with the member that was added, if one was. Headers of these answers
-    /// carry no revision.
+    /// Changes the member table. The response contains the whole table, and the added member if there is one; its header has no
+    /// revision.
     fn change_members(
         &mut self,
         change: impl FnOnce(&mut Members, &mut Batch) -> Result<Option<Member>, Error>,
     ) -> Result<Response, Error> {
-        let added = change(&mut self.board.members, &mut self.batch)?;
+        let added = change(&mut self.cluster.members, &mut self.batch)?;
         self.note_changed_members();
         let mut body = Vec::new();
-        let members: Vec<Member> = self.board.members.iter().cloned().collect();
+        let members: Vec<Member> = self.cluster.members.iter().cloned().collect();
         match added {
             Some(member) => {
                 prost::encoding::message::encode(ADDED_FIELD, &member, &mut body);
-                prost::encoding::message::encode_repeated(MEMBERS_BEHIND_ADDED_FIELD, &members, &mut body);
+                prost::encoding::message::encode_repeated(MEMBERS_AFTER_ADDED_FIELD, &members, &mut body);
             }
             None => prost::encoding::message::encode_repeated(MEMBERS_FIELD, &members, &mut body),
         }
@@ -292,13 +292,13 @@ impl Machine {
     }
 
     fn note_changed_members(&mut self) {
-        self.board_changed = true;
+        self.cluster_changed = true;
         self.effects.push(Effect::MembersChanged);
     }
 }
 
 const ADDED_FIELD: u32 = 2;
-const MEMBERS_BEHIND_ADDED_FIELD: u32 = 3;
+const MEMBERS_AFTER_ADDED_FIELD: u32 = 3;
 const MEMBERS_FIELD: u32 = 2;
 const PREV_KV_FIELD: u32 = 2;
 const DELETED_FIELD: u32 = 2;

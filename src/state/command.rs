@@ -1,7 +1,8 @@
-//! Commands: what one entry of the log asks for, and what it came to.
+//! Commands: the content of a log entry, and the response to it.
 //!
-//! An entry is an `etcdserverpb.InternalRaftRequest`. A proposer writes it around the request's bytes as they came from the
-//! client; every replica reads it with the same decoder, so all of them act alike, whatever else those bytes held.
+//! An entry is an `etcdserverpb.InternalRaftRequest`. The proposer wraps the request's bytes as it received them from the
+//! client. Every replica decodes them with the same decoder, so all replicas act alike even if the bytes contain unknown
+//! fields.
 
 use bytes::{Buf, Bytes};
 use prost::{
@@ -22,10 +23,9 @@ use crate::proto::{
 const HEADER_FIELD: u32 = 100;
 const LEGACY_ID_FIELD: u32 = 1;
 
-/// The kinds of commands, numbered as the fields of `InternalRaftRequest` that hold them. From 1401 on they are our own: etcd
-/// writes changes of the members in another form.
+/// The kinds of commands, with the field numbers of `InternalRaftRequest`. Numbers from 1401 on are our own: etcd encodes
+/// membership changes differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "named after the requests")]
 pub enum Kind {
     Put = 4,
     DeleteRange = 5,
@@ -64,9 +64,8 @@ impl Kind {
     }
 }
 
-/// What a command asks for.
+/// The request in a command.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "named after the requests")]
 pub enum Request {
     Put(PutRequest),
     DeleteRange(DeleteRangeRequest),
@@ -81,12 +80,12 @@ pub enum Request {
     MemberRemove(MemberRemoveRequest),
     MemberPromote(MemberPromoteRequest),
     MemberUpdate(MemberUpdateRequest),
-    /// A command that this version cannot execute, by field number. Every replica of this version refuses it alike.
+    /// A command that this version does not know, by field number. Every replica of this version refuses it alike.
     Foreign(u32),
 }
 
 impl Request {
-    /// Whether it changes who votes or learns. Raft must know of such a change, so it travels in an entry of its own kind.
+    /// Whether it changes voters or learners. Raft must know of such a change, so it must be in a configuration change entry.
     #[must_use]
     pub fn changes_members(&self) -> bool {
         match self {
@@ -106,17 +105,15 @@ impl Request {
     }
 }
 
-/// A command, read from an entry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Command {
-    /// Finds whoever waits for the outcome; unique among all proposals of the cluster.
+    /// The request ID, by which the proposer finds its waiter; unique among all proposals of the cluster.
     pub id: u64,
-    /// What to do.
     pub request: Request,
 }
 
 impl Command {
-    /// The entry for a request that is encoded already.
+    /// Builds an entry around an encoded request.
     #[must_use]
     pub fn encode(id: u64, kind: Kind, request: &[u8]) -> Bytes {
         let header = RequestHeader { id, ..RequestHeader::default() };
@@ -130,7 +127,7 @@ impl Command {
         entry.into()
     }
 
-    /// Reads an entry. Fields borrow its bytes.
+    /// Decodes an entry. Fields share its bytes.
     pub fn decode(mut entry: Bytes) -> Result<Self, DecodeError> {
         let (mut id, mut legacy_id) = (0, 0);
         let mut request = Request::Foreign(0);
@@ -153,8 +150,8 @@ fn take(entry: &mut Bytes) -> Result<Bytes, DecodeError> {
     let len = decode_varint(entry)?;
     match usize::try_from(len) {
         Ok(len) if len <= entry.len() => Ok(entry.split_to(len)),
-        // Says "buffer underflow", as prost itself does.
-        Ok(_) | Err(_) => Err(decode_varint(&mut Bytes::new()).expect_err("nothing cannot be read")),
+        // The error that prost itself returns: "buffer underflow".
+        Ok(_) | Err(_) => Err(decode_varint(&mut Bytes::new()).expect_err("an empty buffer cannot be decoded")),
     }
 }
 
@@ -177,40 +174,41 @@ fn read(field: u32, message: Bytes) -> Result<Request, DecodeError> {
     })
 }
 
-/// What a command came to: the message that answers it, but for the part of the header that only the answering member knows.
+/// The response to a command, without the part of the header that only the responding member knows.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Response {
-    /// For the header.
+    /// The revision for the header.
     pub revision: i64,
-    /// All fields of the message behind the header, encoded.
+    /// All fields of the message after the header, encoded.
     pub body: Vec<u8>,
 }
 
 impl Response {
-    /// An answer that is all header.
+    /// A response that has only a header.
     #[must_use]
     pub fn bare(revision: i64) -> Self {
         Self { revision, body: Vec::new() }
     }
 }
 
-/// Bytes of a put that are not its key or value, as the quota counts them.
+/// The bytes that the quota charges for a put in addition to its key and value.
 const PUT_OVERHEAD_BYTES: u64 = 256;
 const LEASE_BYTES: u64 = 64;
 
-/// What the quota charges for a put.
+/// The bytes that the quota charges for a put.
 #[must_use]
 pub fn put_cost(put: &PutRequest) -> u64 {
     PUT_OVERHEAD_BYTES + put.key.len() as u64 + put.value.len() as u64
 }
 
-/// What the quota charges for a lease.
+/// The bytes that the quota charges for a lease.
 #[must_use]
 pub fn lease_cost() -> u64 {
     LEASE_BYTES
 }
 
-/// What the quota charges for a transaction: its dearer branch, whichever will be taken. Deletions and reads are free.
+/// The bytes that the quota charges for a transaction: those of its more expensive branch, whichever is taken. Deletions and
+/// reads are free.
 #[must_use]
 pub fn txn_cost(txn: &TxnRequest) -> u64 {
     let branch = |ops: &[RequestOp]| ops.iter().map(op_cost).sum::<u64>();
@@ -230,14 +228,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_reads_back_from_its_entry() {
+    fn a_command_decodes_from_its_entry() {
         let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
         let entry = Command::encode(7, Kind::Put, &put.encode_to_vec());
         assert_eq!(Command::decode(entry).unwrap(), Command { id: 7, request: Request::Put(put) });
     }
 
     #[test]
-    fn an_entry_is_what_etcd_would_have_written() {
+    fn an_entry_is_encoded_as_etcd_encodes_it() {
         use crate::proto::etcdserverpb::InternalRaftRequest;
         let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
         let header = RequestHeader { id: 7, ..RequestHeader::default() };
@@ -246,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_foreign_entries_are_told_apart() {
+    fn malformed_and_unknown_entries_are_distinguished() {
         assert!(Command::decode(Bytes::from_static(&[0x22, 0x7f, 1])).is_err());
         let foreign = Command::decode(Bytes::from_static(&[0xc2, 0x3e, 0])).unwrap();
         assert_eq!(foreign.request, Request::Foreign(1000));
@@ -254,7 +252,7 @@ mod tests {
 
     /// Trap 32.
     #[test]
-    fn a_transaction_costs_its_dearer_branch_through_all_nesting() {
+    fn a_transaction_costs_its_more_expensive_branch_at_every_level() {
         let put = |value: &'static str| PutRequest { key: "k".into(), value: value.into(), ..Default::default() };
         let op = |request| RequestOp { request: Some(request) };
         let inner =

@@ -1,12 +1,12 @@
-//! Who the members are: the one truth about it. Whatever else wants to know derives it from here.
+//! The member table: the only source of truth about the members. Everything else is derived from it.
 //!
-//! A change is validated where it is applied, against this table alone, so that every replica accepts or refuses it alike.
-//! What a member's own flags say about it (how many learners there may be) therefore travels inside the change.
+//! A change is validated when it is applied, against this table alone, so that every replica accepts or refuses it alike. A
+//! limit that comes from the flags of one member (the maximum number of learners) is therefore part of the command.
 //!
 //! INVARIANTS
-//! * An ID that was removed never comes back.
-//! * Once a cluster has a voter it never has none.
-//! * No two members are reached under the same URL, unless they were founded so.
+//! * A removed ID is never added again.
+//! * The last voter cannot be removed.
+//! * No two members have the same peer URL, unless the cluster was bootstrapped that way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,55 +28,52 @@ pub struct Members {
     removed: BTreeSet<u64>,
 }
 
-/// Who votes and who only learns, each by ascending ID.
+/// The IDs of voters and learners, each in ascending order.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Electorate {
-    /// Those who vote.
     pub voters: Vec<u64>,
-    /// Those who do not.
     pub learners: Vec<u64>,
 }
 
-/// A member that somebody wants in the cluster.
+/// A member to be added.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Newcomer {
-    /// Its ID, its sorted peer URLs, and whether it is a learner.
+    /// Has an ID, sorted peer URLs, and whether it is a learner.
     pub member: Member,
-    /// A learner is refused if there are that many already; None is no limit.
+    /// A learner is refused if there are this many already; None means no limit.
     pub max_learners: Option<u64>,
 }
 
-/// What the encoding of a newcomer has beside the fields of a member.
+/// The fields that the encoding of a new member has in addition to those of `etcdserverpb.Member`.
 #[derive(Clone, PartialEq, Message)]
-struct Terms {
+struct NewMemberOptions {
     #[prost(uint64, optional, tag = "100")]
     max_learners: Option<u64>,
 }
 
 impl Newcomer {
-    /// As an entry of the log holds it: an `etcdserverpb.Member` with one more field.
+    /// The encoding in a log entry: an `etcdserverpb.Member` with one more field.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = self.member.encode_to_vec();
-        Terms { max_learners: self.max_learners }.encode(&mut bytes).expect("a vector grows");
+        NewMemberOptions { max_learners: self.max_learners }.encode(&mut bytes).expect("a vector grows");
         bytes
     }
 
     pub(super) fn decode(bytes: bytes::Bytes) -> Result<Self, prost::DecodeError> {
-        let Terms { max_learners } = Terms::decode(bytes.clone())?;
+        let NewMemberOptions { max_learners } = NewMemberOptions::decode(bytes.clone())?;
         Ok(Self { member: Member::decode(bytes)?, max_learners })
     }
 }
 
 impl Members {
-    /// A cluster of these.
     #[must_use]
     pub fn new(members: impl IntoIterator<Item = Member>) -> Self {
         let members = members.into_iter().map(|member| (member.id, member)).collect();
         Self { members, removed: BTreeSet::new() }
     }
 
-    /// The members that a database holds.
+    /// Reads the member table from a database.
     pub fn read(engine: &dyn Engine) -> Result<Self, Halt> {
         let mut table = Self::default();
         let mut damaged = false;
@@ -94,7 +91,11 @@ impl Members {
             }
             std::ops::ControlFlow::Continue(())
         })?;
-        if damaged { Err(Halt::Refused("the member table is damaged".into())) } else { Ok(table) }
+        if damaged {
+            Err(Halt::Refused("the database is corrupt: cannot decode the member table".into()))
+        } else {
+            Ok(table)
+        }
     }
 
     pub(super) fn write(&self, batch: &mut Batch) {
@@ -106,21 +107,21 @@ impl Members {
         }
     }
 
-    /// Notes whom a newcomer may talk to before it is told who the members are.
+    /// Stores the members that a joining member contacts until it has received the member table.
     pub fn introduce(engine: &dyn Engine, members: &[Member]) -> Result<(), Halt> {
         if members.is_empty() {
             return Ok(());
         }
         let list = MemberListResponse { header: None, members: members.to_vec() };
         let mut batch = Batch::default();
-        batch.put(Table::Meta, meta::INTRODUCED, list.encode_to_vec());
+        batch.put(Table::Meta, meta::BOOTSTRAP_MEMBERS, list.encode_to_vec());
         engine.write(&batch)
     }
 
-    /// Whom a newcomer was introduced to.
+    /// The members stored by [`Members::introduce`].
     pub fn introduced(engine: &dyn Engine) -> Result<Vec<Member>, Halt> {
-        let list = engine.get(Table::Meta, meta::INTRODUCED)?.unwrap_or_default();
-        let damaged = |_| Halt::Refused("the list of members that this one was introduced to is damaged".into());
+        let list = engine.get(Table::Meta, meta::BOOTSTRAP_MEMBERS)?.unwrap_or_default();
+        let damaged = |_| Halt::Refused("the database is corrupt: cannot decode the list of members to join".into());
         Ok(MemberListResponse::decode(list).map_err(damaged)?.members)
     }
 
@@ -129,29 +130,26 @@ impl Members {
         self.members.values()
     }
 
-    /// One member.
     #[must_use]
     pub fn get(&self, id: u64) -> Option<&Member> {
         self.members.get(&id)
     }
 
-    /// Whether there was a member of this ID, and will never be one again.
+    /// Whether a member with this ID was removed; the ID cannot be used again.
     #[must_use]
     pub fn is_removed(&self, id: u64) -> bool {
         self.removed.contains(&id)
     }
 
-    /// The IDs of those that were removed, ascending.
+    /// The IDs of removed members, ascending.
     pub fn removed(&self) -> impl Iterator<Item = u64> {
         self.removed.iter().copied()
     }
 
-    /// Those who vote.
     pub fn voters(&self) -> impl Iterator<Item = &Member> {
         self.members.values().filter(|member| !member.is_learner)
     }
 
-    /// Who votes and who learns.
     #[must_use]
     pub fn electorate(&self) -> Electorate {
         let (learners, voters): (Vec<_>, Vec<_>) = self.iter().partition(|member| member.is_learner);
@@ -159,7 +157,6 @@ impl Members {
         Electorate { voters: ids(voters), learners: ids(learners) }
     }
 
-    /// Takes somebody in.
     pub(super) fn add(&mut self, batch: &mut Batch, newcomer: Newcomer) -> Result<Member, Error> {
         let Newcomer { member, max_learners } = newcomer;
         self.check_not_removed(member.id)?;
@@ -176,11 +173,11 @@ impl Members {
         Ok(member)
     }
 
-    /// Removes somebody, for good.
+    /// Removes a member permanently.
     pub(super) fn remove(&mut self, batch: &mut Batch, id: u64) -> Result<(), Error> {
         let member = self.find(id)?;
         if !member.is_learner && self.voters().count() == 1 {
-            return Err(Error::MemberNotEnoughStarted); // Nobody could ever agree on anything again.
+            return Err(Error::MemberNotEnoughStarted); // Without a voter no entry could ever be committed.
         }
         batch.delete(Table::Member, &id.to_be_bytes());
         batch.put(Table::Removed, &id.to_be_bytes(), Vec::new());
@@ -189,7 +186,7 @@ impl Members {
         Ok(())
     }
 
-    /// Makes a voter of a learner.
+    /// Turns a learner into a voter.
     pub(super) fn promote(&mut self, batch: &mut Batch, id: u64) -> Result<(), Error> {
         if !self.find(id)?.is_learner {
             return Err(Error::MemberNotLearner);
@@ -197,14 +194,13 @@ impl Members {
         self.change(batch, id, |member| member.is_learner = false)
     }
 
-    /// Sets where other members reach a member.
     pub(super) fn set_peer_urls(&mut self, batch: &mut Batch, id: u64, urls: Vec<String>) -> Result<(), Error> {
         self.find(id)?;
         self.check_urls_are_free(id, &urls)?;
         self.change(batch, id, |member| member.peer_ur_ls = urls)
     }
 
-    /// Sets what a member says of itself when it starts: its name and where clients find it.
+    /// Sets the attributes that a member publishes when it starts: its name and its client URLs.
     pub(super) fn set_attributes(
         &mut self,
         batch: &mut Batch,
@@ -267,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_addition_is_refused_for_the_first_reason_there_is() {
+    fn additions_are_refused_for_the_first_reason_that_applies() {
         let (members, _) = cluster();
         for (newcomer, refusal) in [
             (newcomer(9, "u1", true), Error::MemberNotFound),
@@ -288,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_lasts_and_leaves_a_voter() {
+    fn a_removal_is_permanent_and_the_last_voter_stays() {
         let (mut members, mut batch) = cluster();
         assert_eq!(members.remove(&mut batch, 9), Err(Error::MemberNotFound));
         assert_eq!(members.remove(&mut batch, 7), Err(Error::MemberNotFound));
@@ -311,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_moves_a_member_and_touches_nothing_else() {
+    fn an_update_changes_only_the_peer_urls() {
         let (mut members, mut batch) = cluster();
         members.set_attributes(&mut batch, 3, "three".into(), vec!["c3".into()]).unwrap();
         let update = |members: &mut Members, batch: &mut Batch, id, url: &str| {
@@ -327,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_reads_back_from_the_database() {
+    fn the_member_table_is_restored_from_the_database() {
         let (members, batch) = cluster();
         let engine = Memory::default();
         let mut first = Batch::default();
@@ -342,17 +338,17 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_remembers_whom_it_was_introduced_to() {
+    fn a_joining_member_remembers_which_members_to_contact() {
         let engine = Memory::default();
         assert_eq!(Members::introduced(&engine).unwrap(), []);
         let members = [member(1, "u1", false), member(2, "u2", true)];
         Members::introduce(&engine, &members).unwrap();
         assert_eq!(Members::introduced(&engine).unwrap(), members);
-        assert_eq!(Members::read(&engine).unwrap(), Members::default(), "that does not make them members");
+        assert_eq!(Members::read(&engine).unwrap(), Members::default(), "they are not in the member table");
     }
 
     #[test]
-    fn a_newcomer_is_a_member_with_terms() {
+    fn a_new_member_is_encoded_as_a_member_with_options() {
         for max_learners in [None, Some(0), Some(7)] {
             let newcomer = Newcomer { max_learners, ..newcomer(5, "u5", true) };
             let bytes = newcomer.encode();

@@ -1,18 +1,20 @@
 //! The replicated state machine: deterministic, synchronous, written by one thread.
 //!
-//! Entries go in, outcomes and effects come out. The same entries make the same state, byte for byte, on every replica:
-//! nothing here reads a clock, draws a random number, looks at a flag, or asks whether anybody waits for the outcome.
+//! Its input is log entries, its output is outcomes and effects. The same entries produce the same state, byte for byte, on
+//! every replica: nothing here reads a clock, generates random numbers, reads configuration, or depends on whether a client
+//! waits for the outcome.
 //!
-//! [`Machine`] applies; [`Readers`] look at what has been published. Applying gathers one batch: [`Machine::apply`] any
-//! number of entries, [`Machine::commit`] them to the database with the applied index, then [`Machine::publish_head`].
+//! [`Machine`] applies entries; [`Readers`] read the published state. Entries are applied in batches: [`Machine::apply`] any
+//! number of entries, [`Machine::commit`] them to the database together with the applied index, then
+//! [`Machine::publish_head`].
 //!
-//! It composes its three siblings, which do not know each other: the key space (`mvcc`) says which lease a change
-//! displaced and the lease table is told; a revoked lease names its keys and the key space deletes them.
+//! It connects the key space (`mvcc`) and the lease table (`lease`), which do not use each other: a put returns the lease that
+//! the key had, and the key is detached from it; revoking a lease returns its keys, and the key space deletes them.
 //!
 //! INVARIANTS
-//! * Entries apply in order, without gaps; each one's effects and the applied index are in the same batch.
-//! * An outcome that is refused has changed nothing.
-//! * Nothing is readable that the database does not hold.
+//! * Entries are applied in order, without gaps; the effects of an entry and its index are written in the same batch.
+//! * A refused request has changed nothing.
+//! * Readers see nothing that is not in the database.
 
 mod alarms;
 mod apply;
@@ -44,68 +46,58 @@ pub use members::{Electorate, Members, Newcomer};
 /// A committed entry of the log.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its place in the log.
     pub index: u64,
-    /// The term it was proposed in.
     pub term: u64,
-    /// An encoded command; empty for the entry with which a leader begins.
+    /// An encoded command; empty for the entry that a new leader appends at the start of its term.
     pub data: Bytes,
-    /// Whether raft was told that this entry changes who votes or learns.
+    /// Whether this is a configuration change entry for raft, which changes voters or learners.
     pub changes_members: bool,
 }
 
-/// What applying one entry produced.
+/// The result of applying one entry.
 #[derive(Debug)]
 pub struct Applied {
-    /// Finds whoever proposed it; zero if it was nobody's.
+    /// The request ID, by which the proposer finds its waiter; zero if the entry has none.
     pub id: u64,
-    /// What the quota charges for what it added.
+    /// The bytes that the quota charges for the entry.
     pub cost: u64,
-    /// The answer, the same on every replica.
+    /// The same on every replica.
     pub outcome: Result<Response, Error>,
 }
 
-/// Something that the world outside the key space should hear about.
+/// A change other than to a key, for the layers above.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// A lease began.
     LeaseGranted {
-        /// Its ID.
         id: i64,
-        /// Its seconds to live.
+        /// In seconds.
         ttl: i64,
     },
-    /// A lease ended, and its keys with it.
-    LeaseRevoked {
-        /// Its ID.
-        id: i64,
-    },
-    /// There is something to forget.
-    CompactionScheduled {
-        /// The new compact revision.
-        at: i64,
-    },
+    /// A lease was revoked and its keys were deleted.
+    LeaseRevoked { id: i64 },
+    /// A compaction was applied; its records are still to be removed.
+    CompactionScheduled { at: i64 },
     /// An alarm was raised or cleared.
     AlarmsChanged,
-    /// A member was added, removed or promoted, or something about one has changed.
+    /// A member was added, removed, promoted or updated.
     MembersChanged,
 }
 
-/// What a batch of entries came to, once it is in the database.
+/// The effects of a batch of entries that was written to the database.
 #[derive(Debug, Default)]
 pub struct Published {
     /// Every change to a key, in order.
     pub events: Vec<Event>,
-    /// Everything else, in order.
+    /// All other changes, in order.
     pub effects: Vec<Effect>,
-    /// The revision that becomes readable with them.
+    /// The revision that becomes readable with this batch.
     pub head: i64,
 }
 
-/// How far a database is.
+/// The applied position of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// The last entry whose effects it holds.
+    /// The index of the last applied entry.
     pub index: u64,
     /// That entry's term.
     pub term: u64,
@@ -132,43 +124,38 @@ impl Progress {
         Some(Self { index: number(0)?, term: number(8)?, head: number(16)?.cast_signed() })
     }
 
-    /// How far the database is, in memory or on disk; None for one that was never initialised.
+    /// The applied position, including writes that are not flushed; None if the database was never initialised.
     pub fn of(engine: &dyn Engine) -> Result<Option<Self>, Halt> {
         Self::read(engine.get(Table::Meta, meta::APPLIED)?)
     }
 
-    /// How far the database would be after a crash right now.
+    /// The applied position as a crash right now would leave it.
     pub fn durable(engine: &dyn Engine) -> Result<Option<Self>, Halt> {
         Self::read(engine.get_durable(Table::Meta, meta::APPLIED)?)
     }
 
     fn read(stored: Option<Bytes>) -> Result<Option<Self>, Halt> {
-        let damaged =
-            || Halt::Refused("the database does not say how far it is: its `applied` entry is damaged".into());
+        let damaged = || Halt::Refused("the database is corrupt: cannot decode `applied`, the applied position".into());
         stored.map(|bytes| Self::decode(&bytes).ok_or_else(damaged)).transpose()
     }
 }
 
-/// What readers may see beside keys and leases.
+/// The published state other than keys and leases.
 #[derive(Debug, Default, Clone)]
-pub struct Board {
-    /// The members of the cluster.
+pub struct ClusterState {
     pub members: Members,
-    /// Raised alarms.
     pub alarms: Alarms,
-    /// The version all members can speak, `X.Y.0`; empty until it is decided.
+    /// The version that all members support, `X.Y.0`; empty until it is decided.
     pub cluster_version: String,
 }
 
-/// Looks at what has been published, from any thread.
+/// Reads the published state, from any thread.
 #[derive(Clone)]
 pub struct Readers {
-    /// The key space.
     pub keys: mvcc::Reader,
-    /// The leases.
     pub leases: lease::Reader,
     /// Everything else.
-    pub board: Arc<RwLock<Board>>,
+    pub board: Arc<RwLock<ClusterState>>,
 }
 
 /// The state machine. One thread owns it.
@@ -176,17 +163,17 @@ pub struct Machine {
     engine: Arc<dyn Engine>,
     store: Store,
     leases: Leases,
-    board: Board,
-    board_changed: bool,
-    shared_board: Arc<RwLock<Board>>,
+    cluster: ClusterState,
+    cluster_changed: bool,
+    shared_cluster: Arc<RwLock<ClusterState>>,
     batch: Batch,
     effects: Vec<Effect>,
     applied: Progress,
 }
 
 impl Machine {
-    /// Makes the database of a new member: the members it knows, as of the log position that it starts from. One that joins a
-    /// cluster knows nobody and starts from nothing: all of it comes from the others.
+    /// Initialises the database of a new member with the initial members, as of the index and term `at`. A member that joins a
+    /// cluster starts with no members at position 0: it receives everything from the others.
     pub fn bootstrap(engine: &dyn Engine, cluster_id: u64, members: &Members, at: (u64, u64)) -> Result<(), Halt> {
         let mut batch = Batch::default();
         members.write(&mut batch);
@@ -197,9 +184,9 @@ impl Machine {
         engine.flush()
     }
 
-    /// Opens the state that a database holds. `value_cache_bytes` bounds the memory for recently used values.
+    /// Reads the state from a database. `value_cache_bytes` limits the memory for recently used values.
     pub fn open(engine: Arc<dyn Engine>, value_cache_bytes: u64) -> Result<Self, Halt> {
-        let uninitialised = || Halt::Refused("the database was never initialised: it has no `applied` entry".into());
+        let uninitialised = || Halt::Refused("the database was never initialised: it has no `applied` position".into());
         let applied = Progress::of(engine.as_ref())?.ok_or_else(uninitialised)?;
         let mut leases = Leases::restore(engine.as_ref())?;
         let mut orphans = 0_u64;
@@ -209,74 +196,72 @@ impl Machine {
         if orphans > 0 {
             tracing::warn!(
                 keys = orphans,
-                "keys name leases that do not exist; they stay, without a lease to end them"
+                "keys are attached to leases that do not exist; they are kept and never expire"
             );
         }
         let cluster_version = engine.get(Table::Meta, meta::CLUSTER_VERSION)?.unwrap_or_default();
-        let board = Board {
+        let cluster = ClusterState {
             members: Members::read(engine.as_ref())?,
             alarms: Alarms::read(engine.as_ref())?,
             cluster_version: String::from_utf8_lossy(&cluster_version).into_owned(),
         };
-        let shared_board = Arc::new(RwLock::new(board.clone()));
+        let shared_cluster = Arc::new(RwLock::new(cluster.clone()));
         Ok(Self {
             engine,
             store,
             leases,
-            board,
-            board_changed: false,
-            shared_board,
+            cluster,
+            cluster_changed: false,
+            shared_cluster,
             batch: Batch::default(),
             effects: Vec::new(),
             applied,
         })
     }
 
-    /// How far the machine is, the running batch included.
+    /// The applied position, including the current batch.
     #[must_use]
     pub fn applied(&self) -> Progress {
         self.applied
     }
 
-    /// Who the members are, the running batch included.
+    /// The members, including changes of the current batch.
     #[must_use]
     pub fn members(&self) -> &Members {
-        &self.board.members
+        &self.cluster.members
     }
 
-    /// Where the state is kept.
     #[must_use]
     pub fn engine(&self) -> &Arc<dyn Engine> {
         &self.engine
     }
 
-    /// Readers of what is published.
     #[must_use]
     pub fn readers(&self) -> Readers {
-        Readers { keys: self.store.reader(), leases: self.leases.reader().clone(), board: self.shared_board.clone() }
+        Readers { keys: self.store.reader(), leases: self.leases.reader().clone(), board: self.shared_cluster.clone() }
     }
 
-    /// The key space's shared part, for whoever removes what was compacted.
+    /// The shared part of the key space, for [`mvcc::compact`].
     #[must_use]
     pub fn shared(&self) -> &Arc<mvcc::Shared> {
         self.store.shared()
     }
 
-    /// Writes all that was applied since the last call to the database, the applied index with it, in one batch. After
-    /// this only [`Machine::publish_head`] is missing until readers see it.
+    /// Writes everything that was applied since the last call to the database, together with the applied index, in one batch.
+    /// Readers see it after [`Machine::publish_head`].
     pub fn commit(&mut self) -> Result<Published, Halt> {
         self.applied.head = self.store.head();
         self.batch.put(Table::Meta, meta::APPLIED, self.applied.encode().to_vec());
         self.engine.write(&self.batch)?;
         self.batch.clear();
         let events = self.store.publish();
-        if std::mem::take(&mut self.board_changed) {
-            *self.shared_board.write() = self.board.clone();
+        if std::mem::take(&mut self.cluster_changed) {
+            *self.shared_cluster.write() = self.cluster.clone();
         }
         Ok(Published { events, effects: std::mem::take(&mut self.effects), head: self.applied.head })
     }
 
-    /// Lets readers see what was committed. The caller has made the events deliverable by now.
+    /// Publishes the last commit to readers. The caller must have passed its events to the watch hub before.
     pub fn publish_head(&self) {
         self.store.publish_head();
     }
@@ -288,7 +273,7 @@ mod tests {
     use crate::storage::memory::Memory;
 
     #[test]
-    fn a_joiner_knows_nobody_and_starts_from_nothing() {
+    fn a_joining_member_starts_without_members_and_entries() {
         let engine: Arc<dyn Engine> = Arc::new(Memory::default());
         Machine::bootstrap(engine.as_ref(), 7, &Members::default(), (0, 0)).unwrap();
         let mut machine = Machine::open(engine.clone(), 1 << 20).unwrap();

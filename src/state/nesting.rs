@@ -1,8 +1,8 @@
-//! Reading transactions inside transactions.
+//! Decodes deeply nested transactions.
 //!
-//! prost follows messages inside messages to a depth of 100 and no further, which is 49 transactions; etcd's limit is the
-//! number of operations, by default 128. (prost can be built without a limit, but for all messages alike, and then whoever
-//! sends enough of them overflows the stack.) What prost refuses is read again, one level at a time.
+//! prost decodes nested messages to a depth of 100, which is 49 transactions. etcd limits only the number of operations, 128 by
+//! default. (prost can be built without a limit, but only for all messages, and then a client could overflow
+//! the stack with a deeply nested message.) A transaction that is too deep for prost is decoded again, one level at a time.
 
 use bytes::Bytes;
 use prost::{DecodeError, Message};
@@ -11,17 +11,16 @@ use crate::proto::etcdserverpb::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op::Request,
 };
 
-/// Whatever walks through a transaction does so on the stack of a thread: so many levels fit, and to spare.
-const DEEPEST: usize = 500;
-/// prost's words for what goes deeper than it follows. It has no others to tell this from other errors.
-const TOO_DEEP_FOR_PROST: &str = "recursion limit reached";
+/// Everything that traverses a transaction is recursive; this many levels fit easily on a thread's stack.
+const MAX_LEVELS: usize = 500;
+/// prost's message for a message that is nested too deeply. prost has no other way to distinguish this error.
+const PROST_RECURSION_ERROR: &str = "recursion limit reached";
 
-/// Why a transaction cannot be read.
+/// Why a transaction cannot be decoded.
 #[derive(Debug)]
 pub enum Unreadable {
-    /// It is not one.
     Malformed(DecodeError),
-    /// It has too many levels.
+    /// It has too many levels of nesting.
     TooDeep(DecodeError),
 }
 
@@ -33,23 +32,22 @@ impl From<Unreadable> for DecodeError {
     }
 }
 
-/// Reads a transaction.
 pub fn decode(message: Bytes) -> Result<TxnRequest, Unreadable> {
     let error = match TxnRequest::decode(message.clone()) {
         Ok(txn) => return Ok(txn),
         Err(error) => error,
     };
-    if !error.to_string().contains(TOO_DEEP_FOR_PROST) {
+    if !error.to_string().contains(PROST_RECURSION_ERROR) {
         return Err(Unreadable::Malformed(error));
     }
-    level(message, DEEPEST).map_err(|obstacle| match obstacle {
-        Obstacle::Depth => Unreadable::TooDeep(error),
-        Obstacle::Ambiguity => Unreadable::Malformed(error),
-        Obstacle::Bytes(error) => Unreadable::Malformed(error),
+    decode_level(message, MAX_LEVELS).map_err(|cause| match cause {
+        LevelError::TooDeep => Unreadable::TooDeep(error),
+        LevelError::Ambiguous => Unreadable::Malformed(error),
+        LevelError::Malformed(error) => Unreadable::Malformed(error),
     })
 }
 
-/// A transaction whose inner ones are not read yet. Has the fields of [`TxnRequest`].
+/// A transaction whose nested transactions are not decoded yet. Has the fields of [`TxnRequest`].
 #[derive(Clone, PartialEq, Message)]
 struct Level {
     #[prost(message, repeated, tag = "1")]
@@ -73,45 +71,48 @@ struct Op {
     txn: Vec<Bytes>,
 }
 
-/// What is in the way of reading a level.
-enum Obstacle {
-    Bytes(DecodeError),
-    /// There are more levels inside than may be.
-    Depth,
-    /// An operation says more than one thing. Which counts depends on their order; no client does that.
-    Ambiguity,
+/// Why a level cannot be decoded.
+enum LevelError {
+    Malformed(DecodeError),
+    TooDeep,
+    /// An operation has more than one field of the oneof. Which one is valid depends on their order; clients do not send this.
+    Ambiguous,
 }
 
-/// Reads a level and those inside it, so many at most. (Plain loops: what iterators keep on the stack would be kept for each
-/// level.)
-fn level(message: Bytes, deepest: usize) -> Result<TxnRequest, Obstacle> {
-    let deeper = deepest.checked_sub(1).ok_or(Obstacle::Depth)?;
-    let Level { compare, success, failure } = Level::decode(message).map_err(Obstacle::Bytes)?;
-    Ok(TxnRequest { compare, success: branch(success, deeper)?, failure: branch(failure, deeper)? })
+/// Decodes a level and those nested in it, at most `max_levels`. (Plain loops, because iterator adapters would use more stack
+/// per level.)
+fn decode_level(message: Bytes, max_levels: usize) -> Result<TxnRequest, LevelError> {
+    let levels_left = max_levels.checked_sub(1).ok_or(LevelError::TooDeep)?;
+    let Level { compare, success, failure } = Level::decode(message).map_err(LevelError::Malformed)?;
+    Ok(TxnRequest {
+        compare,
+        success: decode_branch(success, levels_left)?,
+        failure: decode_branch(failure, levels_left)?,
+    })
 }
 
-fn branch(ops: Vec<Op>, deepest: usize) -> Result<Vec<RequestOp>, Obstacle> {
-    let mut read = Vec::with_capacity(ops.len());
+fn decode_branch(ops: Vec<Op>, max_levels: usize) -> Result<Vec<RequestOp>, LevelError> {
+    let mut decoded = Vec::with_capacity(ops.len());
     for op in ops {
-        let request = match op.inner()? {
-            Some(message) => Some(Request::RequestTxn(level(message, deepest)?)),
-            None => op.flat(),
+        let request = match op.nested_txn()? {
+            Some(message) => Some(Request::RequestTxn(decode_level(message, max_levels)?)),
+            None => op.into_request(),
         };
-        read.push(RequestOp { request });
+        decoded.push(RequestOp { request });
     }
-    Ok(read)
+    Ok(decoded)
 }
 
 impl Op {
-    /// The transaction inside, if it is one.
-    fn inner(&self) -> Result<Option<Bytes>, Obstacle> {
-        let flat = [self.range.is_some(), self.put.is_some(), self.delete.is_some()];
-        let said = flat.into_iter().filter(|&is_said| is_said).count() + self.txn.len();
-        if said > 1 { Err(Obstacle::Ambiguity) } else { Ok(self.txn.first().cloned()) }
+    /// The encoded nested transaction, if the operation is one.
+    fn nested_txn(&self) -> Result<Option<Bytes>, LevelError> {
+        let is_set = [self.range.is_some(), self.put.is_some(), self.delete.is_some()];
+        let set_fields = is_set.into_iter().filter(|&is_set| is_set).count() + self.txn.len();
+        if set_fields > 1 { Err(LevelError::Ambiguous) } else { Ok(self.txn.first().cloned()) }
     }
 
-    /// What it is otherwise.
-    fn flat(self) -> Option<Request> {
+    /// The request of an operation that is not a transaction.
+    fn into_request(self) -> Option<Request> {
         let (range, put) = (self.range.map(Request::RequestRange), self.put.map(Request::RequestPut));
         range.or(put).or(self.delete.map(Request::RequestDeleteRange))
     }
@@ -125,7 +126,7 @@ mod tests {
         RequestOp { request: Some(request) }
     }
 
-    /// So many transactions, each inside the other's first branch, with something of every kind in each.
+    /// A transaction with this many levels, each in the success branch of the one above, with all kinds of operations.
     fn nested(levels: usize) -> TxnRequest {
         let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
         let mut txn = TxnRequest { success: vec![op(Request::RequestPut(put))], ..TxnRequest::default() };
@@ -140,18 +141,18 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_reads_back_however_deep_it_is() {
-        for levels in [1, 2, 49, 50, 51, 128, DEEPEST] {
+    fn a_transaction_of_any_allowed_depth_decodes() {
+        for levels in [1, 2, 49, 50, 51, 128, MAX_LEVELS] {
             let txn = nested(levels);
             assert!(decode(txn.encode_to_vec().into()).unwrap() == txn, "{levels} levels");
         }
     }
 
     #[test]
-    fn what_is_deeper_or_broken_is_told_apart() {
-        let deeper = nested(DEEPEST + 1).encode_to_vec();
+    fn too_deep_and_malformed_transactions_are_distinguished() {
+        let deeper = nested(MAX_LEVELS + 1).encode_to_vec();
         assert!(matches!(decode(deeper.into()), Err(Unreadable::TooDeep(_))));
-        // Each level is a few bytes: this must not be followed to its end.
+        // Each level is only a few bytes: this must not be decoded to its end.
         let mut bottomless = Vec::new();
         while bottomless.len() < 100_000 {
             bottomless = wrap(&wrap(&bottomless, 4), 2);
@@ -160,26 +161,26 @@ mod tests {
         let mut broken = nested(60).encode_to_vec();
         *broken.last_mut().unwrap() = 0xff;
         assert!(matches!(decode(broken.into()), Err(Unreadable::Malformed(_))));
-        // A deep one and another in one operation, and one that is none beside one that is.
+        // Operations with two transactions: a deep and a flat one; an invalid and a valid one.
         let (deep, flat) = (wrap(&nested(60).encode_to_vec(), 4), wrap(&nested(1).encode_to_vec(), 4));
         for two in [[&deep[..], &flat].concat(), [&wrap(&[0xff], 4)[..], &flat].concat()] {
             assert!(matches!(decode(wrap(&two, 2).into()), Err(Unreadable::Malformed(_))));
         }
     }
 
-    /// A message of one field that holds another message.
+    /// A message with one field that contains another message.
     fn wrap(message: &[u8], field: u32) -> Vec<u8> {
         let mut wrapped = Vec::new();
         prost::encoding::bytes::encode(field, &message.to_vec(), &mut wrapped);
         wrapped
     }
 
-    /// Half of what our threads have.
+    /// Half the stack size of our threads.
     #[test]
-    fn the_deepest_need_no_great_stack() {
+    fn the_deepest_transaction_fits_on_a_small_stack() {
         let small = std::thread::Builder::new().stack_size(1 << 20);
         let thread = small.spawn(|| {
-            let txn = decode(nested(DEEPEST).encode_to_vec().into()).unwrap();
+            let txn = decode(nested(MAX_LEVELS).encode_to_vec().into()).unwrap();
             crate::state::command::txn_cost(&txn)
         });
         assert!(thread.unwrap().join().unwrap() > 0);

@@ -1,8 +1,9 @@
-//! Transactions: compare, then one branch or the other.
+//! Transactions: comparisons decide which of two branches is executed.
 //!
-//! Three passes, all against the same state. First every comparison, those of nested transactions on the path included,
-//! is decided on the state *before* the transaction: that fixes the path. Then every operation on the path is checked on
-//! that state too, and the first refusal is the answer. Only then are operations executed, in order, seeing each other.
+//! There are three passes. First all comparisons are evaluated on the state *before* the transaction, including those of
+//! nested transactions in the branches taken: this decides the path. Then every operation on the path is checked against that
+//! state; the first refusal is the outcome. Only then are the operations executed, in order; each sees the changes of those
+//! before it.
 
 use std::{cell::Cell, cmp::Ordering, ops::ControlFlow};
 
@@ -12,7 +13,7 @@ use super::{Machine, Response, apply::Outcome};
 use crate::{
     error::{Error, Halt},
     mvcc::{
-        Hit, Interval, Life, Query, Reader,
+        Hit, Interval, KeyMetadata, Query, Reader,
         meter::{self, Meter},
         read::{self, Failure, Rows, Source, View},
     },
@@ -23,28 +24,28 @@ use crate::{
     },
 };
 
-/// Which branch each transaction of a tree takes; nested ones in the order of the branch's operations.
-struct Path {
+/// The branch that a transaction takes, and the paths of the nested transactions in that branch, in order.
+struct TxnPath {
     succeeded: bool,
-    nested: Vec<Path>,
+    nested: Vec<TxnPath>,
 }
 
-fn branch<'a>(txn: &'a TxnRequest, path: &Path) -> &'a [RequestOp] {
+fn branch<'a>(txn: &'a TxnRequest, path: &TxnPath) -> &'a [RequestOp] {
     if path.succeeded { &txn.success } else { &txn.failure }
 }
 
 impl Machine {
     pub(super) fn txn(&mut self, txn: TxnRequest) -> Outcome<Response> {
-        let path = self.decide(&txn)?;
-        if let Err(error) = self.check(&txn, &path) {
+        let path = self.decide_path(&txn)?;
+        if let Err(error) = self.check_ops(&txn, &path) {
             return Ok(Err(error));
         }
-        let body = self.run(txn, path)?;
+        let body = self.execute_ops(txn, path)?;
         Ok(Ok(Response { revision: self.store.end_transaction(), body }))
     }
 
-    fn decide(&self, txn: &TxnRequest) -> Result<Path, Halt> {
-        let mut path = Path { succeeded: true, nested: Vec::new() };
+    fn decide_path(&self, txn: &TxnRequest) -> Result<TxnPath, Halt> {
+        let mut path = TxnPath { succeeded: true, nested: Vec::new() };
         for compare in &txn.compare {
             if !holds(&self.store, compare, self.store.head())? {
                 path.succeeded = false;
@@ -53,13 +54,13 @@ impl Machine {
         }
         for op in branch(txn, &path) {
             if let Some(request_op::Request::RequestTxn(nested)) = &op.request {
-                path.nested.push(self.decide(nested)?);
+                path.nested.push(self.decide_path(nested)?);
             }
         }
         Ok(path)
     }
 
-    fn check(&self, txn: &TxnRequest, path: &Path) -> Result<(), Error> {
+    fn check_ops(&self, txn: &TxnRequest, path: &TxnPath) -> Result<(), Error> {
         let mut nested = path.nested.iter();
         for op in branch(txn, path) {
             match &op.request {
@@ -70,7 +71,7 @@ impl Machine {
                 Some(request_op::Request::RequestDeleteRange(_)) => (),
                 Some(request_op::Request::RequestTxn(txn)) => {
                     let path = nested.next().expect("a path was decided for each nested transaction");
-                    self.check(txn, path)?;
+                    self.check_ops(txn, path)?;
                 }
                 None => return Err(Error::KeyNotFound),
             }
@@ -78,7 +79,7 @@ impl Machine {
         Ok(())
     }
 
-    fn run(&mut self, txn: TxnRequest, path: Path) -> Result<Vec<u8>, Halt> {
+    fn execute_ops(&mut self, txn: TxnRequest, path: TxnPath) -> Result<Vec<u8>, Halt> {
         let mut body = Vec::new();
         if path.succeeded {
             prost::encoding::bool::encode(SUCCEEDED_FIELD, &true, &mut body);
@@ -87,12 +88,12 @@ impl Machine {
         let ops = if path.succeeded { txn.success } else { txn.failure };
         for op in ops {
             let (field, response) = match op.request.expect("operations without a request were refused") {
-                request_op::Request::RequestRange(range) => (RANGE_FIELD, self.run_range(range)?),
+                request_op::Request::RequestRange(range) => (RANGE_FIELD, self.execute_range(range)?),
                 request_op::Request::RequestPut(put) => (PUT_FIELD, self.execute_put(put)?),
                 request_op::Request::RequestDeleteRange(delete) => (DELETE_FIELD, self.execute_delete_range(&delete)?),
                 request_op::Request::RequestTxn(txn) => {
                     let path = nested.next().expect("a path was decided for each nested transaction");
-                    (TXN_FIELD, self.run(txn, path)?)
+                    (TXN_FIELD, self.execute_ops(txn, path)?)
                 }
             };
             // A nested transaction's header is there, but empty.
@@ -102,11 +103,13 @@ impl Machine {
         Ok(body)
     }
 
-    fn run_range(&self, range: RangeRequest) -> Result<Vec<u8>, Halt> {
-        // What this transaction did so far is visible, unless an older state was asked for.
+    fn execute_range(&self, range: RangeRequest) -> Result<Vec<u8>, Halt> {
+        // The changes of this transaction so far are visible, unless the range requests an older revision.
         let at = if range.revision > 0 { range.revision } else { i64::MAX };
         let rows = read::range(&self.store, &query(range), at)?;
-        let rows = rows.ok_or_else(|| Halt::Refused("a record that a transaction reads is missing".into()))?;
+        let rows = rows.ok_or_else(|| {
+            Halt::Refused("the database is corrupt: a record read by a transaction is missing".into())
+        })?;
         let mut body = Vec::with_capacity(rows.encoded_len());
         rows.encode(&mut body);
         Ok(body)
@@ -121,7 +124,7 @@ const DELETE_FIELD: u32 = 3;
 const TXN_FIELD: u32 = 4;
 const HEADER_FIELD: u32 = 1;
 
-/// Appends one `ResponseOp`: the response of `field`, made of a header with only a revision and of `rest`.
+/// Appends a `ResponseOp` whose `field` is a response with a header that has only a revision, followed by `rest`.
 fn encode_response(body: &mut Vec<u8>, field: u32, revision: i64, rest: &[u8]) {
     let header = ResponseHeader { revision, ..ResponseHeader::default() };
     let mut response = Vec::with_capacity(rest.len() + 16);
@@ -136,8 +139,8 @@ fn encode_response(body: &mut Vec<u8>, field: u32, revision: i64, rest: &[u8]) {
     body.extend_from_slice(&op);
 }
 
-/// Answers a transaction that only reads, at the present head, as long as the meter lets it; None where it does not. It has
-/// no nested transactions.
+/// Executes a read-only transaction at the current head while the meter allows it; None if the meter stopped it. The
+/// transaction must not have nested transactions.
 pub fn read_only(keys: &Reader, txn: &TxnRequest, meter: Meter<'_>) -> Result<Option<Response>, Failure> {
     read_only_with(keys, txn, |view, query| match query.revision {
         ..=0 => Ok(view.range_metered(query, meter)?),
@@ -145,7 +148,7 @@ pub fn read_only(keys: &Reader, txn: &TxnRequest, meter: Meter<'_>) -> Result<Op
     })
 }
 
-/// The same if what it reads is short; None otherwise.
+/// The same, but None if the reads are not short.
 pub fn read_only_at_once(keys: &Reader, txn: &TxnRequest) -> Result<Option<Response>, Failure> {
     let is_over = Cell::new(false);
     let fits = meter::at_most(meter::SHORT_BYTES);
@@ -156,7 +159,7 @@ pub fn read_only_at_once(keys: &Reader, txn: &TxnRequest) -> Result<Option<Respo
     read_only_with(keys, txn, |view, query| {
         let at = if query.revision > 0 { query.revision } else { view.at() };
         let rows = keys.range_short(query, at, &meter)?;
-        Ok(rows.filter(|_| !is_over.get())) // A single record that is long is still one too many.
+        Ok(rows.filter(|_| !is_over.get())) // Even a single long record is too much here.
     })
 }
 
@@ -193,7 +196,7 @@ fn read_only_with(
     Ok(Some(Response { revision: head, body }))
 }
 
-/// The revision that a read inside a transaction asks for. Unlike outside, a negative one can be compacted.
+/// Checks the revision of a range inside a transaction. Unlike outside of one, a negative revision can be compacted.
 pub fn check_revision(revision: i64, head: i64, compacted: i64) -> Result<(), Error> {
     if revision > head {
         return Err(Error::FutureRev);
@@ -204,7 +207,7 @@ pub fn check_revision(revision: i64, head: i64, compacted: i64) -> Result<(), Er
     Ok(())
 }
 
-/// A Range request as the key space understands it. Enum values outside the enums were refused before.
+/// Translates a Range request. Callers must have refused unknown enum values before.
 #[must_use]
 pub fn query(range: RangeRequest) -> Query {
     use crate::{
@@ -241,7 +244,7 @@ pub fn query(range: RangeRequest) -> Query {
     }
 }
 
-/// Whether a comparison holds at `at`: for a range, whether it holds for every key of it.
+/// Whether a comparison holds at `at`; for a range of keys, whether it holds for all of them.
 pub fn holds(source: &dyn Source, compare: &Compare, at: i64) -> Result<bool, Halt> {
     let interval = Interval::new(compare.key.clone(), compare.range_end.clone());
     let mut hits = Vec::new();
@@ -251,72 +254,75 @@ pub fn holds(source: &dyn Source, compare: &Compare, at: i64) -> Result<bool, Ha
     });
     let by_value = compare.target == CompareTarget::Value as i32;
     if hits.is_empty() {
-        // A missing key has no value that could be compared, but zero for all its numbers.
+        // A missing key has no value to compare, and its version, revisions and lease are zero.
         return Ok(!by_value && accepts(compare, compare_numbers(compare, None)));
     }
     if !by_value {
-        fill_lives(source, &mut hits)?;
+        fetch_metadata(source, &mut hits)?;
         return Ok(hits.iter().all(|hit| accepts(compare, compare_numbers(compare, Some(hit)))));
     }
     let revisions: Vec<_> = hits.iter().map(|hit| hit.revision).collect();
     for record in source.records(&revisions)? {
-        let record = record.ok_or_else(|| Halt::Refused("a record that a comparison looks at is missing".into()))?;
-        if !accepts(compare, read::decode(record)?.value.as_ref().cmp(wanted_value(compare))) {
+        let record = record
+            .ok_or_else(|| Halt::Refused("the database is corrupt: a record read by a comparison is missing".into()))?;
+        if !accepts(compare, read::decode(record)?.value.as_ref().cmp(expected_value(compare))) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Reads what the index does not know any more: the lives of keys that have changed since the view was taken.
-fn fill_lives(source: &dyn Source, hits: &mut [Hit]) -> Result<(), Halt> {
-    for hit in hits.iter_mut().filter(|hit| hit.life.is_none()) {
+/// Reads the metadata of keys that have newer changes from their records: the index no longer has it.
+fn fetch_metadata(source: &dyn Source, hits: &mut [Hit]) -> Result<(), Halt> {
+    for hit in hits.iter_mut().filter(|hit| hit.metadata.is_none()) {
         let record = source.records(&[hit.revision])?.pop().flatten();
-        let record = record.ok_or_else(|| Halt::Refused("a record that a comparison looks at is missing".into()))?;
+        let record = record
+            .ok_or_else(|| Halt::Refused("the database is corrupt: a record read by a comparison is missing".into()))?;
         let record = read::decode(record)?;
-        hit.life = Some(Life { create: record.create_revision, version: record.version, lease: record.lease });
+        hit.metadata =
+            Some(KeyMetadata { create: record.create_revision, version: record.version, lease: record.lease });
     }
     Ok(())
 }
 
 fn compare_numbers(compare: &Compare, hit: Option<&Hit>) -> Ordering {
-    let life = hit.map(|hit| hit.life.expect("lives are filled in before they are compared"));
+    let metadata = hit.map(|hit| hit.metadata.expect("metadata is fetched before it is compared"));
     let union = compare.target_union.as_ref();
     let (found, wanted) = match CompareTarget::try_from(compare.target) {
         Ok(CompareTarget::Version) => (
-            life.map(|life| life.version),
-            matches_number(union, |union| if let TargetUnion::Version(number) = union { Some(*number) } else { None }),
+            metadata.map(|metadata| metadata.version),
+            operand_number(union, |union| if let TargetUnion::Version(number) = union { Some(*number) } else { None }),
         ),
         Ok(CompareTarget::Create) => (
-            life.map(|life| life.create),
-            matches_number(
+            metadata.map(|metadata| metadata.create),
+            operand_number(
                 union,
                 |union| if let TargetUnion::CreateRevision(number) = union { Some(*number) } else { None },
             ),
         ),
         Ok(CompareTarget::Mod) => (
             hit.map(|hit| hit.revision.main),
-            matches_number(
+            operand_number(
                 union,
                 |union| if let TargetUnion::ModRevision(number) = union { Some(*number) } else { None },
             ),
         ),
         Ok(CompareTarget::Lease) => (
-            life.map(|life| life.lease),
-            matches_number(union, |union| if let TargetUnion::Lease(number) = union { Some(*number) } else { None }),
+            metadata.map(|metadata| metadata.lease),
+            operand_number(union, |union| if let TargetUnion::Lease(number) = union { Some(*number) } else { None }),
         ),
-        // A target that nobody knows compares as equal.
+        // As in etcd, an unknown target compares as equal.
         Ok(CompareTarget::Value) | Err(_) => (None, 0),
     };
     found.unwrap_or(0).cmp(&wanted)
 }
 
-/// The number to compare with; a union that holds something else counts as zero.
-fn matches_number(union: Option<&TargetUnion>, of: impl Fn(&TargetUnion) -> Option<i64>) -> i64 {
+/// The number to compare with; zero if the union is of another target.
+fn operand_number(union: Option<&TargetUnion>, of: impl Fn(&TargetUnion) -> Option<i64>) -> i64 {
     union.and_then(of).unwrap_or(0)
 }
 
-fn wanted_value(compare: &Compare) -> &[u8] {
+fn expected_value(compare: &Compare) -> &[u8] {
     match &compare.target_union {
         Some(TargetUnion::Value(value)) => value,
         Some(
@@ -335,7 +341,7 @@ fn accepts(compare: &Compare, found: Ordering) -> bool {
         Ok(CompareResult::NotEqual) => found != Ordering::Equal,
         Ok(CompareResult::Greater) => found == Ordering::Greater,
         Ok(CompareResult::Less) => found == Ordering::Less,
-        // An operator that nobody knows refuses nothing.
+        // As in etcd, an unknown operator always holds.
         Err(_) => true,
     }
 }

@@ -1,8 +1,8 @@
-//! An [`Engine`] in memory, for tests and the simulation, with the one fault that the rest must survive: a crash.
+//! An [`Engine`] in memory, for tests and the simulation. It can simulate a crash.
 //!
-//! It promises what the real engine promises with its write-ahead log off and its families flushed together, and no more.
-//! The database in the picture has flushed once, after the second batch; a crash leaves the state behind any of the
-//! boundaries that are marked, and the caller of [`Memory::crash`] says which:
+//! It guarantees what the real engine guarantees with its write-ahead log disabled and its column families flushed together,
+//! and no more. The database in the drawing was flushed once, after the second batch. A crash leaves the state at one of the
+//! marked boundaries; the caller of [`Memory::crash`] chooses which:
 //!
 //! ```text
 //! batches     1     2     3     4     5
@@ -10,12 +10,12 @@
 //! crash(n)          0     1     2     3
 //! ```
 //!
-//! Where the real engine relies on its callers, this one checks them: that keys of a `get_many` ascend, and that a record of
-//! the history is never written over.
+//! It checks requirements that the real engine relies on: the keys of a `get_many` ascend, and a record of the history table is
+//! never overwritten.
 //!
 //! INVARIANTS
 //! * `current` is `durable` with all of `unflushed` applied.
-//! * A scan sees one moment and holds no lock while it visits, so a visitor may write.
+//! * A scan reads a consistent snapshot and holds no lock while it visits, so a visitor may write.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -28,7 +28,6 @@ use parking_lot::RwLock;
 use super::{Batch, Change, Engine, Lack, Size, Table, Visit};
 use crate::error::Halt;
 
-/// The engine for tests and the simulation.
 #[derive(Debug, Default)]
 pub struct Memory {
     content: RwLock<Content>,
@@ -38,26 +37,26 @@ pub struct Memory {
 struct Content {
     /// What reads see.
     current: Tables,
-    /// What every crash leaves.
+    /// What survives every crash.
     durable: Tables,
-    /// What lies between the two, oldest first: a crash may lose it from the end.
+    /// The batches in `current` but not in `durable`, oldest first: a crash may lose any number of them, from the end.
     unflushed: Vec<Batch>,
 }
 
 impl Memory {
-    /// How many batches a crash right now could lose.
+    /// The number of batches that a crash right now could lose.
     #[must_use]
     pub fn unflushed(&self) -> usize {
         self.content.read().unflushed.len()
     }
 
-    /// The engine that is found after a crash: everything flushed, and the oldest `keep_batches` of what was not. This one is
-    /// left alone, so what still runs on it cannot reach its successor.
+    /// The engine as found after a crash: everything that was flushed, and the oldest `keep_batches` batches that were not. It
+    /// is independent of `self`, so code that still writes to `self` does not affect it.
     #[must_use]
     #[allow(clippy::missing_panics_doc, reason = "the assertion says it")]
     pub fn crash(&self, keep_batches: usize) -> Self {
         let content = self.content.read();
-        assert!(keep_batches <= content.unflushed.len(), "only a batch that was written can survive");
+        assert!(keep_batches <= content.unflushed.len(), "only as many batches can survive as were written");
         let mut found = content.durable.clone();
         for batch in &content.unflushed[..keep_batches] {
             found.apply(batch);
@@ -116,7 +115,7 @@ impl Engine for Memory {
         Ok(())
     }
 
-    /// Nothing to do: removed data takes no room.
+    /// Nothing to do: removed data takes no space.
     fn reclaim(&self) -> Result<Option<Lack>, Halt> {
         Ok(None)
     }
@@ -129,11 +128,11 @@ impl Engine for Memory {
 
 type Pairs = BTreeMap<Bytes, Bytes>;
 
-/// All tables. A copy is cheap: it shares each table until one of the two writes to it.
+/// All tables. Cheap to clone: each table is shared until one of the clones is written to.
 #[derive(Debug, Default, Clone)]
 struct Tables {
     pairs: BTreeMap<Table, Arc<Pairs>>,
-    /// All keys and values together.
+    /// Total length of all keys and values.
     bytes: u64,
 }
 
@@ -145,7 +144,7 @@ impl Tables {
                 Change::Put(value) => {
                     let old = pairs.insert(Bytes::copy_from_slice(key), value.clone());
                     let rewritten = table == Table::History && old.is_some();
-                    assert!(!rewritten, "a record of the history is never written over: {key:02x?}");
+                    assert!(!rewritten, "a record of the history table is never overwritten: {key:02x?}");
                     self.bytes += pair_bytes(key, value);
                     self.bytes -= old.map_or(0, |old| pair_bytes(key, &old));
                 }
@@ -162,7 +161,7 @@ impl Tables {
         self.pairs.get(&table)?.get(key).cloned()
     }
 
-    /// One table, as it is now and will stay for whoever holds it.
+    /// A snapshot of one table.
     fn pairs(&self, table: Table) -> Arc<Pairs> {
         self.pairs.get(&table).cloned().unwrap_or_default()
     }
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_write_of_a_batch_counts() {
+    fn the_last_write_to_a_key_in_a_batch_wins() {
         let engine = Memory::default();
         let mut batch = Batch::default();
         batch.put(Table::Meta, b"a", "1");
@@ -227,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_ends_before_its_end_and_an_empty_end_is_the_end_of_the_table() {
+    fn the_end_of_a_scan_is_exclusive_and_an_empty_end_is_the_end_of_the_table() {
         let engine = Memory::default();
         for key in ["a", "b", "c", "d"] {
             put(&engine, Table::Meta, key, "");
@@ -240,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_sees_one_moment_although_its_visitor_writes() {
+    fn a_scan_reads_a_snapshot_even_if_its_visitor_writes() {
         let engine = Memory::default();
         put(&engine, Table::Meta, "a", "1");
         put(&engine, Table::Meta, "b", "1");
@@ -258,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_keeps_what_was_flushed_and_then_as_many_batches_as_it_is_told() {
+    fn a_crash_keeps_flushed_batches_and_as_many_others_as_requested() {
         let engine = Memory::default();
         for value in ["1", "2", "3", "4"] {
             put(&engine, Table::Meta, "a", value);
@@ -274,21 +273,21 @@ mod tests {
             assert_eq!(get(&found, Table::Meta, "a").as_deref(), Some(value), "keeping {keep}");
             assert_eq!(get(&found, Table::Lease, lease).as_deref(), Some(""), "keeping {keep}");
             assert_eq!(text(found.get_durable(Table::Meta, b"a").unwrap()).as_deref(), Some(value));
-            assert_eq!(found.unflushed(), 0, "what was found on disk is on disk");
+            assert_eq!(found.unflushed(), 0, "everything found after a crash is durable");
         }
     }
 
     #[test]
-    fn what_runs_on_after_a_crash_does_not_reach_the_successor() {
+    fn writes_to_a_crashed_engine_do_not_affect_its_successor() {
         let engine = Memory::default();
         put(&engine, Table::Meta, "a", "1");
         let found = engine.crash(1);
-        put(&engine, Table::Meta, "a", "ghost");
+        put(&engine, Table::Meta, "a", "2");
         assert_eq!(get(&found, Table::Meta, "a").as_deref(), Some("1"));
     }
 
     #[test]
-    fn size_counts_what_is_there_now() {
+    fn size_counts_only_current_data() {
         let engine = Memory::default();
         put(&engine, Table::Meta, "key", "value");
         put(&engine, Table::Meta, "key", "longer value");
@@ -303,8 +302,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a record of the history is never written over")]
-    fn a_record_of_the_history_is_never_written_over() {
+    #[should_panic(expected = "a record of the history table is never overwritten")]
+    fn overwriting_a_history_record_panics() {
         let engine = Memory::default();
         put(&engine, Table::History, "r", "1");
         put(&engine, Table::History, "r", "2");

@@ -1,8 +1,8 @@
 //! The real engine: RocksDB without a write-ahead log.
 //!
-//! Two families (see [`super::schema`]) that flush together: without a log, only an atomic flush keeps one family from
-//! surviving a crash without the other. Files of `history` never overlap, so levels move by renaming, provided that every
-//! level uses the same compression.
+//! There are two column families (see [`super::schema`]). They are flushed atomically: without a log, a crash could otherwise
+//! leave the newer state of one family with the older state of the other. Files of `history` never overlap, so compactions can
+//! move them between levels without rewriting them, provided that all levels use the same compression.
 
 use std::{
     fs,
@@ -27,19 +27,19 @@ use crate::error::Halt;
 
 const HISTORY: &str = "history";
 const STATE: &str = "state";
-/// Flushes and compactions share two cores with everything else.
+/// Flushes and compactions share two cores with the rest of the process.
 const BACKGROUND_JOBS: i32 = 2;
-/// What a file grows by before that is written out.
+/// How many bytes of a growing file are written before they are synced.
 const SYNC_BYTES: u64 = 1 << 20;
-/// So many files of flushes are merged with what lies below: RocksDB's own number.
+/// `level0_file_num_compaction_trigger`: RocksDB's default.
 const FLUSHED_FILES: &str = "4";
 
-/// Memory of one database.
+/// Memory limits of one database.
 #[derive(Debug, Clone, Copy)]
 pub struct Caches {
-    /// For blocks of its files.
+    /// For the block cache.
     pub block_bytes: usize,
-    /// For each family's writes, until they are flushed.
+    /// For each memtable, of which every family has one or more.
     pub write_bytes: usize,
 }
 
@@ -49,36 +49,40 @@ impl Default for Caches {
     }
 }
 
-/// The database in one directory.
+/// A database in a directory.
 pub struct Rocks {
     db: DB,
     /// Dropped when the database is closed.
-    files: Files,
+    directory: Directory,
 }
 
-/// A directory, and whether it goes with the value.
-struct Files {
+/// The database's directory; deletes it on drop if the database was retired.
+struct Directory {
     path: PathBuf,
     retired: AtomicBool,
 }
 
-impl Drop for Files {
+impl Drop for Directory {
     fn drop(&mut self) {
         if *self.retired.get_mut()
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a database that is not in use");
+            tracing::warn!(
+                path = %self.path.display(),
+                %error,
+                "cannot delete the directory of a replaced database; the next start tries again"
+            );
         }
     }
 }
 
 impl Rocks {
-    /// Opens the database, making it where there is none.
+    /// Opens the database; creates it if it does not exist.
     pub fn open(path: &Path) -> Result<Self, Halt> {
         Self::open_with(path, Caches::default())
     }
 
-    /// The same, with so much memory.
+    /// The same, with the given memory limits.
     pub fn open_with(path: &Path, caches: Caches) -> Result<Self, Halt> {
         let cache = Cache::new_lru_cache(caches.block_bytes);
         let mut options = Options::default();
@@ -87,7 +91,7 @@ impl Rocks {
         options.set_atomic_flush(true);
         options.set_max_background_jobs(BACKGROUND_JOBS);
         options.set_avoid_unnecessary_blocking_io(true);
-        // A file is written out while it grows. All at once, at its end, would keep the log's syncs waiting.
+        // Sync files while they grow. One large sync at the end would delay the syncs of the raft log.
         options.set_bytes_per_sync(SYNC_BYTES);
         options.set_max_open_files(512);
         options.set_keep_log_file_num(4);
@@ -95,12 +99,12 @@ impl Rocks {
         let families =
             [HISTORY, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, caches.write_bytes)));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(halt)?;
-        Ok(Self { db, files: Files { path: path.to_path_buf(), retired: AtomicBool::new(false) } })
+        Ok(Self { db, directory: Directory { path: path.to_path_buf(), retired: AtomicBool::new(false) } })
     }
 
     fn family(&self, table: Table) -> &ColumnFamily {
         let name = if table == Table::History { HISTORY } else { STATE };
-        self.db.cf_handle(name).expect("both families are made when the database is opened")
+        self.db.cf_handle(name).expect("both families are created when the database is opened")
     }
 
     fn sum(&self, property: &properties::PropName) -> Result<u64, Halt> {
@@ -120,7 +124,7 @@ impl Rocks {
 fn family_options(cache: &Cache, write_bytes: usize) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
-    // Records of one answer lie where they were written, far apart: each that is read costs a block.
+    // The records of one response are stored in the order of their revisions, far apart, so each one read costs a block.
     blocks.set_block_size(4 << 10);
     blocks.set_format_version(5);
     let mut options = Options::default();
@@ -131,7 +135,7 @@ fn family_options(cache: &Cache, write_bytes: usize) -> Options {
     options
 }
 
-/// Puts the table's tag in front of a key of the `state` family, on the stack where it fits.
+/// Calls `run` with the key as stored: in the `state` family it is prefixed with the table's tag, on the stack if it fits.
 fn with_key<R>(table: Table, key: &[u8], run: impl FnOnce(&[u8]) -> R) -> R {
     const INLINE: usize = 64;
     if table == Table::History {
@@ -149,9 +153,9 @@ fn with_key<R>(table: Table, key: &[u8], run: impl FnOnce(&[u8]) -> R) -> R {
     run(&tagged)
 }
 
-/// A batch's hint says where its last key went in the list of keys. Ranges go into a list of their own, and RocksDB takes the
-/// same hint for both: so a batch with ranges has none.
-fn without_log(has_ranges: bool) -> WriteOptions {
+/// The insert hint of a batch is the position of its last key in the memtable. Range deletes go into a memtable of their own,
+/// but RocksDB uses the same hint for both, which corrupts them: so batches with range deletes must not use hints.
+fn write_options(has_ranges: bool) -> WriteOptions {
     let mut options = WriteOptions::default();
     options.disable_wal(true);
     options.set_memtable_insert_hint_per_batch(!has_ranges);
@@ -178,7 +182,7 @@ impl Engine for Rocks {
                 }
             });
         }
-        self.db.write_opt(writes, &without_log(has_ranges)).map_err(halt)
+        self.db.write_opt(writes, &write_options(has_ranges)).map_err(halt)
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
@@ -225,12 +229,12 @@ impl Engine for Rocks {
 
     fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
         let mut options = ReadOptions::default();
-        // With the write-ahead log off, this tier leaves the memtables out.
+        // With the write-ahead log disabled, this tier excludes the memtables.
         options.set_read_tier(ReadTier::Persisted);
         self.get_with(table, key, &options)
     }
 
-    /// Files are shared, so the copy takes room only as the two drift apart.
+    /// Files are hard links, so the copy takes disk space only as the two databases diverge.
     fn copy_to(&self, path: &Path) -> Result<Arc<dyn Engine>, Halt> {
         let checkpoint = Checkpoint::new(&self.db).map_err(halt)?;
         checkpoint.create_checkpoint(path).map_err(halt)?;
@@ -238,7 +242,7 @@ impl Engine for Rocks {
     }
 
     fn retire(&self) {
-        self.files.retired.store(true, Ordering::Relaxed);
+        self.directory.retired.store(true, Ordering::Relaxed);
     }
 
     fn flush(&self) -> Result<(), Halt> {
@@ -248,18 +252,19 @@ impl Engine for Rocks {
         self.db.flush_cfs_opt(&families, &options).map_err(halt)
     }
 
-    /// The files of a flush wait until there are a few before they are merged with what lies below. A range is one small file,
-    /// and what it has removed may be most of the database.
+    /// Normally the flushed files of level 0 are compacted only once there are a few of them. A range delete is in one small
+    /// file, but may cover most of the database.
     fn set_tidy(&self, tidy: bool) -> Result<(), Halt> {
         let files = if tidy { "1" } else { FLUSHED_FILES };
         let option = ("level0_file_num_compaction_trigger", files);
         self.db.set_options_cf(self.family(Table::History), &[option]).map_err(halt)
     }
 
-    /// A disk that fills up on the way would end the process, so this does not begin without room for all of it.
+    /// If the disk filled up in between, the process would end, so this requires free space for a full copy of the live data.
     fn reclaim(&self) -> Result<Option<Lack>, Halt> {
         let Size { in_use_bytes, memtable_bytes, .. } = self.size()?;
-        let disk = statvfs(&self.files.path).map_err(|error| Halt::io("look at", &self.files.path)(error.into()))?;
+        let disk = statvfs(&self.directory.path)
+            .map_err(|error| Halt::io("get the free space of", &self.directory.path)(error.into()))?;
         let lack = Lack { needed_bytes: in_use_bytes + memtable_bytes, free_bytes: disk.f_bavail * disk.f_frsize };
         if lack.free_bytes < lack.needed_bytes {
             return Ok(Some(lack));
@@ -278,7 +283,7 @@ impl Engine for Rocks {
         let memtable_bytes = self.sum(properties::CUR_SIZE_ALL_MEM_TABLES)?;
         let total_bytes = self.sum(properties::LIVE_SST_FILES_SIZE)? + memtable_bytes;
         let in_use_bytes = self.sum(properties::ESTIMATE_LIVE_DATA_SIZE)?.min(total_bytes);
-        // Both families share one cache.
+        // Both families share one block cache.
         let block_cache = self.db.property_int_value_cf(self.family(Table::History), properties::BLOCK_CACHE_USAGE);
         let block_cache_bytes = block_cache.map_err(halt)?.unwrap_or(0);
         Ok(Size { total_bytes, in_use_bytes, memtable_bytes, block_cache_bytes })
@@ -299,7 +304,7 @@ mod tests {
         nth.to_be_bytes()
     }
 
-    /// The numbers of all keys below this one.
+    /// The numbers of all keys below `end`.
     fn keys_below(engine: &Rocks, end: u32) -> Vec<u32> {
         let mut keys = Vec::new();
         let mut visit = |key: &[u8], _: &[u8]| {
@@ -311,15 +316,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_range_has_removed_takes_no_room_for_long() {
+    fn data_removed_by_a_range_delete_is_reclaimed_soon() {
         let (_dir, engine) = open();
         let mut batch = Batch::default();
         for nth in 0..4000 {
-            let noise: Vec<u8> = (0..128_u64).flat_map(|_| rand::random::<u64>().to_be_bytes()).collect();
-            batch.put(Table::History, &key(nth), noise);
+            let random: Vec<u8> = (0..128_u64).flat_map(|_| rand::random::<u64>().to_be_bytes()).collect();
+            batch.put(Table::History, &key(nth), random);
         }
         engine.write(&batch).unwrap();
-        assert!(engine.reclaim().unwrap().is_none(), "there is room");
+        assert!(engine.reclaim().unwrap().is_none(), "there is enough disk space");
         let before = engine.size().unwrap().total_bytes;
         let mut batch = Batch::default();
         batch.delete_range(Table::History, &key(10), key(3990).to_vec());
@@ -333,9 +338,9 @@ mod tests {
         assert_eq!(keys_below(&engine, 4000), (0..10).chain(3990..4000).collect::<Vec<_>>());
     }
 
-    /// Batches of two threads go into memory side by side. What was removed came back, or a scan found what was no record.
+    /// Regression: with concurrent writes to the memtable, removed keys reappeared, or a scan returned invalid keys.
     #[test]
-    fn ranges_and_single_removals_go_together_beside_another_writer() {
+    fn batches_with_range_deletes_and_deletes_are_correct_beside_another_writer() {
         let (_dir, engine) = open();
         let mut all = Batch::default();
         (0..100_000).for_each(|nth| all.put(Table::History, &key(nth), "value"));
@@ -364,7 +369,7 @@ mod tests {
             assert_eq!(keys_below(&engine, 1_000_000), (0..100_000).filter(is_left).collect::<Vec<_>>());
             if also_flushes {
                 engine.flush().unwrap();
-                assert!(engine.reclaim().unwrap().is_none(), "there is room");
+                assert!(engine.reclaim().unwrap().is_none(), "there is enough disk space");
             }
         }
         assert_eq!(engine.get(Table::History, &key(40)).unwrap(), None);

@@ -1,10 +1,11 @@
-//! Every table and key layout: the on-disk format of the database.
+//! The on-disk format of the database: all tables and their key layouts.
 //!
-//! Two column families, because two kinds of data age differently:
+//! There are two column families, because history and all other data are written in different patterns:
 //!
-//! * `history`: etcd's record keys (`rev _ sub`, 17 bytes, and `t` behind a deletion's) to encoded `mvccpb.KeyValue`.
-//!   Written in revision order and never overwritten, so its files never overlap and move down the levels untouched.
-//! * `state`: everything else. One byte names the table, the rest is the table's own key.
+//! * `history` maps etcd's record keys (`rev _ sub`, 17 bytes, and `t` at the end for a deletion) to encoded
+//!   `mvccpb.KeyValue`. It is written in revision order and never overwritten, so its files never overlap and move down the
+//!   levels without being rewritten.
+//! * `state` holds all other tables. The first byte of a key names the table, the rest is the table's own key.
 //!
 //! | table | key | value |
 //! | --- | --- | --- |
@@ -20,20 +21,17 @@
 pub enum Table {
     /// Every change to every key.
     History,
-    /// Single values: see [`meta`].
+    /// Single values, see [`meta`].
     Meta,
-    /// Leases.
     Lease,
-    /// The members.
     Member,
-    /// The IDs of members that were removed; they never come back.
+    /// The IDs of removed members, which can never be added again.
     Removed,
-    /// Raised alarms.
     Alarm,
 }
 
 impl Table {
-    /// The byte that starts this table's keys in the `state` family. History has a family of its own.
+    /// The first byte of this table's keys in the `state` family. History has a family of its own.
     #[must_use]
     pub fn tag(self) -> u8 {
         match self {
@@ -49,23 +47,23 @@ impl Table {
 
 /// The keys of [`Table::Meta`].
 pub mod meta {
-    /// How far the database is: index and term of the last entry whose effects it holds, and the revision of the key space
-    /// (three 8-byte numbers). The revision is kept because the newest record may be a compacted deletion.
+    /// The applied position: index and term of the last applied entry, and the revision of the key space (three 8-byte
+    /// numbers). The revision is stored because the newest record may be a tombstone that was compacted.
     pub const APPLIED: &[u8] = b"applied";
-    /// The revision of the last compaction that was agreed.
+    /// The compact revision: that of the last compaction that was applied.
     pub const COMPACT_SCHEDULED: &[u8] = b"compact_scheduled";
     /// The revision of the last compaction whose removals are done.
     pub const COMPACT_FINISHED: &[u8] = b"compact_finished";
-    /// Identity of the cluster.
+    /// 8-byte number.
     pub const CLUSTER_ID: &[u8] = b"cluster_id";
-    /// The members that a newcomer was introduced to, as an `etcdserverpb.MemberListResponse`: whom to talk to, until a
-    /// snapshot with the real table takes this database's place.
-    pub const INTRODUCED: &[u8] = b"introduced";
-    /// The version all members can speak: text, `X.Y.0`.
+    /// The members that a joining member was given to contact, as an `etcdserverpb.MemberListResponse`: used until a snapshot
+    /// with the real member table replaces this database.
+    pub const BOOTSTRAP_MEMBERS: &[u8] = b"introduced";
+    /// The cluster version, which all members support: text, `X.Y.0`.
     pub const CLUSTER_VERSION: &[u8] = b"cluster_version";
 }
 
-/// Reads an 8-byte number as [`meta`] keeps them.
+/// Decodes an 8-byte big-endian number.
 #[must_use]
 pub fn decode_u64(bytes: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.try_into().ok()?))

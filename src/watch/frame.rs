@@ -1,7 +1,7 @@
-//! An event on its way to watchers: encoded once, shared by all who hear of it.
+//! The encoding of events: each event is encoded once, and the result is shared by all watches that receive it.
 //!
-//! A frame is field 11 of a `WatchResponse`, tag and length included, so a response is its other fields with frames behind
-//! them. There are two frames of an event, with and without what was there before; each is made when somebody wants it.
+//! A frame is field 11 of a `WatchResponse`, including tag and length, so a response is its other fields followed by frames. An
+//! event has two frames, with and without the previous value; each is encoded when it is first needed.
 
 use bytes::Bytes;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -18,7 +18,7 @@ const PREV_KV_FIELD: u32 = 3;
 const MOD_REVISION_FIELD: u32 = 3;
 const DELETE: u64 = 1;
 
-/// An event, and what has been encoded of it so far.
+/// An event, and those of its frames that have been encoded.
 pub struct Framer<'a> {
     event: &'a Event,
     plain: Option<Bytes>,
@@ -26,19 +26,17 @@ pub struct Framer<'a> {
 }
 
 impl<'a> Framer<'a> {
-    /// Nothing is encoded yet.
     #[must_use]
     pub fn new(event: &'a Event) -> Self {
         Self { event, plain: None, full: None }
     }
 
-    /// The event.
     #[must_use]
     pub fn event(&self) -> &'a Event {
         self.event
     }
 
-    /// The frame, with what was there before if it is wanted and still known.
+    /// The frame; with the previous value if that is requested and not compacted.
     pub fn frame(&mut self, with_previous: bool, reader: &Reader) -> Result<Bytes, Halt> {
         let with_previous = with_previous && self.event.previous.is_some();
         let known = if with_previous { &mut self.full } else { &mut self.plain };
@@ -49,30 +47,30 @@ impl<'a> Framer<'a> {
     }
 }
 
-/// The frame of an event, with what was there before if that is wanted and still known.
+/// Encodes the frame of an event; with the previous value if that is requested and not compacted.
 pub fn encode(event: &Event, with_previous: bool, reader: &Reader) -> Result<Bytes, Halt> {
     let previous = if with_previous { previous(event, reader)? } else { None };
     Ok(write(event, previous.as_ref()))
 }
 
-/// The record before an event; None for a creation, and where it is forgotten. That is where the revision before the event
-/// cannot be read any more, whether the record is still there or not.
+/// The record that an event replaced; None if the event created the key, or if the previous record is compacted. It counts as
+/// compacted if the revision before the event cannot be read any more, even if the record still exists.
 fn previous(event: &Event, reader: &Reader) -> Result<Option<Bytes>, Halt> {
     let Some(revision) = event.previous else { return Ok(None) };
     if event.revision.main <= reader.compacted() {
         return Ok(None);
     }
     if !event.deletion && read::decode(event.record.clone())?.create_revision == event.revision.main {
-        return Ok(None); // Deleted and created anew by one transaction.
+        return Ok(None); // One transaction deleted the key and created it again.
     }
     reader.record(revision)
 }
 
 fn write(event: &Event, previous: Option<&Bytes>) -> Bytes {
-    // A deletion's record is only its key; its revision is what watchers hear in addition.
+    // The record of a deletion contains only the key; watchers also receive its revision.
     let main = event.revision.main.cast_unsigned();
-    let stamp = if event.deletion { key_len(MOD_REVISION_FIELD) + encoded_len_varint(main) } else { 0 };
-    let kv_len = event.record.len() + stamp;
+    let revision_len = if event.deletion { key_len(MOD_REVISION_FIELD) + encoded_len_varint(main) } else { 0 };
+    let kv_len = event.record.len() + revision_len;
     let kind_len = if event.deletion { key_len(TYPE_FIELD) + 1 } else { 0 };
     let body_len = kind_len + field_len(KV_FIELD, kv_len) + previous.map_or(0, |kv| field_len(PREV_KV_FIELD, kv.len()));
     let mut out = Vec::with_capacity(field_len(EVENTS_FIELD, body_len));
@@ -116,11 +114,11 @@ mod tests {
         },
     };
 
-    fn check(deletion: bool, stored: &KeyValue, heard: KeyValue, previous: Option<KeyValue>) {
+    fn check(deletion: bool, stored: &KeyValue, expected: KeyValue, previous: Option<KeyValue>) {
         let revision = Revision { main: 300, sub: 1 };
         let event = Event::of_record(revision, deletion, stored.encode_to_vec().into());
         let frame = write(&event, previous.as_ref().map(|kv| Bytes::from(kv.encode_to_vec())).as_ref());
-        let wire = Wire { r#type: i32::from(deletion), kv: Some(heard), prev_kv: previous };
+        let wire = Wire { r#type: i32::from(deletion), kv: Some(expected), prev_kv: previous };
         assert_eq!(frame, WatchResponse { events: vec![wire], ..WatchResponse::default() }.encode_to_vec());
     }
 
@@ -131,8 +129,8 @@ mod tests {
         check(false, &new, new.clone(), None);
         check(false, &new, new.clone(), Some(old.clone()));
         let tombstone = KeyValue { key: "k".into(), ..KeyValue::default() };
-        let heard = KeyValue { mod_revision: 300, ..tombstone.clone() };
-        check(true, &tombstone, heard.clone(), None);
-        check(true, &tombstone, heard, Some(old));
+        let expected = KeyValue { mod_revision: 300, ..tombstone.clone() };
+        check(true, &tombstone, expected.clone(), None);
+        check(true, &tombstone, expected, Some(old));
     }
 }

@@ -1,17 +1,18 @@
-//! The hub: takes what was published to those who watch it.
+//! The hub: delivers published events to watch streams.
 //!
-//! A value with one step: look how far the published head is, deliver everything up to it, then hear the inputs that came
-//! before the look, let some watches catch up, and hand all responses on. Everything happens at one revision at a time, so
-//! most promises of the protocol hold by the order of these lines: a watch begins behind what was delivered, a progress
-//! notice stands behind every event that it covers, and an answer stands behind the answers to earlier requests.
+//! The hub is a value with one operation, a step: read the published head, deliver everything up to it, then handle the inputs
+//! that were sent before the head was read, let some watches catch up, and move all staged responses to the outboxes. Each of
+//! these actions happens at one revision, so most guarantees of the protocol follow from their order: a watch starts after what
+//! was delivered, a progress notification follows every event that it covers, and a response follows the responses to earlier
+//! requests.
 //!
 //! INVARIANTS
-//! * Every event up to `delivered` was offered to every watch that was synced when its turn came.
-//! * A synced watch needs nothing at or below `delivered`; one that is not needs something there.
-//! * `ready` holds exactly the watches that stand [`Standing::Ready`], by the revision that they need next.
-//! * While all outboxes together hold as much as they may, only a stream whose own holds less than a fair share has room.
-//! * A revision costs in proportion to its events plus the watches that they concern, and not to the product of both. What a
-//!   stream with very many watches leaves behind is removed in portions.
+//! * Every event up to `delivered` was offered to every watch that was synced at that time.
+//! * A synced watch needs no event at or below `delivered`; a watch that is not synced does.
+//! * `ready` contains exactly the watches in [`WatchState::Ready`], by the revision that they need next.
+//! * While the total of all outboxes is at its limit, only streams whose own outbox holds less than a fair share have capacity.
+//! * The cost of a revision is proportional to its events plus the watches that they concern, not to the product of both.
+//!   The watches of a closed stream are removed in portions.
 
 use std::{
     borrow::Cow,
@@ -26,13 +27,13 @@ use parking_lot::Mutex;
 use super::{
     Gauges, Settings,
     frame::Framer,
-    interest::Interest,
-    outbox::{Backlog, Events, Frames, Outbox, Response, give_back},
+    interest::Matcher,
+    outbox::{Backlog, Events, Frames, Outbox, Response, release_memory},
     replay::{CHUNK_EVENTS, Job, RESPONSE_BYTES, Replayed},
     revision::{Match, Revision},
     ring::Ring,
-    slots::Slots,
-    stream::{Standing, Stream, Watch, Wishes},
+    slots::Slab,
+    stream::{Stream, Watch, WatchState, Wishes},
 };
 use crate::{
     error::{Error, Halt},
@@ -43,83 +44,71 @@ use crate::{
     },
 };
 
-/// Watches of streams that are gone are removed in portions of this size; in between, others hear what they wait for.
-const REMOVALS: usize = 1024;
-/// However many streams there are, replayed responses are not smaller than this.
-const LEAST_RESPONSE_BYTES: usize = 16 << 10;
+/// The maximum number of watches of closed streams that one step removes, so that deliveries to other streams are not delayed.
+const REMOVALS_PER_STEP: usize = 1024;
+/// The lower limit of [`HubCore::response_bytes`], however many streams there are.
+const MIN_RESPONSE_BYTES: usize = 16 << 10;
 
-/// What a stream asks for.
+/// A request of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Begin a watch.
+    /// Create a watch.
     Create(Create),
-    /// Say, in its turn, that a watch has not begun.
+    /// Respond, after the responses to earlier requests, that a watch was not created, for this reason.
     Refuse(Cow<'static, str>),
-    /// End a watch.
+    /// Cancel the watch with this ID.
     Cancel(i64),
-    /// Say how far everything has been said.
+    /// Send a progress notification for the whole stream.
     Progress,
 }
 
-/// A watch to be.
+/// A watch to be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Create {
-    /// Its name; zero leaves it to the hub.
+    /// The watch ID; with zero, the hub chooses one.
     pub id: i64,
-    /// Its keys; not an empty range.
+    /// The watched keys; must not be an empty range.
     pub interval: Interval,
-    /// The first revision to hear of; zero for what comes next.
+    /// The first revision to deliver; zero for the next one.
     pub start: i64,
-    /// How it wants to hear.
     pub wishes: Wishes,
 }
 
-/// What the hub hears.
+/// An input of the hub.
 pub enum Input {
     /// A stream was opened.
     Open {
-        /// Its name.
+        /// The ID of the stream, as in all other inputs.
         stream: u64,
-        /// Where its responses go.
+        /// Receives the responses.
         outbox: Arc<Outbox>,
-        /// How often it says that nothing happened.
+        /// The interval of progress notifications.
         period: Duration,
     },
-    /// A stream asks for something.
-    Request {
-        /// Its name.
-        stream: u64,
-        /// What.
-        request: Request,
-    },
-    /// A stream that watches waited for has room.
-    Room {
-        /// Its name.
-        stream: u64,
-    },
+    /// A stream sent a request.
+    Request { stream: u64, request: Request },
+    /// The outbox of a stream has capacity again, which some of its watches waited for.
+    HasCapacity { stream: u64 },
     /// A stream was closed.
-    Close {
-        /// Its name.
-        stream: u64,
-    },
-    /// A [`Job`] is done.
+    Close { stream: u64 },
+    /// The results of a [`Job`].
     Replayed(Vec<Replayed>),
-    /// The whole key space was replaced by a later state of itself.
+    /// The key space was replaced by a later state of it.
     Restored(Reader),
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Default)]
-pub struct Turn {
-    /// Something to be done elsewhere; the result is an input.
+pub struct StepResult {
+    /// A job to be run outside the step, because it reads the disk. Its results have to be passed to a later step as an input.
     pub job: Option<Job>,
-    /// Take the next step at once.
+    /// The next step must be taken without waiting.
     pub busy: bool,
-    /// Take the next step no later than this.
+    /// The next step must be taken at this time at the latest.
     pub until: Option<Duration>,
 }
 
-/// The hub.
+/// The state of the hub.
 pub struct HubCore {
     pub(super) reader: Reader,
     pub(super) ring: Arc<Mutex<Ring>>,
@@ -127,30 +116,32 @@ pub struct HubCore {
     pub(super) gauges: Gauges,
     pub(super) now: Duration,
     pub(super) delivered: i64,
-    pub(super) streams: Slots<Stream>,
-    pub(super) names: HashMap<u64, u32>,
-    pub(super) watches: Slots<Watch>,
-    /// Watches ever made.
-    pub(super) made: u64,
-    pub(super) interest: Interest,
+    pub(super) streams: Slab<Stream>,
+    /// The slot of each open stream, by the stream's ID.
+    pub(super) slots_by_id: HashMap<u64, u32>,
+    pub(super) watches: Slab<Watch>,
+    /// The number of watches created so far.
+    pub(super) created_watches: u64,
+    /// The synced watches.
+    pub(super) matcher: Matcher,
     pub(super) ready: BTreeSet<(i64, u32)>,
-    /// Whether a job is under way.
-    pub(super) reading: bool,
+    /// Whether a job is running whose results have not arrived.
+    pub(super) job_running: bool,
     pub(super) timers: BinaryHeap<Reverse<(Duration, u64)>>,
-    /// Streams with something staged.
+    /// Streams that have to be flushed.
     pub(super) dirty: Vec<u32>,
-    /// Streams that were closed, and still have watches.
-    pub(super) leaving: Vec<u32>,
-    /// What lies in all outboxes.
+    /// Streams that were closed and are not removed yet.
+    pub(super) closed_streams: Vec<u32>,
+    /// The total of all outboxes.
     backlog: Arc<Backlog>,
-    /// What may lie in one outbox, if it is less than the stream's own limit.
-    pub(super) most: usize,
-    /// Room to work in: the watches that an event concerns.
+    /// The maximum bytes in one outbox, if that is less than the stream's own limit.
+    pub(super) outbox_limit: usize,
+    /// A buffer that is reused: the watches that match an event.
     matched: Vec<u32>,
 }
 
 impl HubCore {
-    /// A hub that begins at the published head.
+    /// Creates a hub that starts at the published head.
     #[must_use]
     pub fn new(
         reader: Reader,
@@ -166,88 +157,89 @@ impl HubCore {
             settings,
             gauges,
             now: Duration::ZERO,
-            streams: Slots::default(),
-            names: HashMap::new(),
-            watches: Slots::default(),
-            made: 0,
-            interest: Interest::default(),
+            streams: Slab::default(),
+            slots_by_id: HashMap::new(),
+            watches: Slab::default(),
+            created_watches: 0,
+            matcher: Matcher::default(),
             ready: BTreeSet::new(),
-            reading: false,
+            job_running: false,
             timers: BinaryHeap::new(),
             dirty: Vec::new(),
-            leaving: Vec::new(),
+            closed_streams: Vec::new(),
             backlog,
-            most: usize::MAX,
+            outbox_limit: usize::MAX,
             matched: Vec::new(),
         }
     }
 
-    /// One step at time `now`. The inputs came before it: whoever sent one has seen no later head than this step will.
-    pub fn step(&mut self, now: Duration, inputs: &mut Vec<Input>) -> Result<Turn, Halt> {
+    /// Takes a step at time `now`. The inputs must have been sent before, so that their senders cannot have seen a later head
+    /// than the one that this step reads.
+    pub fn step(&mut self, now: Duration, inputs: &mut Vec<Input>) -> Result<StepResult, Halt> {
         self.now = self.now.max(now);
-        self.share_backlog();
+        self.update_outbox_limit();
         self.deliver()?;
         for input in inputs.drain(..) {
-            self.hear(input);
+            self.handle_input(input);
         }
-        give_back(inputs);
+        release_memory(inputs);
         self.tick();
-        self.remove_leaving();
+        self.remove_closed_streams();
         let job = self.catch_up()?;
         self.flush();
         let until = self.timers.peek().map(|Reverse((at, _))| *at);
-        let busy = self.can_catch_up() || !self.leaving.is_empty();
-        Ok(Turn { job, busy, until })
+        let busy = self.can_catch_up() || !self.closed_streams.is_empty();
+        Ok(StepResult { job, busy, until })
     }
 
-    /// Removes some watches of streams that are gone, and each stream with its last watch.
-    fn remove_leaving(&mut self) {
-        for _ in 0..REMOVALS {
-            let Some(&slot) = self.leaving.last() else { return };
+    /// Removes some watches of closed streams, and each stream after its last watch.
+    fn remove_closed_streams(&mut self) {
+        for _ in 0..REMOVALS_PER_STEP {
+            let Some(&slot) = self.closed_streams.last() else { return };
             if let Some((_, watch)) = self.streams[slot].watches.pop_first() {
                 self.remove(watch);
             } else {
-                self.leaving.pop();
+                self.closed_streams.pop();
                 self.streams.remove(slot);
                 self.gauges.streams.dec();
             }
         }
     }
 
-    /// Finds out how much may lie in one outbox.
-    fn share_backlog(&mut self) {
+    /// Updates `outbox_limit` from the total of all outboxes.
+    fn update_outbox_limit(&mut self) {
         let is_scarce = self.backlog.bytes() >= self.settings.all_pending_bytes;
-        self.most = if is_scarce { self.fair_share() } else { usize::MAX };
+        self.outbox_limit = if is_scarce { self.fair_share() } else { usize::MAX };
     }
 
     fn fair_share(&self) -> usize {
         (self.settings.all_pending_bytes / self.streams.len().max(1)).max(1)
     }
 
-    /// How large a replayed response is, about, unless a single revision is larger. If all streams had one of these
-    /// waiting, it would not be too much.
+    /// The approximate size of a replayed response, unless a single revision is larger. If every stream had one such response
+    /// pending, the total would be within its limit.
     pub(super) fn response_bytes(&self) -> usize {
-        self.fair_share().clamp(LEAST_RESPONSE_BYTES, RESPONSE_BYTES)
+        self.fair_share().clamp(MIN_RESPONSE_BYTES, RESPONSE_BYTES)
     }
 
-    /// Whether another response can be taken for a stream.
-    pub(super) fn has_room(&self, stream: u32) -> bool {
-        self.streams[stream].has_room(self.most)
+    /// Whether a stream has capacity for another response.
+    pub(super) fn has_capacity(&self, stream: u32) -> bool {
+        self.streams[stream].has_capacity(self.outbox_limit)
     }
 
-    /// Whether anybody wants to hear of what is published.
+    /// Whether there are synced watches. If not, nothing needs to be delivered.
     #[must_use]
-    pub fn listens(&self) -> bool {
-        !self.interest.is_empty()
+    pub fn has_synced_watches(&self) -> bool {
+        !self.matcher.is_empty()
     }
 
-    /// Whether something was published since the last step.
+    /// Whether the published head has advanced since the last step.
     #[must_use]
     pub fn has_news(&self) -> bool {
         self.reader.head() > self.delivered
     }
 
-    /// Ends all streams, those included that are among the last inputs.
+    /// Ends all streams, including those that are opened by the last inputs.
     pub fn stop(&mut self, inputs: &mut Vec<Input>) {
         for input in inputs.drain(..) {
             if let Input::Open { outbox, .. } = input {
@@ -262,7 +254,7 @@ impl HubCore {
     /// Delivers everything up to the published head.
     fn deliver(&mut self) -> Result<(), Halt> {
         let head = self.reader.head();
-        while self.delivered < head && self.listens() {
+        while self.delivered < head && self.has_synced_watches() {
             let Some(chunk) = self.next_chunk(head)? else {
                 self.fall_behind_all(self.delivered + 1, head);
                 break;
@@ -277,8 +269,8 @@ impl HubCore {
         Ok(())
     }
 
-    /// The next events to deliver: from the ring; from the history, if the hub was so slow that the ring lost them; None if
-    /// compaction has overtaken it even there.
+    /// The next events to deliver: from the ring, or from the history table if the hub was so slow that they are no longer in
+    /// the ring. None if they were compacted, too.
     fn next_chunk(&self, head: i64) -> Result<Option<Chunk>, Halt> {
         let from = self.delivered + 1;
         if let Some(chunk) = self.ring.lock().read(from, head, CHUNK_EVENTS) {
@@ -287,23 +279,23 @@ impl HubCore {
         match self.reader.history(Span { from, to: head, with_previous: true }, CHUNK_EVENTS) {
             Ok(chunk) => Ok(Some(chunk)),
             Err(Failure::Refused(error)) => {
-                assert_eq!(error, Error::Compacted, "nothing else is wrong with the span");
+                assert_eq!(error, Error::Compacted, "a read of this span fails only if it is compacted");
                 Ok(None)
             }
             Err(Failure::Halted(halt)) => Err(halt),
         }
     }
 
-    /// Offers the events of one revision to the watches of their keys.
+    /// Offers the events of one revision to the watches that match their keys.
     fn offer(&mut self, events: &[Event]) -> Result<(), Halt> {
         let [event] = events else { return self.offer_many(events) };
         let mut matched = std::mem::take(&mut self.matched);
-        self.interest.visit(&event.key, |group| matched.extend_from_slice(group));
+        self.matcher.visit(&event.key, |group| matched.extend_from_slice(group));
         let mut framer = Framer::new(event);
         for watch in matched.drain(..) {
             self.offer_one(watch, &mut framer)?;
         }
-        give_back(&mut matched);
+        release_memory(&mut matched);
         self.matched = matched;
         Ok(())
     }
@@ -311,10 +303,10 @@ impl HubCore {
     fn offer_one(&mut self, slot: u32, framer: &mut Framer<'_>) -> Result<(), Halt> {
         let main = framer.event().revision.main;
         let watch = &self.watches[slot];
-        if main < watch.from || !watch.wishes.admit(framer.event().deletion) {
+        if main < watch.from || !watch.wishes.includes(framer.event().deletion) {
             return Ok(());
         }
-        if !self.has_room(watch.stream) {
+        if !self.has_capacity(watch.stream) {
             self.fall_behind(slot, main);
             return Ok(());
         }
@@ -323,13 +315,13 @@ impl HubCore {
         Ok(())
     }
 
-    /// Offers the events of a revision that has several. The watches of a stream that share the list of all frames are taken
-    /// together, or fall behind together: the list counts once for them.
+    /// Offers the events of a revision that has several. All watches of a stream that share the list of all frames receive it,
+    /// or all of them fall behind: the list is charged to the stream once.
     fn offer_many(&mut self, events: &[Event]) -> Result<(), Halt> {
         let (main, reader) = (events[0].revision.main, self.reader.clone());
         let mut revision = Revision::new(events, &reader);
         let mut matched = Vec::new();
-        revision.matches(&self.interest, &mut matched);
+        revision.matches(&self.matcher, &mut matched);
         matched.retain(|found| {
             let watch = &self.watches[found.watch];
             main >= watch.from && revision.concerns(&found.events, watch.wishes)
@@ -338,14 +330,14 @@ impl HubCore {
         for found in &matched {
             let watch = &self.watches[found.watch];
             if revision.is_whole(&found.events, watch.wishes)? {
-                self.streams[watch.stream].count_sharer(main, self.most);
+                self.streams[watch.stream].count_sharer(main, self.outbox_limit);
             }
         }
         for Match { watch: slot, events } in matched {
             let Watch { stream, wishes, .. } = self.watches[slot];
             let sharers = revision.is_whole(&events, wishes)?.then(|| self.streams[stream].sharers());
-            let has_room = sharers.map_or_else(|| self.has_room(stream), |(_, has_room)| has_room);
-            if !has_room {
+            let has_capacity = sharers.map_or_else(|| self.has_capacity(stream), |(_, has_capacity)| has_capacity);
+            if !has_capacity {
                 self.fall_behind(slot, main);
                 continue;
             }
@@ -358,81 +350,83 @@ impl HubCore {
         Ok(())
     }
 
-    /// Puts events for a watch into its stream, which has room.
+    /// Stages events for a watch. Its stream must have capacity.
     pub(super) fn stage_events(&mut self, slot: u32, revision: i64, frames: Frames) {
         let watch = &mut self.watches[slot];
-        watch.quiet = false;
+        watch.idle = false;
         let events = Events { watch: watch.id, revision, fragment: watch.wishes.fragment, frames };
         let stream = watch.stream;
         self.stage(stream, Response::Events(events));
     }
 
-    /// Puts a response into a stream.
+    /// Stages a response for a stream.
     pub(super) fn stage(&mut self, stream: u32, response: Response) {
         self.streams[stream].stage(response);
         self.mark_dirty(stream);
     }
 
-    /// Notes that a stream has to be flushed.
+    /// Marks a stream to be flushed.
     pub(super) fn mark_dirty(&mut self, stream: u32) {
         if !std::mem::replace(&mut self.streams[stream].dirty, true) {
             self.dirty.push(stream);
         }
     }
 
-    /// Hands on all that is staged.
+    /// Moves all staged responses to the outboxes.
     fn flush(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
         for slot in dirty.drain(..) {
-            // A stream may have been closed since.
-            if self.streams.get(slot).is_some() && self.streams[slot].flush(self.most) {
+            // The stream may have been removed since it was marked.
+            if self.streams.get(slot).is_some() && self.streams[slot].flush(self.outbox_limit) {
                 self.make_ready(slot);
             }
         }
-        give_back(&mut dirty);
-        assert!(self.dirty.is_empty(), "what becomes ready stages nothing");
+        release_memory(&mut dirty);
+        assert!(self.dirty.is_empty(), "making watches ready stages nothing");
         self.dirty = dirty;
-        self.share_backlog();
+        self.update_outbox_limit();
     }
 
-    /// Moves a watch to another standing, needing `from` next.
-    pub(super) fn stand(&mut self, slot: u32, from: i64, standing: Standing) {
-        self.leave_standing(slot);
+    /// Changes the state of a watch; `from` is the revision that it needs next.
+    pub(super) fn set_state(&mut self, slot: u32, from: i64, state: WatchState) {
+        self.leave_state(slot);
         let watch = &mut self.watches[slot];
         watch.from = from;
-        watch.standing = standing;
+        watch.state = state;
         let stream = &mut self.streams[watch.stream];
-        match standing {
-            Standing::Synced => watch.place = self.interest.insert(&watch.interval, slot),
-            Standing::Ready => _ = self.ready.insert((from, slot)),
-            Standing::Waiting => _ = stream.waiting.insert((from, slot)),
-            Standing::Reading => (),
+        match state {
+            WatchState::Synced => watch.position = self.matcher.insert(&watch.interval, slot),
+            WatchState::Ready => _ = self.ready.insert((from, slot)),
+            WatchState::Waiting => _ = stream.waiting.insert((from, slot)),
+            WatchState::Reading => (),
         }
-        if standing != Standing::Synced {
+        if state != WatchState::Synced {
             stream.lagging += 1;
             self.gauges.lagging.inc();
         }
-        if standing == Standing::Waiting {
+        if state == WatchState::Waiting {
             let stream = watch.stream;
-            self.mark_dirty(stream); // So that its task learns that it is waited for.
+            self.mark_dirty(stream); // The flush tells the outbox to notify the hub when there is capacity.
         }
     }
 
-    /// Takes a watch out of wherever it stands. It must be put somewhere else, or removed.
-    pub(super) fn leave_standing(&mut self, slot: u32) {
+    /// Removes a watch from the list of its state. Callers must set another state, or remove the watch.
+    pub(super) fn leave_state(&mut self, slot: u32) {
         let watch = &self.watches[slot];
         let stream = &mut self.streams[watch.stream];
-        match watch.standing {
-            Standing::Synced => {
-                let place = watch.place;
-                if let Some(moved) = self.interest.remove(&watch.interval, place) {
-                    self.watches[moved].place = place;
+        match watch.state {
+            WatchState::Synced => {
+                let position = watch.position;
+                if let Some(moved) = self.matcher.remove(&watch.interval, position) {
+                    self.watches[moved].position = position;
                 }
                 return;
             }
-            Standing::Ready => assert!(self.ready.remove(&(watch.from, slot)), "a ready watch is among the ready"),
-            Standing::Waiting => assert!(stream.waiting.remove(&(watch.from, slot)), "its stream knows that it waits"),
-            Standing::Reading => (),
+            WatchState::Ready => assert!(self.ready.remove(&(watch.from, slot)), "a ready watch is listed as ready"),
+            WatchState::Waiting => {
+                assert!(stream.waiting.remove(&(watch.from, slot)), "a waiting watch is listed by its stream")
+            }
+            WatchState::Reading => (),
         }
         stream.lagging -= 1;
         self.gauges.lagging.dec();

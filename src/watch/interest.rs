@@ -1,7 +1,7 @@
-//! Who watches what: for each key that changes, the watches that want to hear of it, without asking the others.
+//! Finds the watches that match a changed key, without examining the others.
 //!
-//! Watches of a single key lie in a hash map, all others in an interval tree. Watches of the same keys share one group, so
-//! that a thousand watches of one prefix cost one lookup.
+//! Watches of a single key are in a hash map, all others in an interval tree. Watches of the same keys form one group, so that a
+//! thousand watches of one prefix cost one lookup.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -10,21 +10,20 @@ use bytes::Bytes;
 use super::tree::{Bounds, IntervalTree};
 use crate::mvcc::Interval;
 
-/// Watches (by number) and the keys that they watch.
+/// A set of watches, given as numbers, by the keys that they watch.
 #[derive(Default)]
-pub struct Interest {
+pub struct Matcher {
     keys: HashMap<Bytes, Vec<u32>>,
     ranges: IntervalTree,
 }
 
-impl Interest {
-    /// Whether nobody watches anything.
+impl Matcher {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty() && self.ranges.is_empty()
     }
 
-    /// Adds a watch; returns its place in its group.
+    /// Adds a watch; returns its position in its group.
     pub fn insert(&mut self, interval: &Interval, watch: u32) -> usize {
         let group = match interval {
             Interval::Key(key) => self.keys.entry(key.clone()).or_default(),
@@ -34,13 +33,13 @@ impl Interest {
         group.len() - 1
     }
 
-    /// Removes the watch at a place. Returns the one that has this place now, if any.
-    pub fn remove(&mut self, interval: &Interval, place: usize) -> Option<u32> {
+    /// Removes the watch at a position of a group. Returns the watch that has moved to this position, if any.
+    pub fn remove(&mut self, interval: &Interval, position: usize) -> Option<u32> {
         match interval {
             Interval::Key(key) => {
                 let group = self.keys.get_mut(key).expect("a watch is in the group of its keys");
-                group.swap_remove(place);
-                let moved = group.get(place).copied();
+                group.swap_remove(position);
+                let moved = group.get(position).copied();
                 if group.is_empty() {
                     self.keys.remove(key);
                 }
@@ -49,8 +48,8 @@ impl Interest {
             Interval::Range(..) | Interval::From(_) => {
                 let bounds = bounds(interval);
                 let group = self.ranges.group(&bounds);
-                group.swap_remove(place);
-                let moved = group.get(place).copied();
+                group.swap_remove(position);
+                let moved = group.get(position).copied();
                 if group.is_empty() {
                     self.ranges.remove(&bounds);
                 }
@@ -59,7 +58,7 @@ impl Interest {
         }
     }
 
-    /// Visits all watches of `key`, a group at a time.
+    /// Visits all watches that match `key`, group by group.
     pub fn visit(&self, key: &[u8], mut visit: impl FnMut(&[u32])) {
         if let Some(group) = self.keys.get(key) {
             visit(group);
@@ -67,8 +66,8 @@ impl Interest {
         self.ranges.visit_one(key, &mut visit);
     }
 
-    /// Visits all watches of the keys numbered `keys`, a group at a time, with the numbers of those that it watches. `key`
-    /// names them; they ascend, and may repeat.
+    /// Visits all watches that match any of the keys numbered `keys`, group by group, with the range of numbers that the group
+    /// matches. `key` maps a number to its key; keys must ascend, and may repeat.
     pub fn visit_all<'a>(
         &self,
         keys: Range<usize>,
@@ -109,27 +108,27 @@ mod tests {
         Interval::new(key.into(), end.into())
     }
 
-    fn watchers(interest: &Interest, key: &str) -> Vec<u32> {
+    fn watchers(matcher: &Matcher, key: &str) -> Vec<u32> {
         let mut found = Vec::new();
-        interest.visit(key.as_bytes(), |group| found.extend_from_slice(group));
+        matcher.visit(key.as_bytes(), |group| found.extend_from_slice(group));
         found
     }
 
     #[test]
-    fn keys_prefixes_and_open_ends_are_told_apart() {
-        let mut interest = Interest::default();
+    fn keys_prefixes_and_open_ends_are_distinguished() {
+        let mut matcher = Matcher::default();
         let all = [interval("a", ""), interval("a", "b"), interval("aa", "\0"), interval("a", ""), interval("b", "c")];
-        let places: Vec<usize> = (0..).zip(&all).map(|(watch, interval)| interest.insert(interval, watch)).collect();
-        assert_eq!(places, [0, 0, 0, 1, 0]);
-        assert_eq!(watchers(&interest, "a"), [0, 3, 1]);
-        assert_eq!(watchers(&interest, "ab"), [1, 2]);
-        assert_eq!(watchers(&interest, "b"), [2, 4]);
-        assert!(watchers(&interest, "A").is_empty());
-        assert_eq!(interest.remove(&all[0], 0), Some(3), "the last one takes the place");
-        assert_eq!(watchers(&interest, "a"), [3, 1]);
+        let positions: Vec<usize> = (0..).zip(&all).map(|(watch, interval)| matcher.insert(interval, watch)).collect();
+        assert_eq!(positions, [0, 0, 0, 1, 0]);
+        assert_eq!(watchers(&matcher, "a"), [0, 3, 1]);
+        assert_eq!(watchers(&matcher, "ab"), [1, 2]);
+        assert_eq!(watchers(&matcher, "b"), [2, 4]);
+        assert!(watchers(&matcher, "A").is_empty());
+        assert_eq!(matcher.remove(&all[0], 0), Some(3), "the last watch of the group takes the position");
+        assert_eq!(watchers(&matcher, "a"), [3, 1]);
         for (interval, _) in all[1..].iter().zip(1..) {
-            assert_eq!(interest.remove(interval, 0), None);
+            assert_eq!(matcher.remove(interval, 0), None);
         }
-        assert!(interest.is_empty());
+        assert!(matcher.is_empty());
     }
 }

@@ -1,25 +1,25 @@
-//! Watchers hear every change.
+//! Watches: every change to the key space is delivered to the streams that watch the changed keys.
 //!
 //! ```text
 //! apply thread ─ append ─▶ ring ◀─ read ─ hub ─ deliver ─▶ outbox ─ take ─▶ stream's task
 //!                publish head ▲             │ ▲
 //!                                       Job ▼ │ Replayed
-//!                                         historian ─ read ─▶ history table
+//!                                    history thread ─ read ─▶ history table
 //! ```
 //!
-//! The apply thread leaves events in the [`ring`], publishes the head, and never waits. The [`hub`], a thread of its own,
-//! takes the ring up to the published head, finds out who watches what ([`interest`]), encodes each event once ([`frame`])
-//! and puts it into the [`outbox`] of each stream concerned. A stream's task takes responses out as fast as its client
-//! listens. If it does not, its watches become positions in history and cost nothing more; they catch up ([`replay`]) when
-//! there is room again.
+//! The apply thread appends events to the [`ring`], publishes the head, and never waits. The [`hub`], which has its own thread,
+//! reads the ring up to the published head, looks up which watches match each event ([`interest`]), encodes each event once
+//! ([`frame`]) and puts it into the [`outbox`] of each stream concerned. A stream's task takes responses as fast as its client
+//! reads them. If the client is too slow, the watches of its stream are reduced to positions in the history, which cost
+//! nothing more; they catch up ([`replay`]) when the outbox has capacity again.
 //!
 //! INVARIANTS
-//! * A watch hears each event that it wants once, in order, and the events of a revision together.
-//! * It hears nothing before the answer to its creation, and nothing after the answer to its end.
-//! * A progress notice stands behind every event up to its revision.
-//! * Writers wait for nobody. What may wait for one stream is bounded, for all streams together too, and so is what one pass
-//!   of catching up reads.
-//! * What the watches of a stream and its outbox keep is known to the stream's task ([`Subscriber::held`]).
+//! * A watch receives each event that it selects once, in order, and the events of a revision together.
+//! * It receives no event before the response to its creation, and none after the response to its cancellation.
+//! * A progress notification follows every event up to its revision.
+//! * Writers never wait for watches. The bytes that are pending for one stream are bounded, as are those for all streams
+//!   together, and so is the amount of history that one pass of catching up reads.
+//! * A stream's task knows how many bytes its watches and its outbox hold ([`Subscriber::held`]).
 
 pub mod frame;
 pub mod hub;
@@ -57,7 +57,7 @@ use crate::{
     metrics::METRICS,
     mvcc::{Event, Reader},
 };
-pub use hub::{Create, HubCore, Input, Request, Turn};
+pub use hub::{Create, HubCore, Input, Request, StepResult};
 use outbox::{Backlog, Outbox};
 pub use outbox::{Events, Frames, Response};
 use replay::Job;
@@ -65,18 +65,19 @@ pub use requests::NOBODY;
 use ring::Ring;
 pub use stream::{Wishes, charge};
 
-/// What can be chosen about watching.
+/// The limits and intervals that can be configured.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Memory for recent events.
+    /// The maximum memory of the recent events in the ring.
     pub ring_bytes: usize,
-    /// What may wait for one stream, beside a little for each of its watches.
+    /// The maximum bytes of pending responses of one stream; a small allowance for each of its watches is added.
     pub pending_bytes: usize,
-    /// What may wait for all streams together. Beyond it only those for which less than a fair share waits are sent more.
+    /// The maximum bytes of pending responses of all streams together. Beyond it, more is sent only to streams that have less
+    /// than a fair share pending.
     pub all_pending_bytes: usize,
-    /// How often watches that ask for it are told that nothing happened; up to a tenth is added, stream by stream.
+    /// The interval of progress notifications, for watches that ask for them. Each stream adds up to a tenth at random.
     pub progress_interval: Duration,
-    /// Watches that one stream may have.
+    /// The maximum number of watches of one stream.
     pub watches_per_stream: usize,
 }
 
@@ -92,23 +93,21 @@ impl Default for Settings {
     }
 }
 
-/// Who watches, in numbers.
+/// The metrics that the hub updates.
 #[derive(Debug, Clone)]
 pub struct Gauges {
-    /// Open streams.
     pub streams: IntGauge,
-    /// Watches.
     pub watches: IntGauge,
     /// Watches that are not synced.
     pub lagging: IntGauge,
-    /// Events that wait in an outbox.
+    /// Events in the outboxes.
     pub pending: IntGauge,
-    /// Events that left one.
+    /// Events that were taken out of an outbox.
     pub events: IntCounter,
 }
 
 impl Gauges {
-    /// The ones that the process reports.
+    /// The metrics that this process reports.
     #[must_use]
     pub fn of_process() -> Self {
         Self {
@@ -120,7 +119,7 @@ impl Gauges {
         }
     }
 
-    /// Ones that nobody reports.
+    /// Metrics that are not reported, for tests.
     #[must_use]
     pub fn detached() -> Self {
         let gauge = || IntGauge::new("detached", "Reported nowhere.").expect("the name is a constant");
@@ -129,7 +128,7 @@ impl Gauges {
     }
 }
 
-/// Where the apply thread leaves events.
+/// The apply thread's handle: it appends events and wakes the hub.
 pub struct Publisher {
     ring: Arc<Mutex<Ring>>,
     inbox: Arc<Inbox<Input>>,
@@ -144,20 +143,20 @@ impl Publisher {
         }
     }
 
-    /// Tells the hub that there is something to deliver.
+    /// Notifies the hub that there is something to deliver.
     pub fn wake(&self) {
-        self.inbox.ring();
+        self.inbox.notify();
     }
 
-    /// Goes on with a later state of the key space, as an installed snapshot brings it. Comes before anything is appended
-    /// that follows it.
+    /// Replaces the key space by a later state of it, when a snapshot has been installed. Must be called before the first event
+    /// after the snapshot is appended.
     pub fn restore(&mut self, reader: Reader) {
         *self.ring.lock() = Ring::new(reader.head(), self.ring_bytes);
-        tell(&self.inbox, Input::Restored(reader));
+        send_input(&self.inbox, Input::Restored(reader));
     }
 }
 
-/// The door for streams.
+/// Opens watch streams, and owns the threads that deliver to them.
 pub struct Hub {
     ring: Arc<Mutex<Ring>>,
     inbox: Arc<Inbox<Input>>,
@@ -168,32 +167,32 @@ pub struct Hub {
     threads: Mutex<Option<Threads>>,
 }
 
-/// The threads that deliver.
+/// The hub's thread and the history thread.
 struct Threads {
     handles: [JoinHandle<()>; 2],
-    /// Disconnected once both have ended.
+    /// Disconnected once both threads have ended.
     running: mpsc::Receiver<Infallible>,
 }
 
-/// How long [`Hub::stop`] waits for what the threads are about to do.
+/// How long [`Hub::stop`] waits for the threads to end.
 const STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
 impl Hub {
-    /// Starts the threads that deliver.
+    /// Creates a hub and starts its threads.
     #[must_use]
     pub fn start(reader: Reader, settings: Settings) -> (Publisher, Arc<Self>) {
         let (publisher, hub, core) = Self::assemble(reader, settings, Gauges::of_process());
-        let (jobs, orders) = mpsc::channel();
+        let (jobs, queue) = mpsc::channel();
         let (runs, running) = mpsc::channel();
         let inbox = hub.inbox.clone();
         let deliver = spawn("watch", runs.clone(), move || run(core, &inbox, &jobs));
         let inbox = hub.inbox.clone();
-        let read = spawn("watch-history", runs, move || run_jobs(&orders, &inbox));
+        let read = spawn("watch-history", runs, move || run_jobs(&queue, &inbox));
         *hub.threads.lock() = Some(Threads { handles: [deliver, read], running });
         (publisher, hub)
     }
 
-    /// Everything but the threads, for who wants to take the steps himself: see [`Hub::settle`].
+    /// Creates a hub without threads; the caller steps its core, for example with [`Hub::settle`].
     #[must_use]
     pub fn assemble(reader: Reader, settings: Settings, gauges: Gauges) -> (Publisher, Arc<Self>, HubCore) {
         let ring = Arc::new(Mutex::new(Ring::new(reader.head(), settings.ring_bytes)));
@@ -206,55 +205,55 @@ impl Hub {
         (publisher, Arc::new(hub), core)
     }
 
-    /// How much memory the events take that are kept for everybody.
+    /// The memory of the events in the ring.
     #[must_use]
     pub fn ring_bytes(&self) -> usize {
         self.ring.lock().bytes()
     }
 
-    /// How much memory the responses take that wait for streams, each counted for every stream that it waits for.
+    /// The bytes of all pending responses; what several streams share is counted for each of them.
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
         self.backlog.bytes()
     }
 
-    /// Takes what streams have said since the last call: the inputs of a step.
+    /// Drains the inbox: the inputs for the next [`HubCore::step`].
     pub fn take_inputs(&self, into: &mut Vec<Input>) {
         self.inbox.drain(into);
     }
 
-    /// Takes steps until nothing is left to do at time `now`. Returns when there will be.
+    /// Steps the core until nothing is left to do at time `now`. Returns the time at which there will be something to do.
     pub fn settle(&self, core: &mut HubCore, now: Duration) -> Result<Option<Duration>, Halt> {
         let mut inputs = Vec::new();
         loop {
             self.inbox.drain(&mut inputs);
-            let turn = core.step(now, &mut inputs)?;
-            if let Some(job) = turn.job {
+            let result = core.step(now, &mut inputs)?;
+            if let Some(job) = result.job {
                 inputs.push(Input::Replayed(job.run()?));
-            } else if !turn.busy && !self.inbox.has_letters() {
-                return Ok(turn.until);
+            } else if !result.busy && !self.inbox.has_messages() {
+                return Ok(result.until);
             }
         }
     }
 
-    /// Opens a stream.
+    /// Opens a watch stream.
     #[must_use]
     pub fn open(&self) -> Subscriber {
         let interval = self.settings.progress_interval;
         self.open_with_period(interval + interval.mul_f64(rand::rng().random_range(0.0..0.1)))
     }
 
-    /// Opens a stream that says every `period` that nothing happened, to those who ask for it.
+    /// Opens a stream whose progress notifications, for watches that ask for them, are `period` apart.
     #[must_use]
     pub fn open_with_period(&self, period: Duration) -> Subscriber {
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
         let outbox = Arc::new(Outbox::new(self.backlog.clone(), self.gauges.clone()));
-        tell(&self.inbox, Input::Open { stream, outbox: outbox.clone(), period });
-        Subscriber { inbox: self.inbox.clone(), stream, outbox, asked: 0, handled: 0, answers: 0 }
+        send_input(&self.inbox, Input::Open { stream, outbox: outbox.clone(), period });
+        Subscriber { inbox: self.inbox.clone(), stream, outbox, sent: 0, handled: 0, answers: 0 }
     }
 
-    /// Stops delivering: every stream learns that it has ended. A thread that is in the middle of something long is not
-    /// waited for: it changes nothing that outlives the process.
+    /// Stops the hub and ends all streams. Threads that are busy for longer than `STOP_TIMEOUT` are not waited for: nothing
+    /// that they do outlives the process.
     pub fn stop(&self) {
         self.inbox.close();
         let Some(Threads { handles, running }) = self.threads.lock().take() else { return };
@@ -262,59 +261,59 @@ impl Hub {
             return tracing::warn!(timeout = ?STOP_TIMEOUT, "the watch threads are still busy; stopping without them");
         }
         for thread in handles {
-            // A thread that panicked has ended the process already.
+            // If a thread panics, the process aborts, so this never fails.
             let _ = thread.join();
         }
     }
 }
 
-/// Requests of one stream that may be unanswered, and answers that may wait for it.
-const OPEN_REQUESTS_MAX: u64 = 64;
+/// The maximum number of a stream's requests that the hub has not handled, plus responses to requests that are not taken yet.
+const MAX_OPEN_REQUESTS: u64 = 64;
 
-/// A stream, as its own task holds it. Dropped, it takes all its watches with it.
+/// The handle of a watch stream, owned by the stream's task. Dropping it ends the stream and all its watches.
 pub struct Subscriber {
     inbox: Arc<Inbox<Input>>,
     stream: u64,
     outbox: Arc<Outbox>,
-    asked: u64,
+    sent: u64,
     handled: u64,
     answers: usize,
 }
 
-/// The hub has stopped.
+/// The hub has stopped, so the stream has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stopped;
 
 impl Subscriber {
-    /// Whether another request may be made before responses are taken.
+    /// Whether [`Subscriber::ask`] may be called now. If not, responses have to be taken first.
     #[must_use]
     pub fn may_ask(&self) -> bool {
-        let unhandled = self.asked - self.handled;
-        unhandled + (self.answers as u64) < OPEN_REQUESTS_MAX
+        let unhandled = self.sent - self.handled;
+        unhandled + (self.answers as u64) < MAX_OPEN_REQUESTS
     }
 
-    /// Asks for something. Requests are handled in order.
+    /// Sends a request to the hub. Requests are handled in order.
     pub fn ask(&mut self, request: Request) {
-        self.asked += 1;
+        self.sent += 1;
         if let Request::Create(create) = &request {
             self.outbox.charge_watch(charge(&create.interval));
         }
-        tell(&self.inbox, Input::Request { stream: self.stream, request });
+        send_input(&self.inbox, Input::Request { stream: self.stream, request });
     }
 
-    /// What is kept for this stream, in bytes: its watches, those included that were just asked for, and responses.
+    /// The bytes held for this stream: its watches, including those that were just requested, and its pending responses.
     #[must_use]
     pub fn held(&self) -> usize {
         self.outbox.held()
     }
 
-    /// Takes some responses out. If there are none, the waker is called when there are, or when more may be asked.
+    /// Takes some responses. If there are none, the waker is woken when there are, or when more requests may be sent.
     pub fn take(&mut self, into: &mut VecDeque<Response>, waker: &Waker) -> Result<(), Stopped> {
         let taken = self.outbox.take(into, waker);
         self.handled = taken.handled;
         self.answers = taken.answers;
-        if taken.room {
-            tell(&self.inbox, Input::Room { stream: self.stream });
+        if taken.notify_hub {
+            send_input(&self.inbox, Input::HasCapacity { stream: self.stream });
         }
         if taken.stopped { Err(Stopped) } else { Ok(()) }
     }
@@ -323,64 +322,64 @@ impl Subscriber {
 impl Drop for Subscriber {
     fn drop(&mut self) {
         self.outbox.close();
-        tell(&self.inbox, Input::Close { stream: self.stream });
+        send_input(&self.inbox, Input::Close { stream: self.stream });
     }
 }
 
-/// Leaves an input for the hub. Once the hub has stopped nobody hears it: a stream that is opened then has ended already.
-fn tell(inbox: &Inbox<Input>, input: Input) {
+/// Sends an input to the hub. If the hub has stopped, the input is dropped, and a stream that it would open is closed.
+fn send_input(inbox: &Inbox<Input>, input: Input) {
     if let Err(Input::Open { outbox, .. }) = inbox.send(input) {
         outbox.close();
     }
 }
 
-/// The hub's thread.
+/// The body of the hub's thread.
 fn run(mut core: HubCore, inbox: &Inbox<Input>, jobs: &mpsc::Sender<Job>) -> Result<(), Halt> {
     let started = Instant::now();
     let mut inputs = Vec::new();
-    let mut turn = Turn::default();
+    let mut result = StepResult::default();
     loop {
-        let until = if turn.busy { Some(started) } else { turn.until.map(|until| started + until) };
-        let is_open = if core.listens() {
-            inbox.receive_or_hear(&mut inputs, || core.has_news(), until)
+        let until = if result.busy { Some(started) } else { result.until.map(|until| started + until) };
+        let is_open = if core.has_synced_watches() {
+            inbox.receive_or_notified(&mut inputs, || core.has_news(), until)
         } else {
             inbox.receive(&mut inputs, until)
         };
-        // What was asked for and not heard yet is of no use to anybody who is about to be told that it all has ended.
+        // Inputs that are not handled yet need not be: all streams end now.
         if !is_open || inbox.is_closed() {
             core.stop(&mut inputs);
             return Ok(());
         }
-        turn = core.step(started.elapsed(), &mut inputs)?;
-        if let Some(job) = turn.job.take() {
-            jobs.send(job).expect("the historian lives as long as this thread");
+        result = core.step(started.elapsed(), &mut inputs)?;
+        if let Some(job) = result.job.take() {
+            jobs.send(job).expect("the history thread ends after this one");
         }
     }
 }
 
-/// The historian's thread.
-fn run_jobs(orders: &mpsc::Receiver<Job>, inbox: &Inbox<Input>) -> Result<(), Halt> {
-    for job in orders {
-        tell(inbox, Input::Replayed(job.run()?));
+/// The body of the history thread.
+fn run_jobs(queue: &mpsc::Receiver<Job>, inbox: &Inbox<Input>) -> Result<(), Halt> {
+    for job in queue {
+        send_input(inbox, Input::Replayed(job.run()?));
     }
     Ok(())
 }
 
-/// A thread whose failure ends the process.
+/// Spawns a thread. If it fails or panics, the process aborts.
 fn spawn(
     name: &'static str,
     runs: mpsc::Sender<Infallible>,
     run: impl FnOnce() -> Result<(), Halt> + Send + 'static,
 ) -> JoinHandle<()> {
     let body = move || {
-        let _runs = runs; // Until the end.
+        let _runs = runs; // Dropped when this thread ends.
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
         match outcome {
             Ok(Ok(())) => return,
-            Ok(Err(halt)) => tracing::error!(thread = name, error = %halt, "cannot go on"),
-            Err(_) => tracing::error!(thread = name, "panicked"),
+            Ok(Err(halt)) => tracing::error!(thread = name, error = %halt, "fatal error in a watch thread, aborting"),
+            Err(_) => tracing::error!(thread = name, "a watch thread panicked, aborting"),
         }
         std::process::abort();
     };
-    thread::Builder::new().name(name.into()).spawn(body).expect("the system has room for a handful of threads")
+    thread::Builder::new().name(name.into()).spawn(body).expect("the system can start a few more threads")
 }

@@ -1,14 +1,14 @@
-//! What a stream still has to hear: filled by the hub, emptied by the stream's own task.
+//! The pending responses of a stream: filled by the hub, emptied by the stream's task.
 //!
-//! The hub never waits for room here. It asks beforehand, and a watch whose response finds no room falls behind instead;
-//! the hub is told when there is room again. Answers to requests are always taken: how many of them there can be is bounded
-//! by the stream's task, which asks no more before it has taken some.
+//! The hub never waits for capacity here. It checks before it stages events, and a watch whose stream has no capacity falls
+//! behind instead; the hub is notified when there is capacity again. Responses to requests are always accepted: their number is
+//! bounded by the stream's task, which sends no more requests before it has taken some responses.
 //!
 //! INVARIANTS
-//! * Responses leave in the order they came.
-//! * Once closed, from either side, an outbox is empty and stays so.
-//! * The gauge of pending events counts exactly the events that lie in an outbox; [`Backlog`] sums up what all outboxes cost.
-//! * Memory for the largest burst is not kept once it has been taken out.
+//! * Responses are taken in the order in which they were delivered.
+//! * Once closed, from either side, an outbox is empty and stays empty.
+//! * The gauge of pending events counts exactly the events in all outboxes; [`Backlog`] is the total cost of all outboxes.
+//! * Memory for a large burst is released once the burst has been taken.
 
 use std::{
     borrow::Cow,
@@ -26,87 +26,73 @@ use parking_lot::Mutex;
 
 use super::Gauges;
 
-/// What a response costs beside its events.
+/// The cost of a response in addition to its events.
 pub const RESPONSE_OVERHEAD_BYTES: usize = 96;
 
-/// At most so much is taken out in one go, but at least one response.
+/// The approximate maximum cost of the responses that one call takes; at least one response is taken.
 const TAKE_BYTES: usize = 64 << 10;
 
-/// One response, but for what only the answering member knows.
+/// A response, without what only the serving member knows: the rest of its header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Response {
-    /// A watch has begun.
+    /// A watch was created. `revision` is the head at that time; without a start revision, the watch receives all
+    /// events after it.
     Created {
-        /// Its ID.
         watch: i64,
-        /// The revision behind which it hears everything.
         revision: i64,
     },
-    /// A watch has not begun.
+    /// A watch was not created. `revision` is the head at that time.
     Refused {
-        /// Why.
         reason: Cow<'static, str>,
-        /// The revision at that moment.
         revision: i64,
     },
-    /// A watch was cancelled as its client asked.
+    /// A watch was cancelled by its client. `revision` is the head at that time.
     Canceled {
-        /// Its ID.
         watch: i64,
-        /// The revision at that moment.
         revision: i64,
     },
-    /// A watch has ended, because what it had to hear next is forgotten.
+    /// A watch was cancelled by the server, because the revision that it needs next is compacted.
     Compacted {
-        /// Its ID.
         watch: i64,
         /// The compact revision.
         compacted: i64,
     },
-    /// Everything up to a revision has been said.
+    /// A progress notification: all events up to `revision` were delivered to one watch, or to all watches of the stream.
     Progress {
-        /// To whom: one watch, or all of the stream.
         watch: i64,
-        /// Up to where.
         revision: i64,
     },
-    /// Something happened.
     Events(Events),
 }
 
 /// Events for one watch: whole revisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Events {
-    /// Who hears of them.
     pub watch: i64,
-    /// For the header.
+    /// The revision for the response header.
     pub revision: i64,
-    /// Whether the response may be sent in parts.
+    /// Whether the response may be split.
     pub fragment: bool,
-    /// The events, encoded.
     pub frames: Frames,
 }
 
-/// One encoded event, or several, oldest first.
+/// Encoded events, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frames {
-    /// Nearly always.
+    /// One event: by far the most frequent case.
     One(Bytes),
-    /// For one watch alone.
+    /// Several events, for one watch only.
     Many(Vec<Bytes>),
-    /// Some of a list that several watches have in common.
+    /// Part of a list that several watches share.
     Shared {
-        /// The list.
         list: Arc<[Bytes]>,
-        /// Which of them.
         range: Range<usize>,
-        /// What these count for here.
+        /// What this part is charged with.
         cost: usize,
     },
 }
 
 impl Frames {
-    /// All of them.
     #[must_use]
     pub fn as_slice(&self) -> &[Bytes] {
         match self {
@@ -116,7 +102,7 @@ impl Frames {
         }
     }
 
-    /// What they count for.
+    /// The bytes that they are charged with.
     #[must_use]
     pub fn cost(&self) -> usize {
         match self {
@@ -127,21 +113,20 @@ impl Frames {
     }
 }
 
-/// What one frame counts for.
+/// The bytes that one frame is charged with.
 #[must_use]
 pub fn frame_cost(frame: &Bytes) -> usize {
     frame.len() + size_of::<Bytes>()
 }
 
 impl Response {
-    /// What it counts for.
+    /// The bytes that it is charged with.
     #[must_use]
     pub fn cost(&self) -> usize {
         let frames = if let Self::Events(events) = self { events.frames.cost() } else { 0 };
         RESPONSE_OVERHEAD_BYTES + frames
     }
 
-    /// Its events.
     #[must_use]
     pub fn frames(&self) -> &[Bytes] {
         match self {
@@ -154,44 +139,42 @@ impl Response {
         }
     }
 
-    /// Whether it answers a request that is always answered.
+    /// Whether it responds to a request of a kind that always has a response.
     fn is_answer(&self) -> bool {
         matches!(self, Self::Created { .. } | Self::Refused { .. } | Self::Canceled { .. })
     }
 }
 
-/// What the hub adds in one go.
+/// Responses that the hub delivers to an outbox together.
 #[derive(Debug, Default)]
 pub struct Delivery {
-    /// In order.
     pub responses: Vec<Response>,
-    /// What they cost.
+    /// The total cost of the responses.
     pub cost: usize,
-    /// Requests of the stream that were handled since the last delivery.
+    /// The number of the stream's requests that were handled since the last delivery.
     pub handled: u64,
-    /// Tell the hub as soon as no more than this is left.
-    pub hungry_below: Option<usize>,
+    /// If set, the hub has to be notified as soon as the outbox holds no more than this.
+    pub notify_below: Option<usize>,
 }
 
-/// What the stream's task finds.
+/// What [`Outbox::take`] reports besides the responses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// Requests handled so far.
+    /// The number of requests handled so far.
     pub handled: u64,
-    /// Answers to requests that still lie here.
+    /// The number of responses to requests that are still in the outbox.
     pub answers: usize,
-    /// Whether the hub waits to be told that there is room.
-    pub room: bool,
+    /// Whether the caller has to notify the hub that there is capacity.
+    pub notify_hub: bool,
     /// Whether the hub has stopped.
     pub stopped: bool,
 }
 
-/// What lies in all outboxes of a hub together.
+/// The total cost of all outboxes of a hub.
 #[derive(Debug, Default)]
 pub struct Backlog(AtomicUsize);
 
 impl Backlog {
-    /// In bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
@@ -201,10 +184,10 @@ impl Backlog {
 /// A stream's pending responses.
 pub struct Outbox {
     state: Mutex<State>,
-    /// Written under the lock only.
+    /// The cost of the responses in `state`. Written only while `state` is locked.
     cost: AtomicUsize,
     backlog: Arc<Backlog>,
-    /// What the watches of the stream count for.
+    /// The bytes that the watches of the stream are charged with.
     watches: AtomicUsize,
     gauges: Gauges,
 }
@@ -214,51 +197,52 @@ struct State {
     responses: VecDeque<Response>,
     answers: usize,
     handled: u64,
-    hungry_below: Option<usize>,
+    notify_below: Option<usize>,
     waker: Option<Waker>,
     closed: bool,
 }
 
 impl Outbox {
-    /// An empty outbox, which is summed up in `backlog`.
+    /// An empty outbox, whose cost is included in `backlog`.
     #[must_use]
     pub fn new(backlog: Arc<Backlog>, gauges: Gauges) -> Self {
         let (state, cost, watches) = (Mutex::default(), AtomicUsize::new(0), AtomicUsize::new(0));
         Self { state, cost, backlog, watches, gauges }
     }
 
-    /// A watch was asked for, which counts for so much until it has ended.
+    /// Charges a watch that was requested.
     pub fn charge_watch(&self, bytes: usize) {
         self.watches.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// It has ended, or did not begin.
+    /// Releases the charge of a watch that was removed, or not created.
     pub fn release_watch(&self, bytes: usize) {
         self.watches.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// What is kept for the stream: its watches, and what lies here.
+    /// The bytes held for the stream: its watches and its pending responses.
     #[must_use]
     pub fn held(&self) -> usize {
         self.watches.load(Ordering::Relaxed) + self.cost()
     }
 
-    /// What lies here. It may be less by now, but only the hub makes it more.
+    /// The cost of the pending responses. It can decrease at any time, but only the hub increases it.
     #[must_use]
     pub fn cost(&self) -> usize {
         self.cost.load(Ordering::Relaxed)
     }
 
-    /// Adds responses and wakes the stream's task. True if the hub was hungry and need not wait.
+    /// Adds responses and wakes the stream's task. True if `notify_below` is set and there is capacity already, so that the hub
+    /// is not notified.
     pub fn deliver(&self, delivery: &mut Delivery) -> bool {
         let mut state = self.state.lock();
-        let hungry_below = delivery.hungry_below.take();
+        let notify_below = delivery.notify_below.take();
         if state.closed {
             delivery.responses.clear();
             delivery.cost = 0;
             return false;
         }
-        self.gauges.pending.add(count(&delivery.responses));
+        self.gauges.pending.add(count_events(&delivery.responses));
         let added = std::mem::take(&mut delivery.cost);
         self.backlog.0.fetch_add(added, Ordering::Relaxed);
         let cost = self.cost();
@@ -266,20 +250,20 @@ impl Outbox {
         state.answers += delivery.responses.iter().filter(|response| response.is_answer()).count();
         state.handled += std::mem::take(&mut delivery.handled);
         state.responses.extend(delivery.responses.drain(..));
-        give_back(&mut delivery.responses);
-        let satisfied = hungry_below.is_some_and(|below| cost <= below);
-        if !satisfied && hungry_below.is_some() {
-            state.hungry_below = hungry_below;
+        release_memory(&mut delivery.responses);
+        let has_capacity = notify_below.is_some_and(|below| cost <= below);
+        if !has_capacity && notify_below.is_some() {
+            state.notify_below = notify_below;
         }
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
-        satisfied
+        has_capacity
     }
 
-    /// Takes some responses out. If there are none, the waker is called when there are, or when requests were handled.
+    /// Takes some responses. If there are none, the waker is woken when there are, or when requests were handled.
     pub fn take(&self, into: &mut VecDeque<Response>, waker: &Waker) -> Taken {
         let mut state = self.state.lock();
         let (mut cost, before) = (0, into.len());
@@ -290,7 +274,7 @@ impl Outbox {
             state.answers -= usize::from(response.is_answer());
             into.push_back(response);
         }
-        if state.responses.is_empty() && state.responses.capacity() > KEPT_CAPACITY {
+        if state.responses.is_empty() && state.responses.capacity() > MAX_KEPT_CAPACITY {
             state.responses = VecDeque::new();
         }
         if cost == 0 && state.waker.as_ref().is_none_or(|known| !known.will_wake(waker)) {
@@ -301,10 +285,10 @@ impl Outbox {
         }
         let left = self.cost() - cost;
         self.cost.store(left, Ordering::Relaxed);
-        let room = state.hungry_below.take_if(|below| left <= *below).is_some();
-        let taken = Taken { handled: state.handled, answers: state.answers, room, stopped: state.closed };
+        let notify_hub = state.notify_below.take_if(|below| left <= *below).is_some();
+        let taken = Taken { handled: state.handled, answers: state.answers, notify_hub, stopped: state.closed };
         drop(state);
-        let events = count(into.range(before..));
+        let events = count_events(into.range(before..));
         if events > 0 {
             self.gauges.pending.sub(events);
             self.gauges.events.inc_by(events.unsigned_abs());
@@ -312,7 +296,7 @@ impl Outbox {
         taken
     }
 
-    /// Throws everything away, for good.
+    /// Discards all responses, now and in the future, and wakes the stream's task.
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -321,19 +305,19 @@ impl Outbox {
         self.backlog.0.fetch_sub(self.cost(), Ordering::Relaxed);
         self.cost.store(0, Ordering::Relaxed);
         drop(state);
-        self.gauges.pending.sub(count(&responses));
+        self.gauges.pending.sub(count_events(&responses));
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 }
 
-/// A list that has held a burst keeps no memory for the next one beyond this.
-const KEPT_CAPACITY: usize = 4096;
+/// An empty list with a larger capacity is released.
+const MAX_KEPT_CAPACITY: usize = 4096;
 
-/// Gives the memory of an empty list back if it is much.
-pub fn give_back<T>(list: &mut Vec<T>) {
-    if list.capacity() > KEPT_CAPACITY {
+/// Releases the memory of an empty list if it is large.
+pub fn release_memory<T>(list: &mut Vec<T>) {
+    if list.capacity() > MAX_KEPT_CAPACITY {
         *list = Vec::new();
     }
 }

@@ -1,16 +1,16 @@
-//! Catching up: many watches at once, in one pass over a piece of history.
+//! Catching up: one pass over a part of the history serves many watches.
 //!
-//! A pass takes watches that stand at different revisions, goes through history from the lowest one, and gives each watch
-//! what it has missed, in whole revisions: at most [`REVISIONS_MAX`] of them, or about as many bytes as the pass was given for
-//! a response. A watch that has got that much sits out the rest of the pass. So does one that would have to keep a large list of
-//! frames of its own when the pass has grown large enough.
+//! A pass takes watches that are at different revisions, reads the history from the lowest one, and collects for each watch the
+//! events that it has missed, in whole revisions: at most [`REVISIONS_MAX`] of them, or about as many bytes as the pass allows
+//! for a response. A watch that has reached that limit is stopped for the rest of the pass. So is one that would need a large
+//! list of frames of its own when the pass as a whole is large enough.
 
 use bytes::Bytes;
 
 use super::{
     frame::Framer,
-    interest::Interest,
-    outbox::{Frames, frame_cost, give_back},
+    interest::Matcher,
+    outbox::{Frames, frame_cost, release_memory},
     revision::{Match, Revision},
     stream::Wishes,
 };
@@ -19,55 +19,53 @@ use crate::{
     mvcc::{Event, Interval, Reader, history::Span, read::Failure},
 };
 
-/// A replayed response holds no more distinct revisions than this.
+/// The maximum number of revisions in a replayed response.
 pub const REVISIONS_MAX: usize = 1000;
-/// A replayed response is not much larger than this, unless one revision is.
+/// The approximate maximum size of a replayed response, unless a single revision is larger.
 pub const RESPONSE_BYTES: usize = 1 << 20;
-/// All responses of a pass together are not much larger than this.
+/// The approximate maximum size of all responses of a pass together.
 const PASS_BYTES: usize = 8 << 20;
-/// Events are read in chunks of this size.
+/// The number of events that are read at a time.
 pub const CHUNK_EVENTS: usize = 256;
-/// A pass goes over no more events than about this.
+/// The approximate maximum number of events that a pass reads.
 pub const PASS_EVENTS: usize = 8192;
-/// A pass takes no more watches than this.
+/// The maximum number of watches in a pass.
 pub const PASS_WATCHES: usize = 4096;
-/// So many bytes of one revision make a response of their own, whose frames can be shared.
+/// From this size on, the events of one revision are a response of their own, whose frames can be shared with other watches.
 const LARGE_REVISION_BYTES: usize = 64 << 10;
 
-/// A watch that catches up.
-pub struct Member {
+/// A watch that takes part in a pass.
+pub struct ReplayWatch {
     slot: u32,
     serial: u64,
     from: i64,
     wishes: Wishes,
     frames: Vec<Bytes>,
-    /// One large revision, instead of `frames`.
+    /// The events of one large revision, instead of `frames`.
     shared: Option<Frames>,
     bytes: usize,
     revisions: usize,
     /// The revision of its newest frame.
     last: i64,
-    /// Where it sits out.
+    /// The first revision that it does not get in this pass, if it is stopped.
     stopped: Option<i64>,
 }
 
-/// What a watch got.
+/// The result of a pass for one watch.
 pub struct Replayed {
-    /// Its number.
     pub slot: u32,
-    /// Its serial.
     pub serial: u64,
-    /// What it missed, if anything.
+    /// The events that it has missed, if any.
     pub frames: Option<Frames>,
     /// The first revision that it still needs.
     pub next: i64,
 }
 
-/// A pass.
+/// A pass of catching up.
 #[derive(Default)]
 pub struct Replay {
-    members: Vec<Member>,
-    interest: Interest,
+    watches: Vec<ReplayWatch>,
+    matcher: Matcher,
     bytes: usize,
     stopped: usize,
     through: i64,
@@ -77,19 +75,19 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// A pass that nobody has joined yet, with responses not much larger than `response_bytes`.
+    /// A pass without watches, whose responses have about `response_bytes` at most.
     #[must_use]
     pub fn new(response_bytes: usize) -> Self {
         Self { response_bytes, ..Self::default() }
     }
 
-    /// Adds a watch that needs everything from `from` on.
+    /// Adds a watch that needs all events from revision `from` on.
     pub fn add(&mut self, (slot, serial): (u32, u64), interval: &Interval, wishes: Wishes, from: i64) {
-        let member = u32::try_from(self.members.len()).expect("a pass has few members");
-        self.interest.insert(interval, member);
+        let watch = u32::try_from(self.watches.len()).expect("a pass has few watches");
+        self.matcher.insert(interval, watch);
         self.with_previous |= wishes.previous;
-        self.through = if member == 0 { from - 1 } else { self.through.min(from - 1) };
-        self.members.push(Member {
+        self.through = if watch == 0 { from - 1 } else { self.through.min(from - 1) };
+        self.watches.push(ReplayWatch {
             slot,
             serial,
             from,
@@ -103,10 +101,9 @@ impl Replay {
         });
     }
 
-    /// Whether there is anybody to catch up.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
+        self.watches.is_empty()
     }
 
     /// The first revision that the pass has not covered.
@@ -115,13 +112,13 @@ impl Replay {
         self.through + 1
     }
 
-    /// Whether it makes sense to go on.
+    /// Whether any watch can get more in this pass.
     #[must_use]
     pub fn wants_more(&self) -> bool {
-        self.stopped < self.members.len() && self.bytes < PASS_BYTES
+        self.stopped < self.watches.len() && self.bytes < PASS_BYTES
     }
 
-    /// Goes over the next events, in whole revisions, up to `through`.
+    /// Processes the next events, in whole revisions, up to `through`.
     pub fn feed(&mut self, events: &[Event], through: i64, reader: &Reader) -> Result<(), Halt> {
         for revision in events.chunk_by(|a, b| a.revision.main == b.revision.main) {
             if !self.wants_more() {
@@ -138,94 +135,93 @@ impl Replay {
         let [event] = events else { return self.feed_many(events, reader) };
         let main = event.revision.main;
         let mut matched = std::mem::take(&mut self.matched);
-        self.interest.visit(&event.key, |group| matched.extend_from_slice(group));
+        self.matcher.visit(&event.key, |group| matched.extend_from_slice(group));
         let mut framer = Framer::new(event);
         for nth in matched.drain(..) {
-            let member = &mut self.members[nth as usize];
-            if !member.wishes.admit(event.deletion) || !self.admits(nth, main) {
+            let watch = &mut self.watches[nth as usize];
+            if !watch.wishes.includes(event.deletion) || !self.accepts(nth, main) {
                 continue;
             }
-            let member = &mut self.members[nth as usize];
-            let frame = framer.frame(member.wishes.previous, reader)?;
+            let watch = &mut self.watches[nth as usize];
+            let frame = framer.frame(watch.wishes.previous, reader)?;
             self.bytes += frame.len();
-            member.take(main, frame_cost(&frame));
-            member.frames.push(frame);
+            watch.count(main, frame_cost(&frame));
+            watch.frames.push(frame);
         }
-        give_back(&mut matched);
+        release_memory(&mut matched);
         self.matched = matched;
         Ok(())
     }
 
-    /// A revision that has several events.
+    /// Processes a revision that has several events.
     fn feed_many(&mut self, events: &[Event], reader: &Reader) -> Result<(), Halt> {
         let main = events[0].revision.main;
         let (mut revision, mut matched) = (Revision::new(events, reader), Vec::new());
-        revision.matches(&self.interest, &mut matched);
+        revision.matches(&self.matcher, &mut matched);
         matched.sort_unstable_by_key(|found| found.watch);
         let mut has_begun = false;
         for Match { watch: nth, events } in matched {
-            let wishes = self.members[nth as usize].wishes;
-            if !revision.concerns(&events, wishes) || !self.admits(nth, main) {
+            let wishes = self.watches[nth as usize].wishes;
+            if !revision.concerns(&events, wishes) || !self.accepts(nth, main) {
                 continue;
             }
-            let member = &mut self.members[nth as usize];
+            let watch = &mut self.watches[nth as usize];
             let is_whole = revision.is_whole(&events, wishes)?;
             if has_begun && !is_whole && self.bytes >= PASS_BYTES {
                 self.stopped += 1;
-                member.stopped = Some(main);
+                watch.stopped = Some(main);
                 continue;
             }
             let frames = revision.frames(&events, wishes)?;
             let cost = frames.cost();
             if cost < LARGE_REVISION_BYTES {
-                member.frames.extend_from_slice(frames.as_slice());
-            } else if member.frames.is_empty() {
-                member.shared = Some(frames);
+                watch.frames.extend_from_slice(frames.as_slice());
+            } else if watch.frames.is_empty() {
+                watch.shared = Some(frames);
             } else {
                 self.stopped += 1;
-                member.stopped = Some(main);
+                watch.stopped = Some(main);
                 continue;
             }
-            member.take(main, cost);
-            // The list of all frames is there once, however many keep it.
+            watch.count(main, cost);
+            // The list of all frames exists once, however many watches share it.
             self.bytes += if is_whole && has_begun { 0 } else { cost };
             has_begun = true;
         }
         Ok(())
     }
 
-    /// Whether a member may have a revision in this pass. If it has too much already, it sits out from there on.
-    fn admits(&mut self, nth: u32, main: i64) -> bool {
+    /// Whether a watch may get a revision in this pass. If it has too much already, it is stopped here.
+    fn accepts(&mut self, nth: u32, main: i64) -> bool {
         let response_bytes = self.response_bytes;
-        let member = &mut self.members[nth as usize];
-        if main < member.from || member.stopped.is_some() {
+        let watch = &mut self.watches[nth as usize];
+        if main < watch.from || watch.stopped.is_some() {
             return false;
         }
-        let is_full = member.is_full(response_bytes);
+        let is_full = watch.is_full(response_bytes);
         if is_full {
-            member.stopped = Some(main);
+            watch.stopped = Some(main);
             self.stopped += 1;
         }
         !is_full
     }
 
-    /// Ends the pass.
     #[must_use]
     pub fn finish(self) -> Vec<Replayed> {
         let next = self.next();
-        let members = self.members.into_iter();
-        members.map(|member| member.finish(next)).collect()
+        let watches = self.watches.into_iter();
+        watches.map(|watch| watch.finish(next)).collect()
     }
 }
 
-impl Member {
-    /// Whether it has so much that no further revision fits.
+impl ReplayWatch {
+    /// Whether it has reached the limit of a response.
     fn is_full(&self, response_bytes: usize) -> bool {
         self.shared.is_some() || self.revisions >= REVISIONS_MAX || self.bytes >= response_bytes
     }
 
-    /// Counts what it has got of a revision.
-    fn take(&mut self, main: i64, cost: usize) {
+    /// Counts frames of a revision that were added.
+    fn count(&mut self, main: i64, cost: usize) {
         self.revisions += usize::from(self.last != main);
         self.last = main;
         self.bytes += cost;
@@ -242,7 +238,7 @@ impl Member {
     }
 }
 
-/// A pass over the history table, for whoever has time to wait for a disk.
+/// A pass over the history table. It runs on its own thread, because it waits for the disk.
 pub struct Job {
     replay: Replay,
     reader: Reader,
@@ -250,13 +246,13 @@ pub struct Job {
 }
 
 impl Job {
-    /// Lets the members of a pass catch up with `to`.
+    /// A job that reads the history up to revision `to`.
     #[must_use]
     pub fn new(replay: Replay, reader: Reader, to: i64) -> Self {
         Self { replay, reader, to }
     }
 
-    /// Does it. If compaction gets in between, everybody just keeps what he has.
+    /// Runs the job. If a compaction interferes, it ends early with what it has read.
     pub fn run(self) -> Result<Vec<Replayed>, Halt> {
         let Self { mut replay, reader, to } = self;
         let mut seen = 0;
@@ -268,7 +264,7 @@ impl Job {
                     replay.feed(&chunk.events, chunk.through, &reader)?;
                 }
                 Err(Failure::Refused(error)) => {
-                    assert_eq!(error, Error::Compacted, "nothing else is wrong with the span");
+                    assert_eq!(error, Error::Compacted, "a read of this span fails only if it is compacted");
                     break;
                 }
                 Err(Failure::Halted(halt)) => return Err(halt),

@@ -1,62 +1,62 @@
-//! The hub hears: streams come and go, watches begin and end, and somebody asks how far things are.
+//! The hub's inputs: streams are opened and closed, watches are created and cancelled, and progress is requested.
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use super::{
     hub::{Create, HubCore, Input, Request},
     outbox::{Outbox, Response},
-    stream::{Standing, Stream, Watch},
+    stream::{Stream, Watch, WatchState},
 };
 use crate::{error::Error, mvcc::Reader};
 
-/// The ID in a response that is for no watch, or for all.
+/// The watch ID in a response that concerns no watch, or all watches of the stream.
 pub const NOBODY: i64 = -1;
 
 const DUPLICATE: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 
 impl HubCore {
-    pub(super) fn hear(&mut self, input: Input) {
+    pub(super) fn handle_input(&mut self, input: Input) {
         match input {
             Input::Open { stream, outbox, period } => self.open(stream, outbox, period),
             Input::Request { stream, request } => {
-                if let Some(&slot) = self.names.get(&stream) {
-                    self.answer(slot, request);
+                if let Some(&slot) = self.slots_by_id.get(&stream) {
+                    self.handle_request(slot, request);
                 }
             }
-            Input::Room { stream } => {
-                if let Some(&slot) = self.names.get(&stream) {
+            Input::HasCapacity { stream } => {
+                if let Some(&slot) = self.slots_by_id.get(&stream) {
                     self.make_ready(slot);
                 }
             }
             Input::Close { stream } => self.close(stream),
             Input::Replayed(replayed) => {
-                self.reading = false;
+                self.job_running = false;
                 for replayed in replayed {
-                    self.caught_up(replayed);
+                    self.apply_replayed(replayed);
                 }
             }
-            Input::Restored(reader) => self.restored(reader),
+            Input::Restored(reader) => self.restore(reader),
         }
     }
 
-    fn open(&mut self, name: u64, outbox: Arc<Outbox>, period: Duration) {
-        let stream = Stream::new(name, outbox, self.now, period, self.settings.pending_bytes);
+    fn open(&mut self, id: u64, outbox: Arc<Outbox>, period: Duration) {
+        let stream = Stream::new(id, outbox, self.now, period, self.settings.pending_bytes);
         let slot = self.streams.insert(stream);
-        assert!(self.names.insert(name, slot).is_none(), "a stream is opened once");
+        assert!(self.slots_by_id.insert(id, slot).is_none(), "a stream is opened once");
         self.gauges.streams.inc();
     }
 
-    fn close(&mut self, name: u64) {
-        let Some(slot) = self.names.remove(&name) else { return };
-        self.leaving.push(slot);
+    fn close(&mut self, id: u64) {
+        let Some(slot) = self.slots_by_id.remove(&id) else { return };
+        self.closed_streams.push(slot);
     }
 
-    fn answer(&mut self, stream: u32, request: Request) {
-        self.streams[stream].handled();
+    fn handle_request(&mut self, stream: u32, request: Request) {
+        self.streams[stream].count_handled();
         self.mark_dirty(stream);
         let revision = self.delivered;
         match request {
-            Request::Create(create) => match self.admit(stream, &create) {
+            Request::Create(create) => match self.check_create(stream, &create) {
                 Ok(()) => self.create(stream, create),
                 Err(reason) => {
                     self.streams[stream].release_refused(&create.interval);
@@ -65,17 +65,17 @@ impl HubCore {
             },
             Request::Refuse(reason) => self.stage(stream, Response::Refused { reason, revision }),
             Request::Cancel(id) => {
-                if self.end(stream, id) {
+                if self.cancel(stream, id) {
                     self.stage(stream, Response::Canceled { watch: id, revision });
                 }
             }
-            Request::Progress => self.say_progress(stream),
+            Request::Progress => self.send_progress(stream),
         }
     }
 
-    fn admit(&self, stream: u32, create: &Create) -> Result<(), String> {
+    fn check_create(&self, stream: u32, create: &Create) -> Result<(), String> {
         let watches = &self.streams[stream].watches;
-        // The ID that means "all" cannot be a watch's own.
+        // The ID that means "all watches" cannot be the ID of one.
         if create.id == NOBODY || create.id != 0 && watches.contains_key(&create.id) {
             return Err(DUPLICATE.into());
         }
@@ -88,22 +88,22 @@ impl HubCore {
     fn create(&mut self, slot: u32, create: Create) {
         let revision = self.delivered;
         let stream = &mut self.streams[slot];
-        let id = if create.id == 0 { stream.take_id() } else { create.id };
+        let id = if create.id == 0 { stream.allocate_watch_id() } else { create.id };
         let from = if create.start == 0 { revision + 1 } else { create.start };
-        let standing = if from > revision { Standing::Synced } else { Standing::Ready };
-        self.made += 1;
+        let state = if from > revision { WatchState::Synced } else { WatchState::Ready };
+        self.created_watches += 1;
         let Create { interval, start, wishes, .. } = create;
         let watch = Watch {
-            serial: self.made,
+            serial: self.created_watches,
             stream: slot,
             id,
             interval,
             wishes,
             start,
             from,
-            standing,
-            place: 0,
-            quiet: true,
+            state,
+            position: 0,
+            idle: true,
         };
         let progress = wishes.progress;
         let watch = self.watches.insert(watch);
@@ -120,8 +120,8 @@ impl HubCore {
         }
     }
 
-    /// Cancels a watch; false if there is none.
-    fn end(&mut self, stream: u32, id: i64) -> bool {
+    /// Cancels a watch; false if the stream has no watch with this ID.
+    fn cancel(&mut self, stream: u32, id: i64) -> bool {
         let watch = self.streams[stream].watches.remove(&id);
         if let Some(watch) = watch {
             self.remove(watch);
@@ -129,31 +129,31 @@ impl HubCore {
         watch.is_some()
     }
 
-    /// Removes a watch that its stream no longer lists.
+    /// Removes a watch. Callers must have removed it from its stream's `watches`.
     pub(super) fn remove(&mut self, slot: u32) {
-        self.leave_standing(slot);
+        self.leave_state(slot);
         let watch = self.watches.remove(slot);
         self.streams[watch.stream].release(slot, &watch);
         self.gauges.watches.dec();
     }
 
-    /// Tells a whole stream how far everything was said, if it is the same for all of its watches.
-    fn say_progress(&mut self, slot: u32) {
+    /// Sends a progress notification for a whole stream, if all of its watches are synced and have started.
+    fn send_progress(&mut self, slot: u32) {
         let revision = self.delivered;
         let stream = &mut self.streams[slot];
-        let agreed = stream.lagging == 0 && !stream.watches.is_empty() && stream.has_begun(revision);
-        if agreed && self.has_room(slot) {
+        let is_synced = stream.lagging == 0 && !stream.watches.is_empty() && stream.has_begun(revision);
+        if is_synced && self.has_capacity(slot) {
             self.stage(slot, Response::Progress { watch: NOBODY, revision });
         }
     }
 
-    /// Tells the watches that asked for it how far everything was said, where the time has come.
+    /// Sends the progress notifications that are due.
     pub(super) fn tick(&mut self) {
-        while let Some(&Reverse((at, name))) = self.timers.peek()
+        while let Some(&Reverse((at, id))) = self.timers.peek()
             && at <= self.now
         {
             self.timers.pop();
-            if let Some(&slot) = self.names.get(&name) {
+            if let Some(&slot) = self.slots_by_id.get(&id) {
                 self.tick_stream(slot);
             }
         }
@@ -163,21 +163,21 @@ impl HubCore {
         self.streams[slot].ticking = false;
         let revision = self.delivered;
         let watches: Vec<u32> = self.streams[slot].watches.values().copied().collect();
-        let mut listening = false;
+        let mut wants_progress = false;
         for watch in watches {
             let watch = &mut self.watches[watch];
             if !watch.wishes.progress {
                 continue;
             }
-            listening = true;
-            let quiet = std::mem::replace(&mut watch.quiet, true);
-            let at_head = watch.standing == Standing::Synced && watch.start <= revision;
+            wants_progress = true;
+            let idle = std::mem::replace(&mut watch.idle, true);
+            let at_head = watch.state == WatchState::Synced && watch.start <= revision;
             let id = watch.id;
-            if quiet && at_head && self.has_room(slot) {
+            if idle && at_head && self.has_capacity(slot) {
                 self.stage(slot, Response::Progress { watch: id, revision });
             }
         }
-        if listening {
+        if wants_progress {
             self.start_ticking(slot);
         }
     }
@@ -185,12 +185,12 @@ impl HubCore {
     fn start_ticking(&mut self, slot: u32) {
         let stream = &mut self.streams[slot];
         if !std::mem::replace(&mut stream.ticking, true) {
-            self.timers.push(Reverse((stream.next_tick(self.now), stream.name)));
+            self.timers.push(Reverse((stream.next_tick(self.now), stream.id)));
         }
     }
 
-    /// Goes over to a later state of the key space. What lies between the two has to be read from its history.
-    fn restored(&mut self, reader: Reader) {
+    /// Switches to a later state of the key space. The revisions in between have to be read from its history table.
+    fn restore(&mut self, reader: Reader) {
         let head = reader.head();
         assert!(head >= self.delivered, "a key space is replaced by a later state of itself");
         self.reader = reader;

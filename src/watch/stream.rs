@@ -1,4 +1,4 @@
-//! What the hub knows of one stream, and of one watch.
+//! The hub's state of one stream, and of one watch.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,13 +9,13 @@ use std::{
 use super::outbox::{Delivery, Outbox, Response};
 use crate::mvcc::Interval;
 
-/// Room for one small response, granted to each watch of a stream on top of the stream's own.
-const ROOM_PER_WATCH_BYTES: usize = 512;
+/// The allowance that each watch adds to its stream's limit of pending bytes: space for one small response.
+const PENDING_BYTES_PER_WATCH: usize = 512;
 
-/// What a watch costs beside its keys: itself, and its places in the lists of the hub.
+/// The memory of a watch beside its keys: the watch itself, and its entries in the hub's lists.
 const WATCH_BYTES: usize = 400;
 
-/// What a watch of these keys is counted for.
+/// The bytes that a watch of these keys is charged with.
 #[must_use]
 pub fn charge(interval: &Interval) -> usize {
     let keys = match interval {
@@ -25,44 +25,42 @@ pub fn charge(interval: &Interval) -> usize {
     WATCH_BYTES + keys
 }
 
-/// One client's stream.
+/// A watch stream.
 pub struct Stream {
-    /// Its name.
-    pub name: u64,
-    /// Its watches, by ID.
+    pub id: u64,
+    /// The slots of its watches, by watch ID.
     pub watches: BTreeMap<i64, u32>,
-    /// The next ID to be given away, unless a client chose it.
-    pub next_id: i64,
+    /// The next ID for a watch that is created without one; IDs that the client chose are skipped.
+    pub next_watch_id: i64,
     /// How many of its watches are not synced.
     pub lagging: usize,
-    /// Watches that wait for room, by the revision that they need next.
+    /// Watches in [`WatchState::Waiting`], by the revision that they need next.
     pub waiting: BTreeSet<(i64, u32)>,
-    /// Watches that begin in the future, or did when they were made, by where they begin.
+    /// Watches that start at a revision above the head, or did when they were created, by that revision.
     pub future: BTreeSet<(i64, u32)>,
-    /// When it was opened.
     pub opened: Duration,
-    /// How often it says that nothing happened, to those who asked for it.
+    /// The interval of progress notifications.
     pub period: Duration,
-    /// Whether a tick is due.
+    /// Whether the hub has a timer for the next tick.
     pub ticking: bool,
-    /// Whether it is to be flushed.
+    /// Whether it is marked to be flushed.
     pub dirty: bool,
     outbox: Arc<Outbox>,
     staged: Delivery,
-    room: usize,
-    /// The revision that is being offered to watches which share its frames, how many those are here, and whether there was
-    /// room for them.
+    /// The maximum bytes of pending responses, without the allowance of the watches.
+    pending_limit: usize,
+    /// The revision that is offered to watches that share its frames, how many such watches this stream has, and whether it had
+    /// capacity for them.
     offer: (i64, usize, bool),
 }
 
 impl Stream {
-    /// A stream without watches. `room` is what may wait for it, in bytes.
     #[must_use]
-    pub fn new(name: u64, outbox: Arc<Outbox>, opened: Duration, period: Duration, room: usize) -> Self {
+    pub fn new(id: u64, outbox: Arc<Outbox>, opened: Duration, period: Duration, pending_limit: usize) -> Self {
         Self {
-            name,
+            id,
             watches: BTreeMap::new(),
-            next_id: 0,
+            next_watch_id: 0,
             lagging: 0,
             waiting: BTreeSet::new(),
             future: BTreeSet::new(),
@@ -72,43 +70,43 @@ impl Stream {
             dirty: false,
             outbox,
             staged: Delivery::default(),
-            room,
+            pending_limit,
             offer: (0, 0, false),
         }
     }
 
-    /// Whether another response can be taken, if no more than `most` may wait.
+    /// Whether there is capacity for another response, if at most `outbox_limit` bytes may be pending.
     #[must_use]
-    pub fn has_room(&self, most: usize) -> bool {
-        self.outbox.cost() + self.staged.cost < self.limit().min(most)
+    pub fn has_capacity(&self, outbox_limit: usize) -> bool {
+        self.outbox.cost() + self.staged.cost < self.limit().min(outbox_limit)
     }
 
     /// Counts one more watch that shares the frames of revision `main`.
-    pub fn count_sharer(&mut self, main: i64, most: usize) {
+    pub fn count_sharer(&mut self, main: i64, outbox_limit: usize) {
         if self.offer.0 != main {
-            self.offer = (main, 0, self.has_room(most));
+            self.offer = (main, 0, self.has_capacity(outbox_limit));
         }
         self.offer.1 += 1;
     }
 
-    /// How many there were, and whether there was room for them.
+    /// The number of watches that share the frames, and whether there was capacity for them.
     #[must_use]
     pub fn sharers(&self) -> (usize, bool) {
         (self.offer.1, self.offer.2)
     }
 
-    /// A watch is gone, and what it counted for.
+    /// Releases what a removed watch was charged with.
     pub fn release(&mut self, slot: u32, watch: &Watch) {
         self.future.remove(&(watch.start, slot));
         self.outbox.release_watch(charge(&watch.interval));
     }
 
-    /// A watch did not begin.
+    /// Releases what a watch was charged with that was not created.
     pub fn release_refused(&self, interval: &Interval) {
         self.outbox.release_watch(charge(interval));
     }
 
-    /// Whether all watches have begun at `revision`. It never goes back, so each watch is looked at once.
+    /// Whether all watches start at or below `revision`. Revisions never decrease, so each watch is examined once.
     pub fn has_begun(&mut self, revision: i64) -> bool {
         while let Some(&(start, _)) = self.future.first()
             && start <= revision
@@ -118,43 +116,43 @@ impl Stream {
         self.future.is_empty()
     }
 
-    /// Puts a response behind all others. It leaves with the next [`Stream::flush`].
+    /// Appends a response, which is delivered by the next [`Stream::flush`].
     pub fn stage(&mut self, response: Response) {
         self.staged.cost += response.cost();
         self.staged.responses.push(response);
     }
 
     /// Counts a request as handled.
-    pub fn handled(&mut self) {
+    pub fn count_handled(&mut self) {
         self.staged.handled += 1;
     }
 
-    /// Hands on what was staged. True if watches wait for room, and there is some already.
-    pub fn flush(&mut self, most: usize) -> bool {
+    /// Moves the staged responses to the outbox. True if watches wait for capacity and there already is some.
+    pub fn flush(&mut self, outbox_limit: usize) -> bool {
         self.dirty = false;
-        let low = self.limit().min(most) / 2;
-        self.staged.hungry_below = (!self.waiting.is_empty()).then_some(low);
+        let low = self.limit().min(outbox_limit) / 2;
+        self.staged.notify_below = (!self.waiting.is_empty()).then_some(low);
         if self.staged.responses.is_empty() && self.staged.handled == 0 && self.waiting.is_empty() {
             return false;
         }
         self.outbox.deliver(&mut self.staged)
     }
 
-    /// Ends it for its task, too.
+    /// Closes the outbox, which ends the stream's task.
     pub fn close(&self) {
         self.outbox.close();
     }
 
-    /// The next automatic ID.
-    pub fn take_id(&mut self) -> i64 {
-        while self.watches.contains_key(&self.next_id) {
-            self.next_id += 1;
+    /// Returns an ID that no watch of the stream has.
+    pub fn allocate_watch_id(&mut self) -> i64 {
+        while self.watches.contains_key(&self.next_watch_id) {
+            self.next_watch_id += 1;
         }
-        self.next_id += 1;
-        self.next_id - 1
+        self.next_watch_id += 1;
+        self.next_watch_id - 1
     }
 
-    /// When the tick after `now` is.
+    /// The time of the first tick after `now`.
     #[must_use]
     pub fn next_tick(&self, now: Duration) -> Duration {
         let period = self.period.max(Duration::from_millis(1)).as_nanos();
@@ -163,67 +161,61 @@ impl Stream {
     }
 
     fn limit(&self) -> usize {
-        self.room + self.watches.len() * ROOM_PER_WATCH_BYTES
+        self.pending_limit + self.watches.len() * PENDING_BYTES_PER_WATCH
     }
 }
 
-/// Which events a watch wants, and how.
+/// Which events a watch selects, and how they are delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools, reason = "a request has so many switches")]
+#[allow(clippy::struct_excessive_bools, reason = "a request has as many switches")]
 pub struct Wishes {
-    /// Leave puts out.
     pub no_put: bool,
-    /// Leave deletions out.
     pub no_delete: bool,
-    /// Add what was there before.
+    /// Include the previous value of the key (`prev_kv`).
     pub previous: bool,
-    /// Say now and then that nothing happened.
+    /// Send progress notifications while there are no events (`progress_notify`).
     pub progress: bool,
-    /// Large responses may be sent in parts.
+    /// Large responses may be split (`fragment`).
     pub fragment: bool,
 }
 
 impl Wishes {
-    /// Whether an event of this kind is wanted.
+    /// Whether an event of this type is selected.
     #[must_use]
-    pub fn admit(self, deletion: bool) -> bool {
+    pub fn includes(self, deletion: bool) -> bool {
         if deletion { !self.no_delete } else { !self.no_put }
     }
 }
 
-/// Where a watch stands.
+/// The state of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It hears events as they are published.
+pub enum WatchState {
+    /// It receives events as they are published.
     Synced,
-    /// It is to catch up.
+    /// It lags, and takes part in one of the next passes of catching up.
     Ready,
-    /// It is catching up, on the historian's thread.
+    /// It takes part in a pass that is running.
     Reading,
-    /// It is to catch up once its stream has room.
+    /// It lags, and waits until its stream has capacity.
     Waiting,
 }
 
 /// One watch.
 pub struct Watch {
-    /// Tells it from a later one with the same number.
+    /// Distinguishes it from later watches in the same slot.
     pub serial: u64,
-    /// Its stream.
+    /// The slot of its stream.
     pub stream: u32,
-    /// Its name there.
     pub id: i64,
-    /// Its keys.
     pub interval: Interval,
-    /// Its client's wishes.
     pub wishes: Wishes,
-    /// The revision it was asked to start from.
+    /// The start revision that the client requested.
     pub start: i64,
-    /// It needs no event below this revision: not yet, or no more.
+    /// The first revision that it needs: all events below were delivered or precede its start.
     pub from: i64,
-    /// How it gets them.
-    pub standing: Standing,
-    /// Its place among those who watch the same keys, while it is synced.
-    pub place: usize,
-    /// Whether it heard no event since the last tick.
-    pub quiet: bool,
+    pub state: WatchState,
+    /// Its position in the group of watches of the same keys, while it is synced.
+    pub position: usize,
+    /// Whether it received no event since the last tick.
+    pub idle: bool,
 }

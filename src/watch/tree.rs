@@ -1,33 +1,33 @@
-//! Which of many intervals contain which of some keys.
+//! An interval tree: finds the intervals that contain any of some keys.
 //!
-//! A search tree over distinct intervals, ordered by start, then by end. Each node also knows which node below it (or
-//! itself) ends last, so a whole subtree that ends before the keys is passed over at once.
+//! It is a search tree over distinct intervals, ordered by start, then by end. Each node also stores which node of its subtree
+//! has the last end, so that a subtree whose intervals all end before the keys is skipped.
 //!
-//! Clients choose the intervals and the order in which they come and go, so the balance must not depend on either. This is
-//! an AVL tree: the heights of two siblings differ by one at most, whatever is done to it, and `n` intervals lie no deeper
-//! than 1.44 · log₂ n. It needs no random numbers, hence no seed that would have to be kept secret. Every walk through it
+//! Clients choose the intervals and the order in which they are added and removed, so the balance must not depend on either.
+//! This is an AVL tree: whatever the operations, the heights of two siblings differ by at most one, and `n` intervals have a
+//! depth of at most 1.44 · log₂ n. It needs no random numbers, hence no seed that would have to be kept secret. Every traversal
 //! keeps its path in an array of that size and does not recurse.
 //!
 //! INVARIANTS
-//! * In order, intervals ascend and none is there twice; none has an empty group.
+//! * In order, intervals ascend strictly; none has an empty group.
 //! * The heights of the two children of a node differ by at most one.
 
 use std::{cmp::Ordering, ops::Range};
 
 use bytes::Bytes;
 
-/// No node.
+/// The index that stands for no node.
 const NIL: u32 = u32::MAX;
 
-/// No path is longer: an AVL tree of as many nodes as 32 bits can number is 46 high.
+/// The maximum length of a path: the height of an AVL tree with as many nodes as 32 bits can number.
 const MAX_HEIGHT: usize = 46;
 
 /// A half-open interval of keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
-    /// The first key inside.
+    /// The first key.
     pub start: Bytes,
-    /// The first key behind; None if nothing is.
+    /// The exclusive end; None if there is no upper bound.
     pub end: Option<Bytes>,
 }
 
@@ -36,7 +36,7 @@ impl Bounds {
         self.start.cmp(&other.start).then_with(|| compare_ends(self.end.as_ref(), other.end.as_ref()))
     }
 
-    fn ends_behind(&self, key: &[u8]) -> bool {
+    fn ends_after(&self, key: &[u8]) -> bool {
         self.end.as_ref().is_none_or(|end| end.as_ref() > key)
     }
 }
@@ -53,12 +53,12 @@ struct Node {
     group: Vec<u32>,
     left: u32,
     right: u32,
-    /// The node at or below this one that ends last.
+    /// The node in this subtree whose interval has the last end.
     furthest: u32,
     height: u8,
 }
 
-/// A stack with room for one entry per level of the tree.
+/// A stack with a fixed capacity of one entry per level of the tree.
 struct Path<T> {
     entries: [T; MAX_HEIGHT],
     len: usize,
@@ -81,13 +81,13 @@ impl<T: Copy> Path<T> {
 }
 
 impl Path<u32> {
-    /// The lowest node on it, or `NIL`.
+    /// The lowest node of the path, or `NIL`.
     fn last(&self) -> u32 {
         self.len.checked_sub(1).map_or(NIL, |last| self.entries[last])
     }
 }
 
-/// Groups of numbers, by interval.
+/// Groups of watches, given as numbers, by interval.
 pub struct IntervalTree {
     nodes: Vec<Node>,
     free: Vec<u32>,
@@ -101,19 +101,18 @@ impl Default for IntervalTree {
 }
 
 impl IntervalTree {
-    /// Whether there is no interval.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.root == NIL
     }
 
-    /// Visits the group of every interval that contains `key`, in order: [`IntervalTree::visit`] for the usual case.
+    /// Visits the group of every interval that contains `key`, in order. The common case of [`IntervalTree::visit`].
     pub fn visit_one(&self, key: &[u8], visit: &mut impl FnMut(&[u32])) {
         let mut path = Path::new(NIL);
         let mut at = self.root;
         loop {
             while let Some(node) = self.nodes.get(at as usize)
-                && self.nodes[node.furthest as usize].bounds.ends_behind(key)
+                && self.nodes[node.furthest as usize].bounds.ends_after(key)
             {
                 path.push(at);
                 at = node.left;
@@ -122,7 +121,7 @@ impl IntervalTree {
             let Node { bounds, group, right, .. } = &self.nodes[top as usize];
             at = NIL;
             if bounds.start.as_ref() <= key {
-                if bounds.ends_behind(key) {
+                if bounds.ends_after(key) {
                     visit(group);
                 }
                 at = *right;
@@ -130,24 +129,24 @@ impl IntervalTree {
         }
     }
 
-    /// Visits the group of every interval that contains one of the keys numbered `keys`, in order, with the numbers of the
-    /// keys that it contains. `key` names them; they ascend, and may repeat.
+    /// Visits the group of every interval that contains any of the keys numbered `keys`, in order, with the range of numbers
+    /// that it contains. `key` maps a number to its key; keys must ascend, and may repeat.
     ///
-    /// A subtree is walked through only if it contains a hit or leads to where a key would stand, so the cost is a path per
-    /// key and per hit, and never more than the tree.
+    /// A subtree is visited only if it contains a hit or leads to the position of a key, so the cost is at most one path per key
+    /// and per hit, and never more than the whole tree.
     pub fn visit<'a>(
         &self,
         keys: Range<usize>,
         key: impl Fn(usize) -> &'a [u8],
         visit: &mut impl FnMut(&[u32], Range<usize>),
     ) {
-        // Nodes whose left subtree is done, and the keys that they can contain.
+        // Nodes whose left subtree was visited or skipped, with the range of keys that they can contain.
         let mut path = Path::new((NIL, 0, 0));
         let (mut at, mut from, mut to) = (self.root, keys.start, keys.end);
         loop {
             while let Some(node) = self.nodes.get(at as usize) {
                 let furthest = &self.nodes[node.furthest as usize].bounds;
-                to = partition_point(from..to, |nth| furthest.ends_behind(key(nth)));
+                to = partition_point(from..to, |nth| furthest.ends_after(key(nth)));
                 if from == to {
                     break;
                 }
@@ -158,15 +157,15 @@ impl IntervalTree {
             let node = &self.nodes[top as usize];
             from = partition_point(first..end, |nth| key(nth) < node.bounds.start.as_ref());
             to = end;
-            let behind = partition_point(from..to, |nth| node.bounds.ends_behind(key(nth)));
-            if from < behind {
-                visit(&node.group, from..behind);
+            let inside_end = partition_point(from..to, |nth| node.bounds.ends_after(key(nth)));
+            if from < inside_end {
+                visit(&node.group, from..inside_end);
             }
             at = if from < to { node.right } else { NIL };
         }
     }
 
-    /// The group of an interval, made if need be.
+    /// The group of an interval. Adds the interval if it is new; the caller must then fill the group.
     pub fn group(&mut self, bounds: &Bounds) -> &mut Vec<u32> {
         let (found, path) = self.find(bounds);
         let found = if found == NIL { self.insert(bounds, path) } else { found };
@@ -176,15 +175,15 @@ impl IntervalTree {
     /// Removes an interval and its group.
     pub fn remove(&mut self, bounds: &Bounds) {
         let (removed, mut path) = self.find(bounds);
-        assert!(removed != NIL, "only an interval that is there is removed");
+        assert!(removed != NIL, "only existing intervals are removed");
         let Node { left, right, .. } = self.nodes[removed as usize];
         let parent = path.last();
-        let heir =
+        let replacement =
             if left == NIL || right == NIL { left.min(right) } else { self.unlink_successor(removed, &mut path) };
-        self.replace_child(parent, removed, heir);
+        self.replace_child(parent, removed, replacement);
         self.rebalance(path);
         if self.is_empty() {
-            *self = Self::default(); // No interval is left, nor shall the memory of a million of them be.
+            *self = Self::default(); // Release the memory that many intervals needed.
             return;
         }
         let node = &mut self.nodes[removed as usize];
@@ -193,7 +192,7 @@ impl IntervalTree {
         self.free.push(removed);
     }
 
-    /// The node of an interval, or `NIL`; and the nodes above it, or above where it would be.
+    /// The node of an interval, or `NIL`; and the path of the nodes above it, or above the position where it would be inserted.
     fn find(&self, bounds: &Bounds) -> (u32, Path<u32>) {
         let mut path = Path::new(NIL);
         let mut at = self.root;
@@ -228,10 +227,10 @@ impl IntervalTree {
         new
     }
 
-    /// Takes the next interval in order out of the right subtree of `removed`, and has it adopt both subtrees. `path` leads
-    /// to `removed`; behind this to where the balance may be lost, with the adopter in the place of `removed`.
+    /// Unlinks the in-order successor of `removed` from its right subtree and makes it the parent of both subtrees. `path` leads
+    /// to `removed`; afterwards it leads to the lowest node that may be unbalanced, with the successor instead of `removed`.
     fn unlink_successor(&mut self, removed: u32, path: &mut Path<u32>) -> u32 {
-        let place = path.len;
+        let depth = path.len;
         path.push(removed);
         let Node { left, right, .. } = self.nodes[removed as usize];
         let mut successor = right;
@@ -240,15 +239,15 @@ impl IntervalTree {
             successor = self.nodes[successor as usize].left;
         }
         self.replace_child(path.last(), successor, self.nodes[successor as usize].right);
-        // If the successor was the right child itself, that has just been replaced.
+        // Read again: if the successor was the right child itself, it has just been replaced.
         let right = self.nodes[removed as usize].right;
         let node = &mut self.nodes[successor as usize];
         (node.left, node.right) = (left, right);
-        path.entries[place] = successor;
+        path.entries[depth] = successor;
         successor
     }
 
-    /// Puts another node in the place of a child; without a parent, in that of the root.
+    /// Replaces a child of a node, or the root if `parent` is `NIL`.
     fn replace_child(&mut self, parent: u32, child: u32, other: u32) {
         match self.nodes.get_mut(parent as usize) {
             None => self.root = other,
@@ -257,7 +256,7 @@ impl IntervalTree {
         }
     }
 
-    /// Restores balance and summaries along a path, from below.
+    /// Restores the balance and updates the nodes along a path, bottom up.
     fn rebalance(&mut self, mut path: Path<u32>) {
         while let Some(at) = path.pop() {
             let top = self.balance(at);
@@ -267,8 +266,8 @@ impl IntervalTree {
         }
     }
 
-    /// Restores the balance of one node, whose subtrees have theirs and differ in height by two at most. Returns the node
-    /// that is on top now.
+    /// Restores the balance of one node. Its subtrees must be balanced and their heights differ by at most two. Returns the new
+    /// root of the subtree.
     fn balance(&mut self, at: u32) -> u32 {
         let Node { left, right, .. } = self.nodes[at as usize];
         if self.height(left) > self.height(right) + 1 {
@@ -289,7 +288,7 @@ impl IntervalTree {
         at
     }
 
-    /// Puts the left child of a node on top of it.
+    /// Makes the left child of a node its parent; returns it.
     fn rotate_right(&mut self, at: u32) -> u32 {
         let top = self.nodes[at as usize].left;
         self.nodes[at as usize].left = self.nodes[top as usize].right;
@@ -299,7 +298,7 @@ impl IntervalTree {
         top
     }
 
-    /// Puts the right child of a node on top of it.
+    /// Makes the right child of a node its parent; returns it.
     fn rotate_left(&mut self, at: u32) -> u32 {
         let top = self.nodes[at as usize].right;
         self.nodes[at as usize].right = self.nodes[top as usize].left;
@@ -313,7 +312,7 @@ impl IntervalTree {
         self.nodes.get(at as usize).map_or(0, |node| node.height)
     }
 
-    /// Sums up what lies at and below a node.
+    /// Computes `furthest` and `height` of a node from its children.
     fn update(&mut self, at: u32) {
         let Node { left, right, .. } = self.nodes[at as usize];
         let below = [left, right].into_iter().filter(|&child| child != NIL);
@@ -329,7 +328,7 @@ impl IntervalTree {
     }
 }
 
-/// The first number of a range for which `holds` is false; it is true for all before and false for all behind.
+/// The first number of a range for which `holds` is false. It must be true for all before and false for all after.
 fn partition_point(range: Range<usize>, holds: impl Fn(usize) -> bool) -> usize {
     let Range { mut start, mut end } = range;
     while start < end {
@@ -352,13 +351,13 @@ mod tests {
     use super::*;
 
     impl IntervalTree {
-        /// The height of a subtree, all of whose invariants hold.
+        /// Checks all invariants of a subtree; returns its height.
         fn check(&self, at: u32) -> u8 {
             let Some(node) = self.nodes.get(at as usize) else { return 0 };
             let (left, right) = (self.check(node.left), self.check(node.right));
             assert!(left.abs_diff(right) <= 1 && node.height == 1 + left.max(right));
-            let is_in_order = |before: u32, behind: u32| {
-                let bounds = [before, behind].map(|at| self.nodes.get(at as usize).map(|node| &node.bounds));
+            let is_in_order = |before: u32, after: u32| {
+                let bounds = [before, after].map(|at| self.nodes.get(at as usize).map(|node| &node.bounds));
                 !matches!(bounds, [Some(a), Some(b)] if a.compare(b) != Ordering::Less)
             };
             assert!(is_in_order(node.left, at) && is_in_order(at, node.right));
@@ -387,10 +386,10 @@ mod tests {
     }
 
     #[test]
-    fn a_visit_finds_what_a_scan_of_all_intervals_finds() {
+    fn a_visit_finds_the_same_as_a_scan_of_all_intervals() {
         let mut rng = SmallRng::seed_from_u64(7);
         let mut tree = IntervalTree::default();
-        // By start and end, with no end behind all others: the order in which intervals are visited.
+        // By start and end, where no end is the largest: the order in which intervals are visited.
         let mut all: BTreeMap<(u32, u32), u32> = BTreeMap::new();
         for step in 0..4000 {
             let (start, end) = random(&mut rng);
@@ -440,8 +439,8 @@ mod tests {
         z ^ (z >> 31)
     }
 
-    /// Orders in which a client may choose its intervals: ascending, descending, from both ends towards the middle, and such
-    /// that a tree whose shape followed from this fixed sequence of random weights would become a list.
+    /// Orders in which a client could add intervals: ascending, descending, from both ends towards the middle, and an order that
+    /// would degrade a treap to a list if its priorities were this fixed sequence of pseudo-random numbers.
     fn hostile_orders(count: u32) -> Vec<Vec<u32>> {
         let weights: Vec<u64> = (1..=count).map(|nth| scatter(nth.into())).collect();
         let mut by_weight: Vec<usize> = (0..weights.len()).collect();
@@ -455,9 +454,9 @@ mod tests {
     }
 
     #[test]
-    fn no_order_of_coming_and_going_makes_the_tree_deep() {
+    fn no_order_of_insertions_and_removals_makes_the_tree_deep() {
         const COUNT: u32 = 60_000;
-        // As little as any thread has: what recursed to the depth of a list would overflow it.
+        // The smallest stack of any thread: a recursion to the depth of a list would overflow it.
         let body = || {
             for order in hostile_orders(COUNT) {
                 let mut tree = IntervalTree::default();
@@ -466,7 +465,7 @@ mod tests {
                 }
                 let allowed = |tree: &IntervalTree| 4.0 * f64::from(u32::try_from(tree.len()).unwrap()).log2();
                 assert!(f64::from(tree.check(tree.root)) <= allowed(&tree));
-                // All but a few go, those first that came first.
+                // Remove all but a few, in the order of their insertion.
                 for &start in &order[..order.len() - 100] {
                     tree.remove(&bounds(start, Some(start + 1)));
                 }

@@ -1,9 +1,9 @@
-//! Golden scripts: commands and what they come to, recorded, read and kept.
+//! Golden scripts: commands and their recorded output.
 //!
-//! Every command runs on two state machines, one over [`metastore::storage::memory::Memory`] and one over
-//! [`metastore::storage::rocks::Rocks`]. Their answers, and all that the two databases hold, must be equal after each
-//! command; then the answer is shown once. To record a new script, leave out what follows `---` and run the tests with
-//! `UPDATE_GOLDENFILES=1`; then read what it wrote.
+//! Every command runs on two state machines, one with [`metastore::storage::memory::Memory`] and one with
+//! [`metastore::storage::rocks::Rocks`]. Their outputs and the contents of the two databases must be equal after each command;
+//! the output is recorded once. To record a new script, leave out the parts after `---` and run the tests with
+//! `UPDATE_GOLDENFILES=1`; then review the result.
 //!
 //! Commands that become entries (a `\0` in a word is a zero byte):
 //!
@@ -11,64 +11,65 @@
 //! | --- | --- |
 //! | `put key=value [lease=] [prev_kv] [ignore_value] [ignore_lease]` | a Put; with `ignore_value` just `put key` |
 //! | `delete key [end] [prev_kv]` | a DeleteRange |
-//! | `> txn if version(a)=1 and mod(a..c)>2 { put a=1; get a } else { … }` | a Txn; operations may be transactions again |
-//! | `fill n` | n Puts: `k0000=0`, `k0001=1` and so on; shows only the last |
-//! | `compact rev [physical]` | a Compact; `physical` also removes |
+//! | `> txn if version(a)=1 and mod(a..c)>2 { put a=1; get a } else { … }` | a Txn; operations may be nested transactions |
+//! | `fill n` | n Puts: `k0000=0`, `k0001=1` and so on; shows only the last output |
+//! | `compact rev [physical]` | a Compact; with `physical` the records are removed too |
 //! | `grant id ttl=`, `revoke id` | leases |
 //! | `alarm list\|raise\|clear [nospace\|corrupt\|number] [member=]` | alarms |
-//! | `member add id url … [learner] [max_learners=]` | a new member |
-//! | `member remove id`, `member promote id`, `member update id url …` | changes of a member |
-//! | `member attributes id name= [url …]` | what a member says of itself |
-//! | … `misfiled` | the same in an entry of the wrong kind: raft is told of what it need not know, or not of what it must |
-//! | `foreign`, `garbage` | an entry of a later version; one that is none |
+//! | `member add id url … [learner] [max_learners=]` | adds a member |
+//! | `member remove id`, `member promote id`, `member update id url …` | changes a member |
+//! | `member attributes id name= [url …]` | publishes a member's name and client URLs |
+//! | … `misfiled` | the same in an entry of the wrong kind: a configuration change instead of a normal one, or the reverse |
+//! | `foreign`, `garbage` | an entry with an unknown command, as of a later version; an invalid entry |
 //!
-//! And beside the log:
+//! Commands that do not become entries:
 //!
 //! | command | meaning |
 //! | --- | --- |
-//! | `get key [end] [rev=] [limit=] [sort=] [by=] [min_mod=] … [keys_only] [count_only]` | a Range of what is published |
-//! | `view [rev=]`, `look key [end] …`, `close` | holds a view, reads through it, lets it go |
+//! | `get key [end] [rev=] [limit=] [sort=] [by=] [min_mod=] … [keys_only] [count_only]` | a Range of the published state |
+//! | `view [rev=]`, `read key [end] …`, `close` | opens a view, reads through it, closes it |
 //! | `hash [rev]` | `HashKV` |
-//! | `remember` | remembers the hash of what is about to be removed |
-//! | `remove [limit=]` | removes what was compacted: one piece of so many records, or all |
-//! | `members` | who votes, who learns, who was removed |
-//! | `records [raw]`, `leases` | what is stored; `raw` byte for byte |
-//! | `batch`, `commit` | entries in between gather into one batch |
-//! | `flush`, `restart` | the database flushes; everything is opened again |
-//! | `crash lose=n` | the newest n batches are lost; what was lost is replayed, and must come to the same |
+//! | `store_hash` | stores the hash for the compaction that is about to remove records |
+//! | `remove [limit=]` | removes compacted records: one step of about `limit` records, or all |
+//! | `members` | voters, learners and removed members |
+//! | `records [raw]`, `leases` | the stored records or leases; `raw` shows bytes |
+//! | `batch`, `commit` | entries in between are applied as one batch |
+//! | `flush`, `restart` | flushes the database; stops and opens everything again |
+//! | `crash lose=n` | the newest n batches are lost; their entries are replayed, and must have the same outcomes |
 //!
-//! And those who watch. Each names its stream with `stream=` unless there is but one; the first of a stream opens it, with
-//! `parts=` for how many bytes are split where that is wished for. What a stream hears is shown by commands that ask for
-//! something and by `hear`: `2*a=1` created a key at revision 2, `3+a=2` changed it, `4-a` deleted it, each followed by what
-//! was there before (`<1@2`) where that was asked for; then `…` for a part that is not the last, and the header's revision.
+//! Watch commands. Each names its stream with `stream=` unless there is only one; the first command of a stream opens it, with
+//! `parts=` for the response size in bytes above which a fragmenting watch splits. Commands that send a request, and `receive`,
+//! show the responses received by the stream: `2*a=1` created a key at revision 2, `3+a=2` changed it, `4-a` deleted it, each
+//! followed by the previous value (`<1@2`) if it was requested; then `…` for a fragment that is not the last, and the header's
+//! revision.
 //!
 //! | command | meaning |
 //! | --- | --- |
-//! | `watch key [end] [from=] [id=] [prev_kv] [notify] [fragment] [no_put] [no_delete]` | begins a watch |
-//! | `cancel id`, `progress` | ends it; asks how far everything was said |
-//! | `hear` | what there is to hear |
-//! | `stall`, `listen` | the client takes nothing; it takes everything again |
+//! | `watch key [end] [from=] [id=] [prev_kv] [notify] [fragment] [no_put] [no_delete]` | creates a watch |
+//! | `cancel id`, `progress` | cancels it; requests a progress notification |
+//! | `receive` | shows all responses that are ready |
+//! | `stall`, `resume` | the client stops reading responses; it reads again |
 //! | `leave` | closes the stream |
-//! | `wait seconds` | time passes |
-//! | `hub [ring=] [pending=] [watches=]` | begins with a hub that has so many bytes for events; closes all streams |
-//! | `counts` | streams, watches, those that lag, events that wait |
+//! | `wait seconds` | advances the time |
+//! | `hub [ring=] [pending=] [watches=]` | starts a new hub with the given limits; closes all streams |
+//! | `counts` | the numbers of streams, watches, lagging watches and pending events |
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "../watching/client.rs"]
 mod client;
-mod language;
 mod node;
+mod parse;
 mod print;
-mod watching;
+mod watch_streams;
 
 use std::{env, error::Error, fs, path::Path};
 
 use goldenscript::{Argument, Command, Context, Runner};
-use language::Words;
-use node::{Node, Place};
+use node::{Node, TestEngine};
+use parse::Args;
 
-/// Two machines that do everything alike.
+/// Two state machines that execute the same commands.
 struct Mirror {
     memory: Node,
     rocks: Node,
@@ -76,14 +77,14 @@ struct Mirror {
 
 impl Mirror {
     fn new() -> Self {
-        Self { memory: Node::new(Place::memory()), rocks: Node::new(Place::rocks()) }
+        Self { memory: Node::new(TestEngine::memory()), rocks: Node::new(TestEngine::rocks()) }
     }
 
-    fn crash(&mut self, words: &mut Words) -> Result<String, Box<dyn Error>> {
-        let found = self.memory.crash(usize::try_from(words.number("lose")?)?)?;
-        self.rocks.adopt(&found);
+    fn crash(&mut self, args: &mut Args) -> Result<String, Box<dyn Error>> {
+        let found = self.memory.crash(usize::try_from(args.number("lose")?)?)?;
+        self.rocks.load_from(&found);
         let (first, second) = (self.memory.start_after_crash(), self.rocks.start_after_crash());
-        assert_eq!(first, second, "memory and RocksDB find the same");
+        assert_eq!(first, second, "memory and RocksDB restore the same state");
         Ok(first)
     }
 }
@@ -92,22 +93,22 @@ impl Runner for Mirror {
     type Command = Command;
 
     fn run(&mut self, command: &Command, _: &Context) -> Result<String, Box<dyn Error>> {
-        let words = || {
-            Words::new(command.args.iter().map(|argument| match argument {
+        let args = || {
+            Args::new(command.args.iter().map(|argument| match argument {
                 Argument::KeyValue(name, value) => (Some(name.clone()), value.clone()),
                 Argument::Positional(value) => (None, value.clone()),
-                other => panic!("what is {other}?"),
+                other => panic!("unknown argument {other}"),
             }))
         };
         let output = if command.name == "crash" {
-            self.crash(&mut words())?
+            self.crash(&mut args())?
         } else if let Some(text) = command.name.strip_prefix("txn ") {
             let (first, second) = (self.memory.txn(text)?, self.rocks.txn(text)?);
-            assert_eq!(first, second, "memory and RocksDB answer alike");
+            assert_eq!(first, second, "memory and RocksDB give the same output");
             first
         } else {
-            let first = self.memory.run(&command.name, words())?;
-            assert_eq!(first, self.rocks.run(&command.name, words())?, "memory and RocksDB answer alike");
+            let first = self.memory.run(&command.name, args())?;
+            assert_eq!(first, self.rocks.run(&command.name, args())?, "memory and RocksDB give the same output");
             first
         };
         assert_eq!(self.memory.content(), self.rocks.content(), "memory and RocksDB hold the same");
@@ -135,7 +136,7 @@ fn run_all(directory: &str) {
     }
 }
 
-/// Shows where a script's output begins to differ from what was recorded.
+/// Reports the first line of a script's output that differs from the recorded one.
 fn check(script: &Path, recorded: &str, output: &str) {
     let mut lines = recorded.lines().zip(output.lines()).enumerate();
     if let Some((nth, (was, is))) = lines.find(|(_, (was, is))| was != is) {
@@ -145,26 +146,26 @@ fn check(script: &Path, recorded: &str, output: &str) {
 }
 
 #[test]
-fn keys_live_and_die_as_the_mvcc_scripts_say() {
+fn mvcc_scripts_produce_their_recorded_output() {
     run_all("mvcc");
 }
 
 #[test]
-fn transactions_come_to_what_the_txn_scripts_say() {
+fn txn_scripts_produce_their_recorded_output() {
     run_all("txn");
 }
 
 #[test]
-fn leases_and_alarms_act_as_the_lease_scripts_say() {
+fn lease_scripts_produce_their_recorded_output() {
     run_all("lease");
 }
 
 #[test]
-fn members_come_and_go_as_the_member_scripts_say() {
+fn members_scripts_produce_their_recorded_output() {
     run_all("members");
 }
 
 #[test]
-fn watchers_hear_what_the_watch_scripts_say() {
+fn watch_scripts_produce_their_recorded_output() {
     run_all("watch");
 }

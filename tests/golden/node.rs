@@ -1,4 +1,4 @@
-//! One state machine over one engine, with the log that a real node would have beside it.
+//! One state machine with its engine, and the log that a real node would have.
 
 use std::{error::Error, fmt::Write, ops::ControlFlow, sync::Arc};
 
@@ -23,27 +23,24 @@ use prost::Message;
 use tempfile::TempDir;
 
 use crate::{
-    language::{self, Words},
+    parse::{self, Args},
     print,
-    watching::Watchers,
+    watch_streams::WatchHarness,
 };
 
 type Output = Result<String, Box<dyn Error>>;
 
-/// Every table there is.
 const TABLES: [Table; 6] = [Table::History, Table::Meta, Table::Lease, Table::Member, Table::Removed, Table::Alarm];
 const VALUE_CACHE_BYTES: u64 = 1 << 16;
 const TERM: u64 = 2;
 
-/// Where a machine's state lies.
-pub enum Place {
-    /// In memory.
+/// The engine of a state machine.
+pub enum TestEngine {
     Memory(Arc<Memory>),
-    /// In a directory of its own.
     Rocks(TempDir),
 }
 
-impl Place {
+impl TestEngine {
     pub fn memory() -> Self {
         Self::Memory(Arc::default())
     }
@@ -60,25 +57,25 @@ impl Place {
     }
 }
 
-/// What runs between two restarts.
+/// Everything that is created anew by a restart.
 struct Running {
     engine: Arc<dyn Engine>,
     machine: Machine,
     readers: Readers,
     compaction: Option<Compaction>,
     view: Option<View>,
-    watchers: Watchers,
+    watchers: WatchHarness,
 }
 
 impl Running {
     fn open(engine: Arc<dyn Engine>) -> Self {
         let machine = Machine::open(engine.clone(), VALUE_CACHE_BYTES).unwrap();
         let readers = machine.readers();
-        let watchers = Watchers::new(readers.keys.clone(), Settings::default());
+        let watchers = WatchHarness::new(readers.keys.clone(), Settings::default());
         Self { engine, machine, readers, compaction: None, view: None, watchers }
     }
 
-    /// Publishes what was applied, as the apply thread does; returns it, written down.
+    /// Commits and publishes what was applied, as the apply thread does; returns it as lines of text.
     fn commit(&mut self) -> Vec<String> {
         let published = self.machine.commit().unwrap();
         let events = published.events.iter().map(print::event);
@@ -91,69 +88,69 @@ impl Running {
     }
 }
 
-/// The machine and the log of all entries that it was ever given.
+/// The state machine, and the log of all entries that were applied to it.
 pub struct Node {
-    /// None only while it restarts. Dropped before the place that it writes to.
+    /// None only during a restart. Declared first, so that it is dropped before its engine.
     running: Option<Running>,
-    place: Place,
+    test_engine: TestEngine,
     log: Vec<(Kind, Entry, Result<Response, metastore::error::Error>)>,
-    /// Whether entries gather into one batch.
-    gathering: bool,
+    /// Whether entries are collected into one batch.
+    batching: bool,
 }
 
 impl Node {
-    pub fn new(place: Place) -> Self {
-        let engine = place.open();
+    pub fn new(test_engine: TestEngine) -> Self {
+        let engine = test_engine.open();
         let members = Members::new([Member { id: 1, ..Member::default() }]);
         Machine::bootstrap(engine.as_ref(), 1, &members, (1, 1)).unwrap();
-        Self { place, running: Some(Running::open(engine)), log: Vec::new(), gathering: false }
+        Self { test_engine, running: Some(Running::open(engine)), log: Vec::new(), batching: false }
     }
 
     fn running(&mut self) -> &mut Running {
-        self.running.as_mut().expect("it runs between commands")
+        self.running.as_mut().expect("the node runs between commands")
     }
 
-    /// Everything in the database, in order.
+    /// The content of the database, in order.
     pub fn content(&self) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
-        let running = self.running.as_ref().expect("it runs between commands");
+        let running = self.running.as_ref().expect("the node runs between commands");
         content(running.engine.as_ref())
     }
 
-    pub fn run(&mut self, name: &str, mut words: Words) -> Output {
-        let output = match self.running().watchers.run(name, &mut words) {
+    pub fn run(&mut self, name: &str, mut args: Args) -> Output {
+        let output = match self.running().watchers.run(name, &mut args) {
             Some(output) => output?,
-            None => self.run_alone(name, &mut words)?,
+            None => self.run_machine_command(name, &mut args)?,
         };
-        words.finish()?;
+        args.finish()?;
         Ok(output)
     }
 
-    /// A command that has nothing to do with watching.
-    fn run_alone(&mut self, name: &str, words: &mut Words) -> Output {
+    /// Runs a command that is not a watch command.
+    fn run_machine_command(&mut self, name: &str, args: &mut Args) -> Output {
         Ok(match name {
-            "put" => self.propose(Kind::Put, &language::put(words)?),
-            "fill" => self.fill(words.expect_number()?),
-            "delete" => self.propose(Kind::DeleteRange, &language::delete(words)),
-            "compact" => self.compact(words)?,
+            "put" => self.propose(Kind::Put, &parse::put(args)?),
+            "fill" => self.fill(args.expect_number()?),
+            "delete" => self.propose(Kind::DeleteRange, &parse::delete(args)),
+            "compact" => self.compact(args)?,
             "grant" => {
-                let (id, ttl) = (words.expect_number()?, words.number("ttl")?);
+                let (id, ttl) = (args.expect_number()?, args.number("ttl")?);
                 self.propose(Kind::LeaseGrant, &LeaseGrantRequest { id, ttl })
             }
-            "revoke" => self.propose(Kind::LeaseRevoke, &LeaseRevokeRequest { id: words.expect_number()? }),
-            "alarm" => self.alarm(words)?,
-            "member" => self.member(words)?,
+            "revoke" => self.propose(Kind::LeaseRevoke, &LeaseRevokeRequest { id: args.expect_number()? }),
+            "alarm" => self.alarm(args)?,
+            "member" => self.member(args)?,
             "members" => print::members(self.running().machine.members()),
             "foreign" => self.apply_data(Kind::Put, false, Bytes::from_static(&[0xc2, 0x3e, 0])),
             "garbage" => self.apply_data(Kind::Put, false, Bytes::from_static(&[0x22, 0x7f, 1])),
-            "get" => self.get(language::range(words)?),
-            "view" => self.open_view(words)?,
-            "look" => self.look(language::range(words)?)?,
+            "get" => self.get(parse::range(args)?),
+            "view" => self.open_view(args)?,
+            "read" => self.read_view(parse::range(args)?)?,
             "close" => {
                 self.running().view = None;
                 String::new()
             }
-            "hash" => self.hash(words)?,
-            "remember" => {
+            "hash" => self.hash(args)?,
+            "store_hash" => {
                 let running = self.running();
                 let due = running.compaction.take().or_else(|| Compaction::pending(running.machine.shared()));
                 let due = due.ok_or("nothing is compacted")?;
@@ -164,15 +161,15 @@ impl Node {
                 let known: Vec<_> = known.iter().map(|hash| hash.hash_revision).collect();
                 format!("hashes of {known:?}")
             }
-            "remove" => self.remove(words)?,
-            "records" => self.records(words.flag("raw")),
+            "remove" => self.remove(args)?,
+            "records" => self.records(args.flag("raw")),
             "leases" => self.leases(),
             "batch" => {
-                self.gathering = true;
+                self.batching = true;
                 String::new()
             }
             "commit" => {
-                self.gathering = false;
+                self.batching = false;
                 self.commit()
             }
             "flush" => {
@@ -185,7 +182,7 @@ impl Node {
     }
 
     pub fn txn(&mut self, text: &str) -> Output {
-        Ok(self.propose(Kind::Txn, &language::txn(text)?))
+        Ok(self.propose(Kind::Txn, &parse::txn(text)?))
     }
 
     fn propose(&mut self, kind: Kind, request: &impl Message) -> String {
@@ -211,7 +208,7 @@ impl Node {
             Err(error) => format!("refused: {error}"),
         };
         self.log.push((kind, entry, outcome));
-        if !self.gathering {
+        if !self.batching {
             let published = self.commit();
             _ = write!(out, "{}{published}", if published.is_empty() { "" } else { "\n" });
         }
@@ -223,18 +220,18 @@ impl Node {
         lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
     }
 
-    fn compact(&mut self, words: &mut Words) -> Output {
-        let (revision, physical) = (words.expect_number()?, words.flag("physical"));
+    fn compact(&mut self, args: &mut Args) -> Output {
+        let (revision, physical) = (args.expect_number()?, args.flag("physical"));
         let mut out = self.propose(Kind::Compact, &CompactionRequest { revision, physical });
         if physical {
-            out = format!("{out}\n  {}", self.remove(&mut Words::default())?);
+            out = format!("{out}\n  {}", self.remove(&mut Args::default())?);
         }
         Ok(out)
     }
 
-    /// Steps of the removal that is due: one of `limit=` records, or all.
-    fn remove(&mut self, words: &mut Words) -> Output {
-        let limit = words.number("limit")?;
+    /// Runs one step of the pending compaction with `limit=` records, or all steps.
+    fn remove(&mut self, args: &mut Args) -> Output {
+        let limit = args.number("limit")?;
         let running = self.running();
         let due = running.compaction.take().or_else(|| Compaction::pending(running.machine.shared()));
         let Some(mut compaction) = due else { return Ok("nothing to remove".into()) };
@@ -250,44 +247,44 @@ impl Node {
         Ok(out.to_lowercase())
     }
 
-    fn alarm(&mut self, words: &mut Words) -> Output {
-        let action = match words.word().as_deref() {
+    fn alarm(&mut self, args: &mut Args) -> Output {
+        let action = match args.word().as_deref() {
             Some("list") => 0,
             Some("raise") => 1,
             Some("clear") => 2,
             _ => return Err("an alarm is listed, raised or cleared".into()),
         };
-        let alarm = match words.word().as_deref() {
+        let alarm = match args.word().as_deref() {
             None => 0,
             Some("nospace") => state::NOSPACE,
             Some("corrupt") => state::CORRUPT,
             Some(other) => other.parse()?,
         };
-        let member_id = words.number("member")?.cast_unsigned();
+        let member_id = args.number("member")?.cast_unsigned();
         Ok(self.propose(Kind::Alarm, &AlarmRequest { action, member_id, alarm }))
     }
 
-    fn member(&mut self, words: &mut Words) -> Output {
-        let what = words.word().ok_or("a member is added, removed, promoted or updated")?;
-        let id = words.expect_number()?.cast_unsigned();
-        let misfiled = words.flag("misfiled");
-        let peer_ur_ls: Vec<String> = std::iter::from_fn(|| words.word()).collect();
+    fn member(&mut self, args: &mut Args) -> Output {
+        let what = args.word().ok_or("a member is added, removed, promoted or updated")?;
+        let id = args.expect_number()?.cast_unsigned();
+        let misfiled = args.flag("misfiled");
+        let peer_ur_ls: Vec<String> = std::iter::from_fn(|| args.word()).collect();
         let (kind, for_raft, request) = match what.as_str() {
             "add" => {
-                let member = Member { id, peer_ur_ls, is_learner: words.flag("learner"), ..Member::default() };
-                let max_learners = words.option("max_learners").map(|most| most.parse()).transpose()?;
+                let member = Member { id, peer_ur_ls, is_learner: args.flag("learner"), ..Member::default() };
+                let max_learners = args.option("max_learners").map(|most| most.parse()).transpose()?;
                 (Kind::MemberAdd, true, Newcomer { member, max_learners }.encode())
             }
             "remove" => (Kind::MemberRemove, true, MemberRemoveRequest { id }.encode_to_vec()),
             "promote" => (Kind::MemberPromote, true, MemberPromoteRequest { id }.encode_to_vec()),
             "update" => (Kind::MemberUpdate, false, MemberUpdateRequest { id, peer_ur_ls }.encode_to_vec()),
             "attributes" => {
-                let name = words.option("name").unwrap_or_default();
+                let name = args.option("name").unwrap_or_default();
                 let member_attributes = Some(Attributes { name, client_urls: peer_ur_ls });
                 let request = ClusterMemberAttrSetRequest { member_id: id, member_attributes };
                 (Kind::MemberAttributesSet, false, request.encode_to_vec())
             }
-            other => return Err(format!("nothing of this kind happens to members: {other}").into()),
+            other => return Err(format!("unknown member command: {other}").into()),
         };
         let entry = Command::encode(self.log.len() as u64 + 1, kind, &request);
         Ok(self.apply_data(kind, for_raft != misfiled, entry))
@@ -307,8 +304,8 @@ impl Node {
         }
     }
 
-    fn open_view(&mut self, words: &mut Words) -> Output {
-        let revision = words.number("rev")?;
+    fn open_view(&mut self, args: &mut Args) -> Output {
+        let revision = args.number("rev")?;
         let running = self.running();
         Ok(match running.readers.keys.view(revision) {
             Ok((view, head)) => {
@@ -320,7 +317,7 @@ impl Node {
         })
     }
 
-    fn look(&mut self, range: metastore::proto::etcdserverpb::RangeRequest) -> Output {
+    fn read_view(&mut self, range: metastore::proto::etcdserverpb::RangeRequest) -> Output {
         let view = self.running().view.as_ref().ok_or("no view is open")?;
         let mut encoded = Vec::new();
         view.range(&txn::query(range))?.encode(&mut encoded);
@@ -328,8 +325,8 @@ impl Node {
         Ok(print::range(&RangeResponse { header: Some(header), ..RangeResponse::decode(encoded.as_slice())? }))
     }
 
-    fn hash(&mut self, words: &mut Words) -> Output {
-        let revision = words.word().map(|word| language::number(&word)).transpose()?.unwrap_or(0);
+    fn hash(&mut self, args: &mut Args) -> Output {
+        let revision = args.word().map(|word| parse::number(&word)).transpose()?.unwrap_or(0);
         Ok(match self.running().readers.keys.hash_kv(revision) {
             Ok(hash) => format!(
                 "hash={} compact={} at={} head={}",
@@ -357,22 +354,22 @@ impl Node {
         lines.join("\n")
     }
 
-    /// Opens everything again: a clean stop and start.
+    /// A clean stop and start.
     fn restart(&mut self) -> String {
-        self.gathering = false;
+        self.batching = false;
         drop(self.running.take());
         self.start()
     }
 
     fn start(&mut self) -> String {
-        let mut running = Running::open(self.place.open());
+        let mut running = Running::open(self.test_engine.open());
         let progress = running.machine.applied();
         let found = running.readers.keys.head();
         let compacted = running.readers.keys.compacted();
         let mut replayed = 0;
         for (_, entry, outcome) in self.log.iter().filter(|(_, entry, _)| entry.index > progress.index) {
             let again = running.machine.apply(entry).unwrap().outcome;
-            assert_eq!(again, *outcome, "entry {} comes to the same when it is replayed", entry.index);
+            assert_eq!(again, *outcome, "entry {} has the same outcome when it is replayed", entry.index);
             running.commit();
             replayed += 1;
         }
@@ -381,24 +378,24 @@ impl Node {
         format!("found rev={found} compact={compacted}, replayed {replayed} entries, rev={head}")
     }
 
-    /// Starts over with what a crash left: the newest `lose` batches are gone. Returns that, for a twin to do the same.
+    /// Simulates a crash that loses the newest `lose` batches. Returns a copy of the state that is left, for the other node.
     pub fn crash(&mut self, lose: usize) -> Result<Memory, Box<dyn Error>> {
-        let Place::Memory(engine) = &self.place else { return Err("only memory can crash".into()) };
-        let keep = engine.unflushed().checked_sub(lose).ok_or("so many batches could not get lost")?;
+        let TestEngine::Memory(engine) = &self.test_engine else { return Err("only memory can crash".into()) };
+        let keep = engine.unflushed().checked_sub(lose).ok_or("there are not so many batches to lose")?;
         let (found, copy) = (engine.crash(keep), engine.crash(keep));
-        self.place = Place::Memory(Arc::new(found));
+        self.test_engine = TestEngine::Memory(Arc::new(found));
         Ok(copy)
     }
 
-    /// Finds what another engine holds in its own place.
-    pub fn adopt(&mut self, found: &Memory) {
+    /// Replaces the engine by one with the content of `found`.
+    pub fn load_from(&mut self, found: &Memory) {
         drop(self.running.take());
-        self.place = Place::rocks();
+        self.test_engine = TestEngine::rocks();
         let mut batch = Batch::default();
         for (table, key, value) in content(found) {
             batch.put(table, &key, value);
         }
-        self.place.open().write(&batch).unwrap();
+        self.test_engine.open().write(&batch).unwrap();
     }
 
     pub fn start_after_crash(&mut self) -> String {

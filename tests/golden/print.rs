@@ -1,4 +1,4 @@
-//! Answers, events and records, as scripts show them.
+//! Formats responses, events and records for scripts.
 
 use std::fmt::Write;
 
@@ -15,19 +15,17 @@ use metastore::{
 };
 use prost::Message;
 
-/// Bytes as text; what is no text is escaped.
+/// Bytes as text; bytes that are not printable ASCII are escaped.
 fn text(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string().replace("\\x00", "\\0")
 }
 
-/// One key: what it is, and since when.
 pub fn key_value(kv: &KeyValue) -> String {
     let lease = if kv.lease == 0 { String::new() } else { format!(" lease={}", kv.lease) };
     let (key, value) = (text(&kv.key), text(&kv.value));
     format!("{key}={value} create={} mod={} version={}{lease}", kv.create_revision, kv.mod_revision, kv.version)
 }
 
-/// What a command was answered with.
 pub fn response(kind: Kind, response: &Response) -> String {
     let body = response.body.as_slice();
     let mut out = format!("rev={}", response.revision);
@@ -53,7 +51,7 @@ pub fn response(kind: Kind, response: &Response) -> String {
             std::iter::once(added).chain(answer.members.iter().map(member)).collect()
         }
         Kind::MemberRemove | Kind::MemberPromote | Kind::MemberUpdate => {
-            // The three answers are alike.
+            // The three responses have the same fields.
             MemberRemoveResponse::decode(body).unwrap().members.iter().map(member).collect()
         }
         Kind::Compact | Kind::LeaseGrant | Kind::LeaseRevoke | Kind::ClusterVersionSet | Kind::MemberAttributesSet => {
@@ -78,7 +76,7 @@ fn delete_lines(answer: &DeleteRangeResponse) -> Vec<String> {
     answer.prev_kvs.iter().map(|previous| format!("was {}", key_value(previous))).collect()
 }
 
-/// The answer to a Range, as one line and one more for each key.
+/// The response to a Range: one line, and one more for each key.
 pub fn range(answer: &RangeResponse) -> String {
     let more = if answer.more { " more" } else { "" };
     let revision = answer.header.as_ref().map_or(0, |header| header.revision);
@@ -92,7 +90,7 @@ fn txn_lines(answer: &TxnResponse) -> Vec<String> {
 }
 
 fn op_lines(op: &ResponseOp) -> Vec<String> {
-    let (first, rest) = match op.response.as_ref().expect("an operation has an answer") {
+    let (first, rest) = match op.response.as_ref().expect("an operation has a response") {
         response_op::Response::ResponseRange(answer) => {
             let lines: Vec<String> = range(answer).lines().map(|line| line.trim().to_owned()).collect();
             (format!("get {}", lines[0]), lines[1..].to_vec())
@@ -113,14 +111,13 @@ fn op_lines(op: &ResponseOp) -> Vec<String> {
     std::iter::once(first).chain(rest.into_iter().map(|line| format!("  {line}"))).collect()
 }
 
-/// One member: who it is, where it is, and what it says of itself.
 fn member(member: &Member) -> String {
     let learner = if member.is_learner { " learner" } else { "" };
     let (id, peers, clients) = (member.id, member.peer_ur_ls.join(" "), member.client_ur_ls.join(" "));
     format!("member {id}{learner} at [{peers}] named {:?} for clients at [{clients}]", member.name)
 }
 
-/// The member table, but for what [`member`] shows.
+/// The member table, without what [`member`] shows.
 pub fn members(members: &Members) -> String {
     let electorate = members.electorate();
     let removed: Vec<u64> = members.removed().collect();
@@ -128,7 +125,7 @@ pub fn members(members: &Members) -> String {
     format!("voters {:?} learners {:?} removed {removed:?}", electorate.voters, electorate.learners)
 }
 
-/// A change, as watchers hear it.
+/// An event as watchers get it.
 pub fn event(event: &Event) -> String {
     let record = decode(event.record.clone()).unwrap();
     assert_eq!(record.key, event.key, "an event's record is about its key");
@@ -142,7 +139,6 @@ pub fn event(event: &Event) -> String {
     }
 }
 
-/// Something else that happened.
 pub fn effect(effect: &Effect) -> String {
     match effect {
         Effect::LeaseGranted { id, ttl } => format!("lease {id} granted for {ttl} s"),
@@ -153,7 +149,7 @@ pub fn effect(effect: &Effect) -> String {
     }
 }
 
-/// A record of the history table, for people.
+/// A record of the history table, decoded.
 pub fn record(key: &[u8], value: &[u8]) -> String {
     let (revision, deletion) = RecordKey::decode(key).unwrap();
     let record = decode(value.to_vec().into()).unwrap();
@@ -165,7 +161,7 @@ pub fn record(key: &[u8], value: &[u8]) -> String {
     format!("{main}.{sub} put {}", key_value(&record))
 }
 
-/// A record of the history table, byte for byte.
+/// A record of the history table, as hexadecimal bytes.
 pub fn raw_record(key: &[u8], value: &[u8]) -> String {
     let hex = |bytes: &[u8]| bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     format!("{} {}", hex(key), hex(value))

@@ -1,4 +1,4 @@
-//! Very many leases end, each in its time, while others put.
+//! Very many leases end, each on time, while other clients put keys.
 
 use std::{
     sync::{
@@ -13,21 +13,20 @@ use tokio::task::JoinSet;
 
 use super::support::Server;
 
-/// How late the last lease of a slice may go.
+/// How late after its end the last lease of a slice may be revoked.
 const LATE: Duration = Duration::from_secs(1);
-/// Leases that end within the same slice share a prefix.
+/// The keys of leases that end within the same slice of time share a prefix.
 const SLICE: Duration = Duration::from_millis(250);
 const CLIENTS: usize = 8;
 const TASKS_PER_CLIENT: usize = 32;
 const KEYS_PER_TXN: usize = 100;
 
-/// How many leases, and when they end.
 #[derive(Clone, Copy)]
 struct Plan {
     leases: usize,
-    /// Granting all of them takes less than this.
+    /// The time allowed for granting all of them.
     granting: Duration,
-    /// Over how much time their ends are spread.
+    /// The time over which their ends are spread.
     ending: Duration,
 }
 
@@ -36,9 +35,9 @@ struct Plan {
 struct Slice {
     number: u64,
     keys: i64,
-    /// None may be gone before.
+    /// No key may be deleted before.
     first_end: Instant,
-    /// All must be gone soon after.
+    /// All keys must be deleted soon after.
     last_end: Instant,
 }
 
@@ -48,8 +47,8 @@ struct Granted {
     last_end: Instant,
 }
 
-/// Grants the leases whose number is `nth` modulo the number of tasks, and hangs a key on each. The time a lease is granted
-/// for is a whole number of seconds, so that it is the moment of the grant that spreads the ends within a second.
+/// Grants the leases whose number is `nth` modulo the number of tasks, and attaches a key to each. TTLs are whole seconds, so
+/// the ends are spread within a second by the time of the grant.
 async fn grant_some(mut client: Client, plan: Plan, start: Instant, nth: usize) -> Vec<(u64, Granted)> {
     let tasks = CLIENTS * TASKS_PER_CLIENT;
     let mut granted = Vec::new();
@@ -94,7 +93,7 @@ async fn grant_all(server: &Server, plan: Plan, start: Instant) -> Vec<Slice> {
     slices.into_values().collect()
 }
 
-/// Waits until a slice is gone; asserts that nothing of it went early. Returns how late the last of it was seen.
+/// Waits until all keys of a slice are deleted; asserts that none was deleted early. Returns how late the last one was.
 async fn watch_slice(mut client: Client, slice: Slice) -> Duration {
     let prefix = format!("slice/{:06}/", slice.number);
     loop {
@@ -105,7 +104,7 @@ async fn watch_slice(mut client: Client, slice: Slice) -> Duration {
         if answered < slice.first_end {
             assert_eq!(left, slice.keys, "a lease ended early");
             let rest = slice.first_end - answered;
-            tokio::time::sleep(rest.saturating_sub(Duration::from_millis(20))).await; // Looks again just before.
+            tokio::time::sleep(rest.saturating_sub(Duration::from_millis(20))).await; // Check again just before.
         } else if left == 0 {
             return asked.saturating_duration_since(slice.last_end);
         }
@@ -115,8 +114,8 @@ async fn watch_slice(mut client: Client, slice: Slice) -> Duration {
     }
 }
 
-/// Puts, one after the other, until told to stop; returns how long each took.
-async fn put_on(mut client: Client, nth: usize, stop: Arc<AtomicBool>) -> Vec<Duration> {
+/// Puts keys one after the other until `stop` is set; returns how long each put took.
+async fn keep_putting(mut client: Client, nth: usize, stop: Arc<AtomicBool>) -> Vec<Duration> {
     let mut took = Vec::new();
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -129,17 +128,17 @@ async fn put_on(mut client: Client, nth: usize, stop: Arc<AtomicBool>) -> Vec<Du
     took
 }
 
-async fn live_and_die(plan: Plan) {
+async fn run(plan: Plan) {
     let server = Server::start(&[]);
     let start = Instant::now();
     let slices = grant_all(&server, plan, start).await;
     let granting = start.elapsed();
-    println!("granted {} leases, with a key on each, in {granting:.1?}", plan.leases);
-    assert!(granting < plan.granting, "the plan gave {:?} to grant them", plan.granting);
+    println!("granted {} leases, with a key attached to each, in {granting:.1?}", plan.leases);
+    assert!(granting < plan.granting, "the plan allows {:?} for granting", plan.granting);
     let stop = Arc::new(AtomicBool::new(false));
     let mut putting = JoinSet::new();
     for nth in 0..4 {
-        putting.spawn(put_on(server.client().await, nth, stop.clone()));
+        putting.spawn(keep_putting(server.client().await, nth, stop.clone()));
     }
     let client = server.client().await;
     let mut watching = JoinSet::new();
@@ -153,9 +152,9 @@ async fn live_and_die(plan: Plan) {
     took.sort();
     let share = |of: &[Duration], per_mille: usize| of[(of.len() - 1) * per_mille / 1000];
     let slices = late.len();
-    println!("late, worst of each of {slices} slices: half {:.0?}, all {:.0?}", share(&late, 500), share(&late, 1000));
+    println!("late, worst of each of {slices} slices: p50 {:.0?}, max {:.0?}", share(&late, 500), share(&late, 1000));
     println!(
-        "{} puts meanwhile: half {:.1?}, 99% {:.1?}, all {:.1?}",
+        "{} puts meanwhile: p50 {:.1?}, p99 {:.1?}, max {:.1?}",
         took.len(),
         share(&took, 500),
         share(&took, 990),
@@ -166,14 +165,14 @@ async fn live_and_die(plan: Plan) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_leases_end_in_their_time() {
+async fn many_leases_end_on_time() {
     let plan = Plan { leases: 50_000, granting: Duration::from_secs(15), ending: Duration::from_secs(6) };
-    live_and_die(plan).await;
+    run(plan).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long"]
-async fn a_million_leases_end_in_their_time() {
+async fn a_million_leases_end_on_time() {
     let plan = Plan { leases: 1_000_000, granting: Duration::from_mins(2), ending: Duration::from_mins(2) };
-    live_and_die(plan).await;
+    run(plan).await;
 }

@@ -1,4 +1,4 @@
-//! The deadlines against a model of them: random steps, and the two must agree.
+//! Runs random steps on [`Deadlines`] and on a simple model of it; the two must agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,14 +7,13 @@ use proptest::prelude::*;
 use super::tests::{NO_LIMIT, RETRY_MILLIS, check, leader};
 use super::*;
 
-/// What a random test does next.
 #[derive(Debug, Clone)]
 enum Step {
     Grant(i64, i64),
     Renew(i64),
     Revoke(i64),
-    Pass(u64),
-    Ask(usize),
+    AdvanceTime(u64),
+    Expire(usize),
     Hold(u64),
 }
 
@@ -24,13 +23,13 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (id.clone(), prop_oneof![0_i64..20, 0_i64..5000]).prop_map(|(id, ttl)| Step::Grant(id, ttl)),
         2 => id.clone().prop_map(Step::Renew),
         1 => id.prop_map(Step::Revoke),
-        3 => prop_oneof![10 => 0_u64..5_000, 1 => 0_u64..3_000_000].prop_map(Step::Pass),
-        3 => prop_oneof![Just(NO_LIMIT), 1_usize..4].prop_map(Step::Ask),
+        3 => prop_oneof![10 => 0_u64..5_000, 1 => 0_u64..3_000_000].prop_map(Step::AdvanceTime),
+        3 => prop_oneof![Just(NO_LIMIT), 1_usize..4].prop_map(Step::Expire),
         1 => (0_u64..3_000).prop_map(Step::Hold),
     ]
 }
 
-/// The deadlines in the plainest way: the seconds granted, the end, and the time before which it need not be offered.
+/// The simplest implementation: for each lease its TTL in seconds, its end, and the time before which it need not be offered.
 #[derive(Default)]
 struct Model {
     leases: BTreeMap<LeaseId, (i64, u64, u64)>,
@@ -55,25 +54,25 @@ impl Model {
         }
     }
 
-    fn judge(&mut self, offered: &[LeaseId], limit: usize) {
+    fn check_offered(&mut self, offered: &[LeaseId], limit: usize) {
         assert!(offered.len() <= limit);
         if self.now < self.held_until {
             return assert_eq!(offered, [], "no lease ends during a hold");
         }
-        assert_eq!(offered.iter().collect::<BTreeSet<_>>().len(), offered.len(), "nobody is offered twice in a call");
+        assert_eq!(offered.iter().collect::<BTreeSet<_>>().len(), offered.len(), "no lease is offered twice in a call");
         for id in offered {
-            let (_, end, next) = self.leases.get_mut(id).expect("only what exists is offered");
+            let (_, end, next) = self.leases.get_mut(id).expect("only existing leases are offered");
             assert!(*end <= self.now, "{id} is offered early");
             *next = self.now + RETRY_MILLIS;
         }
         let late = self.leases.values().any(|&(_, _, next)| next + TICK_MILLIS <= self.now);
-        assert!(!late || offered.len() == limit, "somebody was missed");
+        assert!(!late || offered.len() == limit, "a lease was missed");
     }
 }
 
 proptest! {
     #[test]
-    fn it_behaves_like_a_list_of_ends(steps in prop::collection::vec(step(), 0..200)) {
+    fn deadlines_match_the_model(steps in prop::collection::vec(step(), 0..200)) {
         let (mut deadlines, mut model) = (leader(), Model::default());
         for step in steps {
             let now = Duration::from_millis(model.now);
@@ -89,12 +88,12 @@ proptest! {
                     deadlines.revoked(LeaseId(id));
                     model.leases.remove(&LeaseId(id));
                 }
-                Step::Pass(millis) => model.now += millis,
+                Step::AdvanceTime(millis) => model.now += millis,
                 Step::Hold(millis) => {
                     model.held_until = model.now + millis;
                     deadlines.hold(Duration::from_millis(model.held_until));
                 }
-                Step::Ask(limit) => model.judge(&deadlines.expired(now, limit), limit),
+                Step::Expire(limit) => model.check_offered(&deadlines.expired(now, limit), limit),
             }
             check(&deadlines);
             let ends: BTreeMap<_, _> = deadlines.ends().into_iter().map(|(end, id)| (id, end)).collect();

@@ -1,4 +1,4 @@
-//! The words of a script, turned into requests.
+//! Parses the commands of scripts into requests.
 
 use std::error::Error;
 
@@ -9,7 +9,7 @@ use metastore::proto::etcdserverpb::{
 
 type Parsed<T> = Result<T, Box<dyn Error>>;
 
-/// Words that stand alone and switch something on.
+/// Words that are flags.
 const FLAGS: [&str; 13] = [
     "prev_kv",
     "ignore_value",
@@ -26,15 +26,15 @@ const FLAGS: [&str; 13] = [
     "no_delete",
 ];
 
-/// What follows the name of a command: plain words, `name=value` pairs and flags, each in order.
+/// The arguments of a command: plain words, `name=value` pairs and flags, each in order.
 #[derive(Debug, Default)]
-pub struct Words {
+pub struct Args {
     plain: Vec<String>,
     pairs: Vec<(String, String)>,
     flags: Vec<String>,
 }
 
-impl Words {
+impl Args {
     pub fn new(words: impl IntoIterator<Item = (Option<String>, String)>) -> Self {
         let mut sorted = Self::default();
         for (name, value) in words {
@@ -60,7 +60,7 @@ impl Words {
         self.flags.len() < before
     }
 
-    /// The number behind `name=`; zero where it is not given.
+    /// The number of a `name=value` pair; zero if it is not given.
     pub fn number(&mut self, name: &str) -> Parsed<i64> {
         Ok(self.option(name).map(|text| number(&text)).transpose()?.unwrap_or(0))
     }
@@ -79,14 +79,14 @@ impl Words {
         number(&self.word().ok_or("a number is missing")?)
     }
 
-    /// Nothing may be left that nobody understood.
+    /// Fails if any arguments were not consumed.
     pub fn finish(self) -> Parsed<()> {
         let left = self.plain.len() + self.pairs.len() + self.flags.len();
-        if left > 0 { Err(format!("nobody understands {self:?}").into()) } else { Ok(()) }
+        if left > 0 { Err(format!("unknown arguments: {self:?}").into()) } else { Ok(()) }
     }
 }
 
-/// A decimal number, or a hexadecimal one behind `0x`.
+/// Parses a decimal number, or a hexadecimal one that starts with `0x`.
 pub fn number(text: &str) -> Parsed<i64> {
     match text.strip_prefix("0x") {
         Some(digits) => Ok(u64::from_str_radix(digits, 16)?.cast_signed()),
@@ -94,68 +94,68 @@ pub fn number(text: &str) -> Parsed<i64> {
     }
 }
 
-/// The bytes that a word means: `\0` in it is a zero byte.
+/// The bytes of a word, in which `\0` stands for a zero byte.
 pub fn bytes(text: &str) -> Bytes {
     text.replace("\\0", "\0").into_bytes().into()
 }
 
-pub fn range(words: &mut Words) -> Parsed<RangeRequest> {
-    let (key, range_end) = (words.word().unwrap_or_default(), words.word().unwrap_or_default());
-    let sort_order = match words.option("sort").as_deref() {
+pub fn range(args: &mut Args) -> Parsed<RangeRequest> {
+    let (key, range_end) = (args.word().unwrap_or_default(), args.word().unwrap_or_default());
+    let sort_order = match args.option("sort").as_deref() {
         None => 0,
         Some("ascend") => 1,
         Some("descend") => 2,
         Some(other) => return Err(format!("no such order: {other}").into()),
     };
     let targets = ["key", "version", "create", "mod", "value"];
-    let sort_target = match words.option("by") {
+    let sort_target = match args.option("by") {
         None => 0,
         Some(by) => targets.iter().position(|target| *target == by).ok_or("no such sort target")?,
     };
     Ok(RangeRequest {
         key: bytes(&key),
         range_end: bytes(&range_end),
-        limit: words.number("limit")?,
-        revision: words.number("rev")?,
+        limit: args.number("limit")?,
+        revision: args.number("rev")?,
         sort_order,
         sort_target: i32::try_from(sort_target)?,
         serializable: false,
-        keys_only: words.flag("keys_only"),
-        count_only: words.flag("count_only"),
-        min_mod_revision: words.number("min_mod")?,
-        max_mod_revision: words.number("max_mod")?,
-        min_create_revision: words.number("min_create")?,
-        max_create_revision: words.number("max_create")?,
+        keys_only: args.flag("keys_only"),
+        count_only: args.flag("count_only"),
+        min_mod_revision: args.number("min_mod")?,
+        max_mod_revision: args.number("max_mod")?,
+        min_create_revision: args.number("min_create")?,
+        max_create_revision: args.number("max_create")?,
     })
 }
 
-pub fn put(words: &mut Words) -> Parsed<PutRequest> {
-    let lease = words.number("lease")?;
-    let flags = [words.flag("prev_kv"), words.flag("ignore_value"), words.flag("ignore_lease")];
+pub fn put(args: &mut Args) -> Parsed<PutRequest> {
+    let lease = args.number("lease")?;
+    let flags = [args.flag("prev_kv"), args.flag("ignore_value"), args.flag("ignore_lease")];
     let [prev_kv, ignore_value, ignore_lease] = flags;
-    let (key, value) = match (words.pairs.is_empty(), words.word()) {
+    let (key, value) = match (args.pairs.is_empty(), args.word()) {
         (true, Some(key)) => (key, String::new()),
-        (false, None) => words.pairs.remove(0),
+        (false, None) => args.pairs.remove(0),
         _ => return Err("a put is `put key=value`".into()),
     };
     Ok(PutRequest { key: bytes(&key), value: bytes(&value), lease, prev_kv, ignore_value, ignore_lease })
 }
 
-pub fn delete(words: &mut Words) -> DeleteRangeRequest {
-    let (key, range_end) = (words.word().unwrap_or_default(), words.word().unwrap_or_default());
-    DeleteRangeRequest { key: bytes(&key), range_end: bytes(&range_end), prev_kv: words.flag("prev_kv") }
+pub fn delete(args: &mut Args) -> DeleteRangeRequest {
+    let (key, range_end) = (args.word().unwrap_or_default(), args.word().unwrap_or_default());
+    DeleteRangeRequest { key: bytes(&key), range_end: bytes(&range_end), prev_kv: args.flag("prev_kv") }
 }
 
-/// `if COMPARE and COMPARE { OP; OP } else { OP }`, where an operation may be such a transaction again. `if true` compares
-/// nothing.
+/// Parses `if COMPARE and COMPARE { OP; OP } else { OP }`, where an operation may be a nested transaction. `if true` has no
+/// comparisons.
 pub fn txn(text: &str) -> Parsed<TxnRequest> {
     let spaced = ["{", "}", ";"].iter().fold(text.to_owned(), |text, sign| text.replace(sign, &format!(" {sign} ")));
     let mut words: Vec<String> = spaced.split_whitespace().rev().map(str::to_owned).collect();
     let txn = read_txn(&mut words)?;
-    if words.is_empty() { Ok(txn) } else { Err(format!("nobody understands {words:?}").into()) }
+    if words.is_empty() { Ok(txn) } else { Err(format!("unexpected words after the transaction: {words:?}").into()) }
 }
 
-/// The words come last first, so that the next one can be popped.
+/// `words` is in reverse order, so that the next word can be popped.
 fn read_txn(words: &mut Vec<String>) -> Parsed<TxnRequest> {
     expect(words, "if")?;
     let mut txn = TxnRequest::default();
@@ -179,7 +179,7 @@ fn read_txn(words: &mut Vec<String>) -> Parsed<TxnRequest> {
 fn expect(words: &mut Vec<String>, wanted: &str) -> Parsed<()> {
     match words.pop() {
         Some(word) if word == wanted => Ok(()),
-        other => Err(format!("{wanted} was expected, not {other:?}").into()),
+        other => Err(format!("expected {wanted}, found {other:?}").into()),
     }
 }
 
@@ -207,7 +207,7 @@ fn read_branch(words: &mut Vec<String>) -> Parsed<Vec<RequestOp>> {
 }
 
 fn read_op(words: &[String]) -> Parsed<RequestOp> {
-    let mut rest = Words::of_text(&words[1..]);
+    let mut rest = Args::of_text(&words[1..]);
     let request = match words[0].as_str() {
         "get" => Some(request_op::Request::RequestRange(range(&mut rest)?)),
         "put" => Some(request_op::Request::RequestPut(put(&mut rest)?)),
@@ -219,8 +219,8 @@ fn read_op(words: &[String]) -> Parsed<RequestOp> {
     Ok(RequestOp { request })
 }
 
-/// `target(key)=operand`, `target(key..end)>operand`, where a target `#9` and an operator `~` are ones that do not exist, and
-/// `version(key)=mod:3` gives the operand of another target.
+/// Parses `target(key)=operand` or `target(key..end)>operand`. A target `#9` and the operator `~` are unknown ones, and
+/// `version(key)=mod:3` has the operand of another target.
 fn compare(word: &str) -> Parsed<Compare> {
     let (target, rest) = word.split_once('(').ok_or("a comparison is `target(key)=operand`")?;
     let (keys, rest) = rest.split_once(')').ok_or("a comparison is `target(key)=operand`")?;
