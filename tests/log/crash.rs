@@ -1,4 +1,4 @@
-//! Crashes: at each operation of a step, and again and again in a long life.
+//! Crashes: at each file operation of a step, and repeatedly during random steps.
 
 use metastore::error::Halt;
 use metastore::node::log::lossy::Loss;
@@ -7,43 +7,43 @@ use metastore::node::log::{Group, LogStore, Recovered};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::ground::{
-    Ground, IDENTITY, SEGMENT_BYTES, START, Step, a_varied_life, at, entry, expected, group, hard_state,
+use crate::fixture::{
+    IDENTITY, SEGMENT_BYTES, START, Step, TestLog, at, entry, expected, group, hard_state, varied_steps,
 };
 
-/// What a log held when it was opened after a crash, and what it took then, must survive a power cut: what was only in the
-/// page cache must have become durable.
-fn survives_another_crash(ground: &Ground, recovered: &Recovered) {
-    let (mut log, ..) = ground.open().unwrap();
+/// What a log recovered after a crash, and what is appended to it then, must survive a power failure: recovery must have made
+/// durable what was only in the page cache.
+fn assert_survives_another_crash(test_log: &TestLog, recovered: &Recovered) {
+    let (mut log, ..) = test_log.open().unwrap();
     let next = recovered.last_index() + 1;
     log.append(&group(next, next, 90, 10)).unwrap();
     drop(log);
-    ground.files.crash(Loss::Unsynced).unwrap();
-    let mut again = ground.open().unwrap().1;
+    test_log.files.crash(Loss::Unsynced).unwrap();
+    let mut again = test_log.open().unwrap().1;
     assert_eq!(again.entries.pop(), Some(entry(next, 90, 10)));
     assert_eq!(again, *recovered);
 }
 
-/// Breaks the disk at each operation that the last of `steps` needs, and crashes in several ways.
+/// Fails the disk at each operation of the last of `steps`, and crashes in several ways.
 fn crash_at_each_operation(segment_bytes: u64, steps: &[Step]) {
     let (last, before) = steps.split_last().unwrap();
     let states = [expected(before), expected(steps)];
     for operation in 1.. {
         for loss in [Loss::Nothing, Loss::Unsynced].into_iter().chain((0..12).map(Loss::Parts)) {
-            let ground = Ground::new(segment_bytes);
-            ground.take(before);
-            let (mut log, ..) = ground.open().unwrap();
-            ground.files.fail_at(operation);
-            let outcome = last.take(&mut log);
+            let test_log = TestLog::new(segment_bytes);
+            test_log.apply(before);
+            let (mut log, ..) = test_log.open().unwrap();
+            test_log.files.fail_at(operation);
+            let outcome = last.apply(&mut log);
             let done = outcome.is_ok();
             drop(log);
-            ground.files.crash(loss).unwrap();
-            let (_, recovered, _) = ground.open().unwrap_or_else(|halt| panic!("{operation} {loss:?}: {halt}"));
+            test_log.files.crash(loss).unwrap();
+            let (_, recovered, _) = test_log.open().unwrap_or_else(|halt| panic!("{operation} {loss:?}: {halt}"));
             let allowed = if done { &states[1..] } else { &states[..] };
             assert!(allowed.contains(&recovered), "{operation} {loss:?}: {recovered:?}");
-            survives_another_crash(&ground, &recovered);
+            assert_survives_another_crash(&test_log, &recovered);
             if done && loss == Loss::Parts(11) {
-                assert!(operation > 2, "the step was to need several operations");
+                assert!(operation > 2, "the step should need several operations");
                 return;
             }
         }
@@ -51,81 +51,81 @@ fn crash_at_each_operation(segment_bytes: u64, steps: &[Step]) {
 }
 
 #[test]
-fn a_crash_at_any_step_of_a_rotation_leaves_the_log_before_or_after() {
+fn a_crash_during_a_rotation_leaves_the_log_before_or_after() {
     let steps: Vec<_> = (4..=17).map(|index| Step::Append(group(index, index, 1, 100))).collect();
     let rotates = |steps: &[Step]| {
-        let ground = Ground::new(SEGMENT_BYTES);
-        ground.take(steps);
-        ground.named("segment").len() == 2
+        let test_log = TestLog::new(SEGMENT_BYTES);
+        test_log.apply(steps);
+        test_log.files_with_extension("segment").len() == 2
     };
     let first = (1..steps.len()).find(|count| rotates(&steps[..*count])).unwrap();
     crash_at_each_operation(SEGMENT_BYTES, &steps[..first]);
 }
 
 #[test]
-fn a_crash_at_any_step_of_an_oversized_group_leaves_the_log_before_or_after() {
+fn a_crash_during_an_oversized_group_leaves_the_log_before_or_after() {
     crash_at_each_operation(SEGMENT_BYTES, &[Step::Append(group(4, 8, 1, 100)), Step::Append(group(7, 12, 2, 900))]);
 }
 
 #[test]
-fn a_crash_at_any_step_of_a_cut_leaves_the_log_before_or_after() {
-    let mut steps = a_varied_life();
-    steps.push(Step::Cut(at(28, 4)));
+fn a_crash_during_a_truncation_leaves_the_log_before_or_after() {
+    let mut steps = varied_steps();
+    steps.push(Step::Truncate(at(28, 4)));
     crash_at_each_operation(SEGMENT_BYTES, &steps);
 }
 
 #[test]
-fn a_crash_at_any_step_of_a_reset_leaves_the_log_before_or_after() {
-    let mut steps = a_varied_life();
+fn a_crash_during_a_reset_leaves_the_log_before_or_after() {
+    let mut steps = varied_steps();
     steps.push(Step::Installing(Some(at(90, 5))));
     steps.push(Step::Reset(at(90, 5), hard_state(5, 90)));
     crash_at_each_operation(SEGMENT_BYTES, &steps);
 }
 
 #[test]
-fn a_crash_at_any_step_of_creation_leaves_no_log_or_a_whole_one() {
+fn a_crash_during_creation_leaves_no_log_or_a_complete_one() {
     for operation in 1..100 {
         for seed in 0..12 {
-            let ground = Ground::empty(SEGMENT_BYTES);
-            ground.files.fail_at(operation);
-            let done = ground.create().is_ok();
-            ground.files.crash(Loss::Parts(seed)).unwrap();
-            match ground.open() {
+            let test_log = TestLog::empty(SEGMENT_BYTES);
+            test_log.files.fail_at(operation);
+            let done = test_log.create().is_ok();
+            test_log.files.crash(Loss::Parts(seed)).unwrap();
+            match test_log.open() {
                 Ok((_, recovered, torn)) => assert_eq!((recovered, torn), (expected(&[]), false)),
                 Err(halt) => {
                     assert!(!done && halt.to_string().contains("no log here"), "{operation} {seed}: {halt}");
-                    ground.create().unwrap();
-                    assert_eq!(ground.open().unwrap().1, expected(&[]));
+                    test_log.create().unwrap();
+                    assert_eq!(test_log.open().unwrap().1, expected(&[]));
                 }
             }
             if done && seed == 11 {
-                assert!(operation > 4, "creation was to need several operations");
+                assert!(operation > 4, "creation should need several operations");
                 return;
             }
         }
     }
-    panic!("creation never came to its end");
+    panic!("creation never completed");
 }
 
-/// Chooses steps that raft could take.
-struct Will {
-    dice: StdRng,
+/// Generates random steps that raft could take.
+struct StepGenerator {
+    rng: StdRng,
     term: u64,
 }
 
-impl Will {
+impl StepGenerator {
     fn step(&mut self, log: &Recovered) -> Step {
         let last = log.last_index();
-        match self.dice.random_range(0..100) {
+        match self.rng.random_range(0..100) {
             0..8 if last > log.truncated.index => {
-                let index = self.dice.random_range(log.truncated.index + 1..=last);
-                Step::Cut(at(index, log.term(index).unwrap()))
+                let index = self.rng.random_range(log.truncated.index + 1..=last);
+                Step::Truncate(at(index, log.term(index).unwrap()))
             }
             8..10 => {
-                let snapshot = at(last + self.dice.random_range(1..50), self.term);
+                let snapshot = at(last + self.rng.random_range(1..50), self.term);
                 Step::Reset(snapshot, hard_state(self.term, snapshot.index))
             }
-            10..12 => Step::Installing(self.dice.random_bool(0.5).then(|| at(last + 5, self.term))),
+            10..12 => Step::Installing(self.rng.random_bool(0.5).then(|| at(last + 5, self.term))),
             _ => Step::Append(self.group(log)),
         }
     }
@@ -133,46 +133,46 @@ impl Will {
     fn group(&mut self, log: &Recovered) -> Group {
         let mut first = log.last_index() + 1;
         let lowest = log.hard_state.commit.max(log.truncated.index) + 1;
-        if self.dice.random_bool(0.1) {
+        if self.rng.random_bool(0.1) {
             self.term += 1;
-            first = self.dice.random_range(lowest..=first);
+            first = self.rng.random_range(lowest..=first);
         }
         let mut group = Group::default();
-        for index in first..first + self.dice.random_range(0..5) {
-            let bytes = if self.dice.random_bool(0.02) { 3000 } else { self.dice.random_range(0..200) };
+        for index in first..first + self.rng.random_range(0..5) {
+            let bytes = if self.rng.random_bool(0.02) { 3000 } else { self.rng.random_range(0..200) };
             group.entries.push(entry(index, self.term, bytes));
         }
-        if group.is_empty() || self.dice.random_bool(0.3) {
-            let commit = self.dice.random_range(log.hard_state.commit.max(log.truncated.index).min(first - 1)..first);
+        if group.is_empty() || self.rng.random_bool(0.3) {
+            let commit = self.rng.random_range(log.hard_state.commit.max(log.truncated.index).min(first - 1)..first);
             group.hard_state = Some(hard_state(self.term, commit));
         }
         group
     }
 
     fn loss(&mut self) -> Loss {
-        match self.dice.random_range(0..4) {
+        match self.rng.random_range(0..4) {
             0 => Loss::Nothing,
             1 => Loss::Unsynced,
-            _ => Loss::Parts(self.dice.random()),
+            _ => Loss::Parts(self.rng.random()),
         }
     }
 }
 
-/// A life of appends, cuts, resets and crashes: also crashes while recovering from the crash before.
-fn live(seed: u64, crashes: usize) {
-    let ground = Ground::new(SEGMENT_BYTES);
-    let mut will = Will { dice: StdRng::seed_from_u64(seed), term: 1 };
+/// Random appends, truncations, resets and crashes, including crashes during the recovery from an earlier crash.
+fn run_random_steps(seed: u64, crashes: usize) {
+    let test_log = TestLog::new(SEGMENT_BYTES);
+    let mut generator = StepGenerator { rng: StdRng::seed_from_u64(seed), term: 1 };
     let mut model = VolatileLog::create(IDENTITY, START, &hard_state(1, 3));
     for crash in 0..crashes {
-        ground.files.fail_at(will.dice.random_range(1..80));
+        test_log.files.fail_at(generator.rng.random_range(1..80));
         let mut in_flight = None;
-        match ground.open() {
+        match test_log.open() {
             Ok((mut log, recovered, _)) => {
                 assert_eq!(recovered, model.open().unwrap(), "seed {seed}, crash {crash}");
                 while in_flight.is_none() {
-                    let step = will.step(&model.open().unwrap());
-                    match step.take(&mut log) {
-                        Ok(()) => step.take(&mut model).unwrap(),
+                    let step = generator.step(&model.open().unwrap());
+                    match step.apply(&mut log) {
+                        Ok(()) => step.apply(&mut model).unwrap(),
                         Err(halt) => {
                             assert!(matches!(halt, Halt::Io { .. }), "seed {seed}, crash {crash}: {halt}");
                             in_flight = Some(step);
@@ -182,26 +182,26 @@ fn live(seed: u64, crashes: usize) {
             }
             Err(halt) => assert!(matches!(halt, Halt::Io { .. }), "seed {seed}, crash {crash}: {halt}"),
         }
-        ground.files.crash(will.loss()).unwrap();
-        let found = ground.open().unwrap_or_else(|halt| panic!("seed {seed}, crash {crash}: {halt}")).1;
+        test_log.files.crash(generator.loss()).unwrap();
+        let found = test_log.open().unwrap_or_else(|halt| panic!("seed {seed}, crash {crash}: {halt}")).1;
         if let Some(step) = in_flight.filter(|_| found != model.open().unwrap()) {
-            step.take(&mut model).unwrap();
+            step.apply(&mut model).unwrap();
         }
         assert_eq!(found, model.open().unwrap(), "seed {seed}, crash {crash}");
     }
 }
 
 #[test]
-fn whatever_happens_the_log_holds_what_was_synced() {
+fn the_log_holds_what_was_synced_after_random_crashes() {
     for seed in 0..20 {
-        live(seed, 25);
+        run_random_steps(seed, 25);
     }
 }
 
 #[test]
 #[ignore = "long"]
-fn whatever_happens_for_long_the_log_holds_what_was_synced() {
+fn the_log_holds_what_was_synced_after_many_random_crashes() {
     for seed in 1000..2500 {
-        live(seed, 40);
+        run_random_steps(seed, 40);
     }
 }

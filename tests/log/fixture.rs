@@ -1,4 +1,4 @@
-//! A log on files that can lose power, the steps that can be taken with it, and what it should hold after them.
+//! A log on files that can lose power, steps that change it, and the contents that are expected after them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,43 +34,43 @@ pub fn at(index: u64, term: u64) -> Position {
     Position { index, term }
 }
 
-/// Anything that can be done to a log.
+/// A change to a log.
 #[derive(Debug, Clone)]
 pub enum Step {
     Append(Group),
-    Cut(Position),
+    Truncate(Position),
     Reset(Position, HardState),
     Installing(Option<Position>),
 }
 
 impl Step {
-    pub fn take(&self, log: &mut dyn LogStore) -> Result<(), Halt> {
+    pub fn apply(&self, log: &mut dyn LogStore) -> Result<(), Halt> {
         match self {
             Self::Append(group) => log.append(group),
-            Self::Cut(at) => log.cut(*at),
+            Self::Truncate(at) => log.cut(*at),
             Self::Reset(at, hard_state) => log.reset(*at, hard_state),
             Self::Installing(snapshot) => log.set_installing(*snapshot),
         }
     }
 }
 
-/// What a log should hold after these steps.
+/// The expected contents of a log after these steps.
 pub fn expected(steps: &[Step]) -> Recovered {
     let mut model = VolatileLog::create(IDENTITY, START, &hard_state(1, 3));
     for step in steps {
-        step.take(&mut model).unwrap();
+        step.apply(&mut model).unwrap();
     }
     model.open().unwrap()
 }
 
 /// A log on files that can lose power.
-pub struct Ground {
+pub struct TestLog {
     _root: TempDir,
     pub files: LossyFiles,
     pub place: Place,
 }
 
-impl Ground {
+impl TestLog {
     pub fn empty(segment_bytes: u64) -> Self {
         let root = tempfile::tempdir().unwrap();
         let files = LossyFiles::new();
@@ -79,43 +79,46 @@ impl Ground {
     }
 
     pub fn new(segment_bytes: u64) -> Self {
-        let ground = Self::empty(segment_bytes);
-        ground.create().unwrap();
-        ground
+        let test_log = Self::empty(segment_bytes);
+        test_log.create().unwrap();
+        test_log
     }
 
     pub fn create(&self) -> Result<(), Halt> {
         SegmentLog::create(&self.place, IDENTITY, START, &hard_state(1, 3))
     }
 
-    /// Opens the log; a torn tail is returned apart from what the log holds.
+    /// Opens the log. Whether it had a torn tail is returned separately from its contents.
     pub fn open(&self) -> Result<(SegmentLog, Recovered, bool), Halt> {
         let (log, mut recovered) = SegmentLog::open(&self.place)?;
         let torn = recovered.torn_tail.take().is_some();
         Ok((log, recovered, torn))
     }
 
-    pub fn take(&self, steps: &[Step]) {
+    pub fn apply(&self, steps: &[Step]) {
         let (mut log, ..) = self.open().unwrap();
         for step in steps {
-            step.take(&mut log).unwrap();
+            step.apply(&mut log).unwrap();
         }
     }
 
-    pub fn named(&self, ending: &str) -> Vec<PathBuf> {
+    pub fn files_with_extension(&self, extension: &str) -> Vec<PathBuf> {
         let names = std::fs::read_dir(&self.place.dir).unwrap().map(|entry| entry.unwrap().path());
-        let mut paths: Vec<_> = names.filter(|path| path.extension().is_some_and(|own| own == ending)).collect();
+        let mut paths: Vec<_> = names.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
         paths.sort();
         paths
     }
 
-    pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
-        self.named("segment").into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+    pub fn segment_contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        self.files_with_extension("segment")
+            .into_iter()
+            .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+            .collect()
     }
 }
 
-/// Steps that rotate several times, overwrite a conflicting tail, and hold a group larger than a segment.
-pub fn a_varied_life() -> Vec<Step> {
+/// Steps that rotate several times, overwrite a conflicting tail, and include a group larger than a segment.
+pub fn varied_steps() -> Vec<Step> {
     let mut change = entry(23, 2, 10);
     change.entry_type = EntryType::EntryConfChangeV2;
     change.context = Bytes::from_static(b"context");
