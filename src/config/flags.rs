@@ -169,7 +169,7 @@ const CLUSTERING: &[Flag] = &[
         "initial-advertise-peer-urls",
         Kind::Urls,
         "http://localhost:2380",
-        "Peer URLs that are told to the other members.",
+        "Peer URLs to advertise to the other members.",
     ),
     flag("initial-cluster", Kind::Text, "", "Initial members: `name=url,…`. Unset: this member alone."),
     flag(
@@ -183,7 +183,7 @@ const CLUSTERING: &[Flag] = &[
         "advertise-client-urls",
         Kind::Urls,
         "http://localhost:2379",
-        "Client URLs that are told to clients and members.",
+        "Client URLs to advertise to clients and members.",
     ),
     flag("discovery-endpoints", Kind::Strings, "", "The cluster used for discovery of the other members.")
         .refused(DISCOVERY),

@@ -57,10 +57,10 @@ pub struct Config {
     pub name: String,
     pub data_dir: PathBuf,
     pub listen_client_urls: Vec<Url>,
-    /// The client URLs that are told to clients and other members.
+    /// The client URLs that this member advertises to clients and other members.
     pub advertise_client_urls: Vec<Url>,
     pub listen_peer_urls: Vec<Url>,
-    /// The peer URLs that are told to other members, from the first start on.
+    /// The peer URLs that this member advertises to other members, from the first start on.
     pub initial_advertise_peer_urls: Vec<Url>,
     /// Whether `initial_advertise_peer_urls` was set explicitly.
     pub says_where_it_is: bool,

@@ -134,7 +134,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     })
 }
 
-/// Refuses flags whose effect is missing, if to start without it would be insecure or join the wrong cluster.
+/// Refuses flags that are not implemented, if starting without them would be insecure or would join the wrong cluster.
 fn refuse_unsupported(values: &FlagValues) -> Result<(), Notice> {
     for flag in flags::all() {
         if let Status::Refused(why) = flag.status

@@ -31,11 +31,11 @@ fn verification_error(arguments: &[&str]) -> String {
 
 fn warnings(arguments: &[&str]) -> Vec<String> {
     let notices = run(arguments, &[]).unwrap().notices;
-    let told = notices.iter().filter(|notice| notice.level == Level::Warn).map(|notice| {
+    let lines = notices.iter().filter(|notice| notice.level == Level::Warn).map(|notice| {
         let fields: Vec<_> = notice.fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
         format!("{} {}", notice.message, fields.join(" ")).trim().to_owned()
     });
-    told.collect()
+    lines.collect()
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn a_secure_url_needs_certificate_and_key() {
 fn flags_without_effect_are_reported() {
     let quiet = warnings(&["--name=a", "--data-dir=d", "--max-wals=5", "--enable-grpc-gateway=false", "--name=b"]);
     assert_eq!(quiet, [] as [&str; 0]);
-    let told = warnings(&[
+    let logged = warnings(&[
         "--name=a",
         "--data-dir=d",
         "--max-wals=7",
@@ -196,9 +196,9 @@ fn flags_without_effect_are_reported() {
         "flag is accepted, but has no effect yet flag=\"enable-grpc-gateway\"",
         "feature gate is accepted, but has no effect yet feature-gate=\"PriorityRequest\"",
     ];
-    assert_eq!(told.len(), expected.len(), "{told:?}");
-    for (told, expected) in told.iter().zip(expected) {
-        assert!(told.starts_with(expected), "{told}");
+    assert_eq!(logged.len(), expected.len(), "{logged:?}");
+    for (logged, expected) in logged.iter().zip(expected) {
+        assert!(logged.starts_with(expected), "{logged}");
     }
 }
 
@@ -222,8 +222,8 @@ fn auto_compaction_takes_hours_durations_or_revisions() {
         ("-1h", "error parsing CompactionRetention: the duration is negative: \"-1h\""),
         ("9999999999", "error parsing CompactionRetention: time: invalid duration \"9999999999\""),
     ] {
-        let (level, message, told) = reason(&["--auto-compaction-retention", text]);
-        assert_eq!((level, message.as_str(), told.as_str()), (Level::Fatal, START_FAILED, error));
+        let (level, message, found) = reason(&["--auto-compaction-retention", text]);
+        assert_eq!((level, message.as_str(), found.as_str()), (Level::Fatal, START_FAILED, error));
     }
 }
 
@@ -430,14 +430,14 @@ fn a_conflict_is_logged_after_earlier_notices() {
 fn a_member_listening_on_all_addresses_advertises_the_default_route() {
     let arguments = ["--name=x", "--listen-peer-urls=http://0.0.0.0:7000"];
     let parsed = run(&arguments, &[]).unwrap();
-    let told = parsed.notices.iter().find(|notice| notice.message.contains("default host")).unwrap();
+    let notice = parsed.notices.iter().find(|notice| notice.message.contains("default host")).unwrap();
     if let Ok(host) = url_resolution::default_host() {
         let url = Url::of_host(host, 7000);
-        assert_eq!(told.message, "detected default host for advertise");
+        assert_eq!(notice.message, "detected default host for advertise");
         assert_eq!(parsed.config.initial_cluster, format!("x={url}"));
         assert_eq!(parsed.config.initial_advertise_peer_urls, [url]);
     } else {
-        assert_eq!(told.message, "failed to detect default host");
+        assert_eq!(notice.message, "failed to detect default host");
         assert_eq!(urls::joined(&parsed.config.initial_advertise_peer_urls), "http://localhost:2380");
     }
     // An explicit advertised URL is kept, and with a specific listen address there is nothing to detect.
