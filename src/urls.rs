@@ -70,7 +70,7 @@ impl Url {
 
     /// An `http` URL.
     #[must_use]
-    pub fn of_host(host: IpAddr, port: u16) -> Self {
+    pub fn from_ip(host: IpAddr, port: u16) -> Self {
         let text = format!("http://{}", SocketAddr::new(host, port));
         Self { text, place: Place::Tcp { host: host.to_string(), port }, secure: false }
     }
@@ -104,7 +104,7 @@ impl Url {
 
     /// Whether it is a TCP address without a host.
     #[must_use]
-    pub fn lacks_host(&self) -> bool {
+    pub fn has_empty_host(&self) -> bool {
         matches!(&self.place, Place::Tcp { host, .. } if host.is_empty())
     }
 }

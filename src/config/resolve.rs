@@ -196,12 +196,12 @@ impl Addresses {
                 return Err(format!("expected IP in URL for binding ({url})"));
             }
         }
-        if let Some(url) = addresses.advertise_peer.iter().find(|url| url.lacks_host()) {
+        if let Some(url) = addresses.advertise_peer.iter().find(|url| url.has_empty_host()) {
             let all = urls::joined(&addresses.advertise_peer);
             let form = "must be \"host:port\"";
             return Err(format!("--initial-advertise-peer-urls {all:?} {form} (unexpected empty host ({url}))"));
         }
-        if let Some(url) = addresses.advertise_client.iter().find(|url| url.lacks_host()) {
+        if let Some(url) = addresses.advertise_client.iter().find(|url| url.has_empty_host()) {
             let all = urls::joined(&addresses.advertise_client);
             let form = "must be in the format \"host:port\", \"unix:/path/to/socket\" or \"unixs:/path/to/socket\"";
             return Err(format!("--advertise-client-urls {all:?} {form} (unexpected empty host ({url}))"));
@@ -223,7 +223,7 @@ impl Addresses {
             }
             match url_resolution::default_host() {
                 Ok(host) => {
-                    *advertised = Url::of_host(host, *port);
+                    *advertised = Url::from_ip(host, *port);
                     let notice = Notice::new(Level::Info, "detected default host for advertise");
                     notices.push(notice.with("host", host.to_string()));
                 }

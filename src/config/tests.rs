@@ -432,7 +432,7 @@ fn a_member_listening_on_all_addresses_advertises_the_default_route() {
     let parsed = run(&arguments, &[]).unwrap();
     let notice = parsed.notices.iter().find(|notice| notice.message.contains("default host")).unwrap();
     if let Ok(host) = url_resolution::default_host() {
-        let url = Url::of_host(host, 7000);
+        let url = Url::from_ip(host, 7000);
         assert_eq!(notice.message, "detected default host for advertise");
         assert_eq!(parsed.config.initial_cluster, format!("x={url}"));
         assert_eq!(parsed.config.initial_advertise_peer_urls, [url]);
