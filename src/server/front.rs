@@ -26,7 +26,7 @@ use super::{
     tls::Tls,
 };
 use crate::{
-    config::{Config, front::GrpcServer},
+    config::{Config, frontend::GrpcServer},
     http2::{
         limits::{self, Limits},
         lobby::{Lobby, Seat},

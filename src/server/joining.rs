@@ -13,7 +13,7 @@ use super::{
     versions::{self, Version},
 };
 use crate::{
-    config::{FirstStart, names},
+    config::{FirstStart, url_resolution},
     node::log::{Identity, Position},
     peer::{Client, Roll},
     proto::etcdserverpb::Member,
@@ -105,7 +105,7 @@ fn match_urls<'a>(first: &'a FirstStart, member: &Member) -> Result<&'a String, 
     }
     let mut trouble = String::new();
     for (name, known) in &first.members {
-        match names::lead_to_the_same(&urls, known) {
+        match url_resolution::lead_to_the_same(&urls, known) {
             Ok(()) => return Ok(name),
             Err(error) => trouble = error,
         }

@@ -32,7 +32,7 @@ use tokio_rustls::{
 };
 
 use super::Failure;
-use crate::config::front::TlsFiles;
+use crate::config::frontend::TlsFiles;
 
 /// Whom the system trusts, where nobody is named. Debian's place first.
 const SYSTEM_ROOTS: [&str; 3] =
