@@ -1,6 +1,6 @@
 //! metastore: an etcd-compatible metadata service.
 //!
-//! The floors, in reading order. A floor knows only those below it.
+//! The layers, in reading order. A layer depends only on those below it.
 
 pub mod api;
 pub mod http2;

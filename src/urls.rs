@@ -1,7 +1,7 @@
-//! The addresses of members: what may stand in a URL flag, read and printed as etcd does.
+//! Client and peer URLs, parsed and printed as in etcd's flags.
 //!
-//! A URL here names a place to listen or to connect to and nothing more: a scheme and `host:port`, or a socket file. Two URLs
-//! are the same if they print alike; member IDs are made from the printed form.
+//! A URL is an address to listen on or to connect to, and nothing more: a scheme with `host:port` or a socket file. Two URLs
+//! are equal if their texts are; member IDs are derived from the text.
 
 use std::{
     fmt,
@@ -9,34 +9,31 @@ use std::{
     path::PathBuf,
 };
 
-/// One address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Url {
-    /// As etcd would print it. First, so that order is the order of the texts.
+    /// As etcd prints it. The first field, so that URLs are ordered by their texts.
     text: String,
     place: Place,
     secure: bool,
 }
 
-/// What a URL points at.
+/// The address that a URL refers to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// A host and a port.
     Tcp {
-        /// A name or an address, without brackets; may be empty.
+        /// A name or an IP address, without brackets; may be empty.
         host: String,
-        /// The port.
         port: u16,
     },
-    /// A socket file.
+    /// The path of a unix socket.
     Unix(PathBuf),
 }
 
 impl Url {
-    /// Reads one URL; blanks around it do not count.
+    /// Parses one URL; surrounding whitespace is ignored.
     ///
     /// # Errors
-    /// In etcd's words, and for what is no URL at all in those of Go's parser.
+    /// With etcd's text, or that of Go's `net/url` if the text is not a URL at all.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let unparsable = |why: &str| format!("parse {text:?}: {why}");
@@ -71,9 +68,9 @@ impl Url {
         }
     }
 
-    /// Where a host is found.
+    /// An `http` URL.
     #[must_use]
-    pub fn of_host(host: IpAddr, port: u16) -> Self {
+    pub fn from_ip(host: IpAddr, port: u16) -> Self {
         let text = format!("http://{}", SocketAddr::new(host, port));
         Self { text, place: Place::Tcp { host: host.to_string(), port }, secure: false }
     }
@@ -84,19 +81,19 @@ impl Url {
         &self.text
     }
 
-    /// Where it points at.
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Whether it asks for TLS.
+    /// Whether the scheme is `https` or `unixs`.
     #[must_use]
     pub fn is_secure(&self) -> bool {
         self.secure
     }
 
-    /// Whether one can listen there: a socket file, an IP address, or `localhost`, but no name that could mean many hosts.
+    /// Whether a listener can bind to it: a socket file, an IP address or `localhost`, but not a name that may resolve to several
+    /// hosts.
     #[must_use]
     pub fn can_be_bound(&self) -> bool {
         match &self.place {
@@ -105,9 +102,9 @@ impl Url {
         }
     }
 
-    /// Whether it is TCP without a host.
+    /// Whether it is a TCP address without a host.
     #[must_use]
-    pub fn lacks_host(&self) -> bool {
+    pub fn has_empty_host(&self) -> bool {
         matches!(&self.place, Place::Tcp { host, .. } if host.is_empty())
     }
 }
@@ -118,18 +115,18 @@ impl fmt::Display for Url {
     }
 }
 
-/// A flag's list of URLs: sorted, each once. Nothing typed is no URL.
+/// Parses a comma-separated list: sorted, without duplicates. An empty text is an empty list.
 ///
 /// # Errors
-/// As [`Url::parse`], for the first that is wrong.
+/// As [`Url::parse`], for the first invalid URL.
 pub fn parse_list(text: &str) -> Result<Vec<Url>, String> {
     if text.trim().is_empty() { Ok(Vec::new()) } else { parse_each(text) }
 }
 
-/// The same, where nothing typed is one wrong URL.
+/// As [`parse_list`], but an empty text is one invalid URL.
 ///
 /// # Errors
-/// As [`Url::parse`], for the first that is wrong.
+/// As [`Url::parse`], for the first invalid URL.
 pub fn parse_each(text: &str) -> Result<Vec<Url>, String> {
     let mut urls = text.split(',').map(Url::parse).collect::<Result<Vec<_>, _>>()?;
     urls.sort();
@@ -137,13 +134,13 @@ pub fn parse_each(text: &str) -> Result<Vec<Url>, String> {
     Ok(urls)
 }
 
-/// URLs as they stand in messages, with commas between them.
+/// The URLs, separated by commas, as in messages.
 #[must_use]
 pub fn joined(urls: &[Url]) -> String {
     urls.iter().map(Url::as_str).collect::<Vec<_>>().join(",")
 }
 
-/// Scheme and what follows its colon; no scheme is an empty one.
+/// Splits off the scheme and its colon; without a scheme, the first part is empty.
 fn split_scheme(text: &str) -> Result<(&str, &str), &'static str> {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '+' | '-' | '.')).unwrap_or(text.len());
     match text[end..].starts_with(':') {
@@ -153,7 +150,7 @@ fn split_scheme(text: &str) -> Result<(&str, &str), &'static str> {
     }
 }
 
-/// What stands between `//` and the next slash, and the path after it.
+/// The authority, between `//` and the next slash, and the path after it.
 fn split_authority(rest: &str) -> (&str, &str) {
     let Some(rest) = rest.strip_prefix("//") else {
         return ("", rest);
@@ -161,7 +158,7 @@ fn split_authority(rest: &str) -> (&str, &str) {
     rest.split_at(rest.find('/').unwrap_or(rest.len()))
 }
 
-/// Refuses characters that no host contains. A user, a query or a fragment is refused with them: no address has one.
+/// Refuses characters that a host cannot contain, and thereby also a user, a query and a fragment.
 fn check_host(authority: &str) -> Result<(), String> {
     if let Some(at) = authority.find('%') {
         let end = authority.len().min(at + 3);
@@ -182,7 +179,7 @@ fn check_host(authority: &str) -> Result<(), String> {
     Err(format!("invalid port {port:?} after host"))
 }
 
-/// Host and port. The host of an IPv6 address stands in brackets, and an empty port is none.
+/// Host and port. An IPv6 address must be in brackets; None without a port.
 fn split_host_port(authority: &str) -> Option<(&str, &str)> {
     let (host, port) = authority.rsplit_once(':').filter(|(_, port)| !port.is_empty())?;
     match host.strip_prefix('[') {
@@ -203,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_scheme_a_host_and_a_port() {
+    fn valid_urls_are_parsed_and_printed_as_in_etcd() {
         for (text, printed, place) in [
             ("http://localhost:2379", "http://localhost:2379", tcp("localhost", 2379)),
             ("  HTTP://LocalHost:1 ", "http://LocalHost:1", tcp("LocalHost", 1)),
@@ -221,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_named_in_etcds_words() {
+    fn invalid_urls_have_etcds_error_texts() {
         for (text, error) in [
             ("", "URL scheme must be http, https, unix, or unixs: "),
             ("foo", "URL scheme must be http, https, unix, or unixs: foo"),
@@ -251,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_sorted_and_has_nothing_twice() {
+    fn a_list_is_sorted_and_deduplicated() {
         let urls = parse_list("http://b:1, http://a:2,http://b:1").unwrap();
         assert_eq!(joined(&urls), "http://a:2,http://b:1");
         assert_eq!(parse_list(" "), Ok(vec![]));
@@ -260,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_ip_localhost_or_a_file_can_be_listened_on() {
+    fn only_an_ip_localhost_or_a_socket_file_can_be_bound() {
         for text in ["http://127.0.0.1:1", "http://[::]:1", "http://localhost:1", "unix://anything:1"] {
             assert!(Url::parse(text).unwrap().can_be_bound(), "{text}");
         }

@@ -1,4 +1,4 @@
-//! What was typed. What it means is `plan`'s business.
+//! The command line of `metastore bench`; `plan` resolves and checks it.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 /// Puts load on any server that speaks etcd's v3 API, and measures it.
 ///
-/// Latencies are percentiles of an HDR histogram. With --rate, calls are due at fixed moments whether or not the server
-/// keeps up, and a latency counts from the moment its call was due. With --server-pid the server's CPU time per
+/// Latencies are percentiles of an HDR histogram. With --rate, calls are due at fixed times whether or not the server
+/// keeps up, and latency is measured from the time at which a call was due. With --server-pid, the server's CPU time per
 /// operation and its memory are reported too. Ctrl-C ends the run early; what was measured until then is reported.
 #[derive(Parser, Debug)]
 #[command(name = "metastore bench", bin_name = "metastore bench", max_term_width = 100)]
@@ -17,123 +17,119 @@ use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
   metastore bench watch --watchers 1000 --streams 10 --rate 100 --server-pid $(pidof etcd)
   metastore bench load --key-space 1000000 --clients 200 --json
 
-Exit codes: 0 all went well, 1 an operation failed, 2 bad options.")]
+Exit codes: 0 success, 1 an operation failed, 2 invalid options.")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     pub(super) command: Command,
 }
 
-/// What to do.
 #[derive(Subcommand, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
+#[expect(clippy::large_enum_variant, reason = "there is one value per process")]
 pub(super) enum Command {
     /// Put load on a server.
     #[command(flatten)]
     Run(WorkloadArgs),
-    /// Wait until the server answers a serializable range, and print how many milliseconds that took.
+    /// Wait until the server answers a serializable range, and print the milliseconds that this took.
     #[command(hide = true)]
     Ready(ReadyArgs),
-    /// Make a Markdown table of the JSON lines of two servers.
+    /// Compare the JSON lines of two servers in a Markdown table.
     #[command(hide = true)]
     Compare(CompareArgs),
 }
 
-/// The workloads.
 #[derive(Subcommand, Debug)]
 pub(super) enum WorkloadArgs {
     /// Write random keys of the key space.
     Put(CallsArgs),
-    /// Read one random key a call; fills the key space first.
+    /// Read one random key per call; fills the key space first.
     Range(RangeArgs),
-    /// Read many neighbouring keys a call; fills the key space first.
+    /// Read many consecutive keys per call; fills the key space first.
     List(ListArgs),
     /// Compare-and-swap random keys on their modification revision; fills the key space first.
     ///
-    /// A comparison that another caller won is no failure: the call reads the key's new revision instead, and the report
-    /// says how often that happened.
+    /// If another caller has changed the key first, the call reads its new revision instead. This is not a failure; the
+    /// report shows how often it happened.
     Txn(CallsArgs),
-    /// Write at a rate and see every event reach every watcher.
+    /// Write at a fixed rate and verify that every event reaches every watcher.
     ///
-    /// An operation is an event; its latency is the time from when its put was due until a watcher had it. The clients are
-    /// the writers; without --rate they put 100 times a second. The key space is as large as the watched keys are many.
+    /// An operation is an event; its latency is the time from when its put was due until a watcher received it. The clients
+    /// are the writers; without --rate they write 100 times per second. The key space consists of the watched keys.
     Watch(WatchArgs),
-    /// Keep leases alive, one stream a client.
+    /// Keep leases alive, one stream per client.
     Lease(LeaseArgs),
-    /// Write each key of the key space once, to measure memory, disk and restarts.
+    /// Write each key of the key space once, to measure memory, disk usage and restarts.
     Load(LoadArgs),
 }
 
-/// Whom to call, and how many at once.
+/// Servers, callers and connections.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Target")]
 pub(super) struct TargetArgs {
-    /// Servers to call, separated by commas; connections are spread over them.
+    /// Comma-separated list of servers; connections are distributed over them.
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', default_value = "127.0.0.1:2379")]
     pub(super) endpoints: Vec<String>,
-    /// Callers, each with one call in flight.
+    /// Number of callers, each with one call in flight.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub(super) clients: u32,
-    /// Connections, over which the callers are spread; for watches as many again. [default: as many as clients, up to 100]
+    /// Connections, shared by the callers; for watches as many again. [default: as many as clients, up to 100]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=60_000))]
     pub(super) connections: Option<u32>,
-    /// Threads of the generator itself. [default: the machine's cores]
+    /// Threads of the load generator. [default: the number of cores]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1024))]
     pub(super) threads: Option<u32>,
-    /// Give up when nothing was answered for so long; the calls in flight then count as failed.
+    /// Give up after this long without any response; the calls in flight then count as failed.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub(super) timeout: Duration,
 }
 
-/// What is read and written.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Keys and values")]
 pub(super) struct KeyArgs {
-    /// How many different keys.
+    /// Number of distinct keys.
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u64).range(1..))]
     pub(super) key_space: u64,
-    /// Bytes of a key, the prefix included.
+    /// Size of a key in bytes, including the prefix.
     #[arg(long, value_name = "BYTES", default_value_t = 24, value_parser = value_parser!(u32).range(1..=65_536))]
     pub(super) key_size: u32,
-    /// Bytes of a value; the bytes are random.
+    /// Size of a value in bytes; the bytes are random.
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = value_parser!(u32).range(0..=64 << 20))]
     pub(super) value_size: u32,
-    /// What every key begins with.
+    /// Prefix of every key.
     #[arg(long, value_name = "TEXT", default_value = "bench/")]
     pub(super) prefix: String,
-    /// Where the random numbers start: equal seeds make equal requests.
+    /// Seed of the random numbers: equal seeds result in equal requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) seed: u64,
 }
 
-/// How long, and how fast.
+/// Duration and rate.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Extent")]
 pub(super) struct ExtentArgs {
-    /// Measure so many operations (for watch: puts) instead of a time.
+    /// Measure this many operations (for watch: puts) instead of a duration.
     #[arg(long, value_name = "N", conflicts_with = "duration", value_parser = value_parser!(u64).range(1..))]
     pub(super) total: Option<u64>,
-    /// Measure for so long. [default: 10s]
+    /// Measure for this long. [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(super) duration: Option<Duration>,
-    /// Run for so long before measuring begins.
+    /// Run for this long before measuring begins.
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     pub(super) warmup: Duration,
-    /// Calls due per second, over all clients. [default: each client calls again as soon as it was answered]
+    /// Calls due per second, over all clients. [default: each client calls again as soon as it receives the response]
     #[arg(long, value_name = "PER-SECOND")]
     pub(super) rate: Option<f64>,
 }
 
-/// What is reported.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Report")]
 pub(super) struct ReportArgs {
     /// Print one line of JSON instead of text.
     #[arg(long)]
     pub(super) json: bool,
-    /// A name for this run, to be repeated in the report.
+    /// Name of this run, repeated in the report.
     #[arg(long, value_name = "TEXT")]
     pub(super) label: Option<String>,
-    /// Measure CPU time and memory of these processes, servers on this machine: what they use together.
+    /// Measure the total CPU time and memory of these processes (servers on this machine).
     #[arg(long, value_name = "PID", value_delimiter = ',')]
     pub(super) server_pid: Vec<u32>,
 }
@@ -154,7 +150,7 @@ pub(super) struct CallsArgs {
 /// Options of `range`.
 #[derive(Args, Debug)]
 pub(super) struct RangeArgs {
-    /// Accept what the called member knows, instead of linearizable reads.
+    /// Use serializable instead of linearizable reads.
     #[arg(long)]
     pub(super) serializable: bool,
     #[command(flatten)]
@@ -167,51 +163,51 @@ pub(super) struct ListArgs {
     /// Keys per call; at most the key space.
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = value_parser!(u64).range(1..))]
     pub(super) list_keys: u64,
-    /// Have so many of them returned, and the others only counted. [default: all]
+    /// Return this many of them; the others are only counted. [default: all]
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     pub(super) limit: Option<u64>,
-    /// Ask for keys without values.
+    /// Return keys without values.
     #[arg(long)]
     pub(super) keys_only: bool,
-    /// Accept what the called member knows, instead of linearizable reads.
+    /// Use serializable instead of linearizable reads.
     #[arg(long)]
     pub(super) serializable: bool,
     #[command(flatten)]
     pub(super) calls: CallsArgs,
 }
 
-/// Options of `watch`; clients are the writers, and without --rate there are 100 puts a second.
+/// Options of `watch`; the clients are the writers, and without --rate there are 100 puts per second.
 #[derive(Args, Debug)]
 pub(super) struct WatchArgs {
-    /// Watchers.
+    /// Number of watchers.
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
     pub(super) watchers: u32,
-    /// Streams, over which the watchers are spread; connections are shared by them.
+    /// Number of streams, shared by the watchers; the streams share the connections.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub(super) streams: u32,
-    /// What is watched: one key by all, or a key of its own by each.
+    /// Whether all watchers watch one key, or each a key of its own.
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = WatchedKeys::One)]
     pub(super) watched: WatchedKeys,
     #[command(flatten)]
     pub(super) calls: CallsArgs,
 }
 
-/// What the watchers of `watch` look at.
+/// Which keys the watchers of `watch` watch.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WatchedKeys {
-    /// All watch the same key: a put makes as many events as there are watchers.
+    /// All watch the same key: a put causes as many events as there are watchers.
     One,
-    /// Each watches a key of its own: a put makes one event.
+    /// Each watches a key of its own: a put causes one event.
     Own,
 }
 
 /// Options of `lease`.
 #[derive(Args, Debug)]
 pub(super) struct LeaseArgs {
-    /// Leases to keep alive, spread over the clients. [default: one per client]
+    /// Number of leases to keep alive, distributed over the clients. [default: one per client]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=10_000_000))]
     pub(super) leases: Option<u32>,
-    /// Seconds a lease lives without being kept alive.
+    /// TTL of the leases in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = value_parser!(i64).range(2..=9_000_000_000))]
     pub(super) ttl: i64,
     #[command(flatten)]
@@ -221,10 +217,10 @@ pub(super) struct LeaseArgs {
 /// Options of `load`.
 #[derive(Args, Debug)]
 pub(super) struct LoadArgs {
-    /// In which order the keys are written.
+    /// The order in which the keys are written.
     #[arg(long, value_enum, default_value_t = LoadOrder::Sequential)]
     pub(super) order: LoadOrder,
-    /// Calls due per second, over all clients. [default: each client calls again as soon as it was answered]
+    /// Calls due per second, over all clients. [default: each client calls again as soon as it receives the response]
     #[arg(long, value_name = "PER-SECOND")]
     pub(super) rate: Option<f64>,
     #[command(flatten)]
@@ -240,7 +236,7 @@ pub(super) struct LoadArgs {
 pub(super) enum LoadOrder {
     /// Ascending.
     Sequential,
-    /// Shuffled; each key still exactly once.
+    /// Shuffled; each key exactly once.
     Random,
 }
 
@@ -250,10 +246,10 @@ pub(super) struct ReadyArgs {
     /// The server.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:2379")]
     pub(super) endpoint: String,
-    /// Fail after so long.
+    /// Fail after this long.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub(super) timeout: Duration,
-    /// Fail at once when this process, the server, ends.
+    /// Fail at once when this process (the server) ends.
     #[arg(long, value_name = "PID")]
     pub(super) server_pid: Option<u32>,
 }
@@ -261,13 +257,13 @@ pub(super) struct ReadyArgs {
 /// Options of `compare`.
 #[derive(Args, Debug)]
 pub(super) struct CompareArgs {
-    /// JSON lines of the server that is the measure.
+    /// JSON lines of the baseline server.
     pub(super) theirs: PathBuf,
-    /// JSON lines of the server that is measured.
+    /// JSON lines of the server that is compared with it.
     pub(super) ours: PathBuf,
 }
 
-/// Understands `1500ms`, `10s`, `2m`, `1h`; a fraction is welcome.
+/// Parses `1500ms`, `10s`, `2m`, `1h`; fractions are allowed.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
@@ -291,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_of_the_arguments_is_sound() {
+    fn the_argument_definition_is_valid() {
         <Arguments as clap::CommandFactory>::command().debug_assert();
     }
 
@@ -300,8 +296,8 @@ mod tests {
         assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        for nonsense in ["10", "s", "", "tens", "-1s", "1e400s", "NaNs", "1d", "9µs"] {
-            assert!(parse_duration(nonsense).is_err(), "{nonsense:?} was taken for a time");
+        for invalid in ["10", "s", "", "tens", "-1s", "1e400s", "NaNs", "1d", "9µs"] {
+            assert!(parse_duration(invalid).is_err(), "{invalid:?} was accepted");
         }
     }
 

@@ -1,7 +1,7 @@
-//! Two servers side by side: medians of several rounds, and ratios, as Markdown.
+//! Compares two servers: medians of several rounds, and ratios, as Markdown.
 //!
-//! Each file has one JSON object a line. A line with `operations` is a report of this generator, and its `label` names
-//! its row. Other lines are single figures, `{"label":"disk","value":760,"unit":"MB"}`. Lines of the same label are rounds.
+//! Each file has one JSON object per line. A line with `operations` is a report of this load generator, and its `label` names
+//! the row. Other lines are single figures, `{"label":"disk","value":760,"unit":"MB"}`. Lines with the same label are rounds.
 
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
@@ -12,9 +12,9 @@ use super::{
     report::{thousands, three_digits},
 };
 
-/// The figures of one server: row → rounds, and the rows in the order in which they first came.
+/// The results of one server: the rounds of each row, and the rows in order of their first appearance.
 #[derive(Debug, Default)]
-struct Side {
+struct Results {
     order: Vec<String>,
     runs: BTreeMap<String, Vec<Run>>,
     figures: BTreeMap<String, Figures>,
@@ -40,28 +40,29 @@ struct Figures {
     values: Vec<f64>,
 }
 
-/// The tables.
 pub(super) fn table(arguments: &CompareArgs) -> Result<String, String> {
     Ok(render(&read(&arguments.theirs)?, &read(&arguments.ours)?))
 }
 
-fn read(path: &Path) -> Result<Side, String> {
+fn read(path: &Path) -> Result<Results, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    Side::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
+    Results::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-impl Side {
+impl Results {
     fn parse(text: &str) -> Result<Self, String> {
-        let mut side = Self::default();
+        let mut results = Self::default();
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let value: Value = serde_json::from_str(line).map_err(|error| format!("line {}: {error}", number + 1))?;
-            side.take(&value)
+            results
+                .add(&value)
                 .ok_or_else(|| format!("line {} is neither a report nor a figure with a label", number + 1))?;
         }
-        Ok(side)
+        Ok(results)
     }
 
-    fn take(&mut self, line: &Value) -> Option<()> {
+    /// Adds one line; None if it is neither a report nor a figure.
+    fn add(&mut self, line: &Value) -> Option<()> {
         let label = line["label"].as_str()?.to_owned();
         if !self.order.contains(&label) {
             self.order.push(label.clone());
@@ -89,13 +90,13 @@ impl Side {
     }
 }
 
-/// The rows of both, in the order of whichever has them first.
-fn rows<'a>(theirs: &'a Side, ours: &'a Side) -> Vec<&'a String> {
-    let ours_alone = ours.order.iter().filter(|label| !theirs.order.contains(label));
-    theirs.order.iter().chain(ours_alone).collect()
+/// The rows of both: those of `theirs` in their order, then those that only `ours` has.
+fn rows<'a>(theirs: &'a Results, ours: &'a Results) -> Vec<&'a String> {
+    let only_ours = ours.order.iter().filter(|label| !theirs.order.contains(label));
+    theirs.order.iter().chain(only_ours).collect()
 }
 
-fn render(theirs: &Side, ours: &Side) -> String {
+fn render(theirs: &Results, ours: &Results) -> String {
     let mut text = String::new();
     let rows = rows(theirs, ours);
     let has_runs = |label: &&&String| !theirs.runs(label).is_empty() || !ours.runs(label).is_empty();
@@ -132,22 +133,24 @@ fn run_row(label: &str, theirs: &[Run], ours: &[Run]) -> String {
         pair(&|run| Some(millis(run.p50))),
         pair(&|run| Some(millis(run.p99))),
     ] {
-        write!(row, "| {} → {} | {} ", number(their), number(our), ratio(their, our)).expect("a string takes all");
+        write!(row, "| {} → {} | {} ", number(their), number(our), ratio(their, our))
+            .expect("writing to a string cannot fail");
     }
     let (their, our) = pair(&|run| run.generator);
     let failed: u64 = theirs.iter().chain(ours).map(|run| run.failed).sum();
-    writeln!(row, "| {} → {} | {failed} |", number(their), number(our)).expect("a string takes all");
+    writeln!(row, "| {} → {} | {failed} |", number(their), number(our)).expect("writing to a string cannot fail");
     row
 }
 
-fn figure_row(label: &str, theirs: &Side, ours: &Side) -> String {
-    let middle = |side: &Side| side.figures.get(label).and_then(|figures| median(figures.values.iter().copied()));
-    let unit = [theirs, ours].iter().find_map(|side| side.figures.get(label)).map_or("", |figures| &figures.unit);
+fn figure_row(label: &str, theirs: &Results, ours: &Results) -> String {
+    let middle =
+        |results: &Results| results.figures.get(label).and_then(|figures| median(figures.values.iter().copied()));
+    let unit = [theirs, ours].iter().find_map(|results| results.figures.get(label)).map_or("", |figures| &figures.unit);
     let (their, our) = (middle(theirs), middle(ours));
     format!("| {label} | {} → {} {unit} | {} |\n", number(their), number(our), ratio(their, our))
 }
 
-/// The middle one; of an even number, the mean of the two in the middle.
+/// The middle value; for an even count, the mean of the two middle values.
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_unstable_by(f64::total_cmp);
@@ -159,7 +162,7 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     }
 }
 
-/// Ours by theirs.
+/// Ours divided by theirs.
 fn ratio(theirs: Option<f64>, ours: Option<f64>) -> String {
     match (theirs, ours) {
         (Some(theirs), Some(ours)) if theirs > 0.0 => format!("**{:.2}**", ours / theirs),
@@ -167,7 +170,7 @@ fn ratio(theirs: Option<f64>, ours: Option<f64>) -> String {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures are positive and not astronomic")]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "figures are positive and far below 2^64")]
 fn number(figure: Option<f64>) -> String {
     match figure {
         None => "–".to_owned(),
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_is_the_middle_one() {
+    fn the_median_is_the_middle_value() {
         assert_eq!(median([3.0, 1.0, 2.0].into_iter()), Some(2.0));
         assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), Some(2.5));
         assert_eq!(median([7.0].into_iter()), Some(7.0));
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_ours_by_theirs_where_both_exist() {
+    fn a_ratio_is_ours_divided_by_theirs_if_both_exist() {
         assert_eq!(ratio(Some(60.0), Some(15.0)), "**0.25**");
         assert_eq!(ratio(Some(0.0), Some(15.0)), "–");
         assert_eq!(ratio(None, Some(15.0)), "–");
@@ -209,7 +212,7 @@ mod tests {
         let theirs =
             [run("put-1", 60.0, 100.0), run("get-1", 40.0, 1.0), run("put-1", 80.0, 300.0), run("put-1", 70.0, 200.0)];
         let ours = [run("put-1", 35.0, 40_000.0), "{\"label\":\"disk\",\"value\":12.5,\"unit\":\"MB\"}\n".to_owned()];
-        let table = render(&Side::parse(&theirs.concat()).unwrap(), &Side::parse(&ours.concat()).unwrap());
+        let table = render(&Results::parse(&theirs.concat()).unwrap(), &Results::parse(&ours.concat()).unwrap());
         let rows: Vec<_> = table.lines().collect();
         assert_eq!(
             rows[2],
@@ -221,9 +224,9 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_says_nothing_is_refused_by_number() {
-        assert!(Side::parse("\n{\"label\":\"x\"}\n").unwrap_err().starts_with("line 2 "));
-        assert!(Side::parse("{\"operations\":1}").unwrap_err().contains("label"));
-        assert!(Side::parse("not json").unwrap_err().starts_with("line 1: "));
+    fn an_invalid_line_is_refused_with_its_number() {
+        assert!(Results::parse("\n{\"label\":\"x\"}\n").unwrap_err().starts_with("line 2 "));
+        assert!(Results::parse("{\"operations\":1}").unwrap_err().contains("label"));
+        assert!(Results::parse("not json").unwrap_err().starts_with("line 1: "));
     }
 }

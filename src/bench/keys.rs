@@ -1,30 +1,30 @@
-//! The key space: which bytes key number 42 has, and what is written into it.
+//! The key space: the bytes of each key, and the values that are written.
 //!
-//! Keys are a prefix and a number with leading zeros, so that neighbours in number are neighbours in order. Values are
-//! slices of one pool of random bytes: writing one costs neither an allocation nor a copy, and compression finds nothing.
+//! A key is a prefix and a number with leading zeros, so that the keys are ordered by their numbers. Values are slices of one
+//! pool of random bytes: creating one needs neither an allocation nor a copy, and they cannot be compressed.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// Values start anywhere in the first so many bytes of the pool.
-const POOL: usize = 1 << 20;
-/// Keys are cut from blocks of this size.
-const BLOCK: usize = 64 << 10;
+/// Values start at a random offset within this many bytes of the pool.
+const VALUE_POOL_BYTES: usize = 1 << 20;
+/// Keys are slices of blocks of this size.
+const KEY_BLOCK_BYTES: usize = 64 << 10;
 
 /// The keys and values of a run. Clones share the pool.
 #[derive(Debug, Clone)]
-pub(super) struct Keys {
+pub(super) struct KeySpace {
     prefix: Bytes,
     digits: usize,
     count: u64,
     value_size: usize,
     seed: u64,
-    pool: Bytes,
+    value_pool: Bytes,
 }
 
-impl Keys {
+impl KeySpace {
     /// A key space of `count` keys of `key_size` bytes each.
     pub(super) fn new(prefix: &str, key_size: u32, count: u64, value_size: u32, seed: u64) -> Result<Self, String> {
-        // The end of a list that ends with the last key is key number `count`: it must be writable too.
+        // The end of a range that includes the last key is key number `count`, which must fit as well.
         let needed = count.to_string().len();
         let digits = (key_size as usize).checked_sub(prefix.len()).filter(|digits| *digits >= needed).ok_or_else(|| {
             let least = prefix.len() + needed;
@@ -32,40 +32,38 @@ impl Keys {
         })?;
         let mut random = Random::new(seed);
         let value_size = value_size as usize;
-        let mut pool = BytesMut::with_capacity(POOL + value_size + 8);
-        while pool.len() < POOL + value_size {
-            pool.put_u64(random.next());
+        let mut value_pool = BytesMut::with_capacity(VALUE_POOL_BYTES + value_size + 8);
+        while value_pool.len() < VALUE_POOL_BYTES + value_size {
+            value_pool.put_u64(random.next());
         }
         let prefix = Bytes::copy_from_slice(prefix.as_bytes());
-        Ok(Self { prefix, digits, count, value_size, seed, pool: pool.freeze() })
+        Ok(Self { prefix, digits, count, value_size, seed, value_pool: value_pool.freeze() })
     }
 
-    /// How many keys there are.
+    /// The number of keys.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Bytes of a value.
     pub(super) fn value_size(&self) -> usize {
         self.value_size
     }
 
-    /// Bytes of a key.
     pub(super) fn key_size(&self) -> usize {
         self.prefix.len() + self.digits
     }
 
-    /// A source of random numbers for caller `number`.
+    /// The random number generator of caller `number`.
     pub(super) fn random(&self, number: u32) -> Random {
         Random::new(mix(self.seed).wrapping_add(u64::from(number)))
     }
 
-    /// Key `number`, cut from `block`.
+    /// Key `number`, as a slice of `block`, which is replaced when it is full.
     pub(super) fn key(&self, number: u64, block: &mut BytesMut) -> Bytes {
         debug_assert!(number <= self.count, "there is no key {number}");
         let size = self.key_size();
         if block.capacity() < size {
-            *block = BytesMut::with_capacity(BLOCK.max(size));
+            *block = BytesMut::with_capacity(KEY_BLOCK_BYTES.max(size));
         }
         block.put_slice(&self.prefix);
         block.put_bytes(b'0', self.digits);
@@ -80,19 +78,19 @@ impl Keys {
         block.split().freeze()
     }
 
-    /// A value.
+    /// A random value.
     pub(super) fn value(&self, random: &mut Random) -> Bytes {
-        let start = usize::try_from(random.below(POOL as u64)).expect("the pool is in memory");
-        self.pool.slice(start..start + self.value_size)
+        let start = usize::try_from(random.below(VALUE_POOL_BYTES as u64)).expect("the pool is in memory");
+        self.value_pool.slice(start..start + self.value_size)
     }
 
-    /// Which key is written `turn`-th when all are written once, in an order without pattern.
-    pub(super) fn shuffled(&self, turn: u64) -> u64 {
-        permute(turn, self.count, self.seed)
+    /// The key that is written as number `number` when all keys are written once in shuffled order.
+    pub(super) fn shuffled(&self, number: u64) -> u64 {
+        permute(number, self.count, self.seed)
     }
 }
 
-/// Random numbers that depend on nothing but the seed (`SplitMix64`).
+/// A random number generator that is determined by its seed (`SplitMix64`).
 #[derive(Debug, Clone)]
 pub(super) struct Random(u64);
 
@@ -101,13 +99,12 @@ impl Random {
         Self(mix(seed))
     }
 
-    /// The next number.
     pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// The next number below `bound`, which is not zero.
+    /// The next number below `bound`, which must not be zero.
     pub(super) fn below(&mut self, bound: u64) -> u64 {
         // Scaled rather than divided; the bias is one in 2^64 / bound.
         u64::try_from((u128::from(self.next()) * u128::from(bound)) >> 64).expect("below the bound")
@@ -120,8 +117,8 @@ fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// Number `index` of the numbers below `count`, in shuffled order: a Feistel network over the next even power of two,
-/// walked until it lands below `count`, so each number comes exactly once.
+/// Entry `index` of the shuffled numbers below `count`: a Feistel network over the next even power of two, applied repeatedly
+/// until the result is below `count`, so that each number occurs exactly once.
 fn permute(index: u64, count: u64, seed: u64) -> u64 {
     assert!(index < count, "{index} is not one of {count}");
     let half = (64 - (count - 1).leading_zeros()).div_ceil(2).max(1);
@@ -145,8 +142,8 @@ mod tests {
 
     use super::*;
 
-    fn keys(count: u64) -> Keys {
-        Keys::new("k/", 10, count, 16, 1).unwrap()
+    fn keys(count: u64) -> KeySpace {
+        KeySpace::new("k/", 10, count, 16, 1).unwrap()
     }
 
     #[test]
@@ -159,9 +156,9 @@ mod tests {
 
     #[test]
     fn a_key_space_must_fit_its_keys() {
-        assert!(Keys::new("k/", 5, 999, 16, 1).is_ok());
-        assert!(Keys::new("k/", 5, 1000, 16, 1).unwrap_err().ends_with("6 or more"));
-        assert!(Keys::new("too long", 5, 1, 16, 1).is_err());
+        assert!(KeySpace::new("k/", 5, 999, 16, 1).is_ok());
+        assert!(KeySpace::new("k/", 5, 1000, 16, 1).unwrap_err().ends_with("6 or more"));
+        assert!(KeySpace::new("too long", 5, 1, 16, 1).is_err());
     }
 
     #[test]
@@ -174,21 +171,21 @@ mod tests {
     }
 
     #[test]
-    fn equal_seeds_make_equal_numbers_and_callers_differ() {
+    fn equal_seeds_give_equal_numbers_and_callers_differ() {
         let keys = keys(10);
         assert_eq!(keys.random(1).next(), keys.random(1).next());
         assert_ne!(keys.random(1).next(), keys.random(2).next());
     }
 
     #[test]
-    fn random_numbers_stay_below_their_bound_and_reach_all() {
+    fn random_numbers_cover_the_range_below_their_bound() {
         let mut random = Random::new(7);
         let seen: BTreeSet<u64> = (0..1000).map(|_| random.below(10)).collect();
         assert_eq!(seen, (0..10).collect());
     }
 
     #[test]
-    fn a_shuffle_meets_every_number_once_and_in_another_order() {
+    fn a_shuffle_contains_every_number_once_in_another_order() {
         for count in [1, 2, 3, 10, 1000, 4096, 4097] {
             let order: Vec<u64> = (0..count).map(|index| permute(index, count, 3)).collect();
             assert_eq!(order.iter().copied().collect::<BTreeSet<_>>(), (0..count).collect());

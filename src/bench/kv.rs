@@ -14,57 +14,56 @@ use crate::proto::etcdserverpb::{
 };
 
 use super::{
-    keys::{Keys, Random},
+    connections::UnaryChannel,
+    keys::{KeySpace, Random},
     measure::Failure,
-    wire::Line,
 };
 
-/// One thing to do with keys.
+/// An operation on keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
+pub(super) enum Operation {
     /// Put a random key.
     Put,
-    /// Put the key whose number is the turn's.
+    /// Put the key with the number of the call.
     PutInOrder,
-    /// Put the key whose turn it is in the shuffled order.
+    /// Put the key at the position of the call in the shuffled order.
     PutShuffled,
-    /// Put a random key, with the time at which that was due as its value.
+    /// Put a random key; the value begins with the time at which the put was due.
     PutStamped,
     /// Get a random key.
     Get { serializable: bool },
-    /// Get neighbouring keys, from a random one on.
+    /// Get consecutive keys, starting at a random one.
     List(Listing),
-    /// Replace a random key if nobody else did.
+    /// Compare-and-swap a random key.
     Swap,
 }
 
-/// What is asked for by one call that lists keys.
+/// The parameters of a call that lists keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Listing {
-    /// How many keys there are in the range.
+    /// Number of keys in the range.
     pub(super) keys: u64,
-    /// How many of them shall be returned. The others are only counted.
+    /// Number of keys to return; the others are only counted.
     pub(super) limit: u64,
     pub(super) keys_only: bool,
     pub(super) serializable: bool,
 }
 
-/// What an answered call came to.
+/// The outcome of a call that was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It was done.
     Done,
-    /// Another caller was quicker.
+    /// Compare-and-swap: another caller has changed the key first.
     Lost,
 }
 
-/// Revisions at which keys were last seen, shared by the callers of one worker.
+/// The last known modification revision of each key, shared by the callers of one worker.
 pub(super) type Revisions = Rc<RefCell<Vec<i64>>>;
 
 /// Makes one call at a time.
 pub(super) struct KvCaller {
-    client: KvClient<Line>,
-    keys: Keys,
+    client: KvClient<UnaryChannel>,
+    keys: KeySpace,
     random: Random,
     block: BytesMut,
     revisions: Revisions,
@@ -72,34 +71,40 @@ pub(super) struct KvCaller {
 }
 
 impl KvCaller {
-    /// Caller `number`, on `line`. Stamps count from `epoch`; `revisions` has a place for each key that is swapped.
-    pub(super) fn new(line: Line, keys: Keys, number: u32, revisions: Revisions, epoch: Instant) -> Self {
-        let client = KvClient::new(line).max_decoding_message_size(usize::MAX);
+    /// Caller `number`. Time stamps count from `epoch`; `revisions` has a slot for each key that is swapped.
+    pub(super) fn new(
+        channel: UnaryChannel,
+        keys: KeySpace,
+        number: u32,
+        revisions: Revisions,
+        epoch: Instant,
+    ) -> Self {
+        let client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
         let random = keys.random(number);
         Self { client, keys, random, block: BytesMut::new(), revisions, epoch }
     }
 
-    /// Makes the call of `turn`, which was due at `begun`.
-    pub(super) async fn call(&mut self, act: Act, turn: u64, begun: Instant) -> Result<Outcome, Failure> {
-        match act {
-            Act::Put => {
+    /// Makes call `number`, whose latency is measured from `start`.
+    pub(super) async fn call(&mut self, operation: Operation, number: u64, start: Instant) -> Result<Outcome, Failure> {
+        match operation {
+            Operation::Put => {
                 let key = self.random_key();
                 let value = self.keys.value(&mut self.random);
                 self.put(key, value).await
             }
-            Act::PutInOrder => self.put_number(turn).await,
-            Act::PutShuffled => self.put_number(self.keys.shuffled(turn)).await,
-            Act::PutStamped => {
-                let (key, value) = (self.random_key(), self.stamp(begun));
+            Operation::PutInOrder => self.put_number(number).await,
+            Operation::PutShuffled => self.put_number(self.keys.shuffled(number)).await,
+            Operation::PutStamped => {
+                let (key, value) = (self.random_key(), self.stamp(start));
                 self.put(key, value).await
             }
-            Act::Get { serializable } => self.get(serializable).await,
-            Act::List(listing) => self.list(listing).await,
-            Act::Swap => self.swap().await,
+            Operation::Get { serializable } => self.get(serializable).await,
+            Operation::List(listing) => self.list(listing).await,
+            Operation::Swap => self.swap().await,
         }
     }
 
-    /// Whether the key space holds just the keys and sizes that a fill would write.
+    /// Whether the key space already holds the keys, with the sizes, that a fill would write.
     pub(super) async fn is_filled(&mut self) -> Result<bool, Failure> {
         let (key, range_end) = (self.key(0), self.key(self.keys.count()));
         let first = self.range(RangeRequest { key: key.clone(), ..RangeRequest::default() }).await?;
@@ -117,10 +122,10 @@ impl KvCaller {
         self.key(number)
     }
 
-    /// A value that begins with the nanoseconds from `epoch` to `begun`.
-    fn stamp(&mut self, begun: Instant) -> Bytes {
+    /// A value that begins with the nanoseconds from `epoch` to `start`.
+    fn stamp(&mut self, start: Instant) -> Bytes {
         let mut value = BytesMut::with_capacity(self.keys.value_size());
-        value.put_u64(u64::try_from((begun - self.epoch).as_nanos()).expect("no run takes centuries"));
+        value.put_u64(u64::try_from((start - self.epoch).as_nanos()).expect("no run takes centuries"));
         let rest = self.keys.value(&mut self.random);
         value.put_slice(&rest[size_of::<u64>()..]);
         value.freeze()
@@ -146,7 +151,7 @@ impl KvCaller {
         let answer = self.range(RangeRequest { key: key.clone(), serializable, ..RangeRequest::default() }).await?;
         match answer.kvs.as_slice() {
             [kv] if kv.key == key => Ok(Outcome::Done),
-            others => Err(Failure::wrong(format!("asked for {key:?}, got {} keys", others.len()))),
+            others => Err(Failure::wrong_answer(format!("asked for {key:?}, got {} keys", others.len()))),
         }
     }
 
@@ -162,25 +167,25 @@ impl KvCaller {
         if returned == limit && u64::try_from(counted) == Ok(keys) {
             Ok(Outcome::Done)
         } else {
-            Err(Failure::wrong(format!("asked for {limit} of {keys} keys, got {returned} of {counted}")))
+            Err(Failure::wrong_answer(format!("asked for {limit} of {keys} keys, got {returned} of {counted}")))
         }
     }
 
     async fn swap(&mut self) -> Result<Outcome, Failure> {
         let number = self.random.below(self.keys.count());
-        let place = usize::try_from(number).expect("each key has a place in memory");
-        let seen = self.revisions.borrow()[place];
+        let slot = usize::try_from(number).expect("there is a slot for each key");
+        let seen = self.revisions.borrow()[slot];
         let key = self.key(number);
         let value = self.keys.value(&mut self.random);
         let answer = self.client.txn(swap(key, value, seen)).await?.into_inner();
         let (outcome, revision) = swapped(&answer)?;
         let mut revisions = self.revisions.borrow_mut();
-        revisions[place] = revisions[place].max(revision);
+        revisions[slot] = revisions[slot].max(revision);
         Ok(outcome)
     }
 }
 
-/// How long before now a stamped value was due; none if this is no stamped value.
+/// The age of a value with a time stamp; None if it has none.
 pub(super) fn age(value: &[u8], epoch: Instant) -> Option<Duration> {
     let stamp = u64::from_be_bytes(*value.first_chunk()?);
     epoch.elapsed().checked_sub(Duration::from_nanos(stamp))
@@ -204,18 +209,19 @@ fn swap(key: Bytes, value: Bytes, seen: i64) -> TxnRequest {
     }
 }
 
-/// How a swap ended, and the revision at which its key is now known to have been modified.
+/// The outcome of a swap, and the modification revision of its key.
 fn swapped(answer: &TxnResponse) -> Result<(Outcome, i64), Failure> {
     if answer.succeeded {
-        let header = answer.header.as_ref().ok_or_else(|| Failure::wrong("a transaction without a header"))?;
+        let header =
+            answer.header.as_ref().ok_or_else(|| Failure::wrong_answer("a transaction response without a header"))?;
         return Ok((Outcome::Done, header.revision));
     }
     match answer.responses.first().and_then(|op| op.response.as_ref()) {
         Some(response_op::Response::ResponseRange(range)) => match range.kvs.first() {
             Some(kv) => Ok((Outcome::Lost, kv.mod_revision)),
-            None => Err(Failure::wrong("a key to be swapped is gone")),
+            None => Err(Failure::wrong_answer("a key to be swapped does not exist")),
         },
-        _ => Err(Failure::wrong("a transaction whose else branch did not read")),
+        _ => Err(Failure::wrong_answer("a transaction response without the range of the failure branch")),
     }
 }
 
@@ -229,12 +235,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_tells_its_age() {
+    fn the_age_of_a_value_is_computed_from_its_stamp() {
         let epoch = Instant::now();
         let stamp = 0u64.to_be_bytes();
         assert!(age(&stamp, epoch).is_some_and(|age| age <= epoch.elapsed()));
         assert_eq!(age(b"short", epoch), None);
-        assert_eq!(age(&u64::MAX.to_be_bytes(), epoch), None, "a stamp from the future is no stamp");
+        assert_eq!(age(&u64::MAX.to_be_bytes(), epoch), None, "a stamp in the future is invalid");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The lease workload: one stream a client, on which it keeps its leases alive in turn.
+//! The lease workload: one stream per client, on which it keeps its leases alive in turn.
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -10,7 +10,7 @@ use crate::proto::etcdserverpb::{
 
 use super::measure::Failure;
 
-/// Keeps some leases alive, one call at a time.
+/// Keeps a set of leases alive, one call at a time.
 pub(super) struct KeepAlive {
     client: LeaseClient<Channel>,
     leases: Vec<i64>,
@@ -19,14 +19,14 @@ pub(super) struct KeepAlive {
 }
 
 struct Stream {
-    asks: mpsc::Sender<LeaseKeepAliveRequest>,
-    answers: Streaming<LeaseKeepAliveResponse>,
+    requests: mpsc::Sender<LeaseKeepAliveRequest>,
+    responses: Streaming<LeaseKeepAliveResponse>,
 }
 
 impl KeepAlive {
-    /// Is granted `count` leases, at least one.
+    /// Grants `count` leases, at least one.
     pub(super) async fn grant(channel: Channel, count: u32, ttl: i64) -> Result<Self, Failure> {
-        assert!(count > 0, "there is something to keep alive");
+        assert!(count > 0, "at least one lease per client");
         let mut client = LeaseClient::new(channel);
         let mut leases = Vec::with_capacity(count as usize);
         for _ in 0..count {
@@ -41,19 +41,18 @@ impl KeepAlive {
         self.next = (self.next + 1) % self.leases.len();
         let answer = self.exchange(id).await;
         if answer.is_err() {
-            self.stream = None; // The next call tries a new one.
+            self.stream = None; // The next call opens a new one.
         }
         let answer = answer?;
         if answer.id != id {
-            return Err(Failure::wrong(format!("asked about lease {id:x}, got {:x}", answer.id)));
+            return Err(Failure::wrong_answer(format!("asked about lease {id:x}, got {:x}", answer.id)));
         }
         if answer.ttl <= 0 {
-            return Err(Failure::wrong(format!("lease {id:x} has expired")));
+            return Err(Failure::wrong_answer(format!("lease {id:x} has expired")));
         }
         Ok(())
     }
 
-    /// Gives the leases back.
     pub(super) async fn revoke(mut self) -> Result<(), Failure> {
         for id in self.leases {
             self.client.lease_revoke(LeaseRevokeRequest { id }).await?;
@@ -65,19 +64,19 @@ impl KeepAlive {
         let ended = || Failure::unanswered("the server ended the keep-alive stream");
         let stream = match &mut self.stream {
             Some(stream) => {
-                stream.asks.send(LeaseKeepAliveRequest { id }).await.map_err(|_| ended())?;
+                stream.requests.send(LeaseKeepAliveRequest { id }).await.map_err(|_| ended())?;
                 stream
             }
             None => self.stream.insert(open(&mut self.client, id).await?),
         };
-        stream.answers.message().await?.ok_or_else(ended)
+        stream.responses.message().await?.ok_or_else(ended)
     }
 }
 
-/// Opens a stream with the first request on it: a server may wait for that before it accepts the stream.
+/// Opens a stream together with its first request: a server may wait for that before it accepts the stream.
 async fn open(client: &mut LeaseClient<Channel>, id: i64) -> Result<Stream, Failure> {
-    let (asks, requests) = mpsc::channel(1);
-    asks.try_send(LeaseKeepAliveRequest { id }).expect("an empty channel has room for one");
-    let answers = client.lease_keep_alive(ReceiverStream::new(requests)).await?.into_inner();
-    Ok(Stream { asks, answers })
+    let (requests, receiver) = mpsc::channel(1);
+    requests.try_send(LeaseKeepAliveRequest { id }).expect("an empty channel has room for one");
+    let responses = client.lease_keep_alive(ReceiverStream::new(receiver)).await?.into_inner();
+    Ok(Stream { requests, responses })
 }

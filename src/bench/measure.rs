@@ -1,30 +1,29 @@
-//! Latencies and failures: counted by each worker alone, added up at the end.
+//! Latencies and failures, recorded by each worker separately and merged at the end.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use hdrhistogram::Histogram;
 
-/// The longest latency that can be told from longer ones.
-const LONGEST: Duration = Duration::from_mins(10);
-/// Of each kind of failure so many messages are kept.
-const EXAMPLES: usize = 3;
+/// Longer latencies are recorded as this one.
+const MAX_LATENCY: Duration = Duration::from_mins(10);
+/// The number of messages that are kept per kind of failure.
+const MAX_EXAMPLES: usize = 3;
 
-/// Something that went wrong with one operation.
+/// The failure of one operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failure {
-    /// What kind: a gRPC code, or a word of ours for a wrong answer.
+    /// A gRPC status code, or `WrongAnswer`, `Unanswered` and the like.
     pub(super) kind: String,
-    /// What exactly.
     pub(super) message: String,
 }
 
 impl Failure {
-    /// A call that was answered, but not with the truth.
-    pub(super) fn wrong(message: impl Into<String>) -> Self {
+    /// A call with an incorrect response.
+    pub(super) fn wrong_answer(message: impl Into<String>) -> Self {
         Self { kind: "WrongAnswer".to_owned(), message: message.into() }
     }
 
-    /// A call that was not answered.
+    /// A call without a response.
     pub(super) fn unanswered(message: impl Into<String>) -> Self {
         Self { kind: "Unanswered".to_owned(), message: message.into() }
     }
@@ -36,52 +35,48 @@ impl From<tonic::Status> for Failure {
     }
 }
 
-/// All that one worker counts; adding up tallies loses nothing.
+/// Everything that one worker records. Merging tallies loses nothing.
 #[derive(Debug, Clone)]
 pub(super) struct Tally {
-    /// Calls.
     pub(super) calls: Latencies,
     /// Events that reached a watcher.
     pub(super) events: Latencies,
-    /// Compare-and-swaps that another caller was quicker with.
+    /// Compare-and-swaps for which another caller had changed the key first.
     pub(super) lost: u64,
-    /// What went wrong, by kind.
+    /// Failures by kind.
     pub(super) failures: BTreeMap<String, Failures>,
 }
 
 /// Failures of one kind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Failures {
-    /// How many.
     pub(super) count: u64,
     /// The first few different messages.
     pub(super) examples: Vec<String>,
 }
 
 impl Tally {
-    /// Nothing counted yet.
     pub(super) fn new() -> Self {
         Self { calls: Latencies::new(), events: Latencies::new(), lost: 0, failures: BTreeMap::new() }
     }
 
-    /// Counts a failure.
     pub(super) fn fail(&mut self, failure: Failure) {
-        self.fail_often(failure, 1);
+        self.fail_many(failure, 1);
     }
 
-    /// Counts the same failure so many times, which may be none.
-    pub(super) fn fail_often(&mut self, failure: Failure, count: u64) {
+    /// Records the same failure `count` times, which may be zero.
+    pub(super) fn fail_many(&mut self, failure: Failure, count: u64) {
         if count > 0 {
             self.add_failures(failure.kind, Failures { count, examples: vec![failure.message] });
         }
     }
 
-    /// Everything that went wrong.
+    /// The total number of failures.
     pub(super) fn failed(&self) -> u64 {
         self.failures.values().map(|failures| failures.count).sum()
     }
 
-    /// Adds what another worker counted.
+    /// Merges the tally of another worker.
     pub(super) fn add(&mut self, other: Self) {
         self.calls.add(&other.calls);
         self.events.add(&other.events);
@@ -89,7 +84,6 @@ impl Tally {
         self.add_all_failures(other.failures);
     }
 
-    /// Adds what went wrong elsewhere.
     pub(super) fn add_all_failures(&mut self, failures: BTreeMap<String, Failures>) {
         for (kind, failures) in failures {
             self.add_failures(kind, failures);
@@ -100,44 +94,42 @@ impl Tally {
         let failures = self.failures.entry(kind).or_default();
         failures.count += more.count;
         for example in more.examples {
-            if failures.examples.len() < EXAMPLES && !failures.examples.contains(&example) {
+            if failures.examples.len() < MAX_EXAMPLES && !failures.examples.contains(&example) {
                 failures.examples.push(example);
             }
         }
     }
 }
 
-/// A distribution of latencies, to three digits.
+/// A distribution of latencies, with a precision of three digits.
 #[derive(Debug, Clone)]
 pub(super) struct Latencies(Histogram<u64>);
 
 impl Latencies {
     fn new() -> Self {
-        let longest = u64::try_from(LONGEST.as_nanos()).expect("ten minutes are few nanoseconds");
-        Self(Histogram::new_with_bounds(1, longest, 3).expect("these bounds are in order"))
+        let max_latency = u64::try_from(MAX_LATENCY.as_nanos()).expect("ten minutes fit into 64 bits of nanoseconds");
+        Self(Histogram::new_with_bounds(1, max_latency, 3).expect("the bounds are valid"))
     }
 
-    /// Counts one.
     pub(super) fn record(&mut self, latency: Duration) {
         self.record_many(latency, 1);
     }
 
-    /// Counts several that took equally long.
+    /// Records `count` equal latencies.
     pub(super) fn record_many(&mut self, latency: Duration, count: u64) {
         self.0.saturating_record_n(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX), count);
     }
 
-    /// How many were counted.
     pub(super) fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The latency that `quantile` of all stay within, in microseconds.
+    /// The latency at `quantile`, in microseconds.
     pub(super) fn quantile_micros(&self, quantile: f64) -> f64 {
         micros(self.0.value_at_quantile(quantile))
     }
 
-    /// The longest, in microseconds.
+    /// The maximum, in microseconds.
     pub(super) fn max_micros(&self) -> f64 {
         micros(self.0.max())
     }
@@ -163,7 +155,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::cast_precision_loss, reason = "small numbers")]
-    fn percentiles_are_right_to_three_digits() {
+    fn percentiles_are_exact_to_three_digits() {
         let mut latencies = Latencies::new();
         for millis in 1..=1000 {
             latencies.record(Duration::from_millis(millis));
@@ -177,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_latency_is_counted_as_the_longest() {
+    fn a_latency_out_of_range_is_recorded_as_the_maximum() {
         let mut latencies = Latencies::new();
         latencies.record(Duration::MAX);
         assert_eq!(latencies.count(), 1);
@@ -185,14 +177,14 @@ mod tests {
     }
 
     #[test]
-    fn adding_tallies_adds_all_of_them() {
+    fn merging_tallies_adds_all_their_parts() {
         let (mut left, mut right) = (Tally::new(), Tally::new());
         left.calls.record(Duration::from_millis(1));
         right.calls.record(Duration::from_millis(3));
         right.events.record_many(Duration::from_millis(2), 5);
         right.lost = 2;
-        left.fail(Failure::wrong("first"));
-        right.fail(Failure::wrong("second"));
+        left.fail(Failure::wrong_answer("first"));
+        right.fail(Failure::wrong_answer("second"));
         right.fail(Failure::unanswered("gone"));
         left.add(right);
         assert_eq!((left.calls.count(), left.events.count(), left.lost, left.failed()), (2, 5, 2, 3));
@@ -200,11 +192,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_fails_no_times() {
+    fn a_failure_may_be_recorded_zero_or_many_times() {
         let mut tally = Tally::new();
-        tally.fail_often(Failure::wrong("nothing"), 0);
+        tally.fail_many(Failure::wrong_answer("nothing"), 0);
         assert!(tally.failures.is_empty());
-        tally.fail_often(Failure::wrong("much"), 1_000_000);
+        tally.fail_many(Failure::wrong_answer("much"), 1_000_000);
         assert_eq!(tally.failed(), 1_000_000);
     }
 
@@ -212,7 +204,7 @@ mod tests {
     fn only_the_first_few_different_messages_are_kept() {
         let mut tally = Tally::new();
         for message in ["a", "a", "b", "c", "d", "e"] {
-            tally.fail(Failure::wrong(message));
+            tally.fail(Failure::wrong_answer(message));
         }
         assert_eq!(
             tally.failures["WrongAnswer"],

@@ -1,22 +1,22 @@
-//! What the arguments mean, settled and checked once: after this nothing can be wrong but the world.
+//! Resolves and validates the arguments into a plan of the run.
 
 use std::{num::NonZero, thread, time::Duration};
 
 use super::{
     arguments::{CallsArgs, ExtentArgs, LoadOrder, ReportArgs, TargetArgs, WatchedKeys, WorkloadArgs},
-    keys::Keys,
+    keys::KeySpace,
     kv::Listing,
     schedule::{Extent, Rate},
 };
 
-/// Puts per second of `watch`, unless something else is asked for.
-const WATCH_RATE: f64 = 100.0;
-/// Connections, unless something else is asked for: as many as clients, but no more than this.
-const MOST_CONNECTIONS: u32 = 100;
-/// How long is measured, unless something else is asked for.
-const DURATION: Duration = Duration::from_secs(10);
+/// Puts per second of `watch`, unless `--rate` is given.
+const DEFAULT_WATCH_RATE: f64 = 100.0;
+/// Unless `--connections` is given, there are as many connections as clients, but no more than this.
+const MAX_DEFAULT_CONNECTIONS: u32 = 100;
+/// How long to measure, unless `--duration` or `--total` is given.
+const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 
-/// One run.
+/// The plan of one run.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) workload: Workload,
@@ -24,8 +24,8 @@ pub(super) struct Plan {
     pub(super) clients: u32,
     pub(super) connections: u32,
     pub(super) threads: u32,
-    pub(super) patience: Duration,
-    pub(super) keys: Keys,
+    pub(super) timeout: Duration,
+    pub(super) keys: KeySpace,
     pub(super) extent: Extent,
     pub(super) warmup: Duration,
     pub(super) rate: Option<Rate>,
@@ -34,7 +34,6 @@ pub(super) struct Plan {
     pub(super) server_pids: Vec<u32>,
 }
 
-/// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Workload {
     Put,
@@ -47,7 +46,7 @@ pub(super) enum Workload {
 }
 
 impl Workload {
-    /// The word that asks for it.
+    /// The name of its subcommand.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Put => "put",
@@ -60,14 +59,14 @@ impl Workload {
         }
     }
 
-    /// Whether all keys of the key space must be there before it starts.
-    pub(super) fn wants_keys(self) -> bool {
+    /// Whether all keys of the key space must exist before it starts.
+    pub(super) fn needs_keys(self) -> bool {
         matches!(self, Self::Range { .. } | Self::List(_) | Self::Txn)
     }
 }
 
 impl Plan {
-    /// Settles what was left open and refuses what contradicts itself.
+    /// Applies defaults and refuses contradictory options.
     pub(super) fn resolve(asked: WorkloadArgs) -> Result<Self, String> {
         match asked {
             WorkloadArgs::Put(calls) => Self::of(Workload::Put, calls),
@@ -85,11 +84,11 @@ impl Plan {
             WorkloadArgs::Watch(mut watch) => {
                 let (watchers, watched) = (watch.watchers, watch.watched);
                 if watch.calls.keys.value_size < 8 {
-                    return Err("watch keeps the time in the value: --value-size must be 8 or more".to_owned());
+                    return Err("watch stores a time stamp in the value: --value-size must be 8 or more".to_owned());
                 }
-                // Those with own keys need as many keys; all others have one.
+                // Watchers with keys of their own need as many keys; otherwise there is one.
                 watch.calls.keys.key_space = if watched == WatchedKeys::Own { watchers.into() } else { 1 };
-                watch.calls.extent.rate.get_or_insert(WATCH_RATE);
+                watch.calls.extent.rate.get_or_insert(DEFAULT_WATCH_RATE);
                 let streams = watch.streams.min(watchers);
                 Self::of(Workload::Watch { watchers, streams, watched }, watch.calls)
             }
@@ -97,7 +96,9 @@ impl Plan {
                 let clients = lease.calls.target.clients;
                 let leases = lease.leases.unwrap_or(clients);
                 if leases < clients {
-                    return Err(format!("--leases {leases} leaves some of --clients {clients} without one"));
+                    return Err(format!(
+                        "--leases {leases} is less than --clients {clients}: each client needs a lease"
+                    ));
                 }
                 Self::of(Workload::Lease { leases, ttl: lease.ttl }, lease.calls)
             }
@@ -116,21 +117,21 @@ impl Plan {
         let ReportArgs { json, label, server_pid } = report;
         let streams = if let Workload::Watch { streams, .. } = workload { streams } else { 0 };
         let callers = clients.max(streams);
-        let connections = connections.unwrap_or(MOST_CONNECTIONS).min(callers);
+        let connections = connections.unwrap_or(MAX_DEFAULT_CONNECTIONS).min(callers);
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let threads = threads.unwrap_or_else(|| u32::try_from(cores).unwrap_or(u32::MAX)).min(connections);
         if timeout.is_zero() {
-            return Err("--timeout must be more than nothing".to_owned());
+            return Err("--timeout must be greater than zero".to_owned());
         }
         Ok(Self {
             workload,
-            endpoints: endpoints.iter().map(|endpoint| address(endpoint)).collect::<Result<_, _>>()?,
+            endpoints: endpoints.iter().map(|endpoint| endpoint_url(endpoint)).collect::<Result<_, _>>()?,
             clients,
             connections,
             threads,
-            patience: timeout,
-            keys: Keys::new(&keys.prefix, keys.key_size, keys.key_space, keys.value_size, keys.seed)?,
-            extent: measured(&extent)?,
+            timeout,
+            keys: KeySpace::new(&keys.prefix, keys.key_size, keys.key_space, keys.value_size, keys.seed)?,
+            extent: measured_extent(&extent)?,
             warmup: extent.warmup,
             rate: extent.rate.map(Rate::new).transpose()?,
             json,
@@ -139,7 +140,7 @@ impl Plan {
         })
     }
 
-    /// What the numbers in a report count.
+    /// What the figures of the report count.
     pub(super) fn unit(&self) -> &'static str {
         match self.workload {
             Workload::Watch { .. } => "events",
@@ -153,19 +154,19 @@ impl Plan {
     }
 }
 
-fn measured(extent: &ExtentArgs) -> Result<Extent, String> {
+fn measured_extent(extent: &ExtentArgs) -> Result<Extent, String> {
     match (extent.total, extent.duration) {
-        (Some(total), _) => Ok(Extent::Turns(total)),
-        (None, Some(Duration::ZERO)) => Err("--duration must be more than nothing".to_owned()),
-        (None, duration) => Ok(Extent::Time(duration.unwrap_or(DURATION))),
+        (Some(total), _) => Ok(Extent::Calls(total)),
+        (None, Some(Duration::ZERO)) => Err("--duration must be greater than zero".to_owned()),
+        (None, duration) => Ok(Extent::Time(duration.unwrap_or(DEFAULT_DURATION))),
     }
 }
 
-/// The URL of an endpoint, which may be typed without the scheme.
-pub(super) fn address(endpoint: &str) -> Result<String, String> {
+/// The URL of an endpoint, which may be given without the scheme.
+pub(super) fn endpoint_url(endpoint: &str) -> Result<String, String> {
     let endpoint = endpoint.trim().trim_end_matches('/');
     if endpoint.starts_with("https://") {
-        return Err(format!("{endpoint}: the load generator does not speak TLS"));
+        return Err(format!("{endpoint}: the load generator does not support TLS"));
     }
     let authority = endpoint.strip_prefix("http://").unwrap_or(endpoint);
     let parsed: http::uri::Authority =
@@ -189,34 +190,34 @@ mod tests {
         let words = format!("bench {arguments}");
         match Arguments::try_parse_from(words.split(' ')).expect("these are known options").command {
             Command::Run(asked) => Plan::resolve(asked),
-            other @ (Command::Ready(_) | Command::Compare(_)) => panic!("{other:?} is no workload"),
+            other @ (Command::Ready(_) | Command::Compare(_)) => panic!("{other:?} is not a workload"),
         }
     }
 
     fn refusal(arguments: &str) -> String {
-        plan(arguments).expect_err("this contradicts itself")
+        plan(arguments).expect_err("the options are contradictory")
     }
 
     #[test]
-    fn what_is_left_open_is_settled() {
+    fn defaults_are_applied() {
         let one = plan("put").unwrap();
         assert_eq!((one.clients, one.connections, one.threads), (1, 1, 1));
         assert_eq!(one.extent, Extent::Time(Duration::from_secs(10)));
         let many = plan("range --serializable --clients 1000 --threads 4 --total 7").unwrap();
         assert_eq!((many.clients, many.connections, many.threads), (1000, 100, 4));
-        assert_eq!(many.extent, Extent::Turns(7));
+        assert_eq!(many.extent, Extent::Calls(7));
         assert_eq!(many.workload, Workload::Range { serializable: true });
         assert_eq!(many.endpoints, ["http://127.0.0.1:2379"]);
     }
 
     #[test]
-    fn there_are_never_more_connections_than_callers_nor_more_threads_than_connections() {
+    fn threads_never_exceed_connections_nor_connections_callers() {
         let plan = plan("put --clients 3 --connections 50 --threads 8").unwrap();
         assert_eq!((plan.connections, plan.threads), (3, 3));
     }
 
     #[test]
-    fn a_list_returns_all_of_its_keys_or_as_many_as_it_was_limited_to() {
+    fn a_list_returns_all_of_its_keys_or_up_to_the_limit() {
         for (asked, limit) in [("", 50), (" --limit 7", 7), (" --limit 70", 50)] {
             let plan = plan(&format!("list --list-keys 50 --keys-only{asked}")).unwrap();
             let listing = Listing { keys: 50, limit, keys_only: true, serializable: false };
@@ -225,15 +226,15 @@ mod tests {
     }
 
     #[test]
-    fn a_load_writes_every_key_once_and_measures_from_the_first() {
+    fn a_load_writes_every_key_once_without_warmup() {
         let plan = plan("load --key-space 77 --order random").unwrap();
-        assert_eq!(plan.extent, Extent::Turns(77));
+        assert_eq!(plan.extent, Extent::Calls(77));
         assert_eq!(plan.warmup, Duration::ZERO);
         assert_eq!(plan.workload, Workload::Load(LoadOrder::Random));
     }
 
     #[test]
-    fn watchers_decide_about_streams_keys_and_connections() {
+    fn the_number_of_watchers_limits_streams_keys_and_connections() {
         let own = plan("watch --watchers 50 --streams 100 --watched own").unwrap();
         assert_eq!(own.keys.count(), 50);
         assert_eq!(own.connections, 50);
@@ -243,9 +244,9 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_refused_by_name() {
+    fn contradictory_options_are_refused_by_name() {
         assert!(refusal("list --list-keys 11 --key-space 10").contains("--list-keys 11 is more than --key-space 10"));
-        assert!(refusal("lease --clients 10 --leases 9").contains("without one"));
+        assert!(refusal("lease --clients 10 --leases 9").contains("each client needs a lease"));
         assert!(refusal("watch --value-size 7").contains("--value-size"));
         assert!(refusal("put --rate 0").contains("--rate"));
         assert!(refusal("put --rate NaN").contains("--rate"));
@@ -256,10 +257,10 @@ mod tests {
 
     #[test]
     fn endpoints_may_omit_the_scheme_but_not_the_port() {
-        assert_eq!(address("10.0.0.1:2379").unwrap(), "http://10.0.0.1:2379");
-        assert_eq!(address("http://[::1]:2379/").unwrap(), "http://[::1]:2379");
-        assert!(address("localhost").unwrap_err().contains("port"));
-        assert!(address("").unwrap_err().contains("endpoint"));
-        assert!(address("https://localhost:2379").unwrap_err().contains("TLS"));
+        assert_eq!(endpoint_url("10.0.0.1:2379").unwrap(), "http://10.0.0.1:2379");
+        assert_eq!(endpoint_url("http://[::1]:2379/").unwrap(), "http://[::1]:2379");
+        assert!(endpoint_url("localhost").unwrap_err().contains("port"));
+        assert!(endpoint_url("").unwrap_err().contains("endpoint"));
+        assert!(endpoint_url("https://localhost:2379").unwrap_err().contains("TLS"));
     }
 }

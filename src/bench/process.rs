@@ -1,47 +1,46 @@
-//! What a process has used, as Linux tells it: CPU time and resident memory.
+//! CPU time and resident memory of a process, read from Linux's `/proc`.
 //!
-//! A thread's `schedstat` counts its run time in nanoseconds, but goes when the thread goes. The process's `stat` counts
-//! in ticks of 10 ms and forgets no thread. So the sum over threads is taken, and the ticks wherever they show that threads
-//! came and went unseen.
+//! The `schedstat` of a thread counts its run time in nanoseconds, but disappears when the thread ends. The `stat` of the
+//! process counts in ticks of 10 ms, and includes ended threads. So the sum over the threads is used, except where the ticks
+//! show that threads have started and ended in between.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-/// Linux shows ticks of this length to programs, whatever it uses itself.
+/// The length of a tick in `/proc`, whatever the kernel uses internally.
 const TICK: Duration = Duration::from_millis(10);
-/// The ticks and the threads are not read at the same moment; so far they may disagree.
-const SLACK: Duration = Duration::from_millis(30);
+/// Ticks and threads are not read at the same time, so they may differ by this much.
+const TICK_TOLERANCE: Duration = Duration::from_millis(30);
 
-/// What a process had used at one moment.
+/// What a process has used until some point in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Usage {
     ticks: Duration,
     threads: BTreeMap<u32, Duration>,
-    /// Bytes resident in memory.
     pub(super) resident_bytes: u64,
-    /// The most bytes that ever were.
     pub(super) peak_resident_bytes: u64,
 }
 
 impl Usage {
-    /// What process `pid` has used until now.
+    /// The usage of process `pid` until now.
     pub(super) fn of(pid: u32) -> Result<Self, String> {
         let process = Path::new("/proc").join(pid.to_string());
         let read = |name: &str| {
-            fs::read_to_string(process.join(name))
-                .map_err(|error| format!("process {pid} cannot be looked at: {}/{name}: {error}", process.display()))
+            fs::read_to_string(process.join(name)).map_err(|error| {
+                format!("the usage of process {pid} cannot be read: {}/{name}: {error}", process.display())
+            })
         };
-        let odd = |name: &str| format!("process {pid}: {}/{name} is not understood", process.display());
-        // First, for it is the one whose absence tells most clearly that there is no such process.
-        let ticks = ticks(&read("stat")?).ok_or_else(|| odd("stat"))?;
+        let malformed = |name: &str| format!("process {pid}: {}/{name} cannot be parsed", process.display());
+        // Read first, because its absence shows most clearly that there is no such process.
+        let ticks = ticks(&read("stat")?).ok_or_else(|| malformed("stat"))?;
         let threads = run_times(&process)?;
         let status = read("status")?;
-        // A process that has ended and was not waited for has no memory.
-        let resident_bytes = kilobytes(&status, "VmRSS:").ok_or_else(|| odd("status"))?;
-        let peak_resident_bytes = kilobytes(&status, "VmHWM:").ok_or_else(|| odd("status"))?;
+        // A zombie process has no memory, and these lines are missing.
+        let resident_bytes = kilobytes(&status, "VmRSS:").ok_or_else(|| malformed("status"))?;
+        let peak_resident_bytes = kilobytes(&status, "VmHWM:").ok_or_else(|| malformed("status"))?;
         Ok(Self { ticks, threads, resident_bytes, peak_resident_bytes })
     }
 
-    /// What some processes have used together; None if there are none.
+    /// The total usage of several processes; None if there are none.
     pub(super) fn of_all(pids: &[u32]) -> Result<Option<Self>, String> {
         let mut all: Option<Self> = None;
         for &pid in pids {
@@ -51,14 +50,13 @@ impl Usage {
                 continue;
             };
             sum.ticks += one.ticks;
-            sum.threads.extend(one.threads); // A thread's number is the system's, not its process's.
+            sum.threads.extend(one.threads); // Thread IDs are unique in the system, not only in the process.
             sum.resident_bytes += one.resident_bytes;
             sum.peak_resident_bytes += one.peak_resident_bytes;
         }
         Ok(all)
     }
 
-    /// What this process has used until now.
     pub(super) fn of_self() -> Result<Self, String> {
         Self::of(std::process::id())
     }
@@ -71,15 +69,15 @@ impl Usage {
             threads += time.saturating_sub(before.threads.get(thread).copied().unwrap_or_default());
         }
         let one_ended = before.threads.keys().any(|thread| !self.threads.contains_key(thread));
-        let uncounted = self.threads.is_empty() || one_ended || ticks > threads + SLACK;
-        if uncounted { ticks.max(threads) } else { threads }
+        let threads_incomplete = self.threads.is_empty() || one_ended || ticks > threads + TICK_TOLERANCE;
+        if threads_incomplete { ticks.max(threads) } else { threads }
     }
 }
 
 fn run_times(process: &Path) -> Result<BTreeMap<u32, Duration>, String> {
     let tasks = process.join("task");
     let entries = fs::read_dir(&tasks).map_err(|error| format!("{}: {error}", tasks.display()))?;
-    // A thread may end while it is looked at; kernels without schedstat have none of these at all.
+    // A thread may end while it is being read; on kernels without schedstat the file does not exist.
     Ok(entries.flatten().filter_map(|entry| run_time(&entry)).collect())
 }
 
@@ -93,7 +91,7 @@ fn run_nanos(schedstat: &str) -> Option<Duration> {
     schedstat.split_ascii_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }
 
-/// User and system time of a `stat`, fields 14 and 15; the name, field 2, may hold anything, brackets and blanks included.
+/// User and system time of a `stat`, fields 14 and 15. The name, field 2, may contain anything, also parentheses and spaces.
 fn ticks(stat: &str) -> Option<Duration> {
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split_ascii_whitespace().skip(11);
@@ -102,7 +100,7 @@ fn ticks(stat: &str) -> Option<Duration> {
     Some(TICK * user + TICK * system)
 }
 
-/// The bytes of a line of `status` that is given in kB.
+/// The value, in bytes, of a line of `status` that is given in kB.
 fn kilobytes(status: &str, name: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let number: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -119,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_brackets_and_blanks_does_not_hide_the_ticks() {
+    fn a_process_name_may_contain_parentheses_and_spaces() {
         let stat = "17 (a) b (c) S 1 17 17 0 -1 4194560 900 0 0 0 250 50 0 0 20 0 9 0 100 0 0";
         assert_eq!(ticks(stat), Some(Duration::from_secs(3)));
         assert_eq!(ticks("17 (cut off) S 1 2"), None);
@@ -127,14 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn run_time_is_the_first_of_three_numbers() {
+    fn run_time_is_the_first_number_of_schedstat() {
         assert_eq!(run_nanos("123456789 42 7\n"), Some(Duration::from_nanos(123_456_789)));
         assert_eq!(run_nanos(""), None);
         assert_eq!(run_nanos("x 1 2"), None);
     }
 
     #[test]
-    fn memory_is_given_in_kilobytes() {
+    fn memory_is_parsed_from_kilobytes() {
         let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
         assert_eq!(kilobytes(status, "VmRSS:"), Some(1 << 20));
         assert_eq!(kilobytes(status, "VmHWM:"), Some(2 << 20));
@@ -143,26 +141,26 @@ mod tests {
     }
 
     #[test]
-    fn the_threads_are_added_up_while_all_of_them_live() {
+    fn thread_times_are_summed_while_no_thread_has_ended() {
         let before = usage(100, &[(1, 60), (2, 40)]);
         assert_eq!(usage(110, &[(1, 63), (2, 44)]).cpu_since(&before), Duration::from_millis(7));
         assert_eq!(usage(110, &[(1, 63), (2, 44), (3, 2)]).cpu_since(&before), Duration::from_millis(9));
     }
 
     #[test]
-    fn the_ticks_count_when_a_thread_has_ended() {
+    fn ticks_are_used_if_a_thread_has_ended() {
         let before = usage(100, &[(1, 60), (2, 40)]);
         assert_eq!(usage(150, &[(1, 63)]).cpu_since(&before), Duration::from_millis(50));
     }
 
     #[test]
-    fn the_ticks_count_when_a_thread_came_and_went_unseen() {
+    fn ticks_are_used_if_a_thread_was_never_seen() {
         let before = usage(100, &[(1, 60)]);
         assert_eq!(usage(200, &[(1, 63)]).cpu_since(&before), Duration::from_millis(100));
     }
 
     #[test]
-    fn this_process_has_used_something() {
+    fn the_usage_of_this_process_can_be_read() {
         let before = Usage::of_self().unwrap();
         assert!(before.resident_bytes > 0 && before.peak_resident_bytes >= before.resident_bytes);
         let mut sum = 0u64;
@@ -173,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_does_not_exist_is_named() {
+    fn a_missing_process_is_named_in_the_error() {
         assert!(Usage::of(u32::MAX).unwrap_err().contains("4294967295"));
     }
 }

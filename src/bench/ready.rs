@@ -1,4 +1,4 @@
-//! Waits for a server: it is ready when it answers a serializable range.
+//! Waits for a server to become ready, which means that it answers a serializable range.
 
 use std::{
     io,
@@ -12,23 +12,23 @@ use tokio::{runtime, time::timeout};
 
 use crate::proto::etcdserverpb::{RangeRequest, kv_client::KvClient};
 
-use super::{arguments::ReadyArgs, plan::address, wire};
+use super::{arguments::ReadyArgs, connections, plan::endpoint_url};
 
-/// Between two looks at a port that refuses.
-const PAUSE: Duration = Duration::from_millis(1);
+/// Time between two attempts while the port refuses connections.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Waits until the server answers and prints the milliseconds that it took.
+/// Waits until the server answers, and prints the milliseconds that this took.
 pub(super) fn wait(arguments: &ReadyArgs) -> Result<(), String> {
     let started = Instant::now();
     let deadline = started + arguments.timeout;
-    let url = address(&arguments.endpoint)?;
+    let url = endpoint_url(&arguments.endpoint)?;
     let authority = url.trim_start_matches("http://");
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
-    let mut obstacle = "it was not asked".to_owned();
+    let runtime = runtime.map_err(|error| format!("the runtime cannot be built: {error}"))?;
+    let mut last_error = "no attempt was made".to_owned();
     while Instant::now() < deadline {
         if let Some(pid) = arguments.server_pid.filter(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
-            return Err(format!("{url}: process {pid} has ended; last, {obstacle}"));
+            return Err(format!("{url}: process {pid} has ended; last error: {last_error}"));
         }
         let asked = match accepts(authority) {
             Ok(()) => runtime.block_on(ask(&url, deadline)),
@@ -39,14 +39,14 @@ pub(super) fn wait(arguments: &ReadyArgs) -> Result<(), String> {
                 println!("{:.1}", started.elapsed().as_secs_f64() * 1e3);
                 return Ok(());
             }
-            Err(reason) => obstacle = reason,
+            Err(reason) => last_error = reason,
         }
-        thread::sleep(PAUSE);
+        thread::sleep(POLL_INTERVAL);
     }
-    Err(format!("{url}: not ready within {:?}: {obstacle}", arguments.timeout))
+    Err(format!("{url}: not ready within {:?}: {last_error}", arguments.timeout))
 }
 
-/// Cheaper than a gRPC connection, so it can be tried often without taking time from the server.
+/// Tries a TCP connection, which is cheap enough to be repeated often without loading the server.
 fn accepts(authority: &str) -> io::Result<()> {
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in authority.to_socket_addrs()? {
@@ -61,13 +61,13 @@ fn accepts(authority: &str) -> io::Result<()> {
 async fn ask(url: &str, deadline: Instant) -> Result<(), String> {
     let request = RangeRequest { key: "ready".into(), serializable: true, ..RangeRequest::default() };
     let asking = async {
-        let channel = wire::connect(url, 1).await?;
+        let channel = connections::connect(url, 1).await?;
         KvClient::new(channel)
             .range(request)
             .await
             .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
     };
-    // A server may accept long before it answers: it is waited for, not asked again.
+    // A server may accept connections long before it answers: wait for the response rather than ask again.
     timeout(deadline.saturating_duration_since(Instant::now()), asking)
         .await
         .unwrap_or_else(|_| Err("it accepts connections but does not answer".to_owned()))
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_refuses_is_not_ready() {
+    fn a_server_whose_port_refuses_is_not_ready() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let arguments = arguments(&listener);
         drop(listener);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_only_accepts_is_not_ready() {
+    fn a_server_that_only_accepts_connections_is_not_ready() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(wait(&arguments(&listener)).unwrap_err().contains("does not answer"));
     }

@@ -1,4 +1,4 @@
-//! What a run has shown: for people as text, for `compare` and other programs as one line of JSON.
+//! The report of a run: as text, or as one line of JSON for `compare` and other programs.
 
 use std::{fmt::Write, time::Duration};
 
@@ -9,21 +9,20 @@ use super::{
     plan::{Plan, Workload},
 };
 
-/// One run, measured.
 pub(super) struct Report {
     pub(super) plan: Plan,
-    /// From the first turn until the last answer.
+    /// From the first call until the last response.
     pub(super) elapsed: Duration,
     pub(super) tally: Tally,
-    /// Of the process that `--server-pid` names.
+    /// Usage of the processes that `--server-pid` names.
     pub(super) server: Option<Used>,
-    /// Of the generator itself.
+    /// Usage of the load generator itself.
     pub(super) generator: Option<Used>,
-    /// Whether somebody ended it early.
+    /// Whether the run was ended early by a signal.
     pub(super) interrupted: bool,
 }
 
-/// What a process used during a run.
+/// What a process has used during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Used {
     pub(super) cpu: Duration,
@@ -32,12 +31,12 @@ pub(super) struct Used {
 }
 
 impl Report {
-    /// How many operations failed, fill and warm-up included.
+    /// The number of failed operations, including fill and warm-up.
     pub(super) fn failed(&self) -> u64 {
         self.tally.failed()
     }
 
-    /// What the run is about: events where there are watchers, calls elsewhere.
+    /// The operations that are reported: events for the watch workload, calls for all others.
     fn operations(&self) -> &Latencies {
         if self.watches() { &self.tally.events } else { &self.tally.calls }
     }
@@ -46,13 +45,12 @@ impl Report {
         matches!(self.plan.workload, Workload::Watch { .. })
     }
 
-    /// For people.
     pub(super) fn text(&self) -> String {
         let operations = self.operations();
         let mut text = String::new();
         let early = if self.interrupted { ", ended early" } else { "" };
         let label = self.plan.label.as_deref().map(|label| format!(" ({label})")).unwrap_or_default();
-        let mut line = |words: String| writeln!(text, "{words}").expect("a string takes all");
+        let mut line = |line: String| writeln!(text, "{line}").expect("writing to a string cannot fail");
         line(format!(
             "{}{label}: {} {} in {:.2} s{early}; {} failed",
             self.plan.workload.name(),
@@ -89,8 +87,8 @@ impl Report {
 
     fn offered(&self) -> String {
         self.plan.rate.map_or_else(String::new, |rate| {
-            let turns = if self.watches() { "puts" } else { "calls" };
-            format!(" ({} {turns}/s were due)", rate.per_second())
+            let unit = if self.watches() { "puts" } else { "calls" };
+            format!(" ({} {unit}/s were due)", rate.per_second())
         })
     }
 
@@ -103,7 +101,7 @@ impl Report {
         format!("{per} µs CPU per {unit}, {cores:.2} cores, {now} MiB resident, {peak} MiB at most")
     }
 
-    /// For programs: one line, sizes in bytes, times in the unit that ends the name.
+    /// One line of JSON; sizes are in bytes, times in the unit at the end of the name.
     pub(super) fn json(&self) -> String {
         let Plan { workload, clients, connections, threads, ref keys, .. } = self.plan;
         let operations = self.operations();
@@ -164,12 +162,12 @@ fn percentiles(latencies: &Latencies) -> String {
     let mut text = String::new();
     for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)] {
         let time = time(latencies.quantile_micros(quantile));
-        write!(text, "{name} {time}  ").expect("a string takes all");
+        write!(text, "{name} {time}  ").expect("writing to a string cannot fail");
     }
     text + "max " + &time(latencies.max_micros())
 }
 
-/// A time of so many microseconds, in the unit that suits it, to three digits.
+/// Formats a time given in microseconds with three digits and a suitable unit.
 pub(super) fn time(micros: f64) -> String {
     match micros {
         ..1e3 => format!("{} µs", three_digits(micros)),
@@ -178,7 +176,7 @@ pub(super) fn time(micros: f64) -> String {
     }
 }
 
-/// A number from zero on, to three digits, but never rounded above the point.
+/// Formats a non-negative number with three digits; the integer part is never rounded to fewer.
 pub(super) fn three_digits(number: f64) -> String {
     let decimals = match number {
         ..9.995 => 2,
@@ -188,7 +186,7 @@ pub(super) fn three_digits(number: f64) -> String {
     format!("{number:.decimals$}")
 }
 
-/// A number with its digits in groups of three.
+/// Formats a number with its digits in groups of three.
 pub(super) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -201,7 +199,7 @@ pub(super) fn thousands(number: u64) -> String {
     text
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and not astronomic")]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and far below 2^64")]
 fn rate(count: u64, elapsed: Duration) -> String {
     match per_second(count, elapsed) {
         slow @ ..100.0 => three_digits(slow),
@@ -240,7 +238,7 @@ mod tests {
     fn report(arguments: &str, tally: Tally) -> Report {
         let words = format!("bench {arguments}");
         let Command::Run(asked) = Arguments::try_parse_from(words.split(' ')).unwrap().command else {
-            panic!("{words} is no workload");
+            panic!("{words} is not a workload");
         };
         let plan = Plan::resolve(asked).unwrap();
         let used = Used { cpu: Duration::from_millis(100), resident_bytes: 5 << 20, peak_resident_bytes: 6 << 20 };
@@ -255,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_run_reads_well() {
+    fn the_text_report_of_a_run_without_failures() {
         let text = report("put --clients 4 --label first", thousand_calls()).text();
         assert_eq!(
             text,
@@ -269,14 +267,14 @@ mod tests {
     #[test]
     fn failures_are_shown_by_kind_with_examples() {
         let mut tally = thousand_calls();
-        tally.fail(Failure::wrong("asked for 3 keys, got 2"));
+        tally.fail(Failure::wrong_answer("asked for 3 keys, got 2"));
         let report = report("put", tally);
         assert_eq!(report.failed(), 1);
         assert!(report.text().contains("FAILED      WrongAnswer x 1: asked for 3 keys, got 2"));
     }
 
     #[test]
-    fn a_watch_counts_events_and_shows_its_puts_apart() {
+    fn a_watch_counts_events_and_shows_its_puts_separately() {
         let mut tally = thousand_calls();
         tally.events.record_many(Duration::from_millis(3), 50_000);
         let report = report("watch --rate 500", tally);
@@ -301,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_done_is_reported_without_dividing_by_it() {
+    fn a_run_without_operations_is_reported() {
         let report = report("txn", Tally::new());
         assert!(report.text().contains("latency     none"));
         assert!(report.text().contains("- µs CPU per operation"));
@@ -310,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn times_and_numbers_are_short() {
+    fn times_and_numbers_have_three_digits() {
         assert_eq!(time(0.0), "0.00 µs");
         assert_eq!(time(450.4), "450 µs");
         assert_eq!(time(5543.0), "5.54 ms");

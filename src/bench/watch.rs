@@ -1,4 +1,4 @@
-//! The watching side of the watch workload: streams that take in events and note how old they are.
+//! The watchers of the watch workload: streams that receive events and record their age.
 
 use std::{
     cell::RefCell,
@@ -18,22 +18,22 @@ use crate::proto::etcdserverpb::{
 use super::{
     kv::age,
     measure::{Failure, Tally},
-    worker::Live,
+    worker::LiveCounters,
 };
 
-/// One stream with all of its watches created, not yet listened to.
+/// A stream with all its watches created, from which nothing is received yet.
 pub(super) struct WatchStream {
     responses: Streaming<WatchResponse>,
-    /// Events of the keys' past that came between two creations.
+    /// Events that arrived while the watches were being created.
     early: u64,
 }
 
 impl WatchStream {
-    /// Opens a stream and watches each of `keys`; the same key may come many times.
+    /// Opens a stream and watches each of `keys`; the same key may occur many times.
     pub(super) async fn open(channel: Channel, keys: Vec<Bytes>) -> Result<Self, Failure> {
         let expected = keys.len();
         let creations = tokio_stream::iter(keys.into_iter().map(creation));
-        // A stream whose asking side ends is ended by the server.
+        // The request stream must stay open: otherwise the server ends the watch stream.
         let requests = creations.chain(tokio_stream::pending());
         let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
         let mut stream = Self { responses: client.watch(requests).await?.into_inner(), early: 0 };
@@ -46,14 +46,14 @@ impl WatchStream {
         Ok(stream)
     }
 
-    /// Takes in events until the stream fails.
-    pub(super) async fn listen(mut self, epoch: Instant, tally: Rc<RefCell<Tally>>, live: Arc<Live>) {
-        live.events.fetch_add(self.early, Ordering::Relaxed);
+    /// Receives events until the stream fails.
+    pub(super) async fn receive(mut self, epoch: Instant, tally: Rc<RefCell<Tally>>, counters: Arc<LiveCounters>) {
+        counters.events.fetch_add(self.early, Ordering::Relaxed);
         loop {
             match self.next().await {
-                Ok(response) => take(&response, epoch, &mut tally.borrow_mut(), &live),
+                Ok(response) => record(&response, epoch, &mut tally.borrow_mut(), &counters),
                 Err(failure) => {
-                    live.failed.fetch_add(1, Ordering::Relaxed);
+                    counters.failed.fetch_add(1, Ordering::Relaxed);
                     return tally.borrow_mut().fail(failure);
                 }
             }
@@ -64,7 +64,7 @@ impl WatchStream {
         let response = self.responses.message().await?;
         let response = response.ok_or_else(|| Failure::unanswered("the server ended the watch stream"))?;
         if response.canceled {
-            return Err(Failure::wrong(format!("the server cancelled a watch: {}", response.cancel_reason)));
+            return Err(Failure::wrong_answer(format!("the server cancelled a watch: {}", response.cancel_reason)));
         }
         Ok(response)
     }
@@ -75,15 +75,17 @@ fn creation(key: Bytes) -> WatchRequest {
     WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
 }
 
-/// Counts the events of one response.
-fn take(response: &WatchResponse, epoch: Instant, tally: &mut Tally, live: &Live) {
+/// Records the events of one response.
+fn record(response: &WatchResponse, epoch: Instant, tally: &mut Tally, counters: &LiveCounters) {
     for event in &response.events {
         match event.kv.as_ref().and_then(|kv| age(&kv.value, epoch)) {
             Some(age) => tally.events.record(age),
-            None => tally.fail(Failure::wrong("an event that nobody here wrote; are others using these keys?")),
+            None => tally.fail(Failure::wrong_answer(
+                "an event that this load generator did not cause; are other clients using these keys?",
+            )),
         }
     }
-    live.events.fetch_add(response.events.len() as u64, Ordering::Relaxed);
+    counters.events.fetch_add(response.events.len() as u64, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -93,15 +95,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_of_others_are_failures() {
+    fn events_of_other_clients_are_failures() {
         let stamped = |value: Vec<u8>| Event {
             kv: Some(KeyValue { value: value.into(), ..KeyValue::default() }),
             ..Event::default()
         };
         let events = vec![stamped(0u64.to_be_bytes().to_vec()), stamped(b"other".to_vec()), Event::default()];
-        let (mut tally, live) = (Tally::new(), Live::default());
-        take(&WatchResponse { events, ..WatchResponse::default() }, Instant::now(), &mut tally, &live);
+        let (mut tally, counters) = (Tally::new(), LiveCounters::default());
+        record(&WatchResponse { events, ..WatchResponse::default() }, Instant::now(), &mut tally, &counters);
         assert_eq!((tally.events.count(), tally.failed()), (1, 2));
-        assert_eq!(live.events.load(Ordering::Relaxed), 3);
+        assert_eq!(counters.events.load(Ordering::Relaxed), 3);
     }
 }

@@ -1,7 +1,7 @@
-//! A worker: one thread with a runtime of its own, on which its share of the connections, callers and watch streams live.
+//! A worker: one thread, with a runtime of its own, that runs its share of the connections, callers and watch streams.
 //!
-//! Nothing of a worker is shared but three counters for the progress display, so its tally needs no lock and a wake-up
-//! never crosses threads.
+//! A worker shares nothing but three counters for the progress display, so its tally needs no lock, and wake-ups never cross
+//! threads.
 
 use std::{
     cell::RefCell,
@@ -23,71 +23,69 @@ use tonic::transport::Channel;
 
 use super::{
     arguments::{LoadOrder, WatchedKeys},
-    kv::{Act, KvCaller, Outcome},
+    connections::{self, UnaryChannel},
+    kv::{KvCaller, Operation, Outcome},
     lease::KeepAlive,
     measure::{Failure, Tally},
     plan::{Plan, Workload},
-    schedule::{Schedule, Turn},
+    schedule::{Schedule, ScheduledCall},
     watch::WatchStream,
-    wire::{self, Line},
 };
 
-/// A caller without a rate waits so long after a failure: a server that is down is not helped by a storm.
-const BREATH: Duration = Duration::from_millis(10);
+/// A caller waits this long after a failure, so that a server that is down is not flooded.
+const FAILURE_PAUSE: Duration = Duration::from_millis(10);
 
-/// What a worker is told.
-pub(super) enum Order {
-    /// Let all callers draw turns until there are none, then say so.
+/// A command from the runner to a worker.
+pub(super) enum WorkerCommand {
+    /// Let all callers make calls until the schedule has no more, then signal `done`.
     Run { task: Task, schedule: Arc<Schedule>, done: oneshot::Sender<()> },
-    /// Hand over what was counted and begin anew.
+    /// Return the tally, and start a new one.
     Collect { tally: oneshot::Sender<Tally> },
-    /// Give back what the server holds for the callers.
-    Leave { done: oneshot::Sender<()> },
+    /// Revoke the leases of the callers.
+    CleanUp { done: oneshot::Sender<()> },
 }
 
-/// What the callers do with their turns.
+/// What the callers do in a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Task {
     /// Write the whole key space.
     Fill,
-    /// What the run is about.
+    /// Run the workload.
     Workload,
 }
 
-/// What may be looked at while a worker works. Alone on its cache line, for it changes with every answer.
+/// Counters that are read while the worker runs. On a cache line of their own, because they change with every response.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(super) struct Live {
-    /// Calls answered well.
+pub(super) struct LiveCounters {
+    /// Successful calls.
     pub(super) answered: AtomicU64,
-    /// Failures.
     pub(super) failed: AtomicU64,
     /// Events received.
     pub(super) events: AtomicU64,
 }
 
-/// The conductor's end of a worker.
+/// The runner's handle of a worker.
 pub(super) struct Worker {
-    /// Takes orders, one after the other. The thread ends when this is dropped.
-    pub(super) orders: mpsc::UnboundedSender<Order>,
-    /// Its counters.
-    pub(super) live: Arc<Live>,
+    /// Commands are executed one after the other. The thread ends when this is dropped.
+    pub(super) commands: mpsc::UnboundedSender<WorkerCommand>,
+    pub(super) counters: Arc<LiveCounters>,
 }
 
 impl Worker {
-    /// Starts worker `index` of the plan; the receiver tells when it is connected, or why not.
+    /// Starts worker `index` of the plan. The receiver reports when it is connected, or why it is not.
     pub(super) fn start(plan: &Plan, index: u32, epoch: Instant) -> (Self, oneshot::Receiver<Result<(), String>>) {
-        let (orders, inbox) = mpsc::unbounded_channel();
-        let (connected, tidings) = oneshot::channel();
-        let live = Arc::new(Live::default());
-        let (plan, counters) = (plan.clone(), Arc::clone(&live));
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (connected, ready) = oneshot::channel();
+        let counters = Arc::new(LiveCounters::default());
+        let (plan, worker_counters) = (plan.clone(), Arc::clone(&counters));
         let body = move || {
             let runtime =
-                runtime::Builder::new_current_thread().enable_all().build().expect("the system grants a poller");
-            LocalSet::new().block_on(&runtime, work(plan, index, epoch, counters, connected, inbox));
+                runtime::Builder::new_current_thread().enable_all().build().expect("the runtime can be built");
+            LocalSet::new().block_on(&runtime, work(plan, index, epoch, worker_counters, connected, inbox));
         };
-        thread::Builder::new().name(format!("bench-{index}")).spawn(body).expect("the system grants a thread");
-        (Self { orders, live }, tidings)
+        thread::Builder::new().name(format!("bench-{index}")).spawn(body).expect("a thread can be started");
+        (Self { commands, counters }, ready)
     }
 }
 
@@ -95,27 +93,27 @@ async fn work(
     plan: Plan,
     index: u32,
     epoch: Instant,
-    live: Arc<Live>,
+    counters: Arc<LiveCounters>,
     connected: oneshot::Sender<Result<(), String>>,
-    mut inbox: mpsc::UnboundedReceiver<Order>,
+    mut inbox: mpsc::UnboundedReceiver<WorkerCommand>,
 ) {
-    // Nobody hears the answers below only if the conductor is gone, and then nobody sends orders either.
-    let mut crew = match Crew::assemble(&plan, index, epoch, live).await {
-        Ok(crew) => crew,
+    // Sending a reply fails only if the runner is gone, and then no more commands arrive either.
+    let mut group = match CallerGroup::connect(&plan, index, epoch, counters).await {
+        Ok(group) => group,
         Err(refusal) => return drop(connected.send(Err(refusal))),
     };
     let _ = connected.send(Ok(()));
-    while let Some(order) = inbox.recv().await {
-        match order {
-            Order::Run { task, schedule, done } => {
-                crew.run(task, schedule).await;
+    while let Some(command) = inbox.recv().await {
+        match command {
+            WorkerCommand::Run { task, schedule, done } => {
+                group.run(task, schedule).await;
                 let _ = done.send(());
             }
-            Order::Collect { tally } => {
-                let _ = tally.send(crew.tally.replace(Tally::new()));
+            WorkerCommand::Collect { tally } => {
+                let _ = tally.send(group.tally.replace(Tally::new()));
             }
-            Order::Leave { done } => {
-                crew.leave().await;
+            WorkerCommand::CleanUp { done } => {
+                group.clean_up().await;
                 let _ = done.send(());
             }
         }
@@ -123,11 +121,11 @@ async fn work(
 }
 
 /// The callers of one worker.
-struct Crew {
+struct CallerGroup {
     workload: Workload,
     callers: Vec<Caller>,
     tally: Rc<RefCell<Tally>>,
-    live: Arc<Live>,
+    counters: Arc<LiveCounters>,
 }
 
 enum Caller {
@@ -135,34 +133,34 @@ enum Caller {
     KeepAlive(KeepAlive),
 }
 
-impl Crew {
-    async fn assemble(plan: &Plan, index: u32, epoch: Instant, live: Arc<Live>) -> Result<Self, String> {
+impl CallerGroup {
+    async fn connect(plan: &Plan, index: u32, epoch: Instant, counters: Arc<LiveCounters>) -> Result<Self, String> {
         let tally = Rc::new(RefCell::new(Tally::new()));
-        let mut crew = Self { workload: plan.workload, callers: Vec::new(), tally, live };
+        let mut group = Self { workload: plan.workload, callers: Vec::new(), tally, counters };
         let explain = |what: &str, failure: Failure| format!("{what}: {}: {}", failure.kind, failure.message);
         match plan.workload {
             Workload::Lease { leases, ttl } => {
                 let channels = channels(plan, index).await?;
                 let callers = grant(plan, index, &channels, leases, ttl).await;
-                crew.callers = callers.map_err(|failure| explain("leases are not granted", failure))?;
+                group.callers = callers.map_err(|failure| explain("leases are not granted", failure))?;
             }
             Workload::Put
             | Workload::Range { .. }
             | Workload::List(_)
             | Workload::Txn
             | Workload::Watch { .. }
-            | Workload::Load(_) => crew.callers = kv_callers(plan, index, epoch).await?,
+            | Workload::Load(_) => group.callers = kv_callers(plan, index, epoch).await?,
         }
         if let Workload::Watch { watchers, streams, watched } = plan.workload {
             let channels = channels(plan, index).await?;
-            let opened = crew.listen(plan, index, &channels, epoch, (watchers, streams, watched)).await;
+            let opened = group.open_watch_streams(plan, index, &channels, epoch, (watchers, streams, watched)).await;
             opened.map_err(|failure| explain("watches are not created", failure))?;
         }
-        Ok(crew)
+        Ok(group)
     }
 
-    /// Opens this worker's share of the streams; stream s has every watcher whose number is s modulo all streams.
-    async fn listen(
+    /// Opens this worker's share of the streams; stream s has every watcher whose number is s modulo the number of streams.
+    async fn open_watch_streams(
         &self,
         plan: &Plan,
         index: u32,
@@ -175,18 +173,18 @@ impl Crew {
             let key_of = |watcher: u32| if watched == WatchedKeys::Own { u64::from(watcher) } else { 0 };
             let keys = share(watchers, streams, stream).map(|watcher| plan.keys.key(key_of(watcher), &mut block));
             let stream = WatchStream::open(channels[nth % channels.len()].clone(), keys.collect()).await?;
-            tokio::task::spawn_local(stream.listen(epoch, Rc::clone(&self.tally), Arc::clone(&self.live)));
+            tokio::task::spawn_local(stream.receive(epoch, Rc::clone(&self.tally), Arc::clone(&self.counters)));
         }
         Ok(())
     }
 
-    /// One phase. Callers that are still unanswered when it is abandoned count as failed, and are gone.
+    /// Runs one phase. Callers without a response when it is abandoned count as failed, and are dropped.
     async fn run(&mut self, task: Task, schedule: Arc<Schedule>) {
         let mut running = JoinSet::new();
-        let act = act(self.workload, task);
+        let operation = operation(self.workload, task);
         for caller in self.callers.drain(..) {
-            let (tally, live) = (Rc::clone(&self.tally), Arc::clone(&self.live));
-            running.spawn_local(drive(caller, act, Arc::clone(&schedule), tally, live));
+            let (tally, counters) = (Rc::clone(&self.tally), Arc::clone(&self.counters));
+            running.spawn_local(run_caller(caller, operation, Arc::clone(&schedule), tally, counters));
         }
         loop {
             tokio::select! {
@@ -198,33 +196,33 @@ impl Crew {
             }
         }
         let unanswered = running.len() as u64;
-        self.live.failed.fetch_add(unanswered, Ordering::Relaxed);
-        let failure = Failure::unanswered("no answer came, and the run was given up");
-        self.tally.borrow_mut().fail_often(failure, unanswered);
+        self.counters.failed.fetch_add(unanswered, Ordering::Relaxed);
+        let failure = Failure::unanswered("no response, and the run was aborted");
+        self.tally.borrow_mut().fail_many(failure, unanswered);
         running.shutdown().await;
     }
 
-    async fn leave(&mut self) {
-        let mut leaving = JoinSet::new();
+    async fn clean_up(&mut self) {
+        let mut cleanups = JoinSet::new();
         for caller in self.callers.drain(..) {
             if let Caller::KeepAlive(leases) = caller {
-                leaving.spawn_local(leases.revoke());
+                cleanups.spawn_local(leases.revoke());
             }
         }
-        while let Some(left) = leaving.join_next().await {
-            if let Err(failure) = left.expect("a caller does not panic and is not aborted") {
+        while let Some(cleaned_up) = cleanups.join_next().await {
+            if let Err(failure) = cleaned_up.expect("a caller does not panic and is not aborted") {
                 self.tally.borrow_mut().fail(failure);
             }
         }
     }
 }
 
-/// Which of `all` things are dealt to `player` of `players`.
-fn share(all: u32, players: u32, player: u32) -> impl ExactSizeIterator<Item = u32> {
-    (player..all.max(player)).step_by(players as usize)
+/// The numbers below `all` that belong to share `share_index` of `shares`.
+fn share(all: u32, shares: u32, share_index: u32) -> impl ExactSizeIterator<Item = u32> {
+    (share_index..all.max(share_index)).step_by(shares as usize)
 }
 
-/// The addresses that this worker is to connect to, one for each of its connections.
+/// The addresses for this worker's connections, one for each.
 fn addresses(plan: &Plan, index: u32) -> impl Iterator<Item = &str> {
     share(plan.connections, plan.threads, index).map(|nth| plan.endpoints[nth as usize % plan.endpoints.len()].as_str())
 }
@@ -233,22 +231,22 @@ async fn channels(plan: &Plan, index: u32) -> Result<Vec<Channel>, String> {
     let callers = plan.clients.div_ceil(plan.connections);
     let mut channels = Vec::new();
     for address in addresses(plan, index) {
-        channels.push(wire::connect(address, callers).await?);
+        channels.push(connections::connect(address, callers).await?);
     }
     Ok(channels)
 }
 
 async fn kv_callers(plan: &Plan, index: u32, epoch: Instant) -> Result<Vec<Caller>, String> {
-    let mut lines = Vec::new();
+    let mut channels = Vec::new();
     for address in addresses(plan, index) {
-        lines.push(Line::connect(address).await?);
+        channels.push(UnaryChannel::connect(address).await?);
     }
-    let places = if plan.workload == Workload::Txn { plan.keys.count() } else { 0 };
-    let places = usize::try_from(places).expect("the key space of a swap fits into memory");
-    let revisions = Rc::new(RefCell::new(vec![0; places]));
+    let slots = if plan.workload == Workload::Txn { plan.keys.count() } else { 0 };
+    let slots = usize::try_from(slots).expect("the key space of a swap fits into memory");
+    let revisions = Rc::new(RefCell::new(vec![0; slots]));
     let caller = |(nth, client): (usize, u32)| {
-        let line = lines[nth % lines.len()].clone();
-        Caller::Kv(KvCaller::new(line, plan.keys.clone(), client, Rc::clone(&revisions), epoch))
+        let channel = channels[nth % channels.len()].clone();
+        Caller::Kv(KvCaller::new(channel, plan.keys.clone(), client, Rc::clone(&revisions), epoch))
     };
     Ok(share(plan.clients, plan.threads, index).enumerate().map(caller).collect())
 }
@@ -266,47 +264,47 @@ async fn grant(plan: &Plan, index: u32, channels: &[Channel], leases: u32, ttl: 
     Ok(callers)
 }
 
-/// What callers of keys do in `task`; those of leases have but one thing to do.
-fn act(workload: Workload, task: Task) -> Act {
+/// The operation of KV callers in `task`; lease callers always do the same.
+fn operation(workload: Workload, task: Task) -> Operation {
     if task == Task::Fill {
-        return Act::PutInOrder;
+        return Operation::PutInOrder;
     }
     match workload {
-        Workload::Put | Workload::Lease { .. } => Act::Put,
-        Workload::Range { serializable } => Act::Get { serializable },
-        Workload::List(listing) => Act::List(listing),
-        Workload::Txn => Act::Swap,
-        Workload::Watch { .. } => Act::PutStamped,
-        Workload::Load(LoadOrder::Sequential) => Act::PutInOrder,
-        Workload::Load(LoadOrder::Random) => Act::PutShuffled,
+        Workload::Put | Workload::Lease { .. } => Operation::Put,
+        Workload::Range { serializable } => Operation::Get { serializable },
+        Workload::List(listing) => Operation::List(listing),
+        Workload::Txn => Operation::Swap,
+        Workload::Watch { .. } => Operation::PutStamped,
+        Workload::Load(LoadOrder::Sequential) => Operation::PutInOrder,
+        Workload::Load(LoadOrder::Random) => Operation::PutShuffled,
     }
 }
 
-/// Draws turns and makes calls until there are no more turns.
-async fn drive(
+/// Makes calls until the schedule has no more.
+async fn run_caller(
     mut caller: Caller,
-    act: Act,
+    operation: Operation,
     schedule: Arc<Schedule>,
     tally: Rc<RefCell<Tally>>,
-    live: Arc<Live>,
+    counters: Arc<LiveCounters>,
 ) -> Caller {
-    while let Some(Turn { number, begun }) = schedule.turn().await {
+    while let Some(ScheduledCall { number, start }) = schedule.next_call().await {
         let outcome = match &mut caller {
-            Caller::Kv(kv) => kv.call(act, number, begun).await,
+            Caller::Kv(kv) => kv.call(operation, number, start).await,
             Caller::KeepAlive(leases) => leases.call().await.map(|()| Outcome::Done),
         };
-        let latency = begun.elapsed();
+        let latency = start.elapsed();
         match outcome {
             Ok(outcome) => {
                 let mut tally = tally.borrow_mut();
                 tally.calls.record(latency);
                 tally.lost += u64::from(outcome == Outcome::Lost);
-                live.answered.fetch_add(1, Ordering::Relaxed);
+                counters.answered.fetch_add(1, Ordering::Relaxed);
             }
             Err(failure) => {
                 tally.borrow_mut().fail(failure);
-                live.failed.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(BREATH).await;
+                counters.failed.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(FAILURE_PAUSE).await;
             }
         }
     }
@@ -318,17 +316,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_is_dealt_exactly_once() {
-        let mut dealt: Vec<u32> = (0..3).flat_map(|player| share(10, 3, player)).collect();
-        dealt.sort_unstable();
-        assert_eq!(dealt, (0..10).collect::<Vec<_>>());
+    fn every_number_belongs_to_exactly_one_share() {
+        let mut shared: Vec<u32> = (0..3).flat_map(|share_index| share(10, 3, share_index)).collect();
+        shared.sort_unstable();
+        assert_eq!(shared, (0..10).collect::<Vec<_>>());
         assert_eq!(share(1, 3, 2).len(), 0);
     }
 
     #[test]
-    fn a_fill_writes_keys_in_order_whatever_comes_after_it() {
-        assert_eq!(act(Workload::Txn, Task::Fill), Act::PutInOrder);
-        assert_eq!(act(Workload::Txn, Task::Workload), Act::Swap);
-        assert_eq!(act(Workload::Load(LoadOrder::Random), Task::Workload), Act::PutShuffled);
+    fn a_fill_writes_keys_in_order_for_every_workload() {
+        assert_eq!(operation(Workload::Txn, Task::Fill), Operation::PutInOrder);
+        assert_eq!(operation(Workload::Txn, Task::Workload), Operation::Swap);
+        assert_eq!(operation(Workload::Load(LoadOrder::Random), Task::Workload), Operation::PutShuffled);
     }
 }

@@ -1,7 +1,7 @@
-//! Durations as Go writes and reads them: `1h30m`, `1.5s`, `300µs`.
+//! Durations in Go's notation: `1h30m`, `1.5s`, `300µs`.
 //!
-//! Read, they are signed nanoseconds, because what Go's flags accept may be negative; what that means is the caller's
-//! business. Written, they are what etcd's logs show.
+//! Parsing returns signed nanoseconds, because Go's flags accept negative durations; callers decide what these mean. Printing
+//! gives the form that etcd's logs show.
 
 use std::{fmt, time::Duration};
 
@@ -10,10 +10,10 @@ const MICROSECOND: u64 = 1_000;
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
 
-/// Reads a duration as signed nanoseconds.
+/// Parses a duration into signed nanoseconds.
 ///
 /// # Errors
-/// In the words of Go's `time` package.
+/// With the text of Go's `time` package.
 pub fn parse(text: &str) -> Result<i64, String> {
     let (negative, unsigned) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
@@ -43,7 +43,7 @@ pub fn parse(text: &str) -> Result<i64, String> {
     signed.ok_or_else(invalid)
 }
 
-/// One number with its unit, and what follows.
+/// A number with its unit, and the rest of the text.
 struct Part<'a> {
     whole: &'a str,
     fraction: &'a str,
@@ -52,7 +52,7 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// None if no number stands in front.
+    /// None if the text does not begin with a number.
     fn split(text: &'a str) -> Option<Self> {
         let (whole, after) = text.split_at(digits(text));
         let (fraction, after) = match after.strip_prefix('.') {
@@ -67,10 +67,10 @@ impl<'a> Part<'a> {
         Some(Self { whole, fraction, unit, rest })
     }
 
-    /// None if it does not fit.
+    /// None on overflow.
     fn nanos(&self, unit: u64) -> Option<u64> {
         let whole: u64 = if self.whole.is_empty() { 0 } else { self.whole.parse().ok()? };
-        // Eighteen digits are more than any unit has nanoseconds; what lies behind them counts nothing.
+        // No unit has as many as 10^18 nanoseconds, so digits beyond the eighteenth do not matter.
         let fraction = &self.fraction[..self.fraction.len().min(18)];
         let numerator: u128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
         let denominator = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
@@ -95,7 +95,7 @@ fn unit_nanos(unit: &str) -> Option<u64> {
     })
 }
 
-/// A duration in Go's notation, for logs and messages.
+/// Prints a duration in Go's notation, for logs and messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Go(pub Duration);
 
@@ -121,7 +121,7 @@ impl fmt::Display for Go {
     }
 }
 
-/// As few decimals as it takes.
+/// Prints as few decimals as necessary.
 fn decimal(f: &mut fmt::Formatter<'_>, nanos: u128, unit: u64, name: &str) -> fmt::Result {
     let unit = u128::from(unit);
     let width = unit.ilog10() as usize;
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_as_in_go() {
+    fn durations_are_parsed_as_in_go() {
         for (text, nanos) in [
             ("0", 0),
             ("-0", 0),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_named() {
+    fn invalid_durations_have_gos_error_texts() {
         for (text, error) in [
             ("", "time: invalid duration \"\""),
             ("abc", "time: invalid duration \"abc\""),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_print_as_in_go() {
+    fn durations_are_printed_as_in_go() {
         for (nanos, text) in [
             (0, "0s"),
             (7, "7ns"),
@@ -191,7 +191,7 @@ mod tests {
             (3_600_000_000_000 + 500_000_000, "1h0m0.5s"),
         ] {
             assert_eq!(Go(Duration::from_nanos(nanos)).to_string(), text);
-            assert_eq!(parse(text), Ok(i64::try_from(nanos).unwrap()), "what is printed can be read");
+            assert_eq!(parse(text), Ok(i64::try_from(nanos).unwrap()), "a printed duration can be parsed");
         }
     }
 }

@@ -1,110 +1,101 @@
-//! Every flag there is: its name, what may be typed, what it is when nothing is typed, and how far it works.
+//! The table of all flags: name, kind of value, default, help text, and whether the flag is implemented.
 //!
-//! The one table that parsing, `--help`, the warnings and the README are made from. A flag whose effect is missing is still
-//! here, so that a start command written for etcd starts us too; its [`Status`] says what happens instead:
-//! * what only tunes is accepted, with a warning that says what it does not do yet;
-//! * what promises protection, or decides which cluster this is, stops the start: to go on without it would be a lie.
+//! Parsing, `--help`, the warnings at startup and the README all use this one table. Flags that are not implemented are
+//! listed as well, so that a start command written for etcd starts metastore too. Their [`Status`] says what happens instead:
+//! * A flag that only tunes something is accepted, with a warning that says what is missing.
+//! * A flag that promises protection, or decides which cluster the member belongs to, stops the start: to start without it
+//!   would be dangerous.
 //!
 //! INVARIANTS
-//! * Every default is a value of its own kind.
-//! * No name appears twice; a name of ours is not one of etcd's.
+//! * Every default is a valid value of its kind.
+//! * No name appears twice; metastore's own flags do not reuse names of etcd's.
 
 use super::{
-    bounds, duration, front,
+    duration, frontend,
     gates::FeatureGates,
-    urls,
+    limits, urls,
     value::{self, Value},
 };
 
-/// One flag.
 #[derive(Debug, Clone, Copy)]
 pub struct Flag {
     /// The name, without dashes.
     pub name: &'static str,
-    /// What may be typed after it.
     pub kind: Kind,
-    /// What counts when nothing is typed, as it would be typed.
+    /// The default, in the form in which a value is given.
     pub default: &'static str,
-    /// One line for people.
+    /// One line of help text.
     pub help: &'static str,
-    /// How far it works.
     pub status: Status,
 }
 
-/// What may be typed as a flag's value.
+/// The kind of value that a flag takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Anything.
     Text,
     /// `true` or `false`; the bare flag means `true`.
     Bool,
-    /// A whole number from zero.
     Unsigned,
-    /// The same, of 32 bits.
     Unsigned32,
-    /// A whole number.
     Signed,
     /// Go's notation: `100ms`, `1h30m`.
     Duration,
-    /// URLs, with commas between them.
+    /// A comma-separated list of URLs.
     Urls,
-    /// `*`, or URLs with commas between them.
+    /// `*`, or a comma-separated list of URLs.
     Origins,
-    /// Words, with commas between them.
-    Words,
+    /// A comma-separated list of strings.
+    Strings,
     /// `Gate=true,Other=false`.
     Gates,
     /// One of these.
     Choice(&'static [&'static str]),
-    /// Nothing is read from it: etcd forgot it long ago, and old start commands still carry it.
-    Legacy,
+    /// The value is not read: the flag is obsolete in etcd too, but old start commands still contain it.
+    Ignored,
 }
 
-/// How far a flag works.
+/// Whether a flag is implemented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// It does what it says.
-    Works,
-    /// It is accepted, and the start says what is missing, unless the value is the harmless one.
-    NotYet {
-        /// The value at which nothing is missing.
-        harmless: &'static str,
-        /// What is missing.
-        lacks: &'static str,
+    Supported,
+    /// Accepted without effect. A warning at startup gives the reason, unless the value is the neutral one.
+    NoEffect {
+        /// The value with which nothing is missing.
+        neutral: &'static str,
+        reason: &'static str,
     },
     /// Any value but the default stops the start; the text says why.
     Refused(&'static str),
 }
 
-/// The parts of the list, in order.
+/// All flags, by section, in the order of `--help`.
 pub const SECTIONS: &[(&str, &[Flag])] = &[
     ("Member", MEMBER),
     ("Clustering", CLUSTERING),
     ("Security", SECURITY),
     ("Logging and monitoring", LOGGING),
     ("Tuning", TUNING),
-    ("Of metastore alone", bounds::FLAGS),
-    ("Of metastore alone, for clients", front::FLAGS),
-    ("Short form", SHORT_FORM),
+    ("metastore only", limits::FLAGS),
+    ("metastore only, client connections", frontend::FLAGS),
+    ("Short form", QUICKSTART),
     ("Process", PROCESS),
 ];
 
 const MEMBER: &[Flag] = &[
-    flag("name", Kind::Text, "default", "A name for people; the key of this member in initial-cluster."),
-    flag("data-dir", Kind::Text, "", "Where the data lies. Unset: `<name>.metastore` in the working directory."),
-    flag("wal-dir", Kind::Text, "", "A directory of its own for the log.")
-        .not_yet("the log stays in the data directory"),
-    flag("snapshot-count", Kind::Unsigned, "10000", "After so many applied entries a cut of the log is considered."),
+    flag("name", Kind::Text, "default", "Human-readable name of this member; its key in --initial-cluster."),
+    flag("data-dir", Kind::Text, "", "Data directory. Unset: `<name>.metastore` in the working directory."),
+    flag("wal-dir", Kind::Text, "", "Separate directory for the log.").no_effect("the log stays in the data directory"),
+    flag("snapshot-count", Kind::Unsigned, "10000", "Number of applied entries after which the log may be truncated."),
     flag(
         "snapshot-catchup-entries",
         Kind::Unsigned,
         "5000",
-        "How many entries a cut of the log leaves for slow members.",
+        "Entries that a truncation of the log keeps for slow members.",
     ),
     flag("max-snapshots", Kind::Unsigned, "5", "Snapshot files to keep.")
-        .not_yet("there are no snapshot files to keep"),
+        .no_effect("there are no snapshot files to keep"),
     flag("max-wals", Kind::Unsigned, "5", "Log files to keep.")
-        .not_yet("log segments are kept as long as they are needed"),
+        .no_effect("log segments are kept as long as they are needed"),
     flag("heartbeat-interval", Kind::Unsigned, "100", "Milliseconds between a leader's heartbeats."),
     flag(
         "election-timeout",
@@ -112,200 +103,247 @@ const MEMBER: &[Flag] = &[
         "1000",
         "Milliseconds without a leader until an election; at least 5 heartbeats.",
     ),
-    flag("initial-election-tick-advance", Kind::Bool, "true", "Hold the first election early."),
-    flag("listen-peer-urls", Kind::Urls, "http://localhost:2380", "Where other members connect to."),
-    flag("listen-client-urls", Kind::Urls, "http://localhost:2379", "Where clients connect to."),
-    flag("listen-client-http-urls", Kind::Urls, "", "Separate addresses for HTTP.")
-        .not_yet("HTTP is served on --listen-client-urls only"),
-    flag("listen-metrics-urls", Kind::Urls, "", "Extra addresses for metrics and health.")
-        .not_yet("metrics and health are served on --listen-client-urls only"),
+    flag("initial-election-tick-advance", Kind::Bool, "true", "Hold the first election after a start early."),
+    flag("listen-peer-urls", Kind::Urls, "http://localhost:2380", "URLs to listen on for other members."),
+    flag("listen-client-urls", Kind::Urls, "http://localhost:2379", "URLs to listen on for clients."),
+    flag("listen-client-http-urls", Kind::Urls, "", "Separate URLs for HTTP.")
+        .no_effect("HTTP is served on --listen-client-urls only"),
+    flag("listen-metrics-urls", Kind::Urls, "", "Additional URLs for metrics and health.")
+        .no_effect("metrics and health are served on --listen-client-urls only"),
     flag(
         "quota-backend-bytes",
         Kind::Signed,
         "0",
-        "Space for data until writes are refused: 0 is 2 GiB, negative no limit.",
+        "Size of the data at which writes are refused; 0 is 2 GiB, negative is no limit.",
     ),
-    flag("backend-bbolt-freelist-type", Kind::Text, "", "A detail of bbolt.").not_yet("the storage is not bbolt"),
+    flag("backend-bbolt-freelist-type", Kind::Text, "", "Freelist type of bbolt.")
+        .no_effect("the storage is not bbolt"),
     flag("backend-batch-interval", Kind::Duration, "0s", "Time between commits of the database.")
-        .not_yet("every applied batch is written at once"),
+        .no_effect("every applied batch is written at once"),
     flag("backend-batch-limit", Kind::Signed, "0", "Operations between commits of the database.")
-        .not_yet("every applied batch is written at once"),
-    flag("max-txn-ops", Kind::Unsigned, "128", "Most comparisons, and operations per branch, in one transaction."),
-    flag("max-request-bytes", Kind::Unsigned, "1572864", "Largest request."),
+        .no_effect("every applied batch is written at once"),
+    flag(
+        "max-txn-ops",
+        Kind::Unsigned,
+        "128",
+        "Maximum number of comparisons, and of operations per branch, in one transaction.",
+    ),
+    flag("max-request-bytes", Kind::Unsigned, "1572864", "Maximum size of a request."),
     flag(
         "max-concurrent-streams",
         Kind::Unsigned32,
         "4294967295",
-        "Most HTTP/2 streams at a time per connection; 0 is no limit.",
+        "Maximum number of concurrent HTTP/2 streams per connection; 0 is no limit.",
     ),
-    flag("grpc-keepalive-min-time", Kind::Duration, "5s", "How often a client may ping.")
-        .not_yet("pings are answered while they are fewer than 10,000 a second"),
+    flag("grpc-keepalive-min-time", Kind::Duration, "5s", "Minimum interval between a client's pings.")
+        .no_effect("pings are answered up to 10,000 per second"),
     flag(
         "grpc-keepalive-interval",
         Kind::Duration,
         "2h",
-        "How long a client may be silent before it is pinged; at least 1s.",
+        "How long a client may be silent before the server pings it; at least 1s.",
     ),
     flag(
         "grpc-keepalive-timeout",
         Kind::Duration,
         "20s",
-        "How long a ping may stay unanswered before the connection ends.",
+        "How long a ping may stay unanswered before the connection is closed.",
     ),
-    flag("socket-reuse-port", Kind::Bool, "false", "SO_REUSEPORT on listeners: several processes share a port."),
-    flag("socket-reuse-address", Kind::Bool, "false", "SO_REUSEADDR on listeners, which is always set."),
-    flag("raft-read-timeout", Kind::Duration, "5s", "Read timeout between members.").not_yet(LINKS),
-    flag("raft-write-timeout", Kind::Duration, "5s", "Write timeout between members.").not_yet(LINKS),
-    flag("memory-mlock", Kind::Bool, "false", "Keep the memory out of swap.").not_yet("memory is not locked"),
-    flag("feature-gates", Kind::Gates, "", "Features to switch: `A=true,B=false`."),
-    flag("max-learners", Kind::Signed, "1", "Most learners in the cluster."),
+    flag(
+        "socket-reuse-port",
+        Kind::Bool,
+        "false",
+        "Set SO_REUSEPORT on listeners, so that several processes can share a port.",
+    ),
+    flag("socket-reuse-address", Kind::Bool, "false", "Set SO_REUSEADDR on listeners; it is always set."),
+    flag("raft-read-timeout", Kind::Duration, "5s", "Read timeout between members.").no_effect(LINKS),
+    flag("raft-write-timeout", Kind::Duration, "5s", "Write timeout between members.").no_effect(LINKS),
+    flag("memory-mlock", Kind::Bool, "false", "Lock the memory, so that it is never swapped out.")
+        .no_effect("memory is not locked"),
+    flag("feature-gates", Kind::Gates, "", "Feature gates to enable or disable: `A=true,B=false`."),
+    flag("max-learners", Kind::Signed, "1", "Maximum number of learners in the cluster."),
 ];
 
 const CLUSTERING: &[Flag] = &[
-    flag("initial-advertise-peer-urls", Kind::Urls, "http://localhost:2380", "Where other members shall connect to."),
-    flag("initial-cluster", Kind::Text, "", "`name=url,…` of all first members. Unset: this member alone."),
-    flag("initial-cluster-state", Kind::Choice(&["new", "existing"]), "new", "A new cluster, or one to join."),
-    flag("initial-cluster-token", Kind::Text, "etcd-cluster", "Keeps clusters apart whose URLs are alike."),
-    flag("advertise-client-urls", Kind::Urls, "http://localhost:2379", "Where clients shall connect to."),
-    flag("discovery-endpoints", Kind::Words, "", "A cluster to find the other members in.").refused(DISCOVERY),
-    flag("discovery-token", Kind::Text, "", "The token of the cluster to be found.").refused(DISCOVERY),
-    flag("discovery-dial-timeout", Kind::Duration, "2s", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-request-timeout", Kind::Duration, "5s", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-keepalive-time", Kind::Duration, "2s", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-keepalive-timeout", Kind::Duration, "6s", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-insecure-transport", Kind::Bool, "true", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-insecure-skip-tls-verify", Kind::Bool, "false", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-cert", Kind::Text, "", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-key", Kind::Text, "", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-cacert", Kind::Text, "", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-user", Kind::Text, "", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-password", Kind::Text, "", "For discovery.").not_yet(NO_DISCOVERY),
-    flag("discovery-srv", Kind::Text, "", "A DNS domain to find the other members in.").refused(DISCOVERY),
-    flag("discovery-srv-name", Kind::Text, "", "A suffix of the DNS service name.").refused(DISCOVERY),
+    flag(
+        "initial-advertise-peer-urls",
+        Kind::Urls,
+        "http://localhost:2380",
+        "Peer URLs to advertise to the other members.",
+    ),
+    flag("initial-cluster", Kind::Text, "", "Initial members: `name=url,…`. Unset: this member alone."),
+    flag(
+        "initial-cluster-state",
+        Kind::Choice(&["new", "existing"]),
+        "new",
+        "`new` to bootstrap a cluster, `existing` to join one.",
+    ),
+    flag("initial-cluster-token", Kind::Text, "etcd-cluster", "Distinguishes clusters that have the same URLs."),
+    flag(
+        "advertise-client-urls",
+        Kind::Urls,
+        "http://localhost:2379",
+        "Client URLs to advertise to clients and members.",
+    ),
+    flag("discovery-endpoints", Kind::Strings, "", "The cluster used for discovery of the other members.")
+        .refused(DISCOVERY),
+    flag("discovery-token", Kind::Text, "", "Discovery token of the cluster.").refused(DISCOVERY),
+    flag("discovery-dial-timeout", Kind::Duration, "2s", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-request-timeout", Kind::Duration, "5s", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-keepalive-time", Kind::Duration, "2s", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-keepalive-timeout", Kind::Duration, "6s", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-insecure-transport", Kind::Bool, "true", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-insecure-skip-tls-verify", Kind::Bool, "false", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-cert", Kind::Text, "", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-key", Kind::Text, "", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-cacert", Kind::Text, "", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-user", Kind::Text, "", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-password", Kind::Text, "", "For discovery.").no_effect(NO_DISCOVERY),
+    flag("discovery-srv", Kind::Text, "", "DNS domain used for discovery of the other members.").refused(DISCOVERY),
+    flag("discovery-srv-name", Kind::Text, "", "Suffix of the DNS service name.").refused(DISCOVERY),
     flag("discovery-fallback", Kind::Choice(&["exit", "proxy"]), "exit", "What to do when discovery fails.")
-        .not_yet(NO_DISCOVERY),
-    flag("strict-reconfig-check", Kind::Bool, "true", "Refuse member changes that would lose the quorum."),
-    flag("pre-vote", Kind::Bool, "true", "Ask before an election, so that a returning member disturbs nobody."),
+        .no_effect(NO_DISCOVERY),
+    flag("strict-reconfig-check", Kind::Bool, "true", "Refuse membership changes that would lose the quorum."),
+    flag(
+        "pre-vote",
+        Kind::Bool,
+        "true",
+        "Run a pre-vote before an election, so that a returning member does not disturb the cluster.",
+    ),
     flag(
         "auto-compaction-mode",
         Kind::Text,
         "periodic",
-        "What auto-compaction-retention counts: `periodic` or `revision`.",
+        "Unit of --auto-compaction-retention: `periodic` or `revision`.",
     ),
     flag(
         "auto-compaction-retention",
         Kind::Text,
         "0",
-        "How much history to keep: hours or a duration, or revisions; 0 is all.",
+        "History to keep: hours, a duration, or a number of revisions; 0 is all.",
     ),
-    flag("force-new-cluster", Kind::Bool, "false", "Become the sole member, whoever else there was."),
-    flag("v2-deprecation", Kind::Choice(V2_STAGES), "write-only", "A stage in the end of etcd's v2 store.")
-        .not_yet("there never was a v2 store here"),
+    flag("force-new-cluster", Kind::Bool, "false", "Become the sole member of the cluster, dropping all others."),
+    flag("v2-deprecation", Kind::Choice(V2_STAGES), "write-only", "Stage of the deprecation of etcd's v2 store.")
+        .no_effect("there is no v2 store"),
 ];
 
 const SECURITY: &[Flag] = &[
-    flag("cert-file", Kind::Text, "", "The certificate shown to clients."),
-    flag("key-file", Kind::Text, "", "Its key."),
-    flag("client-cert-file", Kind::Text, "", "The certificate shown when the server dials itself.").refused(TLS),
-    flag("client-key-file", Kind::Text, "", "Its key.").refused(TLS),
-    flag("client-cert-auth", Kind::Bool, "false", "Ask clients for certificates."),
-    flag("trusted-ca-file", Kind::Text, "", "Who signs clients' certificates; they are asked for then."),
-    flag("client-crl-file", Kind::Text, "", "Revoked client certificates.").refused(TLS),
-    flag("client-cert-allowed-hostname", Kind::Words, "", "Names that client certificates must carry.").refused(TLS),
-    flag("auto-tls", Kind::Bool, "false", "TLS for clients with a certificate of our own making.").refused(TLS),
-    flag("peer-cert-file", Kind::Text, "", "The certificate shown to members.").refused(TLS),
-    flag("peer-key-file", Kind::Text, "", "Its key.").refused(TLS),
-    flag("peer-client-cert-file", Kind::Text, "", "The certificate shown when dialling members.").refused(TLS),
-    flag("peer-client-key-file", Kind::Text, "", "Its key.").refused(TLS),
-    flag("peer-client-cert-auth", Kind::Bool, "false", "Ask members for certificates.").refused(TLS),
-    flag("peer-trusted-ca-file", Kind::Text, "", "Who signs members' certificates.").refused(TLS),
-    flag("peer-auto-tls", Kind::Bool, "false", "TLS between members with certificates of our own making.").refused(TLS),
-    flag("peer-crl-file", Kind::Text, "", "Revoked member certificates.").refused(TLS),
-    flag("peer-cert-allowed-cn", Kind::Words, "", "Names that member certificates must carry.").refused(TLS),
-    flag("peer-cert-allowed-hostname", Kind::Words, "", "Host names that member certificates must carry.").refused(TLS),
-    flag("peer-skip-client-san-verification", Kind::Bool, "false", "Do not compare members' names.").refused(TLS),
-    flag("self-signed-cert-validity", Kind::Unsigned, "1", "Years, for certificates of our own making.").refused(TLS),
-    flag("cipher-suites", Kind::Words, "", "TLS cipher suites.").refused(TLS),
-    flag("tls-min-version", Kind::Text, "TLS1.2", "Oldest TLS version.").refused(TLS),
-    flag("tls-max-version", Kind::Text, "", "Newest TLS version.").refused(TLS),
-    flag("cors", Kind::Origins, "*", "Web pages that may ask: `*`, or URLs.").refused(ORIGINS),
-    flag("host-whitelist", Kind::Words, "*", "Host names that plain HTTP may ask for.").refused(HOSTS),
-    flag("auth-token", Kind::Text, "simple", "How logins are remembered.").refused(TOKENS),
-    flag("auth-token-ttl", Kind::Unsigned, "300", "Seconds that a login lasts.").not_yet(AUTH),
-    flag("bcrypt-cost", Kind::Unsigned, "10", "How hard passwords are hashed.").not_yet(AUTH),
+    flag("cert-file", Kind::Text, "", "Server certificate for clients."),
+    flag("key-file", Kind::Text, "", "Key of --cert-file."),
+    flag("client-cert-file", Kind::Text, "", "Client certificate for connections of the server to itself.")
+        .refused(TLS),
+    flag("client-key-file", Kind::Text, "", "Key of --client-cert-file.").refused(TLS),
+    flag("client-cert-auth", Kind::Bool, "false", "Require client certificates."),
+    flag(
+        "trusted-ca-file",
+        Kind::Text,
+        "",
+        "CA certificates to verify client certificates with; implies --client-cert-auth.",
+    ),
+    flag("client-crl-file", Kind::Text, "", "Revocation list for client certificates.").refused(TLS),
+    flag("client-cert-allowed-hostname", Kind::Strings, "", "Host names accepted in client certificates.").refused(TLS),
+    flag("auto-tls", Kind::Bool, "false", "TLS for clients with a generated certificate.").refused(TLS),
+    flag("peer-cert-file", Kind::Text, "", "Certificate for connections from other members.").refused(TLS),
+    flag("peer-key-file", Kind::Text, "", "Key of --peer-cert-file.").refused(TLS),
+    flag("peer-client-cert-file", Kind::Text, "", "Certificate for connections to other members.").refused(TLS),
+    flag("peer-client-key-file", Kind::Text, "", "Key of --peer-client-cert-file.").refused(TLS),
+    flag("peer-client-cert-auth", Kind::Bool, "false", "Require certificates from other members.").refused(TLS),
+    flag("peer-trusted-ca-file", Kind::Text, "", "CA certificates to verify member certificates with.").refused(TLS),
+    flag("peer-auto-tls", Kind::Bool, "false", "TLS between members with generated certificates.").refused(TLS),
+    flag("peer-crl-file", Kind::Text, "", "Revocation list for member certificates.").refused(TLS),
+    flag("peer-cert-allowed-cn", Kind::Strings, "", "Common names accepted in member certificates.").refused(TLS),
+    flag("peer-cert-allowed-hostname", Kind::Strings, "", "Host names accepted in member certificates.").refused(TLS),
+    flag("peer-skip-client-san-verification", Kind::Bool, "false", "Do not verify the SAN of member certificates.")
+        .refused(TLS),
+    flag("self-signed-cert-validity", Kind::Unsigned, "1", "Validity of generated certificates, in years.")
+        .refused(TLS),
+    flag("cipher-suites", Kind::Strings, "", "TLS cipher suites.").refused(TLS),
+    flag("tls-min-version", Kind::Text, "TLS1.2", "Minimum TLS version.").refused(TLS),
+    flag("tls-max-version", Kind::Text, "", "Maximum TLS version.").refused(TLS),
+    flag("cors", Kind::Origins, "*", "Origins allowed for CORS: `*`, or URLs.").refused(ORIGINS),
+    flag("host-whitelist", Kind::Strings, "*", "Host names accepted in plain HTTP requests.").refused(HOSTS),
+    flag("auth-token", Kind::Text, "simple", "Kind of auth token.").refused(TOKENS),
+    flag("auth-token-ttl", Kind::Unsigned, "300", "Lifetime of an auth token, in seconds.").no_effect(AUTH),
+    flag("bcrypt-cost", Kind::Unsigned, "10", "Cost of bcrypt password hashes.").no_effect(AUTH),
 ];
 
 const LOGGING: &[Flag] = &[
-    flag("logger", Kind::Text, "zap", "The form of log lines; only `zap`."),
-    flag("log-outputs", Kind::Words, "default", "`default` (stderr), `stdout`, `stderr`, files; several with commas."),
+    flag("logger", Kind::Text, "zap", "Format of log lines; only `zap` is supported."),
+    flag(
+        "log-outputs",
+        Kind::Strings,
+        "default",
+        "Comma-separated list of `default` (stderr), `stdout`, `stderr` and files.",
+    ),
     flag("log-level", Kind::Text, "info", "`debug`, `info`, `warn`, `error`, `panic` or `fatal`."),
     flag("log-format", Kind::Text, "json", "`json` or `console`."),
-    flag("enable-log-rotation", Kind::Bool, "false", "Rotate the log file.").not_yet("log files are not rotated"),
+    flag("enable-log-rotation", Kind::Bool, "false", "Rotate the log file.").no_effect("log files are not rotated"),
     flag("log-rotation-config-json", Kind::Text, ROTATION, "How to rotate the log file.")
-        .not_yet("log files are not rotated"),
-    flag("enable-pprof", Kind::Bool, "false", "Profiles over HTTP.").not_yet("no profiles are served"),
-    flag("metrics", Kind::Text, "basic", "`basic` or `extensive`.").not_yet("there are no histograms per call"),
-    flag("enable-distributed-tracing", Kind::Bool, "false", "Send traces.").not_yet(TRACES),
-    flag("distributed-tracing-address", Kind::Text, "localhost:4317", "Where traces go.").not_yet(TRACES),
-    flag("distributed-tracing-service-name", Kind::Text, "etcd", "Under which name.").not_yet(TRACES),
-    flag("distributed-tracing-instance-id", Kind::Text, "", "Under which identity.").not_yet(TRACES),
-    flag("distributed-tracing-sampling-rate", Kind::Signed, "0", "How many of a million.").not_yet(TRACES),
+        .no_effect("log files are not rotated"),
+    flag("enable-pprof", Kind::Bool, "false", "Serve profiles over HTTP.").no_effect("no profiles are served"),
+    flag("metrics", Kind::Text, "basic", "`basic` or `extensive`.").no_effect("there are no per-call histograms"),
+    flag("enable-distributed-tracing", Kind::Bool, "false", "Send traces.").no_effect(TRACES),
+    flag("distributed-tracing-address", Kind::Text, "localhost:4317", "Address that traces are sent to.")
+        .no_effect(TRACES),
+    flag("distributed-tracing-service-name", Kind::Text, "etcd", "Service name in traces.").no_effect(TRACES),
+    flag("distributed-tracing-instance-id", Kind::Text, "", "Instance ID in traces.").no_effect(TRACES),
+    flag("distributed-tracing-sampling-rate", Kind::Signed, "0", "Sampled traces per million.").no_effect(TRACES),
     flag("warning-apply-duration", Kind::Duration, "100ms", "An apply that takes longer is logged."),
     flag("warning-unary-request-duration", Kind::Duration, "300ms", "A request that takes longer is logged."),
 ];
 
 const TUNING: &[Flag] = &[
-    flag("enable-grpc-gateway", Kind::Bool, "true", "The JSON API.").not_yet("there is no JSON API").harmless("false"),
-    flag("corrupt-check-time", Kind::Duration, "0s", "Time between comparisons with other members; 0 is never."),
+    flag("enable-grpc-gateway", Kind::Bool, "true", "The JSON API.").no_effect("there is no JSON API").neutral("false"),
+    flag(
+        "corrupt-check-time",
+        Kind::Duration,
+        "0s",
+        "Time between comparisons of the data with other members; 0 is never.",
+    ),
     flag(
         "compact-hash-check-time",
         Kind::Duration,
         "1m",
-        "Time between comparisons of compaction hashes, with feature gate CompactHashCheck.",
+        "Time between comparisons of compaction hashes, if feature gate CompactHashCheck is enabled.",
     ),
-    flag(
-        "compaction-batch-limit",
-        Kind::Signed,
-        "0",
-        "Revisions that a compaction looks at between two rests; 0 is 1000.",
-    ),
+    flag("compaction-batch-limit", Kind::Signed, "0", "Revisions that a compaction processes per batch; 0 is 1000."),
     flag(
         "compaction-sleep-interval",
         Kind::Duration,
         "0s",
-        "How long a compaction rests in between, in ten parts; 0 is 10ms.",
+        "How long a compaction sleeps between batches, in ten parts; 0 is 10ms.",
     ),
     flag(
         "watch-progress-notify-interval",
         Kind::Duration,
         "0s",
-        "Time between progress notices; 0 is 10m, least 100ms.",
+        "Time between progress notifications, at least 100ms; 0 is 10m.",
     ),
-    flag("downgrade-check-time", Kind::Duration, "5s", "Time between looks at a downgrade.")
-        .not_yet("there are no downgrades"),
-    flag("bootstrap-defrag-threshold-megabytes", Kind::Unsigned, "0", "Defragment at the start if it frees so much.")
-        .not_yet("the storage does not fragment"),
-    flag("unsafe-no-fsync", Kind::Bool, "false", "Do not wait for the disk. A crash loses acknowledged writes."),
+    flag("downgrade-check-time", Kind::Duration, "5s", "Time between checks for a downgrade.")
+        .no_effect("there are no downgrades"),
+    flag("bootstrap-defrag-threshold-megabytes", Kind::Unsigned, "0", "Defragment at startup if that frees this much.")
+        .no_effect("the storage does not fragment"),
+    flag("unsafe-no-fsync", Kind::Bool, "false", "Do not wait for fsync. A crash loses acknowledged writes."),
 ];
 
-/// What stands for several of the flags above. None of these has a variable: `ETCD_PORT` is what Kubernetes sets for every
-/// service that is called `etcd`.
-pub const SHORT_FORM: &[Flag] = &[
-    flag("id", Kind::Unsigned, "0", "Which member of --cluster this is, counted from 1; its name is `node<id>`."),
-    flag("cluster", Kind::Text, "", "The members' peer URLs, in the order of their IDs."),
-    flag("grpc-addr", Kind::Text, "", "`host:port` or `:port` for clients."),
-    flag("join", Kind::Bool, "false", "Join a cluster that runs, instead of founding one."),
-    flag("port", Kind::Unsigned, "0", "A port for a quick HTTP API.").not_yet("there is no quick HTTP API"),
+/// Each of these stands for one or more of the flags above. They have no environment variables: Kubernetes sets `ETCD_PORT`
+/// for every service named `etcd`.
+pub const QUICKSTART: &[Flag] = &[
+    flag("id", Kind::Unsigned, "0", "Position of this member in --cluster, counted from 1; its name is `node<id>`."),
+    flag("cluster", Kind::Text, "", "Peer URLs of all members, in the order of their IDs."),
+    flag("grpc-addr", Kind::Text, "", "Address for clients: `host:port` or `:port`."),
+    flag("join", Kind::Bool, "false", "Join a running cluster instead of bootstrapping one."),
+    flag("port", Kind::Unsigned, "0", "Port of a quick HTTP API.").no_effect("there is no quick HTTP API"),
 ];
 
 const PROCESS: &[Flag] = &[
-    flag("config-file", Kind::Text, "", "A YAML file instead of flags and variables.")
-        .refused("a file in the place of all flags is not supported yet: use flags or ETCD_ variables"),
+    flag("config-file", Kind::Text, "", "YAML file that replaces flags and variables.")
+        .refused("a configuration file is not supported yet, use flags or ETCD_ variables"),
     flag("version", Kind::Bool, "false", "Print the version and exit."),
 ];
 
 /// Flags that etcd itself ignores.
-pub const LEGACY: &[&str] = &[
+pub const IGNORED: &[&str] = &[
     "cluster-active-size",
     "cluster-remove-delay",
     "cluster-sync-interval",
@@ -323,8 +361,8 @@ pub const LEGACY: &[&str] = &[
     "test.outputdir",
 ];
 
-/// Flags of today that were once spelled with `experimental-` in front, and still are in older manifests.
-pub const ONCE_EXPERIMENTAL: &[&str] = &[
+/// Flags that were once spelled with the prefix `experimental-`, and still are in older manifests.
+pub const FORMERLY_EXPERIMENTAL: &[&str] = &[
     "bootstrap-defrag-threshold-megabytes",
     "compact-hash-check-time",
     "compaction-batch-limit",
@@ -345,41 +383,41 @@ pub const ONCE_EXPERIMENTAL: &[&str] = &[
     "watch-progress-notify-interval",
 ];
 
-const TLS: &str = "this part of TLS is not supported yet, and a start without it would only look protected";
-const ORIGINS: &str = "a list of origins is not supported yet, and a start without it would only look protected";
-const HOSTS: &str = "a list of hosts is not supported yet, and a start without it would only look protected";
-const TOKENS: &str = "only `simple` is supported yet, and a start with another kind would only look protected";
-const AUTH: &str = "users and logins are not supported";
-const DISCOVERY: &str = "discovery is not supported yet, and a start without it would found another cluster";
+const TLS: &str = "this part of TLS is not supported yet, and starting without it would be insecure";
+const ORIGINS: &str = "a list of origins is not supported yet, and starting without it would be insecure";
+const HOSTS: &str = "a list of hosts is not supported yet, and starting without it would be insecure";
+const TOKENS: &str = "only `simple` is supported yet, and starting with it instead would be insecure";
+const AUTH: &str = "authentication is not supported yet";
+const DISCOVERY: &str = "discovery is not supported yet, and starting without it would bootstrap another cluster";
 const NO_DISCOVERY: &str = "there is no discovery";
 const TRACES: &str = "no traces are sent";
-const LINKS: &str = "links between members keep time by themselves";
+const LINKS: &str = "connections between members have their own timeouts";
 const V2_STAGES: &[&str] = &["write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
 const ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
 
 pub(super) const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
-    Flag { name, kind, default, help, status: Status::Works }
+    Flag { name, kind, default, help, status: Status::Supported }
 }
 
 impl Flag {
-    const fn not_yet(mut self, lacks: &'static str) -> Self {
-        self.status = Status::NotYet { harmless: self.default, lacks };
+    const fn no_effect(mut self, reason: &'static str) -> Self {
+        self.status = Status::NoEffect { neutral: self.default, reason };
         self
     }
 
-    const fn harmless(mut self, value: &'static str) -> Self {
-        if let Status::NotYet { lacks, .. } = self.status {
-            self.status = Status::NotYet { harmless: value, lacks };
+    const fn neutral(mut self, value: &'static str) -> Self {
+        if let Status::NoEffect { reason, .. } = self.status {
+            self.status = Status::NoEffect { neutral: value, reason };
         }
         self
     }
 
-    const fn refused(mut self, what: &'static str) -> Self {
-        self.status = Status::Refused(what);
+    const fn refused(mut self, reason: &'static str) -> Self {
+        self.status = Status::Refused(reason);
         self
     }
 
-    /// The environment variable that stands for the flag.
+    /// The environment variable for the flag.
     #[must_use]
     pub fn variable(&self) -> String {
         variable(self.name)
@@ -387,14 +425,14 @@ impl Flag {
 
     /// Whether two texts mean the same value.
     #[must_use]
-    pub fn same(&self, a: &str, b: &str) -> bool {
+    pub fn same_value(&self, a: &str, b: &str) -> bool {
         match self.kind {
             Kind::Bool => bool::read(a) == bool::read(b),
             Kind::Unsigned | Kind::Unsigned32 => u64::read(a) == u64::read(b),
             Kind::Signed => i64::read(a) == i64::read(b),
             Kind::Duration => duration::parse(a) == duration::parse(b),
             Kind::Urls => urls::parse_list(a) == urls::parse_list(b),
-            Kind::Text | Kind::Origins | Kind::Words | Kind::Gates | Kind::Choice(_) | Kind::Legacy => a == b,
+            Kind::Text | Kind::Origins | Kind::Strings | Kind::Gates | Kind::Choice(_) | Kind::Ignored => a == b,
         }
     }
 }
@@ -402,17 +440,17 @@ impl Flag {
 impl Kind {
     /// Whether the bare flag means `true` and never takes the next argument.
     #[must_use]
-    pub fn may_stand_alone(self) -> bool {
-        matches!(self, Self::Bool | Self::Legacy)
+    pub fn value_is_optional(self) -> bool {
+        matches!(self, Self::Bool | Self::Ignored)
     }
 
-    /// Whether `text` is such a value; says why not.
+    /// Checks that `text` is a value of this kind.
     ///
     /// # Errors
-    /// In the words of Go's flag package, or of etcd for etcd's own kinds.
+    /// With the text of Go's flag package, or of etcd for etcd's own kinds.
     pub fn check(self, text: &str) -> Result<(), String> {
         match self {
-            Self::Text | Self::Words | Self::Legacy => Ok(()),
+            Self::Text | Self::Strings | Self::Ignored => Ok(()),
             Self::Bool => bool::read(text).map(drop),
             Self::Unsigned => u64::read(text).map(drop),
             Self::Unsigned32 => value::unsigned_32(text).map(drop),
@@ -428,12 +466,12 @@ impl Kind {
     }
 }
 
-/// Every flag, section by section.
+/// All flags, section by section.
 pub fn all() -> impl Iterator<Item = &'static Flag> {
     SECTIONS.iter().flat_map(|(_, flags)| flags.iter())
 }
 
-/// The flag of that name, exactly.
+/// The flag with exactly this name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Flag> {
     all().find(|flag| flag.name == name)
@@ -442,11 +480,11 @@ pub fn find(name: &str) -> Option<&'static Flag> {
 /// The flag that an old spelling stands for.
 #[must_use]
 pub fn find_experimental(name: &str) -> Option<&'static Flag> {
-    let modern = name.strip_prefix("experimental-")?;
-    ONCE_EXPERIMENTAL.contains(&modern).then(|| find(modern))?
+    let current = name.strip_prefix("experimental-")?;
+    FORMERLY_EXPERIMENTAL.contains(&current).then(|| find(current))?
 }
 
-/// The environment variable that stands for a flag.
+/// The environment variable for a flag.
 #[must_use]
 pub fn variable(flag: &str) -> String {
     format!("ETCD_{}", flag.replace(['-', '.'], "_").to_uppercase())
@@ -457,18 +495,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_default_is_a_value_of_its_kind() {
+    fn every_default_is_a_valid_value() {
         for flag in all() {
             assert_eq!(flag.kind.check(flag.default), Ok(()), "{}", flag.name);
-            if let Status::NotYet { harmless, .. } = flag.status {
-                assert_eq!(flag.kind.check(harmless), Ok(()), "{}", flag.name);
+            if let Status::NoEffect { neutral, .. } = flag.status {
+                assert_eq!(flag.kind.check(neutral), Ok(()), "{}", flag.name);
             }
         }
     }
 
     #[test]
     fn no_name_appears_twice() {
-        let mut names: Vec<_> = all().map(|flag| flag.name).chain(LEGACY.iter().copied()).collect();
+        let mut names: Vec<_> = all().map(|flag| flag.name).chain(IGNORED.iter().copied()).collect();
         let count = names.len();
         names.sort_unstable();
         names.dedup();
@@ -476,8 +514,8 @@ mod tests {
     }
 
     #[test]
-    fn every_old_spelling_leads_to_a_flag_of_today() {
-        for name in ONCE_EXPERIMENTAL {
+    fn every_old_spelling_maps_to_a_current_flag() {
+        for name in FORMERLY_EXPERIMENTAL {
             assert!(find_experimental(&format!("experimental-{name}")).is_some(), "{name}");
         }
         assert!(find_experimental("experimental-name").is_none());
@@ -485,14 +523,14 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_is_the_name_in_capitals() {
+    fn a_variable_is_the_flag_name_in_upper_case() {
         assert_eq!(find("listen-client-urls").unwrap().variable(), "ETCD_LISTEN_CLIENT_URLS");
     }
 
     #[test]
     fn values_are_compared_by_meaning() {
-        assert!(find("auto-tls").unwrap().same("false", "0"));
-        assert!(find("raft-read-timeout").unwrap().same("5s", "5000ms"));
-        assert!(!find("cert-file").unwrap().same("", "a"));
+        assert!(find("auto-tls").unwrap().same_value("false", "0"));
+        assert!(find("raft-read-timeout").unwrap().same_value("5s", "5000ms"));
+        assert!(!find("cert-file").unwrap().same_value("", "a"));
     }
 }

@@ -1,12 +1,10 @@
-//! Feature gates: switches for behaviour that is not settled, by the names etcd gave them.
+//! Feature gates: switches for features that are not final, with etcd's names.
 //!
-//! `AllAlpha` and `AllBeta` set every gate of their stage that is not named itself.
+//! `AllAlpha` and `AllBeta` set every gate of their stage that is not set by name.
 
 use super::value::Value;
 
-/// A switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "etcd names them")]
 pub enum Gate {
     CompactHashCheck,
     FastLeaseKeepAlive,
@@ -19,91 +17,103 @@ pub enum Gate {
     TxnModeWriteWithSharedBuffer,
 }
 
-/// How settled a gate's behaviour is: beta is on unless it is switched off.
+/// The maturity of a feature: beta is enabled by default, alpha is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Alpha,
     Beta,
 }
 
-/// A gate as people type it, its flag of old, and what switching it does not do here, if it does nothing.
-struct Row {
+struct GateInfo {
     gate: Gate,
     name: &'static str,
     stage: Stage,
-    once: Option<&'static str>,
-    lacks: Option<&'static str>,
+    /// The flag that switched this feature before there were gates.
+    former_flag: Option<&'static str>,
+    /// Why the gate has no effect here, if it has none.
+    no_effect: Option<&'static str>,
 }
 
-const ROWS: &[Row] = &[
-    Row {
+const GATES: &[GateInfo] = &[
+    GateInfo {
         gate: Gate::CompactHashCheck,
         name: "CompactHashCheck",
         stage: Stage::Alpha,
-        once: Some("experimental-compact-hash-check-enabled"),
-        lacks: None,
+        former_flag: Some("experimental-compact-hash-check-enabled"),
+        no_effect: None,
     },
-    Row { gate: Gate::FastLeaseKeepAlive, name: "FastLeaseKeepAlive", stage: Stage::Beta, once: None, lacks: None },
-    Row {
+    GateInfo {
+        gate: Gate::FastLeaseKeepAlive,
+        name: "FastLeaseKeepAlive",
+        stage: Stage::Beta,
+        former_flag: None,
+        no_effect: None,
+    },
+    GateInfo {
         gate: Gate::InitialCorruptCheck,
         name: "InitialCorruptCheck",
         stage: Stage::Alpha,
-        once: Some("experimental-initial-corrupt-check"),
-        lacks: None,
+        former_flag: Some("experimental-initial-corrupt-check"),
+        no_effect: None,
     },
-    Row {
+    GateInfo {
         gate: Gate::LeaseCheckpoint,
         name: "LeaseCheckpoint",
         stage: Stage::Alpha,
-        once: Some("experimental-enable-lease-checkpoint"),
-        lacks: Some("a new leader gives every lease its whole time again"),
+        former_flag: Some("experimental-enable-lease-checkpoint"),
+        no_effect: Some("a leader change resets every lease to its full TTL"),
     },
-    Row {
+    GateInfo {
         gate: Gate::LeaseCheckpointPersist,
         name: "LeaseCheckpointPersist",
         stage: Stage::Alpha,
-        once: Some("experimental-enable-lease-checkpoint-persist"),
-        lacks: Some("a new leader gives every lease its whole time again"),
+        former_flag: Some("experimental-enable-lease-checkpoint-persist"),
+        no_effect: Some("a leader change resets every lease to its full TTL"),
     },
-    Row {
+    GateInfo {
         gate: Gate::PriorityRequest,
         name: "PriorityRequest",
         stage: Stage::Alpha,
-        once: None,
-        lacks: Some("all requests are admitted alike"),
+        former_flag: None,
+        no_effect: Some("all requests are admitted with the same priority"),
     },
-    Row {
+    GateInfo {
         gate: Gate::SetMemberLocalAddr,
         name: "SetMemberLocalAddr",
         stage: Stage::Alpha,
-        once: Some("experimental-set-member-localaddr"),
-        lacks: Some("the system chooses the address that members are called from"),
+        former_flag: Some("experimental-set-member-localaddr"),
+        no_effect: Some("the operating system chooses the local address of connections to members"),
     },
-    Row {
+    GateInfo {
         gate: Gate::StopGRPCServiceOnDefrag,
         name: "StopGRPCServiceOnDefrag",
         stage: Stage::Alpha,
-        once: Some("experimental-stop-grpc-service-on-defrag"),
-        lacks: Some("a defragmentation stops nobody"),
+        former_flag: Some("experimental-stop-grpc-service-on-defrag"),
+        no_effect: Some("requests are served during a defragmentation"),
     },
-    Row {
+    GateInfo {
         gate: Gate::TxnModeWriteWithSharedBuffer,
         name: "TxnModeWriteWithSharedBuffer",
         stage: Stage::Beta,
-        once: Some("experimental-txn-mode-write-with-shared-buffer"),
-        lacks: Some("transactions never copy a read buffer"),
+        former_flag: Some("experimental-txn-mode-write-with-shared-buffer"),
+        no_effect: Some("transactions never copy a read buffer"),
     },
 ];
 
-/// Which gates are open.
+/// The set of enabled gates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeatureGates {
-    open: u16,
+    enabled: u16,
 }
 
 impl Default for FeatureGates {
     fn default() -> Self {
-        Self { open: ROWS.iter().filter(|row| row.stage == Stage::Beta).fold(0, |open, row| open | bit(row.gate)) }
+        Self {
+            enabled: GATES
+                .iter()
+                .filter(|info| info.stage == Stage::Beta)
+                .fold(0, |enabled, info| enabled | bit(info.gate)),
+        }
     }
 }
 
@@ -112,69 +122,68 @@ fn bit(gate: Gate) -> u16 {
 }
 
 impl FeatureGates {
-    /// Reads `A=true,B=false`.
+    /// Parses `A=true,B=false`.
     ///
     /// # Errors
-    /// In etcd's words.
+    /// With etcd's text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut gates = Self::default();
         let (mut stages, mut named) = (Vec::new(), Vec::new());
         for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
             let (name, value) = item.split_once('=').ok_or_else(|| format!("missing bool value for {item}"))?;
             let (name, value) = (name.trim(), value.trim());
-            let open = bool::read(value).map_err(|_| {
+            let enabled = bool::read(value).map_err(|_| {
                 format!("invalid value of {name}={value}, err: strconv.ParseBool: parsing {value:?}: invalid syntax")
             })?;
             match name {
-                "AllAlpha" => stages.push((Stage::Alpha, open)),
-                "AllBeta" => stages.push((Stage::Beta, open)),
-                _ => named.push((find(name).ok_or_else(|| format!("unrecognized feature gate: {name}"))?, open)),
+                "AllAlpha" => stages.push((Stage::Alpha, enabled)),
+                "AllBeta" => stages.push((Stage::Beta, enabled)),
+                _ => named.push((find(name).ok_or_else(|| format!("unrecognized feature gate: {name}"))?, enabled)),
             }
         }
-        for (stage, open) in stages {
-            ROWS.iter().filter(|row| row.stage == stage).for_each(|row| gates.set(row.gate, open));
+        for (stage, enabled) in stages {
+            GATES.iter().filter(|info| info.stage == stage).for_each(|info| gates.set(info.gate, enabled));
         }
-        for (gate, open) in named {
-            gates.set(gate, open);
+        for (gate, enabled) in named {
+            gates.set(gate, enabled);
         }
         Ok(gates)
     }
 
-    /// Whether a gate is open.
     #[must_use]
     pub fn is_open(&self, gate: Gate) -> bool {
-        self.open & bit(gate) != 0
+        self.enabled & bit(gate) != 0
     }
 
-    /// Opens or closes a gate.
-    pub fn set(&mut self, gate: Gate, open: bool) {
-        if open {
-            self.open |= bit(gate);
+    /// Enables or disables a gate.
+    pub fn set(&mut self, gate: Gate, enabled: bool) {
+        if enabled {
+            self.enabled |= bit(gate);
         } else {
-            self.open &= !bit(gate);
+            self.enabled &= !bit(gate);
         }
     }
 
-    /// The gates that are not as they would be unasked: name, and what that does not do yet.
+    /// The gates that differ from their default but have no effect here: name and reason.
     pub fn without_effect(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let changed = self.open ^ Self::default().open;
-        let changed = ROWS.iter().filter(move |row| changed & bit(row.gate) != 0);
-        changed.filter_map(|row| Some((row.name, row.lacks?)))
+        let changed = self.enabled ^ Self::default().enabled;
+        let changed = GATES.iter().filter(move |info| changed & bit(info.gate) != 0);
+        changed.filter_map(|info| Some((info.name, info.no_effect?)))
     }
 }
 
 fn find(name: &str) -> Option<Gate> {
-    ROWS.iter().find(|row| row.name == name).map(|row| row.gate)
+    GATES.iter().find(|info| info.name == name).map(|info| info.gate)
 }
 
-/// The gates that were flags once, with those flags' names.
-pub fn once_flags() -> impl Iterator<Item = (&'static str, Gate)> {
-    ROWS.iter().filter_map(|row| Some((row.once?, row.gate)))
+/// The gates that were once flags, with the names of those flags.
+pub fn former_flags() -> impl Iterator<Item = (&'static str, Gate)> {
+    GATES.iter().filter_map(|info| Some((info.former_flag?, info.gate)))
 }
 
-/// Every gate by name, with whether it is open unasked.
+/// The name of every gate, and whether it is enabled by default.
 pub fn names() -> impl Iterator<Item = (&'static str, bool)> {
-    ROWS.iter().map(|row| (row.name, row.stage == Stage::Beta))
+    GATES.iter().map(|info| (info.name, info.stage == Stage::Beta))
 }
 
 #[cfg(test)]
@@ -182,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beta_is_open_and_alpha_closed_until_told() {
+    fn beta_is_enabled_and_alpha_disabled_by_default() {
         let gates = FeatureGates::parse("").unwrap();
         assert!(gates.is_open(Gate::FastLeaseKeepAlive));
         assert!(!gates.is_open(Gate::InitialCorruptCheck));
@@ -190,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_gate_beats_its_stage() {
+    fn a_gate_set_by_name_overrides_its_stage() {
         let gates = FeatureGates::parse(" PriorityRequest = false ,AllAlpha=true, AllBeta=f").unwrap();
         assert!(gates.is_open(Gate::LeaseCheckpoint));
         assert!(!gates.is_open(Gate::PriorityRequest));
@@ -198,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_etcds() {
+    fn errors_have_etcds_texts() {
         for (text, error) in [
             ("Foo=true", "unrecognized feature gate: Foo"),
             ("AllAlpha", "missing bool value for AllAlpha"),
@@ -209,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_without_effect_is_told() {
+    fn a_gate_without_effect_is_reported() {
         let gates = FeatureGates::parse("InitialCorruptCheck=true,PriorityRequest=true").unwrap();
         assert_eq!(gates.without_effect().map(|(name, _)| name).collect::<Vec<_>>(), ["PriorityRequest"]);
     }

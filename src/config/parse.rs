@@ -1,11 +1,11 @@
-//! From arguments and environment to one text per flag, by the rules of Go's flag package and of etcd's variables.
+//! Parses arguments and environment into one text per flag, by the rules of Go's flag package and of etcd's variables.
 //!
-//! * One dash or two; `--flag=value` or `--flag value`; a boolean stands alone or takes `=value`, never the next argument.
-//! * The last of several wins. A lone `--`, or the first argument that is no flag, ends the flags.
-//! * A variable counts only if its flag was not typed; both at once end the start, even if they agree.
-//! * An empty variable is none; an unknown one is a warning.
+//! * One dash or two; `--flag=value` or `--flag value`. A boolean flag takes `=value` or no value, never the next argument.
+//! * The last occurrence wins. A lone `--`, or the first argument that is not a flag, ends the flags.
+//! * A flag that is set both on the command line and by its variable stops the start, even if the values agree.
+//! * An empty variable counts as unset; an unknown `ETCD_` variable causes a warning.
 //!
-//! Every text is checked against its flag's kind the moment it is set, so reading it later cannot fail.
+//! Every text is checked against the kind of its flag when it is set, so reading it later cannot fail.
 
 use std::collections::BTreeMap;
 
@@ -16,31 +16,31 @@ use super::{
 };
 use crate::logging::{Level, Notice};
 
-/// What was typed, flag by flag.
+/// The flags that were set, each with its text.
 #[derive(Debug, Default)]
-pub struct Typed {
+pub struct FlagValues {
     texts: BTreeMap<&'static str, String>,
     gates: Vec<(Gate, bool)>,
-    /// Old spellings that were used, with what they are called today.
+    /// Old spellings that were used, each with the current name.
     pub old_spellings: Vec<(String, String)>,
 }
 
-/// Why there is nothing to start.
+/// Why parsing stops.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Somebody asked for help.
+    /// Help was requested.
     Help,
-    /// An argument is wrong, in Go's words.
-    Wrong(String),
+    /// An argument is invalid; the text is Go's.
+    Invalid(String),
 }
 
-/// What a typed name leads to.
+/// What the name of a flag refers to.
 #[derive(Clone, Copy)]
 enum Target {
     Flag(&'static Flag),
-    /// A flag of old that has become a gate.
+    /// An old flag that has become a gate.
     Gate(Gate),
-    Legacy,
+    Ignored,
 }
 
 impl Target {
@@ -48,28 +48,28 @@ impl Target {
         if let Some(flag) = flags::find(name).or_else(|| flags::find_experimental(name)) {
             return Some(Self::Flag(flag));
         }
-        if let Some((_, gate)) = gates::once_flags().find(|(once, _)| *once == name) {
+        if let Some((_, gate)) = gates::former_flags().find(|(flag, _)| *flag == name) {
             return Some(Self::Gate(gate));
         }
-        flags::LEGACY.contains(&name).then_some(Self::Legacy)
+        flags::IGNORED.contains(&name).then_some(Self::Ignored)
     }
 
     fn kind(self) -> Kind {
         match self {
             Self::Flag(flag) => flag.kind,
             Self::Gate(_) => Kind::Bool,
-            Self::Legacy => Kind::Legacy,
+            Self::Ignored => Kind::Ignored,
         }
     }
 }
 
-impl Typed {
-    /// Reads the arguments (without the program's name); gives those behind the flags, too.
+impl FlagValues {
+    /// Parses the arguments (without the program name); also returns the arguments after the flags.
     ///
     /// # Errors
-    /// At the first argument that is wrong or asks for help.
+    /// At the first argument that is invalid or asks for help.
     pub fn from_arguments(arguments: &[String]) -> Result<(Self, &[String]), Stop> {
-        let mut typed = Self::default();
+        let mut values = Self::default();
         let mut rest = arguments;
         while let Some((argument, following)) = rest.split_first() {
             let Some(flag) = undashed(argument) else {
@@ -80,29 +80,29 @@ impl Typed {
                 break; // The lone `--`.
             }
             if flag.starts_with(['-', '=']) {
-                return Err(Stop::Wrong(format!("bad flag syntax: {argument}")));
+                return Err(Stop::Invalid(format!("bad flag syntax: {argument}")));
             }
             let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
             let target = Target::find(name).ok_or_else(|| unknown(name))?;
             let value = match value {
                 Some(value) => value,
-                None if target.kind().may_stand_alone() => "true",
+                None if target.kind().value_is_optional() => "true",
                 None => {
                     let (value, following) =
-                        rest.split_first().ok_or_else(|| Stop::Wrong(format!("flag needs an argument: -{name}")))?;
+                        rest.split_first().ok_or_else(|| Stop::Invalid(format!("flag needs an argument: -{name}")))?;
                     rest = following;
                     value
                 }
             };
-            typed.set(name, target, value).map_err(|why| wrong(name, target, value, &why))?;
+            values.set(name, target, value).map_err(|why| invalid_value(name, target, value, &why))?;
         }
-        Ok((typed, rest))
+        Ok((values, rest))
     }
 
-    /// Reads the variables on top; only those that begin with `ETCD_` matter.
+    /// Adds the values of environment variables; only those that begin with `ETCD_` matter.
     ///
     /// # Errors
-    /// The line to end the start with, if a variable contradicts a flag or has a wrong value.
+    /// The log line that ends the start, if a variable conflicts with a flag or has an invalid value.
     pub fn add_environment(
         &mut self,
         environment: &[(String, String)],
@@ -117,12 +117,12 @@ impl Typed {
                         .with("key", "ETCD_VERSION")
                         .with("value", value.clone()),
                 ),
-                Some(name) if self.is_typed(name) => return Err(conflict(variable)),
+                Some(name) if self.is_given(name) => return Err(conflict(variable)),
                 Some(name) if !value.is_empty() => used.push((flags::find(name).is_some(), name, variable, value)),
                 _ => notices.push(unrecognized(variable, value)),
             }
         }
-        used.sort_unstable(); // Old spellings first, so that today's win.
+        used.sort_unstable(); // Old spellings first, so that the current names win.
         for (_, name, variable, value) in used {
             let target = Target::find(name).expect("the name comes from the tables");
             self.set(name, target, value).map_err(|why| {
@@ -132,7 +132,7 @@ impl Typed {
             notices.push(
                 Notice::new(Level::Info, "recognized and used environment variable")
                     .with("variable-name", variable.clone())
-                    .with("variable-value", presentable(variable, value)),
+                    .with("variable-value", redacted(variable, value)),
             );
         }
         Ok(())
@@ -151,53 +151,52 @@ impl Typed {
                 self.old_spellings.push((name.to_owned(), format!("feature-gates={gate:?}=…")));
                 self.gates.push((gate, bool::read(value)?));
             }
-            Target::Legacy => {}
+            Target::Ignored => {}
         }
         Ok(())
     }
 
-    /// Sets a flag that nobody typed, because others that were typed mean it.
+    /// Sets a flag that was not given, because another flag implies it.
     pub(super) fn imply(&mut self, flag: &'static Flag, value: String) -> Result<(), String> {
         flag.kind.check(&value)?;
         self.texts.insert(flag.name, value);
         Ok(())
     }
 
-    fn is_typed(&self, name: &str) -> bool {
+    fn is_given(&self, name: &str) -> bool {
         match Target::find(name) {
             Some(Target::Flag(flag)) => self.is_set(flag.name),
             Some(Target::Gate(gate)) => self.gates.iter().any(|(set, _)| *set == gate),
-            Some(Target::Legacy) | None => false,
+            Some(Target::Ignored) | None => false,
         }
     }
 
-    /// Whether somebody set the flag, whatever to.
+    /// Whether the flag was set, by the command line, a variable, or implication.
     #[must_use]
     pub fn is_set(&self, name: &str) -> bool {
         self.texts.contains_key(name)
     }
 
-    /// The flag's text: what was set, or the default.
+    /// The text of the flag: the one that was set, or the default.
     #[must_use]
     pub fn text(&self, name: &str) -> &str {
-        let flag = flags::find(name).expect("only flags of the table are asked for");
+        let flag = flags::find(name).expect("the flag is in the table");
         self.texts.get(name).map_or(flag.default, String::as_str)
     }
 
-    /// The flag's value.
     #[must_use]
     pub fn get<T: Value>(&self, name: &str) -> T {
         T::read(self.text(name)).expect("a text is checked when it is set")
     }
 
-    /// The gates that flags of old switched.
+    /// The gates that were set by old flags.
     #[must_use]
     pub fn gates(&self) -> &[(Gate, bool)] {
         &self.gates
     }
 }
 
-/// The name and value behind one dash or two; None if that is no flag.
+/// The argument without its one or two dashes; None if it is not a flag.
 fn undashed(argument: &str) -> Option<&str> {
     let name = argument.strip_prefix('-')?;
     match name.strip_prefix('-') {
@@ -210,12 +209,12 @@ fn undashed(argument: &str) -> Option<&str> {
 fn unknown(name: &str) -> Stop {
     match name {
         "help" | "h" => Stop::Help,
-        _ => Stop::Wrong(format!("flag provided but not defined: -{name}")),
+        _ => Stop::Invalid(format!("flag provided but not defined: -{name}")),
     }
 }
 
-fn wrong(name: &str, target: Target, value: &str, why: &str) -> Stop {
-    Stop::Wrong(if target.kind() == Kind::Bool {
+fn invalid_value(name: &str, target: Target, value: &str, why: &str) -> Stop {
+    Stop::Invalid(if target.kind() == Kind::Bool {
         format!("invalid boolean value {value:?} for -{name}: {why}")
     } else {
         format!("invalid value {value:?} for flag -{name}: {why}")
@@ -223,12 +222,12 @@ fn wrong(name: &str, target: Target, value: &str, why: &str) -> Stop {
 }
 
 fn names_by_variable() -> BTreeMap<String, String> {
-    let has_variable = |flag: &&Flag| flags::SHORT_FORM.iter().all(|short| short.name != flag.name);
-    let today = flags::all().filter(has_variable).map(|flag| flag.name.to_owned());
-    let experimental = flags::ONCE_EXPERIMENTAL.iter().map(|name| format!("experimental-{name}"));
-    let gates = gates::once_flags().map(|(name, _)| name.to_owned());
-    let legacy = flags::LEGACY.iter().map(|name| (*name).to_owned());
-    today.chain(experimental).chain(gates).chain(legacy).map(|name| (flags::variable(&name), name)).collect()
+    let has_variable = |flag: &&Flag| flags::QUICKSTART.iter().all(|short| short.name != flag.name);
+    let current = flags::all().filter(has_variable).map(|flag| flag.name.to_owned());
+    let experimental = flags::FORMERLY_EXPERIMENTAL.iter().map(|name| format!("experimental-{name}"));
+    let gates = gates::former_flags().map(|(name, _)| name.to_owned());
+    let ignored = flags::IGNORED.iter().map(|name| (*name).to_owned());
+    current.chain(experimental).chain(gates).chain(ignored).map(|name| (flags::variable(&name), name)).collect()
 }
 
 fn conflict(variable: &str) -> Notice {
@@ -239,11 +238,11 @@ fn conflict(variable: &str) -> Notice {
 
 fn unrecognized(variable: &str, value: &str) -> Notice {
     Notice::new(Level::Warn, "unrecognized environment variable")
-        .with("environment-variable", format!("{variable}={}", presentable(variable, value)))
+        .with("environment-variable", format!("{variable}={}", redacted(variable, value)))
 }
 
-/// A secret does not go into the log, though etcd would put it there.
-fn presentable(variable: &str, value: &str) -> String {
+/// Secrets are not logged, though etcd logs them.
+fn redacted(variable: &str, value: &str) -> String {
     let secret = !value.is_empty() && (variable.contains("PASSWORD") || variable.contains("SECRET"));
     if secret { "<hidden>".to_owned() } else { value.to_owned() }
 }
@@ -252,20 +251,20 @@ fn presentable(variable: &str, value: &str) -> String {
 mod tests {
     use super::*;
 
-    fn parse(arguments: &[&str]) -> Result<(Typed, Vec<String>), Stop> {
+    fn parse(arguments: &[&str]) -> Result<(FlagValues, Vec<String>), Stop> {
         let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
-        Typed::from_arguments(&arguments).map(|(typed, rest)| (typed, rest.to_vec()))
+        FlagValues::from_arguments(&arguments).map(|(values, rest)| (values, rest.to_vec()))
     }
 
     fn texts(arguments: &[&str], name: &str) -> String {
         parse(arguments).unwrap().0.text(name).to_owned()
     }
 
-    fn environment(typed: &mut Typed, variables: &[(&str, &str)]) -> Result<Vec<Notice>, Notice> {
+    fn environment(values: &mut FlagValues, variables: &[(&str, &str)]) -> Result<Vec<Notice>, Notice> {
         let variables: Vec<_> =
             variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let mut notices = Vec::new();
-        typed.add_environment(&variables, &mut notices).map(|()| notices)
+        values.add_environment(&variables, &mut notices).map(|()| notices)
     }
 
     fn field(notice: &Notice, name: &str) -> String {
@@ -274,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_takes_one_dash_or_two_and_its_value_either_way() {
+    fn a_flag_has_one_dash_or_two_and_its_value_after_an_equals_sign_or_a_space() {
         for arguments in
             [&["--name=a"][..], &["-name=a"], &["--name", "a"], &["-name", "a"], &["--name=b", "-name", "a"]]
         {
@@ -288,22 +287,22 @@ mod tests {
 
     #[test]
     fn a_boolean_never_takes_the_next_argument() {
-        let (typed, rest) = parse(&["--pre-vote=f", "--unsafe-no-fsync", "false", "--name=x"]).unwrap();
-        assert!(!typed.get::<bool>("pre-vote"));
-        assert!(typed.get::<bool>("unsafe-no-fsync"));
+        let (values, rest) = parse(&["--pre-vote=f", "--unsafe-no-fsync", "false", "--name=x"]).unwrap();
+        assert!(!values.get::<bool>("pre-vote"));
+        assert!(values.get::<bool>("unsafe-no-fsync"));
         assert_eq!(rest, ["false", "--name=x"]);
-        assert!(!typed.is_set("name"));
+        assert!(!values.is_set("name"));
     }
 
     #[test]
     fn a_lone_double_dash_ends_the_flags() {
-        let (typed, rest) = parse(&["--name=a", "--", "--name=b"]).unwrap();
-        assert_eq!((typed.text("name"), rest), ("a", vec!["--name=b".to_owned()]));
+        let (values, rest) = parse(&["--name=a", "--", "--name=b"]).unwrap();
+        assert_eq!((values.text("name"), rest), ("a", vec!["--name=b".to_owned()]));
         assert_eq!(parse(&["-", "x"]).unwrap().1, ["-", "x"]);
     }
 
     #[test]
-    fn what_is_wrong_is_told_in_gos_words() {
+    fn errors_have_gos_texts() {
         for (arguments, error) in [
             (&["-x"][..], "flag provided but not defined: -x"),
             (&["--enable-v2"], "flag provided but not defined: -enable-v2"),
@@ -331,38 +330,38 @@ mod tests {
             ),
             (&["--cors="], "invalid value \"\" for flag -cors: URL scheme must be http, https, unix, or unixs: "),
         ] {
-            assert_eq!(parse(arguments).unwrap_err(), Stop::Wrong(error.to_owned()));
+            assert_eq!(parse(arguments).unwrap_err(), Stop::Invalid(error.to_owned()));
         }
     }
 
     #[test]
-    fn help_counts_where_it_stands() {
+    fn help_is_shown_unless_an_earlier_argument_is_invalid() {
         assert_eq!(parse(&["--name=a", "-h", "-x"]).unwrap_err(), Stop::Help);
         assert_eq!(parse(&["--help"]).unwrap_err(), Stop::Help);
-        assert!(matches!(parse(&["-x", "-h"]).unwrap_err(), Stop::Wrong(_)));
+        assert!(matches!(parse(&["-x", "-h"]).unwrap_err(), Stop::Invalid(_)));
     }
 
     #[test]
-    fn flags_forgotten_long_ago_are_ignored() {
+    fn obsolete_flags_are_ignored() {
         let (_, rest) = parse(&["--config=x", "-v=3", "--test.coverprofile", "-vv"]).unwrap();
         assert_eq!(rest, [] as [String; 0]);
     }
 
     #[test]
-    fn an_old_spelling_sets_the_flag_of_today() {
-        let (typed, _) =
+    fn an_old_spelling_sets_the_current_flag() {
+        let (values, _) =
             parse(&["--experimental-watch-progress-notify-interval=5s", "--experimental-initial-corrupt-check"])
                 .unwrap();
-        assert_eq!(typed.text("watch-progress-notify-interval"), "5s");
-        assert_eq!(typed.gates(), [(Gate::InitialCorruptCheck, true)]);
-        assert_eq!(typed.old_spellings.len(), 2);
+        assert_eq!(values.text("watch-progress-notify-interval"), "5s");
+        assert_eq!(values.gates(), [(Gate::InitialCorruptCheck, true)]);
+        assert_eq!(values.old_spellings.len(), 2);
     }
 
     #[test]
-    fn a_variable_sets_a_flag_that_was_not_typed() {
-        let (mut typed, _) = parse(&["--name=a"]).unwrap();
+    fn a_variable_sets_a_flag_that_was_not_given() {
+        let (mut values, _) = parse(&["--name=a"]).unwrap();
         let notices = environment(
-            &mut typed,
+            &mut values,
             &[
                 ("PATH", "x"),
                 ("ETCD_DATA_DIR", "d"),
@@ -371,29 +370,29 @@ mod tests {
             ],
         )
         .unwrap();
-        assert_eq!(typed.text("data-dir"), "d");
-        assert_eq!(typed.text("max-learners"), "3", "today's name wins");
+        assert_eq!(values.text("data-dir"), "d");
+        assert_eq!(values.text("max-learners"), "3", "the current name wins");
         assert_eq!(notices.len(), 3);
         assert!(notices.iter().all(|notice| notice.message == "recognized and used environment variable"));
     }
 
     #[test]
-    fn flag_and_variable_together_end_the_start_even_if_they_agree() {
+    fn a_flag_and_its_variable_conflict_even_if_they_agree() {
         for value in ["a", "b", ""] {
-            let (mut typed, _) = parse(&["--name=a"]).unwrap();
-            let notice = environment(&mut typed, &[("ETCD_NAME", value)]).unwrap_err();
+            let (mut values, _) = parse(&["--name=a"]).unwrap();
+            let notice = environment(&mut values, &[("ETCD_NAME", value)]).unwrap_err();
             assert_eq!(notice.level, Level::Fatal);
             assert_eq!(field(&notice, "environment-variable"), "ETCD_NAME");
         }
-        let (mut typed, _) = parse(&["--experimental-max-learners=1"]).unwrap();
-        assert!(environment(&mut typed, &[("ETCD_MAX_LEARNERS", "1")]).is_err());
+        let (mut values, _) = parse(&["--experimental-max-learners=1"]).unwrap();
+        assert!(environment(&mut values, &[("ETCD_MAX_LEARNERS", "1")]).is_err());
     }
 
     #[test]
-    fn an_empty_variable_is_none_and_an_unknown_one_a_warning() {
-        let mut typed = Typed::default();
+    fn an_empty_variable_is_unset_and_an_unknown_one_causes_a_warning() {
+        let mut values = FlagValues::default();
         let notices = environment(
-            &mut typed,
+            &mut values,
             &[
                 ("ETCD_HEARTBEAT_INTERVAL", ""),
                 ("ETCD_ON_K8S", "yes"),
@@ -402,15 +401,15 @@ mod tests {
             ],
         )
         .unwrap();
-        assert!(!typed.is_set("heartbeat-interval"));
-        assert!(!typed.is_set("version"));
-        let told: Vec<_> = notices[..3].iter().map(|notice| field(notice, "environment-variable")).collect();
-        assert_eq!(told, ["ETCD_HEARTBEAT_INTERVAL=", "ETCD_ON_K8S=yes", "ETCD_ROOT_PASSWORD=<hidden>"]);
+        assert!(!values.is_set("heartbeat-interval"));
+        assert!(!values.is_set("version"));
+        let logged: Vec<_> = notices[..3].iter().map(|notice| field(notice, "environment-variable")).collect();
+        assert_eq!(logged, ["ETCD_HEARTBEAT_INTERVAL=", "ETCD_ON_K8S=yes", "ETCD_ROOT_PASSWORD=<hidden>"]);
         assert_eq!(notices[3].message, "cannot set special environment variable");
     }
 
     #[test]
-    fn a_wrong_variable_is_a_line_of_the_log() {
+    fn an_invalid_variable_is_reported_in_the_log() {
         for (variable, value, error) in [
             ("ETCD_HEARTBEAT_INTERVAL", "abc", "invalid value \"abc\" for ETCD_HEARTBEAT_INTERVAL: parse error"),
             ("ETCD_PRE_VOTE", "maybe", "invalid value \"maybe\" for ETCD_PRE_VOTE: parse error"),
@@ -420,7 +419,7 @@ mod tests {
                 "invalid value \"foo\" for ETCD_INITIAL_CLUSTER_STATE: invalid value",
             ),
         ] {
-            let notice = environment(&mut Typed::default(), &[(variable, value)]).unwrap_err();
+            let notice = environment(&mut FlagValues::default(), &[(variable, value)]).unwrap_err();
             assert_eq!((notice.level, notice.message.as_ref()), (Level::Warn, "failed to verify flags"));
             assert_eq!(field(&notice, "error"), error);
         }

@@ -19,11 +19,11 @@ fn reason(arguments: &[&str]) -> (Level, String, String) {
             let error = last.fields.iter().find(|(name, _)| name == "error").unwrap().1.as_str().unwrap();
             (last.level, last.message.to_string(), error.to_owned())
         }
-        plain @ Exit::Plain { .. } => panic!("no line of the log: {plain:?}"),
+        plain @ Exit::Plain { .. } => panic!("not a log line: {plain:?}"),
     }
 }
 
-fn unverified(arguments: &[&str]) -> String {
+fn verification_error(arguments: &[&str]) -> String {
     let (level, message, error) = reason(arguments);
     assert_eq!((level, message.as_str()), (Level::Warn, NOT_VERIFIED));
     error
@@ -31,15 +31,15 @@ fn unverified(arguments: &[&str]) -> String {
 
 fn warnings(arguments: &[&str]) -> Vec<String> {
     let notices = run(arguments, &[]).unwrap().notices;
-    let told = notices.iter().filter(|notice| notice.level == Level::Warn).map(|notice| {
+    let lines = notices.iter().filter(|notice| notice.level == Level::Warn).map(|notice| {
         let fields: Vec<_> = notice.fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
         format!("{} {}", notice.message, fields.join(" ")).trim().to_owned()
     });
-    told.collect()
+    lines.collect()
 }
 
 #[test]
-fn without_any_flag_everything_has_its_default() {
+fn every_setting_has_a_default() {
     let config = config(&[]);
     assert_eq!(config.name, "default");
     assert_eq!(config.data_dir, PathBuf::from("default.metastore"));
@@ -72,7 +72,7 @@ fn without_any_flag_everything_has_its_default() {
 }
 
 #[test]
-fn a_name_of_its_own_makes_a_directory_and_a_cluster_of_its_own() {
+fn the_name_determines_data_directory_and_initial_cluster() {
     let config = config(&["--name=m1", "--initial-advertise-peer-urls=http://b:2,http://a:1"]);
     assert_eq!(config.data_dir, PathBuf::from("m1.metastore"));
     assert_eq!(config.initial_cluster, "m1=http://a:1,m1=http://b:2");
@@ -80,7 +80,7 @@ fn a_name_of_its_own_makes_a_directory_and_a_cluster_of_its_own() {
 }
 
 #[test]
-fn contradicting_times_are_refused() {
+fn invalid_times_are_refused() {
     for (arguments, error) in [
         (&["--heartbeat-interval=0"][..], "--heartbeat-interval must be >0 (set to 0ms)"),
         (&["--election-timeout=0"], "--election-timeout must be >0 (set to 0ms)"),
@@ -93,13 +93,13 @@ fn contradicting_times_are_refused() {
         (&["--client-read-timeout=999ms"], "--client-read-timeout must be at least 1s (set to 999ms)"),
         (&["--client-begin-timeout=0"], "--client-begin-timeout must be at least 1s (set to 0)"),
     ] {
-        assert_eq!(unverified(arguments), error);
+        assert_eq!(verification_error(arguments), error);
     }
     assert_eq!(config(&["--election-timeout=50000", "--heartbeat-interval=300"]).election_ticks(), 166);
 }
 
 #[test]
-fn addresses_are_checked() {
+fn urls_are_validated() {
     for (arguments, error) in [
         (
             &["--listen-client-urls=http://127.0.0.1:1"][..],
@@ -116,14 +116,16 @@ fn addresses_are_checked() {
             "--initial-advertise-peer-urls \"http://:2380\" must be \"host:port\" (unexpected empty host (http://:2380))",
         ),
     ] {
-        assert_eq!(unverified(arguments), error);
+        assert_eq!(verification_error(arguments), error);
     }
-    assert!(unverified(&["--listen-client-urls=", "--advertise-client-urls="]).starts_with("no valid URLs given"));
+    assert!(
+        verification_error(&["--listen-client-urls=", "--advertise-client-urls="]).starts_with("no valid URLs given")
+    );
     assert!(config(&["--advertise-client-urls="]).advertise_client_urls.is_empty());
 }
 
 #[test]
-fn what_promises_protection_is_refused() {
+fn unsupported_protection_is_refused() {
     for argument in [
         "--client-cert-file=a",
         "--client-crl-file=a",
@@ -149,7 +151,7 @@ fn what_promises_protection_is_refused() {
 }
 
 #[test]
-fn a_promise_that_is_not_made_is_not_refused() {
+fn a_refused_flag_is_accepted_with_its_default() {
     for argument in
         ["--auto-tls=0", "--client-cert-auth=false", "--client-crl-file=", "--auth-token=simple", "--cors=*"]
     {
@@ -164,21 +166,21 @@ fn a_secure_url_needs_certificate_and_key() {
     let secure = ["--listen-client-urls=https://127.0.0.1:2379", "--advertise-client-urls=https://127.0.0.1:2379"];
     let (level, message, error) = reason(&[secure[0], secure[1], "--cert-file=c"]);
     assert_eq!((level, message.as_str()), (Level::Warn, NOT_VERIFIED));
-    let words = "TLS key/cert (--cert-file, --key-file) must be provided for client url";
-    assert_eq!(error, format!("{words} https://127.0.0.1:2379 with HTTPS scheme"));
+    let text = "TLS key/cert (--cert-file, --key-file) must be provided for client url";
+    assert_eq!(error, format!("{text} https://127.0.0.1:2379 with HTTPS scheme"));
     let tls = |more| config(&[secure[0], secure[1], "--cert-file=c", "--key-file=k", more]).front.tls.unwrap();
     assert!(!tls("--client-cert-auth=false").client_cert_auth);
     assert!(tls("--client-cert-auth").client_cert_auth);
-    assert!(tls("--trusted-ca-file=ca").client_cert_auth, "naming who signs them is asking for them");
+    assert!(tls("--trusted-ca-file=ca").client_cert_auth, "a trusted CA implies client certificates");
     assert_eq!(config(&["--cert-file=c", "--key-file=k"]).front.tls, None);
     assert_eq!(warnings(&["--name=a", "--data-dir=d", "--cert-file=c"]).len(), 1);
 }
 
 #[test]
-fn what_has_no_effect_yet_is_told() {
+fn flags_without_effect_are_reported() {
     let quiet = warnings(&["--name=a", "--data-dir=d", "--max-wals=5", "--enable-grpc-gateway=false", "--name=b"]);
     assert_eq!(quiet, [] as [&str; 0]);
-    let told = warnings(&[
+    let logged = warnings(&[
         "--name=a",
         "--data-dir=d",
         "--max-wals=7",
@@ -194,14 +196,14 @@ fn what_has_no_effect_yet_is_told() {
         "flag is accepted, but has no effect yet flag=\"enable-grpc-gateway\"",
         "feature gate is accepted, but has no effect yet feature-gate=\"PriorityRequest\"",
     ];
-    assert_eq!(told.len(), expected.len(), "{told:?}");
-    for (told, expected) in told.iter().zip(expected) {
-        assert!(told.starts_with(expected), "{told}");
+    assert_eq!(logged.len(), expected.len(), "{logged:?}");
+    for (logged, expected) in logged.iter().zip(expected) {
+        assert!(logged.starts_with(expected), "{logged}");
     }
 }
 
 #[test]
-fn auto_compaction_counts_hours_durations_or_revisions() {
+fn auto_compaction_takes_hours_durations_or_revisions() {
     let read = |mode: &str, retention: &str| {
         let mode = format!("--auto-compaction-mode={mode}");
         config(&[mode.as_str(), "--auto-compaction-retention", retention]).auto_compaction
@@ -212,21 +214,21 @@ fn auto_compaction_counts_hours_durations_or_revisions() {
     assert_eq!(read("periodic", "90m"), AutoCompaction::Periodic(Duration::from_mins(90)));
     assert_eq!(read("revision", "1000"), AutoCompaction::Revisions(1000));
     assert_eq!(read("revision", "1us"), AutoCompaction::Revisions(1000));
-    assert_eq!(unverified(&["--auto-compaction-mode="]), "undefined auto-compaction-mode");
-    assert_eq!(unverified(&["--auto-compaction-mode=foo"]), "unknown auto-compaction-mode \"foo\"");
+    assert_eq!(verification_error(&["--auto-compaction-mode="]), "undefined auto-compaction-mode");
+    assert_eq!(verification_error(&["--auto-compaction-mode=foo"]), "unknown auto-compaction-mode \"foo\"");
     for (text, error) in [
         ("abc", "error parsing CompactionRetention: time: invalid duration \"abc\""),
         ("-1", "error parsing CompactionRetention: time: missing unit in duration \"-1\""),
         ("-1h", "error parsing CompactionRetention: the duration is negative: \"-1h\""),
         ("9999999999", "error parsing CompactionRetention: time: invalid duration \"9999999999\""),
     ] {
-        let (level, message, told) = reason(&["--auto-compaction-retention", text]);
-        assert_eq!((level, message.as_str(), told.as_str()), (Level::Fatal, START_FAILED, error));
+        let (level, message, found) = reason(&["--auto-compaction-retention", text]);
+        assert_eq!((level, message.as_str(), found.as_str()), (Level::Fatal, START_FAILED, error));
     }
 }
 
 #[test]
-fn zero_and_too_little_become_what_they_stand_for() {
+fn zero_and_too_small_values_are_replaced() {
     assert_eq!(config(&["--snapshot-count=0"]).snapshot_count, 10_000);
     assert_eq!(config(&["--quota-backend-bytes=-1"]).quota_bytes, None);
     assert_eq!(config(&["--quota-backend-bytes=17"]).quota_bytes, Some(17));
@@ -242,7 +244,7 @@ fn zero_and_too_little_become_what_they_stand_for() {
 }
 
 #[test]
-fn logs_go_where_they_are_told_to() {
+fn log_flags_set_level_format_and_outputs() {
     let logs = config(&["--log-level=WARN", "--log-format=console", "--log-outputs=stdout,/tmp/b,stderr,/tmp/b"]).logs;
     assert_eq!((logs.level, logs.format), (Level::Warn, logging::Format::Console));
     let file = logging::Output::File("/tmp/b".into());
@@ -252,13 +254,13 @@ fn logs_go_where_they_are_told_to() {
         ("--logger=foo", "unknown logger option \"foo\""),
         ("--log-outputs=default,stdout", "multi logoutput for \"default\" is not supported yet"),
     ] {
-        assert_eq!(unverified(&[argument]), error);
+        assert_eq!(verification_error(&[argument]), error);
     }
     assert!(matches!(run(&["--log-level=foo"], &[]), Err(Exit::Plain { code: 2, .. })));
 }
 
 #[test]
-fn the_first_members_must_make_sense_together() {
+fn an_inconsistent_initial_cluster_is_refused() {
     for (arguments, error) in [
         (
             &["--name=x", "--initial-cluster=y=http://localhost:2380"][..],
@@ -314,7 +316,7 @@ fn the_first_members_must_make_sense_together() {
 }
 
 #[test]
-fn several_members_found_a_cluster_or_are_joined() {
+fn an_initial_cluster_may_have_several_members() {
     let cluster = "--initial-cluster=c=http://c:1,a=http://10.0.0.1:2, a=http://10.0.0.1:1,,b=http://b:1";
     let mine = "--initial-advertise-peer-urls=http://10.0.0.1:1,http://10.0.0.1:2";
     let first = config(&["--name=a", cluster, mine, "--initial-cluster-token=t"]).first_start().unwrap();
@@ -322,17 +324,17 @@ fn several_members_found_a_cluster_or_are_joined() {
     assert_eq!(urls::joined(first.own_urls()), "http://10.0.0.1:1,http://10.0.0.1:2");
     assert_eq!(urls::joined(&first.urls_of_others()), "http://b:1,http://c:1");
     assert_eq!((first.state, first.token.as_str()), (ClusterState::New, "t"));
-    // Who joins advertises what he told the others, which nobody compares.
+    // What a joining member advertises is not compared with the initial cluster.
     let joins = config(&["--name=b", cluster, "--initial-cluster-state=existing"]).first_start().unwrap();
     assert_eq!(joins.state, ClusterState::Existing);
     assert_eq!(urls::joined(&joins.urls_of_others()), "http://10.0.0.1:1,http://10.0.0.1:2,http://c:1");
 }
 
-const DESK: &str = "--cluster=http://127.0.0.1:9021,http://127.0.0.1:9022,http://db3.example:9023";
+const CLUSTER: &str = "--cluster=http://127.0.0.1:9021,http://127.0.0.1:9022,http://db3.example:9023";
 
 #[test]
-fn the_short_form_stands_for_the_long_one() {
-    let short = config(&["--id=2", DESK, "--grpc-addr=:2379"]);
+fn the_short_form_expands_to_the_long_one() {
+    let short = config(&["--id=2", CLUSTER, "--grpc-addr=:2379"]);
     assert_eq!((short.name.as_str(), short.data_dir.to_str()), ("node2", Some("node2.metastore")));
     assert_eq!(urls::joined(&short.listen_client_urls), "http://0.0.0.0:2379");
     assert_eq!(urls::joined(&short.advertise_client_urls), "http://127.0.0.1:2379");
@@ -347,34 +349,34 @@ fn the_short_form_stands_for_the_long_one() {
     ]);
     assert_eq!(short, long);
     assert_eq!(short.first_start().unwrap().state, ClusterState::New);
-    let joining = config(&["--id=3", DESK, "--join", "--grpc-addr=db3.example:1", "--data-dir=d", "--name=node3"]);
+    let joining = config(&["--id=3", CLUSTER, "--join", "--grpc-addr=db3.example:1", "--data-dir=d", "--name=node3"]);
     assert_eq!((joining.initial_cluster_state, joining.data_dir.to_str()), (ClusterState::Existing, Some("d")));
-    assert_eq!(urls::joined(&joining.listen_peer_urls), "http://0.0.0.0:9023", "one cannot listen on a name");
+    assert_eq!(urls::joined(&joining.listen_peer_urls), "http://0.0.0.0:9023", "a name cannot be bound");
     assert_eq!(urls::joined(&joining.listen_client_urls), "http://0.0.0.0:1");
     assert_eq!(urls::joined(&joining.advertise_client_urls), "http://db3.example:1");
-    let quiet = warnings(&["--id=1", DESK, "--data-dir=d", "--port=9121"]);
+    let quiet = warnings(&["--id=1", CLUSTER, "--data-dir=d", "--port=9121"]);
     assert_eq!(quiet, ["flag is accepted, but has no effect yet flag=\"port\" reason=\"there is no quick HTTP API\""]);
     let kubernetes = run(&["--data-dir=d", "--name=a"], &[("ETCD_PORT", "tcp://10.0.0.1:2379")]).unwrap();
     assert_eq!(kubernetes.config.name, "a", "the short form has no variables");
 }
 
 #[test]
-fn a_short_form_that_makes_no_sense_is_refused() {
+fn an_invalid_short_form_is_refused() {
     for (arguments, error) in [
         (&["--id=1"][..], "--id is part of the short form, which needs --id and --cluster: --cluster is missing"),
         (&["--grpc-addr=:1"], "--grpc-addr is part of the short form, which needs --id and --cluster: --id is missing"),
-        (&["--id=0", DESK], "--id=0 is none of the members that --cluster lists: 1 to 3 are allowed"),
-        (&["--id=4", DESK], "--id=4 is none of the members that --cluster lists: 1 to 3 are allowed"),
+        (&["--id=0", CLUSTER], "--id=0 is not a member of --cluster: 1 to 3 are allowed"),
+        (&["--id=4", CLUSTER], "--id=4 is not a member of --cluster: 1 to 3 are allowed"),
         (&["--id=1", "--cluster=http://a"], "--cluster: URL address does not have the form \"host:port\": http://a"),
-        (&["--id=1", DESK, "--grpc-addr=2379"], "--grpc-addr=2379: there is no port; it is `host:port` or `:port`"),
-        (&["--id=1", DESK, "--grpc-addr=:x"], "--grpc-addr=:x: that is no port; it is `host:port` or `:port`"),
-        (&["--id=1", DESK, "--name=one"], "--name=one contradicts --id=1, which means --name=node1"),
+        (&["--id=1", CLUSTER, "--grpc-addr=2379"], "--grpc-addr=2379: missing port; expected `host:port` or `:port`"),
+        (&["--id=1", CLUSTER, "--grpc-addr=:x"], "--grpc-addr=:x: invalid port; expected `host:port` or `:port`"),
+        (&["--id=1", CLUSTER, "--name=one"], "--name=one contradicts --id=1, which means --name=node1"),
         (
-            &["--id=1", DESK, "--join", "--initial-cluster-state=new"],
+            &["--id=1", CLUSTER, "--join", "--initial-cluster-state=new"],
             "--initial-cluster-state=new contradicts --join=true, which means --initial-cluster-state=existing",
         ),
         (
-            &["--id=1", DESK, "--grpc-addr=:2379", "--listen-client-urls=http://127.0.0.1:2379"],
+            &["--id=1", CLUSTER, "--grpc-addr=:2379", "--listen-client-urls=http://127.0.0.1:2379"],
             "--listen-client-urls=http://127.0.0.1:2379 contradicts --grpc-addr=:2379, which means \
              --listen-client-urls=http://0.0.0.0:2379",
         ),
@@ -384,9 +386,9 @@ fn a_short_form_that_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn a_gate_may_need_another() {
+fn a_gate_may_require_another() {
     assert_eq!(
-        unverified(&["--feature-gates=LeaseCheckpointPersist=true"]),
+        verification_error(&["--feature-gates=LeaseCheckpointPersist=true"]),
         "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint"
     );
     let gates = config(&["--feature-gates=InitialCorruptCheck=true"]).feature_gates;
@@ -394,51 +396,51 @@ fn a_gate_may_need_another() {
 }
 
 #[test]
-fn arguments_that_are_no_flags_are_refused_before_anything_else() {
-    assert_eq!(unverified(&["--version", "positional"]), "\"positional\" is not a valid flag");
+fn positional_arguments_are_refused_before_anything_else() {
+    assert_eq!(verification_error(&["--version", "positional"]), "\"positional\" is not a valid flag");
     let (level, _, error) = reason(&["grpc-proxy", "start"]);
     assert_eq!((level, error.as_str()), (Level::Fatal, "the program `grpc-proxy` is not supported yet"));
 }
 
 #[test]
-fn the_version_and_help_are_printed_as_they_are() {
+fn version_help_and_usage_errors_are_printed_as_plain_text() {
     let Err(Exit::Plain { code: 0, stdout, stderr }) = run(&["--version"], &[("ETCD_NAME", "a")]) else {
-        panic!("the version ends the start");
+        panic!("--version exits");
     };
     assert!(stdout.starts_with("etcd Version: 3.7.3\n") && stderr.is_empty());
     let Err(Exit::Plain { code: 0, stdout, stderr }) = run(&["-h"], &[]) else {
-        panic!("help ends the start");
+        panic!("help exits");
     };
     assert!(stdout.contains("--listen-client-urls") && stderr.starts_with("Usage:"));
     let Err(Exit::Plain { code: 2, stdout, stderr }) = run(&["-x"], &[]) else {
-        panic!("a wrong flag ends the start");
+        panic!("an unknown flag exits");
     };
     assert!(stdout.is_empty() && stderr.starts_with("flag provided but not defined: -x\nUsage:\n"));
 }
 
 #[test]
-fn a_conflict_ends_with_the_notices_before_it() {
+fn a_conflict_is_logged_after_earlier_notices() {
     let Err(Exit::Logged { notices, .. }) = run(&["--name=a"], &[("ETCD_FOO", "1"), ("ETCD_NAME", "a")]) else {
-        panic!("a conflict ends the start");
+        panic!("a conflict exits");
     };
     assert_eq!(notices.iter().map(|notice| notice.level).collect::<Vec<_>>(), [Level::Warn, Level::Fatal]);
 }
 
 #[test]
-fn who_listens_everywhere_advertises_the_address_of_the_default_route() {
+fn a_member_listening_on_all_addresses_advertises_the_default_route() {
     let arguments = ["--name=x", "--listen-peer-urls=http://0.0.0.0:7000"];
     let parsed = run(&arguments, &[]).unwrap();
-    let told = parsed.notices.iter().find(|notice| notice.message.contains("default host")).unwrap();
-    if let Ok(host) = names::default_host() {
-        let url = Url::of_host(host, 7000);
-        assert_eq!(told.message, "detected default host for advertise");
+    let notice = parsed.notices.iter().find(|notice| notice.message.contains("default host")).unwrap();
+    if let Ok(host) = url_resolution::default_host() {
+        let url = Url::from_ip(host, 7000);
+        assert_eq!(notice.message, "detected default host for advertise");
         assert_eq!(parsed.config.initial_cluster, format!("x={url}"));
         assert_eq!(parsed.config.initial_advertise_peer_urls, [url]);
     } else {
-        assert_eq!(told.message, "failed to detect default host");
+        assert_eq!(notice.message, "failed to detect default host");
         assert_eq!(urls::joined(&parsed.config.initial_advertise_peer_urls), "http://localhost:2380");
     }
-    // Whoever says where he is found is believed, and who listens somewhere in particular is not looked for.
+    // An explicit advertised URL is kept, and with a specific listen address there is nothing to detect.
     for arguments in [
         ["--listen-peer-urls=http://0.0.0.0:7000", "--initial-advertise-peer-urls=http://10.0.0.1:7000"],
         ["--listen-peer-urls=http://127.0.0.1:7000", "--name=x"],

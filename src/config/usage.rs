@@ -1,4 +1,4 @@
-//! What is printed about the flags: the version, the help, and the table of the README, which a test holds to be this one.
+//! Texts about the flags: `--version`, `--help`, and the flag table of the README, which a test keeps up to date.
 
 use std::fmt::Write;
 
@@ -8,14 +8,14 @@ use super::{
 };
 use crate::version::ETCD_VERSION;
 
-/// What stands below a wrong argument.
-pub const SHORT: &str = "Usage:
+/// Printed with `--help`, and below the message about an invalid argument.
+pub const USAGE: &str = "Usage:
 
   metastore [flags]
     Start a server.
 
   metastore bench [flags]
-    Put load on any server that speaks etcd's protocol.
+    Run a load generator against any server that speaks etcd's protocol.
 
   metastore --version
     Show the version.
@@ -25,7 +25,7 @@ pub const SHORT: &str = "Usage:
 
 ";
 
-/// etcd's four lines, for programs that read them, and then ours. Nothing here was made by Go, and the lines say so.
+/// etcd's four lines, for programs that parse them, then one for metastore. There is no Go version, and the line says so.
 #[must_use]
 pub fn version() -> String {
     let arch = match std::env::consts::ARCH {
@@ -41,47 +41,50 @@ pub fn version() -> String {
     )
 }
 
-/// Every flag, for people.
+/// All flags, as text.
 #[must_use]
-pub fn list() -> String {
+pub fn help() -> String {
     let mut text = String::new();
     for (section, flags) in flags::SECTIONS {
         push(&mut text, format_args!("\n{section}:\n"));
         for flag in *flags {
-            push(&mut text, format_args!("  --{} '{}'\n    {}{}\n", flag.name, flag.default, flag.help, state(flag)));
+            push(
+                &mut text,
+                format_args!("  --{} '{}'\n    {}{}\n", flag.name, flag.default, flag.help, status_note(flag)),
+            );
             if flag.kind == Kind::Gates {
                 gates::names()
-                    .for_each(|(name, open)| push(&mut text, format_args!("      {name} (default {open})\n")));
+                    .for_each(|(name, enabled)| push(&mut text, format_args!("      {name} (default {enabled})\n")));
             }
         }
     }
     text
 }
 
-/// Every flag, as a table in Markdown.
+/// All flags, as Markdown tables for the README.
 #[must_use]
-pub fn markdown() -> String {
+pub fn flag_table() -> String {
     let mut text = String::new();
     for (section, flags) in flags::SECTIONS {
         push(&mut text, format_args!("\n**{section}**\n\n| flag | default | meaning |\n| --- | --- | --- |\n"));
         for flag in *flags {
             let default = if flag.default.is_empty() { String::new() } else { format!("`{}`", flag.default) };
-            push(&mut text, format_args!("| `--{}` | {default} | {}{} |\n", flag.name, flag.help, state(flag)));
+            push(&mut text, format_args!("| `--{}` | {default} | {}{} |\n", flag.name, flag.help, status_note(flag)));
         }
     }
     text
 }
 
-fn state(flag: &Flag) -> String {
+fn status_note(flag: &Flag) -> String {
     match flag.status {
-        Status::Works => String::new(),
-        Status::NotYet { lacks, .. } => format!(" Accepted, without effect: {lacks}."),
+        Status::Supported => String::new(),
+        Status::NoEffect { reason, .. } => format!(" Accepted, without effect: {reason}."),
         Status::Refused(why) => format!(" Refused: {why}."),
     }
 }
 
 fn push(text: &mut String, more: std::fmt::Arguments<'_>) {
-    text.write_fmt(more).expect("a string takes everything");
+    text.write_fmt(more).expect("writing to a string cannot fail");
 }
 
 #[cfg(test)]
@@ -98,24 +101,24 @@ mod tests {
     }
 
     #[test]
-    fn help_names_every_flag() {
-        let list = list();
+    fn help_lists_every_flag() {
+        let help = help();
         for flag in flags::all() {
-            assert!(list.contains(&format!("\n  --{} '", flag.name)), "{}", flag.name);
+            assert!(help.contains(&format!("\n  --{} '", flag.name)), "{}", flag.name);
         }
     }
 
     #[test]
-    fn the_readme_has_this_table() {
+    fn the_readme_lists_every_flag() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
         let readme = std::fs::read_to_string(path).unwrap();
         let (begin, end) = ("<!-- flags -->\n", "\n<!-- /flags -->");
-        let (before, rest) = readme.split_once(begin).expect("the README marks where the table begins");
-        let (table, after) = rest.split_once(end).expect("the README marks where the table ends");
+        let (before, rest) = readme.split_once(begin).expect("the README has a marker where the flag table begins");
+        let (table, after) = rest.split_once(end).expect("the README has a marker where the flag table ends");
         if std::env::var_os("WRITE_README").is_some() {
-            std::fs::write(path, format!("{before}{begin}{}{end}{after}", markdown())).unwrap();
+            std::fs::write(path, format!("{before}{begin}{}{end}{after}", flag_table())).unwrap();
         } else {
-            assert_eq!(table, markdown(), "run this test with WRITE_README=1 to write the table anew");
+            assert_eq!(table, flag_table(), "run this test with WRITE_README=1 to regenerate the table");
         }
     }
 }

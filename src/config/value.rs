@@ -1,16 +1,14 @@
-//! What Go's flag package takes for a boolean and for a number, and its words when it does not.
+//! Booleans and numbers as Go's flag package parses them, with its error texts.
 
-/// Go's words for a value that is not one.
+/// Go's text for a value that cannot be parsed.
 pub const PARSE_ERROR: &str = "parse error";
 
 const OUT_OF_RANGE: &str = "value out of range";
 
-/// A value that can be read from what was typed.
+/// A value that can be parsed from the text of a flag.
 pub trait Value: Sized {
-    /// Reads it.
-    ///
     /// # Errors
-    /// In Go's words.
+    /// With Go's text.
     fn read(text: &str) -> Result<Self, String>;
 }
 
@@ -49,19 +47,19 @@ impl Value for String {
     }
 }
 
-/// A number of 32 bits. etcd reads it with a function of its own, so the words differ.
+/// Parses a 32-bit number. etcd parses these with another function, so the error texts differ.
 ///
 /// # Errors
-/// In Go's words.
+/// With Go's text.
 pub fn unsigned_32(text: &str) -> Result<u32, String> {
-    let told = |what: &str| format!("strconv.ParseUint: parsing {text:?}: {what}");
+    let error = |cause: &str| format!("strconv.ParseUint: parsing {text:?}: {cause}");
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(told("invalid syntax"));
+        return Err(error("invalid syntax"));
     }
-    text.parse().map_err(|_| told(OUT_OF_RANGE))
+    text.parse().map_err(|_| error(OUT_OF_RANGE))
 }
 
-/// Digits as in Go's source text: `0x1F`, `0o17`, `017`, `0b1`, `1_000`.
+/// Parses digits in Go's syntax: `0x1F`, `0o17`, `017`, `0b1`, `1_000`.
 fn magnitude(text: &str) -> Result<u64, &'static str> {
     let lower = text.to_ascii_lowercase();
     let (radix, digits) = match lower.as_bytes() {
@@ -79,7 +77,7 @@ fn magnitude(text: &str) -> Result<u64, &'static str> {
     u64::from_str_radix(&digits, radix).map_err(|_| OUT_OF_RANGE)
 }
 
-/// An underscore stands between two digits, or between the prefix and the first.
+/// Removes underscores, which are allowed between two digits and between the prefix and the first digit.
 fn without_underscores(digits: &str, prefixed: bool) -> Option<String> {
     let leading = digits.starts_with('_') && !prefixed;
     let misplaced = leading || digits.ends_with('_') || digits.contains("__");
@@ -102,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_as_in_go() {
+    fn numbers_have_gos_syntax() {
         for (text, expected) in [
             ("0", 0),
             ("10", 10),
@@ -123,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn signed_numbers_reach_both_ends() {
+    fn signed_numbers_have_their_full_range() {
         assert_eq!(i64::read("-9223372036854775808"), Ok(i64::MIN));
         assert_eq!(i64::read("+9223372036854775807"), Ok(i64::MAX));
         assert_eq!(i64::read("9223372036854775808"), Err(OUT_OF_RANGE.to_owned()));
@@ -131,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_number_has_words_of_its_own() {
+    fn a_32_bit_number_has_its_own_error_texts() {
         assert_eq!(unsigned_32("4294967295"), Ok(u32::MAX));
         assert_eq!(
             unsigned_32("4294967296").unwrap_err(),

@@ -1,4 +1,4 @@
-//! From tracing's events to lines.
+//! Turns tracing events into log lines.
 
 use std::fmt;
 
@@ -12,11 +12,11 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use super::{
     Level,
-    line::{Fields, Head},
+    line::{Fields, LineHeader},
     sink::{self, Sink},
 };
 
-/// Sends all events from now on to the sink of this process.
+/// From now on, sends all events to the sink of this process.
 pub fn subscribe(threshold: Level) {
     let filter = match threshold {
         Level::Debug => LevelFilter::DEBUG,
@@ -25,15 +25,15 @@ pub fn subscribe(threshold: Level) {
         Level::Error => LevelFilter::ERROR,
         Level::Panic | Level::Fatal => LevelFilter::OFF,
     };
-    let subscriber = tracing_subscriber::registry().with(filter).with(Lines);
-    // Somebody else's subscriber, as tests of a caller may have one, stays.
+    let subscriber = tracing_subscriber::registry().with(filter).with(LineLayer);
+    // A subscriber that was installed before, for example by a test, stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// Writes every event that is ours, and what others complain about.
-struct Lines;
+/// Writes all events of this crate, and the warnings and errors of others.
+struct LineLayer;
 
-impl<S: Subscriber> Layer<S> for Lines {
+impl<S: Subscriber> Layer<S> for LineLayer {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         if is_wanted(metadata) { Interest::always() } else { Interest::never() }
     }
@@ -50,21 +50,21 @@ impl<S: Subscriber> Layer<S> for Lines {
 }
 
 fn is_wanted(metadata: &Metadata<'_>) -> bool {
-    let ours = metadata.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
-    ours || *metadata.level() <= tracing::Level::WARN
+    let is_own = metadata.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
+    is_own || *metadata.level() <= tracing::Level::WARN
 }
 
 fn write(sink: &Sink, event: &Event<'_>) {
     let metadata = event.metadata();
-    let head = Head {
+    let header = LineHeader {
         level: level_of(*metadata.level()),
         logger: None,
         file: metadata.file().unwrap_or("unknown"),
         line: metadata.line().unwrap_or(0),
     };
-    let mut message = Message::default();
+    let mut message = MessageVisitor::default();
     event.record(&mut message);
-    sink.write(head, &message.0, |fields| event.record(&mut Recorder(fields)));
+    sink.write(header, &message.0, |fields| event.record(&mut FieldVisitor(fields)));
 }
 
 fn level_of(level: tracing::Level) -> Level {
@@ -76,14 +76,14 @@ fn level_of(level: tracing::Level) -> Level {
     }
 }
 
-/// The field that tracing keeps an event's words in.
+/// The field in which tracing stores the message of an event.
 const MESSAGE: &str = "message";
 
-/// Finds the words, which stand before the fields.
+/// Extracts the message, which is written before the fields.
 #[derive(Default)]
-struct Message(String);
+struct MessageVisitor(String);
 
-impl Visit for Message {
+impl Visit for MessageVisitor {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == MESSAGE {
             self.0 = format!("{value:?}");
@@ -97,10 +97,10 @@ impl Visit for Message {
     }
 }
 
-/// Writes everything but the words.
-struct Recorder<'a, 'b>(&'a mut Fields<'b>);
+/// Writes all fields but the message.
+struct FieldVisitor<'a, 'b>(&'a mut Fields<'b>);
 
-impl Visit for Recorder<'_, '_> {
+impl Visit for FieldVisitor<'_, '_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() != MESSAGE {
             self.0.print(field.name(), value);
@@ -142,7 +142,7 @@ impl Visit for Recorder<'_, '_> {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON has no word for infinity, so such a value is quoted.
+        // JSON cannot represent infinity or NaN as a number, so such a value is quoted.
         if value.is_finite() {
             self.0.plain(field.name(), value);
         } else {

@@ -1,4 +1,4 @@
-//! One line, from its level to its last field, in either format.
+//! Formats one log line, as JSON or for the console.
 
 use std::{fmt, io::Write, time::SystemTime};
 
@@ -6,101 +6,98 @@ use super::{Format, Level};
 
 /// What every line begins with.
 #[derive(Debug, Clone, Copy)]
-pub struct Head<'a> {
-    /// How much it matters.
+pub struct LineHeader<'a> {
     pub level: Level,
-    /// Whose words these are, if not ours.
+    /// The name of the logger, for lines of another library.
     pub logger: Option<&'a str>,
-    /// The source file.
+    /// The source file, and the line in it.
     pub file: &'a str,
-    /// The line in it.
     pub line: u32,
 }
 
 /// A line being written.
-pub struct Line {
+pub struct LogLine {
     bytes: Vec<u8>,
     format: Format,
-    /// Whether a field was written; the console's braces stand only around fields.
-    any: bool,
+    /// Whether a field was written; the console format has braces only if there are fields.
+    has_fields: bool,
 }
 
-/// The fields of a line being written, in the order they are added.
-pub struct Fields<'a>(&'a mut Line);
+/// Appends fields to a line, in the order of the calls.
+pub struct Fields<'a>(&'a mut LogLine);
 
-impl Line {
-    /// Everything up to the message. Reuses `room`.
-    pub fn begin(mut room: Vec<u8>, format: Format, now: SystemTime, head: Head<'_>, message: &str) -> Self {
-        room.clear();
-        let mut line = Self { bytes: room, format, any: false };
-        let caller = short(head.file);
+impl LogLine {
+    /// Writes everything up to the message, into `buffer`, whose contents are discarded.
+    pub fn begin(mut buffer: Vec<u8>, format: Format, now: SystemTime, header: LineHeader<'_>, message: &str) -> Self {
+        buffer.clear();
+        let mut line = Self { bytes: buffer, format, has_fields: false };
+        let caller = short_path(header.file);
         match format {
             Format::Json => {
-                line.put(format_args!(r#"{{"level":"{}","ts":"{}""#, head.level.as_str(), Timestamp(now)));
-                if let Some(logger) = head.logger {
+                line.put(format_args!(r#"{{"level":"{}","ts":"{}""#, header.level.as_str(), Timestamp(now)));
+                if let Some(logger) = header.logger {
                     line.put(format_args!(r#","logger":"{logger}""#));
                 }
-                line.put(format_args!(r#","caller":"{caller}:{}","msg":"#, head.line));
+                line.put(format_args!(r#","caller":"{caller}:{}","msg":"#, header.line));
                 line.text(message);
             }
             Format::Console => {
-                line.put(format_args!("{}\t{}\t", Timestamp(now), head.level.as_str()));
-                if let Some(logger) = head.logger {
+                line.put(format_args!("{}\t{}\t", Timestamp(now), header.level.as_str()));
+                if let Some(logger) = header.logger {
                     line.put(format_args!("{logger}\t"));
                 }
-                line.put(format_args!("{caller}:{}\t{message}", head.line));
+                line.put(format_args!("{caller}:{}\t{message}", header.line));
             }
         }
         line
     }
 
-    /// The place for fields.
     pub fn fields(&mut self) -> Fields<'_> {
         Fields(self)
     }
 
-    /// Closes the line and gives its bytes.
+    /// Completes the line and returns its bytes.
     pub fn end(mut self) -> Vec<u8> {
         match self.format {
             Format::Json => self.bytes.extend_from_slice(b"}\n"),
-            Format::Console if self.any => self.bytes.extend_from_slice(b"}\n"),
+            Format::Console if self.has_fields => self.bytes.extend_from_slice(b"}\n"),
             Format::Console => self.bytes.push(b'\n'),
         }
         self.bytes
     }
 
     fn put(&mut self, text: fmt::Arguments<'_>) {
-        self.bytes.write_fmt(text).expect("a vector takes everything");
+        self.bytes.write_fmt(text).expect("writing to a vector cannot fail");
     }
 
-    /// A JSON string.
+    /// Writes a JSON string.
     fn text(&mut self, text: &str) {
-        serde_json::to_writer(&mut self.bytes, text).expect("a vector takes everything");
+        serde_json::to_writer(&mut self.bytes, text).expect("writing to a vector cannot fail");
     }
 }
 
 impl Fields<'_> {
-    /// A field whose value is a text.
+    /// Adds a field whose value is a string.
     pub fn text(&mut self, name: &str, value: &str) {
         self.name(name);
         self.0.text(value);
     }
 
-    /// A field whose value is JSON already.
+    /// Adds a field whose value is already JSON.
     pub fn json(&mut self, name: &str, value: &[u8]) {
         self.name(name);
         self.0.bytes.extend_from_slice(value);
     }
 
-    /// A field whose value is a text as it prints.
+    /// Adds a field whose value is the `Debug` output of `value`, as a string.
     pub fn print(&mut self, name: &str, value: &dyn fmt::Debug) {
         self.name(name);
         self.0.bytes.push(b'"');
-        write!(Escaped(&mut self.0.bytes), "{value:?}").expect("a vector takes everything");
+        write!(Escaped(&mut self.0.bytes), "{value:?}").expect("writing to a vector cannot fail");
         self.0.bytes.push(b'"');
     }
 
-    /// A field whose value prints as a JSON number or boolean.
+    /// Adds a field whose value is displayed as a JSON number or boolean.
     pub fn plain(&mut self, name: &str, value: impl fmt::Display) {
         self.name(name);
         self.0.put(format_args!("{value}"));
@@ -111,14 +108,14 @@ impl Fields<'_> {
             Format::Json => (b",", b",", b":"),
             Format::Console => (b"\t{", b", ", b": "),
         };
-        self.0.bytes.extend_from_slice(if self.0.any { next } else { first });
-        self.0.any = true;
+        self.0.bytes.extend_from_slice(if self.0.has_fields { next } else { first });
+        self.0.has_fields = true;
         self.0.text(name);
         self.0.bytes.extend_from_slice(colon);
     }
 }
 
-/// Escapes what is printed into it as the inside of a JSON string, without a copy of the whole in between.
+/// Escapes what is written to it as the contents of a JSON string, without an intermediate copy of the whole value.
 struct Escaped<'a>(&'a mut Vec<u8>);
 
 impl Escaped<'_> {
@@ -131,34 +128,34 @@ impl fmt::Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let start = self.0.len();
         serde_json::to_writer(&mut *self.0, text).map_err(|_| fmt::Error)?;
-        // The quotes belong to the whole, not to each piece.
+        // The quotes enclose the whole value, not each piece.
         self.0.pop();
         self.0.remove(start);
         Ok(())
     }
 }
 
-/// Folder and file, as zap shortens it; a file directly in the source folder is named after the crate.
-fn short(file: &str) -> Shortened<'_> {
+/// Directory and file, as zap shortens paths; for a file directly in `src`, the directory is the name of the crate.
+fn short_path(file: &str) -> ShortPath<'_> {
     let mut parts = file.rsplit(['/', '\\']);
     let name = parts.next().unwrap_or(file);
-    let folder = parts.next().map_or("", |folder| if folder == "src" { "metastore" } else { folder });
-    Shortened { folder, name }
+    let directory = parts.next().map_or("", |directory| if directory == "src" { "metastore" } else { directory });
+    ShortPath { directory, name }
 }
 
-struct Shortened<'a> {
-    folder: &'a str,
+struct ShortPath<'a> {
+    directory: &'a str,
     name: &'a str,
 }
 
-impl fmt::Display for Shortened<'_> {
+impl fmt::Display for ShortPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slash = if self.folder.is_empty() { "" } else { "/" };
-        write!(f, "{}{slash}{}", self.folder, self.name)
+        let slash = if self.directory.is_empty() { "" } else { "/" };
+        write!(f, "{}{slash}{}", self.directory, self.name)
     }
 }
 
-/// A moment, in UTC, to the microsecond.
+/// A point in time, in UTC, to the microsecond.
 struct Timestamp(SystemTime);
 
 impl fmt::Display for Timestamp {
@@ -178,8 +175,8 @@ mod tests {
 
     fn line(format: Format, logger: Option<&str>, message: &str, fill: impl FnOnce(&mut Fields<'_>)) -> String {
         let now = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_042);
-        let head = Head { level: Level::Warn, logger, file: "src/node/driver.rs", line: 7 };
-        let mut line = Line::begin(b"left over".to_vec(), format, now, head, message);
+        let header = LineHeader { level: Level::Warn, logger, file: "src/node/raft_thread.rs", line: 7 };
+        let mut line = LogLine::begin(b"left over".to_vec(), format, now, header, message);
         fill(&mut line.fields());
         String::from_utf8(line.end()).unwrap()
     }
@@ -195,7 +192,7 @@ mod tests {
         assert_eq!(
             text,
             concat!(
-                r#"{"level":"warn","ts":"2023-11-14T22:13:20.000042Z","logger":"raft","caller":"node/driver.rs:7","#,
+                r#"{"level":"warn","ts":"2023-11-14T22:13:20.000042Z","logger":"raft","caller":"node/raft_thread.rs:7","#,
                 r#""msg":"a \"b\"\n","local-member-id":"8e9e","urls":["x"],"count":3,"took":"1.5ms"}"#,
                 "\n"
             )
@@ -206,17 +203,17 @@ mod tests {
     fn a_console_line_has_tabs_and_braces_only_around_fields() {
         assert_eq!(
             line(Format::Console, None, "hello", |_| ()),
-            "2023-11-14T22:13:20.000042Z\twarn\tnode/driver.rs:7\thello\n"
+            "2023-11-14T22:13:20.000042Z\twarn\tnode/raft_thread.rs:7\thello\n"
         );
         let text = line(Format::Console, Some("raft"), "hello", |fields| {
             fields.text("a", "b");
             fields.plain("c", true);
         });
-        assert!(text.ends_with("warn\traft\tnode/driver.rs:7\thello\t{\"a\": \"b\", \"c\": true}\n"), "{text}");
+        assert!(text.ends_with("warn\traft\tnode/raft_thread.rs:7\thello\t{\"a\": \"b\", \"c\": true}\n"), "{text}");
     }
 
     #[test]
-    fn whatever_is_printed_the_line_stays_json() {
+    fn special_characters_are_escaped() {
         let text = line(Format::Json, None, "\u{1}\t\\", |fields| {
             fields.print("debug", &("a\"b", '\n', "\u{7f}é"));
             fields.text("na\"me", "x\ny");
@@ -229,14 +226,14 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_is_folder_and_file() {
+    fn a_caller_is_directory_and_file() {
         for (file, expected) in [
-            ("src/node/driver.rs", "node/driver.rs"),
+            ("src/node/raft_thread.rs", "node/raft_thread.rs"),
             ("src/main.rs", "metastore/main.rs"),
             ("/registry/raft-0.7.0/src/raft.rs", "metastore/raft.rs"),
             ("main.rs", "main.rs"),
         ] {
-            assert_eq!(short(file).to_string(), expected);
+            assert_eq!(short_path(file).to_string(), expected);
         }
     }
 }

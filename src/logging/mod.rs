@@ -1,23 +1,23 @@
-//! What the server says about itself: one line per event, in the form etcd's readers know.
+//! Logging: one line per event, in the format of etcd's logs, so that tools for these can parse them.
 //!
 //! ```text
-//! {"level":"info","ts":"2026-11-21T05:20:44.922678Z","caller":"node/driver.rs:51","msg":"…","local-member-id":"8e9e05c52164694d"}
+//! {"level":"info","ts":"2026-11-21T05:20:44.922678Z","caller":"node/mod.rs:51","msg":"…","local-member-id":"8e9e05c52164694d"}
 //! ```
 //!
-//! Code says things with `tracing`. Field names that are no identifiers are quoted, and then all fields stand in braces:
-//! `info!({ "local-member-id" = %id, term }, "…")`. A field given as **bytes is JSON already** and goes into the line as it is,
-//! which is how lists get in: see [`list`]. What tracing cannot say (levels `panic` and `fatal`, fields that are known only at
-//! run time, the lines of raft-rs) is a [`Notice`] and takes the same way out.
+//! Code logs with `tracing`. Field names that are not identifiers are quoted, and all fields are then enclosed in braces:
+//! `info!({ "local-member-id" = %id, term }, "…")`. A field given as **bytes is taken as JSON** and written unchanged, which is
+//! how lists are logged: see [`list`]. What tracing does not support (the levels `panic` and `fatal`, fields that are known
+//! only at run time, the lines of raft-rs) is logged as a [`Notice`], to the same outputs.
 //!
-//! Times are UTC, so that the lines of several members can be laid side by side. etcd puts a `stacktrace` into every line from
-//! `error` up; here only a panic has one, because there nobody knows how we got there. Elsewhere the caller and the error say
-//! more than fifty frames of an event loop.
+//! Times are in UTC, so that the logs of several members can be compared. etcd adds a `stacktrace` to every line from `error`
+//! up; here only a panic has one, because its cause is unknown. Elsewhere the caller and the error are more useful than fifty
+//! frames of an event loop.
 //!
-//! Of other crates only warnings and errors are let through: at `debug` the HTTP library alone says several lines per request.
+//! Of other crates only warnings and errors are logged: at `debug`, the HTTP library alone logs several lines per request.
 //!
 //! INVARIANTS
-//! * A line is one `write`, and no two lines mix. A line that cannot be written is lost and stops nobody.
-//! * A level that is off costs one comparison where it is said, and nothing is formatted.
+//! * A line is one `write`, and lines do not interleave. A line that cannot be written is dropped; logging never fails.
+//! * A disabled level costs one comparison at the call site; nothing is formatted.
 
 mod events;
 mod line;
@@ -30,9 +30,8 @@ use serde_json::Value;
 
 pub use raft::raft_logger;
 
-/// How much an event matters.
+/// Zap's log levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[allow(missing_docs, reason = "zap names them")]
 pub enum Level {
     Debug,
     #[default]
@@ -44,7 +43,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// Reads a level as zap does; nothing typed is `info`.
+    /// Parses a level as zap does; the empty text is `info`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Some(match text.to_ascii_lowercase().as_str() {
@@ -58,7 +57,7 @@ impl Level {
         })
     }
 
-    /// As it stands in a line.
+    /// The level as it is written in a line.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -72,35 +71,31 @@ impl Level {
     }
 }
 
-/// How a line looks.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
-    /// For machines.
     #[default]
     Json,
-    /// For eyes: columns with tabs between them.
+    /// Human-readable, with columns separated by tabs.
     Console,
 }
 
-/// Where lines go.
+/// Where lines are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// The standard error stream.
     Stderr,
-    /// The standard output stream.
     Stdout,
-    /// The end of a file.
+    /// Appended to this file.
     File(PathBuf),
 }
 
-/// What is logged, how, and where to.
+/// Configuration of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The least level that is logged.
+    /// The lowest level that is logged.
     pub level: Level,
-    /// How a line looks.
     pub format: Format,
-    /// Where each line goes.
+    /// Every line is written to each of these.
     pub outputs: Vec<Output>,
 }
 
@@ -110,12 +105,12 @@ impl Default for Settings {
     }
 }
 
-/// Starts logging for the whole process. Only the first call counts; before it, nothing is logged.
+/// Starts logging for the whole process. Only the first call has an effect; before it, nothing is logged.
 ///
-/// From then on a panic, too, is a line of the log, with its stack.
+/// From then on panics are logged too, with a stack trace.
 ///
 /// # Errors
-/// If an output cannot be opened, in etcd's words. Logging has not started then.
+/// If an output cannot be opened, with etcd's text. Logging has not started then.
 pub fn start(settings: &Settings) -> Result<(), String> {
     let sink = sink::Sink::open(settings)?;
     sink::install(sink);
@@ -124,7 +119,7 @@ pub fn start(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// Text that is JSON already, for a field that tracing has no type for.
+/// A value as JSON text, for fields of a type that tracing does not support.
 #[must_use]
 pub fn json(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
@@ -136,48 +131,45 @@ pub fn list<T: fmt::Display>(items: &[T]) -> Vec<u8> {
     json(&items.iter().map(ToString::to_string).collect())
 }
 
-/// Something to be logged, as a value: for when logging has not started yet, and for what tracing cannot say.
+/// A log line as a value: for use before logging has started, and for what tracing does not support.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// How much it matters.
     pub level: Level,
-    /// What happened.
     pub message: Cow<'static, str>,
-    /// With whom and what.
     pub fields: Vec<(Cow<'static, str>, Value)>,
-    /// Whose words these are, if not ours.
+    /// The name of the logger, for lines of another library.
     pub logger: Option<&'static str>,
     file: Cow<'static, str>,
     line: u32,
 }
 
 impl Notice {
-    /// A notice of this place in the code.
+    /// A notice whose `caller` is the code that calls this.
     #[track_caller]
     #[must_use]
     pub fn new(level: Level, message: impl Into<Cow<'static, str>>) -> Self {
-        let place = Location::caller();
-        Self::at(place.file(), place.line(), level, message)
+        let location = Location::caller();
+        Self::at(location.file(), location.line(), level, message)
     }
 
     fn at(file: impl Into<Cow<'static, str>>, line: u32, level: Level, message: impl Into<Cow<'static, str>>) -> Self {
         Self { level, message: message.into(), fields: Vec::new(), logger: None, file: file.into(), line }
     }
 
-    /// The same, with one more field.
+    /// Adds a field.
     #[must_use]
     pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Value>) -> Self {
         self.fields.push((name.into(), value.into()));
         self
     }
 
-    /// Writes it.
+    /// Writes the line, if its level is enabled.
     pub fn log(&self) {
         let Some(sink) = sink::installed().filter(|sink| sink.is_on(self.level)) else {
             return;
         };
-        let head = line::Head { level: self.level, logger: self.logger, file: &self.file, line: self.line };
-        sink.write(head, &self.message, |fields| {
+        let header = line::LineHeader { level: self.level, logger: self.logger, file: &self.file, line: self.line };
+        sink.write(header, &self.message, |fields| {
             for (name, value) in &self.fields {
                 fields.json(name, value.to_string().as_bytes());
             }
@@ -185,7 +177,7 @@ impl Notice {
     }
 }
 
-/// Says why the process ends, and gives the code to end with.
+/// Logs why the process ends, and returns its exit code.
 #[track_caller]
 pub fn fatal(message: &'static str, error: impl fmt::Display) -> ExitCode {
     Notice::new(Level::Fatal, message).with("error", error.to_string()).log();
@@ -193,14 +185,14 @@ pub fn fatal(message: &'static str, error: impl fmt::Display) -> ExitCode {
 }
 
 fn report_panic(panic: &std::panic::PanicHookInfo<'_>) {
-    let message = panic.payload_as_str().unwrap_or("a panic without words").to_owned();
-    let (file, line) = panic.location().map_or(("unknown", 0), |place| (place.file(), place.line()));
+    let message = panic.payload_as_str().unwrap_or("panic without a message").to_owned();
+    let (file, line) = panic.location().map_or(("unknown", 0), |location| (location.file(), location.line()));
     let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
     let stack = std::backtrace::Backtrace::force_capture().to_string();
     Notice::at(file.to_owned(), line, Level::Panic, message).with("thread", thread).with("stacktrace", stack).log();
 }
 
-/// In zap's words.
+/// Zap's error text.
 fn cannot_open(path: &std::path::Path, error: &io::Error) -> String {
     format!("open sink {:?}: open {}: {error}", path.display().to_string(), path.display())
 }

@@ -1,7 +1,6 @@
-//! The lines of raft-rs, which logs with `slog`.
+//! The log lines of raft-rs, which logs with `slog`.
 //!
-//! They go to the sink directly: on the way through tracing they would lose their place in the code and the names of their
-//! fields.
+//! They are written to the sink directly: passing them through tracing would lose the source location and the field names.
 
 use std::fmt;
 
@@ -10,7 +9,7 @@ use slog::{Drain, KV, Key, Never, OwnedKVList, Record, Serializer};
 
 use super::{Level, Notice, sink};
 
-/// A logger for raft-rs, whose lines carry `"logger":"raft"`.
+/// The logger for raft-rs; its lines have the field `"logger":"raft"`.
 pub fn raft_logger() -> slog::Logger {
     slog::Logger::root(ToSink, slog::o!())
 }
@@ -33,7 +32,7 @@ impl Drain for ToSink {
 
 fn level_of(level: slog::Level) -> Level {
     match level {
-        // raft-rs says critically what it panics about in the next line.
+        // raft-rs logs at this level just before it panics, and the panic is logged as well.
         slog::Level::Critical | slog::Level::Error => Level::Error,
         slog::Level::Warning => Level::Warn,
         slog::Level::Info => Level::Info,
@@ -44,24 +43,24 @@ fn level_of(level: slog::Level) -> Level {
 fn notice(record: &Record<'_>, values: &OwnedKVList) -> Notice {
     let mut notice = Notice::at(record.file(), record.line(), level_of(record.level()), record.msg().to_string());
     notice.logger = Some("raft");
-    let mut fields = Collected(Vec::new());
-    // Collecting cannot fail, and a line without its fields is better than none.
+    let mut fields = CollectedFields(Vec::new());
+    // Collecting cannot fail; if it did, a line without its fields would be better than none.
     let _ = record.kv().serialize(record, &mut fields);
     let _ = values.serialize(record, &mut fields);
-    // slog hands fields over last first.
+    // slog passes the fields in reverse order.
     notice.fields = fields.0.into_iter().rev().map(|(name, value)| (name.into(), value)).collect();
     notice
 }
 
-struct Collected(Vec<(String, Value)>);
+struct CollectedFields(Vec<(String, Value)>);
 
-impl Collected {
+impl CollectedFields {
     fn add(&mut self, key: Key, value: impl Into<Value>) {
         self.0.push((key.to_string(), value.into()));
     }
 }
 
-impl Serializer for Collected {
+impl Serializer for CollectedFields {
     fn emit_arguments(&mut self, key: Key, value: &fmt::Arguments<'_>) -> slog::Result {
         self.add(key, value.to_string());
         Ok(())
@@ -109,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// Hands each record over as the notice that would be logged.
+    /// Sends the notice that would be logged for each record.
     struct ToChannel(std::sync::mpsc::Sender<Notice>);
 
     impl Drain for ToChannel {
@@ -117,13 +116,13 @@ mod tests {
         type Err = Never;
 
         fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), Never> {
-            self.0.send(notice(record, values)).expect("the test listens");
+            self.0.send(notice(record, values)).expect("the test holds the receiver");
             Ok(())
         }
     }
 
     #[test]
-    fn a_line_of_raft_keeps_its_words_fields_and_place() {
+    fn a_raft_line_keeps_its_message_fields_and_location() {
         let (sender, receiver) = std::sync::mpsc::channel();
         let drain = std::sync::Mutex::new(ToChannel(sender)).map(slog::Fuse);
         let logger = Logger::root(drain, o!("raft_id" => 1_u64));

@@ -1,4 +1,4 @@
-//! Where lines go out: streams and files, each line with one write.
+//! Writes lines to streams and files, each line with one write.
 
 use std::{
     cell::Cell,
@@ -13,18 +13,18 @@ use parking_lot::Mutex;
 
 use super::{
     Format, Level, Output, Settings,
-    line::{Fields, Head, Line},
+    line::{Fields, LineHeader, LogLine},
 };
 
-/// The outputs, opened.
+/// The open outputs of the log.
 pub struct Sink {
     threshold: Level,
     format: Format,
-    /// One lock for all outputs: two threads' lines come in the same order everywhere.
-    outputs: Mutex<Vec<Open>>,
+    /// One lock for all outputs, so that lines of several threads have the same order in each.
+    outputs: Mutex<Vec<OpenOutput>>,
 }
 
-enum Open {
+enum OpenOutput {
     Stderr,
     Stdout,
     File(File),
@@ -32,26 +32,26 @@ enum Open {
 
 static INSTALLED: OnceLock<Sink> = OnceLock::new();
 
-/// Makes `sink` the one of this process, unless there is one.
+/// Makes `sink` the sink of this process, unless there is one.
 pub fn install(sink: Sink) {
-    // A second start keeps the first sink: whoever holds it goes on writing to it.
+    // The first sink stays: other threads may hold a reference to it.
     let _ = INSTALLED.set(sink);
 }
 
-/// The sink of this process, once there is one.
+/// The sink of this process, if one is installed.
 pub fn installed() -> Option<&'static Sink> {
     INSTALLED.get()
 }
 
 thread_local! {
-    /// Room for a line, kept from one to the next.
-    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// A buffer for one line, reused for the next.
+    static LINE_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 impl Sink {
     /// Opens every output.
     pub fn open(settings: &Settings) -> Result<Self, String> {
-        let outputs = settings.outputs.iter().map(Open::new).collect::<Result<_, _>>()?;
+        let outputs = settings.outputs.iter().map(OpenOutput::new).collect::<Result<_, _>>()?;
         Ok(Self { threshold: settings.level, format: settings.format, outputs: Mutex::new(outputs) })
     }
 
@@ -60,20 +60,20 @@ impl Sink {
         level >= self.threshold
     }
 
-    /// Writes one line. While `fill` runs nothing is locked, so a value that logs while it is printed harms nobody.
-    pub fn write(&self, head: Head<'_>, message: &str, fill: impl FnOnce(&mut Fields<'_>)) {
-        let mut line = Line::begin(ROOM.take(), self.format, SystemTime::now(), head, message);
+    /// Writes one line. Nothing is locked while `fill` runs, so a value that itself logs while it is formatted cannot deadlock.
+    pub fn write(&self, header: LineHeader<'_>, message: &str, fill: impl FnOnce(&mut Fields<'_>)) {
+        let mut line = LogLine::begin(LINE_BUFFER.take(), self.format, SystemTime::now(), header, message);
         fill(&mut line.fields());
         let bytes = line.end();
         for output in self.outputs.lock().iter_mut() {
-            // A full disk or a closed pipe must not end the service, and there is nowhere left to say so.
+            // A full disk or a closed pipe must not stop the server, and there is no other place to report it.
             let _ = output.write(&bytes);
         }
-        ROOM.set(bytes);
+        LINE_BUFFER.set(bytes);
     }
 }
 
-impl Open {
+impl OpenOutput {
     fn new(output: &Output) -> Result<Self, String> {
         match output {
             Output::Stderr => Ok(Self::Stderr),
@@ -85,7 +85,7 @@ impl Open {
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
         match self {
             Self::Stderr => io::stderr().lock().write_all(line),
-            // Buffered up to the line's end, which is the end of what we write.
+            // Stdout is line-buffered, and what is written ends with a newline.
             Self::Stdout => io::stdout().lock().write_all(line),
             Self::File(file) => file.write_all(line),
         }

@@ -1,34 +1,33 @@
-//! What members tell each other in JSON, in etcd's form: numbers are numbers, and what is zero or empty is mostly left out.
+//! The JSON bodies of requests between members, in etcd's form: integers are numbers, and most zero or empty fields are omitted.
 
 use serde_json::{Map, Value};
 
 use crate::{error::Error, proto::etcdserverpb::Member};
 
-/// Which versions a member speaks.
+/// The versions of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versions {
-    /// Its own.
+    /// Of the server program.
     pub server: String,
-    /// That of its cluster; `not_decided` at first.
+    /// Of the cluster; `not_decided` at first.
     pub cluster: String,
-    /// That of its data.
+    /// Of the stored data.
     pub storage: String,
 }
 
-/// A hash over a member's data.
+/// The hash of a member's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hash {
-    /// The hash.
     pub hash: u32,
-    /// The revision that it was computed at.
+    /// The revision at which it was computed.
     pub hash_revision: i64,
-    /// What was compacted then.
+    /// The compact revision at that time.
     pub compact_revision: i64,
     /// The member's newest revision.
     pub head: i64,
 }
 
-/// An error as members tell it to each other: the same words without their family name.
+/// The text of an error in responses between members: without the prefix `etcdserver: `.
 #[must_use]
 pub fn bare(error: &Error) -> String {
     let text = error.to_string();
@@ -60,7 +59,7 @@ fn write_member(member: &Member) -> String {
 /// Reads a list of members.
 pub fn read_members(bytes: &[u8]) -> Result<Vec<Member>, String> {
     let list: Vec<Map<String, Value>> =
-        serde_json::from_slice(bytes).map_err(|error| format!("no list of members: {error}"))?;
+        serde_json::from_slice(bytes).map_err(|error| format!("not a member list: {error}"))?;
     list.iter().map(read_member).collect()
 }
 
@@ -79,7 +78,6 @@ fn read_member(fields: &Map<String, Value>) -> Result<Member, String> {
 }
 
 impl Versions {
-    /// Writes it.
     #[must_use]
     pub fn write(&self) -> String {
         let [server, cluster, storage] =
@@ -94,22 +92,21 @@ impl Versions {
     }
 }
 
-/// Writes the question for a hash.
+/// Writes a request for a hash.
 #[must_use]
 pub fn hash_request(revision: i64) -> Vec<u8> {
     if revision == 0 { b"{}".to_vec() } else { format!(r#"{{"revision":{revision}}}"#).into_bytes() }
 }
 
-/// Reads it: the revision that is asked for.
+/// Reads a request for a hash: the revision.
 pub fn read_hash_request(bytes: &[u8]) -> Result<i64, String> {
     match object(bytes)?.get("revision") {
         None | Some(Value::Null) => Ok(0),
-        Some(revision) => revision.as_i64().ok_or_else(|| format!("{revision} is no revision")),
+        Some(revision) => revision.as_i64().ok_or_else(|| format!("{revision} is not a revision")),
     }
 }
 
 impl Hash {
-    /// Writes it.
     #[must_use]
     pub fn write(&self) -> String {
         let field = |name: &str, number: i64| (number != 0).then(|| format!(r#""{name}":{number}"#));
@@ -145,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn members_look_as_etcds_do_and_read_back() {
+    fn a_member_list_has_etcds_form_and_is_read_as_it_was_written() {
         let unstarted = Member { id: u64::MAX, peer_ur_ls: vec!["http://a:1".into()], ..Member::default() };
         let started = Member {
             id: 7,
@@ -166,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_read_back() {
+    fn versions_are_read_as_they_were_written() {
         let versions = Versions { server: "3.7.3".into(), cluster: "not_decided".into(), storage: "3.7.0".into() };
         let text = versions.write();
         assert_eq!(text, r#"{"etcdserver":"3.7.3","etcdcluster":"not_decided","storage":"3.7.0"}"#);
@@ -174,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_leaves_zeros_out_and_reads_back() {
+    fn a_hash_is_read_as_it_was_written_without_zeros() {
         let hash = Hash { hash: u32::MAX, hash_revision: 5, compact_revision: -1, head: 7 };
         let text = hash.write();
         assert_eq!(text, r#"{"header":{"revision":7},"hash":4294967295,"compact_revision":-1,"hash_revision":5}"#);
@@ -186,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_for_a_hash_reads_back() {
+    fn a_hash_request_is_read_as_it_was_written() {
         for revision in [0, 1, -3, i64::MAX] {
             assert_eq!(read_hash_request(&hash_request(revision)), Ok(revision));
         }

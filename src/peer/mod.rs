@@ -1,12 +1,12 @@
-//! Asks other members over HTTP what does not go through the log: who the members are, before one belongs to them; leases and
-//! promotions, which only the leader knows about; versions and hashes, to compare.
+//! HTTP client for requests to other members that do not go through the log: the member list, for a member that joins; lease
+//! renewals and learner promotions, which only the leader can decide; versions and hashes, for comparison.
 //!
 //! ```text
 //! api, server ──▶ Client ══ HTTP/1.1 ══▶ the peer port of another member (`api/peer.rs`)
 //! ```
 //!
-//! Paths, headers and bodies are etcd's. Connections are kept and used again; every question has its patience, so nobody
-//! waits for a member that has gone.
+//! Paths, headers and bodies are etcd's. Connections are pooled. Every request has a timeout, so that no caller waits for a
+//! member that is down.
 
 pub mod json;
 
@@ -34,206 +34,207 @@ pub use json::{Hash, Versions};
 
 /// The paths of the peer port.
 pub mod paths {
-    /// Who the members are.
+    /// The member list.
     pub const MEMBERS: &str = "/members";
-    /// Makes a voter of the learner whose ID follows, in decimal digits.
+    /// Promotes the learner whose ID follows in decimal.
     pub const PROMOTE: &str = "/members/promote/";
-    /// Which versions are spoken.
+    /// The versions of the member and of the cluster.
     pub const VERSION: &str = "/version";
-    /// Whether the cluster goes back to an older version.
+    /// Whether the cluster is being downgraded.
     pub const DOWNGRADE: &str = "/downgrade/enabled";
     /// Renews a lease.
     pub const LEASES: &str = "/leases";
-    /// Looks at a lease.
+    /// The time to live of a lease.
     pub const LEASES_INTERNAL: &str = "/leases/internal";
-    /// Says why somebody does not start who would be a member.
+    /// Reports why a member does not start.
     pub const REFUSED: &str = "/members/refused";
-    /// Where etcd's members talk to each other.
+    /// The raft transport of etcd.
     pub const RAFT: &str = "/raft";
-    /// A hash over the data.
+    /// The hash of the data at a revision.
     pub const HASH_KV: &str = "/members/hashkv";
 }
 
-/// Names the cluster that a member belongs to, or that is asked for.
+/// The cluster ID: in a response that of the member, in a request the expected one.
 pub const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
 
-/// Names the program that answers. Its members talk to each other in a way of their own, and have no other among them.
+/// The program that responds. Members of a cluster must run the same program, because the raft transport is not etcd's.
 pub const PROGRAM: HeaderName = header::SERVER;
-/// This one.
+/// The value for this program.
 pub const METASTORE: HeaderValue = HeaderValue::from_static("metastore");
 
-/// Answers may have so many bytes; those about leases may name many keys.
-const ANSWER_MAX_BYTES: usize = 100 << 20;
-/// Connections that nobody uses are closed after this.
-const IDLE: Duration = Duration::from_secs(90);
-const IDLE_CONNECTIONS: usize = 64;
+/// The maximum size of a response. One about a lease may list many keys.
+const MAX_RESPONSE_BYTES: usize = 100 << 20;
+/// Idle connections are closed after this time.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+const MAX_IDLE_CONNECTIONS: usize = 64;
 
-/// Asks other members.
+/// The client for other members.
 #[derive(Clone)]
 pub struct Client {
     http: HttpClient<HttpConnector, Full<Bytes>>,
 }
 
-/// What a member answered.
-struct Answer {
+/// The response of a member.
+struct PeerResponse {
     status: StatusCode,
     cluster_id: Option<String>,
     is_metastore: bool,
     body: Bytes,
 }
 
-/// What a member says of its cluster.
-pub struct Roll {
-    /// The cluster's ID.
+/// The members of a cluster, as one of them reports them.
+pub struct MemberList {
     pub cluster_id: u64,
-    /// Who is in it.
     pub members: Vec<Member>,
-    /// Who says so is a metastore.
+    /// Whether the response comes from a metastore server.
     pub is_metastore: bool,
 }
 
-impl Answer {
+impl PeerResponse {
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).trim_end().to_owned()
     }
 
-    /// The answer, if all is well.
-    fn well(self) -> Result<Self, String> {
+    /// The response if its status is 200, else the error text.
+    fn into_ok(self) -> Result<Self, String> {
         if self.status == StatusCode::OK { Ok(self) } else { Err(format!("{}: {}", self.status, self.text())) }
     }
 }
 
-/// A question, but for whom it is asked.
-struct Question {
+/// A request, without the URL of the member that it is sent to.
+struct PeerRequest {
     method: Method,
     path: String,
     header: Option<(HeaderName, String)>,
     body: Vec<u8>,
-    patience: Duration,
+    timeout: Duration,
 }
 
-impl Question {
-    fn get(path: &str, patience: Duration) -> Self {
-        Self { method: Method::GET, path: path.to_owned(), header: None, body: Vec::new(), patience }
+impl PeerRequest {
+    fn get(path: &str, timeout: Duration) -> Self {
+        Self { method: Method::GET, path: path.to_owned(), header: None, body: Vec::new(), timeout }
     }
 
-    fn post(path: &str, patience: Duration, body: Vec<u8>) -> Self {
+    fn post(path: &str, timeout: Duration, body: Vec<u8>) -> Self {
         let header = Some((header::CONTENT_TYPE, "application/protobuf".to_owned()));
-        Self { method: Method::POST, path: path.to_owned(), header, body, patience }
+        Self { method: Method::POST, path: path.to_owned(), header, body, timeout }
     }
 }
 
 impl Client {
-    /// A client that gives up connecting after `dial`.
+    /// A client that may take `dial` to connect.
     #[must_use]
     pub fn new(dial: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(dial));
         connector.set_nodelay(true);
         let mut builder = HttpClient::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).pool_max_idle_per_host(IDLE_CONNECTIONS);
+        builder
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS);
         Self { http: builder.build(connector) }
     }
 
-    /// The members that the one at `url` knows.
-    pub async fn members(&self, url: &str, patience: Duration) -> Result<Roll, String> {
-        let answer = self.ask(url, Question::get(paths::MEMBERS, patience)).await?.well()?;
-        let members = json::read_members(&answer.body)?;
-        let text = answer.cluster_id.unwrap_or_default();
-        let cluster_id = u64::from_str_radix(&text, 16).map_err(|_| format!("{text:?} is no cluster ID"))?;
-        Ok(Roll { cluster_id, members, is_metastore: answer.is_metastore })
+    /// The member list of the member at `url`.
+    pub async fn members(&self, url: &str, timeout: Duration) -> Result<MemberList, String> {
+        let response = self.send(url, PeerRequest::get(paths::MEMBERS, timeout)).await?.into_ok()?;
+        let members = json::read_members(&response.body)?;
+        let text = response.cluster_id.unwrap_or_default();
+        let cluster_id = u64::from_str_radix(&text, 16).map_err(|_| format!("{text:?} is not a cluster ID"))?;
+        Ok(MemberList { cluster_id, members, is_metastore: response.is_metastore })
     }
 
-    /// Tells a member why this one does not start. Whoever does not understand that need not.
-    pub async fn tell_refused(&self, url: &str, why: &str, patience: Duration) {
-        let question = Question { header: None, ..Question::post(paths::REFUSED, patience, why.as_bytes().to_vec()) };
-        let _ = self.ask(url, question).await;
+    /// Tells a member why this one does not start. A failure is ignored: other programs do not know the path.
+    pub async fn report_refusal(&self, url: &str, reason: &str, timeout: Duration) {
+        let body = reason.as_bytes().to_vec();
+        let request = PeerRequest { header: None, ..PeerRequest::post(paths::REFUSED, timeout, body) };
+        let _ = self.send(url, request).await;
     }
 
-    /// The versions that a member speaks.
-    pub async fn versions(&self, url: &str, patience: Duration) -> Result<Versions, String> {
-        Versions::read(&self.ask(url, Question::get(paths::VERSION, patience)).await?.well()?.body)
+    /// The versions of a member.
+    pub async fn versions(&self, url: &str, timeout: Duration) -> Result<Versions, String> {
+        Versions::read(&self.send(url, PeerRequest::get(paths::VERSION, timeout)).await?.into_ok()?.body)
     }
 
-    /// Whether the cluster goes back to an older version.
-    pub async fn is_downgrading(&self, url: &str, patience: Duration) -> Result<bool, String> {
-        let answer = self.ask(url, Question::get(paths::DOWNGRADE, patience)).await?.well()?;
-        answer.text().parse().map_err(|_| format!("{:?} is neither true nor false", answer.text()))
+    /// Whether the cluster is being downgraded.
+    pub async fn is_downgrading(&self, url: &str, timeout: Duration) -> Result<bool, String> {
+        let response = self.send(url, PeerRequest::get(paths::DOWNGRADE, timeout)).await?.into_ok()?;
+        response.text().parse().map_err(|_| format!("{:?} is neither true nor false", response.text()))
     }
 
-    /// Has the leader make a voter of a learner. The inner error is its last word; after the outer one another attempt may
-    /// come to something else.
+    /// Asks the leader to promote a learner. The inner error is final; after the outer one a retry may succeed.
     pub async fn promote(
         &self,
         url: &str,
         id: u64,
         token: Option<String>,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Result<Vec<Member>, Error>, String> {
-        let mut question = Question::post(&format!("{}{id}", paths::PROMOTE), patience, Vec::new());
-        question.header = token.map(|token| (header::AUTHORIZATION, token));
-        let answer = self.ask(url, question).await?;
-        let says = |error: &Error| answer.text().contains(json::bare(error).as_str());
-        Ok(match answer.status {
+        let mut request = PeerRequest::post(&format!("{}{id}", paths::PROMOTE), timeout, Vec::new());
+        request.header = token.map(|token| (header::AUTHORIZATION, token));
+        let response = self.send(url, request).await?;
+        let has_text = |error: &Error| response.text().contains(json::bare(error).as_str());
+        Ok(match response.status {
             StatusCode::NOT_FOUND => Err(Error::MemberNotFound),
-            StatusCode::PRECONDITION_FAILED if says(&Error::LearnerNotReady) => Err(Error::LearnerNotReady),
-            StatusCode::PRECONDITION_FAILED if says(&Error::MemberNotLearner) => Err(Error::MemberNotLearner),
-            _ => Ok(json::read_members(&answer.well()?.body)?),
+            StatusCode::PRECONDITION_FAILED if has_text(&Error::LearnerNotReady) => Err(Error::LearnerNotReady),
+            StatusCode::PRECONDITION_FAILED if has_text(&Error::MemberNotLearner) => Err(Error::MemberNotLearner),
+            _ => Ok(json::read_members(&response.into_ok()?.body)?),
         })
     }
 
-    /// Has the leader renew a lease; None if there is none.
-    pub async fn renew(&self, url: &str, id: i64, patience: Duration) -> Result<Option<i64>, String> {
+    /// Asks the leader to renew a lease, and returns its time to live. None if it does not exist.
+    pub async fn renew(&self, url: &str, id: i64, timeout: Duration) -> Result<Option<i64>, String> {
         let body = LeaseKeepAliveRequest { id }.encode_to_vec();
-        let answer = self.ask(url, Question::post(paths::LEASES, patience, body)).await?;
-        if answer.status == StatusCode::NOT_FOUND {
+        let response = self.send(url, PeerRequest::post(paths::LEASES, timeout, body)).await?;
+        if response.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let renewed = LeaseKeepAliveResponse::decode(answer.well()?.body).map_err(|error| error.to_string())?;
+        let renewed = LeaseKeepAliveResponse::decode(response.into_ok()?.body).map_err(|error| error.to_string())?;
         if renewed.id == id { Ok(Some(renewed.ttl)) } else { Err(format!("another lease was renewed: {}", renewed.id)) }
     }
 
-    /// Has the leader look at a lease; None if there is none.
+    /// Asks the leader for the time to live of a lease. None if it does not exist.
     pub async fn time_to_live(
         &self,
         url: &str,
         request: LeaseTimeToLiveRequest,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Option<LeaseTimeToLiveResponse>, String> {
         let body = LeaseInternalRequest { lease_time_to_live_request: Some(request) }.encode_to_vec();
-        let answer = self.ask(url, Question::post(paths::LEASES_INTERNAL, patience, body)).await?;
-        if answer.status == StatusCode::NOT_FOUND {
+        let response = self.send(url, PeerRequest::post(paths::LEASES_INTERNAL, timeout, body)).await?;
+        if response.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let found = LeaseInternalResponse::decode(answer.well()?.body).map_err(|error| error.to_string())?;
+        let found = LeaseInternalResponse::decode(response.into_ok()?.body).map_err(|error| error.to_string())?;
         match found.lease_time_to_live_response {
             Some(found) if found.id == request.id => Ok(Some(found)),
-            _ => Err("the answer is about another lease".to_owned()),
+            _ => Err("the response is about another lease".to_owned()),
         }
     }
 
-    /// A member's hash over its data up to a revision. The inner error is that member's refusal.
+    /// The hash of a member's data at a revision. The inner error is the member's answer.
     pub async fn hash_kv(
         &self,
         url: &str,
         cluster: u64,
         revision: i64,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Result<Hash, Error>, String> {
-        let mut question = Question::get(paths::HASH_KV, patience);
-        question.body = json::hash_request(revision);
-        question.header = Some((CLUSTER_ID, format!("{cluster:x}")));
-        let answer = self.ask(url, question).await?;
-        let says = |error: &Error| answer.text().contains(json::bare(error).as_str());
-        Ok(match answer.status {
-            StatusCode::BAD_REQUEST if says(&Error::Compacted) => Err(Error::Compacted),
-            StatusCode::BAD_REQUEST if says(&Error::FutureRev) => Err(Error::FutureRev),
-            _ => Ok(Hash::read(&answer.well()?.body)?),
+        let mut request = PeerRequest::get(paths::HASH_KV, timeout);
+        request.body = json::hash_request(revision);
+        request.header = Some((CLUSTER_ID, format!("{cluster:x}")));
+        let response = self.send(url, request).await?;
+        let has_text = |error: &Error| response.text().contains(json::bare(error).as_str());
+        Ok(match response.status {
+            StatusCode::BAD_REQUEST if has_text(&Error::Compacted) => Err(Error::Compacted),
+            StatusCode::BAD_REQUEST if has_text(&Error::FutureRev) => Err(Error::FutureRev),
+            _ => Ok(Hash::read(&response.into_ok()?.body)?),
         })
     }
 
-    async fn ask(&self, url: &str, question: Question) -> Result<Answer, String> {
-        let Question { method, path, header, body, patience } = question;
+    async fn send(&self, url: &str, request: PeerRequest) -> Result<PeerResponse, String> {
+        let PeerRequest { method, path, header, body, timeout } = request;
         let uri = format!("{url}{path}");
         let mut request = Request::builder().method(method).uri(&uri);
         if let Some((name, value)) = header {
@@ -241,22 +242,22 @@ impl Client {
         }
         let request = request.body(Full::from(body)).map_err(|error| format!("{uri}: {error}"))?;
         let exchange = async {
-            let response = self.http.request(request).await.map_err(|error| causes(&error))?;
+            let response = self.http.request(request).await.map_err(|error| with_causes(&error))?;
             let (head, body) = response.into_parts();
-            let body = Limited::new(body, ANSWER_MAX_BYTES).collect().await.map_err(|error| error.to_string())?;
+            let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(|error| error.to_string())?;
             let cluster_id = head.headers.get(&CLUSTER_ID).and_then(|value| value.to_str().ok()).map(str::to_owned);
             let is_metastore = head.headers.get(&PROGRAM) == Some(&METASTORE);
-            Ok(Answer { status: head.status, cluster_id, is_metastore, body: body.to_bytes() })
+            Ok(PeerResponse { status: head.status, cluster_id, is_metastore, body: body.to_bytes() })
         };
-        match tokio::time::timeout(patience, exchange).await {
-            Ok(answer) => answer.map_err(|why: String| format!("{uri}: {why}")),
-            Err(_) => Err(format!("{uri}: no answer within {patience:?}")),
+        match tokio::time::timeout(timeout, exchange).await {
+            Ok(response) => response.map_err(|error: String| format!("{uri}: {error}")),
+            Err(_) => Err(format!("{uri}: no response within {timeout:?}")),
         }
     }
 }
 
-/// An error with what caused it: by itself it says only that something went wrong.
-fn causes(error: &dyn std::error::Error) -> String {
+/// An error with all its causes: the text of the error itself is not specific.
+fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

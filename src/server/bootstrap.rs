@@ -1,10 +1,10 @@
-//! The first start of a member: what it begins with, and laying that down.
+//! The first start of a member: determines its initial state, and writes it.
 //!
-//! Founders of a cluster all begin with the same, without having talked: the table of members, and a log that looks as if an
-//! entry for each of them had been written, committed and forgotten. A member that joins begins with nothing but whom to
-//! talk to, and is given everything else.
+//! The members of a new cluster all start with the same state, without having communicated: the member list, and a log that
+//! looks as if an entry for each of them had been appended, committed and compacted. A member that joins starts only with the
+//! list of members to contact, and receives everything else from the leader.
 //!
-//! Nothing is written before everything is known, and then all of it at once.
+//! Nothing is written before everything is known; then all of it is written atomically.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Failure, joining, request_timeout, takeover};
+use super::{ServerError, joining, request_timeout, takeover};
 use crate::{
     config::{ClusterState, Config, FirstStart},
     error::Halt,
@@ -22,180 +22,190 @@ use crate::{
         identity::{ClusterId, MemberId},
         log::{self, Identity, Position, SegmentLog},
     },
-    peer::{Client, Roll},
+    peer::{Client, MemberList},
     proto::etcdserverpb::Member,
     state::{Machine, Members},
     storage::rocks::Rocks,
     urls::{self, Url},
 };
 
-/// How long others get to say that a cluster is there already.
-const GUARD: Duration = Duration::from_secs(1);
-/// A founder asks the others again after this.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long other members may take to answer that the cluster exists already.
+const MEMBER_LIST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time between two queries of the other members during the first start of a new cluster.
+const QUERY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a member begins with.
-pub struct Origin {
-    /// Who it is.
+/// The initial state of a member.
+pub struct BootstrapPlan {
     pub identity: Identity,
-    /// The members, for who founds a cluster with them.
+    /// All members, if the cluster is new.
     pub members: Vec<Member>,
-    /// The members, for who has yet to be told so by the log.
-    pub introduced: Vec<Member>,
-    /// Where its log begins.
+    /// The members to contact, if this one joins a cluster: the log has yet to tell it the members.
+    pub join_contacts: Vec<Member>,
+    /// The position from which its log starts.
     pub at: Position,
 }
 
-/// Finds out what a member without data begins with. Touches nothing.
-pub async fn origin(config: &Config, client: &Client) -> Result<Origin, Failure> {
-    let first = config.first_start().map_err(Failure::Refused)?;
-    let origin = match first.state {
+/// Determines the initial state of a member without data. Changes nothing.
+pub async fn plan(config: &Config, client: &Client) -> Result<BootstrapPlan, ServerError> {
+    let cluster = config.first_start().map_err(ServerError::Refused)?;
+    let plan = match cluster.state {
         ClusterState::New => {
-            let origin = founders(&first)?;
-            let asks_for = config.election_timeout;
-            refuse_to_found_twice(&first, origin.identity.member_id, client, asks_for).await.map(|()| origin)
+            let plan = plan_new_cluster(&cluster)?;
+            let query_time = config.election_timeout;
+            refuse_repeated_bootstrap(&cluster, plan.identity.member_id, client, query_time).await.map(|()| plan)
         }
         ClusterState::Existing => {
-            let patience = request_timeout(config);
-            joining::newcomer(&first, config.max_learners, client, patience).await.map_err(Failure::Refused)
+            let timeout = request_timeout(config);
+            joining::plan_join(&cluster, config.max_learners, client, timeout).await.map_err(ServerError::Refused)
         }
     };
-    if let Err(failure) = &origin {
-        tell(first.urls_of_others(), &format!("{}: {failure}", first.name), client).await;
+    if let Err(error) = &plan {
+        report_refusal(cluster.urls_of_others(), &format!("{}: {error}", cluster.name), client).await;
     }
-    origin
+    plan
 }
 
-/// What those say of their cluster who answer soon. Silence is fine: one has not started, another is gone.
-pub async fn ask_all(urls: Vec<Url>, client: &Client) -> Vec<(Url, Roll)> {
-    let ask = |url: Url| {
+/// The member lists of those members that answer soon. A member may not have started yet, or be down: that is no error.
+pub async fn fetch_member_lists(urls: Vec<Url>, client: &Client) -> Vec<(Url, MemberList)> {
+    let fetch = |url: Url| {
         let client = client.clone();
-        async move { Some((client.members(url.as_str(), GUARD).await.ok()?, url)) }
+        async move { Some((client.members(url.as_str(), MEMBER_LIST_TIMEOUT).await.ok()?, url)) }
     };
-    let answers = urls.into_iter().map(ask).collect::<JoinSet<_>>().join_all().await;
-    answers.into_iter().flatten().map(|(roll, url)| (url, roll)).collect()
+    let answers = urls.into_iter().map(fetch).collect::<JoinSet<_>>().join_all().await;
+    answers.into_iter().flatten().map(|(list, url)| (url, list)).collect()
 }
 
-/// Tells others why this member does not start: whoever runs the cluster may look for the reason there.
-async fn tell(whom: impl IntoIterator<Item = Url>, why: &str, client: &Client) {
-    let tell = |url: Url| {
-        let (client, why) = (client.clone(), why.to_owned());
-        async move { client.tell_refused(url.as_str(), &why, GUARD).await }
+/// Tells other members why this one does not start: operators may look for the reason in their logs.
+async fn report_refusal(urls: impl IntoIterator<Item = Url>, reason: &str, client: &Client) {
+    let report = |url: Url| {
+        let (client, reason) = (client.clone(), reason.to_owned());
+        async move { client.report_refusal(url.as_str(), &reason, MEMBER_LIST_TIMEOUT).await }
     };
-    whom.into_iter().map(tell).collect::<JoinSet<_>>().join_all().await;
+    urls.into_iter().map(report).collect::<JoinSet<_>>().join_all().await;
 }
 
-/// A directory with the data of another member would have this one act in its name: where this one is said to be reached,
-/// another member is. Refused only if some member that runs says so too: these data may be from before the members moved.
-pub async fn refuse_anothers_data(
+/// Refuses a data directory of another member: with it, this member would act under that member's ID. The sign is that, according
+/// to the data, the configured peer URLs belong to another member. It is refused only if a running member confirms this: the data
+/// may be from before the members were moved to other URLs.
+pub async fn refuse_data_of_another_member(
     config: &Config,
     own: u64,
     members: &Members,
     client: &Client,
-) -> Result<(), Failure> {
-    let told = &config.initial_advertise_peer_urls;
-    let is_here = |member: &Member| member.peer_ur_ls.iter().any(|url| told.iter().any(|told| told.as_str() == url));
+) -> Result<(), ServerError> {
+    let configured = &config.initial_advertise_peer_urls;
+    let is_here = |member: &Member| {
+        member.peer_ur_ls.iter().any(|url| configured.iter().any(|configured| configured.as_str() == url))
+    };
     if !config.says_where_it_is || members.get(own).is_none_or(is_here) {
         return Ok(());
     }
     let Some(other) = members.iter().find(|member| is_here(member)) else { return Ok(()) };
     let urls = members.iter().filter(|member| member.id != other.id).flat_map(|member| &member.peer_ur_ls);
     let others: Vec<Url> = urls.filter_map(|url| Url::parse(url).ok()).collect();
-    let rolls = ask_all(others.clone(), client).await;
-    let listed: Vec<&Member> = rolls.iter().flat_map(|(_, roll)| &roll.members).filter(|it| is_here(it)).collect();
-    let why = format!(
+    let lists = fetch_member_lists(others.clone(), client).await;
+    let listed: Vec<&Member> = lists.iter().flat_map(|(_, list)| &list.members).filter(|it| is_here(it)).collect();
+    let reason = format!(
         "the data in {} is that of member {own:x}, but {} is where member {:x} is reached: is --data-dir another member's?",
         config.data_dir.display(),
-        urls::joined(told),
+        urls::joined(configured),
         other.id,
     );
     if listed.is_empty() {
-        tracing::warn!(reason = why, "nobody who runs can say whether this is right");
+        tracing::warn!(
+            reason,
+            "the data may be another member's, but no running member can confirm that; starting with it"
+        );
     }
     if listed.is_empty() || listed.iter().any(|member| member.id == own) {
         return Ok(());
     }
-    tell(others, &format!("{}: {why}", config.name), client).await;
-    Err(Failure::Refused(why))
+    report_refusal(others, &format!("{}: {reason}", config.name), client).await;
+    Err(ServerError::Refused(reason))
 }
 
-/// The first election will be in term 2, as in etcd.
-fn founders(first: &FirstStart) -> Result<Origin, Failure> {
-    let id_of = |urls: &[_]| MemberId::of_first(urls, &first.token);
+/// The initial state of a member of a new cluster. The first election will be in term 2, as in etcd.
+fn plan_new_cluster(cluster: &FirstStart) -> Result<BootstrapPlan, ServerError> {
+    let id_of = |urls: &[_]| MemberId::of_first(urls, &cluster.token);
     let mut members: Vec<Member> = Vec::new();
-    for urls in first.members.values() {
+    for urls in cluster.members.values() {
         let id = id_of(urls);
         if members.iter().any(|member| member.id == id.get()) {
-            return Err(Failure::Refused(format!("member exists with identical ID {id}")));
+            return Err(ServerError::Refused(format!("member exists with identical ID {id}")));
         }
         let peer_ur_ls = urls.iter().map(ToString::to_string).collect();
         members.push(Member { id: id.get(), peer_ur_ls, ..Member::default() });
     }
-    let ids: Vec<MemberId> = first.members.values().map(|urls| id_of(urls)).collect();
+    let ids: Vec<MemberId> = cluster.members.values().map(|urls| id_of(urls)).collect();
     let identity =
-        Identity { cluster_id: ClusterId::of_founders(&ids).get(), member_id: id_of(first.own_urls()).get() };
-    Ok(Origin { identity, members, introduced: Vec::new(), at: Position { index: ids.len() as u64, term: 1 } })
+        Identity { cluster_id: ClusterId::of_founders(&ids).get(), member_id: id_of(cluster.own_urls()).get() };
+    Ok(BootstrapPlan {
+        identity,
+        members,
+        join_contacts: Vec::new(),
+        at: Position { index: ids.len() as u64, term: 1 },
+    })
 }
 
-/// A member whose data was lost must not found its cluster again: it has promised things that it does not remember. If the
-/// others know a member of this ID that has served clients, this is it.
+/// A member whose data was lost must not bootstrap its cluster again: it has voted and acknowledged entries, and no longer knows
+/// it. If the other members know a member with this ID that has served clients, this is that member.
 ///
-/// It keeps asking for this long: others that are starting, too, or that the network does not reach at this moment, would be
-/// taken for founders that have not started yet.
-async fn refuse_to_found_twice(
-    first: &FirstStart,
+/// It keeps querying them for `query_time`: a member that is starting as well, or that is unreachable at the moment, would be
+/// taken for one that has not started yet.
+async fn refuse_repeated_bootstrap(
+    cluster: &FirstStart,
     own: u64,
     client: &Client,
-    asks_for: Duration,
-) -> Result<(), Failure> {
-    let others = first.urls_of_others();
-    let ends = Instant::now() + asks_for;
+    query_time: Duration,
+) -> Result<(), ServerError> {
+    let others = cluster.urls_of_others();
+    let deadline = Instant::now() + query_time;
     while !others.is_empty() {
-        for (url, roll) in ask_all(others.clone(), client).await {
-            if !roll.is_metastore {
-                return Err(Failure::Refused(joining::among_strangers(&url)));
+        for (url, list) in fetch_member_lists(others.clone(), client).await {
+            if !list.is_metastore {
+                return Err(ServerError::Refused(joining::foreign_program(&url)));
             }
-            if roll.members.iter().any(|member| member.id == own && !member.client_ur_ls.is_empty()) {
-                return Err(Failure::Refused(format!("member {own:x} has already been bootstrapped")));
+            if list.members.iter().any(|member| member.id == own && !member.client_ur_ls.is_empty()) {
+                return Err(ServerError::Refused(format!("member {own:x} has already been bootstrapped")));
             }
         }
-        if Instant::now() >= ends {
+        if Instant::now() >= deadline {
             break;
         }
-        sleep(ASK_AGAIN).await;
+        sleep(QUERY_INTERVAL).await;
     }
     Ok(())
 }
 
-/// Makes the data directory one to start from. `known` is what it begins with, if it was seen to be empty before.
+/// Prepares the data directory for the start. `plan` is present if the directory was empty when it was looked at before.
 pub async fn prepare(
     config: &Config,
     client: &Client,
-    known: Option<Origin>,
+    plan: Option<BootstrapPlan>,
     directory: &DataDir,
-) -> Result<(), Failure> {
+) -> Result<(), ServerError> {
     if directory.is_initialised() {
         if config.force_new_cluster {
             takeover::become_sole_member(directory)?;
         }
         return Ok(());
     }
-    let origin = match known {
-        Some(origin) => origin,
-        None => origin(config, client).await?,
+    let plan = match plan {
+        Some(plan) => plan,
+        None => self::plan(config, client).await?,
     };
-    Ok(lay_down(&origin, directory)?)
+    Ok(write_initial_files(&plan, directory)?)
 }
 
 /// Writes a member's first files, all or none.
-pub fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
-    let Origin { identity, members, introduced, at } = origin;
+pub fn write_initial_files(plan: &BootstrapPlan, directory: &DataDir) -> Result<(), Halt> {
+    let BootstrapPlan { identity, members, join_contacts, at } = plan;
     tracing::info!(
         {
             "cluster-id" = format_args!("{:x}", identity.cluster_id),
             "local-member-id" = format_args!("{:x}", identity.member_id),
-            founders = members.len(),
-            introduced = introduced.len()
+            "initial-members" = members.len(),
+            "join-contacts" = join_contacts.len()
         },
         "first start of this member"
     );
@@ -203,7 +213,7 @@ pub fn lay_down(origin: &Origin, directory: &DataDir) -> Result<(), Halt> {
     directory.initialise(|draft| {
         SegmentLog::create(&log::Place::new(data_dir::log_in(draft)), *identity, *at, &hard_state)?;
         let engine = Rocks::open(&data_dir::db_in(draft))?;
-        Members::introduce(&engine, introduced)?;
+        Members::introduce(&engine, join_contacts)?;
         Machine::bootstrap(&engine, identity.cluster_id, &Members::new(members.iter().cloned()), (at.index, at.term))
     })
 }
@@ -223,7 +233,7 @@ mod tests {
     use super::*;
     use crate::{peer::json, proto::etcdserverpb::Member};
 
-    fn first(members: &[(&str, &str)], name: &str) -> FirstStart {
+    fn initial_cluster(members: &[(&str, &str)], name: &str) -> FirstStart {
         FirstStart {
             state: ClusterState::New,
             name: name.to_owned(),
@@ -236,26 +246,26 @@ mod tests {
     }
 
     #[test]
-    fn founders_begin_alike() {
+    fn all_members_of_a_new_cluster_start_with_the_same_state() {
         let members =
             [("a", "http://127.0.0.1:12380"), ("b", "http://127.0.0.1:22380"), ("c", "http://127.0.0.1:32380")];
-        let origins = ["a", "b", "c"].map(|name| founders(&first(&members, name)).unwrap());
-        let ids = origins.each_ref().map(|origin| format!("{:x}", origin.identity.member_id));
+        let plans = ["a", "b", "c"].map(|name| plan_new_cluster(&initial_cluster(&members, name)).unwrap());
+        let ids = plans.each_ref().map(|plan| format!("{:x}", plan.identity.member_id));
         assert_eq!(ids, ["8211f1d0f64f3269", "91bc3c398fb3c146", "fd422379fda50e48"]);
-        for origin in &origins {
-            assert_eq!(format!("{:x}", origin.identity.cluster_id), "ef37ad9dc622a7c4");
-            assert_eq!(origin.at, Position { index: 3, term: 1 });
-            assert_eq!(origin.members, origins[0].members);
+        for plan in &plans {
+            assert_eq!(format!("{:x}", plan.identity.cluster_id), "ef37ad9dc622a7c4");
+            assert_eq!(plan.at, Position { index: 3, term: 1 });
+            assert_eq!(plan.members, plans[0].members);
         }
-        let urls: Vec<&Member> = origins[0].members.iter().collect();
+        let urls: Vec<&Member> = plans[0].members.iter().collect();
         assert!(urls.iter().all(|member| member.name.is_empty() && member.peer_ur_ls.len() == 1));
     }
 
-    const ASKS_FOR: Duration = Duration::from_millis(300);
+    const QUERY_TIME: Duration = Duration::from_millis(300);
 
-    /// A member at a port of its own that closes its first connections without a word, and says on all later ones that the
-    /// member with this ID has served clients. Returns its URL, and counts the connections.
-    async fn member_that_knows(id: u64, silent: usize) -> (String, Arc<AtomicUsize>) {
+    /// Starts a member that closes its first `unanswered` connections, and answers on all later ones that the member with this ID
+    /// has served clients. Returns its URL, and the number of connections.
+    async fn start_member_that_knows(id: u64, unanswered: usize) -> (String, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let connections = Arc::new(AtomicUsize::new(0));
@@ -269,7 +279,7 @@ mod tests {
         tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                if counter.fetch_add(1, Ordering::Relaxed) >= silent {
+                if counter.fetch_add(1, Ordering::Relaxed) >= unanswered {
                     let _ = stream.read(&mut [0; 1024]).await;
                     stream.write_all(answer.as_bytes()).await.unwrap();
                 }
@@ -279,35 +289,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_founder_is_refused_by_a_member_that_answers_late() {
-        let (url, connections) = member_that_knows(7, 2).await;
-        let first = first(&[("a", "http://127.0.0.1:1"), ("b", &url)], "a");
-        let client = Client::new(GUARD);
-        // Time for as many questions as it takes, however busy the machine is.
-        let refusal = refuse_to_found_twice(&first, 7, &client, Duration::from_mins(1)).await.err().unwrap();
+    async fn a_repeated_bootstrap_is_refused_even_if_the_answer_comes_late() {
+        let (url, connections) = start_member_that_knows(7, 2).await;
+        let cluster = initial_cluster(&[("a", "http://127.0.0.1:1"), ("b", &url)], "a");
+        let client = Client::new(MEMBER_LIST_TIMEOUT);
+        // Enough time for as many queries as it takes, even on a busy machine.
+        let refusal = refuse_repeated_bootstrap(&cluster, 7, &client, Duration::from_mins(1)).await.err().unwrap();
         assert_eq!(refusal.to_string(), "member 7 has already been bootstrapped");
         assert!(connections.load(Ordering::Relaxed) > 2);
     }
 
     #[tokio::test]
-    async fn a_founder_asks_others_for_a_while_and_nobody_if_it_is_alone() {
-        let client = Client::new(GUARD);
-        let (url, connections) = member_that_knows(8, 0).await;
-        let both = first(&[("a", "http://127.0.0.1:1"), ("b", &url)], "a");
+    async fn other_members_are_queried_for_a_while_and_a_single_member_waits_for_nothing() {
+        let client = Client::new(MEMBER_LIST_TIMEOUT);
+        let (url, connections) = start_member_that_knows(8, 0).await;
+        let both = initial_cluster(&[("a", "http://127.0.0.1:1"), ("b", &url)], "a");
         let started = Instant::now();
-        refuse_to_found_twice(&both, 7, &client, ASKS_FOR).await.unwrap();
-        assert!(started.elapsed() >= ASKS_FOR && connections.load(Ordering::Relaxed) > 0);
+        refuse_repeated_bootstrap(&both, 7, &client, QUERY_TIME).await.unwrap();
+        assert!(started.elapsed() >= QUERY_TIME && connections.load(Ordering::Relaxed) > 0);
 
-        let alone = first(&[("a", "http://127.0.0.1:1")], "a");
-        let asking = refuse_to_found_twice(&alone, 7, &client, Duration::from_hours(1));
-        tokio::time::timeout(Duration::from_mins(1), asking).await.expect("there is nobody to ask").unwrap();
+        let alone = initial_cluster(&[("a", "http://127.0.0.1:1")], "a");
+        let query = refuse_repeated_bootstrap(&alone, 7, &client, Duration::from_hours(1));
+        tokio::time::timeout(Duration::from_mins(1), query).await.expect("there is no other member to query").unwrap();
     }
 
     #[test]
-    fn two_founders_cannot_have_the_same_id() {
-        // The digest is over all URLs in one piece.
+    fn two_members_with_the_same_id_are_refused() {
+        // The ID is a digest of all URLs, sorted and concatenated.
         let twins = [("a", "http://a:1,http://b:2"), ("b", "http://b:2,http://a:1")];
-        let refusal = founders(&first(&twins, "a")).err().unwrap().to_string();
+        let refusal = plan_new_cluster(&initial_cluster(&twins, "a")).err().unwrap().to_string();
         assert!(refusal.starts_with("member exists with identical ID "), "{refusal}");
     }
 }

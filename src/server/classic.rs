@@ -1,4 +1,4 @@
-//! Connections that hyper serves: HTTP/1.1, and HTTP/2 too where tonic was asked for.
+//! Connections that hyper serves: HTTP/1.1, and also HTTP/2 with `--grpc-server=tonic`.
 
 use std::{
     io,
@@ -22,8 +22,8 @@ use tokio::{
 use tower::ServiceExt;
 
 use super::{
-    front::{Outcome, too_late},
-    pace::{Arriving, Counted, Paced},
+    front::{ServeResult, begin_timed_out},
+    pace::{ChargedBody, MinRateBody, MinRateWriter},
 };
 use crate::{
     api::{Table, grpc, table::Handler, unary, unary::UnaryBody},
@@ -31,50 +31,50 @@ use crate::{
     http2::{frame::PREFACE, limits},
 };
 
-/// Streams of one connection and the connection itself may have so much under way.
+/// Flow-control windows of one stream and of one connection.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Larger header lists are refused.
+/// A larger header list is refused.
 const HEADER_LIST_BYTES: u32 = 64 << 10;
-/// What hyper keeps for a connection of HTTP/1.1: a head, or a piece of an answer.
+/// The most that hyper buffers for an HTTP/1.1 connection: a request head, or a piece of a response.
 const BUFFER_BYTES: usize = 64 << 10;
-/// A connection of HTTP/1.1 may be idle for so long between two requests, or be at the head of one.
+/// How long an HTTP/1.1 connection may be idle between two requests, or take to send the head of one.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// What one connection is served with.
+/// What the requests of a connection are answered with.
 #[derive(Clone)]
-pub struct Service {
+pub struct HyperService {
     pub table: Arc<Table>,
     pub router: axum::Router,
-    /// What a client may take to send or to read a little.
+    /// How long a client may take to send or to read [`limits::LEAST_RATE_BYTES`].
     pub timeout: Duration,
 }
 
-/// How a request is answered, always.
-type Answer = Result<http::Response<Body>, std::convert::Infallible>;
+/// hyper expects a `Result`; there is always a response.
+type HyperResult = Result<http::Response<Body>, std::convert::Infallible>;
 
-/// The body of a response: small and plain for a unary call, boxed for everything else.
+/// The body of a response: unboxed for a unary call, boxed for everything else.
 enum Body {
     Unary(UnaryBody),
     Stream(axum::body::Body),
-    Plain(Counted),
+    Plain(ChargedBody),
 }
 
-impl Service {
-    /// The table's methods first: they are what everybody waits for. Everything but a plain unary call is boxed, so that
-    /// the future of one is small.
-    async fn answer(self, request: http::Request<Incoming>) -> Answer {
-        // gRPC is spoken over HTTP/2 alone, as in etcd: below that its paths are none.
+impl HyperService {
+    /// Methods of the table come first: most requests are calls of them. Everything but an uncompressed unary call is boxed, so
+    /// that the future of such a call is small.
+    async fn respond(self, request: http::Request<Incoming>) -> HyperResult {
+        // As in etcd, gRPC requires HTTP/2: over HTTP/1.1 its paths do not exist.
         let is_grpc = request.version() == http::Version::HTTP_2;
         let Some(method) = self.table.find(request.uri().path()).filter(|_| is_grpc).cloned() else {
-            return Ok(Box::pin(self.answer_plain(request)).await);
+            return Ok(Box::pin(self.respond_via_router(request)).await);
         };
         method.started();
         if let Handler::Unary(handler) = method.handler
             && !grpc::is_compressed(request.headers())
         {
             let metadata = grpc::metadata(request.headers());
-            let body = Arriving::new(request.into_body(), self.timeout);
+            let body = MinRateBody::new(request.into_body(), self.timeout);
             let response = unary::serve(self.table, method, handler, metadata, body).await;
             return Ok(response.map(Body::Unary));
         }
@@ -82,9 +82,10 @@ impl Service {
         Ok(response.map(|body| Body::Stream(axum::body::Body::new(body))))
     }
 
-    /// Answers what is not a method of the table. The answer is counted until it is read.
-    async fn answer_plain(self, request: http::Request<Incoming>) -> http::Response<Body> {
-        let request = request.map(|body| axum::body::Body::new(Arriving::new(body, self.timeout)));
+    /// Responds to a request that is not for a method of the table. The response is charged to the ledger until the client has
+    /// read it.
+    async fn respond_via_router(self, request: http::Request<Incoming>) -> http::Response<Body> {
+        let request = request.map(|body| axum::body::Body::new(MinRateBody::new(body, self.timeout)));
         let Ok(mut response) = self.router.oneshot(request).await;
         let ledger = &self.table.api().ledger;
         let mut length = usize::try_from(http_body::Body::size_hint(response.body()).lower()).unwrap_or(usize::MAX);
@@ -94,7 +95,7 @@ impl Service {
             let (status, text) = (http::StatusCode::SERVICE_UNAVAILABLE, "too many bytes of answers wait to be read\n");
             response = (status, text).into_response();
         }
-        response.map(|body| Body::Plain(Counted::new(body, ledger.charge(length))))
+        response.map(|body| Body::Plain(ChargedBody::new(body, ledger.charge(length))))
     }
 }
 
@@ -130,19 +131,19 @@ impl http_body::Body for Body {
     }
 }
 
-/// Streams of one connection at a time. None at all is no limit, as in etcd.
-pub fn most_streams(config: &Config) -> u32 {
+/// The most concurrent streams of one connection. As in etcd, 0 means no limit.
+pub fn max_streams(config: &Config) -> u32 {
     if config.max_concurrent_streams == 0 { u32::MAX } else { config.max_concurrent_streams }
 }
 
-/// The server that speaks both.
+/// A server for HTTP/1.1 and HTTP/2.
 pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(most_streams(config))
+        .max_concurrent_streams(max_streams(config))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADER_LIST_BYTES)
@@ -151,83 +152,83 @@ pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Serves one connection to its end. The other side may take `patience` to begin.
+/// Serves one connection to its end. The client has to send the preface or a request head within `begin_timeout`.
 pub async fn serve<S>(
     builder: &auto::Builder<TokioExecutor>,
-    service: Service,
+    service: HyperService,
     watcher: Watcher,
     stream: S,
-    patience: Duration,
-) -> Outcome
+    begin_timeout: Duration,
+) -> ServeResult
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service_timeout = service.timeout;
-    let answer = hyper::service::service_fn(move |request| service.clone().answer(request));
-    let late = Box::pin(tokio::time::sleep(patience));
-    let stream = Paced::new(stream, service_timeout);
-    let stream = Prompt { stream, beginning: Some(Beginning { late, seen: 0, line: Line::Nothing }) };
-    let connection = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-    let end = Patient::new(watcher.watch(connection)).await;
+    let read_timeout = service.timeout;
+    let respond = hyper::service::service_fn(move |request| service.clone().respond(request));
+    let deadline = Box::pin(tokio::time::sleep(begin_timeout));
+    let stream = MinRateWriter::new(stream, read_timeout);
+    let stream = BeginTimeout { stream, begin: Some(Begin { deadline, preface_bytes: 0, line: HeadLine::None }) };
+    let connection = builder.serve_connection(TokioIo::new(stream), respond).into_owned();
+    let end = YieldingConnection::new(watcher.watch(connection)).await;
     if end.as_ref().is_err_and(|error| error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout)) {
         limits::note("slow_beginning");
     }
     end
 }
 
-/// A stream whose other side has to begin in time. Hyper itself waits for HTTP/2's preface as long as it takes, and for the
-/// head of a request of HTTP/1.1 as long as a connection may be idle.
-struct Prompt<S> {
+/// A stream from which the HTTP/2 preface or the first request head must arrive in time. hyper itself has no limit for the
+/// preface, and its limit for the head of an HTTP/1.1 request is the time for which a connection may be idle.
+struct BeginTimeout<S> {
     stream: S,
-    /// None: it has begun.
-    beginning: Option<Beginning>,
+    /// None: the preface or the head has arrived.
+    begin: Option<Begin>,
 }
 
-/// What has come so far of HTTP/2's preface, or of a first head.
-struct Beginning {
-    late: Pin<Box<Sleep>>,
-    /// So much of the preface; more than there is of it if it is none.
-    seen: usize,
-    line: Line,
+/// What has arrived so far of the HTTP/2 preface, or of the first request head.
+struct Begin {
+    deadline: Pin<Box<Sleep>>,
+    /// How many bytes of the preface have arrived; more than its length if it is not a preface.
+    preface_bytes: usize,
+    line: HeadLine,
 }
 
-/// The last line of a head, so far.
+/// The state of the last line of a request head.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Line {
-    /// There may be empty ones before the first.
-    Nothing,
-    Something,
-    /// Behind another one.
+enum HeadLine {
+    /// There has been no line yet, except for empty ones: they may precede the first.
+    None,
+    NotEmpty,
+    /// Empty so far, and follows another line.
     Empty,
 }
 
-impl Beginning {
-    /// Sees what has come; true if that is all of it.
-    fn see(&mut self, bytes: &[u8]) -> bool {
-        let rest = PREFACE.get(self.seen..).unwrap_or_default();
+impl Begin {
+    /// Takes the bytes that have arrived; true if the preface or the head is complete.
+    fn receive(&mut self, bytes: &[u8]) -> bool {
+        let rest = PREFACE.get(self.preface_bytes..).unwrap_or_default();
         let both = rest.len().min(bytes.len());
         if !rest.is_empty() && rest[..both] == bytes[..both] {
-            self.seen += both;
-            return self.seen == PREFACE.len();
+            self.preface_bytes += both;
+            return self.preface_bytes == PREFACE.len();
         }
-        // The preface's own beginning is a line like others.
-        if (1..PREFACE.len()).contains(&self.seen) {
-            self.line = Line::Something;
+        // What has matched the preface so far is the start of an ordinary line.
+        if (1..PREFACE.len()).contains(&self.preface_bytes) {
+            self.line = HeadLine::NotEmpty;
         }
-        self.seen = usize::MAX;
+        self.preface_bytes = usize::MAX;
         for &byte in bytes {
             self.line = match (byte, self.line) {
-                (b'\n', Line::Empty) => return true,
-                (b'\n', Line::Something) => Line::Empty,
+                (b'\n', HeadLine::Empty) => return true,
+                (b'\n', HeadLine::NotEmpty) => HeadLine::Empty,
                 (b'\r' | b'\n', line) => line,
-                _ => Line::Something,
+                _ => HeadLine::NotEmpty,
             };
         }
         false
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for BeginTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -235,19 +236,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        let Some(beginning) = &mut self.beginning else { return read };
+        let Some(begin) = &mut self.begin else { return read };
         if read.is_pending() {
-            ready!(beginning.late.as_mut().poll(context));
-            return Poll::Ready(Err(too_late()));
+            ready!(begin.deadline.as_mut().poll(context));
+            return Poll::Ready(Err(begin_timed_out()));
         }
-        if beginning.see(&buffer.filled()[before..]) {
-            self.beginning = None;
+        if begin.receive(&buffer.filled()[before..]) {
+            self.begin = None;
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for BeginTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, data)
     }
@@ -273,27 +274,27 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
     }
 }
 
-/// A connection that lets the tasks of its calls go first.
+/// A connection that yields to the tasks of its calls before it is polled.
 ///
-/// The first answer wakes the connection, and the scheduler would run it at once, to write that one answer. Going to the
-/// back of the queue first, it finds the answers of all calls that were ready, and writes them with one system call.
-struct Patient<C> {
+/// The first response wakes the connection, and the scheduler would run it at once, to write that one response. If it first goes
+/// to the back of the run queue, it finds the responses of all calls that were ready, and writes them with one system call.
+struct YieldingConnection<C> {
     connection: Pin<Box<C>>,
-    waited: bool,
+    yielded: bool,
 }
 
-impl<C> Patient<C> {
+impl<C> YieldingConnection<C> {
     fn new(connection: C) -> Self {
-        Self { connection: Box::pin(connection), waited: false }
+        Self { connection: Box::pin(connection), yielded: false }
     }
 }
 
-impl<C: Future> Future for Patient<C> {
+impl<C: Future> Future for YieldingConnection<C> {
     type Output = C::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
-        self.waited = !self.waited;
-        if self.waited {
+        self.yielded = !self.yielded;
+        if self.yielded {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -306,17 +307,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_beginning_is_a_preface_or_a_head() {
-        let begins = |pieces: &[&str]| {
-            let late = Box::pin(tokio::time::sleep(Duration::ZERO));
-            let mut beginning = Beginning { late, seen: 0, line: Line::Nothing };
-            pieces.iter().position(|piece| beginning.see(piece.as_bytes()))
+    async fn a_connection_begins_with_a_preface_or_a_request_head() {
+        let complete_after = |pieces: &[&str]| {
+            let deadline = Box::pin(tokio::time::sleep(Duration::ZERO));
+            let mut begin = Begin { deadline, preface_bytes: 0, line: HeadLine::None };
+            pieces.iter().position(|piece| begin.receive(piece.as_bytes()))
         };
-        assert_eq!(begins(&["PRI * HTTP/2.0\r\n\r\n", "SM\r\n", "\r\n"]), Some(2));
-        assert_eq!(begins(&["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n and more"]), Some(0));
-        assert_eq!(begins(&["GET / HTTP/1.1\r\n", "a: b\r\n", "\r", "\n"]), Some(3));
-        assert_eq!(begins(&["\r\n\r\nGET / HTTP/1.0\n\n"]), Some(0));
-        assert_eq!(begins(&["P", "UT / HTTP/1.1\r\n\r\n"]), Some(1));
-        assert_eq!(begins(&["\r\n\r\n", "GET / HTTP/1.1\r\na: ", "b"]), None);
+        assert_eq!(complete_after(&["PRI * HTTP/2.0\r\n\r\n", "SM\r\n", "\r\n"]), Some(2));
+        assert_eq!(complete_after(&["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n and more"]), Some(0));
+        assert_eq!(complete_after(&["GET / HTTP/1.1\r\n", "a: b\r\n", "\r", "\n"]), Some(3));
+        assert_eq!(complete_after(&["\r\n\r\nGET / HTTP/1.0\n\n"]), Some(0));
+        assert_eq!(complete_after(&["P", "UT / HTTP/1.1\r\n\r\n"]), Some(1));
+        assert_eq!(complete_after(&["\r\n\r\n", "GET / HTTP/1.1\r\na: ", "b"]), None);
     }
 }

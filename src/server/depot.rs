@@ -1,4 +1,4 @@
-//! Where copies of other members' databases go, and how they become states.
+//! Receives snapshots, which are copies of another member's database, and opens them.
 
 use std::{io, sync::Arc};
 
@@ -16,14 +16,14 @@ use crate::{
     },
 };
 
-/// The databases of this member, and how they are opened.
-pub struct Depot {
+/// Stores received snapshots beside the databases of this member.
+pub struct SnapshotReceiver {
     pub databases: Databases,
     pub value_cache_bytes: u64,
     pub caches: Caches,
 }
 
-impl transport::Depot for Depot {
+impl transport::Depot for SnapshotReceiver {
     fn place(&self, index: u64) -> Scratch {
         self.databases.incoming(index)
     }

@@ -1,8 +1,9 @@
-//! Accepting client connections, and telling what they speak.
+//! Accepts client connections and detects their protocol.
 //!
-//! One port serves all. The first bytes decide: a TLS handshake, where a URL asks for it, and then what the two have agreed
-//! on; the preface of HTTP/2, which goes to our own loop; anything else is HTTP/1.1, which hyper serves. With
-//! `--grpc-server=tonic` hyper serves both. Over TLS HTTP/2 has to be agreed on: whoever agrees on nothing speaks HTTP/1.1.
+//! One port serves all protocols, and the first bytes decide: a TLS handshake, if a listen URL asks for TLS, after which the
+//! protocol is the one negotiated by ALPN; the HTTP/2 preface, which selects the HTTP/2 server of this crate; anything else is
+//! HTTP/1.1, which hyper serves. With `--grpc-server=tonic` hyper serves both. Over TLS, HTTP/2 must be negotiated: a client that
+//! negotiates no protocol speaks HTTP/1.1.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -19,14 +20,14 @@ use tokio::{
 };
 
 use super::{
-    Failure,
-    classic::{self, Service},
-    listen::{Connection, Listener, Slots},
-    own::Everything,
+    ServerError,
+    classic::{self, HyperService},
+    listen::{Connection, ConnectionLimit, Listener},
+    own::Http2Service,
     tls::Tls,
 };
 use crate::{
-    config::{Config, front::GrpcServer},
+    config::{Config, frontend::GrpcServer},
     http2::{
         limits::{self, Limits},
         lobby::{Lobby, Seat},
@@ -36,24 +37,24 @@ use crate::{
     urls::{Place, Url},
 };
 
-/// What a TLS handshake begins with.
+/// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
-/// No method of HTTP/1.1 begins like this.
-const HTTP2: &[u8] = b"PRI";
+/// The start of the HTTP/2 preface. No method of HTTP/1.1 starts like this.
+const HTTP2_START: &[u8] = b"PRI";
 
-/// How a connection ended.
-pub type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+/// The result of serving a connection to its end.
+pub type ServeResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-/// A port, and what may be spoken there.
-pub struct Port {
+/// A listener for clients, and whether it accepts plain connections, TLS, or both.
+pub struct ClientPort {
     listener: Listener,
-    place: Place,
+    url_address: Place,
     is_plain: bool,
     is_secure: bool,
 }
 
-impl Port {
-    /// Says where clients are served.
+impl ClientPort {
+    /// Logs that clients are served here.
     pub fn announce(&self) {
         let address = self.listener.address();
         if self.is_plain {
@@ -69,18 +70,18 @@ impl Port {
     }
 }
 
-/// Listens on every address once: one that is named with and without TLS speaks both.
-pub async fn bind_all(urls: &[Url], shares_port: bool) -> Result<Vec<Port>, Failure> {
-    let mut ports: Vec<Port> = Vec::new();
+/// Listens on every address once: one that is listed with and without TLS accepts both.
+pub async fn bind_all(urls: &[Url], shares_port: bool) -> Result<Vec<ClientPort>, ServerError> {
+    let mut ports: Vec<ClientPort> = Vec::new();
     for url in urls {
-        match ports.iter_mut().find(|port| port.place == *url.place()) {
+        match ports.iter_mut().find(|port| port.url_address == *url.place()) {
             Some(port) => {
                 port.is_plain |= !url.is_secure();
                 port.is_secure |= url.is_secure();
             }
-            None => ports.push(Port {
+            None => ports.push(ClientPort {
                 listener: Listener::bind(url, shares_port).await?,
-                place: url.place().clone(),
+                url_address: url.place().clone(),
                 is_plain: !url.is_secure(),
                 is_secure: url.is_secure(),
             }),
@@ -89,28 +90,29 @@ pub async fn bind_all(urls: &[Url], shares_port: bool) -> Result<Vec<Port>, Fail
     Ok(ports)
 }
 
-/// Everything that a connection is served with.
-pub struct Door {
+/// Accepts client connections, and serves them.
+pub struct Acceptor {
     tls: Option<Tls>,
-    own: Option<Arc<dyn service::Service>>,
-    lobby: Arc<Lobby>,
+    /// None: hyper serves HTTP/2 as well.
+    http2: Option<Arc<dyn service::Service>>,
+    registry: Arc<Lobby>,
     hyper: auto::Builder<TokioExecutor>,
     /// The same, without HTTP/2.
     http1: auto::Builder<TokioExecutor>,
-    /// None: everybody is leaving.
+    /// None: connections are being closed, and no more are accepted.
     graceful: Mutex<Option<GracefulShutdown>>,
-    service: Service,
+    service: HyperService,
 }
 
-impl Door {
-    /// Closed, so far.
-    pub fn new(config: &Config, tls: Option<Tls>, service: Service) -> Self {
-        let own: Option<Arc<dyn service::Service>> = match config.front.grpc_server {
-            GrpcServer::Own => Some(Arc::new(Everything::new(&service.table, service.router.clone()))),
+impl Acceptor {
+    /// Accepts nothing until [`Self::accept`] is called.
+    pub fn new(config: &Config, tls: Option<Tls>, service: HyperService) -> Self {
+        let http2: Option<Arc<dyn service::Service>> = match config.front.grpc_server {
+            GrpcServer::Own => Some(Arc::new(Http2Service::new(&service.table, service.router.clone()))),
             GrpcServer::Tonic => None,
         };
         let limits = Limits {
-            max_streams: classic::most_streams(config),
+            max_streams: classic::max_streams(config),
             max_resets: config.front.max_resets,
             max_message: service.table.api().limits.max_message_bytes(),
             max_held: config.front.max_connection_bytes,
@@ -123,8 +125,8 @@ impl Door {
         };
         Self {
             tls,
-            own,
-            lobby: Lobby::new(limits, service.table.api().ledger.clone()),
+            http2,
+            registry: Lobby::new(limits, service.table.api().ledger.clone()),
             hyper: classic::builder(config),
             http1: classic::builder(config).http1_only(),
             graceful: Mutex::new(Some(GracefulShutdown::new())),
@@ -132,9 +134,14 @@ impl Door {
         }
     }
 
-    /// Accepts until it is told to stop.
-    pub async fn accept(self: Arc<Self>, port: Port, slots: Slots, mut stopped: tokio::sync::watch::Receiver<()>) {
-        let spoken = (port.is_plain, port.is_secure);
+    /// Accepts connections until `stopped` changes.
+    pub async fn accept(
+        self: Arc<Self>,
+        port: ClientPort,
+        limit: ConnectionLimit,
+        mut stopped: tokio::sync::watch::Receiver<()>,
+    ) {
+        let schemes = (port.is_plain, port.is_secure);
         loop {
             let accepted = tokio::select! {
                 accepted = port.listener.accept() => accepted,
@@ -143,82 +150,82 @@ impl Door {
             let connection = match accepted {
                 Ok(connection) => connection,
                 Err(error) => {
-                    // Out of descriptors, most likely: what is open goes on, and closing some makes room.
+                    // Most likely out of file descriptors: open connections are still served, and some will be closed.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
-            let slot = tokio::select! {
-                slot = slots.take() => slot,
+            let permit = tokio::select! {
+                permit = limit.acquire() => permit,
                 _ = stopped.changed() => return,
             };
-            let Some(seat) = self.lobby.enter() else { return };
-            tokio::spawn(attend(self.clone(), spoken, connection, seat, slot));
+            let Some(guard) = self.registry.enter() else { return };
+            tokio::spawn(serve_connection(self.clone(), schemes, connection, guard, permit));
         }
     }
 
-    /// Asks everybody to leave, and lets nobody enter any more.
+    /// Starts the graceful shutdown of all connections; no more are accepted.
     pub fn close(&self) {
-        self.lobby.close();
+        self.registry.close();
     }
 
-    /// Returns when everybody has left.
+    /// Returns when all connections are closed.
     pub async fn wait_until_empty(&self) {
         let graceful = self.graceful.lock().take();
         if let Some(graceful) = graceful {
             graceful.shutdown().await;
         }
-        self.lobby.wait_until_empty().await;
+        self.registry.wait_until_empty().await;
     }
 
-    /// A connection that hyper serves.
-    async fn serve_classic<S>(&self, builder: &auto::Builder<TokioExecutor>, stream: S) -> Outcome
+    /// Serves a connection with hyper.
+    async fn serve_with_hyper<S>(&self, builder: &auto::Builder<TokioExecutor>, stream: S) -> ServeResult
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let watcher = self.graceful.lock().as_ref().map(GracefulShutdown::watcher);
-        let patience = self.lobby.shared().limits.patience;
+        let begin_timeout = self.registry.shared().limits.patience;
         match watcher {
-            Some(watcher) => classic::serve(builder, self.service.clone(), watcher, stream, patience).await,
+            Some(watcher) => classic::serve(builder, self.service.clone(), watcher, stream, begin_timeout).await,
             None => Ok(()),
         }
     }
 
-    /// A connection that speaks HTTP/1.1, of which something was read already.
-    async fn serve_http1<S>(&self, stream: S, first: Bytes) -> Outcome
+    /// Serves an HTTP/1.1 connection, of which the first bytes have been read already.
+    async fn serve_http1<S>(&self, stream: S, first: Bytes) -> ServeResult
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        if first.starts_with(HTTP2) || !may_be_http1(&first) {
+        if first.starts_with(HTTP2_START) || !may_be_http1(&first) {
             limits::note("first_line");
-            return Err("neither HTTP/1.1, nor HTTP/2 where it was agreed on".into());
+            return Err("neither HTTP/1.1 nor negotiated HTTP/2".into());
         }
         let (reader, writer) = tokio::io::split(stream);
-        self.serve_classic(&self.http1, tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
+        self.serve_with_hyper(&self.http1, tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
     }
 
-    async fn serve_plain<S>(&self, mut stream: S, seat: Seat) -> Outcome
+    async fn serve_plain<S>(&self, mut stream: S, guard: Seat) -> ServeResult
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(own) = &self.own else { return self.serve_classic(&self.hyper, stream).await };
-        let first = self.in_time(first_bytes(&mut stream)).await?;
-        if first.starts_with(HTTP2) {
-            return Ok(Task::new(stream, first, own.clone(), seat).await?);
+        let Some(http2) = &self.http2 else { return self.serve_with_hyper(&self.hyper, stream).await };
+        let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
+        if first.starts_with(HTTP2_START) {
+            return Ok(Task::new(stream, first, http2.clone(), guard).await?);
         }
         self.serve_http1(stream, first).await
     }
 
-    async fn serve_tls<S>(&self, tls: &Tls, stream: S, peer: String, seat: Seat) -> Outcome
+    async fn serve_tls<S>(&self, tls: &Tls, stream: S, peer: String, guard: Seat) -> ServeResult
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        match (self.in_time(tls.accept(stream)).await, &self.own) {
-            (Ok((stream, true)), Some(own)) => Ok(Task::new(stream, Bytes::new(), own.clone(), seat).await?),
-            (Ok((stream, true)), None) => self.serve_classic(&self.hyper, stream).await,
+        match (self.with_begin_timeout(tls.accept(stream)).await, &self.http2) {
+            (Ok((stream, true)), Some(http2)) => Ok(Task::new(stream, Bytes::new(), http2.clone(), guard).await?),
+            (Ok((stream, true)), None) => self.serve_with_hyper(&self.hyper, stream).await,
             (Ok((mut stream, false)), _) => {
-                let first = self.in_time(first_bytes(&mut stream)).await?;
+                let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
                 self.serve_http1(stream, first).await
             }
             (Err(error), _) => {
@@ -228,57 +235,57 @@ impl Door {
         }
     }
 
-    /// Waits for something that a client begins with, and no longer than it may take.
-    async fn in_time<T>(&self, beginning: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-        let patience = self.lobby.shared().limits.patience;
-        tokio::time::timeout(patience, beginning).await.unwrap_or_else(|_| Err(too_late()))
+    /// Awaits something that a client has to send first, within `--client-begin-timeout`.
+    async fn with_begin_timeout<T>(&self, first: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        let begin_timeout = self.registry.shared().limits.patience;
+        tokio::time::timeout(begin_timeout, first).await.unwrap_or_else(|_| Err(begin_timed_out()))
     }
 
-    async fn speaks_tls(&self, stream: &TcpStream) -> io::Result<bool> {
+    async fn starts_with_tls(&self, stream: &TcpStream) -> io::Result<bool> {
         let mut first = [0];
-        let count = self.in_time(stream.peek(&mut first)).await?;
+        let count = self.with_begin_timeout(stream.peek(&mut first)).await?;
         Ok(count > 0 && first[0] == TLS_HANDSHAKE)
     }
 
-    async fn serve(&self, (is_plain, is_secure): (bool, bool), connection: Connection, seat: Seat) -> Outcome {
+    async fn serve(&self, (is_plain, is_secure): (bool, bool), connection: Connection, guard: Seat) -> ServeResult {
         let tls = self.tls.as_ref().filter(|_| is_secure);
         match (connection, tls) {
-            (Connection::Tcp(stream), Some(tls)) if !is_plain || self.speaks_tls(&stream).await? => {
+            (Connection::Tcp(stream), Some(tls)) if !is_plain || self.starts_with_tls(&stream).await? => {
                 let peer = stream.peer_addr().map_or_else(|_| String::new(), |address| address.to_string());
-                self.serve_tls(tls, stream, peer, seat).await
+                self.serve_tls(tls, stream, peer, guard).await
             }
-            (Connection::Tcp(stream), _) => self.serve_plain(stream, seat).await,
+            (Connection::Tcp(stream), _) => self.serve_plain(stream, guard).await,
             (Connection::Unix(stream), Some(tls)) if !is_plain => {
-                self.serve_tls(tls, stream, String::new(), seat).await
+                self.serve_tls(tls, stream, String::new(), guard).await
             }
-            (Connection::Unix(stream), _) => self.serve_plain(stream, seat).await,
+            (Connection::Unix(stream), _) => self.serve_plain(stream, guard).await,
         }
     }
 }
 
-/// Counts a client that does not begin; why its connection ends.
-pub fn too_late() -> io::Error {
+/// Counts a client that did not send its first bytes in time, and returns the error that closes its connection.
+pub fn begin_timed_out() -> io::Error {
     limits::note("slow_beginning");
-    io::Error::new(io::ErrorKind::TimedOut, "a client that does not begin")
+    io::Error::new(io::ErrorKind::TimedOut, "timed out waiting for the client")
 }
 
-/// Serves one connection to its end. Its slot is free then.
-async fn attend(
-    door: Arc<Door>,
-    spoken: (bool, bool),
+/// Serves one connection to its end, and then releases its permit.
+async fn serve_connection(
+    acceptor: Arc<Acceptor>,
+    schemes: (bool, bool),
     connection: Connection,
-    seat: Seat,
-    _slot: OwnedSemaphorePermit,
+    guard: Seat,
+    _permit: OwnedSemaphorePermit,
 ) {
-    if let Err(error) = door.serve(spoken, connection, seat).await {
-        tracing::debug!(%error, "a connection ended badly");
+    if let Err(error) = acceptor.serve(schemes, connection, guard).await {
+        tracing::debug!(%error, "client connection closed with an error");
     }
 }
 
-/// What a client says first, as far as it takes to tell what it speaks.
+/// The first bytes from a client, as many as it takes to detect the protocol.
 async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
     let mut first = Vec::with_capacity(4096);
-    while first.len() < HTTP2.len() && HTTP2.starts_with(&first) {
+    while first.len() < HTTP2_START.len() && HTTP2_START.starts_with(&first) {
         if stream.read_buf(&mut first).await? == 0 {
             break;
         }
@@ -286,10 +293,10 @@ async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes>
     Ok(first.into())
 }
 
-/// Whether the first line, if all of it has come, is one of HTTP/1.
+/// Whether the first line, if it is complete, is an HTTP/1 request line.
 fn may_be_http1(first: &[u8]) -> bool {
     let Some(end) = first.iter().position(|&byte| byte == b'\n') else { return true };
     let line = first[..end].trim_ascii_end();
-    // Blank lines may come before it.
+    // Blank lines may precede it.
     line.is_empty() || line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")
 }

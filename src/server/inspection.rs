@@ -1,20 +1,20 @@
-//! Whether all members hold the same: hashes are compared, and a member whose data differs raises the CORRUPT alarm, which
-//! stops every write before it can do more harm.
+//! The corruption check: compares hashes of the data of all members. If the data of a member differs, the CORRUPT alarm is
+//! raised, which refuses all writes before more damage is done.
 //!
-//! | when | what is compared | a difference |
+//! | when | what is compared | if it differs |
 //! | --- | --- | --- |
 //! | before serving, with `InitialCorruptCheck` | the newest revision of this member | this member does not start |
 //! | every `--corrupt-check-time`, by the leader | its newest revision | alarm for the member that differs |
-//! | every `--compact-hash-check-time`, with `CompactHashCheck`, by the leader | what was compacted lately | alarm for the minority |
+//! | every `--compact-hash-check-time`, with `CompactHashCheck`, by the leader | recent compactions | alarm for the minority |
 //!
-//! Two hashes say something about each other only if they were made at the same revision and after the same compaction. A
-//! member that does not answer, or belongs to another cluster, is left out.
+//! Two hashes are comparable only if they were computed at the same revision and after the same compaction. A member that does
+//! not answer, or belongs to another cluster, is left out.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 
-use super::publish::agree_once;
+use super::publish::propose;
 use crate::{
     api::{Api, company::outcome},
     config::{Config, gates::Gate},
@@ -25,23 +25,23 @@ use crate::{
     state::Kind,
 };
 
-/// A member's hash, if it has given one.
-type Told = (u64, Option<Hash>);
+/// A member ID, and the member's hash if it has answered.
+type MemberHash = (u64, Option<Hash>);
 
-/// Compares this member with the others; `Err` if it must not start.
-pub async fn before_serving(api: &Arc<Api>) -> Result<(), String> {
+/// Compares the data of this member with that of the others; `Err` if it must not start.
+pub async fn check_before_serving(api: &Arc<Api>) -> Result<(), String> {
     let this = format!("{:x}", api.header.member_id());
     tracing::info!({ "local-member-id" = this }, "starting initial corruption check");
     let own = api.hash_at(0).await.map_err(|error| format!("{this} failed to fetch hash ({error})"))?;
     let differs = |hash: &Hash| hash.compact_revision == own.compact_revision && hash.hash != own.hash;
-    if ask_others(api, own.hash_revision).await.into_iter().filter_map(|(_, hash)| hash).any(|hash| differs(&hash)) {
+    if fetch_hashes(api, own.hash_revision).await.into_iter().filter_map(|(_, hash)| hash).any(|hash| differs(&hash)) {
         return Err(format!("{this} found data inconsistency with peers"));
     }
     tracing::info!({ "local-member-id" = this }, "initial corruption checking passed; no corruption");
     Ok(())
 }
 
-/// Starts the comparisons that are repeated.
+/// Starts the periodic checks.
 pub fn start(config: &Config, api: &Arc<Api>) {
     if let Some(interval) = config.corrupt_check_interval {
         tracing::info!({ interval = ?interval }, "enabled corruption checking");
@@ -65,10 +65,10 @@ async fn compare_data_every(interval: Duration, api: Arc<Api>) {
 
 async fn compare_data(api: &Arc<Api>) -> Result<(), Error> {
     let first = api.hash_at(0).await?;
-    let others = ask_others(api, first.hash_revision).await;
+    let others = fetch_hashes(api, first.hash_revision).await;
     outcome(|waiter| api.node.read_barrier(waiter)).await?;
     let second = api.hash_at(0).await?;
-    if let Some(member) = suspect(api.header.member_id(), first, &others, second) {
+    if let Some(member) = find_corrupt_member(api.header.member_id(), first, &others, second) {
         raise_alarm(api, member).await;
     }
     let compared = others.iter().filter(|(_, hash)| hash.is_some()).count();
@@ -76,19 +76,19 @@ async fn compare_data(api: &Arc<Api>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The member whose data cannot be right. `first` is the leader's hash at the revision that the others were asked for, `second`
-/// was made after all of them, when nobody could be further.
-fn suspect(leader: u64, first: Hash, others: &[Told], second: Hash) -> Option<u64> {
+/// A member whose data must be corrupt. `first` is the leader's hash at the revision that the other members were asked for;
+/// `second` was computed after all of their hashes, so no member can be ahead of it.
+fn find_corrupt_member(leader: u64, first: Hash, others: &[MemberHash], second: Hash) -> Option<u64> {
     let same_state = (first.hash_revision, first.compact_revision) == (second.hash_revision, second.compact_revision);
     if same_state && first.hash != second.hash {
         return Some(leader);
     }
-    let cannot_be = |hash: &Hash| {
+    let is_corrupt = |hash: &Hash| {
         hash.head > second.head
             || hash.compact_revision > second.compact_revision
             || (hash.compact_revision == first.compact_revision && hash.hash != first.hash)
     };
-    others.iter().find(|(_, hash)| hash.as_ref().is_some_and(cannot_be)).map(|(member, _)| *member)
+    others.iter().find(|(_, hash)| hash.as_ref().is_some_and(is_corrupt)).map(|(member, _)| *member)
 }
 
 async fn compare_compactions_every(interval: Duration, api: Arc<Api>) {
@@ -101,22 +101,23 @@ async fn compare_compactions_every(interval: Duration, api: Arc<Api>) {
     }
 }
 
-/// Goes back from the newest compaction to one that all members remember. `compared` is the last one that all agreed about.
+/// Goes back from the newest compaction to one whose hash all members still hold. `compared` is the newest compaction for which
+/// all hashes have been equal.
 async fn compare_compactions(api: &Arc<Api>, compared: &mut i64) {
     let hashes = api.readers().keys.compaction_hashes();
     for own in hashes.into_iter().take_while(|hash| hash.hash_revision > *compared) {
-        let others = ask_others(api, own.hash_revision).await;
+        let others = fetch_hashes(api, own.hash_revision).await;
         if others.is_empty() {
             return;
         }
-        match judge(api.header.member_id(), &own, &others) {
-            Judgement::Equal => {
+        match compare_with_others(api.header.member_id(), &own, &others) {
+            HashComparison::Equal => {
                 tracing::info!({ revision = own.hash_revision }, "successfully checked hash on whole cluster");
                 *compared = own.hash_revision;
                 return;
             }
-            Judgement::Incomplete => (),
-            Judgement::Different(members) => {
+            HashComparison::Incomplete => (),
+            HashComparison::Different(members) => {
                 let all: Vec<String> = members.iter().map(|member| format!("{member:x}")).collect();
                 let (revision, members_text) = (own.hash_revision, all.join(", "));
                 tracing::error!({ revision, "peer-ids" = members_text }, "Detected compaction hash mismatch");
@@ -130,16 +131,16 @@ async fn compare_compactions(api: &Arc<Api>, compared: &mut i64) {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Judgement {
-    /// All members agree.
+enum HashComparison {
+    /// The hashes of all members are equal.
     Equal,
-    /// Those that can be compared do.
+    /// Those that are comparable are equal.
     Incomplete,
-    /// These are not among the majority; zero if there is none.
+    /// The members that differ from the majority; a single zero if there is no majority.
     Different(Vec<u64>),
 }
 
-fn judge(leader: u64, own: &KeyHash, others: &[Told]) -> Judgement {
+fn compare_with_others(leader: u64, own: &KeyHash, others: &[MemberHash]) -> HashComparison {
     let mut groups = BTreeMap::from([(own.hash, vec![leader])]);
     let mut comparable = 0;
     for (member, hash) in others {
@@ -148,22 +149,23 @@ fn judge(leader: u64, own: &KeyHash, others: &[Told]) -> Judgement {
         groups.entry(hash.hash).or_default().push(*member);
     }
     if groups.len() == 1 {
-        return if comparable == others.len() { Judgement::Equal } else { Judgement::Incomplete };
+        return if comparable == others.len() { HashComparison::Equal } else { HashComparison::Incomplete };
     }
     let majority = others.len().div_ceil(2) + 1;
-    let Some(right) = groups.iter().find(|(_, members)| members.len() >= majority).map(|(hash, _)| *hash) else {
-        return Judgement::Different(vec![0]);
+    let Some(majority_hash) = groups.iter().find(|(_, members)| members.len() >= majority).map(|(hash, _)| *hash)
+    else {
+        return HashComparison::Different(vec![0]);
     };
-    groups.remove(&right);
-    let mut wrong: Vec<u64> = groups.into_values().flatten().collect();
-    wrong.sort_unstable();
-    Judgement::Different(wrong)
+    groups.remove(&majority_hash);
+    let mut minority: Vec<u64> = groups.into_values().flatten().collect();
+    minority.sort_unstable();
+    HashComparison::Different(minority)
 }
 
-/// Asks all other members, by ascending ID, for their hash at a revision.
-async fn ask_others(api: &Arc<Api>, revision: i64) -> Vec<Told> {
+/// Fetches the hashes of all other members at a revision, in the order of their IDs.
+async fn fetch_hashes(api: &Arc<Api>, revision: i64) -> Vec<MemberHash> {
     let company = &api.company;
-    let mut told = Vec::new();
+    let mut hashes = Vec::new();
     for member in api.members().into_iter().filter(|member| member.id != api.header.member_id()) {
         let mut hash = None;
         for url in &member.peer_ur_ls {
@@ -176,16 +178,19 @@ async fn ask_others(api: &Arc<Api>, revision: i64) -> Vec<Told> {
                 Err(error) => tracing::warn!({ "remote-peer-endpoint" = url, error }, "failed hash kv request"),
             }
         }
-        told.push((member.id, hash));
+        hashes.push((member.id, hash));
     }
-    told
+    hashes
 }
 
 async fn raise_alarm(api: &Arc<Api>, member_id: u64) {
-    tracing::error!({ "member-id" = format_args!("{member_id:x}") }, "members differ: raising the CORRUPT alarm");
+    tracing::error!(
+        { "member-id" = format_args!("{member_id:x}") },
+        "data of members differs; raising the CORRUPT alarm"
+    );
     let action = AlarmAction::Activate as i32;
     let request = AlarmRequest { action, member_id, alarm: AlarmType::Corrupt as i32 };
-    if let Err(error) = agree_once(api, Kind::Alarm, &request).await {
+    if let Err(error) = propose(api, Kind::Alarm, &request).await {
         tracing::warn!(%error, "failed to raise the CORRUPT alarm");
     }
 }
@@ -199,9 +204,9 @@ mod tests {
     }
 
     #[test]
-    fn the_leader_suspects_who_cannot_be_right() {
+    fn the_leader_finds_a_member_whose_data_must_be_corrupt() {
         let (first, second) = (hash(7, 10, 5), Hash { hash_revision: 12, ..hash(9, 12, 6) });
-        for (other, suspected) in [
+        for (other, is_corrupt) in [
             (hash(7, 10, 5), false),
             (hash(7, 12, 5), false),
             (hash(7, 13, 5), true),
@@ -211,31 +216,35 @@ mod tests {
             (hash(7, 12, 7), true),
         ] {
             let others = [(2, None), (3, Some(other))];
-            assert_eq!(suspect(1, first, &others, second), suspected.then_some(3), "{other:?}");
+            assert_eq!(find_corrupt_member(1, first, &others, second), is_corrupt.then_some(3), "{other:?}");
         }
         let changed = hash(8, 10, 5);
-        assert_eq!(suspect(1, first, &[(2, Some(hash(8, 10, 5)))], changed), Some(1), "one alarm at a time");
-        assert_eq!(suspect(1, first, &[], first), None);
+        assert_eq!(
+            find_corrupt_member(1, first, &[(2, Some(hash(8, 10, 5)))], changed),
+            Some(1),
+            "one alarm at a time"
+        );
+        assert_eq!(find_corrupt_member(1, first, &[], first), None);
     }
 
     #[test]
-    fn the_majority_of_compactions_is_right() {
+    fn the_majority_of_compaction_hashes_decides() {
         let own = KeyHash { hash: 7, hash_revision: 10, compact_revision: 5, head: 20 };
         let same = |member| (member, Some(hash(7, 20, 5)));
         let other = |member, hash_of| (member, Some(hash(hash_of, 20, 5)));
         for (others, expected) in [
-            (vec![same(2), same(3)], Judgement::Equal),
-            (vec![same(2), (3, None)], Judgement::Incomplete),
-            (vec![same(2), (3, Some(hash(8, 20, 4)))], Judgement::Incomplete),
-            (vec![same(2), other(3, 8)], Judgement::Different(vec![3])),
-            (vec![other(2, 8), other(3, 8)], Judgement::Different(vec![1])),
-            (vec![other(2, 8), other(3, 9)], Judgement::Different(vec![0])),
-            (vec![other(2, 8), (3, None)], Judgement::Different(vec![0])),
-            (vec![other(2, 8)], Judgement::Different(vec![0])),
-            (vec![same(2), same(3), other(4, 8), other(5, 9)], Judgement::Different(vec![4, 5])),
-            (vec![same(2), other(3, 8), other(4, 8)], Judgement::Different(vec![0])),
+            (vec![same(2), same(3)], HashComparison::Equal),
+            (vec![same(2), (3, None)], HashComparison::Incomplete),
+            (vec![same(2), (3, Some(hash(8, 20, 4)))], HashComparison::Incomplete),
+            (vec![same(2), other(3, 8)], HashComparison::Different(vec![3])),
+            (vec![other(2, 8), other(3, 8)], HashComparison::Different(vec![1])),
+            (vec![other(2, 8), other(3, 9)], HashComparison::Different(vec![0])),
+            (vec![other(2, 8), (3, None)], HashComparison::Different(vec![0])),
+            (vec![other(2, 8)], HashComparison::Different(vec![0])),
+            (vec![same(2), same(3), other(4, 8), other(5, 9)], HashComparison::Different(vec![4, 5])),
+            (vec![same(2), other(3, 8), other(4, 8)], HashComparison::Different(vec![0])),
         ] {
-            assert_eq!(judge(1, &own, &others), expected, "{others:?}");
+            assert_eq!(compare_with_others(1, &own, &others), expected, "{others:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where clients connect to: ports and socket files, and how many of them at a time.
+//! The listening sockets, TCP ports and unix socket files, and the limit of client connections.
 
 use std::{io, os::unix::fs::FileTypeExt, path::PathBuf, sync::Arc};
 
@@ -8,32 +8,27 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use super::Failure;
+use super::ServerError;
 use crate::{
     http2::limits,
     urls::{Place, Url},
 };
 
-/// Connections that may wait to be accepted.
+/// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// A place where clients connect to.
 pub enum Listener {
-    /// A port.
     Tcp(TcpListener),
-    /// A socket file.
     Unix(SocketFile),
 }
 
-/// A client that has connected.
+/// An accepted connection.
 pub enum Connection {
-    /// To a port.
     Tcp(TcpStream),
-    /// To a socket file.
     Unix(UnixStream),
 }
 
-/// A socket file that we listen on. It goes when nobody listens any more.
+/// A unix socket file that this process listens on. It is removed when the listener is dropped.
 pub struct SocketFile {
     listener: UnixListener,
     path: PathBuf,
@@ -41,20 +36,20 @@ pub struct SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path); // Whoever removed it before us did us no harm.
+        let _ = std::fs::remove_file(&self.path); // It does not matter if it has been removed already.
     }
 }
 
 impl Listener {
     /// Listens at a URL. `shares_port` lets other processes listen on the same port.
-    pub async fn bind(url: &Url, shares_port: bool) -> Result<Self, Failure> {
+    pub async fn bind(url: &Url, shares_port: bool) -> Result<Self, ServerError> {
         match url.place() {
             Place::Tcp { host, port } => bind(host, *port, shares_port).await.map(Self::Tcp),
             Place::Unix(path) => bind_file(path.clone()).map(Self::Unix),
         }
     }
 
-    /// The next client.
+    /// The next connection.
     pub async fn accept(&self) -> io::Result<Connection> {
         match self {
             Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
@@ -65,7 +60,7 @@ impl Listener {
         }
     }
 
-    /// Where it is.
+    /// The local address, or the path of the socket file.
     pub fn address(&self) -> String {
         match self {
             Self::Tcp(listener) => {
@@ -76,20 +71,22 @@ impl Listener {
     }
 }
 
-/// Listens where members connect to.
-pub async fn bind_for_members(url: &Url, shares_port: bool) -> Result<TcpListener, Failure> {
+/// Listens on a peer URL.
+pub async fn bind_peer_port(url: &Url, shares_port: bool) -> Result<TcpListener, ServerError> {
     match url.place() {
         Place::Tcp { host, port } => bind(host, *port, shares_port).await,
-        Place::Unix(_) => Err(Failure::Refused(format!("{url}: unix sockets between members are not supported yet"))),
+        Place::Unix(_) => {
+            Err(ServerError::Refused(format!("{url}: unix sockets between members are not supported yet")))
+        }
     }
 }
 
-async fn bind(host: &str, port: u16, shares_port: bool) -> Result<TcpListener, Failure> {
-    let failure = |source| Failure::Bind { address: format!("tcp {host}:{port}"), source };
+async fn bind(host: &str, port: u16, shares_port: bool) -> Result<TcpListener, ServerError> {
+    let failure = |source| ServerError::Bind { address: format!("tcp {host}:{port}"), source };
     let mut last = io::ErrorKind::AddrNotAvailable.into();
     for address in lookup_host((host, port)).await.map_err(failure)? {
         let bound = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.and_then(|socket| {
-            socket.set_reuseaddr(true)?; // A restart must not wait for the last connections to be forgotten.
+            socket.set_reuseaddr(true)?; // A restart must not wait until earlier connections have left TIME_WAIT.
             socket.set_reuseport(shares_port)?;
             socket.bind(address)?;
             socket.listen(BACKLOG)
@@ -102,9 +99,9 @@ async fn bind(host: &str, port: u16, shares_port: bool) -> Result<TcpListener, F
     Err(failure(last))
 }
 
-/// A socket file that nobody answers at is what an earlier life left, and makes room.
-fn bind_file(path: PathBuf) -> Result<SocketFile, Failure> {
-    let failure = |source| Failure::Bind { address: format!("unix {}", path.display()), source };
+/// A socket file that accepts no connections was left behind by an earlier process, and is replaced.
+fn bind_file(path: PathBuf) -> Result<SocketFile, ServerError> {
+    let failure = |source| ServerError::Bind { address: format!("unix {}", path.display()), source };
     let is_socket = std::fs::symlink_metadata(&path).is_ok_and(|file| file.file_type().is_socket());
     if is_socket && std::os::unix::net::UnixStream::connect(&path).is_err() {
         std::fs::remove_file(&path).map_err(failure)?;
@@ -113,39 +110,39 @@ fn bind_file(path: PathBuf) -> Result<SocketFile, Failure> {
     Ok(SocketFile { listener, path })
 }
 
-/// Files that stay free beside clients' connections: the database's, the log's, the other members'.
+/// File descriptors that client connections leave free: for the database, the log, and connections to other members.
 const RESERVED_FILES: u64 = 700;
-/// etcd does not start with fewer.
-const LEAST_FILES: u64 = 150;
+/// As in etcd, the server does not start with a limit that is not above this.
+const MIN_FILES: u64 = 150;
 
-/// Room for client connections.
+/// The limit of client connections.
 #[derive(Clone)]
-pub struct Slots {
-    free: Arc<Semaphore>,
-    all: usize,
+pub struct ConnectionLimit {
+    permits: Arc<Semaphore>,
+    limit: usize,
 }
 
-impl Slots {
-    /// So many; or as many as the limit of open files leaves, which is raised as far as it goes.
-    pub fn new(bound: Option<usize>) -> Result<Self, Failure> {
+impl ConnectionLimit {
+    /// The configured limit, but no more than the limit of open files leaves, which is raised to the hard limit.
+    pub fn new(configured: Option<usize>) -> Result<Self, ServerError> {
         let files = raise_file_limit();
-        if files <= LEAST_FILES {
+        if files <= MIN_FILES {
             let text = "file descriptor limit of the process is too low; please set higher";
-            return Err(Failure::Refused(format!("{text} (limit {files}, more than {LEAST_FILES} are needed)")));
+            return Err(ServerError::Refused(format!("{text} (limit {files}, more than {MIN_FILES} are needed)")));
         }
         let left = files - RESERVED_FILES.min(files / 2);
         let left = usize::try_from(left).unwrap_or(usize::MAX);
-        let all = bound.unwrap_or(left).min(left).min(Semaphore::MAX_PERMITS);
-        Ok(Self { free: Arc::new(Semaphore::new(all)), all })
+        let limit = configured.unwrap_or(left).min(left).min(Semaphore::MAX_PERMITS);
+        Ok(Self { permits: Arc::new(Semaphore::new(limit)), limit })
     }
 
-    /// Room for one more connection, as soon as there is. It is free again when the permit is dropped.
-    pub async fn take(&self) -> OwnedSemaphorePermit {
-        if self.free.available_permits() == 0 {
+    /// Waits for a permit for one more connection. It is released when the permit is dropped.
+    pub async fn acquire(&self) -> OwnedSemaphorePermit {
+        if self.permits.available_permits() == 0 {
             limits::note("connections");
-            tracing::warn!(limit = self.all, "too many client connections; new ones wait until others end");
+            tracing::warn!(limit = self.limit, "too many client connections; new ones wait until others end");
         }
-        self.free.clone().acquire_owned().await.expect("nobody closes it")
+        self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 }
 
@@ -164,25 +161,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_socket_file_makes_room_and_a_live_one_does_not() {
+    async fn a_socket_file_is_replaced_only_if_no_process_listens_on_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        let place = url(&format!("unix://{}", path.display()));
+        let socket_url = url(&format!("unix://{}", path.display()));
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "whoever dies leaves it behind");
-        let listener = Listener::bind(&place, false).await.unwrap();
+        assert!(path.exists(), "a process that ends leaves the file behind");
+        let listener = Listener::bind(&socket_url, false).await.unwrap();
         assert_eq!(listener.address(), path.display().to_string());
-        let error = Listener::bind(&place, false).await.err().expect("somebody listens there");
+        let error = Listener::bind(&socket_url, false).await.err().expect("another listener exists");
         assert_eq!(error.to_string(), format!("listen unix {}: bind: address already in use", path.display()));
         drop(listener);
         assert!(!path.exists());
-        std::fs::write(&path, "somebody's").unwrap();
-        assert!(Listener::bind(&place, false).await.is_err(), "a file that is no socket stays");
-        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
+        std::fs::write(&path, "data").unwrap();
+        assert!(Listener::bind(&socket_url, false).await.is_err(), "a file that is not a socket is not replaced");
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
     }
 
     #[tokio::test]
-    async fn a_port_is_shared_only_if_both_want_it() {
+    async fn a_port_is_shared_only_if_both_listeners_allow_it() {
         let first = Listener::bind(&url("http://127.0.0.1:0"), true).await.unwrap();
         let same = url(&format!("http://{}", first.address()));
         assert!(Listener::bind(&same, false).await.is_err());
@@ -190,10 +187,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_when_all_slots_are_taken_waits() {
-        let slots = Slots::new(Some(1)).unwrap();
-        let first = slots.take().await;
-        let mut second = Box::pin(slots.take());
+    async fn a_connection_beyond_the_limit_waits() {
+        let limit = ConnectionLimit::new(Some(1)).unwrap();
+        let first = limit.acquire().await;
+        let mut second = Box::pin(limit.acquire());
         let waker = std::task::Waker::noop();
         assert!(second.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
         drop(first);

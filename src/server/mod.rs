@@ -1,4 +1,4 @@
-//! Builds the floors bottom-up, serves clients, stops top-down.
+//! The composition root: builds the layers bottom-up, serves clients, and stops the layers top-down.
 
 mod bootstrap;
 mod classic;
@@ -59,57 +59,56 @@ use crate::{
     },
     watch,
 };
-use classic::Service;
-use depot::Depot;
-use front::{Door, Port, bind_all};
-use listen::{Slots, bind_for_members};
-use peers::Ear;
+use classic::HyperService;
+use depot::SnapshotReceiver;
+use front::{Acceptor, ClientPort, bind_all};
+use listen::{ConnectionLimit, bind_peer_port};
+use peers::PeerListener;
 use publish::publish;
 use signals::StopSignal;
 use tls::Tls;
 
-/// What every request may take beyond two election timeouts.
+/// How long every request may take, in addition to two election timeouts.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long clients get to end their calls when the server stops.
-const DRAIN: Duration = Duration::from_millis(500);
-/// How long a member that was removed goes on, so that its clients hear the outcome.
+/// How long calls in progress may take to end when the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a removed member keeps running, so that its clients receive the outcome of the removal.
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
-/// To connect to a member, on top of an election timeout.
+/// How long connecting to a member may take, in addition to an election timeout.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the disk of a member that sends or receives a snapshot may keep the other one waiting.
+/// How long a transfer of a snapshot may stall because of the disk of its sender or receiver.
 const SNAPSHOT_STALL: Duration = Duration::from_mins(1);
-/// What still runs when everything has stopped gets so long to end.
-const LAST_TASKS: Duration = Duration::from_millis(100);
+/// How long tasks that still run after everything has stopped may take to end.
+const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Why the server did not start.
+/// Why the server did not start, or stopped without a signal.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// A disk, or what is on it.
+pub enum ServerError {
+    /// The disk failed, or the data on it is unusable.
     #[error(transparent)]
     Halt(#[from] Halt),
-    /// What was asked for.
+    /// The configuration cannot be used, or the cluster does not accept this member.
     #[error("{0}")]
     Refused(String),
-    /// An address.
-    #[error("listen {address}: bind: {}", plain(.source))]
+    /// An address cannot be listened on.
+    #[error("listen {address}: bind: {}", bind_error_text(.source))]
     Bind {
-        /// The network, and where in it we wanted to listen.
+        /// The network and the address, as Go prints them: `tcp 127.0.0.1:2379`.
         address: String,
-        /// What the system said.
         source: io::Error,
     },
 }
 
-/// What the system says, in the words of other servers.
-fn plain(error: &io::Error) -> String {
+/// The system's error text; for an address in use, the text of Go servers.
+fn bind_error_text(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::AddrInUse { "address already in use".to_owned() } else { error.to_string() }
 }
 
-/// Runs a server until it is told to stop.
+/// Runs a server until a signal stops it.
 #[must_use]
 pub fn run(config: &Config) -> ExitCode {
-    // One processor is left to the thread that orders and stores what all the others write.
+    // One processor is left to the raft, log and apply work that all writes depend on.
     let api_threads = config.bounds.api_threads.unwrap_or_else(|| processors().saturating_sub(1).max(1));
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = match builder.worker_threads(api_threads).enable_all().thread_name("api").build() {
@@ -117,10 +116,10 @@ pub fn run(config: &Config) -> ExitCode {
         Err(error) => return logging::fatal("discovery failed", error),
     };
     let end = runtime.block_on(serve(config));
-    runtime.shutdown_timeout(LAST_TASKS);
+    runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
     match end {
-        Ok(signal) => signal.map_or(ExitCode::SUCCESS, signals::end_by),
-        Err(failure) => logging::fatal("discovery failed", failure),
+        Ok(signal) => signal.map_or(ExitCode::SUCCESS, signals::exit_by),
+        Err(error) => logging::fatal("discovery failed", error),
     }
 }
 
@@ -128,82 +127,88 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
 }
 
-/// Serves until the end; returns the signal that it was told to stop with, if it was.
-async fn serve(config: &Config) -> Result<Option<SignalKind>, Failure> {
+/// Serves until the server stops. Returns the signal that stopped it; None if this member was removed.
+async fn serve(config: &Config) -> Result<Option<SignalKind>, ServerError> {
     let client = Client::new(DIAL_TIMEOUT + config.election_timeout);
-    let begins = !DataDir::looks_initialised(&config.data_dir);
-    // Before anything is touched, and before others who start can take an open port for a member that may answer.
-    let known = if begins { Some(bootstrap::origin(config, &client).await?) } else { None };
+    let is_first_start = !DataDir::looks_initialised(&config.data_dir);
+    // Before the data directory is touched, and before a port is open: other members that are starting would take an open port
+    // for a member that may answer.
+    let plan = if is_first_start { Some(bootstrap::plan(config, &client).await?) } else { None };
     let tls = config.front.tls.as_ref().map(Tls::open).transpose()?;
     let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
     let mut peer_listeners = Vec::new();
     for url in &config.listen_peer_urls {
-        peer_listeners.push(bind_for_members(url, config.socket_reuse_port).await?);
+        peer_listeners.push(bind_peer_port(url, config.socket_reuse_port).await?);
     }
-    let slots = Slots::new(config.bounds.max_connections)?;
+    let connection_limit = ConnectionLimit::new(config.bounds.max_connections)?;
     let directory = DataDir::open(&config.data_dir)?;
     words::starting(config, directory.is_initialised());
-    bootstrap::prepare(config, &client, known, &directory).await?;
+    bootstrap::prepare(config, &client, plan, &directory).await?;
     let (removed, is_removed) = tokio::sync::watch::channel(false);
-    let floors = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true))).await?;
-    // Until here a signal ends the process by itself, whatever it waits for: there is nothing to hand over yet.
-    let stop = StopSignal::listen().map_err(|error| Failure::Refused(format!("cannot listen for signals: {error}")))?;
-    let mut ends = Ends { stop, is_removed };
-    let ear = match open_to_members(config, &floors, peer_listeners).await {
-        Ok(ear) => ear,
-        Err(failure) => {
-            floors.stop().await;
-            return Err(failure);
+    let running = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true))).await?;
+    // Until here a signal ends the process at once: there is nothing to shut down in order yet.
+    let stop =
+        StopSignal::listen().map_err(|error| ServerError::Refused(format!("cannot listen for signals: {error}")))?;
+    let mut stop_events = StopEvents { signals: stop, is_removed };
+    let peer_listener = match serve_peers(config, &running, peer_listeners).await {
+        Ok(peer_listener) => peer_listener,
+        Err(error) => {
+            running.stop().await;
+            return Err(error);
         }
     };
     let end = tokio::select! {
-        published = publish(config, &floors.api) => published.err().map(|error| Err(Failure::Refused(error.to_string()))),
-        end = ends.wait() => Some(match end {
-            End::Signal(signal) => Ok(Some(signal)),
-            End::Removed => Err(Failure::Refused("server is stopping: this member was removed".to_owned())),
+        published = publish(config, &running.api) => published.err().map(|error| Err(ServerError::Refused(error.to_string()))),
+        reason = stop_events.wait() => Some(match reason {
+            StopReason::Signal(signal) => Ok(Some(signal)),
+            StopReason::Removed => Err(ServerError::Refused("server is stopping: this member was removed".to_owned())),
         }),
     };
     if let Some(end) = end {
-        ear.close();
-        floors.stop().await;
+        peer_listener.close();
+        running.stop().await;
         return end;
     }
-    tokio::spawn(versions::watch_over(floors.api.clone()));
-    inspection::start(config, &floors.api);
-    let doors = Doors::open(config, &floors.api, tls, ports, &slots);
-    signals::tell_ready();
-    let vigil = tokio::spawn(keep_vigil(floors.api.clone(), config.election_timeout));
-    let end = ends.wait().await;
-    if let End::Removed = end {
+    tokio::spawn(versions::update_periodically(running.api.clone()));
+    inspection::start(config, &running.api);
+    let frontends = Frontends::open(config, &running.api, tls, ports, &connection_limit);
+    signals::notify_ready();
+    let leader_watch = tokio::spawn(poll_leader(running.api.clone(), config.election_timeout));
+    let reason = stop_events.wait().await;
+    if let StopReason::Removed = reason {
         tokio::time::sleep(REMOVED_GRACE).await;
     }
     words::ending("closing", config);
-    vigil.abort();
-    doors.close(&floors.api).await;
-    hand_over(&floors).await;
-    ear.close();
-    floors.stop().await;
+    leader_watch.abort();
+    frontends.close(&running.api).await;
+    transfer_leadership(&running).await;
+    peer_listener.close();
+    running.stop().await;
     words::ending("closed", config);
-    Ok(match end {
-        End::Signal(signal) => Some(signal),
-        End::Removed => None,
+    Ok(match reason {
+        StopReason::Signal(signal) => Some(signal),
+        StopReason::Removed => None,
     })
 }
 
-/// Looks for the leader once per election timeout, for all streams that want one.
-async fn keep_vigil(api: Arc<Api>, election_timeout: Duration) {
+/// Checks once per election timeout whether there is a leader, for all streams that require one.
+async fn poll_leader(api: Arc<Api>, election_timeout: Duration) {
     loop {
         tokio::time::sleep(election_timeout).await;
         api.vigil.look(api.node.status().leader() != 0);
     }
 }
 
-/// Lets other members in, once nothing speaks against this one.
-async fn open_to_members(config: &Config, floors: &Floors, listeners: Vec<TcpListener>) -> Result<Ear, Failure> {
+/// Starts to serve other members, after the initial corruption check.
+async fn serve_peers(
+    config: &Config,
+    running: &RunningServer,
+    listeners: Vec<TcpListener>,
+) -> Result<PeerListener, ServerError> {
     if config.feature_gates.is_open(Gate::InitialCorruptCheck) {
-        inspection::before_serving(&floors.api).await.map_err(Failure::Refused)?;
+        inspection::check_before_serving(&running.api).await.map_err(ServerError::Refused)?;
     }
-    let routes = api::peer::router(floors.api.clone());
+    let routes = api::peer::router(running.api.clone());
     let serve_http = move |stream, admitted| {
         let serving = api::peer::serve(stream, routes.clone());
         tokio::spawn(async move {
@@ -211,74 +216,82 @@ async fn open_to_members(config: &Config, floors: &Floors, listeners: Vec<TcpLis
             drop(admitted);
         });
     };
-    let ear = peers::listen(listeners, &floors.transport, serve_http)?;
-    words::serving(config, floors.api.header.member_id());
-    Ok(ear)
+    let peer_listener = peers::listen(listeners, &running.transport, serve_http)?;
+    words::serving(config, running.api.header.member_id());
+    Ok(peer_listener)
 }
 
-/// Why a member ends.
-enum End {
+/// Why a member stops.
+enum StopReason {
     Signal(SignalKind),
     Removed,
 }
 
-/// What a member ends for.
-struct Ends {
-    stop: StopSignal,
+/// The events that stop a member.
+struct StopEvents {
+    signals: StopSignal,
     is_removed: tokio::sync::watch::Receiver<bool>,
 }
 
-impl Ends {
-    async fn wait(&mut self) -> End {
-        let end = tokio::select! {
-            signal = self.stop.wait() => End::Signal(signal),
-            _ = self.is_removed.wait_for(|removed| *removed) => End::Removed,
+impl StopEvents {
+    async fn wait(&mut self) -> StopReason {
+        let reason = tokio::select! {
+            signal = self.signals.wait() => StopReason::Signal(signal),
+            _ = self.is_removed.wait_for(|removed| *removed) => StopReason::Removed,
         };
-        match &end {
-            End::Signal(signal) => tracing::info!(signal = signals::name(*signal), "received signal; shutting down"),
-            End::Removed => tracing::warn!("this member was removed from the cluster; shutting down"),
+        match &reason {
+            StopReason::Signal(signal) => {
+                tracing::info!(signal = signals::name(*signal), "received signal; shutting down");
+            }
+            StopReason::Removed => tracing::warn!("this member was removed from the cluster; shutting down"),
         }
-        end
+        reason
     }
 }
 
-/// Where clients come in.
-struct Doors {
-    accepting: tokio::task::JoinSet<()>,
-    door: Arc<Door>,
+/// The listeners for clients, and the connections that they have accepted.
+struct Frontends {
+    accept_tasks: tokio::task::JoinSet<()>,
+    acceptor: Arc<Acceptor>,
     stopping: tokio::sync::watch::Sender<()>,
 }
 
-impl Doors {
-    fn open(config: &Config, api: &Arc<Api>, tls: Option<Tls>, ports: Vec<Port>, slots: &Slots) -> Self {
-        let service = Service {
+impl Frontends {
+    fn open(
+        config: &Config,
+        api: &Arc<Api>,
+        tls: Option<Tls>,
+        ports: Vec<ClientPort>,
+        limit: &ConnectionLimit,
+    ) -> Self {
+        let service = HyperService {
             table: Arc::new(Table::new(api.clone())),
             router: routes::routes(api),
             timeout: config.front.read_timeout,
         };
-        let door = Arc::new(Door::new(config, tls, service));
+        let acceptor = Arc::new(Acceptor::new(config, tls, service));
         let (stopping, stopped) = tokio::sync::watch::channel(());
-        let mut accepting = tokio::task::JoinSet::new();
+        let mut accept_tasks = tokio::task::JoinSet::new();
         for port in ports {
             tracing::info!("ready to serve client requests");
             port.announce();
-            accepting.spawn(door.clone().accept(port, slots.clone(), stopped.clone()));
+            accept_tasks.spawn(acceptor.clone().accept(port, limit.clone(), stopped.clone()));
         }
-        Self { accepting, door, stopping }
+        Self { accept_tasks, acceptor, stopping }
     }
 
     async fn close(self, api: &Arc<Api>) {
         drop(self.stopping);
-        self.accepting.join_all().await;
-        self.door.close();
-        api.hub.stop(); // Watches end at once; their clients look for another member.
-        let _ = tokio::time::timeout(DRAIN, self.door.wait_until_empty()).await;
+        self.accept_tasks.join_all().await;
+        self.acceptor.close();
+        api.hub.stop(); // Watches end at once; their clients then connect to another member.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, self.acceptor.wait_until_empty()).await;
     }
 }
 
-/// Lets another voter lead before this one goes.
-async fn hand_over(floors: &Floors) {
-    let (node, this) = (&floors.api.node, floors.api.header.member_id());
+/// Makes another voter the leader before this member stops.
+async fn transfer_leadership(running: &RunningServer) {
+    let (node, this) = (&running.api.node, running.api.header.member_id());
     let electorate = node.readers().board.read().members.electorate();
     if node.status().leader() != this || electorate.voters == [this] {
         return;
@@ -286,7 +299,7 @@ async fn hand_over(floors: &Floors) {
     let Some(to) = node.links().longest(|member| member != this && electorate.voters.contains(&member)) else {
         return tracing::warn!("{}", Error::Unhealthy);
     };
-    let moved = floors.api.move_leadership(to, |leader| leader != this).await;
+    let moved = running.api.move_leadership(to, |leader| leader != this).await;
     let to = format!("{to:x}");
     if moved.is_ok() {
         tracing::info!(to, "leadership transferred");
@@ -295,15 +308,15 @@ async fn hand_over(floors: &Floors) {
     }
 }
 
-/// All floors, running.
-struct Floors {
+/// All layers below the frontends, running.
+struct RunningServer {
     api: Arc<Api>,
     threads: Threads,
     transport: Arc<Transport>,
 }
 
-impl Floors {
-    /// Ends everything below the clients.
+impl RunningServer {
+    /// Stops everything below the frontends.
     async fn stop(self) {
         self.transport.stop();
         self.api.node.stop();
@@ -321,7 +334,7 @@ async fn build(
     directory: &DataDir,
     client: Client,
     farewell: Arc<dyn Fn() + Send + Sync>,
-) -> Result<Floors, Failure> {
+) -> Result<RunningServer, ServerError> {
     let place = log::Place::new(directory.log_dir());
     let place = if config.unsafe_no_fsync { place.without_syncs() } else { place };
     let (log, recovered) = SegmentLog::open(&place)?;
@@ -334,7 +347,7 @@ async fn build(
     let caches = Caches { block_bytes: bounds.block_cache_bytes, write_bytes: bounds.write_buffer_bytes };
     let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&database, caches)?);
     let machine = Machine::open(engine.clone(), value_cache_bytes)?;
-    bootstrap::refuse_anothers_data(config, identity.member_id, machine.members(), &client).await?;
+    bootstrap::refuse_data_of_another_member(config, identity.member_id, machine.members(), &client).await?;
     let quota_bytes = config.quota_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     METRICS.quota_bytes.set(quota_bytes.max(0));
     let watch_settings = watch::Settings {
@@ -345,7 +358,8 @@ async fn build(
         watches_per_stream: bounds.max_watches_per_stream,
     };
     let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
-    let member = MemberId::new(identity.member_id).ok_or_else(|| Failure::Refused("the log names no member".into()))?;
+    let member = MemberId::new(identity.member_id)
+        .ok_or_else(|| ServerError::Refused("the raft log contains no member ID".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let started_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let ids = Arc::new(RequestIds::new(member, started_ms));
@@ -354,11 +368,11 @@ async fn build(
     let links = Arc::new(Links::default());
     let transport = Transport::new(transport::Parts {
         identity,
-        speech: versions::speech(),
+        speech: versions::protocol_version(),
         raft: raft.clone(),
         links: links.clone(),
         shelf: shelf.clone(),
-        depot: Box::new(Depot { databases: databases.clone(), value_cache_bytes, caches }),
+        depot: Box::new(SnapshotReceiver { databases: databases.clone(), value_cache_bytes, caches }),
         farewell: farewell.clone(),
         hurries: config.advance_first_election,
         patience: transport::Patience {
@@ -376,7 +390,7 @@ async fn build(
         },
         max_request_bytes: config.max_request_bytes as u64,
     });
-    let introduced = Members::introduced(engine.as_ref())?.into_iter();
+    let join_contacts = Members::introduced(engine.as_ref())?.into_iter();
     let parts = Parts {
         engine,
         machine,
@@ -385,7 +399,7 @@ async fn build(
         recovered,
         post: Arc::new(transport.clone()),
         links,
-        first_peers: introduced.map(|member| Peer { id: member.id, urls: member.peer_ur_ls }).collect(),
+        first_peers: join_contacts.map(|member| Peer { id: member.id, urls: member.peer_ur_ls }).collect(),
         shelf,
         copies: databases.copies(),
         farewell,
@@ -418,7 +432,7 @@ async fn build(
         fast_keep_alive: config.feature_gates.is_open(Gate::FastLeaseKeepAlive),
         slow: Slow { call: config.warning_unary_request_duration, read: config.warning_apply_duration },
     };
-    Ok(Floors { api: Arc::new(api), threads, transport })
+    Ok(RunningServer { api: Arc::new(api), threads, transport })
 }
 
 fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: i64) -> Settings {

@@ -1,4 +1,4 @@
-//! The method table and the routes behind it, as our own loop sees them.
+//! The method table and the HTTP routes, as a [`Service`] for the HTTP/2 server of this crate.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -19,25 +19,24 @@ use crate::{
     },
 };
 
-/// Everything that can be asked for.
-pub struct Everything {
+/// Finds the method for a path, and serves all other requests with the router.
+pub struct Http2Service {
     methods: HashMap<&'static str, Arc<dyn Method>>,
     router: axum::Router,
     pool: Pool,
 }
 
-impl Everything {
-    /// The table first, and the router for the rest.
+impl Http2Service {
     pub fn new(table: &Arc<Table>, router: axum::Router) -> Self {
-        let bind = |(path, method): (&'static str, &Arc<table::Method>)| {
-            let bound: Arc<dyn Method> = Arc::new(Bound { table: table.clone(), method: method.clone() });
-            (path, bound)
+        let with_handler = |(path, method): (&'static str, &Arc<table::Method>)| {
+            let handler: Arc<dyn Method> = Arc::new(MethodHandler { table: table.clone(), method: method.clone() });
+            (path, handler)
         };
-        Self { methods: table.methods().map(bind).collect(), router, pool: table.api().pool.clone() }
+        Self { methods: table.methods().map(with_handler).collect(), router, pool: table.api().pool.clone() }
     }
 }
 
-impl Service for Everything {
+impl Service for Http2Service {
     fn find(&self, path: &str) -> Option<Arc<dyn Method>> {
         self.methods.get(path).cloned()
     }
@@ -59,13 +58,13 @@ impl Service for Everything {
     }
 }
 
-/// A method with the table that it is in.
-struct Bound {
+/// A method of the table, with the table itself.
+struct MethodHandler {
     table: Arc<Table>,
     method: Arc<table::Method>,
 }
 
-impl Method for Bound {
+impl Method for MethodHandler {
     fn shape(&self) -> Shape {
         match self.method.handler {
             Handler::Unary(_) => Shape::Unary,
@@ -91,7 +90,7 @@ impl Method for Bound {
             Handler::Patient(open) | Handler::ServerStream(open) | Handler::Bidirectional(open) => {
                 Ok(self.method.open(self.table.api(), open, metadata))
             }
-            Handler::Unary(_) => Err(Refusal { code: Code::Internal, message: "a unary call is no stream".into() }),
+            Handler::Unary(_) => Err(Refusal { code: Code::Internal, message: "a unary call is not a stream".into() }),
         }
     }
 

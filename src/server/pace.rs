@@ -1,7 +1,7 @@
-//! Clients of hyper's that read or send too slowly. Hyper itself waits for them as long as it takes.
+//! Minimum transfer rates for connections that hyper serves: hyper itself has no limits for clients that read or send too slowly.
 //!
-//! Whatever moves has to move at the rate of [`LEAST_RATE_BYTES`] in the time that `--client-read-timeout` gives. (Our own
-//! HTTP/2 has the same rule, `http2/connection/alarms.rs`.)
+//! What is written to a client, and the body of a request, must move by [`LEAST_RATE_BYTES`] per `--client-read-timeout`. (The
+//! HTTP/2 server of this crate has the same rule, in the timers of its connections.)
 
 use std::{
     io,
@@ -17,29 +17,29 @@ use tokio::{
     time::Sleep,
 };
 
-use super::front::too_late;
+use super::front::begin_timed_out;
 use crate::{
     http2::limits::{self, LEAST_RATE_BYTES},
     ledger::Charge,
 };
 
-/// A body is passed on in pieces of so much: hyper keeps no more than one or two.
+/// The size of the pieces in which a body is passed on. hyper buffers no more than one or two of them.
 const PIECE_BYTES: usize = 32 << 10;
 
-/// Measures how fast something moves while it has to be waited for.
-struct Pace {
+/// Measures a transfer while it is blocked by the client.
+struct MinRate {
     limit: Duration,
-    /// When it is too late. None while nothing is waited for.
-    late: Option<Pin<Box<Sleep>>>,
+    /// Expires when the transfer is too slow. None while it is not blocked.
+    timer: Option<Pin<Box<Sleep>>>,
     moved: usize,
 }
 
-impl Pace {
+impl MinRate {
     fn new(limit: Duration) -> Self {
-        Self { limit, late: None, moved: 0 }
+        Self { limit, timer: None, moved: 0 }
     }
 
-    /// So many bytes have moved.
+    /// Records that bytes have moved.
     fn add(&mut self, bytes: usize) {
         self.moved += bytes;
         if self.moved >= LEAST_RATE_BYTES {
@@ -47,43 +47,43 @@ impl Pace {
         }
     }
 
-    /// Nothing is to be moved any more.
+    /// The transfer is complete.
     fn reset(&mut self) {
-        (self.late, self.moved) = (None, 0);
+        (self.timer, self.moved) = (None, 0);
     }
 
-    /// Nothing moves at the moment; ready if that is so for too long.
-    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    /// Called while the transfer is blocked; ready if it is too slow.
+    fn poll_too_slow(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let limit = self.limit;
-        self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(context)
+        self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(context)
     }
 }
 
-/// A stream whose other side has to read what is written to it.
-pub struct Paced<S> {
+/// A stream whose other side has to read what is written to it, at the minimum rate.
+pub struct MinRateWriter<S> {
     stream: S,
-    pace: Pace,
+    rate: MinRate,
 }
 
-impl<S> Paced<S> {
-    /// The other side may take `limit` for a little.
+impl<S> MinRateWriter<S> {
+    /// The client may take `limit` to read [`LEAST_RATE_BYTES`].
     pub fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, pace: Pace::new(limit) }
+        Self { stream, rate: MinRate::new(limit) }
     }
 
     fn check<T>(&mut self, written: Poll<T>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         match written {
             Poll::Ready(written) => Poll::Ready(Ok(written)),
             Poll::Pending => {
-                ready!(self.pace.poll_late(context));
+                ready!(self.rate.poll_too_slow(context));
                 limits::note("slow_reader");
-                Poll::Ready(Err(too_late()))
+                Poll::Ready(Err(begin_timed_out()))
             }
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for MinRateWriter<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -93,11 +93,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for MinRateWriter<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, data);
         let written = ready!(self.check(written, context))??;
-        self.pace.add(written);
+        self.rate.add(written);
         Poll::Ready(Ok(written))
     }
 
@@ -108,7 +108,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
         let written = ready!(self.check(written, context))??;
-        self.pace.add(written);
+        self.rate.add(written);
         Poll::Ready(Ok(written))
     }
 
@@ -119,7 +119,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         let flushed = ready!(self.check(flushed, context))?;
-        self.pace.reset();
+        self.rate.reset();
         Poll::Ready(flushed)
     }
 
@@ -129,20 +129,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     }
 }
 
-/// The body of a request whose client has to send it.
-pub struct Arriving<B> {
+/// The body of a request that the client has to send at the minimum rate.
+pub struct MinRateBody<B> {
     body: B,
-    pace: Pace,
+    rate: MinRate,
 }
 
-impl<B> Arriving<B> {
-    /// The client may take `limit` for a little.
+impl<B> MinRateBody<B> {
+    /// The client may take `limit` to send [`LEAST_RATE_BYTES`].
     pub fn new(body: B, limit: Duration) -> Self {
-        Self { body, pace: Pace::new(limit) }
+        Self { body, rate: MinRate::new(limit) }
     }
 }
 
-impl<B> Body for Arriving<B>
+impl<B> Body for MinRateBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<axum::BoxError>,
@@ -155,12 +155,12 @@ where
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
-            ready!(self.pace.poll_late(context));
+            ready!(self.rate.poll_too_slow(context));
             limits::note("slow_sender");
-            return Poll::Ready(Some(Err(too_late().into())));
+            return Poll::Ready(Some(Err(begin_timed_out().into())));
         };
         if let Some(Ok(frame)) = &frame {
-            self.pace.add(frame.data_ref().map_or(0, Bytes::len));
+            self.rate.add(frame.data_ref().map_or(0, Bytes::len));
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
@@ -174,22 +174,21 @@ where
     }
 }
 
-/// The body of an ordinary answer, counted until it is sent, and passed on in small pieces.
-pub struct Counted {
+/// The body of a response from the router: charged to the ledger until it is sent, and passed on in small pieces.
+pub struct ChargedBody {
     body: axum::body::Body,
-    /// The rest of what was taken out of it last.
+    /// The rest of the last frame that was taken from the body.
     rest: Bytes,
     _charge: Charge,
 }
 
-impl Counted {
-    /// A body with what it is counted for.
+impl ChargedBody {
     pub fn new(body: axum::body::Body, charge: Charge) -> Self {
         Self { body, rest: Bytes::new(), _charge: charge }
     }
 }
 
-impl Body for Counted {
+impl Body for ChargedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -233,42 +232,42 @@ mod tests {
     use crate::ledger::Ledger;
 
     const LIMIT: Duration = Duration::from_millis(300);
-    const DRIP: Duration = Duration::from_millis(30);
-    /// Far less than it would take at that rate.
-    const ENOUGH: Duration = Duration::from_secs(20);
+    const BYTE_INTERVAL: Duration = Duration::from_millis(30);
+    /// Far less than the transfer would take at that rate.
+    const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
     #[tokio::test]
-    async fn a_reader_that_takes_a_byte_now_and_then_is_given_up() {
+    async fn a_connection_is_closed_if_the_client_reads_too_slowly() {
         let (mut client, server) = tokio::io::duplex(10);
-        let mut server = Paced::new(server, LIMIT);
+        let mut server = MinRateWriter::new(server, LIMIT);
         let reading = tokio::spawn(async move {
             while client.read_u8().await.is_ok() {
-                tokio::time::sleep(DRIP).await;
+                tokio::time::sleep(BYTE_INTERVAL).await;
             }
         });
-        let written = tokio::time::timeout(ENOUGH, server.write_all(&[b'x'; 10_000])).await.expect("it is given up");
+        let written =
+            tokio::time::timeout(TEST_TIMEOUT, server.write_all(&[b'x'; 10_000])).await.expect("the write fails");
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(server);
         reading.await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_body_that_drips_is_given_up() {
+    async fn a_request_fails_if_its_body_arrives_too_slowly() {
         let (mut client, server) = tokio::io::duplex(10);
         let sending = tokio::spawn(async move {
             while client.write_u8(b'x').await.is_ok() {
-                tokio::time::sleep(DRIP).await;
+                tokio::time::sleep(BYTE_INTERVAL).await;
             }
         });
         let pieces = tokio_stream::StreamExt::map(ReaderStream(server), |byte| byte.map(Frame::data));
-        let body = Arriving::new(http_body_util::StreamBody::new(pieces), LIMIT);
-        let gathered = tokio::time::timeout(ENOUGH, body.collect()).await.expect("it is given up");
-        let error = gathered.map(|_| ()).expect_err("it never ends");
+        let body = MinRateBody::new(http_body_util::StreamBody::new(pieces), LIMIT);
+        let collected = tokio::time::timeout(TEST_TIMEOUT, body.collect()).await.expect("the body fails");
+        let error = collected.map(|_| ()).expect_err("the body never ends");
         assert_eq!(error.downcast_ref::<io::Error>().map(io::Error::kind), Some(io::ErrorKind::TimedOut));
         sending.await.unwrap();
     }
 
-    /// What is read, as a stream.
     struct ReaderStream(tokio::io::DuplexStream);
 
     impl tokio_stream::Stream for ReaderStream {
@@ -284,18 +283,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_counted_until_it_has_gone() {
+    async fn a_response_body_is_charged_until_it_is_sent() {
         let ledger = Ledger::new(1 << 20);
         let text = Bytes::from(vec![b'x'; 3 * PIECE_BYTES + 1]);
-        let mut body = Counted::new(text.clone().into(), ledger.charge(text.len()));
-        let mut gathered = Vec::new();
+        let mut body = ChargedBody::new(text.clone().into(), ledger.charge(text.len()));
+        let mut sent = Vec::new();
         while let Some(frame) = body.frame().await {
             let data = frame.unwrap().into_data().unwrap();
             assert!(data.len() <= PIECE_BYTES);
             assert_eq!(ledger.held(), text.len());
-            gathered.extend_from_slice(&data);
+            sent.extend_from_slice(&data);
         }
         drop(body);
-        assert_eq!((Bytes::from(gathered), ledger.held()), (text, 0));
+        assert_eq!((Bytes::from(sent), ledger.held()), (text, 0));
     }
 }

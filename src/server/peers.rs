@@ -1,36 +1,36 @@
-//! The port for members: raft's streams, and HTTP for everything else, told apart by the first byte.
+//! The peer port: raft streams, and HTTP for everything else. The first byte decides.
 
 use std::{io, net::TcpStream, sync::Arc, thread, time::Duration};
 
 use tokio::{net::TcpListener, sync::oneshot};
 
-use super::Failure;
+use super::ServerError;
 use crate::node::transport::{Admitted, PREFACE, Stage, Transport};
 
-/// What runs when the port is closed gets so long to end.
-const LAST_TASKS: Duration = Duration::from_millis(100);
+/// How long tasks that still run when the port is closed may take to end.
+const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The port, as long as it is open.
-pub struct Ear {
+/// The open peer port.
+pub struct PeerListener {
     closing: oneshot::Sender<()>,
     thread: thread::JoinHandle<()>,
 }
 
-impl Ear {
-    /// Closes the port, and ends whatever came in there over HTTP.
+impl PeerListener {
+    /// Closes the port, and the HTTP connections that it has accepted.
     pub fn close(self) {
         drop(self.closing);
-        let _ = self.thread.join(); // If it has panicked, it is closed.
+        let _ = self.thread.join(); // If the thread has panicked, the port is closed too.
     }
 }
 
-/// Accepts members on a thread of its own, so that no client can keep them waiting.
+/// Accepts peer connections on a thread of their own, so that clients cannot delay them.
 pub fn listen(
     listeners: Vec<TcpListener>,
     transport: &Arc<Transport>,
     serve_http: impl Fn(tokio::net::TcpStream, Admitted) + Clone + Send + 'static,
-) -> Result<Ear, Failure> {
-    let cannot = |error: io::Error| Failure::Refused(format!("cannot listen for peers: {error}"));
+) -> Result<PeerListener, ServerError> {
+    let cannot = |error: io::Error| ServerError::Refused(format!("cannot listen for peers: {error}"));
     let listeners: Vec<_> =
         listeners.into_iter().map(TcpListener::into_std).collect::<Result<_, _>>().map_err(cannot)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
@@ -44,15 +44,15 @@ pub fn listen(
         runtime.block_on(async move {
             let mut accepting = tokio::task::JoinSet::new();
             for listener in listeners {
-                let listener = TcpListener::from_std(listener).expect("a runtime runs here");
+                let listener = TcpListener::from_std(listener).expect("this runs within a runtime");
                 accepting.spawn(accept(listener, transport.clone(), serve_http.clone()));
             }
             let _ = closed.await;
         });
-        runtime.shutdown_timeout(LAST_TASKS);
+        runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
     };
     let thread = thread::Builder::new().name("peer".to_owned()).spawn(run).map_err(cannot)?;
-    Ok(Ear { closing, thread })
+    Ok(PeerListener { closing, thread })
 }
 
 async fn accept(
@@ -67,19 +67,19 @@ async fn accept(
                 let (transport, serve_http) = (transport.clone(), serve_http.clone());
                 tokio::spawn(async move {
                     match first_byte(&stream, &admitted).await {
-                        Ok(first) if first == PREFACE[0] => hand_over(&transport, stream, admitted),
+                        Ok(first) if first == PREFACE[0] => pass_to_transport(&transport, stream, admitted),
                         Ok(_) => {
                             admitted.set_stage(Stage::Http);
                             serve_http(stream, admitted);
                         }
                         Err(error) if error.kind() == io::ErrorKind::TimedOut => transport.note_silent(address.ip()),
-                        Err(error) => tracing::debug!(%address, %error, "a connection to the peer port ended early"),
+                        Err(error) => tracing::debug!(%address, %error, "peer connection closed before its first byte"),
                     }
                 });
             }
             Err(error) => {
-                // Out of descriptors, most likely: what is open goes on, and closing some makes room.
-                tracing::warn!(%error, "cannot accept a peer's connection");
+                // Most likely out of file descriptors: open connections are still served, and some will be closed.
+                tracing::warn!(%error, "cannot accept a peer connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -96,10 +96,10 @@ async fn first_byte(stream: &tokio::net::TcpStream, admitted: &Admitted) -> io::
     }
 }
 
-fn hand_over(transport: &Arc<Transport>, stream: tokio::net::TcpStream, admitted: Admitted) {
+fn pass_to_transport(transport: &Arc<Transport>, stream: tokio::net::TcpStream, admitted: Admitted) {
     let stream: io::Result<TcpStream> = stream.into_std();
     match stream {
         Ok(stream) => transport.receive(stream, admitted),
-        Err(error) => tracing::warn!(%error, "cannot take over a peer's stream"),
+        Err(error) => tracing::warn!(%error, "cannot pass a peer connection to the transport"),
     }
 }

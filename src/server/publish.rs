@@ -1,4 +1,5 @@
-//! What a member tells its cluster when it starts: its name, and where clients find it. When that is agreed, it is ready.
+//! Publishes the member's attributes, its name and its client URLs, to the cluster at every start. The member serves clients once
+//! they are committed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,10 +15,10 @@ use crate::{
     state::{Kind, Response},
 };
 
-/// Between two attempts that failed at once.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Time between two attempts.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Tells the cluster who this member is, however long that takes. `Err` only if the node has stopped.
+/// Publishes the attributes, retrying without a limit. `Err` only if the node has stopped.
 pub async fn publish(config: &Config, api: &Arc<Api>) -> Result<(), Error> {
     let attributes = Attributes {
         name: config.name.clone(),
@@ -27,28 +28,28 @@ pub async fn publish(config: &Config, api: &Arc<Api>) -> Result<(), Error> {
     let request = ClusterMemberAttrSetRequest { member_id, member_attributes: Some(attributes) };
     loop {
         catch_up(api).await?;
-        match agree_once(api, Kind::MemberAttributesSet, &request).await {
+        match propose(api, Kind::MemberAttributesSet, &request).await {
             Ok(_) => break,
             Err(Error::Stopped) => return Err(Error::Stopped),
             Err(error) => {
                 tracing::warn!(%error, "failed to publish local member to cluster through raft");
-                sleep(PAUSE).await;
+                sleep(RETRY_INTERVAL).await;
             }
         }
     }
     let member = format!("{member_id:x}");
     tracing::info!({ "local-member-id" = member }, "published local member to cluster through raft");
-    versions::decide(api).await;
+    versions::update(api).await;
     Ok(())
 }
 
-/// Proposes something of this member's own.
-pub async fn agree_once(api: &Arc<Api>, kind: Kind, request: &impl Message) -> Result<Response, Error> {
+/// Proposes a command on behalf of the server itself, once, and waits for its outcome.
+pub async fn propose(api: &Arc<Api>, kind: Kind, request: &impl Message) -> Result<Response, Error> {
     outcome(|waiter| api.node.propose(api.ids.next(), kind, &request.encode_to_vec(), waiter)).await
 }
 
-/// Returns when everything that was ever acknowledged can be read here. After a crash that is when the log is replayed; until
-/// then the node is too far behind to take proposals, the server's own included.
+/// Waits until everything that was ever acknowledged can be read here. After a crash, that is when the log has been replayed;
+/// until then the node is too far behind to accept proposals, including the server's own.
 async fn catch_up(api: &Arc<Api>) -> Result<(), Error> {
     loop {
         match outcome(|waiter| api.node.read_barrier(waiter)).await {
@@ -57,7 +58,7 @@ async fn catch_up(api: &Arc<Api>) -> Result<(), Error> {
             Err(error) => {
                 let (applied, committed) = (api.node.status().applied(), api.node.status().committed());
                 tracing::warn!(%error, applied, committed, "still catching up with the log");
-                sleep(PAUSE).await;
+                sleep(RETRY_INTERVAL).await;
             }
         }
     }

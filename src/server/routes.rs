@@ -1,4 +1,4 @@
-//! What the method table does not hold: gRPC's reflection, and plain HTTP.
+//! What the method table does not contain: gRPC reflection, and plain HTTP.
 
 use std::sync::Arc;
 
@@ -11,20 +11,20 @@ use crate::{
     http2::request,
 };
 
-/// The path of the one method that tonic answers, whichever server of HTTP/2 there is.
+/// The path of the only method that tonic implements, with either HTTP/2 server.
 pub const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
-/// Everything on the client port that the method table does not hold.
+/// Serves everything on the client port that the method table does not contain.
 pub fn routes(api: &Arc<Api>) -> axum::Router {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
         .build_v1()
-        .expect("the descriptors were made by the build");
+        .expect("the build script has generated the descriptors");
     let reflection = tonic::service::Routes::new(reflection).into_axum_router();
     let plain = api::http::router(api.clone());
     let node_status = api.node.status().clone();
     axum::Router::new().fallback(move |request: axum::extract::Request| {
-        // gRPC is spoken over HTTP/2 alone, as in etcd.
+        // As in etcd, gRPC requires HTTP/2.
         let is_http2 = request.version() == http::Version::HTTP_2;
         let content_type = request.headers().get(CONTENT_TYPE).filter(|_| is_http2).cloned();
         let codec = content_type.as_ref().and_then(|value| request::codec(value.as_bytes())).map(<[u8]>::to_vec);

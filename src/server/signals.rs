@@ -1,4 +1,4 @@
-//! How the process is told to stop, how it ends then, and whom it tells that it has begun.
+//! Signals that stop the process, its exit by signal, and the readiness notification for systemd.
 
 use std::{env, io, os::unix::net::UnixDatagram, process, process::ExitCode};
 
@@ -11,12 +11,12 @@ pub struct StopSignal {
 }
 
 impl StopSignal {
-    /// From now on they end nothing by themselves.
+    /// Installs the handlers: from now on the signals no longer end the process by themselves.
     pub fn listen() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Which came.
+    /// The first signal that is received.
     pub async fn wait(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
@@ -25,23 +25,23 @@ impl StopSignal {
     }
 }
 
-/// As Go prints it.
+/// The name of a signal, as Go prints it.
 pub fn name(signal: SignalKind) -> &'static str {
     if signal == SignalKind::interrupt() { "interrupt" } else { "terminated" }
 }
 
-/// Ends the process by the signal that it was told to stop with, so that whoever started it sees that it was. The first
-/// process of a container cannot be ended so, and has simply done its work.
-pub fn end_by(signal: SignalKind) -> ExitCode {
-    const FIRST: u32 = 1;
-    if process::id() != FIRST {
+/// Ends the process by the signal that stopped it, so that its parent process sees that. The init process of a container cannot
+/// end that way; it exits with success.
+pub fn exit_by(signal: SignalKind) -> ExitCode {
+    const INIT: u32 = 1;
+    if process::id() != INIT {
         let _ = signal_hook::low_level::emulate_default_handler(signal.as_raw_value());
     }
     ExitCode::SUCCESS
 }
 
-/// Tells systemd, where it started us and wants to know, that clients are served.
-pub fn tell_ready() {
+/// Notifies systemd that clients are served, if it has started this process and waits for that.
+pub fn notify_ready() {
     let Some(path) = env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else { return };
     if let Err(error) = notify(&path) {
         tracing::warn!(%error, "failed to notify systemd for readiness");

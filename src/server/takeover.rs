@@ -1,12 +1,12 @@
-//! `--force-new-cluster`: the one member that is left goes on alone, with all its data.
+//! `--force-new-cluster`: one surviving member forms a new cluster of one, with all its data.
 //!
-//! Whoever uses it says that the others will not come back. So everything that this member's log holds counts as agreed: the
-//! others cannot say anything else any more, and what is written about the commit index may lag behind what clients were
-//! told. (etcd drops what lies behind it.) Then the others are removed, by entries that look as if a quorum had agreed to
-//! them. Whoever of the others comes back nevertheless is refused: it was removed.
+//! The operator asserts with the flag that the other members will not come back. Therefore everything in this member's log counts
+//! as committed: the other members cannot decide otherwise any more, and the stored commit index may lag behind what was
+//! acknowledged to clients. (etcd drops the entries after it.) Then the other members are removed, by entries that look as if a
+//! quorum had committed them. A member that comes back nevertheless is refused, because it was removed.
 //!
-//! The log has these entries before the database does, as always. So a crash in between does no harm: the next start replays
-//! them, with the flag or without.
+//! As always, these entries are in the log before they are in the database. So a crash in between is harmless: the next start
+//! replays them, with the flag or without.
 
 use std::sync::Arc;
 
@@ -28,11 +28,11 @@ use crate::{
     storage::{Engine, rocks::Rocks},
 };
 
-/// Where others may reach a member that had been removed, until somebody says better.
+/// The peer URL of a member that had been removed, until it is updated.
 const PEER_URL: &str = "http://localhost:2380";
 const VALUE_CACHE_BYTES: u64 = 1 << 20;
 
-/// Makes this member the only one. Nothing else may have its data open.
+/// Makes this member the only one of its cluster. No other process or object may have its data open.
 pub fn become_sole_member(directory: &DataDir) -> Result<(), Halt> {
     let (mut log, mut recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
     let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&directory.databases().present()?)?);
@@ -51,10 +51,10 @@ pub fn become_sole_member(directory: &DataDir) -> Result<(), Halt> {
     hard_state.commit = applied.index;
     hard_state.term = hard_state.term.max(applied.term);
     if machine.members().is_removed(recovered.identity.member_id) {
-        let text = "this member was removed from its cluster: it cannot become the only one of it";
+        let text = "this member was removed from its cluster: it cannot become its only member";
         return Err(Halt::Refused(text.to_owned()));
     }
-    let changes = changes_to_sole(&machine, recovered.identity.member_id);
+    let changes = changes_to_sole_member(&machine, recovered.identity.member_id);
     if !changes.is_empty() {
         let first = hard_state.commit + 1;
         let entries: Vec<Entry> =
@@ -69,10 +69,10 @@ pub fn become_sole_member(directory: &DataDir) -> Result<(), Halt> {
     engine.flush()
 }
 
-/// What must have been agreed for this member to be the only one.
-fn changes_to_sole(machine: &Machine, own: u64) -> Vec<ConfChange> {
+/// The membership changes after which this member is the only one.
+fn changes_to_sole_member(machine: &Machine, own: u64) -> Vec<ConfChange> {
     let change = |kind, request: &[u8]| {
-        changes::for_raft(Command::encode(0, kind, request)).expect("these are changes of the members")
+        changes::for_raft(Command::encode(0, kind, request)).expect("these are membership changes")
     };
     let mut changes = Vec::new();
     match machine.members().get(own) {
@@ -93,7 +93,7 @@ fn changes_to_sole(machine: &Machine, own: u64) -> Vec<ConfChange> {
 }
 
 fn entry(change: &ConfChange, index: u64, term: u64) -> Entry {
-    let data = change.write_to_bytes().expect("a change of our own making can be encoded");
+    let data = change.write_to_bytes().expect("a change that was just built can be encoded");
     Entry { entry_type: EntryType::EntryConfChange, index, term, data: data.into(), ..Entry::default() }
 }
 
@@ -112,7 +112,7 @@ fn apply(machine: &mut Machine, entry: &Entry) -> Result<(), Halt> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::bootstrap::{self, Origin},
+        super::bootstrap::{self, BootstrapPlan},
         *,
     };
     use crate::{node::log::Identity, state::Members};
@@ -121,14 +121,15 @@ mod tests {
         [1, 2].map(|id| Member { id, peer_ur_ls: vec![format!("http://127.0.0.1:{id}")], ..Member::default() }).to_vec()
     }
 
-    /// Takes over what the first of two members has, after its log was marked; returns what it is then.
-    fn taken_over(mark: Position, adopted: bool) -> (u64, Vec<u64>) {
+    /// Forces a new cluster with the data of the first of two members, whose log says that it is installing the snapshot at
+    /// `mark`. Returns the applied index, and the IDs of the members.
+    fn force_new_cluster(mark: Position, adopted: bool) -> (u64, Vec<u64>) {
         let temp = tempfile::tempdir().unwrap();
         let directory = DataDir::open(temp.path()).unwrap();
         let identity = Identity { cluster_id: 7, member_id: 1 };
         let at = Position { index: 2, term: 1 };
-        let origin = Origin { identity, members: members(), introduced: Vec::new(), at };
-        bootstrap::lay_down(&origin, &directory).unwrap();
+        let plan = BootstrapPlan { identity, members: members(), join_contacts: Vec::new(), at };
+        bootstrap::write_initial_files(&plan, &directory).unwrap();
         if adopted {
             let path = directory.databases().incoming(mark.index).keep();
             let members = Members::new(members());
@@ -139,16 +140,16 @@ mod tests {
         let place = log::Place::new(directory.log_dir());
         SegmentLog::open(&place).unwrap().0.set_installing(Some(mark)).unwrap();
         become_sole_member(&directory).unwrap();
-        assert_eq!(SegmentLog::open(&place).unwrap().1.installing, None, "the mark is gone");
+        assert_eq!(SegmentLog::open(&place).unwrap().1.installing, None, "the mark is removed");
         let engine = Rocks::open(&directory.databases().current().unwrap()).unwrap();
         let members = Members::read(&engine).unwrap().iter().map(|member| member.id).collect();
         (Progress::of(&engine).unwrap().unwrap().index, members)
     }
 
     #[test]
-    fn a_snapshot_that_was_being_installed_is_no_obstacle() {
+    fn an_interrupted_installation_of_a_snapshot_is_finished_or_dropped() {
         let mark = Position { index: 9, term: 3 };
-        assert_eq!(taken_over(mark, false), (3, vec![1]), "it never came to the database");
-        assert_eq!(taken_over(mark, true), (10, vec![1]), "it had come to the database, but not to the log");
+        assert_eq!(force_new_cluster(mark, false), (3, vec![1]), "the database was not replaced yet");
+        assert_eq!(force_new_cluster(mark, true), (10, vec![1]), "the database was replaced, but not the log");
     }
 }

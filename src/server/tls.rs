@@ -1,11 +1,11 @@
 //! TLS for clients.
 //!
-//! Certificate and key are looked at for every handshake and read again when they have changed, so that they can be renewed
-//! without a restart. Where that fails, because one of them is missing or does not fit the other yet, the last pair that
-//! worked is used. Who signs clients' certificates is read once.
+//! The files of the certificate and the key are checked at every handshake and read again when they have changed, so that they
+//! can be renewed without a restart. If that fails, because one of them is missing or they do not match yet, the last valid pair
+//! is used. The CA certificates for client certificates are read once.
 //!
-//! Handshakes run on threads of their own: signing takes a millisecond with some keys, and a disk may hang, and clients
-//! that are connected already shall not notice.
+//! Handshakes run on threads of their own: signing takes a millisecond with some keys, and the disk may hang; neither must affect
+//! clients that are connected already.
 
 use std::{
     fs, io,
@@ -31,65 +31,63 @@ use tokio_rustls::{
     server::TlsStream,
 };
 
-use super::Failure;
-use crate::config::front::TlsFiles;
+use super::ServerError;
+use crate::config::frontend::TlsFiles;
 
-/// Whom the system trusts, where nobody is named. Debian's place first.
+/// The system's CA certificates, for when no file is configured; Debian's path first.
 const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// Threads for handshakes: one for so many processors, but no more than this.
+/// Threads for handshakes: one per this many processors, up to a maximum.
 const PROCESSORS_PER_THREAD: usize = 4;
-const MOST_THREADS: usize = 4;
+const MAX_THREADS: usize = 4;
 
-/// Speaks TLS with clients.
+/// Performs TLS handshakes with clients.
 pub struct Tls {
     files: Arc<Files>,
-    /// Where hands are shaken. None: it has ended.
+    /// The threads for handshakes. None: dropped.
     threads: Option<Runtime>,
 }
 
-/// Certificate and key.
+/// The files of the certificate and the key, and what was loaded from them.
 struct Files {
     cert: PathBuf,
     key: PathBuf,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
-    current: Mutex<Current>,
+    current: Mutex<Loaded>,
 }
 
-/// What was read of them last.
-struct Current {
+struct Loaded {
     stamps: Stamps,
-    /// From the last pair that worked.
+    /// From the last valid pair.
     config: Arc<ServerConfig>,
-    /// Why the newest one does not, as far as that was said.
+    /// Why the newest pair is invalid, if that has been logged.
     failure: Option<String>,
 }
 
-/// When certificate and key were written, and how long they are.
+/// The modification times and lengths of both files.
 type Stamps = [(SystemTime, u64); 2];
 
 impl Tls {
     /// Reads everything once.
-    pub fn open(files: &TlsFiles) -> Result<Self, Failure> {
+    pub fn open(files: &TlsFiles) -> Result<Self, ServerError> {
         let verifier = files.client_cert_auth.then(|| verifier(files.trusted_ca.as_deref())).transpose()?;
         let (cert, key) = (files.cert.clone(), files.key.clone());
         let current = stamps(&cert, &key)
             .map_err(|error| error.to_string())
-            .and_then(|stamps| {
-                Ok(Current { stamps, config: configure(&cert, &key, verifier.as_ref())?, failure: None })
-            })
-            .map_err(Failure::Refused)?;
+            .and_then(|stamps| Ok(Loaded { stamps, config: configure(&cert, &key, verifier.as_ref())?, failure: None }))
+            .map_err(ServerError::Refused)?;
         let files = Arc::new(Files { cert, key, verifier, current: Mutex::new(current) });
         let mut threads = tokio::runtime::Builder::new_multi_thread();
-        let count = (super::processors() / PROCESSORS_PER_THREAD).clamp(1, MOST_THREADS);
+        let count = (super::processors() / PROCESSORS_PER_THREAD).clamp(1, MAX_THREADS);
         let threads = threads.worker_threads(count).thread_name("tls").build();
-        let threads = threads.map_err(|error| Failure::Refused(format!("no threads for TLS handshakes: {error}")))?;
+        let threads = threads
+            .map_err(|error| ServerError::Refused(format!("cannot start threads for TLS handshakes: {error}")))?;
         Ok(Self { files, threads: Some(threads) })
     }
 
-    /// Shakes hands. True if the client wants HTTP/2.
+    /// Performs the handshake. True if HTTP/2 was negotiated.
     pub async fn accept<S>(&self, stream: S) -> io::Result<(TlsStream<S>, bool)>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -97,7 +95,7 @@ impl Tls {
         let threads = self.threads.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let files = self.files.clone();
         let handshake = threads.spawn(async move { TlsAcceptor::from(files.config()).accept(stream).await });
-        let _ended_with_us = AbortOnDrop(handshake.abort_handle());
+        let _abort_on_drop = AbortOnDrop(handshake.abort_handle());
         let stream = handshake.await.map_err(io::Error::other)??;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(PROTOCOLS[0]);
         Ok((stream, is_http2))
@@ -107,12 +105,12 @@ impl Tls {
 impl Drop for Tls {
     fn drop(&mut self) {
         if let Some(threads) = self.threads.take() {
-            threads.shutdown_background(); // Waiting is not allowed where this is dropped.
+            threads.shutdown_background(); // This is dropped in async code, where waiting is not allowed.
         }
     }
 }
 
-/// Ends a task that nothing waits for any more.
+/// Aborts a task when nothing awaits it any more.
 struct AbortOnDrop(AbortHandle);
 
 impl Drop for AbortOnDrop {
@@ -122,14 +120,14 @@ impl Drop for AbortOnDrop {
 }
 
 impl Files {
-    /// What the newest pair of files says, or the last one that worked.
+    /// The configuration from the current files, or from the last valid pair.
     fn config(&self) -> Arc<ServerConfig> {
         let stamps = stamps(&self.cert, &self.key);
         let mut current = self.current.lock();
         let renewed = match stamps {
             Ok(stamps) if stamps == current.stamps => return current.config.clone(),
             Ok(stamps) => {
-                current.stamps = stamps; // One that does not work is not read again until it changes.
+                current.stamps = stamps; // An invalid pair is not read again until it changes.
                 configure(&self.cert, &self.key, self.verifier.as_ref())
             }
             Err(error) => Err(error.to_string()),
@@ -180,21 +178,23 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = CertificateDer::pem_file_iter(path).map_err(|error| named(&error))?;
     let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(|error| named(&error))?;
     if certificates.is_empty() {
-        return Err(named(&"there is no certificate in it"));
+        return Err(named(&"the file contains no certificate"));
     }
     Ok(certificates)
 }
 
-/// Clients have to show a certificate that one of these has signed.
-fn verifier(trusted_ca: Option<&Path>) -> Result<Arc<dyn ClientCertVerifier>, Failure> {
+/// Verifies that clients present a certificate that was issued by one of these CAs.
+fn verifier(trusted_ca: Option<&Path>) -> Result<Arc<dyn ClientCertVerifier>, ServerError> {
     let mut system = SYSTEM_ROOTS.iter().map(Path::new).filter(|path| path.exists());
     let path = trusted_ca.or_else(|| system.next()).ok_or_else(|| {
-        Failure::Refused("--client-cert-auth: nobody is trusted, neither by --trusted-ca-file nor by the system".into())
+        ServerError::Refused(
+            "--client-cert-auth needs CA certificates: set --trusted-ca-file; the system has none".into(),
+        )
     })?;
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(certificates(path).map_err(Failure::Refused)?);
+    roots.add_parsable_certificates(certificates(path).map_err(ServerError::Refused)?);
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()))
         .build()
         .map(|verifier| verifier as Arc<dyn ClientCertVerifier>)
-        .map_err(|error| Failure::Refused(format!("{}: {error}", path.display())))
+        .map_err(|error| ServerError::Refused(format!("{}: {error}", path.display())))
 }

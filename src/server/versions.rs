@@ -1,11 +1,10 @@
-//! Which version the cluster speaks: the lowest that any member speaks. The leader decides it, and raises it when all members
-//! have become newer.
+//! The cluster version: the lowest version of any member. The leader sets it, and raises it when all members have been upgraded.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::sleep};
 
-use super::publish::agree_once;
+use super::publish::propose;
 use crate::{
     api::Api,
     node::transport::Speech,
@@ -15,27 +14,23 @@ use crate::{
     version::ETCD_VERSION,
 };
 
-/// How often the leader looks whether all members have become newer.
-const ROUND: Duration = Duration::from_secs(4);
-/// A member that takes longer to say what it speaks cannot be reached.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the leader checks whether all members have been upgraded.
+const CHECK_INTERVAL: Duration = Duration::from_secs(4);
+/// A member that takes longer to report its version counts as unreachable.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a cluster speaks as long as not all members can be reached.
-pub const OLDEST: Version = Version { major: 3, minor: 0, patch: 0 };
+/// The cluster version as long as not all members could be reached.
+pub const MIN_CLUSTER_VERSION: Version = Version { major: 3, minor: 0, patch: 0 };
 
-/// A version, three numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// Changes when old and new cannot work together.
     pub major: u64,
-    /// Changes with what is spoken.
     pub minor: u64,
-    /// Changes with what is mended.
     pub patch: u64,
 }
 
 impl Version {
-    /// Reads `3.7.1`, and what may stand behind a dash.
+    /// Parses `3.7.1`; a pre-release or build suffix, as in `3.7.0-rc.1`, is ignored.
     pub fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.split_once(['-', '+']).map_or(text, |(numbers, _)| numbers).split('.');
         let mut next = || numbers.next()?.parse().ok();
@@ -43,7 +38,7 @@ impl Version {
         numbers.next().is_none().then_some(version)
     }
 
-    /// The one that the next release will speak.
+    /// The version of the next minor release.
     pub fn next_minor(self) -> Self {
         Self { minor: self.minor + 1, patch: 0, ..self }
     }
@@ -55,24 +50,24 @@ impl fmt::Display for Version {
     }
 }
 
-/// What this member says of itself to others, before anything else.
-pub fn speech() -> Speech {
+/// The versions that this member announces at the start of every connection to another member.
+pub fn protocol_version() -> Speech {
     let release = |version: Version| {
         let number = |number| u8::try_from(number).expect("versions are small numbers");
         (number(version.major), number(version.minor))
     };
-    Speech { version: release(ours()), oldest: release(OLDEST) }
+    Speech { version: release(local()), oldest: release(MIN_CLUSTER_VERSION) }
 }
 
-/// What this member speaks.
-pub fn ours() -> Version {
-    Version::parse(ETCD_VERSION).expect("it is three numbers")
+/// The version of this member.
+pub fn local() -> Version {
+    Version::parse(ETCD_VERSION).expect("the constant is a version")
 }
 
-/// What a member speaks, if one of its URLs says so.
-pub async fn ask(client: &Client, member: &Member, patience: Duration) -> Option<Versions> {
+/// The versions of a member; None if none of its URLs returns them.
+pub async fn fetch(client: &Client, member: &Member, timeout: Duration) -> Option<Versions> {
     for url in &member.peer_ur_ls {
-        match client.versions(url, patience).await {
+        match client.versions(url, timeout).await {
             Ok(versions) => return Some(versions),
             Err(error) => {
                 tracing::warn!({ "remote-member-id" = format_args!("{:x}", member.id), error }, "failed to get version");
@@ -82,49 +77,49 @@ pub async fn ask(client: &Client, member: &Member, patience: Duration) -> Option
     None
 }
 
-/// Decides again and again.
-pub async fn watch_over(api: Arc<Api>) {
+/// Keeps the cluster version up to date while this member leads.
+pub async fn update_periodically(api: Arc<Api>) {
     loop {
-        sleep(ROUND).await;
-        decide(&api).await;
+        sleep(CHECK_INTERVAL).await;
+        update(&api).await;
     }
 }
 
-/// Decides which version the cluster speaks, if this member leads and it is not decided.
-pub async fn decide(api: &Arc<Api>) {
+/// Sets the cluster version if this member leads and the version has to change.
+pub async fn update(api: &Arc<Api>) {
     if !api.leads() {
         return;
     }
     let present = Version::parse(&api.versions().cluster);
-    let Some(next) = choose(present, lowest(api).await) else { return };
+    let Some(next) = next_version(present, lowest_member_version(api).await) else { return };
     let (from, to) = (api.versions().cluster, next.to_string());
     tracing::info!(from, to, "updating cluster version using v3 API");
     let request = ClusterVersionSetRequest { ver: to };
-    if let Err(error) = agree_once(api, Kind::ClusterVersionSet, &request).await {
+    if let Err(error) = propose(api, Kind::ClusterVersionSet, &request).await {
         tracing::warn!(%error, "failed to update cluster version");
     }
 }
 
-/// The version to change to, if it changes: it never goes back by itself.
-fn choose(present: Option<Version>, lowest: Option<Version>) -> Option<Version> {
+/// The version to change to, if it changes. It is never lowered automatically.
+fn next_version(present: Option<Version>, lowest: Option<Version>) -> Option<Version> {
     let lowest = lowest.map(|version| Version { patch: 0, ..version });
     match (present, lowest) {
-        (None, lowest) => Some(lowest.unwrap_or(OLDEST)),
+        (None, lowest) => Some(lowest.unwrap_or(MIN_CLUSTER_VERSION)),
         (Some(present), Some(lowest)) if present < lowest && present.major == lowest.major => Some(lowest),
         (Some(_), _) => None,
     }
 }
 
-/// The lowest version that any member speaks; None if one of them does not say.
-async fn lowest(api: &Arc<Api>) -> Option<Version> {
-    let mut asking = JoinSet::new();
+/// The lowest version of any member; None if a member does not report its version.
+async fn lowest_member_version(api: &Arc<Api>) -> Option<Version> {
+    let mut queries = JoinSet::new();
     for member in api.members().into_iter().filter(|member| member.id != api.header.member_id()) {
         let client = api.company.client.clone();
-        asking.spawn(async move { ask(&client, &member, PATIENCE).await });
+        queries.spawn(async move { fetch(&client, &member, VERSION_TIMEOUT).await });
     }
-    let mut lowest = ours();
-    while let Some(told) = asking.join_next().await {
-        lowest = lowest.min(Version::parse(&told.ok()??.server)?);
+    let mut lowest = local();
+    while let Some(versions) = queries.join_next().await {
+        lowest = lowest.min(Version::parse(&versions.ok()??.server)?);
     }
     Some(lowest)
 }
@@ -146,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cluster_speaks_the_lowest_and_never_goes_back() {
+    fn the_cluster_version_is_the_lowest_of_all_members_and_never_decreases() {
         for (present, lowest, expected) in [
             ("", "3.7.1", Some("3.7.0")),
             ("", "", Some("3.0.0")),
@@ -156,8 +151,8 @@ mod tests {
             ("3.7.0", "3.6.5", None),
             ("3.7.0", "4.0.0", None),
         ] {
-            let chosen = choose(version(present), version(lowest)).map(|version| version.to_string());
-            assert_eq!(chosen.as_deref(), expected, "from {present:?} with {lowest:?}");
+            let next = next_version(version(present), version(lowest)).map(|version| version.to_string());
+            assert_eq!(next.as_deref(), expected, "from {present:?} with {lowest:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is said in the log around the start and the stop, in etcd's words: scripts and tests wait for these lines.
+//! Log lines of the start and the stop, with etcd's texts: scripts and tests wait for them.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::{
     version::ETCD_VERSION,
 };
 
-/// etcd advises no larger quota. It is no limit, here as there.
+/// The largest quota that etcd recommends. Here as there, it is not a limit.
 const ADVISED_QUOTA_BYTES: u64 = 8 << 30;
 
-/// Before the data is opened: with what.
+/// Logs the configuration, before the data is opened.
 pub fn starting(config: &Config, is_initialised: bool) {
     let state = if config.initial_cluster_state == ClusterState::New { "new" } else { "existing" };
     Notice::new(Level::Info, "starting an etcd server")
@@ -22,8 +22,8 @@ pub fn starting(config: &Config, is_initialised: bool) {
         .with("name", config.name.as_str())
         .with("data-dir", config.data_dir.display().to_string())
         .with("force-new-cluster", config.force_new_cluster)
-        .with("heartbeat-interval", go(config.heartbeat_interval))
-        .with("election-timeout", go(config.election_timeout))
+        .with("heartbeat-interval", go_duration(config.heartbeat_interval))
+        .with("election-timeout", go_duration(config.election_timeout))
         .with("initial-election-tick-advance", config.advance_first_election)
         .with("snapshot-count", config.snapshot_count)
         .with("snapshot-catchup-entries", config.snapshot_catchup_entries)
@@ -42,7 +42,7 @@ pub fn starting(config: &Config, is_initialised: bool) {
         .log();
     quota(config.quota_bytes);
     for other in ["wal", "snap"].map(|name| config.data_dir.join("member").join(name)).iter().filter(|it| it.exists()) {
-        let text = "an etcd has written into this directory; nothing of that is looked at";
+        let text = "an etcd has written into this directory; its files are ignored";
         Notice::new(Level::Warn, text).with("path", other.display().to_string()).log();
     }
     if config.unsafe_no_fsync {
@@ -64,7 +64,7 @@ fn quota(bytes: Option<u64>) {
     Notice::new(Level::Info, "enabled backend quota").with("quota-size-bytes", bytes).log();
 }
 
-/// When members are heard.
+/// Logs that the peer port is open.
 pub fn serving(config: &Config, member_id: u64) {
     Notice::new(Level::Info, "now serving peer/client/metrics")
         .with("local-member-id", format!("{member_id:x}"))
@@ -75,7 +75,7 @@ pub fn serving(config: &Config, member_id: u64) {
         .log();
 }
 
-/// At the begin (`closing`) and at the end (`closed`) of the stop.
+/// Logs the beginning (`closing`) and the end (`closed`) of the stop.
 pub fn ending(verb: &'static str, config: &Config) {
     Notice::new(Level::Info, format!("{verb} etcd server"))
         .with("name", config.name.as_str())
@@ -85,7 +85,7 @@ pub fn ending(verb: &'static str, config: &Config) {
         .log();
 }
 
-fn go(duration: Duration) -> String {
+fn go_duration(duration: Duration) -> String {
     Go(duration).to_string()
 }
 

@@ -1,9 +1,9 @@
-//! The power cut: a node on the real log and the real database, and the loss of everything that was not synced.
+//! The power failure loop: a node with the real log and the real database loses everything that was not synced.
 //!
-//! The log lies on [`LossyFiles`], which lay down elsewhere what a power cut would have left of it: what was synced, and of
-//! the rest all, nothing or torn parts. The database comes back as it was at its last flush, from a checkpoint made then: that
-//! is all that RocksDB promises with its own log switched off. Both are taken at one moment under one lock; the node that
-//! they are taken from goes on as a ghost until it is stopped, and cannot reach its successor.
+//! The log is on [`LossyFiles`], which write to another directory what a power failure would have left of it: what was synced,
+//! and all, nothing or torn parts of the rest. The database is restored to its last flush, from a checkpoint made then: that
+//! is all that RocksDB guarantees with its own log disabled. Both are captured at the same time under one lock. The old node
+//! keeps running until it is stopped, but its later writes do not reach the new directory.
 
 use std::{
     fs,
@@ -49,30 +49,30 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
 
 use super::{
-    Figures, fresh_seed,
-    writer::{Fate, Writer},
+    Statistics, fresh_seed,
+    writer::{Outcome, Writer},
 };
 
 const MEMBER: u64 = 7;
 const WRITERS: usize = 16;
-const LIFE_MS: std::ops::Range<u64> = 30..400;
-/// Small, so that a round goes through many of them.
+const RUN_MS: std::ops::Range<u64> = 30..400;
+/// Small, so that a round uses many segments.
 const SEGMENT_BYTES: u64 = 256 << 10;
 const FLUSH_AFTER_BYTES: u64 = 1 << 20;
 const KEPT_REVISIONS: i64 = 500;
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The database, with a copy of itself as of its last flush.
 struct Checkpointed {
     rocks: Rocks,
-    /// Where copies go, and the last one of them. Whoever holds this knows that nothing is being flushed.
+    /// The copies made at flushes. While this is locked, nothing is flushed.
     copies: Mutex<Copies>,
 }
 
 struct Copies {
     dir: PathBuf,
     count: usize,
-    /// What the last copy says of how far it is.
+    /// The applied index in the last copy.
     applied: Option<Bytes>,
 }
 
@@ -86,14 +86,14 @@ impl Checkpointed {
     fn open(db: &Path, dir: PathBuf) -> Self {
         let rocks = Rocks::open(db).unwrap();
         let engine = Self { rocks, copies: Mutex::new(Copies { dir, count: 0, applied: None }) };
-        engine.flush().unwrap(); // What was found is what a crash leaves.
+        engine.flush().unwrap(); // A crash before the first flush leaves the data as it was opened.
         engine
     }
 }
 
 impl Engine for Checkpointed {
     fn write(&self, batch: &Batch) -> Result<(), Halt> {
-        let _nothing_is_copied = self.copies.lock();
+        let _no_copy_is_made = self.copies.lock();
         self.rocks.write(batch)
     }
 
@@ -109,9 +109,9 @@ impl Engine for Checkpointed {
         self.rocks.scan(table, from, to, visit)
     }
 
-    /// Only what the last copy holds counts, even if the database has flushed more by itself.
+    /// Returns what is in the last copy, even if the database has flushed more by itself.
     fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
-        assert_eq!((table, key), (Table::Meta, meta::APPLIED), "the node asks for nothing else");
+        assert_eq!((table, key), (Table::Meta, meta::APPLIED), "the node reads nothing else");
         Ok(self.copies.lock().applied.clone())
     }
 
@@ -140,13 +140,13 @@ impl Engine for Checkpointed {
     }
 }
 
-/// Where one life of the node has its files; the next one gets others.
-struct Ground {
+/// The directory of the node in one round; the next round has another.
+struct NodeFiles {
     dir: PathBuf,
     files: LossyFiles,
 }
 
-impl Ground {
+impl NodeFiles {
     fn log(&self) -> Place {
         Place { dir: self.dir.join("log"), files: Arc::new(self.files.clone()), segment_bytes: SEGMENT_BYTES }
     }
@@ -155,75 +155,74 @@ impl Ground {
         self.dir.join("db")
     }
 
-    /// A cluster of one that was founded here.
-    fn found(dir: PathBuf, files: LossyFiles) -> Self {
-        let ground = Self { dir, files };
+    /// Bootstraps a cluster of one member in `dir`.
+    fn bootstrap(dir: PathBuf, files: LossyFiles) -> Self {
+        let node_files = Self { dir, files };
         let identity = Identity { cluster_id: 70, member_id: MEMBER };
         let origin = Position { index: 1, term: 1 };
         let hard_state = HardState { term: 1, commit: 1, ..HardState::default() };
-        SegmentLog::create(&ground.log(), identity, origin, &hard_state).unwrap();
-        let engine = Rocks::open(&ground.db()).unwrap();
+        SegmentLog::create(&node_files.log(), identity, origin, &hard_state).unwrap();
+        let engine = Rocks::open(&node_files.db()).unwrap();
         let members = Members::new([Member { id: MEMBER, ..Member::default() }]);
         Machine::bootstrap(&engine, identity.cluster_id, &members, (origin.index, origin.term)).unwrap();
-        ground
+        node_files
     }
 }
 
-/// A node that runs.
-struct Running {
+struct RunningNode {
     node: Arc<Node>,
     threads: Threads,
     hub: Arc<watch::Hub>,
     engine: Arc<Checkpointed>,
     ids: Arc<RequestIds>,
-    ground: Ground,
+    node_files: NodeFiles,
 }
 
-impl Running {
-    fn start(ground: Ground, life: u64) -> Self {
-        let (log, recovered) = SegmentLog::open(&ground.log()).unwrap();
-        let engine = Arc::new(Checkpointed::open(&ground.db(), ground.dir.clone()));
+impl RunningNode {
+    fn start(node_files: NodeFiles, round: u64) -> Self {
+        let (log, recovered) = SegmentLog::open(&node_files.log()).unwrap();
+        let engine = Arc::new(Checkpointed::open(&node_files.db(), node_files.dir.clone()));
         let machine = Machine::open(engine.clone(), 1 << 20).unwrap();
-        let ids = Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), life));
+        let ids = Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), round));
         let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch::Settings::default());
         let settings = settings(&ids);
         let parts = Parts::alone(engine.clone(), machine, publisher, Box::new(log), recovered);
         let (node, threads) = Node::start(&settings, Arc::new(Inbox::default()), parts).unwrap();
-        Self { node, threads, hub, engine, ids, ground }
+        Self { node, threads, hub, engine, ids, node_files }
     }
 
-    /// Proposes, and waits for the outcome.
+    /// Proposes a command, and waits for the outcome.
     fn propose(&self, kind: Kind, request: &impl Message) -> Result<Response, Error> {
         propose(&self.node, self.ids.next(), kind, request)
     }
 
-    /// Returns when everything that was ever acknowledged can be read.
+    /// Returns when everything that was acknowledged can be read.
     fn catch_up(&self) {
-        let (tell, told) = mpsc::channel();
-        self.node.read_barrier(Box::new(move |outcome| _ = tell.send(outcome)));
-        told.recv_timeout(PATIENCE).unwrap().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        self.node.read_barrier(Box::new(move |outcome| _ = sender.send(outcome)));
+        receiver.recv_timeout(TIMEOUT).unwrap().unwrap();
     }
 
     fn hash(&self, revision: i64) -> Option<KeyHash> {
         self.node.readers().keys.hash_kv(revision).ok()
     }
 
-    /// What a power cut leaves, in another directory. `at_once` is called at that very moment.
-    fn power_cut(&self, to: PathBuf, loss: Loss, at_once: impl FnOnce()) -> Ground {
+    /// Writes what a power failure leaves to another directory. `at_failure` is called at the time of the failure.
+    fn power_failure(&self, to: PathBuf, loss: Loss, at_failure: impl FnOnce()) -> NodeFiles {
         let copies = self.engine.copies.lock();
-        at_once();
-        let files = self.ground.files.power_cut(loss, &to.join("log")).unwrap();
+        at_failure();
+        let files = self.node_files.files.power_cut(loss, &to.join("log")).unwrap();
         fs::rename(copies.last(), to.join("db")).unwrap();
-        Ground { dir: to, files }
+        NodeFiles { dir: to, files }
     }
 
-    /// Ends what is only a ghost by now, and removes its files.
+    /// Stops the node after the failure, and removes its files.
     fn stop(self) {
         self.node.stop();
         self.threads.join();
         self.hub.stop();
         drop((self.node, self.hub, self.engine));
-        fs::remove_dir_all(&self.ground.dir).unwrap();
+        fs::remove_dir_all(&self.node_files.dir).unwrap();
     }
 }
 
@@ -233,7 +232,7 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
         ids: ids.clone(),
         clock: Clock::default(),
         timing: Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
-        request_timeout: PATIENCE,
+        request_timeout: TIMEOUT,
         catchup_entries: 50,
         laggard_log_bytes: usize::MAX,
         quota: Quota { bytes: -1 },
@@ -247,27 +246,27 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
             flush_after: Duration::from_secs(1),
             flush_after_entries: u64::MAX,
         },
-        slow_apply: PATIENCE,
+        slow_apply: TIMEOUT,
         backlog: 5000,
     }
 }
 
 fn propose(node: &Node, id: u64, kind: Kind, request: &impl Message) -> Result<Response, Error> {
-    let (tell, told) = mpsc::channel();
-    node.propose(id, kind, &request.encode_to_vec(), Box::new(move |outcome| _ = tell.send(outcome)));
-    told.recv_timeout(PATIENCE).expect("a proposal has an outcome")
+    let (sender, receiver) = mpsc::channel();
+    node.propose(id, kind, &request.encode_to_vec(), Box::new(move |outcome| _ = sender.send(outcome)));
+    receiver.recv_timeout(TIMEOUT).expect("a proposal has an outcome")
 }
 
-/// What the log lies on.
+/// The kind of disk that the log is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk {
-    /// Files that keep what the log relies on, and no more.
+    /// Files that guarantee what the log relies on, and no more.
     Contract,
     /// The same, but a sync does nothing.
     ContractWithoutSyncs,
-    /// The operating system's type of file, on a file system that is trusted with durable writes.
+    /// The file type of the operating system, on a file system whose durable writes the log relies on.
     OsFiles,
-    /// The same, but there are no durable writes.
+    /// The same, but durable writes are like any other.
     OsFilesWithoutDurableWrites,
 }
 
@@ -279,7 +278,7 @@ impl Disk {
         }
     }
 
-    fn begin_to_lie(self, files: &LossyFiles) {
+    fn start_lying(self, files: &LossyFiles) {
         match self {
             Self::Contract | Self::OsFiles => (),
             Self::ContractWithoutSyncs => files.lie_about_syncs(),
@@ -288,42 +287,42 @@ impl Disk {
     }
 }
 
-/// Cuts the power so many times.
-pub fn cut_again_and_again(rounds: usize, disk: Disk) -> Figures {
+/// Runs `rounds` power failures.
+pub fn fail_power_repeatedly(rounds: usize, disk: Disk) -> Statistics {
     let seed = fresh_seed();
     println!("seed {seed}");
     let root = TempDir::new().unwrap();
-    let mut dice = StdRng::seed_from_u64(seed);
+    let mut rng = StdRng::seed_from_u64(seed);
     let mut writers: Vec<_> = (0..WRITERS).map(|name| Writer::new(name, seed)).collect();
-    let mut running = Running::start(Ground::found(root.path().join("life-0"), disk.files()), 0);
-    disk.begin_to_lie(&running.ground.files);
-    let (mut highest, mut figures) = (1, Figures::default());
+    let mut running = RunningNode::start(NodeFiles::bootstrap(root.path().join("round-0"), disk.files()), 0);
+    disk.start_lying(&running.node_files.files);
+    let (mut highest, mut statistics) = (1, Statistics::default());
     for round in 1..=rounds {
-        let to = root.path().join(format!("life-{round}"));
-        let (found, hashes) = live(&running, &mut writers, &mut dice, to, &mut highest);
+        let to = root.path().join(format!("round-{round}"));
+        let (left, hashes) = run_until_failure(&running, &mut writers, &mut rng, to, &mut highest);
         running.stop();
         let started = Instant::now();
-        running = Running::start(found, round as u64);
+        running = RunningNode::start(left, round as u64);
         running.catch_up();
-        figures.came_back(started.elapsed());
-        look(&running, &mut writers, highest, &mut figures);
-        compare_hashes(&running, &hashes, &mut figures);
-        figures.acknowledged = writers.iter().map(|writer| writer.acknowledged).sum();
-        println!("round {round}: {figures}");
+        statistics.record_restart(started.elapsed());
+        check(&running, &mut writers, highest, &mut statistics);
+        compare_hashes(&running, &hashes, &mut statistics);
+        statistics.acknowledged = writers.iter().map(|writer| writer.acknowledged).sum();
+        println!("round {round}: {statistics}");
     }
     running.stop();
-    figures
+    statistics
 }
 
-/// Everybody writes and one compacts, until the power fails. Returns what it leaves, and hashes from before.
-fn live(
-    running: &Running,
+/// Runs the writers and compactions until the power fails. Returns what it leaves, and hashes from before.
+fn run_until_failure(
+    running: &RunningNode,
     writers: &mut [Writer],
-    dice: &mut StdRng,
+    rng: &mut StdRng,
     to: PathBuf,
     highest: &mut i64,
-) -> (Ground, Vec<KeyHash>) {
-    // Acknowledgements are taken while the power is on; what comes later went to a ghost.
+) -> (NodeFiles, Vec<KeyHash>) {
+    // Acknowledgements count while the power is on; later ones come from the old node after its failure.
     let power = RwLock::new(true);
     let reader = running.node.readers().keys.clone();
     thread::scope(|scope| {
@@ -331,31 +330,31 @@ fn live(
             scope.spawn(|| write(running, writer, &power));
         }
         let mut hashes = Vec::new();
-        let ends = Instant::now() + Duration::from_millis(dice.random_range(LIFE_MS));
+        let ends = Instant::now() + Duration::from_millis(rng.random_range(RUN_MS));
         while Instant::now() < ends {
-            thread::sleep(Duration::from_millis(dice.random_range(5..40)));
-            if dice.random_ratio(1, 3) {
+            thread::sleep(Duration::from_millis(rng.random_range(5..40)));
+            if rng.random_ratio(1, 3) {
                 let request = CompactionRequest { revision: (reader.head() - KEPT_REVISIONS).max(1), physical: false };
                 let outcome = running.propose(Kind::Compact, &request);
                 assert!(matches!(outcome, Ok(_) | Err(Error::Compacted)), "{outcome:?}");
             }
             hashes.extend(running.hash(0));
         }
-        if dice.random_ratio(1, 4) {
-            running.engine.flush().unwrap(); // The node has not heard of this one.
+        if rng.random_ratio(1, 4) {
+            running.engine.flush().unwrap(); // A flush that the node does not know of.
         }
-        let loss = if dice.random_ratio(1, 2) { Loss::Unsynced } else { Loss::Parts(dice.random()) };
-        let found = running.power_cut(to, loss, || {
+        let loss = if rng.random_ratio(1, 2) { Loss::Unsynced } else { Loss::Parts(rng.random()) };
+        let left = running.power_failure(to, loss, || {
             let mut power = power.write();
             *power = false;
-            // A published revision is an agreed one, so all of it was synced.
+            // A published revision is committed, so it was synced.
             *highest = (*highest).max(reader.head());
         });
-        (found, hashes)
+        (left, hashes)
     })
 }
 
-fn write(running: &Running, writer: &mut Writer, power: &RwLock<bool>) {
+fn write(running: &RunningNode, writer: &mut Writer, power: &RwLock<bool>) {
     while *power.read() {
         let outcome = running.propose(Kind::Txn, &writer.next());
         let power = power.read();
@@ -367,28 +366,28 @@ fn write(running: &Running, writer: &mut Writer, power: &RwLock<bool>) {
     }
 }
 
-fn look(running: &Running, writers: &mut [Writer], highest: i64, figures: &mut Figures) {
+fn check(running: &RunningNode, writers: &mut [Writer], highest: i64, statistics: &mut Statistics) {
     let keys = &running.node.readers().keys;
     assert!(keys.head() >= highest, "the revision went back to {} from {highest}", keys.head());
     for writer in writers {
         let (first, end) = writer.range();
         let (rows, _) = keys.range(&Query::all(Interval::new(first, end))).unwrap();
         let found: Vec<_> = rows.records.into_iter().map(|record| KeyValue::decode(record).unwrap()).collect();
-        match writer.look(&found) {
-            Fate::Done => figures.done_unheard += 1,
-            Fate::NotDone => figures.not_done += 1,
-            Fate::NoneUnderWay => (),
+        match writer.check(&found) {
+            Outcome::Done => statistics.done_unacknowledged += 1,
+            Outcome::NotDone => statistics.not_done += 1,
+            Outcome::NoneInFlight => (),
         }
     }
 }
 
-fn compare_hashes(running: &Running, hashes: &[KeyHash], figures: &mut Figures) {
+fn compare_hashes(running: &RunningNode, hashes: &[KeyHash], statistics: &mut Statistics) {
     for before in hashes {
         let Some(now) = running.hash(before.hash_revision) else { continue }; // Compacted.
         assert!(now.compact_revision >= before.compact_revision, "the compact revision went back");
         if now.compact_revision == before.compact_revision {
             assert_eq!(now.hash, before.hash, "the hash of revision {}", before.hash_revision);
-            figures.hashes += 1;
+            statistics.hashes += 1;
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A writer with keys of its own, who remembers what he was promised.
+//! A writer with keys of its own that remembers what was acknowledged.
 //!
-//! He has one transaction under way at a time, writes values that nobody wrote before, and often two keys at once. So after
-//! a crash there are exactly two states that his keys may be in: that of his last acknowledged transaction, and that of the
-//! one that was under way. Anything else is a broken promise: something lost, something half done, something brought back.
+//! It has one transaction in flight at a time, writes unique values, and often two keys at once. So after a crash its keys may
+//! be in exactly two states: that of its last acknowledged transaction, or that of the transaction in flight. Anything else is
+//! an error: a lost write, half a transaction, or old data that has reappeared.
 
 use std::collections::BTreeMap;
 
@@ -19,97 +19,96 @@ const DELETIONS_PERCENT: u32 = 15;
 const LONG_VALUES_PERCENT: u32 = 5;
 const LONG_VALUE_BYTES: usize = 16 << 10;
 
-/// What a key holds: a value, and when it was written.
+/// The value of each key, and the revision at which it was written.
 type State = BTreeMap<Bytes, (Bytes, i64)>;
 
-/// One writer.
 pub struct Writer {
     name: usize,
-    dice: StdRng,
+    rng: StdRng,
     serial: u64,
-    /// What was acknowledged.
+    /// The acknowledged state.
     state: State,
-    /// The transaction under way: each key with its value, or none to delete it.
-    under_way: Option<Vec<(Bytes, Option<Bytes>)>>,
+    /// The transaction in flight: each key with its value, or None to delete it.
+    in_flight: Option<Vec<(Bytes, Option<Bytes>)>>,
     pub acknowledged: u64,
 }
 
-/// What became of a transaction that nobody heard of any more.
+/// What happened to the transaction in flight at a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    NoneUnderWay,
+pub enum Outcome {
+    NoneInFlight,
     Done,
     NotDone,
 }
 
 impl Writer {
     pub fn new(name: usize, seed: u64) -> Self {
-        let dice = StdRng::seed_from_u64(seed ^ (name as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Self { name, dice, serial: 0, state: State::new(), under_way: None, acknowledged: 0 }
+        let rng = StdRng::seed_from_u64(seed ^ (name as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        Self { name, rng, serial: 0, state: State::new(), in_flight: None, acknowledged: 0 }
     }
 
-    /// Which keys are his: from the first, up to but without the second.
+    /// The range of its keys, excluding the end.
     pub fn range(&self) -> (Bytes, Bytes) {
         (Bytes::from(format!("w{:04}/", self.name)), Bytes::from(format!("w{:04}0", self.name)))
     }
 
-    /// The next thing that he wants.
+    /// The next transaction.
     pub fn next(&mut self) -> TxnRequest {
-        assert!(self.under_way.is_none(), "one transaction at a time");
+        assert!(self.in_flight.is_none(), "one transaction at a time");
         self.serial += 1;
-        let (first, second) = (self.dice.random_range(0..KEYS), self.dice.random_range(0..KEYS));
+        let (first, second) = (self.rng.random_range(0..KEYS), self.rng.random_range(0..KEYS));
         let mut keys = vec![self.key(first)];
         if first != second {
             keys.push(self.key(second));
         }
         let deletes =
-            self.dice.random_ratio(DELETIONS_PERCENT, 100) && keys.iter().any(|key| self.state.contains_key(key));
+            self.rng.random_ratio(DELETIONS_PERCENT, 100) && keys.iter().any(|key| self.state.contains_key(key));
         let value = self.value();
         let changes: Vec<_> = keys.into_iter().map(|key| (key, (!deletes).then(|| value.clone()))).collect();
         let success = changes.iter().map(|(key, value)| op(key, value.as_ref())).collect();
-        self.under_way = Some(changes);
+        self.in_flight = Some(changes);
         TxnRequest { success, ..TxnRequest::default() }
     }
 
-    /// He was told that it is done.
+    /// The transaction in flight was acknowledged at `revision`.
     pub fn acknowledge(&mut self, revision: i64) {
-        let changes = self.under_way.take().expect("only what is under way is acknowledged");
+        let changes = self.in_flight.take().expect("only a transaction in flight is acknowledged");
         self.acknowledged += 1;
         self.state = after(&self.state, &changes, revision);
     }
 
-    /// He looks at his keys after a crash.
-    pub fn look(&mut self, found: &[KeyValue]) -> Fate {
+    /// Checks the keys that were found after a crash.
+    pub fn check(&mut self, found: &[KeyValue]) -> Outcome {
         let found: State =
             found.iter().map(|found| (found.key.clone(), (found.value.clone(), found.mod_revision))).collect();
-        let Some(changes) = self.under_way.take() else {
+        let Some(changes) = self.in_flight.take() else {
             assert_same(self.name, &found, &self.state);
-            return Fate::NoneUnderWay;
+            return Outcome::NoneInFlight;
         };
-        // When it was done he was not told; all its keys must say the same.
+        // The revision was not acknowledged; all keys of the transaction must have the same one.
         let written = changes.iter().filter(|(_, value)| value.is_some());
         let revision = written.filter_map(|(key, _)| found.get(key)).map(|(_, revision)| *revision).max().unwrap_or(0);
         let done = after(&self.state, &changes, revision);
-        let fate = if found == done && found != self.state { Fate::Done } else { Fate::NotDone };
-        if fate == Fate::NotDone {
+        let outcome = if found == done && found != self.state { Outcome::Done } else { Outcome::NotDone };
+        if outcome == Outcome::NotDone {
             assert_same(self.name, &found, &self.state);
         }
         self.state = found;
-        fate
+        outcome
     }
 
     fn key(&self, nth: usize) -> Bytes {
         Bytes::from(format!("w{:04}/{nth}", self.name))
     }
 
-    /// A value that was never written before, and that is of no use to a compression.
+    /// A unique value that cannot be compressed.
     fn value(&mut self) -> Bytes {
-        let long = self.dice.random_ratio(LONG_VALUES_PERCENT, 100);
-        let len = if long { self.dice.random_range(0..LONG_VALUE_BYTES) } else { self.dice.random_range(0..256) };
+        let long = self.rng.random_ratio(LONG_VALUES_PERCENT, 100);
+        let len = if long { self.rng.random_range(0..LONG_VALUE_BYTES) } else { self.rng.random_range(0..256) };
         let mut value = format!("{}/{} ", self.name, self.serial).into_bytes();
         let start = value.len();
         value.resize(start + len, 0);
-        self.dice.fill_bytes(&mut value[start..]);
+        self.rng.fill_bytes(&mut value[start..]);
         value.into()
     }
 }
@@ -142,7 +141,7 @@ fn assert_same(name: usize, found: &State, expected: &State) {
         };
         state.iter().map(brief).collect::<Vec<_>>().join(", ")
     };
-    assert!(found == expected, "writer {name} finds\n{}\nbut was promised\n{}", brief(found), brief(expected));
+    assert!(found == expected, "writer {name} found\n{}\nbut expected\n{}", brief(found), brief(expected));
 }
 
 #[cfg(test)]
@@ -159,12 +158,12 @@ mod tests {
         writer.state.iter().map(key_value).collect()
     }
 
-    /// A writer with a transaction of two puts under way.
-    fn writer_of_two() -> Writer {
+    /// A writer with a transaction of two puts in flight.
+    fn writer_with_two_puts_in_flight() -> Writer {
         let mut writer = Writer::new(0, 1);
         loop {
             let txn = writer.next();
-            if writer.serial > 20 && txn.success.len() == 2 && writer.under_way.as_ref().unwrap()[0].1.is_some() {
+            if writer.serial > 20 && txn.success.len() == 2 && writer.in_flight.as_ref().unwrap()[0].1.is_some() {
                 return writer;
             }
             writer.acknowledge(i64::try_from(writer.serial).unwrap());
@@ -172,24 +171,24 @@ mod tests {
     }
 
     #[test]
-    fn both_or_neither_is_in_order() {
-        let mut writer = writer_of_two();
+    fn all_or_nothing_of_a_transaction_is_valid() {
+        let mut writer = writer_with_two_puts_in_flight();
         let neither = found(&writer);
-        assert_eq!(writer.look(&neither), Fate::NotDone);
-        let mut writer = writer_of_two();
-        writer.state = after(&writer.state, writer.under_way.as_ref().unwrap(), 99);
+        assert_eq!(writer.check(&neither), Outcome::NotDone);
+        let mut writer = writer_with_two_puts_in_flight();
+        writer.state = after(&writer.state, writer.in_flight.as_ref().unwrap(), 99);
         let both = found(&writer);
-        assert_eq!(writer_of_two().look(&both), Fate::Done);
+        assert_eq!(writer_with_two_puts_in_flight().check(&both), Outcome::Done);
     }
 
     #[test]
-    #[should_panic(expected = "but was promised")]
-    fn half_a_transaction_is_not() {
-        let mut writer = writer_of_two();
-        let half = after(&writer.state, &writer.under_way.as_ref().unwrap()[..1], 99);
+    #[should_panic(expected = "but expected")]
+    fn half_a_transaction_is_an_error() {
+        let mut writer = writer_with_two_puts_in_flight();
+        let half = after(&writer.state, &writer.in_flight.as_ref().unwrap()[..1], 99);
         let whole = std::mem::replace(&mut writer.state, half);
         let half = found(&writer);
         writer.state = whole;
-        writer.look(&half);
+        writer.check(&half);
     }
 }

@@ -1,4 +1,4 @@
-//! A disk without room: spare segments are a convenience, so only the segment that is needed at this moment must be had.
+//! A full disk. Spare segments are optional: only the segment that is needed right now must be created.
 
 use std::{
     io,
@@ -15,9 +15,9 @@ use metastore::node::log::files::{File, Files, OsFiles};
 use metastore::node::log::{Place, SegmentLog};
 use tempfile::TempDir;
 
-use crate::ground::{IDENTITY, START, Step, at, expected, group, hard_state};
+use crate::fixture::{IDENTITY, START, Step, at, expected, group, hard_state};
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 const SEGMENT_BYTES: u64 = 8192;
 
 /// The operating system's files, on a disk that can be full.
@@ -25,15 +25,15 @@ const SEGMENT_BYTES: u64 = 8192;
 struct Disk {
     files: OsFiles,
     is_full: Arc<AtomicBool>,
-    /// Whether it says so when it is asked, or only when it is written to.
-    tells: bool,
-    /// How often something was refused for want of room, or was not even tried.
+    /// Whether `free_bytes` reports a full disk; otherwise only writes fail.
+    reports_full: bool,
+    /// How often an operation was refused because the disk is full, or was not attempted for that reason.
     refused: Arc<AtomicUsize>,
 }
 
 impl Disk {
-    fn new(tells: bool) -> Self {
-        Self { files: OsFiles { syncs: true }, is_full: Arc::default(), tells, refused: Arc::default() }
+    fn new(reports_full: bool) -> Self {
+        Self { files: OsFiles { syncs: true }, is_full: Arc::default(), reports_full, refused: Arc::default() }
     }
 
     fn is_full(&self) -> bool {
@@ -44,7 +44,7 @@ impl Disk {
         is_full
     }
 
-    fn room(&self) -> io::Result<()> {
+    fn check_space(&self) -> io::Result<()> {
         if self.is_full() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
@@ -52,17 +52,17 @@ impl Disk {
         self.is_full.store(is_full, Ordering::SeqCst);
     }
 
-    /// Waits until something more was refused.
+    /// Waits until another operation is refused.
     fn await_refusal(&self) {
         let before = self.refused.load(Ordering::SeqCst);
-        eventually("a background fill without room", || self.refused.load(Ordering::SeqCst) > before);
+        eventually("a refused background fill", || self.refused.load(Ordering::SeqCst) > before);
     }
 }
 
 fn eventually(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_so() {
-        assert!(Instant::now() < deadline, "there was to be {what}");
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -88,10 +88,10 @@ impl Files for Disk {
         self.files.list(dir)
     }
 
-    /// The segment's own name is of the same length; a directory may have to grow for another.
+    /// A rename to a segment's name, which has the same length, always works; for another name the directory may have to grow.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        if to.extension().is_some_and(|ending| ending == "spare") {
-            self.room()?;
+        if to.extension().is_some_and(|extension| extension == "spare") {
+            self.check_space()?;
         }
         self.files.rename(from, to)
     }
@@ -105,7 +105,7 @@ impl Files for Disk {
     }
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(if self.tells && self.is_full() { SEGMENT_BYTES - 1 } else { u64::MAX })
+        Ok(if self.reports_full && self.is_full() { SEGMENT_BYTES - 1 } else { u64::MAX })
     }
 }
 
@@ -117,7 +117,7 @@ struct OnDisk {
 impl File for OnDisk {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if offset + bytes.len() as u64 > self.file.size_bytes()? {
-            self.disk.room()?;
+            self.disk.check_space()?;
         }
         self.file.write_at(offset, bytes)
     }
@@ -135,8 +135,8 @@ impl File for OnDisk {
     }
 }
 
-/// A log on such a disk, and all that was done with it.
-struct Life {
+/// A log on such a disk, and the steps that were applied to it.
+struct LogOnDisk {
     root: TempDir,
     disk: Disk,
     log: Option<SegmentLog>,
@@ -144,23 +144,23 @@ struct Life {
     next: u64,
 }
 
-impl Life {
-    /// A log that fills several segments, on a disk that has just become full; no spare is left.
-    fn in_want(tells: bool) -> Self {
-        let (root, disk) = (tempfile::tempdir().unwrap(), Disk::new(tells));
-        let mut life = Self { root, disk, log: None, steps: Vec::new(), next: START.index + 1 };
-        SegmentLog::create(&life.place(), IDENTITY, START, &hard_state(1, 3)).unwrap();
-        life.open();
-        while life.count("segment") < 3 {
-            life.append();
+impl LogOnDisk {
+    /// A log of several segments without a spare one, on a disk that has just become full.
+    fn on_full_disk(reports_full: bool) -> Self {
+        let (root, disk) = (tempfile::tempdir().unwrap(), Disk::new(reports_full));
+        let mut log = Self { root, disk, log: None, steps: Vec::new(), next: START.index + 1 };
+        SegmentLog::create(&log.place(), IDENTITY, START, &hard_state(1, 3)).unwrap();
+        log.open();
+        while log.count("segment") < 3 {
+            log.append();
         }
-        eventually("a spare segment", || life.count("spare") > 0);
-        life.open(); // Which takes over what the helper thread has made.
-        life.disk.set_full(true);
-        while life.count("spare") > 0 {
-            life.append();
+        eventually("a spare segment", || log.count("spare") > 0);
+        log.open(); // Takes over the spare segment that the helper thread has made.
+        log.disk.set_full(true);
+        while log.count("spare") > 0 {
+            log.append();
         }
-        life
+        log
     }
 
     fn place(&self) -> Place {
@@ -174,59 +174,59 @@ impl Life {
         self.log = Some(log);
     }
 
-    fn try_to(&mut self, step: Step) -> Result<(), Halt> {
-        step.take(self.log.as_mut().unwrap())?;
+    fn try_step(&mut self, step: Step) -> Result<(), Halt> {
+        step.apply(self.log.as_mut().unwrap())?;
         self.steps.push(step);
         Ok(())
     }
 
-    fn try_to_append(&mut self) -> Result<(), Halt> {
+    fn try_append(&mut self) -> Result<(), Halt> {
         self.next += 1;
-        self.try_to(Step::Append(group(self.next - 1, self.next - 1, 1, 500)))
+        self.try_step(Step::Append(group(self.next - 1, self.next - 1, 1, 500)))
     }
 
     fn append(&mut self) {
-        self.try_to_append().unwrap();
+        self.try_append().unwrap();
     }
 
-    fn count(&self, ending: &str) -> usize {
+    fn count(&self, extension: &str) -> usize {
         let names = std::fs::read_dir(self.root.path().join("log")).unwrap().map(|entry| entry.unwrap().path());
-        names.filter(|path| path.extension().is_some_and(|own| own == ending)).count()
+        names.filter(|path| path.extension().is_some_and(|found| found == extension)).count()
     }
 }
 
-/// The process ended at the next truncation, which needs no room, or at the next start.
+/// A process used to end at the next truncation, which needs no space, or at the next start.
 #[test]
-fn what_needs_no_room_goes_on_without_a_spare_segment() {
-    for tells in [true, false] {
-        let mut life = Life::in_want(tells);
-        life.disk.await_refusal();
-        life.append();
-        life.try_to(Step::Cut(at(START.index + 1, 1))).unwrap();
-        life.open();
-        life.disk.await_refusal();
-        life.append();
-        let last = life.next - 1;
-        life.try_to(Step::Cut(at(last, 1))).unwrap();
-        life.open();
-        assert_eq!((life.count("segment"), life.count("spare")), (1, 0), "what was cut off is gone");
+fn operations_that_need_no_space_work_without_a_spare_segment() {
+    for reports_full in [true, false] {
+        let mut log = LogOnDisk::on_full_disk(reports_full);
+        log.disk.await_refusal();
+        log.append();
+        log.try_step(Step::Truncate(at(START.index + 1, 1))).unwrap();
+        log.open();
+        log.disk.await_refusal();
+        log.append();
+        let last = log.next - 1;
+        log.try_step(Step::Truncate(at(last, 1))).unwrap();
+        log.open();
+        assert_eq!((log.count("segment"), log.count("spare")), (1, 0), "truncated segments are removed");
 
-        life.disk.set_full(false);
-        eventually("a spare segment once there is room", || life.count("spare") == 1);
-        let segments = life.count("segment");
-        while life.count("segment") == segments {
-            life.append();
+        log.disk.set_full(false);
+        eventually("a spare segment once there is space", || log.count("spare") == 1);
+        let segments = log.count("segment");
+        while log.count("segment") == segments {
+            log.append();
         }
-        life.open();
+        log.open();
     }
 }
 
 #[test]
-fn a_segment_that_is_needed_must_be_had() {
-    for tells in [true, false] {
-        let mut life = Life::in_want(tells);
-        let refused = (0..100).find_map(|_| life.try_to_append().err()).expect("no room for so many");
+fn without_space_for_a_needed_segment_an_append_fails() {
+    for reports_full in [true, false] {
+        let mut log = LogOnDisk::on_full_disk(reports_full);
+        let refused = (0..100).find_map(|_| log.try_append().err()).expect("there is no space for so many");
         assert!(refused.to_string().contains("cannot fill"), "{refused}");
-        life.open();
+        log.open();
     }
 }

@@ -1,15 +1,15 @@
-//! The raft log under bad conditions: crashes at every step, torn writes, decaying bytes.
+//! The raft log under faults: crashes at every operation, torn writes, corrupted bytes.
 //!
-//! Two logs do the same things: one on segment files that can lose power, and the volatile one, which is a few rules about
-//! a vector. Whatever happens to the first, after reopening it must hold what the second holds before or after the step
-//! that was interrupted.
+//! The same steps are applied to two logs: one on segment files that can lose power, and the in-memory log, which is a simple
+//! model based on a vector. Whatever happens to the first, after reopening it must hold what the second holds before or after
+//! the interrupted step.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod corruption;
 mod crash;
-mod decay;
+mod fixture;
 mod full;
-mod ground;
 
 use std::path::Path;
 use std::time::Instant;
@@ -18,116 +18,117 @@ use metastore::error::Halt;
 use metastore::node::log::lossy::Loss;
 use metastore::node::log::{LogStore, Place, SegmentLog};
 
-use ground::{CONTRACT, Ground, IDENTITY, SEGMENT_BYTES, START, Step, a_varied_life, at, expected, group, hard_state};
+use fixture::{CONTRACT, IDENTITY, SEGMENT_BYTES, START, Step, TestLog, at, expected, group, hard_state, varied_steps};
 
 #[test]
-fn what_is_appended_is_there_after_reopening() {
-    let ground = Ground::new(SEGMENT_BYTES);
-    let steps = a_varied_life();
+fn appended_entries_are_recovered_after_reopening() {
+    let test_log = TestLog::new(SEGMENT_BYTES);
+    let steps = varied_steps();
     let mut files = 0;
     for (done, step) in steps.iter().enumerate() {
-        ground.take(std::slice::from_ref(step));
-        let (_, recovered, torn) = ground.open().unwrap();
+        test_log.apply(std::slice::from_ref(step));
+        let (_, recovered, torn) = test_log.open().unwrap();
         assert_eq!((recovered, torn), (expected(&steps[..=done]), false));
-        files = ground.named("segment").len();
+        files = test_log.files_with_extension("segment").len();
     }
-    assert!(files > 3, "the steps were to need several segments, but need {files}");
+    assert!(files > 3, "the steps should need several segments, but need {files}");
 }
 
 #[test]
-fn segments_are_used_again_and_their_garbage_does_not_count() {
-    let ground = Ground::new(SEGMENT_BYTES);
+fn recycled_segments_do_not_resurrect_old_entries() {
+    let test_log = TestLog::new(SEGMENT_BYTES);
     let mut steps = Vec::new();
-    let (mut log, ..) = ground.open().unwrap();
+    let (mut log, ..) = test_log.open().unwrap();
     for first in (4..400).step_by(4) {
-        let mut life = vec![Step::Append(group(first, first + 3, 1, 90))];
+        let mut new_steps = vec![Step::Append(group(first, first + 3, 1, 90))];
         if first % 16 == 0 {
-            life.push(Step::Cut(at(first - 8, 1)));
+            new_steps.push(Step::Truncate(at(first - 8, 1)));
         }
-        for step in life {
-            step.take(&mut log).unwrap();
+        for step in new_steps {
+            step.apply(&mut log).unwrap();
             steps.push(step);
         }
-        let (_, recovered, torn) = ground.open().unwrap();
+        let (_, recovered, torn) = test_log.open().unwrap();
         assert_eq!((recovered, torn), (expected(&steps), false));
-        log = ground.open().unwrap().0;
+        log = test_log.open().unwrap().0;
     }
-    let (segments, spares) = (ground.named("segment").len(), ground.named("spare").len());
+    let (segments, spares) =
+        (test_log.files_with_extension("segment").len(), test_log.files_with_extension("spare").len());
     assert!(segments <= 5 && spares <= 3, "{segments} segments and {spares} spares were left");
 }
 
 #[test]
-fn a_reset_leaves_an_empty_log_behind_the_snapshot() {
-    let ground = Ground::new(SEGMENT_BYTES);
-    let mut steps = a_varied_life();
+fn a_reset_leaves_an_empty_log_after_the_snapshot() {
+    let test_log = TestLog::new(SEGMENT_BYTES);
+    let mut steps = varied_steps();
     steps.push(Step::Installing(Some(at(500, 9))));
-    ground.take(&steps);
-    let (_, recovered, _) = ground.open().unwrap();
+    test_log.apply(&steps);
+    let (_, recovered, _) = test_log.open().unwrap();
     assert_eq!(recovered.interrupted_install(at(500, 9)), Some(at(500, 9)));
     assert_eq!(recovered.interrupted_install(at(29, 4)), None, "the database was not replaced");
 
     steps.push(Step::Reset(at(500, 9), hard_state(9, 500)));
-    ground.take(&steps[steps.len() - 1..]);
-    let (mut log, recovered, _) = ground.open().unwrap();
+    test_log.apply(&steps[steps.len() - 1..]);
+    let (mut log, recovered, _) = test_log.open().unwrap();
     assert_eq!(recovered, expected(&steps));
     assert_eq!((recovered.truncated, recovered.last_index(), recovered.installing), (at(500, 9), 500, None));
-    assert_eq!(ground.named("segment").len(), 1);
+    assert_eq!(test_log.files_with_extension("segment").len(), 1);
 
     let more = Step::Append(group(501, 503, 9, 50));
-    more.take(&mut log).unwrap();
+    more.apply(&mut log).unwrap();
     steps.push(more);
-    assert_eq!(ground.open().unwrap().1, expected(&steps));
+    assert_eq!(test_log.open().unwrap().1, expected(&steps));
 }
 
 #[test]
-fn only_a_directory_without_a_log_gets_a_new_one() {
-    let ground = Ground::new(SEGMENT_BYTES);
-    assert!(matches!(ground.create(), Err(Halt::Refused(_))));
-    let empty = Ground::empty(CONTRACT);
+fn a_log_is_created_only_where_there_is_none() {
+    let test_log = TestLog::new(SEGMENT_BYTES);
+    assert!(matches!(test_log.create(), Err(Halt::Refused(_))));
+    let empty = TestLog::empty(CONTRACT);
     std::fs::create_dir(&empty.place.dir).unwrap();
     assert!(matches!(empty.open(), Err(Halt::Refused(_))));
 }
 
 #[test]
-fn after_an_error_the_log_takes_nothing_more() {
+fn after_an_error_the_log_accepts_no_more_writes() {
     for failing in 1..=2 {
-        let ground = Ground::new(SEGMENT_BYTES);
-        let (mut log, ..) = ground.open().unwrap();
-        ground.files.fail_at(failing); // The write, or the sync.
+        let test_log = TestLog::new(SEGMENT_BYTES);
+        let (mut log, ..) = test_log.open().unwrap();
+        test_log.files.fail_at(failing); // The write, or the sync.
         assert!(matches!(log.append(&group(4, 4, 1, 10)), Err(Halt::Io { .. })));
-        ground.files.crash(Loss::Nothing).unwrap(); // The disk would work again.
-        let before = ground.files.operations();
+        test_log.files.crash(Loss::Nothing).unwrap(); // The disk would work again.
+        let before = test_log.files.operations();
         assert!(matches!(log.sync(), Err(Halt::Refused(_))));
         assert!(matches!(log.write(&group(4, 4, 1, 10)), Err(Halt::Refused(_))));
         assert!(matches!(log.cut(at(3, 1)), Err(Halt::Refused(_))));
-        assert_eq!(ground.files.operations(), before, "nothing was tried again");
+        assert_eq!(test_log.files.operations(), before, "nothing was retried");
     }
 }
 
 #[test]
 #[should_panic(expected = "each write is synced before the next one")]
 fn a_second_write_before_the_sync_is_a_bug() {
-    let ground = Ground::new(SEGMENT_BYTES);
-    let (mut log, ..) = ground.open().unwrap();
+    let test_log = TestLog::new(SEGMENT_BYTES);
+    let (mut log, ..) = test_log.open().unwrap();
     log.write(&group(4, 4, 1, 10)).unwrap();
     let _ = log.write(&group(5, 5, 1, 10));
 }
 
 #[test]
-fn a_log_shorter_than_the_database_is_refused() {
-    let ground = Ground::new(SEGMENT_BYTES);
-    ground.take(&[Step::Append(group(4, 9, 1, 10)), Step::Cut(at(5, 1))]);
-    let (_, recovered, _) = ground.open().unwrap();
+fn a_log_that_is_behind_the_database_is_refused() {
+    let test_log = TestLog::new(SEGMENT_BYTES);
+    test_log.apply(&[Step::Append(group(4, 9, 1, 10)), Step::Truncate(at(5, 1))]);
+    let (_, recovered, _) = test_log.open().unwrap();
     recovered.check_applied(at(9, 1)).unwrap();
     recovered.check_applied(at(5, 1)).unwrap();
-    for (applied, word) in [(at(10, 1), "missing"), (at(4, 1), "older"), (at(9, 2), "another term")] {
+    for (applied, text) in [(at(10, 1), "missing"), (at(4, 1), "older"), (at(9, 2), "another term")] {
         let refusal = recovered.check_applied(applied).unwrap_err().to_string();
-        assert!(refusal.contains(word), "{refusal}");
+        assert!(refusal.contains(text), "{refusal}");
     }
 }
 
-/// A log on the files of the operating system, with its helper thread.
-fn real(dir: &Path, segment_bytes: u64) -> (Place, SegmentLog) {
+/// A log on real files, with its helper thread.
+fn log_on_real_files(dir: &Path, segment_bytes: u64) -> (Place, SegmentLog) {
     let place = Place { segment_bytes, ..Place::new(dir) };
     SegmentLog::create(&place, IDENTITY, START, &hard_state(1, 3)).unwrap();
     let (log, _) = SegmentLog::open(&place).unwrap();
@@ -135,18 +136,18 @@ fn real(dir: &Path, segment_bytes: u64) -> (Place, SegmentLog) {
 }
 
 #[test]
-fn the_helper_thread_keeps_up_with_rotations_and_cuts() {
+fn the_helper_thread_keeps_up_with_rotations_and_truncations() {
     let root = tempfile::tempdir().unwrap();
-    let (place, mut log) = real(&root.path().join("log"), 8192);
+    let (place, mut log) = log_on_real_files(&root.path().join("log"), 8192);
     let mut steps = Vec::new();
     for first in (4..1004).step_by(10) {
         steps.push(Step::Append(group(first, first + 9, 1, 100)));
         if first % 40 == 4 && first > 100 {
-            steps.push(Step::Cut(at(first - 50, 1)));
+            steps.push(Step::Truncate(at(first - 50, 1)));
         }
     }
     for step in &steps {
-        step.take(&mut log).unwrap();
+        step.apply(&mut log).unwrap();
     }
     assert!(log.size_bytes() <= 20 * 8192);
     drop(log);
@@ -156,9 +157,9 @@ fn the_helper_thread_keeps_up_with_rotations_and_cuts() {
 
 #[test]
 #[ignore = "long"]
-fn how_long_an_append_of_one_kib_takes() {
+fn latency_of_appending_one_kib() {
     let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let (_, mut log) = real(&root.path().join("log"), Place::SEGMENT_BYTES);
+    let (_, mut log) = log_on_real_files(&root.path().join("log"), Place::SEGMENT_BYTES);
     let mut times = Vec::new();
     for index in 4..20_004 {
         let group = group(index, index, 1, 1024);
@@ -170,7 +171,7 @@ fn how_long_an_append_of_one_kib_takes() {
         }
     }
     times.sort();
-    let share = |part: usize| times[times.len() * part / 1000];
-    println!("append and sync of 1 KiB: p50 {:?}, p99 {:?}, p99.9 {:?}", share(500), share(990), share(999));
+    let permille = |part: usize| times[times.len() * part / 1000];
+    println!("append and sync of 1 KiB: p50 {:?}, p99 {:?}, p99.9 {:?}", permille(500), permille(990), permille(999));
     assert_eq!(times.len(), 20_000);
 }

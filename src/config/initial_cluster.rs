@@ -1,39 +1,38 @@
-//! Who the first members are: what a member without data founds or joins.
+//! The initial members: the cluster that a member without data bootstraps or joins.
 //!
-//! Read and checked only for a first start; a restart knows from its data who the members are, and ignores what is typed. (But
-//! whoever types where another member is does not get to be this one: `server/bootstrap.rs`.)
+//! Parsed and checked only at a first start. At a restart the members are known from the data, and these flags are ignored
+//! (except that a member does not start if its peer URLs belong to another member: `server/bootstrap.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    ClusterState, Config, names,
+    ClusterState, Config, url_resolution,
     urls::{self, Url},
 };
 
-/// Everything that a first start needs, checked.
+/// Everything that a first start needs, validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirstStart {
-    /// Whether to found a cluster or to join one.
     pub state: ClusterState,
-    /// What this member is called among the members.
+    /// The name of this member; a key of `members`.
     pub name: String,
-    /// All members, with the sorted URLs of each.
+    /// All members by name, with the sorted peer URLs of each.
     pub members: BTreeMap<String, Vec<Url>>,
-    /// The cluster's token: with the URLs, what identities are made from.
+    /// The cluster token. Member and cluster IDs are derived from it and the URLs.
     pub token: String,
 }
 
 impl FirstStart {
-    /// Reads and checks it, in etcd's order and in etcd's words where etcd refuses too.
+    /// Checks in etcd's order, and fails with etcd's texts where etcd refuses too.
     pub(super) fn read(config: &Config) -> Result<Self, String> {
         let members = initial_cluster(&config.initial_cluster)?;
         let name = &config.name;
-        let told = members
+        let listed = members
             .get(name)
             .ok_or_else(|| format!("couldn't find local name {name:?} in the initial cluster configuration"))?;
-        // Who joins has told the others his URLs before he starts.
+        // A joining member was announced to the others, with its URLs, before it starts.
         if config.initial_cluster_state == ClusterState::New {
-            check_advertised(told, name, &config.initial_advertise_peer_urls)?;
+            check_advertised(listed, name, &config.initial_advertise_peer_urls)?;
         }
         check_no_url_twice(&members)?;
         Ok(Self {
@@ -44,16 +43,16 @@ impl FirstStart {
         })
     }
 
-    /// The URLs of this member.
+    /// The peer URLs of this member.
     ///
     /// # Panics
-    /// Never: that there are some was checked.
+    /// Never: `read` has checked that the member is listed.
     #[must_use]
     pub fn own_urls(&self) -> &[Url] {
         &self.members[&self.name]
     }
 
-    /// The URLs of all others, sorted.
+    /// The peer URLs of all other members, sorted.
     #[must_use]
     pub fn urls_of_others(&self) -> Vec<Url> {
         let others = self.members.iter().filter(|(name, _)| **name != self.name);
@@ -63,7 +62,7 @@ impl FirstStart {
     }
 }
 
-/// Reads `name=url,…`: the URLs of each member, sorted. A name that comes again adds a URL.
+/// Parses `name=url,…` into the sorted URLs of each member. A repeated name adds a URL.
 fn initial_cluster(text: &str) -> Result<BTreeMap<String, Vec<Url>>, String> {
     let mut members = BTreeMap::<String, Vec<Url>>::new();
     for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
@@ -86,20 +85,20 @@ fn check_no_url_twice(members: &BTreeMap<String, Vec<Url>>) -> Result<(), String
     Err(format!("initial cluster {} has duplicate url", all.join(",")))
 }
 
-/// What this member advertises must be what the others were told of it.
-fn check_advertised(told: &[Url], name: &str, advertised: &[Url]) -> Result<(), String> {
-    let Err(cause) = names::lead_to_the_same(advertised, told) else { return Ok(()) };
-    let lacking = |urls: &[Url], others: &[Url]| -> Vec<Url> {
+/// The peer URLs that this member advertises must match those in `--initial-cluster`.
+fn check_advertised(listed: &[Url], name: &str, advertised: &[Url]) -> Result<(), String> {
+    let Err(cause) = url_resolution::lead_to_the_same(advertised, listed) else { return Ok(()) };
+    let missing_from = |urls: &[Url], others: &[Url]| -> Vec<Url> {
         urls.iter().filter(|url| !others.contains(url)).cloned().collect()
     };
-    let (unadvertised, untold) = (lacking(told, advertised), lacking(advertised, told));
-    // As in etcd, both name what is advertised, though the flag is another.
+    let (unadvertised, unlisted) = (missing_from(listed, advertised), missing_from(advertised, listed));
+    // As in etcd, both texts show the advertised URLs, though one of them names the other flag.
     let (joined, all) = (urls::joined(advertised), pairs(name, advertised));
     Err(if !unadvertised.is_empty() {
         let missing = pairs(name, &unadvertised);
         format!("--initial-cluster has {missing} but missing from --initial-advertise-peer-urls={joined} ({cause})")
-    } else if !untold.is_empty() {
-        let missing = urls::joined(&untold);
+    } else if !unlisted.is_empty() {
+        let missing = urls::joined(&unlisted);
         format!("--initial-advertise-peer-urls has {missing} but missing from --initial-cluster={all}")
     } else {
         format!("failed to resolve {joined} to match --initial-cluster={all} ({cause})")

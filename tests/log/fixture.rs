@@ -1,4 +1,4 @@
-//! A log on files that can lose power, the steps that can be taken with it, and what it should hold after them.
+//! A log on files that can lose power, steps that change it, and the contents that are expected after them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,29 +16,29 @@ pub const IDENTITY: Identity = Identity { cluster_id: 7, member_id: 1 };
 pub const START: Position = Position { index: 3, term: 1 };
 pub const SEGMENT_BYTES: u64 = 2048;
 
-/// What a log is tested on, and how large everything is there.
+/// The files that a log is tested on, and the sizes of segments and entries.
 #[derive(Debug, Clone, Copy)]
-pub struct Terms {
-    /// Over which file system the files are of the operating system's type; None if they keep only what the log relies on.
+pub struct Setup {
+    /// The file system that files of the operating system's type are on. None: files that guarantee only what the log relies on.
     pub os_files: Option<FileSystem>,
-    /// Whether writes that are to be durable at once are like any other.
+    /// Whether writes that should be durable when they return are like any other.
     pub ignores_durable_writes: bool,
     pub segment_bytes: u64,
-    /// Entries are so many times as large as they are said to be.
+    /// The factor by which entries are larger than the size that is passed to `entry` and `group`.
     pub scale: usize,
 }
 
-/// Files that keep what the log relies on, and no more. Small ones, because each byte of them is of interest.
-pub const CONTRACT: Terms =
-    Terms { os_files: None, ignores_durable_writes: false, segment_bytes: SEGMENT_BYTES, scale: 1 };
+/// Files that guarantee what the log relies on, and no more. They are small, because tests look at each of their bytes.
+pub const CONTRACT: Setup =
+    Setup { os_files: None, ignores_durable_writes: false, segment_bytes: SEGMENT_BYTES, scale: 1 };
 
-/// The files of the operating system on a disk of the test's own: segments of several blocks, groups for writes past the page
-/// cache and others that are too large for them.
-pub const OS_FILES: Terms =
-    Terms { os_files: Some(FileSystem::EXT4), segment_bytes: SEGMENT_BYTES * SCALE as u64, scale: SCALE, ..CONTRACT };
+/// Files of the operating system's type on a simulated disk: segments of several blocks, groups that are written past the page
+/// cache, and others that are too large for that.
+pub const OS_FILES: Setup =
+    Setup { os_files: Some(FileSystem::EXT4), segment_bytes: SEGMENT_BYTES * SCALE as u64, scale: SCALE, ..CONTRACT };
 const SCALE: usize = 32;
 
-impl Terms {
+impl Setup {
     fn files(&self) -> LossyFiles {
         let files = self.os_files.map_or_else(LossyFiles::new, LossyFiles::under_os_files);
         if self.ignores_durable_writes {
@@ -74,110 +74,113 @@ pub fn at(index: u64, term: u64) -> Position {
     Position { index, term }
 }
 
-/// Anything that can be done to a log.
+/// A change to a log.
 #[derive(Debug, Clone)]
 pub enum Step {
     Append(Group),
-    Cut(Position),
+    Truncate(Position),
     Reset(Position, HardState),
     Installing(Option<Position>),
 }
 
 impl Step {
-    pub fn take(&self, log: &mut dyn LogStore) -> Result<(), Halt> {
+    pub fn apply(&self, log: &mut dyn LogStore) -> Result<(), Halt> {
         match self {
             Self::Append(group) => log.append(group),
-            Self::Cut(at) => log.cut(*at),
+            Self::Truncate(at) => log.cut(*at),
             Self::Reset(at, hard_state) => log.reset(*at, hard_state),
             Self::Installing(snapshot) => log.set_installing(*snapshot),
         }
     }
 }
 
-/// What a log should hold after these steps.
+/// The expected contents of a log after these steps.
 pub fn expected(steps: &[Step]) -> Recovered {
     let mut model = VolatileLog::create(IDENTITY, START, &hard_state(1, 3));
     for step in steps {
-        step.take(&mut model).unwrap();
+        step.apply(&mut model).unwrap();
     }
     model.open().unwrap()
 }
 
 /// A log on files that can lose power.
-pub struct Ground {
+pub struct TestLog {
     _root: TempDir,
     pub files: LossyFiles,
     pub place: Place,
 }
 
-impl Ground {
-    pub fn empty(terms: Terms) -> Self {
+impl TestLog {
+    pub fn empty(setup: Setup) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let files = terms.files();
-        let segment_bytes = terms.segment_bytes;
+        let files = setup.files();
+        let segment_bytes = setup.segment_bytes;
         let place = Place { dir: root.path().join("log"), files: Arc::new(files.clone()), segment_bytes };
         Self { _root: root, files, place }
     }
 
-    pub fn on(terms: Terms) -> Self {
-        let ground = Self::empty(terms);
-        ground.create().unwrap();
-        ground
+    pub fn with(setup: Setup) -> Self {
+        let test_log = Self::empty(setup);
+        test_log.create().unwrap();
+        test_log
     }
 
     pub fn new(segment_bytes: u64) -> Self {
-        Self::on(Terms { segment_bytes, ..CONTRACT })
+        Self::on(Setup { segment_bytes, ..CONTRACT })
     }
 
     pub fn create(&self) -> Result<(), Halt> {
         SegmentLog::create(&self.place, IDENTITY, START, &hard_state(1, 3))
     }
 
-    /// Opens the log; a torn tail is returned apart from what the log holds.
+    /// Opens the log. Whether it had a torn tail is returned separately from its contents.
     pub fn open(&self) -> Result<(SegmentLog, Recovered, bool), Halt> {
         let (log, mut recovered) = SegmentLog::open(&self.place)?;
         let torn = recovered.torn_tail.take().is_some();
         Ok((log, recovered, torn))
     }
 
-    pub fn take(&self, steps: &[Step]) {
+    pub fn apply(&self, steps: &[Step]) {
         let (mut log, ..) = self.open().unwrap();
         for step in steps {
-            step.take(&mut log).unwrap();
+            step.apply(&mut log).unwrap();
         }
     }
 
-    pub fn named(&self, ending: &str) -> Vec<PathBuf> {
+    pub fn files_with_extension(&self, extension: &str) -> Vec<PathBuf> {
         let names = std::fs::read_dir(&self.place.dir).unwrap().map(|entry| entry.unwrap().path());
-        let mut paths: Vec<_> = names.filter(|path| path.extension().is_some_and(|own| own == ending)).collect();
+        let mut paths: Vec<_> = names.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
         paths.sort();
         paths
     }
 
-    pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
-        self.named("segment").into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+    pub fn segment_contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        self.files_with_extension("segment")
+            .into_iter()
+            .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+            .collect()
     }
 }
 
-/// Steps that rotate several times, overwrite a conflicting tail, and hold a group larger than a segment.
-pub fn a_varied_life() -> Vec<Step> {
-    a_varied_life_on(CONTRACT)
+/// Steps that rotate several times, overwrite a conflicting tail, and include a group larger than a segment.
+pub fn varied_steps() -> Vec<Step> {
+    varied_steps_on(CONTRACT)
 }
 
-/// The same, with entries of another size.
-pub fn a_varied_life_on(terms: Terms) -> Vec<Step> {
-    let mut change = terms.entry(23, 2, 10);
+/// The same, with the entry size of `setup`.
+pub fn varied_steps_on(setup: Setup) -> Vec<Step> {
+    let mut change = setup.entry(23, 2, 10);
     change.entry_type = EntryType::EntryConfChangeV2;
     change.context = Bytes::from_static(b"context");
     let hard_state = Some(hard_state(2, 6));
     vec![
-        Step::Append(terms.group(4, 8, 1, 100)),
+        Step::Append(setup.group(4, 8, 1, 100)),
         Step::Append(Group { entries: vec![], hard_state: hard_state.clone() }),
-        Step::Append(Group { entries: vec![terms.entry(7, 2, 0), terms.entry(8, 2, 300)], hard_state }),
-        Step::Append(terms.group(9, 20, 2, 150)),
-        Step::Append(terms.group(21, 22, 2, 6000)),
+        Step::Append(Group { entries: vec![setup.entry(7, 2, 0), setup.entry(8, 2, 300)], hard_state }),
+        Step::Append(setup.group(9, 20, 2, 150)),
+        Step::Append(setup.group(21, 22, 2, 6000)),
         Step::Append(Group { entries: vec![change], hard_state: None }),
-        Step::Append(terms.group(24, 30, 3, 220)),
-        Step::Append(terms.group(28, 29, 4, 40)),
+        Step::Append(setup.group(24, 30, 3, 220)),
+        Step::Append(setup.group(28, 29, 4, 40)),
     ]
 }

@@ -1,4 +1,4 @@
-//! Whether two lists of URLs lead to the same places, by whatever names.
+//! Compares lists of URLs after resolving host names, and finds the host of the default route.
 
 use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
@@ -9,14 +9,14 @@ use std::{
 use crate::logging::{Level, Notice};
 use crate::urls::{Place, Url};
 
-/// A name that is not known yet may become known: where members start together, so do their names.
+/// A name that does not resolve yet may do so soon: where members start together, their DNS records appear together.
 const ATTEMPTS: u32 = 30;
-const PAUSE: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whether two lists are the same: text for text, or when their hosts are looked up. `localhost` is not.
+/// Whether two lists are equal, as texts or after resolving their hosts. `localhost` is not resolved.
 ///
 /// # Errors
-/// Says where they differ, in etcd's words.
+/// Says where they differ, in etcd's text.
 pub fn lead_to_the_same(a: &[Url], b: &[Url]) -> Result<(), String> {
     if a.len() != b.len() {
         return Err(format!("len({}) != len({})", quoted(a), quoted(b)));
@@ -45,13 +45,13 @@ fn resolve(url: &Url) -> Result<String, String> {
     if host == "localhost" || host.parse::<IpAddr>().is_ok() {
         return Ok(url.as_str().to_owned());
     }
-    let address = look_up(host, *port).map_err(|why| format!("failed to resolve {:?} ({why})", url.as_str()))?;
+    let address = resolve_host(host, *port).map_err(|why| format!("failed to resolve {:?} ({why})", url.as_str()))?;
     let scheme = if url.is_secure() { "https" } else { "http" };
     Ok(format!("{scheme}://{address}"))
 }
 
-/// The first address of a name.
-fn look_up(host: &str, port: u16) -> Result<SocketAddr, String> {
+/// The first address that a name resolves to.
+fn resolve_host(host: &str, port: u16) -> Result<SocketAddr, String> {
     let mut attempt = 1;
     loop {
         let error = match (host, port).to_socket_addrs() {
@@ -67,19 +67,19 @@ fn look_up(host: &str, port: u16) -> Result<SocketAddr, String> {
         let notice = Notice::new(Level::Warn, "failed to resolve URL Host").with("host", host);
         notice.with("error", error).log();
         attempt += 1;
-        thread::sleep(PAUSE);
+        thread::sleep(RETRY_INTERVAL);
     }
 }
 
-/// The address by which this machine would talk to the rest of the world: that of its default route, of IPv4 rather than IPv6.
+/// The local address of the default route; IPv4 is preferred over IPv6.
 ///
 /// # Errors
-/// In etcd's words, if there is no such route.
+/// With etcd's text, if there is no such route.
 pub fn default_host() -> Result<IpAddr, String> {
-    // Addresses of documentation: connecting a socket for datagrams sends nothing, it only chooses the route.
-    let route = |own: &str, far: &str| -> std::io::Result<IpAddr> {
-        let socket = UdpSocket::bind(own)?;
-        socket.connect(far)?;
+    // The addresses are reserved for documentation. Connecting a UDP socket sends nothing, it only selects the route.
+    let route = |local: &str, remote: &str| -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind(local)?;
+        socket.connect(remote)?;
         socket.local_addr().map(|address| address.ip())
     };
     let found = route("0.0.0.0:0", "203.0.113.1:9").or_else(|_| route("[::]:0", "[2001:db8::1]:9"));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn order_makes_no_difference_but_every_other_one_counts() {
+    fn only_the_order_of_urls_is_ignored() {
         assert_eq!(
             lead_to_the_same(
                 &urls("http://10.0.0.1:1,http://10.0.0.1:2"),

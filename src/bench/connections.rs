@@ -1,7 +1,7 @@
-//! Connections.
+//! Connections to the server.
 //!
-//! Streams go over tonic's. Single calls have a line of their own, because tonic's client says each in three writes (the
-//! headers, the message, the end) and most clients that people use say it in one: what is measured is the server.
+//! Streams use tonic's channels. Unary calls have a channel of their own, because tonic's client sends each call in three
+//! writes (the headers, the message, the end), while most clients in use send it in one: what is measured is the server.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,11 +23,11 @@ use tonic::{
 };
 use tower::Service;
 
-/// Long lists must not wait for window updates.
+/// Large, so that long lists do not wait for window updates.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
-/// One new connection to the server at `address`, on the runtime of the caller, for up to `callers` calls at once.
+/// A new connection to the server at `address`, on the current runtime, for up to `callers` concurrent calls.
 pub(super) async fn connect(address: &str, callers: u32) -> Result<Channel, String> {
     let endpoint =
         Endpoint::from_shared(address.to_owned()).map_err(|error| format!("{address}: {}", chain(&error)))?;
@@ -43,42 +43,42 @@ pub(super) async fn connect(address: &str, callers: u32) -> Result<Channel, Stri
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A connection for calls that ask one thing each. When it breaks, the next call makes another.
+/// A connection for unary calls. When it is lost, the next call establishes a new one.
 #[derive(Clone)]
-pub(super) struct Line(Rc<Exchange>);
+pub(super) struct UnaryChannel(Rc<UnaryConnection>);
 
-struct Exchange {
+struct UnaryConnection {
     authority: uri::Authority,
-    /// Which connection it is, and who takes requests on it; None while there is none.
+    /// The number of the current connection and its request sender; None while there is no connection.
     sender: RefCell<Option<(u64, SendRequest<Bytes>)>>,
     connections: Cell<u64>,
-    /// Whoever is making one.
-    dialling: Mutex<()>,
+    /// Held by the call that establishes a connection.
+    connecting: Mutex<()>,
 }
 
-impl Line {
-    /// A line to the server at `address`, on the runtime of the caller.
+impl UnaryChannel {
+    /// A connection to the server at `address`, on the current runtime.
     pub(super) async fn connect(address: &str) -> Result<Self, String> {
         let explain = |error: &dyn std::error::Error| format!("{address}: {}", chain(error));
         let authority = address.trim_start_matches("http://");
         let authority = authority.parse::<uri::Authority>().map_err(|error| explain(&error))?;
-        let (sender, connections, dialling) = Default::default();
-        let exchange = Exchange { authority, sender, connections, dialling };
-        exchange.sender().await.map_err(|error| explain(error.as_ref()))?;
-        Ok(Self(Rc::new(exchange)))
+        let (sender, connections, connecting) = Default::default();
+        let connection_state = UnaryConnection { authority, sender, connections, connecting };
+        connection_state.sender().await.map_err(|error| explain(error.as_ref()))?;
+        Ok(Self(Rc::new(connection_state)))
     }
 }
 
-impl Exchange {
-    /// Who takes the next request, on a new connection if there is none.
+impl UnaryConnection {
+    /// The sender for the next request, on a new connection if there is none.
     async fn sender(&self) -> Result<(u64, SendRequest<Bytes>), BoxError> {
         let present = || self.sender.borrow().clone();
         if let Some(sender) = present() {
             return Ok(sender);
         }
-        let _dialling = self.dialling.lock().await;
+        let _connecting = self.connecting.lock().await;
         if let Some(sender) = present() {
-            return Ok(sender); // Somebody else was quicker.
+            return Ok(sender); // Another call has connected in the meantime.
         }
         let port = self.authority.port_u16().unwrap_or(80);
         let socket = TcpStream::connect((self.authority.host().trim_matches(['[', ']']), port)).await?;
@@ -87,7 +87,7 @@ impl Exchange {
         builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
         let (sender, connection) = builder.handshake(socket).await?;
         tokio::spawn(async {
-            let _ = connection.await; // Its calls are told why it ended.
+            let _ = connection.await; // An error is reported to the calls on the connection.
         });
         self.connections.update(|connections| connections + 1);
         let present = (self.connections.get(), sender);
@@ -95,7 +95,7 @@ impl Exchange {
         Ok(present)
     }
 
-    async fn call(&self, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
+    async fn call(&self, request: Request<Body>) -> Result<Response<ResponseBody>, BoxError> {
         let (mut head, body) = request.into_parts();
         let message = body.collect().await?.to_bytes();
         let mut uri = head.uri.into_parts();
@@ -106,11 +106,11 @@ impl Exchange {
         if answer.as_ref().is_err_and(|error| !error.is_reset()) {
             self.sender.borrow_mut().take_if(|present| present.0 == connection);
         }
-        Ok(answer?.map(Incoming))
+        Ok(answer?.map(ResponseBody))
     }
 }
 
-/// Says a whole request, so that it leaves in one write, and waits for the beginning of the answer.
+/// Sends a whole request, so that it leaves in one write, and waits for the response headers.
 async fn send(
     sender: SendRequest<Bytes>,
     head: Request<()>,
@@ -121,30 +121,29 @@ async fn send(
     answer.await
 }
 
-impl Service<Request<Body>> for Line {
-    type Response = Response<Incoming>;
+impl Service<Request<Body>> for UnaryChannel {
+    type Response = Response<ResponseBody>;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Incoming>, BoxError>>>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, BoxError>>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(())) // A call waits for its own turn.
+        Poll::Ready(Ok(())) // `send` waits until the connection accepts the request.
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let exchange = self.0.clone();
+        let connection_state = self.0.clone();
         Box::pin(async move {
-            exchange.call(request).await.map_err(|error| match error.downcast_ref::<h2::Error>() {
-                Some(reset) if reset.is_reset() => error, // tonic knows what it means.
+            connection_state.call(request).await.map_err(|error| match error.downcast_ref::<h2::Error>() {
+                Some(reset) if reset.is_reset() => error, // tonic maps resets to status codes.
                 _ => Status::unavailable(chain(error.as_ref())).into(),
             })
         })
     }
 }
 
-/// The body of an answer.
-pub(super) struct Incoming(RecvStream);
+pub(super) struct ResponseBody(RecvStream);
 
-impl http_body::Body for Incoming {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = h2::Error;
 
@@ -164,19 +163,19 @@ impl http_body::Body for Incoming {
     }
 }
 
-/// An error with all of its causes: tonic's own words are just "transport error".
+/// An error with all of its causes: tonic's own text is only "transport error".
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
+    let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let more = error.to_string();
-        if !words.contains(&more) {
-            words.push_str(": ");
-            words.push_str(&more);
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
         }
         cause = error.source();
     }
-    words
+    text
 }
 
 #[cfg(test)]
@@ -186,58 +185,58 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_server_that_is_not_there_is_named_with_the_reason() {
+    async fn an_unreachable_server_is_named_with_the_reason() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        for refusal in [connect(&address, 1).await.err(), Line::connect(&address).await.err()] {
+        for refusal in [connect(&address, 1).await.err(), UnaryChannel::connect(&address).await.err()] {
             let refusal = refusal.unwrap();
             assert!(refusal.contains(&address) && refusal.contains("refused"), "{refusal}");
         }
     }
 
-    /// Answers so many calls on one connection, each with what it was asked, and then closes it.
+    /// Answers `calls` calls on one connection, each with its own request body, and then closes the connection.
     async fn echo(listener: &TcpListener, calls: usize) {
         let mut connection = h2::server::handshake(listener.accept().await.unwrap().0).await.unwrap();
         for _ in 0..calls {
             let (request, mut respond) = connection.accept().await.unwrap().unwrap();
             assert_eq!((request.uri().path(), request.uri().scheme_str()), ("/a.B/C", Some("http")));
-            let mut body = Incoming(request.into_body());
-            let collecting = BodyExt::collect(&mut body);
-            // The connection moves only while it is asked for the next call.
-            let asked = tokio::select! {
-                asked = collecting => asked.unwrap().to_bytes(),
+            let mut request_body = ResponseBody(request.into_body());
+            let collecting = BodyExt::collect(&mut request_body);
+            // The connection makes progress only while the next call is being accepted.
+            let body = tokio::select! {
+                body = collecting => body.unwrap().to_bytes(),
                 _ = connection.accept() => panic!("one call at a time"),
             };
-            respond.send_response(Response::new(()), false).unwrap().send_data(asked, true).unwrap();
+            respond.send_response(Response::new(()), false).unwrap().send_data(body, true).unwrap();
         }
         connection.graceful_shutdown();
         assert!(connection.accept().await.is_none());
     }
 
     #[tokio::test]
-    async fn a_line_that_broke_is_made_anew() {
+    async fn a_lost_connection_is_established_again() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let talking = async {
-            let mut line = Line::connect(&address).await.unwrap();
-            let mut heard = Vec::new();
-            while heard.len() < 4 {
+        let client = async {
+            let mut channel = UnaryChannel::connect(&address).await.unwrap();
+            let mut received = Vec::new();
+            while received.len() < 4 {
                 let body = Body::new(http_body_util::Full::from("ping"));
-                match line.call(Request::post("/a.B/C").body(body).unwrap()).await {
-                    Ok(answer) => heard.push(answer.into_body().collect().await.unwrap().to_bytes()),
-                    // Whoever is in the middle of the farewell.
+                match channel.call(Request::post("/a.B/C").body(body).unwrap()).await {
+                    Ok(answer) => received.push(answer.into_body().collect().await.unwrap().to_bytes()),
+                    // A call that was made while the server was closing the connection.
                     Err(error) => assert_eq!(Status::from_error(error).code(), tonic::Code::Unavailable),
                 }
             }
-            heard
+            received
         };
-        let serving = async {
+        let server = async {
             echo(&listener, 2).await;
             echo(&listener, 2).await;
         };
-        let both = async { tokio::join!(talking, serving).0 };
-        let heard = tokio::time::timeout(std::time::Duration::from_mins(1), both).await.unwrap();
-        assert_eq!(heard, ["ping"; 4]);
+        let both = async { tokio::join!(client, server).0 };
+        let received = tokio::time::timeout(std::time::Duration::from_mins(1), both).await.unwrap();
+        assert_eq!(received, ["ping"; 4]);
     }
 }

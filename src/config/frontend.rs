@@ -1,0 +1,145 @@
+//! Settings of the listeners for clients: which HTTP/2 server, limits per connection, timeouts, TLS.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{
+    flags::{Flag, Kind, flag},
+    parse::FlagValues,
+    resolve::{count, time},
+    value,
+};
+use crate::{
+    logging::{Level, Notice},
+    urls::Url,
+};
+
+/// The flags that are not etcd's.
+pub const FLAGS: &[Flag] = &[
+    flag("grpc-server", Kind::Choice(&["own", "tonic"]), "own", "The HTTP/2 server for clients: `own` or `tonic`."),
+    flag(
+        "max-resets-per-second",
+        Kind::Unsigned32,
+        "1000",
+        "Calls in progress that one connection may cancel per second.",
+    ),
+    flag(
+        "max-connection-bytes",
+        Kind::Unsigned,
+        "268435456",
+        "Memory that one connection may occupy: incomplete requests, unread responses, headers of open streams.",
+    ),
+    flag(
+        "max-held-bytes",
+        Kind::Unsigned,
+        "2147483648",
+        "The same for all connections together; beyond it, only connections that hold more than a fair share are refused.",
+    ),
+    flag(
+        "client-begin-timeout",
+        Kind::Duration,
+        "10s",
+        "How long a client may take to send its first byte, to complete the TLS handshake, a preface or a header block.",
+    ),
+    flag(
+        "client-read-timeout",
+        Kind::Duration,
+        "1m0s",
+        "How long a client may take to read 64 KiB of what is written to it, or to send the next piece of a request's body.",
+    ),
+    flag(
+        "client-idle-timeout",
+        Kind::Duration,
+        "0s",
+        "How long an HTTP/2 connection may stay open without a call; 0s means no limit.",
+    ),
+];
+/// With a shorter timeout, a momentary network problem would close connections.
+const MIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrontendConfig {
+    pub grpc_server: GrpcServer,
+    /// Calls in progress that one connection may cancel per second.
+    pub max_resets: u32,
+    /// Bytes that the server holds for one connection.
+    pub max_connection_bytes: usize,
+    /// Bytes that the server holds for all connections together.
+    pub max_held_bytes: usize,
+    /// How long a client may take to send its first byte, or to complete a handshake, a preface or a header block.
+    pub begin_timeout: Duration,
+    /// How long a client may take to read 64 KiB of what is written to it, or to send the next piece of a request's body.
+    pub read_timeout: Duration,
+    /// How long an HTTP/2 connection may stay open without a call. None: no limit.
+    pub idle_timeout: Option<Duration>,
+    /// Present if a listen URL asks for TLS.
+    pub tls: Option<TlsFiles>,
+}
+
+/// The HTTP/2 server for clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrpcServer {
+    /// The implementation in `http2`.
+    Own,
+    /// tonic, on hyper.
+    Tonic,
+}
+
+/// The files for client TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server certificate, with its chain.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// The CA certificates that client certificates are verified against.
+    pub trusted_ca: Option<PathBuf>,
+    /// Whether clients must present a certificate.
+    pub client_cert_auth: bool,
+}
+
+impl FrontendConfig {
+    pub(super) fn read(values: &FlagValues, listen: &[Url], notices: &mut Vec<Notice>) -> Result<Self, String> {
+        let timeout = |flag| match time(values, flag) {
+            time if time >= MIN_TIMEOUT => Ok(time),
+            _ => Err(format!("--{flag} must be at least 1s (set to {})", values.text(flag))),
+        };
+        let unsigned_32 = |flag| value::unsigned_32(values.text(flag)).expect("a text is checked when it is set");
+        Ok(Self {
+            grpc_server: if values.text("grpc-server") == "tonic" { GrpcServer::Tonic } else { GrpcServer::Own },
+            max_resets: unsigned_32("max-resets-per-second"),
+            max_connection_bytes: count(values.get("max-connection-bytes")),
+            max_held_bytes: count(values.get("max-held-bytes")),
+            begin_timeout: timeout("client-begin-timeout")?,
+            read_timeout: timeout("client-read-timeout")?,
+            idle_timeout: match time(values, "client-idle-timeout") {
+                Duration::ZERO => None,
+                _ => Some(timeout("client-idle-timeout")?),
+            },
+            tls: tls_files(values, listen, notices)?,
+        })
+    }
+}
+
+/// etcd's rules: an `https` URL needs a certificate and a key; for an `http` URL they are ignored, with a warning.
+fn tls_files(values: &FlagValues, listen: &[Url], notices: &mut Vec<Notice>) -> Result<Option<TlsFiles>, String> {
+    let path = |flag| Some(values.text(flag)).filter(|text| !text.is_empty()).map(PathBuf::from);
+    let (cert, key, trusted_ca) = (path("cert-file"), path("key-file"), path("trusted-ca-file"));
+    let client_cert_auth = values.get::<bool>("client-cert-auth") || trusted_ca.is_some();
+    for url in listen.iter().filter(|url| !url.is_secure()) {
+        if cert.is_some() || key.is_some() {
+            let message = "scheme is http or unix while cert and key files are present; ignoring cert and key files";
+            notices.push(Notice::new(Level::Warn, message).with("client-url", url.as_str()));
+        }
+        if values.get("client-cert-auth") {
+            let message =
+                "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL";
+            notices.push(Notice::new(Level::Warn, message).with("client-url", url.as_str()));
+        }
+    }
+    let Some(secure) = listen.iter().find(|url| url.is_secure()) else { return Ok(None) };
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key, trusted_ca, client_cert_auth })),
+        _ => Err(format!(
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url {secure} with HTTPS scheme"
+        )),
+    }
+}

@@ -1,0 +1,283 @@
+//! Limits on memory, threads, watches and connections. etcd has no flags for these, and for most of them no limit at all. The
+//! defaults suit most deployments; a value outside the permitted range is refused with a message that states the range.
+
+use std::time::Duration;
+
+use super::{
+    flags::{Flag, Kind, flag},
+    parse::FlagValues,
+    resolve,
+};
+
+pub const FLAGS: &[Flag] = &[
+    flag("value-cache-bytes", Kind::Unsigned, "16777216", "Memory for recently written and read values."),
+    flag("block-cache-bytes", Kind::Unsigned, "16777216", "Memory for blocks of the database's files."),
+    flag(
+        "write-buffer-bytes",
+        Kind::Unsigned,
+        "16777216",
+        "Memory for each of the database's two write buffers; at least 65536.",
+    ),
+    flag(
+        "flush-log-bytes",
+        Kind::Unsigned,
+        "33554432",
+        "Bytes of log since the last flush of the database at which a flush starts.",
+    ),
+    flag("flush-interval", Kind::Duration, "1m0s", "Maximum time from a write to a flush of the database."),
+    flag(
+        "max-apply-backlog",
+        Kind::Unsigned,
+        "5000",
+        "Committed entries not yet applied at which requests are refused as too many.",
+    ),
+    flag(
+        "laggard-log-bytes",
+        Kind::Unsigned,
+        "201326592",
+        "Log kept in memory for members that lag behind; beyond that they are sent a snapshot.",
+    ),
+    flag(
+        "peer-queue-bytes",
+        Kind::Unsigned,
+        "67108864",
+        "Messages queued for one other member; messages beyond that are dropped, and raft sends them again.",
+    ),
+    flag(
+        "peer-connections-per-address",
+        Kind::Unsigned,
+        "1024",
+        "Maximum number of connections from one address to the peer port, at least 16; more are refused.",
+    ),
+    flag(
+        "peer-connections-before-hello",
+        Kind::Unsigned,
+        "16",
+        "Maximum number of these that have not sent their hello yet, at least 2; a new one closes the oldest.",
+    ),
+    flag(
+        "peer-hello-timeout",
+        Kind::Duration,
+        "5s",
+        "How long a connection to the peer port may take to send its hello.",
+    ),
+    flag(
+        "peer-min-bytes-per-second",
+        Kind::Unsigned,
+        "65536",
+        "A member that sends a message or a snapshot more slowly is disconnected after a grace period; at least 1.",
+    ),
+    flag(
+        "snapshot-bytes-per-second",
+        Kind::Unsigned,
+        "134217728",
+        "Rate at which a snapshot is sent to another member; at least 1048576.",
+    ),
+    flag("watch-ring-bytes", Kind::Unsigned, "8388608", "Memory for recent events; older ones are read from disk."),
+    flag(
+        "watch-pending-bytes",
+        Kind::Unsigned,
+        "1048576",
+        "Events queued for one watch stream; beyond that its watches fall behind and catch up later.",
+    ),
+    flag(
+        "all-watch-pending-bytes",
+        Kind::Unsigned,
+        "134217728",
+        "The same for all watch streams together; beyond it, only those that hold more than a fair share fall behind.",
+    ),
+    flag(
+        "max-watches-per-stream",
+        Kind::Unsigned,
+        "1000000",
+        "Maximum number of watches per stream; more are refused.",
+    ),
+    flag(
+        "api-threads",
+        Kind::Unsigned,
+        "0",
+        "Threads for client connections, at most 1024; 0 is one per processor, less one.",
+    ),
+    flag("read-threads", Kind::Unsigned, "0", "Threads for long reads, at most 1024; 0 is one per processor."),
+    flag(
+        "max-connections",
+        Kind::Unsigned,
+        "0",
+        "Maximum number of client connections, others wait; 0 is what the limit of open files leaves.",
+    ),
+];
+
+const MIN_WRITE_BUFFER_BYTES: u64 = 64 << 10;
+const MIN_SNAPSHOT_BYTES_PER_SECOND: u64 = 1 << 20;
+const MIN_PEER_CONNECTIONS: u64 = 16;
+const MIN_PEER_CONNECTIONS_BEFORE_HELLO: u64 = 2;
+const MAX_THREADS: u64 = 1024;
+const DEFAULT_KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
+const DEFAULT_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const MIN_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory for blocks of the database's files.
+    pub block_cache_bytes: usize,
+    /// Memory for each of the database's write buffers.
+    pub write_buffer_bytes: usize,
+    /// Bytes of log since the last flush of the database at which a flush starts.
+    pub flush_log_bytes: u64,
+    /// Maximum time from a write to a flush.
+    pub flush_interval: Duration,
+    /// Committed entries not yet applied at which requests are refused.
+    pub max_apply_backlog: u64,
+    /// Log kept in memory for members that lag behind.
+    pub laggard_log_bytes: usize,
+    /// Messages queued for one other member.
+    pub peer_queue_bytes: usize,
+    /// Maximum number of connections from one address to the peer port.
+    pub peer_connections_per_address: usize,
+    /// Maximum number of these that have not sent their hello yet.
+    pub peer_connections_before_hello: usize,
+    /// How long a connection to the peer port may take to send its hello.
+    pub peer_hello_timeout: Duration,
+    /// A member that sends more slowly is disconnected.
+    pub peer_min_bytes_per_second: u64,
+    /// Rate at which a snapshot is sent to another member.
+    pub snapshot_bytes_per_second: u64,
+    /// Memory for recent events.
+    pub watch_ring_bytes: usize,
+    /// Events queued for one watch stream.
+    pub watch_pending_bytes: usize,
+    /// Events queued for all watch streams together.
+    pub all_watch_pending_bytes: usize,
+    pub max_watches_per_stream: usize,
+    /// Threads for client connections. None: one per processor, less one.
+    pub api_threads: Option<usize>,
+    /// Threads for long reads. None: one per processor.
+    pub read_threads: Option<usize>,
+    /// Maximum number of client connections. None: what the limit of open files leaves.
+    pub max_connections: Option<usize>,
+    /// A client that has been silent for this long is sent a keepalive ping.
+    pub keepalive_interval: Duration,
+    /// How long the client may take to answer the ping.
+    pub keepalive_timeout: Duration,
+}
+
+impl Limits {
+    pub fn read(values: &FlagValues) -> Result<Self, String> {
+        let number = |flag: &str| values.get::<u64>(flag);
+        let at_least = |flag: &str, least: u64| match number(flag) {
+            value if value >= least => Ok(resolve::count(value)),
+            value => Err(format!("--{flag} must be at least {least} (set to {value})")),
+        };
+        let unless_zero = |flag: &str| Some(number(flag)).filter(|&value| value > 0).map(resolve::count);
+        // As in grpc-go: if either of the two is zero, both take their defaults.
+        let mut keepalive =
+            ["grpc-keepalive-interval", "grpc-keepalive-timeout"].map(|flag| resolve::time(values, flag));
+        if keepalive.iter().any(Duration::is_zero) {
+            keepalive = [DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT];
+        }
+        let non_zero_time = |flag: &str| match resolve::time(values, flag) {
+            time if time.is_zero() => Err(format!("--{flag} must be >0 (set to {})", values.text(flag))),
+            time => Ok(time),
+        };
+        let flush_interval = non_zero_time("flush-interval")?;
+        for flag in ["api-threads", "read-threads"] {
+            let threads = number(flag);
+            if threads > MAX_THREADS {
+                return Err(format!("--{flag} must be at most {MAX_THREADS} (set to {threads})"));
+            }
+        }
+        Ok(Self {
+            block_cache_bytes: resolve::count(number("block-cache-bytes")),
+            write_buffer_bytes: at_least("write-buffer-bytes", MIN_WRITE_BUFFER_BYTES)?,
+            flush_log_bytes: number("flush-log-bytes"),
+            flush_interval,
+            max_apply_backlog: number("max-apply-backlog"),
+            laggard_log_bytes: resolve::count(number("laggard-log-bytes")),
+            peer_queue_bytes: resolve::count(number("peer-queue-bytes")),
+            peer_connections_per_address: at_least("peer-connections-per-address", MIN_PEER_CONNECTIONS)?,
+            peer_connections_before_hello: at_least(
+                "peer-connections-before-hello",
+                MIN_PEER_CONNECTIONS_BEFORE_HELLO,
+            )?,
+            peer_hello_timeout: non_zero_time("peer-hello-timeout")?,
+            peer_min_bytes_per_second: at_least("peer-min-bytes-per-second", 1)? as u64,
+            snapshot_bytes_per_second: at_least("snapshot-bytes-per-second", MIN_SNAPSHOT_BYTES_PER_SECOND)? as u64,
+            watch_ring_bytes: resolve::count(number("watch-ring-bytes")),
+            watch_pending_bytes: at_least("watch-pending-bytes", 1)?,
+            all_watch_pending_bytes: at_least("all-watch-pending-bytes", 1)?,
+            max_watches_per_stream: at_least("max-watches-per-stream", 1)?,
+            api_threads: unless_zero("api-threads"),
+            read_threads: unless_zero("read-threads"),
+            max_connections: unless_zero("max-connections"),
+            keepalive_interval: keepalive[0].max(MIN_KEEPALIVE_INTERVAL),
+            keepalive_timeout: keepalive[1],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(arguments: &[&str]) -> Result<Limits, String> {
+        let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
+        let (values, _) = FlagValues::from_arguments(&arguments).unwrap_or_else(|_| panic!("{arguments:?}"));
+        Limits::read(&values)
+    }
+
+    #[test]
+    fn every_limit_has_a_default() {
+        let limits = read(&[]).unwrap();
+        assert_eq!((limits.watch_ring_bytes, limits.watch_pending_bytes), (8 << 20, 1 << 20));
+        assert_eq!((limits.all_watch_pending_bytes, limits.max_watches_per_stream), (128 << 20, 1_000_000));
+        assert_eq!((limits.block_cache_bytes, limits.write_buffer_bytes), (16 << 20, 16 << 20));
+        assert_eq!((limits.flush_log_bytes, limits.flush_interval), (32 << 20, Duration::from_mins(1)));
+        assert_eq!(limits.max_apply_backlog, 5000);
+        assert_eq!((limits.laggard_log_bytes, limits.peer_queue_bytes), (192 << 20, 64 << 20));
+        assert_eq!(limits.snapshot_bytes_per_second, 128 << 20);
+        assert_eq!((limits.peer_connections_per_address, limits.peer_connections_before_hello), (1024, 16));
+        assert_eq!((limits.peer_hello_timeout, limits.peer_min_bytes_per_second), (Duration::from_secs(5), 64 << 10));
+        assert_eq!((limits.read_threads, limits.max_connections), (None, None));
+    }
+
+    #[test]
+    fn flags_override_the_defaults() {
+        let limits = read(&["--watch-ring-bytes=0", "--read-threads=3", "--max-connections=7", "--flush-interval=2s"]);
+        let limits = limits.unwrap();
+        assert_eq!((limits.watch_ring_bytes, limits.read_threads, limits.max_connections), (0, Some(3), Some(7)));
+        assert_eq!(limits.flush_interval, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn keepalive_flags_are_adjusted_as_in_grpc() {
+        for (arguments, interval, timeout) in [
+            (vec![], 7200, 20),
+            (vec!["--grpc-keepalive-interval=30s", "--grpc-keepalive-timeout=3s"], 30, 3),
+            (vec!["--grpc-keepalive-interval=10ms"], 1, 20),
+            (vec!["--grpc-keepalive-interval=0s", "--grpc-keepalive-timeout=3s"], 7200, 20),
+        ] {
+            let limits = read(&arguments).unwrap();
+            let seconds = (limits.keepalive_interval.as_secs(), limits.keepalive_timeout.as_secs());
+            assert_eq!(seconds, (interval, timeout), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_out_of_range_is_refused() {
+        for (argument, error) in [
+            ("--max-watches-per-stream=0", "--max-watches-per-stream must be at least 1 (set to 0)"),
+            ("--watch-pending-bytes=0", "--watch-pending-bytes must be at least 1 (set to 0)"),
+            ("--all-watch-pending-bytes=0", "--all-watch-pending-bytes must be at least 1 (set to 0)"),
+            ("--write-buffer-bytes=1000", "--write-buffer-bytes must be at least 65536 (set to 1000)"),
+            ("--api-threads=1025", "--api-threads must be at most 1024 (set to 1025)"),
+            ("--read-threads=1025", "--read-threads must be at most 1024 (set to 1025)"),
+            ("--peer-connections-per-address=15", "--peer-connections-per-address must be at least 16 (set to 15)"),
+            ("--peer-connections-before-hello=1", "--peer-connections-before-hello must be at least 2 (set to 1)"),
+            ("--peer-min-bytes-per-second=0", "--peer-min-bytes-per-second must be at least 1 (set to 0)"),
+            ("--peer-hello-timeout=0s", "--peer-hello-timeout must be >0 (set to 0s)"),
+            ("--flush-interval=0s", "--flush-interval must be >0 (set to 0s)"),
+        ] {
+            assert_eq!(read(&[argument]), Err(error.to_owned()));
+        }
+    }
+}
