@@ -132,7 +132,7 @@ async fn observe(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
 async fn await_leader(caller: &Caller, name: &[u8]) -> Result<(ResponseHeader, KeyValue), Refusal> {
     loop {
         let found: RangeResponse = caller.call(Api::range, &succession::oldest_entry(name)).await?;
-        let header = found.header.expect("our own answers have a header");
+        let header = found.header.expect("our own responses have a header");
         if let Some(leader) = found.kvs.into_iter().next() {
             return Ok((header, leader));
         }

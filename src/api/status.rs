@@ -65,7 +65,7 @@ fn code(error: &Error) -> Code {
 mod tests {
     use super::*;
 
-    /// Every variant with its wire text and code, because clients match on both. Trap 50: two of them lose their code.
+    /// Every variant with its wire text and code, because clients match on both. Trap 50: some of them have code Unknown.
     #[test]
     fn every_error_has_etcds_text_and_code() {
         let table: &[(Error, Code, &str)] = &[

@@ -1,4 +1,4 @@
-//! The method table: path → handler.
+//! The method table: maps a path to a handler.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
     proto::etcdserverpb::{self as pb, RangeRequest},
 };
 
-/// Answers one message with one message.
+/// Handles a unary call.
 pub type UnaryHandler = fn(&Arc<Api>, Call, Reply);
 /// Begins a conversation.
 pub type StreamOpener = fn(&Arc<Api>, Metadata) -> Box<dyn Conversation>;
