@@ -1,4 +1,4 @@
-//! Something that a conversation waits for, opened from another thread.
+//! A oneshot channel for conversations: receives an outcome from another thread and wakes the conversation's task.
 
 use std::{sync::Arc, task::Waker};
 
@@ -6,28 +6,28 @@ use parking_lot::Mutex;
 
 use crate::error::Error;
 
-/// The side of the one who waits.
-pub struct Barrier<T = ()>(Arc<Mutex<Option<Result<T, Error>>>>);
+/// The receiving side.
+pub struct OneshotReceiver<T = ()>(Arc<Mutex<Option<Result<T, Error>>>>);
 
-impl<T> Barrier<T> {
-    /// What it came to, once, when it is open.
+impl<T> OneshotReceiver<T> {
+    /// The outcome, if it has arrived. It is returned once.
     #[must_use]
     pub fn outcome(&self) -> Option<Result<T, Error>> {
         self.0.lock().take()
     }
 }
 
-/// Opens a barrier.
-pub type Opener<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
+/// The sending side.
+pub type OneshotCallback<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
 
-/// A barrier, and the waiter that opens it and wakes the conversation.
+/// A receiver, and the callback that sets its outcome and then wakes the conversation.
 #[must_use]
-pub fn erect<T: Send + 'static>(waker: &Waker) -> (Barrier<T>, Opener<T>) {
+pub fn channel<T: Send + 'static>(waker: &Waker) -> (OneshotReceiver<T>, OneshotCallback<T>) {
     let shared = Arc::new(Mutex::new(None));
-    let (opens, waker) = (shared.clone(), waker.clone());
-    let opener = move |outcome| {
-        *opens.lock() = Some(outcome);
+    let (sent, waker) = (shared.clone(), waker.clone());
+    let callback = move |outcome| {
+        *sent.lock() = Some(outcome);
         waker.wake();
     };
-    (Barrier(shared), Box::new(opener))
+    (OneshotReceiver(shared), Box::new(callback))
 }

@@ -1,8 +1,8 @@
-//! Who the members are, and how that changes.
+//! The member list and membership changes.
 //!
-//! Every answer holds all members, by ascending ID, behind a header without a revision. What can be refused here is: by the
-//! request alone, by the rules that keep a quorum ([`super::quorum`]), for a promotion by how far the learner is. The table of
-//! members has the last word, where the change is applied, on all replicas alike.
+//! Every response holds all members, by ascending ID, after a header without a revision. A change is refused here if the request
+//! is invalid, if it could lose the quorum ([`super::quorum`]), or if a learner to be promoted has not caught up. The member
+//! table decides finally, where the change is applied, on all replicas alike.
 
 use std::{
     sync::Arc,
@@ -14,9 +14,9 @@ use prost::Message;
 
 use super::{
     Api,
-    company::{Led, outcome},
-    decode, not_yet,
-    quorum::Outlook,
+    company::{LeaderAnswer, outcome},
+    decode, not_implemented,
+    quorum::ReconfigCheck,
 };
 use crate::{
     call::{Answer, Call, Reply},
@@ -30,8 +30,8 @@ use crate::{
     urls::{Place, Url},
 };
 
-/// A learner is ready when it has this share of what the leader has.
-const READY: f64 = 0.9;
+/// A learner can be promoted once its match index has reached this fraction of the leader's.
+const READY_RATIO: f64 = 0.9;
 
 impl Api {
     /// `Cluster/MemberList`.
@@ -55,20 +55,20 @@ impl Api {
 
     /// `Cluster/MemberAdd`.
     pub fn member_add(self: &Arc<Self>, call: Call, reply: Reply) {
-        let newcomer = decode::<MemberAddRequest>(call.message).and_then(|request| self.newcomer(request));
-        let newcomer = newcomer.and_then(|newcomer| {
-            self.check_quorum(|outlook| outlook.check_addition(newcomer.member.is_learner))?;
-            Ok(newcomer)
+        let new_member = decode::<MemberAddRequest>(call.message).and_then(|request| self.new_member(request));
+        let new_member = new_member.and_then(|new_member| {
+            self.check_quorum(|check| check.check_addition(new_member.member.is_learner))?;
+            Ok(new_member)
         });
-        match newcomer {
-            Ok(newcomer) => self.change_members(Kind::MemberAdd, &newcomer.encode(), reply),
+        match new_member {
+            Ok(new_member) => self.change_members(Kind::MemberAdd, &new_member.encode(), reply),
             Err(error) => reply.answer(Err(error.into())),
         }
     }
 
-    /// Who is wanted, with an ID of its own: the URLs and the moment make it.
-    fn newcomer(&self, request: MemberAddRequest) -> Result<Newcomer, Error> {
-        let mut urls = read_urls(&request.peer_ur_ls)?;
+    /// The member to be added, with an ID that is made of its URLs and the present time.
+    fn new_member(&self, request: MemberAddRequest) -> Result<Newcomer, Error> {
+        let mut urls = parse_peer_urls(&request.peer_ur_ls)?;
         if urls.is_empty() {
             return Err(Error::MemberBadUrls);
         }
@@ -86,17 +86,19 @@ impl Api {
     /// `Cluster/MemberRemove`.
     pub fn member_remove(self: &Arc<Self>, call: Call, reply: Reply) {
         let checked = decode::<MemberRemoveRequest>(call.message.clone());
-        match checked.and_then(|request| self.check_quorum(|outlook| outlook.check_removal(request.id))) {
+        match checked.and_then(|request| self.check_quorum(|check| check.check_removal(request.id))) {
             Ok(()) => self.change_members(Kind::MemberRemove, &call.message, reply),
             Err(error) => reply.answer(Err(error.into())),
         }
     }
 
-    /// `Cluster/MemberUpdate`. Raft need not know where a member is.
+    /// `Cluster/MemberUpdate`. Not a raft configuration change: raft does not know the members' URLs.
     pub fn member_update(self: &Arc<Self>, call: Call, reply: Reply) {
-        // etcd takes any text, and members that meet one that is no URL end.
-        match decode::<MemberUpdateRequest>(call.message.clone()).and_then(|request| read_urls(&request.peer_ur_ls)) {
-            // etcd takes an empty list too, and the other members end.
+        // etcd accepts any text, and members that find one that is no URL exit.
+        match decode::<MemberUpdateRequest>(call.message.clone())
+            .and_then(|request| parse_peer_urls(&request.peer_ur_ls))
+        {
+            // etcd accepts an empty list too, and the other members exit.
             Ok(urls) if urls.is_empty() => reply.answer(Err(Error::MemberBadUrls.into())),
             Ok(_) => self.propose(Kind::MemberUpdate, &call.message, reply),
             Err(error) => reply.answer(Err(error.into())),
@@ -110,28 +112,28 @@ impl Api {
             Err(error) => return reply.answer(Err(error.into())),
         };
         let (api, token) = (self.clone(), call.metadata.token);
-        self.company.runtime.spawn(async move { reply.answer(api.promote_somewhere(request.id, token).await) });
+        self.company.runtime.spawn(async move { reply.answer(api.promote_or_ask_leader(request.id, token).await) });
     }
 
-    async fn promote_somewhere(self: Arc<Self>, id: u64, token: Option<String>) -> Answer {
+    async fn promote_or_ask_leader(self: Arc<Self>, id: u64, token: Option<String>) -> Answer {
         let client = &self.company.client;
         loop {
             match self.promote(id).await {
                 Err(Error::NotLeader) => (),
-                told => return self.header.answer(told),
+                outcome => return self.header.answer(outcome),
             }
-            let asked = self.ask_leader(|url, patience| {
+            let asked = self.ask_leader(|url, timeout| {
                 let token = token.clone();
-                async move { client.promote(&url, id, token, patience).await }
+                async move { client.promote(&url, id, token, timeout).await }
             });
-            if let Led::There(told) = asked.await? {
-                let response = MemberPromoteResponse { header: Some(self.header.at(0)), members: told? };
+            if let LeaderAnswer::Answered(members) = asked.await? {
+                let response = MemberPromoteResponse { header: Some(self.header.at(0)), members: members? };
                 return Ok(response.encode_to_vec().into());
             }
         }
     }
 
-    /// Promotes a learner if this member leads: only a leader knows how far it is.
+    /// Promotes a learner if this member leads: only the leader knows how far a learner has caught up.
     pub async fn promote(self: &Arc<Self>, id: u64) -> Result<Response, Error> {
         outcome(|waiter| self.node.catch_up(waiter)).await?;
         let progress = outcome(|waiter| self.node.progress(Box::new(move |progress| waiter(Ok(progress))))).await?;
@@ -141,21 +143,24 @@ impl Api {
         if !is_ready(learner, matched(self.header.member_id()).unwrap_or_default()) {
             return Err(Error::LearnerNotReady);
         }
-        self.check_quorum(|outlook| outlook.check_promotion())?;
+        self.check_quorum(|check| check.check_promotion())?;
         let (request_id, request) = (self.ids.next(), MemberPromoteRequest { id }.encode_to_vec());
         let entry = Command::encode(request_id, Kind::MemberPromote, &request);
         outcome(|waiter| self.node.change_members(request_id, entry, waiter)).await
     }
 
-    /// Asks whether the quorum could be lost, if anybody cares.
-    fn check_quorum(&self, check: impl FnOnce(Outlook<'_, &Connected>) -> Result<(), Error>) -> Result<(), Error> {
+    /// Checks that a membership change cannot lose the quorum, if that is configured.
+    fn check_quorum(
+        &self,
+        check: impl FnOnce(ReconfigCheck<'_, &Connected>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         if !self.company.strict {
             return Ok(());
         }
         let members: Members = self.readers().board.read().members.clone();
         let connected = |member| self.node.links().active_for(member);
-        check(Outlook { members: &members, this: self.header.member_id(), connected: &connected })
-            .inspect_err(|error| tracing::warn!(%error, "rejecting a change of the members"))
+        check(ReconfigCheck { members: &members, this: self.header.member_id(), connected: &connected })
+            .inspect_err(|error| tracing::warn!(%error, "rejecting a membership change"))
     }
 
     fn change_members(&self, kind: Kind, request: &[u8], reply: Reply) {
@@ -165,10 +170,10 @@ impl Api {
         self.node.change_members(id, entry, Box::new(move |outcome| reply.answer(header.answer(outcome))));
     }
 
-    /// Everything about users and roles.
+    /// All methods of `Auth`.
     pub fn auth<M: Message + Default>(self: &Arc<Self>, call: Call, reply: Reply) {
         reply.answer(Err(match decode::<M>(call.message) {
-            Ok(_) => not_yet("this version of metastore has no users, roles and permissions yet"),
+            Ok(_) => not_implemented("this version of metastore has no users, roles and permissions yet"),
             Err(error) => error.into(),
         }));
     }
@@ -176,20 +181,20 @@ impl Api {
 
 type Connected<'a> = dyn Fn(u64) -> Option<std::time::Duration> + 'a;
 
-#[allow(clippy::cast_precision_loss, reason = "etcd compares floats, and so close to nine tenths nobody is")]
+#[allow(clippy::cast_precision_loss, reason = "etcd compares floats, and the loss of precision does not matter here")]
 fn is_ready(learner: u64, leader: u64) -> bool {
-    learner as f64 >= leader as f64 * READY
+    learner as f64 >= leader as f64 * READY_RATIO
 }
 
-/// Where a member is to be reached. A member that cannot be would be missing from every quorum.
-fn read_urls(urls: &[String]) -> Result<Vec<Url>, Error> {
-    let read = |text: &String| match Url::parse(text) {
+/// Parses the peer URLs of a member. A member that cannot be reached would be missing from every quorum.
+fn parse_peer_urls(urls: &[String]) -> Result<Vec<Url>, Error> {
+    let parse = |text: &String| match Url::parse(text) {
         Ok(url) if matches!(url.place(), Place::Tcp { .. }) && !url.is_secure() => Ok(url),
-        Ok(url) => Err(format!("only http is supported between members yet, not {url}")),
+        Ok(url) => Err(format!("{url}: only http is supported between members yet")),
         Err(error) => Err(error),
     };
-    urls.iter().map(read).collect::<Result<_, _>>().map_err(|error: String| {
-        tracing::warn!(error, "refused the URLs of a member");
+    urls.iter().map(parse).collect::<Result<_, _>>().map_err(|error: String| {
+        tracing::warn!(error, "rejecting a membership change with invalid peer URLs");
         Error::MemberBadUrls
     })
 }
@@ -199,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_learner_is_ready_with_nine_tenths() {
+    fn a_learner_is_ready_with_nine_tenths_of_the_leaders_log() {
         assert!(is_ready(90, 100) && is_ready(100, 100) && is_ready(0, 0));
         assert!(!is_ready(89, 100) && !is_ready(0, 1));
     }

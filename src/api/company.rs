@@ -1,7 +1,7 @@
-//! The other members, for those calls that are not answered out of this member's own state alone.
+//! Requests to the leader, for calls that cannot be answered from this member's own state.
 //!
-//! Only the leader knows when leases end and how far learners are. A member that does not lead asks it, over HTTP: finds out
-//! who leads, tries each of its URLs, and tries again until the request's time is over, because leaders change.
+//! Only the leader knows when leases expire and how far learners have caught up. The other members ask it over HTTP: they find
+//! out which member leads, try each of its URLs, and try again until the request times out, because leaders change.
 
 use std::time::{Duration, Instant};
 
@@ -10,37 +10,36 @@ use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 use super::Api;
 use crate::{error::Error, peer::Client};
 
-/// Between two attempts to hear from a leader.
-const RETRY: Duration = Duration::from_millis(50);
+/// The pause between two attempts to reach the leader.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What a member needs in order to deal with the others.
+/// What a member needs to communicate with the others and to change the membership.
 pub struct Company {
-    /// Asks them.
     pub client: Client,
-    /// Whether changes of the members that could cost the quorum are refused.
+    /// Whether membership changes that could lose the quorum are refused (`--strict-reconfig-check`).
     pub strict: bool,
-    /// Most learners, for who wants to add one here.
+    /// The maximum number of learners, for additions that this member proposes.
     pub max_learners: u64,
     /// How long a request may take.
     pub patience: Duration,
-    /// How long a leader's heartbeat takes to come again.
+    /// The heartbeat interval.
     pub tick: Duration,
-    /// Where it is waited for answers.
+    /// Runs the tasks that wait for answers.
     pub runtime: Handle,
 }
 
-/// Who has the answer.
-pub enum Led<T> {
-    /// This member leads: the answer is to be found here.
-    Here,
-    /// Another one leads, and has answered.
-    There(T),
+/// The outcome of asking the leader.
+pub enum LeaderAnswer<T> {
+    /// This member leads, and has to answer by itself.
+    ThisMemberLeads,
+    /// Another member leads, and has answered.
+    Answered(T),
 }
 
 impl Api {
-    /// Lets another voter lead, until `is_over` says so of who leads, or the time is over. It is asked more than once: raft
-    /// gives up a transfer after an election timeout, and a voter that has not applied a change of the members yet does not
-    /// take it on.
+    /// Transfers leadership to another voter, until `is_over` is true of the present leader, or the request times out. The
+    /// transfer is requested repeatedly: raft abandons one after an election timeout, and a voter that has not applied a
+    /// membership change yet does not accept one.
     pub async fn move_leadership(&self, to: u64, is_over: impl Fn(u64) -> bool) -> Result<(), Error> {
         let moved = async {
             while !is_over(self.node.status().leader()) {
@@ -57,40 +56,40 @@ impl Api {
         self.node.status().leader() == self.header.member_id()
     }
 
-    /// Asks the leader: `ask` gets one of its URLs and how long it may take, and is called again if it fails.
-    pub async fn ask_leader<T, Asking>(
+    /// Asks the leader: `ask` gets one of its URLs and a timeout, and is called again if it fails.
+    pub async fn ask_leader<T, AnswerFuture>(
         &self,
-        ask: impl Fn(String, Duration) -> Asking + Send + Sync,
-    ) -> Result<Led<T>, Error>
+        ask: impl Fn(String, Duration) -> AnswerFuture + Send + Sync,
+    ) -> Result<LeaderAnswer<T>, Error>
     where
-        Asking: Future<Output = Result<T, String>> + Send,
+        AnswerFuture: Future<Output = Result<T, String>> + Send,
     {
         let deadline = Instant::now() + self.company.patience;
         loop {
             let leader = self.node.status().leader();
             if leader == self.header.member_id() {
-                return Ok(Led::Here);
+                return Ok(LeaderAnswer::ThisMemberLeads);
             }
             for url in self.peer_urls(leader) {
                 let left = deadline.saturating_duration_since(Instant::now());
-                // A leader that is paused or cut off answers when it goes on, long after another one could have been asked.
+                // A leader that is paused or partitioned may answer long after another member was elected.
                 let answer = tokio::select! {
                     answer = ask(url, left) => answer,
-                    () = self.leader_is_replaced(leader) => Err("another member leads".to_owned()),
+                    () = self.leader_is_replaced(leader) => Err("another member became the leader".to_owned()),
                 };
                 match answer {
-                    Ok(answer) => return Ok(Led::There(answer)),
-                    Err(error) => tracing::debug!(error, "the leader gives no answer"),
+                    Ok(answer) => return Ok(LeaderAnswer::Answered(answer)),
+                    Err(error) => tracing::debug!(error, "failed to ask the leader"),
                 }
             }
-            if Instant::now() + RETRY >= deadline {
+            if Instant::now() + RETRY_INTERVAL >= deadline {
                 return Err(if leader == 0 { Error::NoLeader } else { Error::Timeout });
             }
-            sleep(RETRY).await;
+            sleep(RETRY_INTERVAL).await;
         }
     }
 
-    /// Ends when another member than this one is known to lead.
+    /// Returns when a member other than `leader` is known to lead.
     async fn leader_is_replaced(&self, leader: u64) {
         let is_replaced = || ![0, leader].contains(&self.node.status().leader());
         while !is_replaced() {
@@ -105,11 +104,11 @@ impl Api {
     }
 }
 
-/// Waits for what a waiter is told; `ask` hands the waiter over.
+/// Waits for the outcome that a waiter is called with; `ask` passes the waiter on.
 pub async fn outcome<T: Send + 'static>(
     ask: impl FnOnce(Box<dyn FnOnce(Result<T, Error>) + Send>),
 ) -> Result<T, Error> {
-    let (tell, told) = oneshot::channel();
-    ask(Box::new(move |outcome| _ = tell.send(outcome)));
-    told.await.unwrap_or(Err(Error::Stopped))
+    let (sender, receiver) = oneshot::channel();
+    ask(Box::new(move |outcome| _ = sender.send(outcome)));
+    receiver.await.unwrap_or(Err(Error::Stopped))
 }

@@ -1,8 +1,8 @@
-//! The one adapter: the method table as a gRPC service over tonic. Every tonic type of this floor is in this file.
+//! The adapter to tonic: serves the method table as a gRPC service. This is the only file of the layer that names tonic.
 //!
-//! Plain unary calls never come here: [`super::unary`] frames them by hand. What is left is streams, and calls that use
-//! compression. A streaming call's conversation is stepped by the response stream's own `poll_next`: hyper polls it when
-//! the client's window has room, so "room" is being polled at all.
+//! Uncompressed unary calls are served by [`super::unary`] instead, so this serves streams, and calls that use compression. A
+//! streaming call's conversation is stepped by the response stream's `poll_next`. hyper polls it when the client's window has
+//! capacity, so being polled means that one response can be sent.
 
 use std::{
     pin::Pin,
@@ -21,7 +21,7 @@ use tonic::{
 };
 
 use super::{
-    table::{Handler, Method, Open, Table, Unary},
+    table::{Handler, Method, StreamOpener, Table, UnaryHandler},
     unary,
 };
 use crate::call::{Call, Code, Conversation, Line, Metadata, Refusal, Step};
@@ -40,7 +40,7 @@ where
         .apply_max_message_size_config(Some(max_bytes), Some(usize::MAX))
         .accept_compressed(CompressionEncoding::Gzip);
     if is_compressed(request.headers()) {
-        grpc = grpc.send_compressed(CompressionEncoding::Gzip); // Answered in kind.
+        grpc = grpc.send_compressed(CompressionEncoding::Gzip); // A compressed request gets a compressed response.
     }
     let mut response = match method.handler {
         Handler::Unary(handler) => grpc.unary(UnaryCall { table, method: method.clone(), handler }, request).await,
@@ -52,19 +52,19 @@ where
     response
 }
 
-/// Whether the caller compresses.
+/// Whether the request is compressed.
 #[must_use]
 pub fn is_compressed(headers: &HeaderMap) -> bool {
     headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
 }
 
-/// The answer to a call that is refused before anybody looks at it.
+/// The response to a call that is refused before it reaches a handler.
 #[must_use]
 pub fn refused(refusal: &Refusal) -> http::Response<Body> {
     status(refusal).into_http()
 }
 
-/// tonic says in its own words that a message is too large; clients know etcd's.
+/// Replaces tonic's error text for a message that is too large with etcd's, which clients know.
 fn rename_too_large(response: &mut http::Response<Body>, method: &Method) {
     let Some(status) = Status::from_header_map(response.headers()) else { return };
     let Some(sizes) = status.message().strip_prefix("Error, decoded message length too large: found ") else { return };
@@ -79,7 +79,7 @@ fn status(refusal: &Refusal) -> Status {
     Status::new(tonic::Code::from_i32(refusal.code as i32), refusal.message.as_ref())
 }
 
-/// What a caller says in headers.
+/// The metadata in a call's headers.
 #[must_use]
 pub fn metadata(headers: &HeaderMap) -> Metadata {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -87,11 +87,11 @@ pub fn metadata(headers: &HeaderMap) -> Metadata {
         require_leader: text("hasleader") == Some("true"),
         token: text("token").or_else(|| text("authorization")).map(ToOwned::to_owned),
         client_api_version: headers.get("client-api-version").map(|value| Bytes::copy_from_slice(value.as_bytes())),
-        deadline: None, // hyper resets the stream when the client's time is over.
+        deadline: None, // hyper resets the stream at the client's deadline.
     }
 }
 
-/// Messages as they are: nothing is encoded or decoded here.
+/// Passes messages through as bytes.
 #[derive(Clone, Copy, Default)]
 struct BytesCodec;
 
@@ -132,14 +132,14 @@ impl Decoder for BytesCodec {
 struct UnaryCall {
     table: Arc<Table>,
     method: Arc<Method>,
-    handler: Unary,
+    handler: UnaryHandler,
 }
 
-type Answering<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
+type ResponseFuture<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
 
 impl UnaryService<Bytes> for UnaryCall {
     type Response = Bytes;
-    type Future = Answering<Bytes>;
+    type Future = ResponseFuture<Bytes>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let (table, method, handler) = (self.table.clone(), self.method.clone(), self.handler);
@@ -155,13 +155,13 @@ impl UnaryService<Bytes> for UnaryCall {
 struct StreamCall {
     table: Arc<Table>,
     method: Arc<Method>,
-    open: Open,
+    open: StreamOpener,
 }
 
 impl StreamingService<Bytes> for StreamCall {
     type Response = Bytes;
-    type ResponseStream = Talk;
-    type Future = Answering<Talk>;
+    type ResponseStream = ConversationStream;
+    type Future = ResponseFuture<ConversationStream>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let (table, method, open) = (self.table.clone(), self.method.clone(), self.open);
@@ -172,47 +172,48 @@ impl StreamingService<Bytes> for StreamCall {
                 return Err(status(&refusal));
             }
             let conversation = method.open(table.api(), open, metadata);
-            let mut talk = Talk::new(conversation, request.into_inner(), method);
-            // Response headers go out with the first message, as etcd's do; and a stream that ends without one is refused
-            // as a whole.
-            match std::future::poll_fn(|context| Pin::new(&mut talk).poll_next(context)).await {
-                Some(Ok(first)) => talk.first = Some(first),
+            let mut stream = ConversationStream::new(conversation, request.into_inner(), method);
+            // As in etcd, response headers are sent with the first message, and a stream that fails without one is answered with
+            // the error alone.
+            match std::future::poll_fn(|context| Pin::new(&mut stream).poll_next(context)).await {
+                Some(Ok(first)) => stream.first = Some(first),
                 Some(Err(status)) => return Err(status),
                 None => (),
             }
-            Ok(Response::new(talk))
+            Ok(Response::new(stream))
         })
     }
 }
 
 /// A conversation as a stream of responses.
-struct Talk {
+struct ConversationStream {
     conversation: Option<Box<dyn Conversation>>,
     requests: Streaming<Bytes>,
-    ended: bool,
-    broken: Option<Status>,
-    /// A response that was taken out of the stream to see whether there is one.
+    is_half_closed: bool,
+    /// The error of the request stream.
+    request_error: Option<Status>,
+    /// The first response, which was taken out of the stream to see whether there is one.
     first: Option<Bytes>,
-    /// How the conversation ended, when its last response has yet to be sent.
-    ending: Option<Result<(), Refusal>>,
+    /// The end of the conversation, while its last response is being sent.
+    pending_end: Option<Result<(), Refusal>>,
     method: Arc<Method>,
 }
 
-impl Talk {
+impl ConversationStream {
     fn new(conversation: Box<dyn Conversation>, requests: Streaming<Bytes>, method: Arc<Method>) -> Self {
         Self {
             conversation: Some(conversation),
             requests,
-            ended: false,
-            broken: None,
+            is_half_closed: false,
+            request_error: None,
             first: None,
-            ending: None,
+            pending_end: None,
             method,
         }
     }
 
-    fn hang_up(&mut self) {
-        let code = match &self.ending {
+    fn end_with_pending(&mut self) {
+        let code = match &self.pending_end {
             Some(Err(refusal)) => refusal.code,
             Some(Ok(())) | None => Code::Ok,
         };
@@ -226,13 +227,13 @@ impl Talk {
     }
 }
 
-impl Drop for Talk {
+impl Drop for ConversationStream {
     fn drop(&mut self) {
         self.end(Code::Canceled);
     }
 }
 
-impl Stream for Talk {
+impl Stream for ConversationStream {
     type Item = Result<Bytes, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -241,27 +242,27 @@ impl Stream for Talk {
         }
         let this = &mut *self;
         let Some(conversation) = &mut this.conversation else {
-            return Poll::Ready(this.ending.take().and_then(Result::err).map(|refusal| Err(status(&refusal))));
+            return Poll::Ready(this.pending_end.take().and_then(Result::err).map(|refusal| Err(status(&refusal))));
         };
-        let mut line = Polled {
+        let mut line = PollLine {
             context,
             requests: &mut this.requests,
-            ended: &mut this.ended,
-            broken: &mut this.broken,
+            is_half_closed: &mut this.is_half_closed,
+            request_error: &mut this.request_error,
             method: &this.method,
             response: None,
         };
         let step = conversation.step(&mut line);
         let response = line.response.take();
-        if let Some(status) = this.broken.take() {
+        if let Some(status) = this.request_error.take() {
             this.end(Code::Canceled);
             return Poll::Ready(Some(Err(status)));
         }
         match (response, step) {
             (Some(response), Step::Wait) => Poll::Ready(Some(Ok(response))),
             (Some(response), Step::End(end)) => {
-                this.ending = Some(end); // Its last words go out first.
-                this.hang_up();
+                this.pending_end = Some(end); // The last response is sent first.
+                this.end_with_pending();
                 Poll::Ready(Some(Ok(response)))
             }
             (None, Step::Wait) => Poll::Pending,
@@ -277,19 +278,19 @@ impl Stream for Talk {
     }
 }
 
-/// The line of one poll: room for one response.
-struct Polled<'a, 'b> {
+/// The line of one poll, with capacity for one response.
+struct PollLine<'a, 'b> {
     context: &'a mut Context<'b>,
     requests: &'a mut Streaming<Bytes>,
-    ended: &'a mut bool,
-    broken: &'a mut Option<Status>,
+    is_half_closed: &'a mut bool,
+    request_error: &'a mut Option<Status>,
     method: &'a Method,
     response: Option<Bytes>,
 }
 
-impl Line for Polled<'_, '_> {
+impl Line for PollLine<'_, '_> {
     fn receive(&mut self) -> Option<Bytes> {
-        if *self.ended || self.broken.is_some() {
+        if *self.is_half_closed || self.request_error.is_some() {
             return None;
         }
         match Pin::new(&mut *self.requests).poll_next(self.context) {
@@ -298,11 +299,11 @@ impl Line for Polled<'_, '_> {
                 Some(message)
             }
             Poll::Ready(Some(Err(status))) => {
-                *self.broken = Some(status);
+                *self.request_error = Some(status);
                 None
             }
             Poll::Ready(None) => {
-                *self.ended = true;
+                *self.is_half_closed = true;
                 None
             }
             Poll::Pending => None,
@@ -310,7 +311,7 @@ impl Line for Polled<'_, '_> {
     }
 
     fn ended(&self) -> bool {
-        *self.ended
+        *self.is_half_closed
     }
 
     fn has_room(&self) -> bool {
@@ -318,7 +319,7 @@ impl Line for Polled<'_, '_> {
     }
 
     fn send(&mut self, message: Bytes) {
-        assert!(self.response.is_none(), "conversations ask for room first");
+        assert!(self.response.is_none(), "conversations check has_room before they send");
         self.method.sent(message.len());
         self.response = Some(message);
     }

@@ -1,4 +1,4 @@
-//! The header of every answer, and the answer around it.
+//! The header of responses, and responses that start with it.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use crate::{
 };
 
 const HEADER_FIELD: u32 = 1;
-/// A header with all four numbers at their longest, its key and length included.
+/// The longest header: all four numbers at their longest, plus the field's key and length.
 const MAX_HEADER_BYTES: usize = 48;
 
-/// Who answers. Cheap to clone.
+/// Makes the headers of this member's responses. Cheap to clone.
 #[derive(Clone)]
 pub struct Header {
     cluster_id: u64,
@@ -26,25 +26,22 @@ pub struct Header {
 }
 
 impl Header {
-    /// The header of this member.
     #[must_use]
     pub fn new(cluster_id: u64, member_id: u64, status: Arc<Status>) -> Self {
         Self { cluster_id, member_id, status }
     }
 
-    /// This member.
     #[must_use]
     pub fn member_id(&self) -> u64 {
         self.member_id
     }
 
-    /// This cluster.
     #[must_use]
     pub fn cluster_id(&self) -> u64 {
         self.cluster_id
     }
 
-    /// The header of an answer that was made at `revision`.
+    /// The header of a response at `revision`.
     #[must_use]
     pub fn at(&self, revision: i64) -> ResponseHeader {
         ResponseHeader {
@@ -55,7 +52,7 @@ impl Header {
         }
     }
 
-    /// Answers with what a proposal came to.
+    /// The answer to a call whose proposal had this outcome.
     pub fn answer(&self, outcome: Result<Response, Error>) -> Answer {
         let response = outcome?;
         let mut out = self.begin(response.revision, response.body.len());
@@ -63,7 +60,7 @@ impl Header {
         Ok(out.into())
     }
 
-    /// Answers a Range.
+    /// The response to a Range.
     #[must_use]
     pub fn rows(&self, rows: &Rows, head: i64) -> Bytes {
         let mut out = self.begin(head, rows.encoded_len());
@@ -71,7 +68,7 @@ impl Header {
         out.into()
     }
 
-    /// A buffer that starts with a header and has room for `rest` more bytes.
+    /// A buffer that starts with a header and has capacity for `rest` more bytes.
     #[must_use]
     pub fn begin(&self, revision: i64, rest: usize) -> Vec<u8> {
         let header = self.at(revision);

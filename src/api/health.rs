@@ -1,5 +1,5 @@
-//! gRPC's health checking service. Only the server as a whole has a name, the empty one, and it serves for as long as it can
-//! answer at all. Whether the cluster works is what `/health` tells.
+//! gRPC's health checking service. Its only service is the server as a whole, with the empty name, which is serving for as
+//! long as the server can answer at all. `/health` tells whether the cluster works.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -33,9 +33,9 @@ impl Api {
         });
     }
 
-    /// `Health/Watch`: nothing ever changes after the first answer, but for the end of the stream.
+    /// `Health/Watch`: after the first response nothing changes until the stream ends.
     pub fn health_watch(self: &Arc<Self>, _metadata: Metadata) -> Box<dyn Conversation> {
-        Box::new(Watch { is_answered: false })
+        Box::new(HealthWatch { is_answered: false })
     }
 }
 
@@ -43,11 +43,11 @@ fn serving() -> HealthCheckResponse {
     HealthCheckResponse { status: ServingStatus::Serving as i32 }
 }
 
-struct Watch {
+struct HealthWatch {
     is_answered: bool,
 }
 
-impl Conversation for Watch {
+impl Conversation for HealthWatch {
     fn step(&mut self, line: &mut dyn Line) -> Step {
         if self.is_answered || !line.has_room() {
             return Step::Wait;

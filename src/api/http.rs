@@ -1,4 +1,4 @@
-//! The HTTP beside gRPC: /health, /version, /metrics.
+//! The HTTP routes of the client port beside gRPC: /health, /version, /metrics.
 
 use std::{fmt::Write, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     version::ETCD_VERSION,
 };
 
-/// How long a health check may take.
+/// A health check fails after this time.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The routes of the client port that are not gRPC.
@@ -76,8 +76,8 @@ async fn check_health(api: &Arc<Api>, serializable: bool, excluded: &[&str]) -> 
     }
     if !serializable {
         let barrier = outcome(|waiter| api.node.read_barrier(waiter));
-        let opened = tokio::time::timeout(HEALTH_TIMEOUT, barrier).await;
-        opened.unwrap_or(Err(Error::Timeout)).map_err(|error| format!("RANGE ERROR:{error}"))?;
+        let result = tokio::time::timeout(HEALTH_TIMEOUT, barrier).await;
+        result.unwrap_or(Err(Error::Timeout)).map_err(|error| format!("RANGE ERROR:{error}"))?;
     }
     let query = Query { limit: 1, keys_only: true, ..Query::all(Interval::From("\0".into())) };
     api.readers().keys.range(&query).map(|_| ()).map_err(|failure| format!("RANGE ERROR:{failure}"))
@@ -94,7 +94,7 @@ async fn metrics(State(api): State<Arc<Api>>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores")], body).into_response()
 }
 
-/// Sets what is measured only when somebody looks.
+/// Sets the metrics that are measured only when they are scraped.
 fn refresh(api: &Api) {
     if let Err(halt) = api.node.measure() {
         halt_process(&halt);
@@ -118,7 +118,7 @@ fn refresh(api: &Api) {
     metrics::measured("watch_pending", api.hub.pending_bytes() as u64);
 }
 
-/// What never changes while the process lives, and what the system knows of it.
+/// Metrics that do not change while the process runs, and its resident memory.
 fn constants(api: &Api) -> String {
     let mut out = String::new();
     let mut gauge = |name: &str, help: &str, labels: &str, value: f64| {

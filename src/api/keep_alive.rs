@@ -1,20 +1,21 @@
-//! LeaseKeepAlive: one request, one answer, one after the other.
+//! LeaseKeepAlive: the requests of a stream are answered one after another.
 //!
-//! Only the leader renews, in memory, and only while it has a proof that it leads (`node/timekeeper.rs`). What cannot be answered yet waits, and the requests
-//! behind it wait too:
+//! Only the leader renews leases, in memory, and only while it has a proof of its leadership (`node/timekeeper.rs`). A request
+//! that cannot be answered yet waits, and so do the requests behind it:
 //!
-//! | the lease is | the client |
+//! | the lease is | the request |
 //! |---|---|
-//! | alive | hears its whole time to live |
-//! | over, but not gone | waits until it is gone, or until another member leads |
-//! | unknown | waits until everything that is committed is applied, then hears 0 |
+//! | alive | is answered with the granted TTL |
+//! | expired, but not revoked yet | waits until the lease is revoked, or until another member leads |
+//! | unknown | waits until all committed entries are applied, and is then answered with 0 |
 //!
-//! A member that does not lead asks the leader, and waits for its answer; by the time that comes, or does not, it may lead itself.
+//! A member that does not lead asks the leader and waits for the answer. When the answer arrives, or fails to, this member may
+//! have become the leader.
 //!
-//! With the feature gate `FastLeaseKeepAlive` off, every renewal waits as for an unknown lease.
+//! With the feature gate `FastLeaseKeepAlive` disabled, every renewal waits as for an unknown lease.
 //!
-//! The header is made before the renewal. So a client that was told of a renewal at some revision has not missed a
-//! revocation before it.
+//! The header is made before the renewal. So a client that was told of a renewal at some revision has not missed a revocation
+//! before that revision.
 
 use std::{sync::Arc, task::Waker};
 
@@ -23,8 +24,8 @@ use prost::Message;
 
 use super::{
     Api,
-    barrier::{self, Barrier},
-    company::Led,
+    barrier::{self, OneshotReceiver},
+    company::LeaderAnswer,
     decode_streamed,
 };
 use crate::{
@@ -44,30 +45,30 @@ impl Api {
 struct KeepAlive {
     api: Arc<Api>,
     request: Option<Request>,
-    /// An answer that the sink had no room for.
+    /// A response that has not been passed to the line yet.
     answer: Option<Bytes>,
 }
 
-/// A request that is being answered.
+/// A request that is not answered yet.
 struct Request {
     id: LeaseId,
     header: ResponseHeader,
-    /// Everything that was committed when the lease turned out to be unknown is applied.
+    /// Whether everything is applied that was committed when the lease turned out to be unknown.
     is_caught_up: bool,
-    waiting: Option<(Barrier<Told>, Awaited)>,
+    waiting: Option<(OneshotReceiver<LeaderTtl>, Awaited)>,
 }
 
-/// What somebody who waits may be told: the leader's answer, if it was the leader who was asked.
-type Told = Option<i64>;
+/// The TTL that the leader answered with; None if something else was awaited.
+type LeaderTtl = Option<i64>;
 
-/// Whether a request can go on.
-enum News {
-    /// Not yet.
-    None,
-    /// It can, by itself.
-    Some,
-    /// It need not: this is the answer.
-    Answer(i64),
+/// Whether a request can proceed.
+enum WaitState {
+    /// It is still waiting.
+    Waiting,
+    /// It can proceed on this member.
+    Ready,
+    /// It was answered by the leader, with this TTL.
+    Answered(i64),
 }
 
 /// What a request waits for.
@@ -97,7 +98,7 @@ impl Conversation for KeepAlive {
                     None => return Step::Wait,
                 }
             }
-            let request = self.request.as_mut().expect("one was received unless there was one");
+            let request = self.request.as_mut().expect("a request was just received unless there was one");
             match request.advance(&self.api, line.waker()) {
                 Ok(Some(ttl)) => self.answer = self.request.take().map(|request| request.answer(ttl)),
                 Ok(None) => return Step::Wait,
@@ -119,14 +120,14 @@ impl KeepAlive {
 }
 
 impl Request {
-    /// Goes on until the answer is known, or there is something to wait for: then None.
+    /// Proceeds until the TTL is known, or returns None if there is something to wait for.
     fn advance(&mut self, api: &Arc<Api>, waker: &Waker) -> Result<Option<i64>, Error> {
         let (node, timekeeper) = (&api.node, api.node.timekeeper());
         loop {
-            match self.news()? {
-                News::None => return Ok(None),
-                News::Answer(ttl) => return Ok(Some(ttl)),
-                News::Some => (),
+            match self.poll_wait()? {
+                WaitState::Waiting => return Ok(None),
+                WaitState::Answered(ttl) => return Ok(Some(ttl)),
+                WaitState::Ready => (),
             }
             if !timekeeper.is_primary() {
                 self.is_caught_up = false;
@@ -143,44 +144,44 @@ impl Request {
                     Renewal::Unknown if self.is_caught_up => return Ok(Some(0)),
                     Renewal::Unknown => node.catch_up(self.wait(Awaited::CatchUp, waker)),
                     Renewal::Expired => timekeeper.await_end(self.id, self.wait(Awaited::End, waker)),
-                    Renewal::NotPrimary => (), // Since a moment ago: see above.
+                    Renewal::NotPrimary => (), // It just ceased to be primary: handled above.
                 }
             }
         }
     }
 
     fn ask_leader(&mut self, api: &Arc<Api>, waker: &Waker) {
-        let (barrier, opener) = barrier::erect(waker);
-        self.waiting = Some((barrier, Awaited::Leader));
+        let (receiver, callback) = barrier::channel(waker);
+        self.waiting = Some((receiver, Awaited::Leader));
         let (api, id) = (api.clone(), self.id.0);
         api.company.runtime.clone().spawn(async move {
             let client = &api.company.client;
-            let told = api.ask_leader(|url, patience| async move { client.renew(&url, id, patience).await }).await;
-            opener(told.map(|told| match told {
-                Led::Here => None,
-                Led::There(ttl) => Some(ttl.unwrap_or(0)), // The leader does not know it.
+            let answer = api.ask_leader(|url, timeout| async move { client.renew(&url, id, timeout).await }).await;
+            callback(answer.map(|answer| match answer {
+                LeaderAnswer::ThisMemberLeads => None,
+                LeaderAnswer::Answered(ttl) => Some(ttl.unwrap_or(0)), // 0: the leader does not know the lease.
             }));
         });
     }
 
-    /// What has become of what was waited for.
-    fn news(&mut self) -> Result<News, Error> {
-        let Some((barrier, awaited)) = &self.waiting else { return Ok(News::Some) };
-        let Some(outcome) = barrier.outcome() else { return Ok(News::None) };
+    /// Checks whether the awaited event has happened.
+    fn poll_wait(&mut self) -> Result<WaitState, Error> {
+        let Some((receiver, awaited)) = &self.waiting else { return Ok(WaitState::Ready) };
+        let Some(outcome) = receiver.outcome() else { return Ok(WaitState::Waiting) };
         match (*awaited, outcome) {
-            (Awaited::Leader, Ok(Some(ttl))) => return Ok(News::Answer(ttl)),
+            (Awaited::Leader, Ok(Some(ttl))) => return Ok(WaitState::Answered(ttl)),
             (Awaited::Leader | Awaited::Primary | Awaited::End, Ok(_)) => (),
             (Awaited::CatchUp, Ok(_)) => self.is_caught_up = true,
             (Awaited::Leader | Awaited::Primary | Awaited::CatchUp | Awaited::End, Err(error)) => return Err(error),
         }
         self.waiting = None;
-        Ok(News::Some)
+        Ok(WaitState::Ready)
     }
 
     fn wait(&mut self, awaited: Awaited, waker: &Waker) -> crate::node::waiters::ReadWaiter {
-        let (barrier, opener) = barrier::erect(waker);
-        self.waiting = Some((barrier, awaited));
-        Box::new(move |outcome| opener(outcome.map(|()| None)))
+        let (receiver, callback) = barrier::channel(waker);
+        self.waiting = Some((receiver, awaited));
+        Box::new(move |outcome| callback(outcome.map(|()| None)))
     }
 
     fn answer(self, ttl: i64) -> Bytes {

@@ -1,4 +1,4 @@
-//! Range, Put, DeleteRange, Txn, Compact. (RangeStream has a room of its own.)
+//! Range, Put, DeleteRange, Txn, Compact. (RangeStream is in [`super::range_stream`].)
 
 use std::{cell::RefCell, sync::Arc, time::Instant};
 
@@ -51,8 +51,8 @@ impl Api {
         });
     }
 
-    /// Answers with what a long read finds. What it has read is counted until the answer is passed on, twice because the
-    /// answer is a copy; and the read ends where that finds no room, so that it cannot fill the memory first.
+    /// Answers a long read. The ledger counts what has been read until the answer is delivered, twice because the answer is a
+    /// copy. The read ends when the ledger's limit is reached, before it can fill the memory.
     fn read_counted(&self, reply: Reply, read: impl FnOnce(Meter<'_>) -> Result<Option<Bytes>, Failure>) {
         if !reply.is_wanted() {
             return;
@@ -60,7 +60,7 @@ impl Api {
         let charge = RefCell::new(self.ledger.charge(0));
         let found = read(&|cost| charge.borrow_mut().try_grow(2 * cost));
         let answer = found.map_err(refuse).and_then(|found| found.ok_or_else(ledger::unread));
-        // What was read has gone, the answer is left.
+        // The rows are dropped by now; only the answer is left.
         charge.borrow_mut().set(answer.as_ref().map_or(0, Bytes::len));
         reply.answer(answer);
     }
@@ -80,7 +80,7 @@ impl Api {
                 METRICS.puts.inc();
                 self.propose(Kind::Put, &call.message, reply);
             }
-            Err(error) => self.turn_away(error, reply),
+            Err(error) => self.reject_write(error, reply),
         }
     }
 
@@ -105,7 +105,7 @@ impl Api {
         });
         let txn = match admitted {
             Ok(txn) => txn,
-            Err(error) => return self.turn_away(error, reply),
+            Err(error) => return self.reject_write(error, reply),
         };
         METRICS.txns.inc();
         if !is_read_only(&txn) {
@@ -132,7 +132,7 @@ impl Api {
         });
     }
 
-    /// Whether a read-only transaction looks at few enough keys to be answered at once.
+    /// Whether a read-only transaction reads few enough keys to be answered inline.
     fn is_short(&self, txn: &TxnRequest) -> bool {
         let keys = &self.readers().keys;
         let is_short = |op: &RequestOp| match &op.request {
@@ -143,7 +143,7 @@ impl Api {
     }
 
     fn encode(&self, response: state::Response) -> Bytes {
-        self.header.answer(Ok(response)).expect("an outcome that is not refused is an answer")
+        self.header.answer(Ok(response)).expect("a successful outcome has an answer")
     }
 
     /// `KV/Compact`.
@@ -156,23 +156,23 @@ impl Api {
             return self.propose(Kind::Compact, &call.message, reply);
         }
         let (api, id) = (self.clone(), self.ids.next());
-        let when_agreed = move |outcome: Result<state::Response, Error>| {
+        let when_applied = move |outcome: Result<state::Response, Error>| {
             let answer = api.header.answer(outcome);
-            // Even a revision that was compacted before waits until that is done.
+            // Even if the revision was compacted before, wait until all compactions so far are finished.
             api.node.await_compaction(Box::new(move || reply.answer(answer)));
         };
-        self.node.propose(id, Kind::Compact, &call.message, Box::new(when_agreed));
+        self.node.propose(id, Kind::Compact, &call.message, Box::new(when_applied));
     }
 }
 
-/// A transaction that can only read: it needs no place in the log. One with nested transactions takes one nevertheless, as
+/// Whether a transaction only reads, so that it needs no log entry. One with nested transactions is proposed nevertheless, as
 /// in etcd.
 fn is_read_only(txn: &TxnRequest) -> bool {
     ops(txn).all(|op| matches!(op.request, Some(request_op::Request::RequestRange(_))))
 }
 
-/// Whether all reads of a read-only transaction content themselves with what this member knows. One that only compares has
-/// not said so, and gets the truth.
+/// Whether all reads of a read-only transaction are serializable. A transaction that only compares is not: it is answered
+/// linearizably.
 fn is_serializable(txn: &TxnRequest) -> bool {
     let mut reads = ops(txn).peekable();
     reads.peek().is_some()
@@ -196,21 +196,24 @@ mod tests {
         TxnRequest { success, failure, ..TxnRequest::default() }
     }
 
-    /// Trap 51: in etcd, a transaction that only compares may be told what is past. Here it never is.
+    /// Trap 51: in etcd, a transaction that only compares may read stale data. Here it never does.
     #[test]
-    fn a_transaction_may_read_the_past_only_if_all_its_reads_say_so() {
+    fn a_transaction_is_serializable_only_if_all_its_reads_are() {
         assert!(!is_serializable(&branches(vec![], vec![])));
         assert!(is_serializable(&branches(vec![read(true)], vec![read(true)])));
         assert!(!is_serializable(&branches(vec![read(true)], vec![read(false)])));
     }
 
     #[test]
-    fn a_transaction_only_reads_if_both_branches_do_nothing_else() {
+    fn a_transaction_is_read_only_if_both_branches_only_read() {
         let put = || RequestOp { request: Some(request_op::Request::RequestPut(PutRequest::default())) };
         let nested = RequestOp { request: Some(request_op::Request::RequestTxn(TxnRequest::default())) };
         assert!(is_read_only(&branches(vec![], vec![])));
         assert!(is_read_only(&branches(vec![read(false)], vec![read(true)])));
         assert!(!is_read_only(&branches(vec![read(false)], vec![put()])));
-        assert!(!is_read_only(&branches(vec![nested], vec![])), "as in etcd, even one that reads");
+        assert!(
+            !is_read_only(&branches(vec![nested], vec![])),
+            "as in etcd, even if the nested transaction only reads"
+        );
     }
 }

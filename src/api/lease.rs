@@ -1,14 +1,14 @@
-//! LeaseGrant, LeaseRevoke, LeaseTimeToLive, LeaseLeases. (LeaseKeepAlive has a room of its own.)
+//! LeaseGrant, LeaseRevoke, LeaseTimeToLive, LeaseLeases. (LeaseKeepAlive is in [`super::keep_alive`].)
 //!
-//! What members could see differently is settled here, before anything is proposed: the ID of a lease, and how short it may
-//! be, which depends on this member's flags.
+//! Values that would differ between members are chosen here, before anything is proposed: the ID of a lease, and its minimum
+//! TTL, which depends on this member's flags.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Api, company::Led, decode};
+use super::{Api, company::LeaderAnswer, decode};
 use crate::{
     call::{Call, Reply},
     error::Error,
@@ -20,12 +20,12 @@ use crate::{
     state::{Kind, command},
 };
 
-/// How many ends are looked up under one lock.
-const ENDS_CHUNK: usize = 1024;
-/// What LeaseTimeToLive says of a lease that does not exist.
-const NO_TIME: i64 = -1;
+/// How many leases' expiry times are looked up under one lock.
+const EXPIRY_CHUNK_LEASES: usize = 1024;
+/// The TTL that LeaseTimeToLive returns for a lease that does not exist.
+const UNKNOWN_LEASE_TTL: i64 = -1;
 
-/// The shortest time a lease can have: the time of one and a half elections, in whole seconds.
+/// The minimum TTL of a lease: one and a half election timeouts, rounded up to whole seconds.
 #[must_use]
 pub fn min_seconds(election_ticks: usize, tick: Duration) -> i64 {
     let ticks = u32::try_from(3 * election_ticks / 2).unwrap_or(u32::MAX);
@@ -42,11 +42,11 @@ impl Api {
         });
         match grant {
             Ok(grant) => self.propose(Kind::LeaseGrant, &grant.encode_to_vec(), reply),
-            Err(error) => self.turn_away(error, reply),
+            Err(error) => self.reject_write(error, reply),
         }
     }
 
-    /// Decides what a grant leaves open.
+    /// Chooses the ID and the TTL of a grant before it is proposed.
     pub(super) fn settle_grant(&self, grant: LeaseGrantRequest) -> LeaseGrantRequest {
         LeaseGrantRequest {
             id: if grant.id == 0 { self.ids.next_lease() } else { grant.id },
@@ -69,30 +69,28 @@ impl Api {
             Err(error) => return reply.answer(Err(error.into())),
         };
         if self.leads() {
-            return self.look_here(request, reply);
+            return self.look_up_as_leader(request, reply);
         }
         let api = self.clone();
         self.company.runtime.spawn(async move {
             let client = &api.company.client;
-            match api
-                .ask_leader(|url, patience| async move { client.time_to_live(&url, request, patience).await })
-                .await
+            match api.ask_leader(|url, timeout| async move { client.time_to_live(&url, request, timeout).await }).await
             {
-                Ok(Led::Here) => api.look_here(request, reply),
-                Ok(Led::There(found)) => reply.answer(Ok(api.answer_time_to_live(&request, found))),
+                Ok(LeaderAnswer::ThisMemberLeads) => api.look_up_as_leader(request, reply),
+                Ok(LeaderAnswer::Answered(found)) => reply.answer(Ok(api.answer_time_to_live(&request, found))),
                 Err(error) => reply.answer(Err(error.into())),
             }
         });
     }
 
-    /// Looks at a lease on the member that leads.
-    fn look_here(self: &Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
+    /// Answers a LeaseTimeToLive on the leader, once it has applied all committed entries and can prove its leadership.
+    fn look_up_as_leader(self: &Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
         let api = self.clone();
         self.node.catch_up(Box::new(move |caught_up| match caught_up {
             Ok(()) => {
                 let node = api.node.clone();
                 node.timekeeper().await_primary(Box::new(move |primary| match primary {
-                    Ok(()) => reply.run(move |reply| api.look(request, reply)),
+                    Ok(()) => reply.run(move |reply| api.answer_look_up(request, reply)),
                     Err(error) => reply.answer(Err(error.into())),
                 }));
             }
@@ -100,29 +98,30 @@ impl Api {
         }));
     }
 
-    fn look(self: Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
-        match self.look_at_lease(&request) {
+    fn answer_look_up(self: Arc<Self>, request: LeaseTimeToLiveRequest, reply: Reply) {
+        match self.look_up_lease(&request) {
             Ok(Some(found)) if request.keys => {
                 let pool = self.pool.clone();
                 pool.run(move || {
-                    let found = self.with_keys(found); // There may be many.
+                    let found = self.with_keys(found); // On the read pool: a lease may have many keys.
                     reply.answer(Ok(self.answer_time_to_live(&request, Some(found))));
                 });
             }
             Ok(found) => reply.answer(Ok(self.answer_time_to_live(&request, found))),
-            Err(Error::LeaderChanged) if self.leads() => self.look_here(request, reply), // It was away for a moment.
+            // It had no proof of its leadership for a moment.
+            Err(Error::LeaderChanged) if self.leads() => self.look_up_as_leader(request, reply),
             Err(error) => reply.answer(Err(error.into())),
         }
     }
 
-    /// What the leader knows of a lease, without its keys; None if there is none.
-    pub(super) fn look_at_lease(
+    /// What the leader knows about a lease, without its keys; None if the lease does not exist.
+    pub(super) fn look_up_lease(
         &self,
         request: &LeaseTimeToLiveRequest,
     ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
         let id = LeaseId(request.id);
         let (readers, timekeeper) = (self.readers(), self.node.timekeeper());
-        // If one of the two does not know the lease, it is just being revoked.
+        // A lease that only one of the two knows is being revoked at the moment.
         let found = readers.leases.lookup(id).and_then(|granted| Some((timekeeper.remaining(id)?, granted)));
         let Some((ttl, granted_ttl)) = found else {
             return if timekeeper.is_primary() { Ok(None) } else { Err(Error::LeaderChanged) };
@@ -138,7 +137,8 @@ impl Api {
 
     fn answer_time_to_live(&self, request: &LeaseTimeToLiveRequest, found: Option<LeaseTimeToLiveResponse>) -> Bytes {
         let header = Some(self.header.at(self.readers().keys.head()));
-        let missing = LeaseTimeToLiveResponse { id: request.id, ttl: NO_TIME, ..LeaseTimeToLiveResponse::default() };
+        let missing =
+            LeaseTimeToLiveResponse { id: request.id, ttl: UNKNOWN_LEASE_TTL, ..LeaseTimeToLiveResponse::default() };
         LeaseTimeToLiveResponse { header, ..found.unwrap_or(missing) }.encode_to_vec().into()
     }
 
@@ -150,21 +150,22 @@ impl Api {
         let api = self.clone();
         self.pool.run(move || {
             let header = Some(api.header.at(api.readers().keys.head()));
-            let response = LeaseLeasesResponse { header, leases: api.leases_by_end() };
+            let response = LeaseLeasesResponse { header, leases: api.leases_by_expiry() };
             reply.answer(Ok(response.encode_to_vec().into()));
         });
     }
 
-    /// All leases, those that end first in front. A member that does not lead knows no ends and takes them by ID.
-    fn leases_by_end(&self) -> Vec<LeaseStatus> {
+    /// All leases, those that expire first in front. A member that does not lead does not know when leases expire and orders
+    /// them by ID.
+    fn leases_by_expiry(&self) -> Vec<LeaseStatus> {
         let ids: Vec<LeaseId> = self.readers().leases.all().into_iter().map(|(id, _)| id).collect();
-        let mut by_end = Vec::with_capacity(ids.len());
-        for chunk in ids.chunks(ENDS_CHUNK) {
-            let ends = self.node.timekeeper().ends(chunk);
-            by_end.extend(ends.into_iter().map(|end| end.unwrap_or(Duration::MAX)).zip(chunk));
+        let mut by_expiry = Vec::with_capacity(ids.len());
+        for chunk in ids.chunks(EXPIRY_CHUNK_LEASES) {
+            let expiries = self.node.timekeeper().ends(chunk);
+            by_expiry.extend(expiries.into_iter().map(|expiry| expiry.unwrap_or(Duration::MAX)).zip(chunk));
         }
-        by_end.sort_unstable();
-        by_end.into_iter().map(|(_, id)| LeaseStatus { id: id.0 }).collect()
+        by_expiry.sort_unstable();
+        by_expiry.into_iter().map(|(_, id)| LeaseStatus { id: id.0 }).collect()
     }
 }
 
@@ -173,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shortest_lease_outlives_an_election() {
+    fn the_minimum_ttl_outlasts_an_election() {
         let check = |election_ms: u64, tick_ms: u64, expected: i64| {
             let ticks = usize::try_from(election_ms / tick_ms).unwrap();
             assert_eq!(min_seconds(ticks, Duration::from_millis(tick_ms)), expected, "{election_ms}/{tick_ms}");

@@ -1,4 +1,4 @@
-//! Locks with a name: who stands first in line holds it, until his key goes.
+//! Named locks: the first entry of a lock's queue holds the lock until its key is deleted.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::{
     Api, decode,
-    recipe::{Caller, Recipe, refusal},
-    succession::{self, Place},
+    recipe::{AsyncConversation, Caller, refusal},
+    succession::{self, QueueEntry},
 };
 use crate::{
     call::{Conversation, Metadata, Refusal},
@@ -20,41 +20,41 @@ use crate::{
 impl Api {
     /// `Lock/Lock`.
     pub fn lock(self: &Arc<Self>, metadata: Metadata) -> Box<dyn Conversation> {
-        Recipe::open(self, metadata, |caller, message| Box::pin(lock(caller, message)))
+        AsyncConversation::open(self, metadata, |caller, message| Box::pin(lock(caller, message)))
     }
 
     /// `Lock/Unlock`.
     pub fn unlock(self: &Arc<Self>, metadata: Metadata) -> Box<dyn Conversation> {
-        Recipe::open(self, metadata, |caller, message| Box::pin(unlock(caller, message)))
+        AsyncConversation::open(self, metadata, |caller, message| Box::pin(unlock(caller, message)))
     }
 }
 
 async fn lock(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let LockRequest { name, lease } = caller.keep(&decode(message)?);
+    let LockRequest { name, lease } = caller.retain(&decode(message)?);
     let lease = succession::lease_or_new(&caller, lease).await?;
-    let (place, taken) = Place::take(&caller, &name, lease, Bytes::new()).await?;
-    let is_first = taken.oldest.is_none_or(|oldest| oldest.create_revision == taken.created);
+    let (entry, enqueued) = QueueEntry::enqueue(&caller, &name, lease, Bytes::new()).await?;
+    let is_first = enqueued.oldest.is_none_or(|oldest| oldest.create_revision == enqueued.created);
     let header = if is_first {
-        Some(taken.header)
+        Some(enqueued.header)
     } else {
-        succession::await_turn(&caller, &name, taken.created).await?;
-        // All before us have gone; have we?
-        let own = RangeRequest { key: place.key().clone(), ..RangeRequest::default() };
-        let found: RangeResponse = caller.ask(Api::range, &own).await?;
+        succession::await_turn(&caller, &name, enqueued.created).await?;
+        // All earlier entries are gone; check that this one is not gone, too.
+        let own = RangeRequest { key: entry.key().clone(), ..RangeRequest::default() };
+        let found: RangeResponse = caller.call(Api::range, &own).await?;
         if found.kvs.is_empty() {
             return Err(refusal("mutex: session is expired"));
         }
         found.header
     };
-    caller.say(&LockResponse { header, key: place.keep() }).await;
+    caller.send(&LockResponse { header, key: entry.keep() }).await;
     Ok(())
 }
 
-/// Takes any key away, whoever holds it.
+/// Deletes the key, whichever client created it.
 async fn unlock(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
-    let UnlockRequest { key } = caller.keep(&decode(message)?);
+    let UnlockRequest { key } = caller.retain(&decode(message)?);
     let delete = DeleteRangeRequest { key, ..DeleteRangeRequest::default() };
-    let deleted: DeleteRangeResponse = caller.ask(Api::delete_range, &delete).await?;
-    caller.say(&UnlockResponse { header: deleted.header }).await;
+    let deleted: DeleteRangeResponse = caller.call(Api::delete_range, &delete).await?;
+    caller.send(&UnlockResponse { header: deleted.header }).await;
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Looking after one member: status, alarms, space, hashes.
+//! Maintenance of one member: status, alarms, defragmentation, hashes, leadership transfer.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Api, decode, decode_streamed, halt_process, not_yet, refuse};
+use super::{Api, decode, decode_streamed, halt_process, not_implemented, refuse};
 use crate::{
     call::{Answer, Call, Conversation, Line, Metadata, Reply, Step},
     error::{Error, Halt},
@@ -22,7 +22,7 @@ use crate::{
 };
 
 impl Api {
-    /// Which versions are spoken here.
+    /// The versions that this member reports.
     #[must_use]
     pub fn versions(&self) -> Versions {
         let cluster = self.readers().board.read().cluster_version.clone();
@@ -33,7 +33,7 @@ impl Api {
         }
     }
 
-    /// `Maintenance/Status`: answered locally, without asking anybody.
+    /// `Maintenance/Status`: answered locally, without asking other members.
     pub fn status(self: &Arc<Self>, call: Call, reply: Reply) {
         if let Err(error) = decode::<StatusRequest>(call.message) {
             return reply.answer(Err(error.into()));
@@ -77,8 +77,8 @@ impl Api {
         }
     }
 
-    /// Answers from the table. (etcd sends the question through the log, where a backlog refuses it: probes then restart members
-    /// that have nothing but much to do.)
+    /// Answers from the alarm table, with a linearizable read. (etcd proposes the request, so that a backlog refuses it, and
+    /// liveness probes then restart members that are merely busy.)
     fn list_alarms(self: &Arc<Self>, alarm: i32, reply: Reply) {
         let api = self.clone();
         self.read(false, reply, move |reply| {
@@ -122,7 +122,7 @@ impl Api {
         });
     }
 
-    /// A checksum over every table: each one's tag, then its keys and values.
+    /// A checksum over the tables: each one's tag, then its keys and values.
     fn hash_everything(&self) -> Result<u32, Halt> {
         let mut crc = 0;
         for table in [Table::Alarm, Table::History, Table::Lease, Table::Member, Table::Removed] {
@@ -135,14 +135,14 @@ impl Api {
         Ok(crc)
     }
 
-    /// `Maintenance/Defragment`: answers when removed data takes no room any more. Reads and writes go on meanwhile.
+    /// `Maintenance/Defragment`: answers when removed data takes no space any more. Reads and writes continue meanwhile.
     pub fn defragment(self: &Arc<Self>, call: Call, reply: Reply) {
         if let Err(error) = decode::<DefragmentRequest>(call.message) {
             return reply.answer(Err(error.into()));
         }
         let api = self.clone();
         self.node.await_compaction(Box::new(move || {
-            // A thread of its own: this may take minutes, and the pool's threads are for reads.
+            // On a thread of its own: this may take minutes, and the threads of the read pool are for reads.
             let reclaim = move || match api.node.reclaim() {
                 Ok(None) => reply.answer(encode(&DefragmentResponse::default())),
                 Ok(Some(lack)) => {
@@ -151,14 +151,15 @@ impl Api {
                 }
                 Err(halt) => halt_process(&halt),
             };
-            std::thread::Builder::new()
-                .name("defragment".into())
-                .spawn(reclaim)
-                .map_or_else(|error| tracing::warn!(%error, "cannot start a thread to defragment"), |_running| ());
+            std::thread::Builder::new().name("defragment".into()).spawn(reclaim).map_or_else(
+                |error| tracing::warn!(%error, "failed to start the defragmentation thread"),
+                |_running| (),
+            );
         }));
     }
 
-    /// `Maintenance/MoveLeader`: answers when the other leads. Trap 44: who does not lead says so before it looks at the target.
+    /// `Maintenance/MoveLeader`: answers when the other member leads. Trap 44: a member that does not lead fails with that error
+    /// before it checks the target.
     pub fn move_leader(self: &Arc<Self>, call: Call, reply: Reply) {
         let target = match decode::<MoveLeaderRequest>(call.message) {
             Ok(request) => request.target_id,
@@ -177,7 +178,7 @@ impl Api {
         self.company.runtime.spawn(async move {
             let (from, to) = (format!("{:x}", api.header.member_id()), format!("{target:x}"));
             tracing::info!({ "current-leader-member-id" = from, "transferee-member-id" = to }, "leadership transfer starting");
-            // The client's own deadline ends the call sooner; ours only ends the waiting.
+            // The client's own deadline may end the call sooner; this one only ends the waiting.
             let moved = api.move_leadership(target, |leader| leader == target).await;
             reply.answer(moved.map_err(Into::into).and_then(|()| encode(&MoveLeaderResponse::default())));
         });
@@ -185,32 +186,32 @@ impl Api {
 
     /// `Maintenance/Snapshot`.
     pub fn snapshot(self: &Arc<Self>, _metadata: Metadata) -> Box<dyn Conversation> {
-        Box::new(NotYet("this version of metastore cannot stream snapshots yet"))
+        Box::new(NotImplemented("this version of metastore cannot stream snapshots yet"))
     }
 
     /// `Maintenance/Downgrade`.
     pub fn downgrade(self: &Arc<Self>, call: Call, reply: Reply) {
         reply.answer(Err(match decode::<DowngradeRequest>(call.message) {
-            Ok(_) => not_yet("this version of metastore cannot be downgraded yet"),
+            Ok(_) => not_implemented("this version of metastore cannot be downgraded yet"),
             Err(error) => error.into(),
         }));
     }
 }
 
-/// A stream that is refused.
-struct NotYet(&'static str);
+/// A stream that fails because it is not implemented yet.
+struct NotImplemented(&'static str);
 
-impl Conversation for NotYet {
+impl Conversation for NotImplemented {
     fn step(&mut self, line: &mut dyn Line) -> Step {
         match line.receive().map(decode_streamed::<SnapshotRequest>) {
-            Some(Ok(_)) => Step::End(Err(not_yet(self.0))),
+            Some(Ok(_)) => Step::End(Err(not_implemented(self.0))),
             Some(Err(refusal)) => Step::End(Err(refusal)),
             None => Step::Wait,
         }
     }
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "an answer may be a refusal elsewhere")]
+#[allow(clippy::unnecessary_wraps, reason = "handlers answer with a `Result`")]
 fn encode(message: &impl Message) -> Answer {
     Ok(Bytes::from(message.encode_to_vec()))
 }

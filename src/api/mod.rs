@@ -1,9 +1,9 @@
-//! What clients say, translated: bytes in, bytes out. Decides nothing about data, and names no type of any transport but
-//! in [`grpc`].
+//! The RPC handlers: they decode requests and encode responses. They decide nothing about data, and only [`grpc`] names the
+//! types of a transport.
 //!
-//! The [`Table`] maps a path to a handler. A unary handler takes a [`Call`](crate::call::Call) and a [`Reply`]; it answers at once or hands
-//! the reply on, and never waits. A streaming handler makes a [`Conversation`](crate::call::Conversation). Any transport that can carry bytes and
-//! paths can serve the table.
+//! The [`Table`] maps a path to a handler. A unary handler takes a [`Call`](crate::call::Call) and a [`Reply`]; it answers
+//! immediately or passes the reply on, and never blocks. A streaming handler returns a
+//! [`Conversation`](crate::call::Conversation). Any transport that can carry bytes and paths can serve the table.
 
 pub mod barrier;
 pub mod cluster;
@@ -57,66 +57,66 @@ use header::Header;
 use pool::Pool;
 use slow::Slow;
 pub use table::Table;
-use vigil::Vigil;
+use vigil::LeaderWatch;
 
-/// The bounds that requests are held to.
+/// Limits that apply to requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Comparisons, or operations of a branch, in one transaction.
+    /// The maximum number of comparisons, or of operations in one branch, of a transaction.
     pub max_txn_ops: usize,
-    /// Bytes of one entry of the log.
+    /// The maximum size of a log entry.
     pub max_request_bytes: usize,
-    /// The shortest time that a lease is granted for, in seconds.
+    /// The minimum TTL of a lease, in seconds.
     pub min_lease_seconds: i64,
 }
 
 impl Limits {
-    /// What etcd adds for the envelope of a gRPC message.
+    /// etcd's allowance for the envelope of a gRPC message.
     const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 
-    /// The largest message that is taken from a client.
+    /// The largest message that is accepted from a client.
     #[must_use]
     pub fn max_message_bytes(&self) -> usize {
         self.max_request_bytes.saturating_add(Self::MESSAGE_OVERHEAD_BYTES)
     }
 }
 
-/// Everything that handlers need. One for the process.
+/// Everything that handlers need. There is one per process.
 pub struct Api {
-    /// Agreement.
+    /// Proposes requests and provides reads.
     pub node: Arc<Node>,
-    /// Who tells of changes.
+    /// Delivers events to watches.
     pub hub: Arc<Hub>,
-    /// Who answers.
+    /// Fills the header of responses.
     pub header: Header,
-    /// What is admitted.
+    /// Limits that apply to requests.
     pub limits: Limits,
-    /// Where IDs come from.
+    /// Allocates request and lease IDs.
     pub ids: Arc<RequestIds>,
-    /// Where long reads run.
+    /// Runs long reads.
     pub pool: Pool,
-    /// Where everything is counted that clients make the server keep.
+    /// Counts the memory that the server holds for clients.
     pub ledger: Arc<Ledger>,
-    /// The other members.
+    /// Communication with the other members.
     pub company: Company,
-    /// What `Status` shows as the quota.
+    /// The quota that `Status` reports.
     pub quota_bytes: i64,
-    /// Who ends streams that want a leader when there is none.
-    pub vigil: Arc<Vigil>,
-    /// Whether a keep-alive of a known lease waits for nothing.
+    /// Ends streams that require a leader when there is none.
+    pub vigil: Arc<LeaderWatch>,
+    /// Whether a keep-alive of a known lease is answered without waiting until the committed entries are applied.
     pub fast_keep_alive: bool,
-    /// What is worth a line in the log.
+    /// Logs slow calls and reads.
     pub slow: Slow,
 }
 
 impl Api {
-    /// What readers see.
+    /// The state that reads see.
     #[must_use]
     pub fn readers(&self) -> Present {
         self.node.readers()
     }
 
-    /// Proposes a request and answers with what it came to.
+    /// Proposes a request and answers with its outcome.
     pub fn propose(self: &Arc<Self>, kind: Kind, message: &[u8], reply: Reply) {
         let id = self.ids.next();
         let entry = crate::state::Command::encode(id, kind, message);
@@ -127,8 +127,8 @@ impl Api {
         self.node.propose_entry(id, entry, Box::new(move |outcome| reply.answer(header.answer(outcome))));
     }
 
-    /// Runs a read on the call's own task: at once, or for a linearizable one when all that was acknowledged before is
-    /// visible here.
+    /// Runs a read on the call's own task: immediately if it is serializable, otherwise once all writes acknowledged before the
+    /// call are visible on this member.
     pub fn read(&self, serializable: bool, reply: Reply, read: impl FnOnce(Reply) + Send + 'static) {
         if serializable || self.node.status().rules_alone() {
             return read(reply);
@@ -139,53 +139,54 @@ impl Api {
         }));
     }
 
-    /// Refuses what no longer fits.
+    /// Fails if the database has no space left for a write of this cost.
     pub fn check_quota(&self, cost: u64) -> Result<(), Error> {
         if self.node.has_room_for(cost) { Ok(()) } else { Err(Error::NoSpace) }
     }
 
-    /// Answers a write that was not admitted. For want of space the cluster is told first, unless it knows.
-    pub fn turn_away(&self, error: Error, reply: Reply) {
-        if error != Error::NoSpace || self.is_known_full() {
+    /// Answers a write that was not admitted. If the reason is lack of space, the NOSPACE alarm is raised first, unless this
+    /// member has raised it already.
+    pub fn reject_write(&self, error: Error, reply: Reply) {
+        if error != Error::NoSpace || self.has_nospace_alarm() {
             return reply.answer(Err(error.into()));
         }
         self.node.turn_away(Box::new(move |_| reply.answer(Err(error.into()))));
     }
 
-    fn is_known_full(&self) -> bool {
+    fn has_nospace_alarm(&self) -> bool {
         let raised = self.readers().board.read().alarms.list(NOSPACE);
         raised.iter().any(|alarm| alarm.member_id == self.header.member_id())
     }
 }
 
-/// Reads a message that a client sent.
+/// Decodes a client's message.
 pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
-    M::decode(message).map_err(|error| unreadable(&error))
+    M::decode(message).map_err(|error| malformed(&error))
 }
 
-/// Reads a message of a stream. What is wrong is said in other words than of a unary call's, as in grpc-go.
+/// Decodes a message of a stream. As in grpc-go, the error text differs from that of a unary call.
 pub fn decode_streamed<M: Message + Default>(message: Bytes) -> Result<M, Refusal> {
     M::decode(message).map_err(|error| {
-        let message = format!("grpc: failed to unmarshal the received message: {}", what_is_unreadable(&error));
+        let message = format!("grpc: failed to unmarshal the received message: {}", decode_error_text(&error));
         Refusal { code: Code::Internal, message: message.into() }
     })
 }
 
-/// Reads a transaction that a client sent.
+/// Decodes a client's transaction.
 fn decode_txn(message: Bytes) -> Result<TxnRequest, Error> {
     nesting::decode(message).map_err(|why| match why {
-        Unreadable::Malformed(error) => unreadable(&error),
-        Unreadable::TooDeep(_) => Error::TooManyOps, // Each level has one at least.
+        Unreadable::Malformed(error) => malformed(&error),
+        Unreadable::TooDeep(_) => Error::TooManyOps, // Each level has at least one operation.
     })
 }
 
-fn unreadable(error: &DecodeError) -> Error {
-    Error::Malformed(what_is_unreadable(error).to_owned())
+fn malformed(error: &DecodeError) -> Error {
+    Error::Malformed(decode_error_text(error).to_owned())
 }
 
-/// Go's text for a message that cannot be read.
-fn what_is_unreadable(error: &DecodeError) -> &'static str {
-    tracing::debug!(%error, "a message that cannot be read");
+/// Go's error text for a message that cannot be decoded.
+fn decode_error_text(error: &DecodeError) -> &'static str {
+    tracing::debug!(%error, "failed to decode a request");
     METRICS.refused.with_label_values(&["message"]).inc();
     if error.to_string().ends_with("UTF-8 encoded") {
         "string field contains invalid UTF-8"
@@ -194,7 +195,7 @@ fn what_is_unreadable(error: &DecodeError) -> &'static str {
     }
 }
 
-/// Turns a failed read into an answer. A failing disk ends the process.
+/// Converts the error of a read into that of a call. A storage error ends the process.
 #[must_use]
 pub fn refuse(failure: Failure) -> Refusal {
     match failure {
@@ -203,14 +204,14 @@ pub fn refuse(failure: Failure) -> Refusal {
     }
 }
 
-/// Ends the process: the database cannot be read any more.
+/// Aborts the process after a fatal storage error.
 pub fn halt_process(halt: &Halt) -> ! {
-    tracing::error!(error = %halt, "cannot go on");
+    tracing::error!(error = %halt, "fatal storage error, aborting");
     std::process::abort()
 }
 
-/// A refusal of a method that does not work yet.
+/// The error of a method that is not implemented yet.
 #[must_use]
-pub fn not_yet(what: &'static str) -> Refusal {
+pub fn not_implemented(what: &'static str) -> Refusal {
     Refusal { code: Code::Unimplemented, message: Cow::Borrowed(what) }
 }

@@ -1,15 +1,15 @@
-//! What other members are told over HTTP: the routes of the peer port, with etcd's paths, headers and words.
+//! The HTTP routes of the peer port, with etcd's paths, headers and texts.
 //!
-//! | path | method | answer |
+//! | path | method | response |
 //! | --- | --- | --- |
 //! | `/members` | GET | all members |
-//! | `/members/promote/<decimal ID>` | POST | all members, one of them promoted |
-//! | `/version` | GET | which versions this member speaks |
+//! | `/members/promote/<decimal ID>` | POST | all members, after the promotion |
+//! | `/version` | GET | the versions of this member |
 //! | `/downgrade/enabled` | GET | `false` |
-//! | `/leases`, `/leases/internal` | POST | a lease, renewed or looked at, if this member leads |
-//! | `/members/hashkv` | GET | a hash over the data |
-//! | `/members/refused` | POST | nothing: somebody who would be a member says why it does not start |
-//! | `/raft…` | any | that an etcd cannot be a member here |
+//! | `/leases`, `/leases/internal` | POST | a lease, renewed or looked up, if this member leads |
+//! | `/members/hashkv` | GET | a hash of the key-value data |
+//! | `/members/refused` | POST | nothing: a process that was to be a member reports why it does not start |
+//! | `/raft…` | any | an error: an etcd cannot be a member of this cluster |
 
 use std::{
     sync::Arc,
@@ -47,14 +47,14 @@ use crate::{
     },
 };
 
-/// Questions have few bytes: a lease's ID, a revision.
-const QUESTION_MAX_BYTES: usize = 64 << 10;
-/// A connection without a question is closed after this: later than members close one that they do not need any more, so
-/// that no question meets a closed one.
-const IDLE: Duration = Duration::from_mins(2);
-/// IDs have so many digits.
+/// The limit of request bodies, which are short: a lease's ID, a revision.
+const REQUEST_MAX_BYTES: usize = 64 << 10;
+/// A connection without a request is closed after this: later than members close connections that they no longer use, so that
+/// no request is sent on a closed one.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(2);
+/// The number of hexadecimal digits of an ID.
 const ID_MAX_CHARS: usize = 16;
-/// Reasons are cut here.
+/// Reasons are truncated to this length.
 const REASON_MAX_CHARS: usize = 500;
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -65,14 +65,14 @@ pub fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route(paths::MEMBERS, only_get(members))
         .route(&format!("{}{{*id}}", paths::PROMOTE), only_post(promote))
-        .route(paths::REFUSED, only_post(refused))
+        .route(paths::REFUSED, only_post(report_startup_failure))
         .route(paths::VERSION, only_get(version))
         .route(paths::DOWNGRADE, only_get(downgrade))
         .route(paths::LEASES, only_post(renew))
-        .route(paths::LEASES_INTERNAL, only_post(look_at))
+        .route(paths::LEASES_INTERNAL, only_post(look_up))
         .route(paths::HASH_KV, only_get(hash_kv))
-        .route(paths::RAFT, any(turn_etcd_away))
-        .route(&format!("{}/{{*rest}}", paths::RAFT), any(turn_etcd_away))
+        .route(paths::RAFT, any(reject_etcd))
+        .route(&format!("{}/{{*rest}}", paths::RAFT), any(reject_etcd))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "404 page not found") })
         .with_state(api)
 }
@@ -81,20 +81,20 @@ pub fn router(api: Arc<Api>) -> Router {
 pub async fn serve(stream: TcpStream, router: Router) {
     let _ = stream.set_nodelay(true);
     let mut connection = auto::Builder::new(TokioExecutor::new());
-    connection.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
+    connection.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
     let connection = connection.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     if let Err(error) = connection.await {
-        tracing::debug!(%error, "a member's connection ended badly");
+        tracing::debug!(%error, "error on a connection from a member");
     }
 }
 
-/// An answer that is not the one that was wanted, as Go's servers give it.
+/// An error response in the form of Go's HTTP servers.
 fn refusal(status: StatusCode, text: impl std::fmt::Display) -> Response {
     let headers = [(header::CONTENT_TYPE, TEXT), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     (status, headers, format!("{text}\n")).into_response()
 }
 
-/// A route of one method. HEAD is another one than GET.
+/// A route that only allows GET. HEAD is not GET.
 fn only_get<H: Handler<T, Arc<Api>>, T: 'static>(handler: H) -> MethodRouter<Arc<Api>> {
     any(|| async { wrong_method("GET") }).get(handler).head(|| async { wrong_method("GET") })
 }
@@ -107,8 +107,8 @@ fn wrong_method(allowed: &'static str) -> Response {
     ([(header::ALLOW, allowed)], refusal(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")).into_response()
 }
 
-fn of_kind(kind: &'static str, body: impl Into<Body>) -> Response {
-    ([(header::CONTENT_TYPE, kind)], body.into()).into_response()
+fn with_type(content_type: &'static str, body: impl Into<Body>) -> Response {
+    ([(header::CONTENT_TYPE, content_type)], body.into()).into_response()
 }
 
 impl Api {
@@ -116,9 +116,9 @@ impl Api {
         format!("{:x}", self.header.cluster_id())
     }
 
-    /// Says whose answer it is.
-    fn signed(&self, mut response: Response) -> Response {
-        let value = self.cluster_id_text().parse().expect("digits are a header's value");
+    /// Adds the headers that name the cluster and the program.
+    fn identified(&self, mut response: Response) -> Response {
+        let value = self.cluster_id_text().parse().expect("digits are a valid header value");
         response.headers_mut().insert(CLUSTER_ID, value);
         response.headers_mut().insert(PROGRAM, METASTORE);
         response
@@ -126,64 +126,65 @@ impl Api {
 }
 
 async fn members(State(api): State<Arc<Api>>) -> Response {
-    api.signed(of_kind(JSON, json::write_members(&api.members())))
+    api.identified(with_type(JSON, json::write_members(&api.members())))
 }
 
-/// What anybody may cause, and is said once in a while.
-struct Seldom(Mutex<Option<Instant>>);
+/// Limits the rate of log lines that any process on the network can cause.
+struct LogRateLimit(Mutex<Option<Instant>>);
 
-impl Seldom {
+impl LogRateLimit {
     const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
-    fn is_due(&self, pause: Duration) -> bool {
+    fn allows(&self, interval: Duration) -> bool {
         let (now, mut last) = (Instant::now(), self.0.lock());
-        let is_due = last.is_none_or(|last| now - last >= pause);
-        if is_due {
+        let is_allowed = last.is_none_or(|last| now - last >= interval);
+        if is_allowed {
             *last = Some(now);
         }
-        is_due
+        is_allowed
     }
 }
 
-/// The words are those by which an etcd tells its own administrator that it is ignored.
-async fn turn_etcd_away(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
-    static SAID: Seldom = Seldom::new();
-    if SAID.is_due(Duration::from_mins(1)) {
-        let from = headers.get("x-server-from").and_then(|value| value.to_str().ok()).unwrap_or("somebody");
+/// Refuses an etcd as a raft peer. etcd logs this error text for its administrator.
+async fn reject_etcd(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
+    static LIMIT: LogRateLimit = LogRateLimit::new();
+    if LIMIT.allows(Duration::from_mins(1)) {
+        let from = headers.get("x-server-from").and_then(|value| value.to_str().ok()).unwrap_or("unknown");
         let from: String = from.chars().take(ID_MAX_CHARS).collect();
         tracing::warn!(
             "remote-peer-id" = from,
             "an etcd would talk to this member: it cannot be in a cluster of metastores"
         );
     }
-    api.signed(refusal(StatusCode::PRECONDITION_FAILED, "incompatible version"))
+    api.identified(refusal(StatusCode::PRECONDITION_FAILED, "incompatible version"))
 }
 
-/// The administrator may look here first. Anybody may call, so it makes a short line.
-async fn refused(State(api): State<Arc<Api>>, body: Body) -> Response {
-    static SAID: Seldom = Seldom::new();
-    let Ok(why) = to_bytes(body, QUESTION_MAX_BYTES).await else {
-        return api.signed(refusal(StatusCode::PAYLOAD_TOO_LARGE, "more than a reason"));
+/// Logs why another process could not start as a member, because the administrator may look in this log first. Any process on
+/// the network can call this, so the line is short.
+async fn report_startup_failure(State(api): State<Arc<Api>>, body: Body) -> Response {
+    static LIMIT: LogRateLimit = LogRateLimit::new();
+    let Ok(reason) = to_bytes(body, REQUEST_MAX_BYTES).await else {
+        return api.identified(refusal(StatusCode::PAYLOAD_TOO_LARGE, "request body too large"));
     };
-    if SAID.is_due(Duration::from_secs(1)) {
-        let why: String = String::from_utf8_lossy(&why).chars().take(REASON_MAX_CHARS).collect();
-        tracing::warn!(reason = why, "somebody who would be a member of this cluster does not start");
+    if LIMIT.allows(Duration::from_secs(1)) {
+        let reason: String = String::from_utf8_lossy(&reason).chars().take(REASON_MAX_CHARS).collect();
+        tracing::warn!(reason, "somebody who would be a member of this cluster does not start");
     }
-    api.signed(StatusCode::NO_CONTENT.into_response())
+    api.identified(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn promote(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Response {
     let promoted = match id.parse() {
         Ok(id) => api.promote(id).await,
         Err(_) => {
-            return api.signed(refusal(StatusCode::NOT_FOUND, format!("member {id} not found in cluster")));
+            return api.identified(refusal(StatusCode::NOT_FOUND, format!("member {id} not found in cluster")));
         }
     };
     let answer = match promoted {
         Ok(response) => match MemberPromoteResponse::decode(response.body.as_slice()) {
-            Ok(promoted) => of_kind(JSON, json::write_members(&promoted.members)),
+            Ok(promoted) => with_type(JSON, json::write_members(&promoted.members)),
             Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, error),
         },
         Err(Error::MemberNotFound) => refusal(StatusCode::NOT_FOUND, "membership: ID not found"),
@@ -193,37 +194,37 @@ async fn promote(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Respons
         Err(error @ Error::LearnerNotReady) => refusal(StatusCode::PRECONDITION_FAILED, error),
         Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, error),
     };
-    api.signed(answer)
+    api.identified(answer)
 }
 
 async fn version(State(api): State<Arc<Api>>) -> Response {
-    of_kind(JSON, api.versions().write())
+    with_type(JSON, api.versions().write())
 }
 
 async fn downgrade(State(api): State<Arc<Api>>) -> Response {
-    api.signed(match outcome(|waiter| api.node.read_barrier(waiter)).await {
-        Ok(()) => of_kind("text/plain", "false"), // There are no downgrades.
+    api.identified(match outcome(|waiter| api.node.read_barrier(waiter)).await {
+        Ok(()) => with_type("text/plain", "false"), // There are no downgrades.
         Err(error) => refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("failed linearized read: {error}")),
     })
 }
 
-/// Reads a question about a lease; waits until everything that this member knows to be agreed is applied, so that a lease
-/// which anybody was told of is known.
-#[allow(clippy::result_large_err, reason = "the caller sends it at once")]
-async fn question<M: Message + Default>(api: &Arc<Api>, body: Body) -> Result<M, Response> {
-    let body = to_bytes(body, QUESTION_MAX_BYTES).await;
+/// Reads a request about a lease, and waits until everything that this member knows to be committed is applied, so that every
+/// lease whose grant was acknowledged is known.
+#[allow(clippy::result_large_err, reason = "the caller sends it immediately")]
+async fn lease_request<M: Message + Default>(api: &Arc<Api>, body: Body) -> Result<M, Response> {
+    let body = to_bytes(body, REQUEST_MAX_BYTES).await;
     let body = body.map_err(|_| refusal(StatusCode::PAYLOAD_TOO_LARGE, "request body too large"))?;
-    let question = M::decode(body);
-    let question = question.map_err(|_| refusal(StatusCode::BAD_REQUEST, "error unmarshalling request"))?;
+    let request = M::decode(body);
+    let request = request.map_err(|_| refusal(StatusCode::BAD_REQUEST, "error unmarshalling request"))?;
     let late = "waiting for node to catch up its applied index has timed out";
     let caught_up = outcome(|waiter| api.node.catch_up(waiter)).await;
     caught_up.map_err(|_| refusal(StatusCode::REQUEST_TIMEOUT, late))?;
-    Ok(question)
+    Ok(request)
 }
 
 async fn renew(State(api): State<Arc<Api>>, body: Body) -> Response {
-    let LeaseKeepAliveRequest { id } = match question(&api, body).await {
-        Ok(question) => question,
+    let LeaseKeepAliveRequest { id } = match lease_request(&api, body).await {
+        Ok(request) => request,
         Err(refused) => return refused,
     };
     loop {
@@ -231,7 +232,7 @@ async fn renew(State(api): State<Arc<Api>>, body: Body) -> Response {
         match timekeeper.renew(LeaseId(id)) {
             Renewal::Renewed(ttl) => {
                 let answer = LeaseKeepAliveResponse { header: None, id, ttl };
-                return of_kind(PROTOBUF, answer.encode_to_vec());
+                return with_type(PROTOBUF, answer.encode_to_vec());
             }
             Renewal::Unknown => return refusal(StatusCode::NOT_FOUND, "lease not found"),
             Renewal::NotPrimary if api.leads() => {
@@ -250,25 +251,25 @@ async fn renew(State(api): State<Arc<Api>>, body: Body) -> Response {
     }
 }
 
-async fn look_at(State(api): State<Arc<Api>>, body: Body) -> Response {
-    let request = match question::<LeaseInternalRequest>(&api, body).await {
-        Ok(question) => question.lease_time_to_live_request.unwrap_or_default(),
+async fn look_up(State(api): State<Arc<Api>>, body: Body) -> Response {
+    let request = match lease_request::<LeaseInternalRequest>(&api, body).await {
+        Ok(request) => request.lease_time_to_live_request.unwrap_or_default(),
         Err(refused) => return refused,
     };
-    let looked = loop {
+    let found = loop {
         if api.leads() && outcome(|waiter| api.node.timekeeper().await_primary(waiter)).await.is_err() {
             return refusal(StatusCode::INTERNAL_SERVER_ERROR, Error::NotPrimary);
         }
-        match api.look_at_lease(&request) {
-            Err(Error::LeaderChanged) if api.leads() => (), // It was away for a moment.
-            looked => break looked,
+        match api.look_up_lease(&request) {
+            Err(Error::LeaderChanged) if api.leads() => (), // It had no proof of its leadership for a moment.
+            found => break found,
         }
     };
-    match looked {
+    match found {
         Ok(Some(mut found)) => {
             if request.keys {
-                let looking = api.clone();
-                let with_keys = outcome(|waiter| api.pool.run(move || waiter(Ok(looking.with_keys(found))))).await;
+                let reader = api.clone();
+                let with_keys = outcome(|waiter| api.pool.run(move || waiter(Ok(reader.with_keys(found))))).await;
                 found = match with_keys {
                     Ok(found) => found,
                     Err(error) => return refusal(StatusCode::INTERNAL_SERVER_ERROR, error),
@@ -276,7 +277,7 @@ async fn look_at(State(api): State<Arc<Api>>, body: Body) -> Response {
             }
             found.header = Some(ResponseHeader::default());
             let answer = LeaseInternalResponse { lease_time_to_live_response: Some(found) };
-            of_kind(PROTOBUF, answer.encode_to_vec())
+            with_type(PROTOBUF, answer.encode_to_vec())
         }
         Ok(None) => refusal(StatusCode::NOT_FOUND, "lease not found"),
         Err(_) => refusal(StatusCode::INTERNAL_SERVER_ERROR, Error::NotPrimary),
@@ -284,11 +285,11 @@ async fn look_at(State(api): State<Arc<Api>>, body: Body) -> Response {
 }
 
 async fn hash_kv(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Response {
-    let asked = headers.get(&CLUSTER_ID).map(|value| value.as_bytes().to_vec());
-    if asked.is_some_and(|asked| !asked.is_empty() && asked != api.cluster_id_text().as_bytes()) {
+    let requested = headers.get(&CLUSTER_ID).map(|value| value.as_bytes().to_vec());
+    if requested.is_some_and(|requested| !requested.is_empty() && requested != api.cluster_id_text().as_bytes()) {
         return refusal(StatusCode::PRECONDITION_FAILED, "cluster ID mismatch");
     }
-    let body: Bytes = match to_bytes(body, QUESTION_MAX_BYTES).await {
+    let body: Bytes = match to_bytes(body, REQUEST_MAX_BYTES).await {
         Ok(body) => body,
         Err(_) => return refusal(StatusCode::BAD_REQUEST, "error reading body"),
     };
@@ -296,13 +297,13 @@ async fn hash_kv(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) ->
         return refusal(StatusCode::BAD_REQUEST, "error unmarshalling request");
     };
     match api.hash_at(revision).await {
-        Ok(hash) => api.signed(of_kind(JSON, hash.write())),
+        Ok(hash) => api.identified(with_type(JSON, hash.write())),
         Err(error) => refusal(StatusCode::BAD_REQUEST, json::bare(&error)),
     }
 }
 
 impl Api {
-    /// The hash over this member's data up to a revision, computed on the pool.
+    /// The hash of this member's data up to a revision, computed on the read pool.
     pub async fn hash_at(self: &Arc<Self>, revision: i64) -> Result<json::Hash, Error> {
         let (pool, api) = (self.pool.clone(), self.clone());
         let hash = outcome(|waiter| {

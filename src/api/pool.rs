@@ -1,4 +1,4 @@
-//! A few threads for reads that take long, so that they hold up neither their connection nor anything else.
+//! A few threads for long reads, so that these block neither their connection nor anything else.
 
 use std::{collections::VecDeque, sync::Arc, thread};
 
@@ -6,7 +6,7 @@ use parking_lot::{Condvar, Mutex};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The read pool. Jobs wait in order; each is one client's, so their number is bounded by the clients'.
+/// The read pool. Jobs are queued in order. Each belongs to a call, so their number is bounded by the clients' calls.
 #[derive(Clone)]
 pub struct Pool {
     queue: Arc<Queue>,
@@ -31,7 +31,7 @@ impl Pool {
                     queue.next()();
                 }
             };
-            thread::Builder::new().name(name).spawn(run).expect("the system has room for a handful of threads");
+            thread::Builder::new().name(name).spawn(run).expect("the system can start a handful of threads");
         }
         Self { queue }
     }

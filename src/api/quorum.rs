@@ -1,73 +1,73 @@
-//! Which changes of the members could cost the quorum: the rules of `--strict-reconfig-check`.
+//! Which membership changes could lose the quorum: the rules of `--strict-reconfig-check`.
 //!
-//! Two questions are asked before anything is proposed. Would enough *started* voters be left (one has started if it has ever
-//! told its name)? And is this member *connected* to so many voters, for so long, that the others can be taken to be alive?
+//! Two conditions are checked before anything is proposed. Enough *started* voters must be left (a member has started once it
+//! has published its name). And this member must have been *connected* to a quorum of the voters for long enough that they can
+//! be taken to be alive.
 
 use std::time::Duration;
 
 use crate::{error::Error, state::Members};
 
-/// A connection must have stood for longer than this to count.
+/// A connection counts once it is older than this.
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
-/// The members, as one of them sees them.
-pub struct Outlook<'a, Connected> {
-    /// All of them.
+/// Checks membership changes, from the point of view of one member.
+pub struct ReconfigCheck<'a, Connected> {
     pub members: &'a Members,
-    /// Who looks.
+    /// The ID of this member.
     pub this: u64,
-    /// For how long a member has been connected to this one; None if it is not.
+    /// For how long another member has been connected to this one; None if it is not.
     pub connected: Connected,
 }
 
-impl<Connected: Fn(u64) -> Option<Duration>> Outlook<'_, Connected> {
-    /// Whether somebody may be added.
+impl<Connected: Fn(u64) -> Option<Duration>> ReconfigCheck<'_, Connected> {
+    /// Whether a member may be added.
     pub fn check_addition(&self, is_learner: bool) -> Result<(), Error> {
-        let (voters, started) = self.count(None);
-        // The second member of a cluster is always admitted: a cluster that was restored from a backup grows so.
+        let (voters, started) = self.count_voters(None);
+        // A second member can always be added: a cluster that was restored from a backup grows from one member.
         let is_second = voters == 1 && started == 1;
         if !is_learner && !is_second && started < majority(voters + 1) {
             return Err(Error::MemberNotEnoughStarted);
         }
-        if voters > 1 && self.healthy() < majority(voters + 1) {
+        if voters > 1 && self.healthy_voters() < majority(voters + 1) {
             return Err(Error::Unhealthy);
         }
         Ok(())
     }
 
-    /// Whether a member may be removed. One that does not exist counts as one that is down.
+    /// Whether a member may be removed. One that does not exist is treated as one that is down.
     pub fn check_removal(&self, id: u64) -> Result<(), Error> {
         if self.members.get(id).is_some_and(|member| member.is_learner) {
             return Ok(());
         }
-        let (left, started) = self.count(Some(id));
+        let (left, started) = self.count_voters(Some(id));
         if started < majority(left) {
             return Err(Error::MemberNotEnoughStarted);
         }
         if id != self.this && (self.connected)(id).is_none() {
-            return Ok(()); // Who is down takes nothing away.
+            return Ok(()); // A member that is down does not count as healthy, so removing it takes nothing away.
         }
-        let (voters, _) = self.count(None);
-        if self.healthy() < 1 + majority(voters.saturating_sub(1)) {
+        let (voters, _) = self.count_voters(None);
+        if self.healthy_voters() < 1 + majority(voters.saturating_sub(1)) {
             return Err(Error::Unhealthy);
         }
         Ok(())
     }
 
-    /// Whether a learner may be promoted. It counts as started.
+    /// Whether a learner may be promoted. The learner counts as started.
     pub fn check_promotion(&self) -> Result<(), Error> {
-        let (voters, started) = self.count(None);
+        let (voters, started) = self.count_voters(None);
         if started + 1 < majority(voters + 1) { Err(Error::MemberNotEnoughStarted) } else { Ok(()) }
     }
 
-    /// How many voters there are, without one of them, and how many of those have started.
-    fn count(&self, without: Option<u64>) -> (usize, usize) {
+    /// The number of voters, not counting `without`, and how many of them have started.
+    fn count_voters(&self, without: Option<u64>) -> (usize, usize) {
         let voters = || self.members.voters().filter(|member| Some(member.id) != without);
         (voters().count(), voters().filter(|member| !member.name.is_empty()).count())
     }
 
-    /// How many voters are connected, this one included.
-    fn healthy(&self) -> usize {
+    /// The number of healthy voters, including this one.
+    fn healthy_voters(&self) -> usize {
         let is_healthy = |id| id == self.this || (self.connected)(id).is_some_and(|age| age > HEALTHY_AFTER);
         self.members.voters().filter(|member| is_healthy(member.id)).count()
     }
@@ -82,12 +82,12 @@ mod tests {
     use super::*;
     use crate::proto::etcdserverpb::Member;
 
-    /// Members by letters: `s`tarted and `u`nstarted voters, `l`earners, numbered from 1. Member 1 looks, and is connected
-    /// to those that are named.
+    /// `members` has one character per member, with IDs from 1 on: `s`tarted and `u`nstarted voters, `l`earners. The check is
+    /// made by member 1, which is connected to those in `connected`.
     fn check<T>(
         members: &str,
         connected: &[(u64, u64)],
-        ask: impl FnOnce(Outlook<'_, &dyn Fn(u64) -> Option<Duration>>) -> T,
+        run: impl FnOnce(ReconfigCheck<'_, &dyn Fn(u64) -> Option<Duration>>) -> T,
     ) -> T {
         let members = Members::new(members.chars().zip(1..).map(|(kind, id)| Member {
             id,
@@ -96,7 +96,7 @@ mod tests {
             ..Member::default()
         }));
         let links = |id| connected.iter().find(|(member, _)| *member == id).map(|(_, age)| Duration::from_secs(*age));
-        ask(Outlook { members: &members, this: 1, connected: &links })
+        run(ReconfigCheck { members: &members, this: 1, connected: &links })
     }
 
     #[test]
@@ -119,8 +119,8 @@ mod tests {
             ("sssu", &[(2, 6), (3, 6)], false, Ok(())),
             ("ssl", &[(3, 6)], false, Err(Unhealthy)),
         ] {
-            let told = check(members, connected, |outlook| outlook.check_addition(is_learner));
-            assert_eq!(told, expected, "{members} {connected:?} learner: {is_learner}");
+            let result = check(members, connected, |check| check.check_addition(is_learner));
+            assert_eq!(result, expected, "{members} {connected:?} learner: {is_learner}");
         }
     }
 
@@ -146,8 +146,8 @@ mod tests {
             ("sssss", &[(2, 6), (3, 6)], 3, Err(Unhealthy)),
             ("sssss", &[(2, 6), (3, 6), (4, 6)], 3, Ok(())),
         ] {
-            let told = check(members, connected, |outlook| outlook.check_removal(id));
-            assert_eq!(told, expected, "{members} {connected:?} {id}");
+            let result = check(members, connected, |check| check.check_removal(id));
+            assert_eq!(result, expected, "{members} {connected:?} {id}");
         }
     }
 
@@ -159,7 +159,7 @@ mod tests {
             ("sul", Ok(())),
             ("suul", Err(Error::MemberNotEnoughStarted)),
         ] {
-            assert_eq!(check(members, &[], |outlook| outlook.check_promotion()), expected, "{members}");
+            assert_eq!(check(members, &[], |check| check.check_promotion()), expected, "{members}");
         }
     }
 }

@@ -1,13 +1,13 @@
 //! RangeStream: a Range in several messages.
 //!
-//! One that names a sort target other than the key is sorted by it, ascending, as a Range is; its rows are read at once and then
-//! sent in chunks. (etcd sorts each chunk for itself and goes on behind the last key of it, so beyond ten keys some are missing
-//! and some come twice.)
+//! The first chunk fixes the revision. Each further chunk is read from where the previous one ended, and only when it can be
+//! sent. Between chunks at most one of them is held, and no view, so a client that stops reading does not delay compaction: if
+//! the revision is compacted meanwhile, the stream ends with `Compacted`, as etcd's does. Only the last chunk has a header,
+//! `more` and `count`.
 //!
-//! The revision is fixed by the first chunk; each chunk then reads on from where the one before ended. Between chunks
-//! nothing is held but one of them, and none is read before there is room for it, so that a client which stops reading holds
-//! up no compaction: if one overtakes the revision, the stream ends with `Compacted`, as etcd's does. Only the last chunk has
-//! a header, `more` and `count`.
+//! A request that names a sort target other than the key is sorted by it, ascending, as a Range is: its rows are read together
+//! and then sent in chunks. (etcd sorts each chunk by itself and continues after the chunk's last key, so that beyond ten keys
+//! some are missing and some are sent twice.)
 
 use std::{cell::RefCell, collections::VecDeque, sync::Arc};
 
@@ -19,7 +19,7 @@ use prost::{
 
 use super::{
     Api,
-    barrier::{self, Barrier},
+    barrier::{self, OneshotReceiver},
     decode_streamed, refuse, validate,
 };
 use crate::{
@@ -37,49 +37,48 @@ use crate::{
 
 const FIRST_CHUNK_KEYS: usize = 10;
 const MAX_CHUNK_KEYS: usize = 1024;
-/// A chunk that turns out to be longer is read again with fewer keys.
+/// A chunk that turns out to be larger is read again with fewer keys.
 const MAX_CHUNK_BYTES: usize = 4 << 20;
 const RANGE_RESPONSE_FIELD: u32 = 1;
 
 enum Stage {
     /// No request yet.
-    Listening,
-    /// Waiting until everything that was acknowledged before is visible here.
-    Waiting(Barrier, Query),
-    /// Sending.
+    AwaitingRequest,
+    /// Waiting until all writes that were acknowledged before are visible on this member.
+    AwaitingReadBarrier(OneshotReceiver, Query),
     Sending(Sending),
-    /// Waiting for keys that take long.
-    Reading(Barrier<Result<Option<Found>, Failure>>, Sending),
-    /// Sending what had to be read whole, because it is sorted.
+    /// Waiting for a chunk from the read pool.
+    Reading(OneshotReceiver<Result<Option<Found>, Failure>>, Sending),
+    /// Sending rows that were read together, because they are sorted.
     Sorted(Sorted),
-    /// All is said.
-    Over,
+    /// Everything is sent.
+    Done,
 }
 
 struct Sending {
     query: Query,
-    /// The revision that is read and the head at the first chunk.
+    /// The revision that is read, and the head at the first chunk.
     at: i64,
     head: i64,
-    /// What the caller's limit still allows.
+    /// How many more keys the caller's limit allows.
     left: usize,
     sent: usize,
     chunk_keys: usize,
 }
 
-/// What was read.
+/// The result of a read.
 struct Found {
     rows: Rows,
-    /// How many keys were wanted.
+    /// How many keys were asked for.
     wanted: usize,
-    /// What it is counted for until it is passed on.
+    /// Counts the rows in the ledger until they are passed on.
     _charge: Option<Charge>,
 }
 
-/// Rows that were read whole.
+/// Sorted rows that are not sent yet.
 struct Sorted {
     rest: std::vec::IntoIter<Bytes>,
-    /// How long they are together.
+    /// Their total size.
     bytes: usize,
     more: bool,
     count: i64,
@@ -96,7 +95,7 @@ struct RangeStream {
 impl Api {
     /// `KV/RangeStream`.
     pub fn range_stream(self: &Arc<Self>, _metadata: Metadata) -> Box<dyn Conversation> {
-        Box::new(RangeStream { api: self.clone(), stage: Stage::Listening, outbox: VecDeque::new() })
+        Box::new(RangeStream { api: self.clone(), stage: Stage::AwaitingRequest, outbox: VecDeque::new() })
     }
 }
 
@@ -107,7 +106,7 @@ impl Conversation for RangeStream {
                 let Some(message) = self.outbox.pop_front() else { break };
                 line.send(message);
             }
-            if !self.outbox.is_empty() || !self.may_read(line) {
+            if !self.outbox.is_empty() || !self.can_advance(line) {
                 return Step::Wait;
             }
             match self.advance(line) {
@@ -125,51 +124,51 @@ impl Conversation for RangeStream {
 }
 
 impl RangeStream {
-    /// Whether a chunk, if that is what comes next, can be sent when it is there.
-    fn may_read(&self, line: &dyn Line) -> bool {
+    /// False if the next thing is a chunk and the line has no capacity for it.
+    fn can_advance(&self, line: &dyn Line) -> bool {
         !matches!(self.stage, Stage::Sending(_) | Stage::Sorted(_)) || line.has_room()
     }
 
-    /// Goes one stage further, or one chunk. False: nothing to do until something happens.
+    /// Advances by one stage or one chunk. Returns false if there is nothing to do until the conversation is woken.
     fn advance(&mut self, line: &mut dyn Line) -> Result<bool, Result<(), Refusal>> {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Listening => {
+        match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::AwaitingRequest => {
                 let Some(message) = line.receive() else {
-                    self.stage = Stage::Listening;
+                    self.stage = Stage::AwaitingRequest;
                     return Ok(false);
                 };
                 self.begin(message, line).map_err(Err)?;
             }
-            Stage::Waiting(barrier, query) => match barrier.outcome() {
+            Stage::AwaitingReadBarrier(receiver, query) => match receiver.outcome() {
                 Some(Ok(())) => self.stage = Stage::Sending(self.start(query).map_err(|error| Err(error.into()))?),
                 Some(Err(error)) => return Err(Err(error.into())),
                 None => {
-                    self.stage = Stage::Waiting(barrier, query);
+                    self.stage = Stage::AwaitingReadBarrier(receiver, query);
                     return Ok(false);
                 }
             },
             Stage::Sending(sending) => self.stage = self.chunk(sending, line).map_err(Err)?,
-            Stage::Reading(barrier, sending) => match barrier.outcome() {
+            Stage::Reading(receiver, sending) => match receiver.outcome() {
                 Some(Ok(found)) => {
                     let found = found.map_err(|failure| Err(refuse(failure)))?;
                     let found = found.ok_or_else(|| Err(ledger::unread()))?;
-                    self.stage = self.found(sending, found, line).map_err(Err)?;
+                    self.stage = self.process_found(sending, found, line).map_err(Err)?;
                 }
                 Some(Err(error)) => return Err(Err(error.into())),
                 None => {
-                    self.stage = Stage::Reading(barrier, sending);
+                    self.stage = Stage::Reading(receiver, sending);
                     return Ok(false);
                 }
             },
-            Stage::Sorted(sorted) => self.stage = self.pass_on_sorted(sorted),
-            Stage::Over => return Err(Ok(())),
+            Stage::Sorted(sorted) => self.stage = self.send_sorted_chunk(sorted),
+            Stage::Done => return Err(Ok(())),
         }
         Ok(true)
     }
 
     fn begin(&mut self, message: Bytes, line: &dyn Line) -> Result<(), Refusal> {
         let request: RangeRequest = decode_streamed(message)?;
-        // A copy: the stream may wait, and shall not keep the buffer in which its request came.
+        // A copy: the stream may wait, and must not keep the buffer in which its request was received.
         let request: RangeRequest = decode_streamed(request.encode_to_vec().into())?;
         validate::range_stream(&request)?;
         METRICS.ranges.inc();
@@ -179,9 +178,9 @@ impl RangeStream {
             self.stage = Stage::Sending(self.start(query)?);
             return Ok(());
         }
-        let (barrier, opener) = barrier::erect(line.waker());
-        self.stage = Stage::Waiting(barrier, query);
-        self.api.node.read_barrier(opener);
+        let (receiver, callback) = barrier::channel(line.waker());
+        self.stage = Stage::AwaitingReadBarrier(receiver, query);
+        self.api.node.read_barrier(callback);
         Ok(())
     }
 
@@ -191,28 +190,28 @@ impl RangeStream {
         Ok(Sending { query, at: view.at(), head, left, sent: 0, chunk_keys: FIRST_CHUNK_KEYS })
     }
 
-    /// Reads a chunk: at once, or in the read pool.
+    /// Reads a chunk, inline or on the read pool.
     fn chunk(&mut self, sending: Sending, line: &dyn Line) -> Result<Stage, Refusal> {
         let wanted = sending.chunk_keys.min(sending.left).min(MAX_CHUNK_KEYS);
         let chunk = sending.chunk(wanted);
         let found = self.api.readers().keys.range_at_once(&chunk).map_err(refuse)?;
         if let Some((rows, _)) = found {
-            return self.found(sending, Found { rows, wanted, _charge: None }, line);
+            return self.process_found(sending, Found { rows, wanted, _charge: None }, line);
         }
-        let (barrier, opener) = barrier::erect(line.waker());
+        let (receiver, callback) = barrier::channel(line.waker());
         let (api, left) = (self.api.clone(), sending.left);
         self.api.pool.run(move || {
             let found =
                 if chunk.is_sorted() { read_whole(&api, &chunk) } else { read_chunk(&api, chunk, wanted, left) };
-            opener(Ok(found));
+            callback(Ok(found));
         });
-        Ok(Stage::Reading(barrier, sending))
+        Ok(Stage::Reading(receiver, sending))
     }
 
-    fn found(&mut self, sending: Sending, found: Found, line: &dyn Line) -> Result<Stage, Refusal> {
+    fn process_found(&mut self, sending: Sending, found: Found, line: &dyn Line) -> Result<Stage, Refusal> {
         let rows = found.rows;
         if !sending.query.is_sorted() {
-            return Ok(self.pass_on(sending, found.wanted, rows));
+            return Ok(self.send_chunk(sending, found.wanted, rows));
         }
         let bytes = rows.records.iter().map(Bytes::len).sum();
         if bytes > line.spare() {
@@ -222,14 +221,14 @@ impl RangeStream {
         Ok(Stage::Sorted(Sorted { rest, bytes, more, count, head: sending.head, chunk_keys: FIRST_CHUNK_KEYS }))
     }
 
-    fn pass_on_sorted(&mut self, mut sorted: Sorted) -> Stage {
+    fn send_sorted_chunk(&mut self, mut sorted: Sorted) -> Stage {
         let records: Vec<Bytes> = sorted.rest.by_ref().take(sorted.chunk_keys).collect();
         sorted.bytes -= records.iter().map(Bytes::len).sum::<usize>();
         let mut rows = Rows { records, ..Rows::default() };
         if sorted.rest.len() == 0 {
             (rows.more, rows.count) = (sorted.more, sorted.count);
             self.outbox.push_back(wrap(&self.api.header.rows(&rows, sorted.head)));
-            return Stage::Over;
+            return Stage::Done;
         }
         let mut out = Vec::with_capacity(rows.encoded_len());
         rows.encode_records(&mut out);
@@ -238,7 +237,7 @@ impl RangeStream {
         Stage::Sorted(sorted)
     }
 
-    fn pass_on(&mut self, mut sending: Sending, wanted: usize, mut rows: Rows) -> Stage {
+    fn send_chunk(&mut self, mut sending: Sending, wanted: usize, mut rows: Rows) -> Stage {
         let more_to_send = rows.more && wanted < sending.left;
         sending.sent += rows.records.len();
         if more_to_send {
@@ -246,22 +245,22 @@ impl RangeStream {
             rows.encode_records(&mut out);
             sending.chunk_keys = next_chunk(sending.chunk_keys, out.len(), self.api.limits.max_request_bytes);
             sending.left -= rows.records.len();
-            let last = key_of(rows.records.last().expect("a chunk with more behind it is not empty"));
+            let last = key_of(rows.records.last().expect("a chunk that is followed by more is not empty"));
             sending.query.interval = after(&sending.query.interval, &last);
             self.outbox.push_back(wrap(&out));
             return Stage::Sending(sending);
         }
         if !sending.query.count_only {
-            // What is counted is what lies ahead of this chunk; the chunks before it were counted as they were sent.
+            // The count of this read begins with this chunk; add the keys of the previous chunks.
             rows.count += i64::try_from(sending.sent - rows.records.len()).expect("keys fit in memory");
         }
         self.outbox.push_back(wrap(&self.api.header.rows(&rows, sending.head)));
-        Stage::Over
+        Stage::Done
     }
 }
 
 impl Sending {
-    /// Asks for the next chunk. What is sorted has to be read whole.
+    /// The query for the next chunk. Sorted rows have to be read together.
     fn chunk(&self, wanted: usize) -> Query {
         let mut query = Query { revision: self.at, ..self.query.clone() };
         if !query.is_sorted() {
@@ -271,13 +270,13 @@ impl Sending {
     }
 }
 
-/// Makes a query one for the first `wanted` keys, of `left` that the caller may still have.
+/// Limits a query to the first `wanted` keys, of `left` that the caller's limit still allows.
 fn limit(query: &mut Query, wanted: usize, left: usize) {
     query.limit = i64::try_from(wanted).expect("a chunk is small");
-    query.counts_rest = wanted == left; // Only a limit of the caller's leaves a rest that it hears of.
+    query.counts_rest = wanted == left; // Only the caller's own limit leaves a rest to be reported.
 }
 
-/// Reads a chunk with fewer keys than wanted where these would be too long together.
+/// Reads a chunk, with fewer keys than wanted if the chunk would be too large.
 fn read_chunk(api: &Api, mut chunk: Query, mut wanted: usize, left: usize) -> Result<Option<Found>, Failure> {
     let present = api.readers();
     let keys = &present.keys;
@@ -294,7 +293,7 @@ fn read_chunk(api: &Api, mut chunk: Query, mut wanted: usize, left: usize) -> Re
     Ok(Some(Found { rows, wanted, _charge: None }))
 }
 
-/// Reads everything, as long as the ledger has room for it.
+/// Reads all rows. The result is None if the ledger's limit is reached.
 fn read_whole(api: &Api, query: &Query) -> Result<Option<Found>, Failure> {
     let charge = RefCell::new(api.ledger.charge(0));
     let found = api.readers().keys.range_metered(query, &|cost| charge.borrow_mut().try_grow(cost))?;
@@ -302,7 +301,7 @@ fn read_whole(api: &Api, query: &Query) -> Result<Option<Found>, Failure> {
     Ok(found.map(|(rows, _)| Found { rows, wanted: usize::MAX, _charge: charge }))
 }
 
-/// How many keys follow a chunk of so many: more after a small one, fewer after a large one.
+/// The number of keys of the next chunk: more after a small chunk, fewer after a large one.
 fn next_chunk(keys: usize, bytes: usize, target: usize) -> usize {
     if bytes < target / 2 {
         keys.saturating_mul(2).min(MAX_CHUNK_KEYS)
@@ -313,7 +312,7 @@ fn next_chunk(keys: usize, bytes: usize, target: usize) -> usize {
     }
 }
 
-/// The rest of an interval behind a key in it.
+/// The rest of an interval after a key in it.
 fn after(interval: &Interval, key: &[u8]) -> Interval {
     let mut next = BytesMut::with_capacity(key.len() + 1);
     next.extend_from_slice(key);

@@ -1,6 +1,6 @@
-//! Calls that take one message and stream their answers: the message is handed on when the client has said that it is all.
+//! Server-streaming calls: the conversation gets the request once the client has half-closed.
 //!
-//! So it is in grpc-go, which lets no such call begin that brings no message, or two.
+//! As in grpc-go, a call that sends no message, or more than one, fails before its handler sees anything.
 
 use std::task::Waker;
 
@@ -11,23 +11,23 @@ use crate::{
     ledger,
 };
 
-/// A conversation that hears exactly one message.
-pub struct Single {
+/// A conversation that receives exactly one message.
+pub struct SingleRequest {
     conversation: Box<dyn Conversation>,
-    /// The message, until it is handed on.
+    /// The request, until the conversation has received it.
     message: Option<Bytes>,
-    has_begun: bool,
+    is_started: bool,
 }
 
-impl Single {
-    /// Around a conversation that has just begun.
+impl SingleRequest {
+    /// Wraps a new conversation.
     #[must_use]
     pub fn new(conversation: Box<dyn Conversation>) -> Self {
-        Self { conversation, message: None, has_begun: false }
+        Self { conversation, message: None, is_started: false }
     }
 
-    /// Waits for the only message and for the client's end. None: they have come.
-    fn listen(&mut self, line: &mut dyn Line) -> Option<Step> {
+    /// Waits for the only message and for the half-close. Returns None when both have arrived.
+    fn receive_request(&mut self, line: &mut dyn Line) -> Option<Step> {
         while let Some(message) = line.receive() {
             if message.len() > line.spare() {
                 return Some(Step::End(Err(ledger::too_much())));
@@ -48,15 +48,15 @@ fn refuse(what: &str) -> Step {
     Step::End(Err(Refusal { code: Code::Internal, message: format!("cardinality violation: {what}").into() }))
 }
 
-impl Conversation for Single {
+impl Conversation for SingleRequest {
     fn step(&mut self, line: &mut dyn Line) -> Step {
-        if !self.has_begun {
-            if let Some(step) = self.listen(line) {
+        if !self.is_started {
+            if let Some(step) = self.receive_request(line) {
                 return step;
             }
-            self.has_begun = true;
+            self.is_started = true;
         }
-        self.conversation.step(&mut Begun { line, message: &mut self.message })
+        self.conversation.step(&mut SingleRequestLine { line, message: &mut self.message })
     }
 
     fn held(&self) -> usize {
@@ -64,13 +64,13 @@ impl Conversation for Single {
     }
 }
 
-/// The line of a call whose only message has come.
-struct Begun<'a> {
+/// The line of a call whose only message has been received.
+struct SingleRequestLine<'a> {
     line: &'a mut dyn Line,
     message: &'a mut Option<Bytes>,
 }
 
-impl Line for Begun<'_> {
+impl Line for SingleRequestLine<'_> {
     fn receive(&mut self) -> Option<Bytes> {
         self.message.take()
     }
@@ -102,15 +102,15 @@ mod tests {
 
     use super::*;
 
-    /// A line with what the client has sent so far.
+    /// A line with the messages that the client has sent so far.
     #[derive(Default)]
-    struct Sent {
+    struct TestLine {
         messages: VecDeque<Bytes>,
         ended: bool,
         answers: Vec<Bytes>,
     }
 
-    impl Line for Sent {
+    impl Line for TestLine {
         fn receive(&mut self) -> Option<Bytes> {
             self.messages.pop_front()
         }
@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    /// Answers what it hears with the same, and then ends.
+    /// Sends each message back, and then ends.
     struct Echo;
 
     impl Conversation for Echo {
@@ -145,8 +145,8 @@ mod tests {
     }
 
     #[test]
-    fn the_message_is_handed_on_once_it_is_known_to_be_the_only_one() {
-        let (mut single, mut line) = (Single::new(Box::new(Echo)), Sent::default());
+    fn the_request_is_passed_on_after_the_half_close() {
+        let (mut single, mut line) = (SingleRequest::new(Box::new(Echo)), TestLine::default());
         assert_eq!(single.step(&mut line), Step::Wait);
         line.messages.push_back("a".into());
         assert_eq!((single.step(&mut line), line.answers.len()), (Step::Wait, 0));
@@ -156,11 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn no_message_and_two_are_refused() {
+    fn no_message_and_two_messages_are_errors() {
         for (messages, word) in [(&[][..], "no request message"), (&["a", "b"], "multiple request messages")] {
             let messages = messages.iter().map(|message| Bytes::from_static(message.as_bytes())).collect();
-            let mut line = Sent { messages, ended: true, answers: Vec::new() };
-            let Step::End(Err(refusal)) = Single::new(Box::new(Echo)).step(&mut line) else { panic!("it begins") };
+            let mut line = TestLine { messages, ended: true, answers: Vec::new() };
+            let Step::End(Err(refusal)) = SingleRequest::new(Box::new(Echo)).step(&mut line) else {
+                panic!("the call started")
+            };
             assert_eq!(refusal.code, Code::Internal);
             assert!(refusal.message.contains(word), "{refusal:?}");
             assert!(line.answers.is_empty());

@@ -1,21 +1,21 @@
-//! What took long, said in the log in etcd's words: people and tools look for them.
+//! Logs slow calls and reads, with etcd's messages, because operators and tools search for them.
 
 use std::time::{Duration, Instant};
 
 use super::table::Method;
 use crate::call::Answer;
 
-/// What takes long.
+/// The durations from which calls and reads are logged as slow.
 #[derive(Debug, Clone, Copy)]
 pub struct Slow {
-    /// A call.
+    /// The threshold for a call (`--warning-unary-request-duration`).
     pub call: Duration,
-    /// Reading the state for one.
+    /// The threshold for reading the state (`--warning-apply-duration`).
     pub read: Duration,
 }
 
 impl Slow {
-    /// A call with one message each way has ended. Every call is worth a line to who asked for debugging.
+    /// Logs a unary call that has ended: at WARN if it was slow, otherwise at DEBUG.
     pub fn note_call(&self, method: &Method, spent: Duration, request_bytes: usize, answer: &Answer) {
         let response_bytes = answer.as_ref().map_or(0, bytes::Bytes::len);
         macro_rules! stats {
@@ -38,7 +38,7 @@ impl Slow {
         }
     }
 
-    /// Something was read that may have been long.
+    /// Logs a read if it was slow.
     pub fn note_read(&self, started: Instant, what: &'static str) {
         let took = started.elapsed();
         if took > self.read {

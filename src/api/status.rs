@@ -1,4 +1,4 @@
-//! Error → gRPC status, the one place.
+//! The one mapping of errors to gRPC status codes.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ impl From<Error> for Refusal {
     }
 }
 
-/// The code that etcd gives an error. Three of etcd's errors lose their code on the way to the client, and so do ours.
+/// etcd's code for an error. Three of etcd's errors lose their code on the way to the client, and so do ours.
 fn code(error: &Error) -> Code {
     match error {
         Error::EmptyKey
@@ -65,9 +65,9 @@ fn code(error: &Error) -> Code {
 mod tests {
     use super::*;
 
-    /// Every variant with its wire text and code: clients match on both. Trap 50: two of them lose their code.
+    /// Every variant with its wire text and code, because clients match on both. Trap 50: some of them have code Unknown.
     #[test]
-    fn every_error_has_etcds_words_and_code() {
+    fn every_error_has_etcds_text_and_code() {
         let table: &[(Error, Code, &str)] = &[
             (Error::EmptyKey, Code::InvalidArgument, "etcdserver: key is not provided"),
             (Error::KeyNotFound, Code::InvalidArgument, "etcdserver: key not found"),

@@ -1,13 +1,13 @@
-//! Lines of succession: what locks and elections have in common.
+//! The queue that locks and elections share.
 //!
-//! A line is all keys below a name; whose key was created first has what the line is for, and the others follow in the order
-//! of their creation. Each waits for the one before it only, so that a place that becomes free wakes one of them. Keys
-//! that others put there stand in line like anybody's.
+//! A queue is all keys below a name, in the order of their create revisions. The entry with the lowest one holds the lock or is
+//! the leader. Each of the others waits for its predecessor only, so a deleted entry wakes one waiter. Keys that were put below
+//! the name by other means are entries, too.
 //!
 //! ```text
-//! lock "a"   a/694d71ddb1f31e02   create 5   has it
-//!            a/694d71ddb1f31e0c   create 7   follows the one at 5
-//!            a/-8                 create 9   follows the one at 7
+//! lock "a"   a/694d71ddb1f31e02   create 5   holds the lock
+//!            a/694d71ddb1f31e0c   create 7   waits for the entry at 5
+//!            a/-8                 create 9   waits for the entry at 7
 //! ```
 
 use std::{fmt::Write, sync::Arc};
@@ -30,37 +30,37 @@ use crate::{
     },
 };
 
-/// The time of a lease that is granted to who brings none. Nobody here keeps it alive.
+/// The TTL of the lease that is granted if the request names none. The server does not keep it alive.
 const LEASE_SECONDS: i64 = 60;
 
-/// The keys of a line, as a start and an end.
+/// The keys of a queue, as a start and an end.
 #[must_use]
 pub fn prefix(name: &[u8]) -> (Bytes, Bytes) {
-    const BEHIND_SLASH: u8 = b'/' + 1;
-    ([name, b"/"].concat().into(), [name, &[BEHIND_SLASH]].concat().into())
+    const AFTER_SLASH: u8 = b'/' + 1;
+    ([name, b"/"].concat().into(), [name, &[AFTER_SLASH]].concat().into())
 }
 
-/// The key with which a lease stands in line.
+/// The key of a lease's entry.
 #[must_use]
-pub fn key_of(name: &[u8], lease: i64) -> Bytes {
+pub fn entry_key(name: &[u8], lease: i64) -> Bytes {
     let mut digits = String::from(if lease < 0 { "/-" } else { "/" });
-    write!(digits, "{:x}", lease.unsigned_abs()).expect("a string takes everything");
+    write!(digits, "{:x}", lease.unsigned_abs()).expect("writing to a string cannot fail");
     [name, digits.as_bytes()].concat().into()
 }
 
-/// The lease that was brought, unseen; or a new one.
+/// The lease of the request, without checking that it exists; or a new one if the request names none.
 pub async fn lease_or_new(caller: &Caller, lease: i64) -> Result<i64, Refusal> {
     if lease != 0 {
         return Ok(lease);
     }
     let grant = LeaseGrantRequest { ttl: LEASE_SECONDS, id: 0 };
-    let granted: LeaseGrantResponse = caller.ask(Api::lease_grant, &grant).await?;
+    let granted: LeaseGrantResponse = caller.call(Api::lease_grant, &grant).await?;
     Ok(granted.id)
 }
 
-/// Asks for the oldest key of a line.
+/// A request for the oldest entry of a queue.
 #[must_use]
-pub fn oldest(name: &[u8]) -> RangeRequest {
+pub fn oldest_entry(name: &[u8]) -> RangeRequest {
     let (key, range_end) = prefix(name);
     RangeRequest {
         key,
@@ -72,9 +72,9 @@ pub fn oldest(name: &[u8]) -> RangeRequest {
     }
 }
 
-/// What a comparison of a key's create revision looks like.
+/// Compares a key's create revision.
 #[must_use]
-pub fn created(key: &Bytes, result: CompareResult, revision: i64) -> Compare {
+pub fn compare_create_revision(key: &Bytes, result: CompareResult, revision: i64) -> Compare {
     Compare {
         key: key.clone(),
         result: result as i32,
@@ -84,13 +84,13 @@ pub fn created(key: &Bytes, result: CompareResult, revision: i64) -> Compare {
     }
 }
 
-/// A read in a transaction.
+/// A Range in a transaction.
 #[must_use]
 pub fn range_op(range: RangeRequest) -> RequestOp {
     RequestOp { request: Some(request_op::Request::RequestRange(range)) }
 }
 
-/// A put in a transaction.
+/// A Put in a transaction.
 #[must_use]
 pub fn put_op(key: &Bytes, value: Bytes, lease: i64) -> RequestOp {
     let put = PutRequest { key: key.clone(), value, lease, ..PutRequest::default() };
@@ -106,7 +106,7 @@ pub fn delete_op(key: &Bytes) -> RequestOp {
 
 /// The first key that an operation of a transaction read.
 #[must_use]
-pub fn first_of(response: Option<ResponseOp>) -> Option<KeyValue> {
+pub fn first_key_value(response: Option<ResponseOp>) -> Option<KeyValue> {
     match response?.response? {
         response_op::Response::ResponseRange(range) => range.kvs.into_iter().next(),
         response_op::Response::ResponsePut(_)
@@ -115,83 +115,89 @@ pub fn first_of(response: Option<ResponseOp>) -> Option<KeyValue> {
     }
 }
 
-/// The revision of a header that is always there.
+/// The revision of a response's header, which our own responses always have.
 #[must_use]
 pub fn revision(header: Option<&ResponseHeader>) -> i64 {
-    header.expect("our own answers have a header").revision
+    header.expect("our own responses have a header").revision
 }
 
-/// A place in line. Dropped, it is given up: the key goes, if it is still the one that took the place.
-pub struct Place {
+/// An entry of a queue. Dropping it leaves the queue: the key is deleted, provided that it is still the one that this entry
+/// created or found.
+pub struct QueueEntry {
     caller: Arc<Caller>,
     key: Bytes,
-    /// When the key was created, or since when, if that is not known yet.
+    /// The create revision of the key, or a lower bound while it is not known yet.
     created: (CompareResult, i64),
     kept: bool,
 }
 
-/// What came of taking a place.
-pub struct Taken {
-    /// The header of the transaction that took it.
+/// The outcome of joining a queue.
+pub struct Enqueued {
+    /// The header of the transaction.
     pub header: ResponseHeader,
     /// The create revision of the key.
     pub created: i64,
-    /// The key, if this lease stood in line before.
+    /// The key as it was, if this lease was in the queue before.
     pub before: Option<KeyValue>,
-    /// The oldest key of the line.
+    /// The oldest entry of the queue.
     pub oldest: Option<KeyValue>,
 }
 
-impl Place {
-    /// Takes the last place in line, or the one that this lease has already.
-    pub async fn take(caller: &Arc<Caller>, name: &[u8], lease: i64, value: Bytes) -> Result<(Self, Taken), Refusal> {
-        let key = key_of(name, lease);
+impl QueueEntry {
+    /// Joins the queue at its end, or finds the entry that this lease has already.
+    pub async fn enqueue(
+        caller: &Arc<Caller>,
+        name: &[u8],
+        lease: i64,
+        value: Bytes,
+    ) -> Result<(Self, Enqueued), Refusal> {
+        let key = entry_key(name, lease);
         let head = caller.api.readers().keys.head();
         let txn = TxnRequest {
-            compare: vec![created(&key, CompareResult::Equal, 0)],
-            success: vec![put_op(&key, value, lease), range_op(oldest(name))],
+            compare: vec![compare_create_revision(&key, CompareResult::Equal, 0)],
+            success: vec![put_op(&key, value, lease), range_op(oldest_entry(name))],
             failure: vec![
                 range_op(RangeRequest { key: key.clone(), ..RangeRequest::default() }),
-                range_op(oldest(name)),
+                range_op(oldest_entry(name)),
             ],
         };
-        // Should the caller go while this is under way, a key that it creates goes too, but no older one.
+        // If the call is canceled during the transaction, a key that it creates is deleted, but not an older one.
         let caller = caller.clone();
-        let mut place = Self { caller, key, created: (CompareResult::Greater, head), kept: false };
-        let response: TxnResponse = place.caller.ask(Api::txn, &txn).await?;
+        let mut entry = Self { caller, key, created: (CompareResult::Greater, head), kept: false };
+        let response: TxnResponse = entry.caller.call(Api::txn, &txn).await?;
         let mut responses = response.responses.into_iter();
-        let before = first_of(responses.next());
-        let header = response.header.expect("our own answers have a header");
+        let before = first_key_value(responses.next());
+        let header = response.header.expect("our own responses have a header");
         let created = before.as_ref().map_or(header.revision, |key_value| key_value.create_revision);
-        place.created = (CompareResult::Equal, created);
-        Ok((place, Taken { header, created, before, oldest: first_of(responses.next()) }))
+        entry.created = (CompareResult::Equal, created);
+        Ok((entry, Enqueued { header, created, before, oldest: first_key_value(responses.next()) }))
     }
 
-    /// The key that stands in line.
+    /// The key of this entry.
     #[must_use]
     pub fn key(&self) -> &Bytes {
         &self.key
     }
 
-    /// Stays, whatever becomes of the caller.
+    /// Keeps the entry in the queue after this value is dropped, and returns its key.
     pub fn keep(mut self) -> Bytes {
         self.kept = true;
         self.key.clone()
     }
 }
 
-impl Drop for Place {
+impl Drop for QueueEntry {
     fn drop(&mut self) {
         if !self.kept {
             let (result, revision) = self.created;
-            let compare = vec![created(&self.key, result, revision)];
-            let leave = TxnRequest { compare, success: vec![delete_op(&self.key)], failure: Vec::new() };
-            self.caller.tell(Api::txn, &leave);
+            let compare = vec![compare_create_revision(&self.key, result, revision)];
+            let delete = TxnRequest { compare, success: vec![delete_op(&self.key)], failure: Vec::new() };
+            self.caller.call_detached(Api::txn, &delete);
         }
     }
 }
 
-/// Waits until no key of the line is older than `mine`. Whether `mine` is still there then is another question.
+/// Waits until no entry is older than `mine`. Does not check that `mine` still exists then.
 pub async fn await_turn(caller: &Caller, name: &[u8], mine: i64) -> Result<(), Refusal> {
     let (key, range_end) = prefix(name);
     let predecessor = RangeRequest {
@@ -205,10 +211,10 @@ pub async fn await_turn(caller: &Caller, name: &[u8], mine: i64) -> Result<(), R
         ..RangeRequest::default()
     };
     loop {
-        let found: RangeResponse = caller.ask(Api::range, &predecessor).await?;
+        let found: RangeResponse = caller.call(Api::range, &predecessor).await?;
         let from = revision(found.header.as_ref()) + 1;
         let Some(predecessor) = found.kvs.into_iter().next() else { return Ok(()) };
-        let mut changes = caller.follow(Interval::Key(predecessor.key), from);
+        let mut changes = caller.watch(Interval::Key(predecessor.key), from);
         while let Some(change) = changes.next().await? {
             if change.events.iter().any(|event| event.r#type() == EventType::Delete) {
                 break;
@@ -222,18 +228,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_named_as_etcds_clients_name_them() {
-        assert_eq!(key_of(b"a", 0x694d_71dd_b1f3_1e02), "a/694d71ddb1f31e02");
-        assert_eq!(key_of(b"", 5), "/5");
-        assert_eq!(key_of(b"a/b", -8), "a/b/-8");
-        assert_eq!(key_of(b"a", i64::MIN), "a/-8000000000000000");
+    fn entry_keys_are_those_of_etcds_clients() {
+        assert_eq!(entry_key(b"a", 0x694d_71dd_b1f3_1e02), "a/694d71ddb1f31e02");
+        assert_eq!(entry_key(b"", 5), "/5");
+        assert_eq!(entry_key(b"a/b", -8), "a/b/-8");
+        assert_eq!(entry_key(b"a", i64::MIN), "a/-8000000000000000");
     }
 
     #[test]
-    fn a_line_is_told_from_others_whose_names_begin_alike() {
+    fn a_queue_does_not_contain_keys_of_names_that_begin_alike() {
         let (key, range_end) = prefix(b"test");
-        let line = Interval::new(key, range_end);
-        assert!(line.contains(&key_of(b"test", 1)) && line.contains(b"test/other/1"));
-        assert!(!line.contains(&key_of(b"testa", 1)) && !line.contains(b"test"));
+        let queue = Interval::new(key, range_end);
+        assert!(queue.contains(&entry_key(b"test", 1)) && queue.contains(b"test/other/1"));
+        assert!(!queue.contains(&entry_key(b"testa", 1)) && !queue.contains(b"test"));
     }
 }

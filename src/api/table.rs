@@ -1,4 +1,4 @@
-//! The method table: path → handler.
+//! The method table: maps a path to a handler.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prometheus::IntCounter;
 use prost::Message;
 
-use super::{Api, single::Single};
+use super::{Api, single::SingleRequest};
 use crate::{
     call::{Call, Code, Conversation, Metadata, Refusal, Reply},
     error::Error,
@@ -14,27 +14,27 @@ use crate::{
     proto::etcdserverpb::{self as pb, RangeRequest},
 };
 
-/// Answers one message with one message.
-pub type Unary = fn(&Arc<Api>, Call, Reply);
+/// Handles a unary call.
+pub type UnaryHandler = fn(&Arc<Api>, Call, Reply);
 /// Begins a conversation.
-pub type Open = fn(&Arc<Api>, Metadata) -> Box<dyn Conversation>;
+pub type StreamOpener = fn(&Arc<Api>, Metadata) -> Box<dyn Conversation>;
 
 /// How a method is answered.
 #[derive(Clone, Copy)]
 pub enum Handler {
-    /// One message, one answer.
-    Unary(Unary),
-    /// One message, one answer, which may take long: a conversation, because that hears when the caller goes. Nobody can tell
-    /// from outside.
-    Patient(Open),
-    /// One message, many answers.
-    ServerStream(Open),
-    /// Many messages, many answers.
-    Bidirectional(Open),
+    /// One request, one response.
+    Unary(UnaryHandler),
+    /// One request, one response, which may take long: a conversation, because that is dropped when the call is canceled. To
+    /// clients it is an ordinary unary call.
+    Patient(StreamOpener),
+    /// One request, many responses.
+    ServerStream(StreamOpener),
+    /// Many requests, many responses.
+    Bidirectional(StreamOpener),
 }
 
 impl Handler {
-    /// Whether a call looks like one message and one answer to the client.
+    /// Whether the method is unary for the client.
     #[must_use]
     pub fn is_unary(self) -> bool {
         matches!(self, Self::Unary(_) | Self::Patient(_))
@@ -49,12 +49,12 @@ impl Handler {
     }
 }
 
-/// What a learner does with a method.
+/// Whether a learner answers a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Learner {
     Refuses,
     Answers,
-    /// Answers a Range that may be stale.
+    /// It answers a serializable Range.
     AnswersIfSerializable,
 }
 
@@ -77,11 +77,10 @@ impl Learner {
     }
 }
 
-/// One method: who answers it, and how often that happened.
+/// One method: its handler and its metrics.
 pub struct Method {
-    /// Where it is found.
+    /// `/service/method`.
     pub path: &'static str,
-    /// Who answers.
     pub handler: Handler,
     learner: Learner,
     started: IntCounter,
@@ -127,48 +126,48 @@ impl Method {
         }
     }
 
-    /// Begins a conversation. A stream that wants a leader ends soon after there is none; what looks like a plain call is
-    /// asked at its beginning only.
+    /// Begins a conversation. A stream that requires a leader ends soon after the leader is lost; for a unary method that is
+    /// checked at the beginning only.
     #[must_use]
-    pub fn open(&self, api: &Arc<Api>, open: Open, metadata: Metadata) -> Box<dyn Conversation> {
-        let wants_leader = metadata.require_leader && !self.handler.is_unary();
+    pub fn open(&self, api: &Arc<Api>, open: StreamOpener, metadata: Metadata) -> Box<dyn Conversation> {
+        let requires_leader = metadata.require_leader && !self.handler.is_unary();
         let mut conversation = open(api, metadata);
         if let Handler::ServerStream(_) = self.handler {
-            conversation = Box::new(Single::new(conversation));
+            conversation = Box::new(SingleRequest::new(conversation));
         }
-        if wants_leader { api.vigil.guard(conversation) } else { conversation }
+        if requires_leader { api.vigil.guard(conversation) } else { conversation }
     }
 
-    /// A call began.
+    /// Counts the start of a call.
     pub fn started(&self) {
         self.started.inc();
     }
 
-    /// The client sent a message.
+    /// Counts a message from the client.
     pub fn received(&self, bytes: usize) {
         self.received.inc();
         METRICS.client_received_bytes.inc_by(bytes as u64);
     }
 
-    /// The client was sent a message.
+    /// Counts a message to the client.
     pub fn sent(&self, bytes: usize) {
         self.sent.inc();
         METRICS.client_sent_bytes.inc_by(bytes as u64);
     }
 
-    /// A call ended.
+    /// Counts the end of a call.
     pub fn handled(&self, code: Code) {
         self.handled[code as usize].inc();
     }
 }
 
-/// All methods.
+/// All methods, by path.
 pub struct Table {
     api: Arc<Api>,
     methods: HashMap<&'static str, Arc<Method>>,
 }
 
-/// Every method of etcd's services that is answered here.
+/// All methods that clients can call.
 const METHODS: &[(&str, Handler)] = &[
     ("/etcdserverpb.KV/Range", Handler::Unary(Api::range)),
     ("/etcdserverpb.KV/RangeStream", Handler::ServerStream(Api::range_stream)),
@@ -224,7 +223,7 @@ const METHODS: &[(&str, Handler)] = &[
     ("/grpc.health.v1.Health/Watch", Handler::ServerStream(Api::health_watch)),
 ];
 
-/// The refusal of a call for a path that nothing answers, in grpc-go's words.
+/// The error of a call for an unknown path, with grpc-go's text.
 #[must_use]
 pub fn refuse_unknown(path: &str) -> Refusal {
     let has_service = |service: &str| {
@@ -239,14 +238,12 @@ pub fn refuse_unknown(path: &str) -> Refusal {
 }
 
 impl Table {
-    /// The table over these floors.
     #[must_use]
     pub fn new(api: Arc<Api>) -> Self {
         let methods = METHODS.iter().map(|&(path, handler)| (path, Arc::new(Method::new(path, handler))));
         Self { api, methods: methods.collect() }
     }
 
-    /// The method at a path.
     #[must_use]
     pub fn find(&self, path: &str) -> Option<&Arc<Method>> {
         self.methods.get(path)
@@ -257,14 +254,13 @@ impl Table {
         self.methods.iter().map(|(path, method)| (*path, method))
     }
 
-    /// Who answers.
     #[must_use]
     pub fn api(&self) -> &Arc<Api> {
         &self.api
     }
 
-    /// What can be refused whatever the method does: by what this member is, by the metadata. `message` is what a unary call
-    /// says.
+    /// The checks that precede every method: of this member's role and of the metadata. `message` is the request of a unary
+    /// call.
     pub fn admit(&self, method: &Method, metadata: &Metadata, message: Option<&Bytes>) -> Result<(), Refusal> {
         let status = self.api.node.status();
         if status.is_learner() && !method.learner.accepts(message) {
@@ -287,7 +283,7 @@ mod tests {
 
     /// Trap 35.
     #[test]
-    fn a_learner_answers_status_and_reads_that_may_be_stale() {
+    fn a_learner_answers_status_and_serializable_reads() {
         let range =
             |serializable| Bytes::from(RangeRequest { serializable, ..RangeRequest::default() }.encode_to_vec());
         let (fresh, stale, garbage) = (range(false), range(true), Bytes::from_static(b"\xff"));

@@ -1,11 +1,11 @@
-//! Unary calls, framed by hand: most calls are these, and most of a call's cost is its framing.
+//! Unary calls, with gRPC's framing implemented here: most calls are unary, and most of a call's cost is its framing.
 //!
-//! A gRPC message is five bytes (compressed or not, length) and the message; a unary call is one of them each way, then
-//! trailers with the status. A request usually lies in a single frame and is handed on without copying. Calls that use
+//! A gRPC message is prefixed with five bytes (a compression flag and the length). A unary call has one message each way, then
+//! trailers with the status. A request usually lies in a single frame and is passed on without copying. Calls that use
 //! compression are not served here.
 //!
-//! The call's mailbox holds one parcel and the task that waits for it: one allocation for the whole call, however often
-//! work is put into it.
+//! The call's mailbox holds one parcel and the waker of the task that waits for it. It is one allocation for the whole call,
+//! regardless of how often work is put into it.
 
 use std::{
     borrow::Cow,
@@ -24,12 +24,12 @@ use parking_lot::Mutex;
 
 use super::{
     Api,
-    table::{Method, Table, Unary},
+    table::{Method, Table, UnaryHandler},
 };
 use crate::call::{Answer, Call, Code, Mailbox, Metadata, Parcel, Refusal, Reply};
 
 const PREFIX_LEN: usize = 5;
-/// A message up to this size is copied behind its prefix, to go out as one frame.
+/// A message up to this size is copied behind its prefix, so that both are sent as one frame.
 const COPIED_BYTES: usize = 16 << 10;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -38,11 +38,11 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The mailbox of one unary call.
 #[derive(Default)]
-struct Pigeonhole {
+struct UnaryMailbox {
     state: Mutex<(Option<Parcel>, Option<Waker>)>,
 }
 
-impl Mailbox for Pigeonhole {
+impl Mailbox for UnaryMailbox {
     fn put(self: Arc<Self>, _slot: u64, parcel: Parcel) {
         let mut state = self.state.lock();
         state.0 = Some(parcel);
@@ -54,8 +54,8 @@ impl Mailbox for Pigeonhole {
     }
 }
 
-impl Pigeonhole {
-    async fn parcel(&self) -> Parcel {
+impl UnaryMailbox {
+    async fn next_parcel(&self) -> Parcel {
         std::future::poll_fn(|context| {
             let mut state = self.state.lock();
             if let Some(parcel) = state.0.take() {
@@ -68,12 +68,12 @@ impl Pigeonhole {
     }
 }
 
-/// Calls a handler and waits for its answer, running what it wants to be run here.
-pub async fn run(api: &Arc<Api>, handler: Unary, call: Call) -> Answer {
-    let mailbox = Arc::new(Pigeonhole::default());
+/// Calls a handler and waits for its answer. Work that the handler puts into the mailbox runs here.
+pub async fn run(api: &Arc<Api>, handler: UnaryHandler, call: Call) -> Answer {
+    let mailbox = Arc::new(UnaryMailbox::default());
     handler(api, call, Reply::new(mailbox.clone(), 0));
     loop {
-        match mailbox.parcel().await {
+        match mailbox.next_parcel().await {
             Parcel::Answer(answer) => return answer,
             Parcel::Work(work) => work(Reply::new(mailbox.clone(), 0)),
         }
@@ -84,7 +84,7 @@ pub async fn run(api: &Arc<Api>, handler: Unary, call: Call) -> Answer {
 pub async fn serve<B>(
     table: Arc<Table>,
     method: Arc<Method>,
-    handler: Unary,
+    handler: UnaryHandler,
     metadata: Metadata,
     body: B,
 ) -> Response<UnaryBody>
@@ -103,8 +103,8 @@ where
     }
 }
 
-/// Answers a call whose message was read, and counts it.
-pub async fn answer(table: &Table, method: &Method, handler: Unary, call: Call) -> Answer {
+/// Answers a call whose request has been read, and counts the call.
+pub async fn answer(table: &Table, method: &Method, handler: UnaryHandler, call: Call) -> Answer {
     let (started, request_bytes) = (Instant::now(), call.message.len());
     method.received(request_bytes);
     let answer = match table.admit(method, &call.metadata, Some(&call.message)) {
@@ -122,57 +122,57 @@ pub async fn answer(table: &Table, method: &Method, handler: Unary, call: Call) 
     answer
 }
 
-/// Reads the one message of a request.
+/// Reads the message of a request.
 async fn read<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, max_bytes: usize) -> Result<Bytes, Refusal> {
-    let mut gathered = Gathered::default();
+    let mut received = MessageBuffer::default();
     loop {
-        if let Some(message) = gathered.take_message(max_bytes)? {
+        if let Some(message) = received.take_message(max_bytes)? {
             return Ok(message);
         }
         let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
         let Some(Ok(frame)) = frame else {
-            let text = if gathered.len() < PREFIX_LEN { "EOF" } else { "unexpected EOF" };
+            let text = if received.len() < PREFIX_LEN { "EOF" } else { "unexpected EOF" };
             return Err(Refusal { code: Code::Unknown, message: Cow::Borrowed(text) });
         };
         if let Ok(data) = frame.into_data() {
-            gathered.push(data);
+            received.push(data);
         }
     }
 }
 
-/// What has come of a message: one piece as it is, or several in one buffer, into which each is copied once.
+/// The received part of a message: the first piece as it is, or several in one buffer, into which each is copied once.
 #[derive(Default)]
-struct Gathered {
-    whole: Bytes,
-    pieces: BytesMut,
+struct MessageBuffer {
+    single: Bytes,
+    joined: BytesMut,
 }
 
-impl Gathered {
+impl MessageBuffer {
     fn len(&self) -> usize {
-        self.whole.len() + self.pieces.len()
+        self.single.len() + self.joined.len()
     }
 
     fn push(&mut self, data: Bytes) {
         if self.len() == 0 {
-            self.whole = data;
+            self.single = data;
             return;
         }
-        self.pieces.extend_from_slice(&std::mem::take(&mut self.whole));
-        self.pieces.extend_from_slice(&data);
+        self.joined.extend_from_slice(&std::mem::take(&mut self.single));
+        self.joined.extend_from_slice(&data);
     }
 
-    /// The message at the front, if all of it has come.
+    /// The message at the front, if it is complete.
     fn take_message(&mut self, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
-        let front = if self.pieces.is_empty() { &self.whole[..] } else { &self.pieces[..] };
+        let front = if self.joined.is_empty() { &self.single[..] } else { &self.joined[..] };
         let Some(range) = find_message(front, max_bytes)? else { return Ok(None) };
-        let whole = if self.pieces.is_empty() { self.whole.clone() } else { self.pieces.split().freeze() };
-        Ok(Some(whole.slice(range)))
+        let framed = if self.joined.is_empty() { self.single.clone() } else { self.joined.split().freeze() };
+        Ok(Some(framed.slice(range)))
     }
 }
 
-/// Where the first message lies, if all of it is there.
-fn find_message(gathered: &[u8], max_bytes: usize) -> Result<Option<Range<usize>>, Refusal> {
-    let Some(mut prefix) = gathered.get(..PREFIX_LEN) else { return Ok(None) };
+/// The range of the first message, if it is complete.
+fn find_message(received: &[u8], max_bytes: usize) -> Result<Option<Range<usize>>, Refusal> {
+    let Some(mut prefix) = received.get(..PREFIX_LEN) else { return Ok(None) };
     if prefix.get_u8() != 0 {
         let text = "grpc: compressed flag set with identity or empty encoding";
         return Err(Refusal { code: Code::Internal, message: Cow::Borrowed(text) });
@@ -183,7 +183,7 @@ fn find_message(gathered: &[u8], max_bytes: usize) -> Result<Option<Range<usize>
         return Err(Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) });
     }
     let range = PREFIX_LEN..PREFIX_LEN + len;
-    Ok((range.end <= gathered.len()).then_some(range))
+    Ok((range.end <= received.len()).then_some(range))
 }
 
 fn accept(message: Bytes) -> Response<UnaryBody> {
@@ -229,7 +229,7 @@ fn percent_encode(text: &str) -> HeaderValue {
     HeaderValue::try_from(out).expect("what is left is printable ASCII")
 }
 
-/// The body of an answer: the message in one frame or two, then the trailers that say all is well.
+/// The body of a response: the message in one frame or two, then trailers with the status OK.
 pub struct UnaryBody {
     first: Option<Bytes>,
     rest: Option<Bytes>,
@@ -276,26 +276,26 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_taken_when_all_of_it_has_come() {
+    fn a_message_is_returned_once_it_is_complete() {
         let whole = framed(0, b"message");
         let message = Bytes::from_static(b"message");
-        for cut in 1..whole.len() {
-            let mut gathered = Gathered::default();
-            gathered.push(whole.slice(..cut));
-            assert_eq!(gathered.take_message(100), Ok(None), "after {cut} bytes");
-            for byte in whole[cut..].chunks(1) {
-                assert_eq!(gathered.take_message(100), Ok(None));
-                gathered.push(Bytes::copy_from_slice(byte));
+        for split in 1..whole.len() {
+            let mut received = MessageBuffer::default();
+            received.push(whole.slice(..split));
+            assert_eq!(received.take_message(100), Ok(None), "after {split} bytes");
+            for byte in whole[split..].chunks(1) {
+                assert_eq!(received.take_message(100), Ok(None));
+                received.push(Bytes::copy_from_slice(byte));
             }
-            assert_eq!(gathered.take_message(100), Ok(Some(message.clone())));
+            assert_eq!(received.take_message(100), Ok(Some(message.clone())));
         }
-        let mut gathered = Gathered::default();
-        gathered.push(whole);
-        assert_eq!(gathered.take_message(100), Ok(Some(message)));
+        let mut received = MessageBuffer::default();
+        received.push(whole);
+        assert_eq!(received.take_message(100), Ok(Some(message)));
     }
 
     #[test]
-    fn a_message_that_is_too_large_is_refused_by_its_prefix_alone() {
+    fn a_message_that_is_too_large_is_refused_once_its_prefix_is_read() {
         let refusal = find_message(&framed(0, b"message")[..5], 6).unwrap_err();
         assert_eq!(refusal.code, Code::ResourceExhausted);
         assert_eq!(refusal.message, "grpc: received message larger than max (7 vs. 6)");
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_refusals_survive_a_header() {
+    fn error_texts_are_encoded_for_a_header() {
         assert_eq!(percent_encode("etcdserver: no leader"), "etcdserver: no leader");
         assert_eq!(percent_encode("50% \u{e9}\n"), "50%25 %C3%A9%0A");
     }

@@ -1,4 +1,4 @@
-//! What can be refused by looking at a request alone, in etcd's order of checks.
+//! Checks that need the request alone, in etcd's order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,7 @@ pub fn range(range: &RangeRequest) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses in addition what a RangeStream cannot do.
+/// Refuses, in addition, what a RangeStream does not support.
 pub fn range_stream(request: &RangeRequest) -> Result<(), Error> {
     range(request)?;
     let default_order = request.sort_order == SortOrder::None as i32
@@ -124,7 +124,7 @@ impl Intervals {
 
     fn add_delete(&mut self, delete: &DeleteRangeRequest) {
         let end = if delete.range_end.is_empty() {
-            [delete.key.as_ref(), &[0]].concat().into() // A single key ends just behind itself.
+            [delete.key.as_ref(), &[0]].concat().into() // The interval of a single key.
         } else {
             delete.range_end.clone()
         };
@@ -132,7 +132,7 @@ impl Intervals {
     }
 }
 
-/// What a branch writes, or `DuplicateKey`. A key may not be put twice, nor put and deleted; but the branches of one nested
+/// What a branch writes, or `DuplicateKey`. A key may not be put twice, nor put and deleted. But the two branches of a nested
 /// transaction may share keys, as only one of them runs.
 fn footprint(ops: &[RequestOp]) -> Result<Footprint, Error> {
     let mut all = Footprint::default();
@@ -143,7 +143,7 @@ fn footprint(ops: &[RequestOp]) -> Result<Footprint, Error> {
     }
     for op in ops {
         if let Some(request_op::Request::RequestTxn(nested)) = &op.request {
-            all.absorb(footprint(&nested.success)?, footprint(&nested.failure)?)?;
+            all.merge_branches(footprint(&nested.success)?, footprint(&nested.failure)?)?;
         }
     }
     for op in ops {
@@ -157,8 +157,8 @@ fn footprint(ops: &[RequestOp]) -> Result<Footprint, Error> {
 }
 
 impl Footprint {
-    /// Takes in what either branch of a nested transaction writes.
-    fn absorb(&mut self, success: Self, failure: Self) -> Result<(), Error> {
+    /// Adds what either branch of a nested transaction writes.
+    fn merge_branches(&mut self, success: Self, failure: Self) -> Result<(), Error> {
         let puts: BTreeSet<Bytes> = success.puts.into_iter().chain(failure.puts).collect();
         if puts.iter().any(|put| self.puts.contains(put) || self.deletes.contains(put)) {
             return Err(Error::DuplicateKey);
@@ -201,7 +201,7 @@ mod tests {
 
     /// Traps 23 and 53.
     #[test]
-    fn duplicate_keys_are_found_through_nesting_as_etcd_finds_them() {
+    fn duplicate_keys_in_nested_transactions_are_found_as_in_etcd() {
         let duplicate = || Err(Error::DuplicateKey);
         check(vec![put_op("a"), put_op("a")], duplicate());
         check(vec![put_op("a"), delete_op("a", "")], duplicate());
@@ -211,17 +211,17 @@ mod tests {
         check(vec![put_op("a"), txn_op(vec![put_op("a")], vec![])], duplicate());
         check(vec![txn_op(vec![put_op("a")], vec![put_op("a")])], Ok(()));
         check(vec![txn_op(vec![put_op("a")], vec![]), txn_op(vec![], vec![put_op("a")])], duplicate());
-        // An end of one zero byte is no infinity here, and an inverted interval holds nothing.
+        // Here an end of one zero byte does not mean infinity, and an inverted interval is empty.
         check(vec![delete_op("a", "\0"), put_op("a"), put_op("b")], Ok(()));
         check(vec![delete_op("k", "k"), put_op("k")], Ok(()));
-        // Between siblings only a deletion before a put counts.
+        // Between siblings, only a deletion before a put is a duplicate.
         check(vec![txn_op(vec![put_op("a")], vec![]), txn_op(vec![delete_op("a", "")], vec![])], Ok(()));
         check(vec![txn_op(vec![delete_op("a", "")], vec![]), txn_op(vec![put_op("a")], vec![])], duplicate());
     }
 
     /// Trap 24.
     #[test]
-    fn the_budget_of_operations_shrinks_by_depth_and_not_by_siblings() {
+    fn the_limit_of_operations_shrinks_with_depth_and_not_with_siblings() {
         let three = || vec![put_op("a"), put_op("b"), put_op("c")];
         let nested = |failure| TxnRequest { success: vec![txn_op(three(), failure)], ..Default::default() };
         assert_eq!(txn(&nested(vec![]), 4), Ok(()));
@@ -238,7 +238,7 @@ mod tests {
 
     /// Traps 26, 27 and 28.
     #[test]
-    fn malformed_requests_have_their_words() {
+    fn malformed_requests_have_etcds_errors() {
         check(vec![RequestOp { request: None }], Err(Error::KeyNotFound));
         check(vec![put_op("")], Err(Error::EmptyKey));
         let sorted = RangeRequest { key: "k".into(), sort_order: 7, ..Default::default() };

@@ -1,11 +1,11 @@
-//! Streams that were opened with `hasleader: true` do not outlive the leader for long.
+//! Ends streams that were opened with `hasleader: true` when the member has no leader.
 //!
-//! Whether there is a leader is looked at once per election timeout, in one place for all streams. After three looks in a row
-//! that found none, every such stream ends, so that its client looks for another member. Reconnecting costs much more
-//! than waiting, hence the patience; whoever comes anew meanwhile is refused at once.
+//! Once per election timeout, one task polls for all streams whether there is a leader. After three polls in a row without one,
+//! every such stream ends, so that its client connects to another member. Reconnecting costs much more than waiting, hence the
+//! three polls; new streams are refused immediately while there is no leader.
 //!
-//! A stream remembers how often that had happened when it was opened. So all that is to be done when it happens again is to
-//! count it and to wake them.
+//! A stream remembers the number of leader losses at the time when it was opened. So a new loss only has to increment the
+//! counter and wake the streams.
 
 use std::{
     collections::HashMap,
@@ -24,69 +24,68 @@ use crate::{
     error::Error,
 };
 
-/// So many looks in a row that find no leader.
-const PATIENCE: u32 = 3;
+/// The leader counts as lost after this many polls in a row without one.
+const MAX_POLLS_WITHOUT_LEADER: u32 = 3;
 
-/// Watches over the streams that want a leader.
+/// Tells streams that require a leader when it is lost.
 #[derive(Default)]
-pub struct Vigil {
-    /// How often the leader was given up.
-    given_up: AtomicU64,
+pub struct LeaderWatch {
+    /// How many times the leader was lost.
+    losses: AtomicU64,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    looks_in_vain: u32,
-    next_name: u64,
+    polls_without_leader: u32,
+    next_id: u64,
     wakers: HashMap<u64, Waker>,
 }
 
-impl Vigil {
-    /// One look: is there a leader?
+impl LeaderWatch {
+    /// Records whether there is a leader. To be called once per election timeout.
     pub fn look(&self, has_leader: bool) {
         let mut state = self.state.lock();
-        state.looks_in_vain = if has_leader { 0 } else { state.looks_in_vain + 1 };
-        if state.looks_in_vain < PATIENCE {
+        state.polls_without_leader = if has_leader { 0 } else { state.polls_without_leader + 1 };
+        if state.polls_without_leader < MAX_POLLS_WITHOUT_LEADER {
             return;
         }
-        self.given_up.fetch_add(1, Ordering::Release);
+        self.losses.fetch_add(1, Ordering::Release);
         let wakers = mem::take(&mut state.wakers);
         drop(state);
         wakers.into_values().for_each(Waker::wake);
     }
 
-    /// The same conversation, which ends when the leader is given up.
+    /// Wraps a conversation so that it ends when the leader is lost.
     #[must_use]
     pub fn guard(self: &Arc<Self>, conversation: Box<dyn Conversation>) -> Box<dyn Conversation> {
         let mut state = self.state.lock();
-        let name = state.next_name;
-        state.next_name += 1;
+        let id = state.next_id;
+        state.next_id += 1;
         drop(state);
-        let since = self.given_up.load(Ordering::Acquire);
-        Box::new(Guarded { conversation, vigil: self.clone(), name, since, waker: None })
+        let losses_at_open = self.losses.load(Ordering::Acquire);
+        Box::new(Guarded { conversation, leader_watch: self.clone(), id, losses_at_open, waker: None })
     }
 }
 
-/// A stream that wants a leader.
+/// A stream that requires a leader.
 struct Guarded {
     conversation: Box<dyn Conversation>,
-    vigil: Arc<Vigil>,
-    name: u64,
-    /// How often the leader had been given up when the stream was opened.
-    since: u64,
-    /// Who is woken.
+    leader_watch: Arc<LeaderWatch>,
+    id: u64,
+    losses_at_open: u64,
+    /// The waker that is registered.
     waker: Option<Waker>,
 }
 
 impl Conversation for Guarded {
     fn step(&mut self, line: &mut dyn Line) -> Step {
-        if self.waker.as_ref().is_none_or(|known| !known.will_wake(line.waker())) {
+        if self.waker.as_ref().is_none_or(|registered| !registered.will_wake(line.waker())) {
             self.waker = Some(line.waker().clone());
-            self.vigil.state.lock().wakers.insert(self.name, line.waker().clone());
+            self.leader_watch.state.lock().wakers.insert(self.id, line.waker().clone());
         }
-        // Behind the registration: who is not woken sees the count.
-        if self.vigil.given_up.load(Ordering::Acquire) != self.since {
+        // After the registration: a stream that was registered too late to be woken sees the new count.
+        if self.leader_watch.losses.load(Ordering::Acquire) != self.losses_at_open {
             return Step::End(Err(Error::NoLeader.into()));
         }
         self.conversation.step(line)
@@ -99,7 +98,7 @@ impl Conversation for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.vigil.state.lock().wakers.remove(&self.name);
+        self.leader_watch.state.lock().wakers.remove(&self.id);
     }
 }
 
@@ -124,18 +123,18 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Bell(AtomicUsize);
+    struct CountingWaker(AtomicUsize);
 
-    impl Wake for Bell {
+    impl Wake for CountingWaker {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// A line on which nobody says anything.
-    struct Silence(Waker);
+    /// A line without messages.
+    struct IdleLine(Waker);
 
-    impl Line for Silence {
+    impl Line for IdleLine {
         fn receive(&mut self) -> Option<Bytes> {
             None
         }
@@ -155,46 +154,46 @@ mod tests {
         }
     }
 
-    /// A stream, the line that it is stepped with, and how often it was woken.
-    fn open(vigil: &Arc<Vigil>) -> (Box<dyn Conversation>, Silence, Arc<Bell>) {
-        let bell = Arc::new(Bell::default());
-        (vigil.guard(Box::new(Idle)), Silence(Waker::from(bell.clone())), bell)
+    /// A stream, the line that it is stepped with, and the number of its wake-ups.
+    fn open(leader_watch: &Arc<LeaderWatch>) -> (Box<dyn Conversation>, IdleLine, Arc<CountingWaker>) {
+        let wakes = Arc::new(CountingWaker::default());
+        (leader_watch.guard(Box::new(Idle)), IdleLine(Waker::from(wakes.clone())), wakes)
     }
 
     #[test]
-    fn streams_end_at_the_third_look_that_finds_no_leader() {
-        let vigil = Arc::new(Vigil::default());
-        let (mut stream, mut line, bell) = open(&vigil);
+    fn streams_end_at_the_third_poll_without_a_leader() {
+        let leader_watch = Arc::new(LeaderWatch::default());
+        let (mut stream, mut line, wakes) = open(&leader_watch);
         assert_eq!(stream.step(&mut line), Step::Wait);
         for has_leader in [false, false, true, false, false] {
-            vigil.look(has_leader);
-            assert_eq!(stream.step(&mut line), Step::Wait, "it is given up after three in a row only");
+            leader_watch.look(has_leader);
+            assert_eq!(stream.step(&mut line), Step::Wait, "the leader is lost after three polls in a row only");
         }
-        assert_eq!(bell.0.load(Ordering::Relaxed), 0);
-        vigil.look(false);
-        assert_eq!(bell.0.load(Ordering::Relaxed), 1, "it is woken");
-        let Step::End(Err(refusal)) = stream.step(&mut line) else { panic!("it goes on") };
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
+        leader_watch.look(false);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "it is woken");
+        let Step::End(Err(refusal)) = stream.step(&mut line) else { panic!("the stream goes on") };
         assert_eq!((refusal.code, refusal.message.as_ref()), (Code::Unavailable, "etcdserver: no leader"));
     }
 
     #[test]
-    fn a_stream_that_is_opened_later_lives_until_the_next_time() {
-        let vigil = Arc::new(Vigil::default());
-        (0..3).for_each(|_| vigil.look(false));
-        let (mut stream, mut line, _) = open(&vigil);
-        vigil.look(true);
+    fn a_stream_that_is_opened_after_a_loss_ends_at_the_next_one() {
+        let leader_watch = Arc::new(LeaderWatch::default());
+        (0..3).for_each(|_| leader_watch.look(false));
+        let (mut stream, mut line, _) = open(&leader_watch);
+        leader_watch.look(true);
         assert_eq!(stream.step(&mut line), Step::Wait);
-        (0..3).for_each(|_| vigil.look(false));
+        (0..3).for_each(|_| leader_watch.look(false));
         assert!(matches!(stream.step(&mut line), Step::End(Err(_))));
     }
 
     #[test]
-    fn streams_that_are_gone_leave_nothing_behind() {
-        let vigil = Arc::new(Vigil::default());
-        let streams: Vec<_> = (0..10).map(|_| open(&vigil)).collect();
+    fn dropped_streams_leave_no_wakers() {
+        let leader_watch = Arc::new(LeaderWatch::default());
+        let streams: Vec<_> = (0..10).map(|_| open(&leader_watch)).collect();
         for (mut stream, mut line, _) in streams {
             assert_eq!(stream.step(&mut line), Step::Wait);
         }
-        assert!(vigil.state.lock().wakers.is_empty());
+        assert!(leader_watch.state.lock().wakers.is_empty());
     }
 }

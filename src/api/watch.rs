@@ -1,8 +1,8 @@
-//! One Watch stream: many watches, their creation, cancellation and progress, and large responses in parts.
+//! A Watch stream: many watches, their creation, cancellation and progress, and the fragmentation of large responses.
 //!
-//! Requests go to the hub in the order in which they came, and everything the client hears comes out of the stream's outbox
-//! in the order in which the hub put it there. So this file promises nothing about order; it reads requests, and writes
-//! responses around events that are encoded already.
+//! Requests go to the hub in the order in which they arrived, and all responses come out of the stream's outbox in the order in
+//! which the hub put them there. So the order is not decided here: this module decodes requests, and encodes responses around
+//! events that are encoded already.
 
 use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Instant};
 
@@ -21,16 +21,16 @@ use crate::{
     watch::{self, Create, Events, NOBODY, Request, Response, Subscriber, Wishes},
 };
 
-/// Says whether the caller may watch from a key to a range end (as it was sent), or else what he is told.
+/// Whether the caller may watch from a key to a range end (as it was sent); the error is the cancel reason that the client gets.
 pub type Gate = Box<dyn Fn(&[u8], &[u8]) -> Result<(), Cow<'static, str>> + Send>;
 
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 
-/// A watch keeps its key and its end for as long as it lives, and each of its comparisons reads them: no longer ones are
-/// watched. Keys as such may be longer; a watch of a range that begins before them hears of them.
+/// The longest key and range end of a watch, because a watch keeps them for as long as it lives, and each of its comparisons
+/// reads them. Keys themselves may be longer; a watch of a range that begins before them receives their events.
 const MAX_KEY_BYTES: usize = 16 << 10;
 
-/// The key that an empty key means, as the first of all keys.
+/// The first of all keys, which an empty key stands for.
 const FIRST_KEY: &[u8] = &[0];
 
 /// A Watch stream.
@@ -39,47 +39,50 @@ pub struct Watching {
     header: Header,
     gate: Gate,
     fragment_bytes: usize,
-    taken: VecDeque<Response>,
-    /// A response of which some parts were sent, and its events from which on the rest was not. Nothing comes in between.
-    parted: Option<(Events, usize)>,
-    /// What the watches count for that were asked for in this step.
+    /// Responses that were taken from the outbox and are not sent yet.
+    pending: VecDeque<Response>,
+    /// A response of which some fragments were sent, and the index of its first event that was not. No other response is sent in
+    /// between.
+    fragmented: Option<(Events, usize)>,
+    /// What the watches that were requested in this step count as held.
     charged: usize,
 }
 
 impl Api {
     /// `Watch/Watch`.
     pub fn watch(self: &Arc<Self>, _metadata: Metadata) -> Box<dyn Conversation> {
-        let gate = Box::new(|_key: &[u8], _range_end: &[u8]| Ok(())); // Nobody has to say who he is yet.
+        let gate = Box::new(|_key: &[u8], _range_end: &[u8]| Ok(())); // There is no authentication yet.
         Box::new(Watching::new(self.hub.open(), self.header.clone(), gate, self.limits.max_message_bytes()))
     }
 }
 
 impl Watching {
-    /// A stream without watches. Responses that may be split are, from `fragment_bytes` on.
+    /// A stream without watches. Responses of `fragment_bytes` and more are fragmented, where the client allows it.
     #[must_use]
     pub fn new(subscriber: Subscriber, header: Header, gate: Gate, fragment_bytes: usize) -> Self {
-        Self { subscriber, header, gate, fragment_bytes, taken: VecDeque::new(), parted: None, charged: 0 }
+        Self { subscriber, header, gate, fragment_bytes, pending: VecDeque::new(), fragmented: None, charged: 0 }
     }
 
-    /// Passes requests on, as long as there are any and their answers have somewhere to go. True if there were some.
-    fn hear(&mut self, line: &mut dyn Line) -> Result<bool, Refusal> {
-        let mut heard = false;
+    /// Passes requests to the hub, as long as there are any and the stream's outbox has capacity for the responses. Returns
+    /// whether there were any.
+    fn receive_requests(&mut self, line: &mut dyn Line) -> Result<bool, Refusal> {
+        let mut received = false;
         while self.subscriber.may_ask()
             && let Some(message) = line.receive()
         {
-            heard = true;
+            received = true;
             let request: WatchRequest = decode_streamed(message)?;
             match request.request_union {
                 Some(RequestUnion::CreateRequest(create)) => self.create(&create, line.spare()),
                 Some(RequestUnion::CancelRequest(cancel)) => self.subscriber.ask(Request::Cancel(cancel.watch_id)),
                 Some(RequestUnion::ProgressRequest(_)) => self.subscriber.ask(Request::Progress),
-                None => (), // A kind of request that is not known yet.
+                None => (), // A kind of request that this version does not know.
             }
         }
-        Ok(heard)
+        Ok(received)
     }
 
-    /// `spare` is what may be kept for the client beside what was before this step.
+    /// `spare` is how many bytes more than before this step may be held for the client.
     fn create(&mut self, create: &WatchCreateRequest, spare: usize) {
         let request = match self.check(create) {
             Ok(create) if self.charged + watch::charge(&create.interval) > spare => {
@@ -95,7 +98,7 @@ impl Watching {
         self.subscriber.ask(request);
     }
 
-    /// Checks what can be checked by looking at the request alone, and who asks. The order can be observed.
+    /// Checks the request itself and the caller's permission. Clients can observe the order of the checks.
     fn check(&self, create: &WatchCreateRequest) -> Result<Create, Cow<'static, str>> {
         let key = if create.key.is_empty() { FIRST_KEY } else { &create.key };
         if create.start_revision < 0 {
@@ -105,7 +108,7 @@ impl Watching {
         if key.len().max(create.range_end.len()) > MAX_KEY_BYTES {
             return Err(Error::RequestTooLarge.to_string().into());
         }
-        // Copies: a watch shall not keep the buffer in which its request came.
+        // Copies: a watch must not keep the buffer in which its request was received.
         let interval = Interval::new(Bytes::copy_from_slice(key), Bytes::copy_from_slice(&create.range_end));
         if matches!(&interval, Interval::Range(start, end) if start >= end) {
             return Err(EMPTY_RANGE.into());
@@ -121,23 +124,23 @@ impl Watching {
         Ok(Create { id: create.watch_id, interval, start: create.start_revision, wishes })
     }
 
-    /// Sends what was taken, while there is room. True if all is sent.
-    fn speak(&mut self, line: &mut dyn Line) -> bool {
-        if self.taken.is_empty() && self.parted.is_none() {
+    /// Sends pending responses while the line has capacity. Returns whether all were sent.
+    fn send_responses(&mut self, line: &mut dyn Line) -> bool {
+        if self.pending.is_empty() && self.fragmented.is_none() {
             return true;
         }
         let (started, mut sent) = (Instant::now(), Sent::default());
-        let is_done = self.speak_of(line, &mut sent);
+        let is_done = self.send_pending(line, &mut sent);
         metrics::watch_sent(sent, started.elapsed());
         is_done
     }
 
-    fn speak_of(&mut self, line: &mut dyn Line, sent: &mut Sent) -> bool {
+    fn send_pending(&mut self, line: &mut dyn Line, sent: &mut Sent) -> bool {
         while line.has_room() {
-            if let Some((events, next)) = self.parted.take() {
-                let message = self.next_part(events, next);
+            if let Some((events, next)) = self.fragmented.take() {
+                let message = self.next_fragment(events, next);
                 line.send(message);
-            } else if let Some(response) = self.taken.pop_front() {
+            } else if let Some(response) = self.pending.pop_front() {
                 count(&response, sent);
                 let message = self.encode(response);
                 line.send(message);
@@ -145,7 +148,7 @@ impl Watching {
                 return true;
             }
         }
-        self.taken.is_empty() && self.parted.is_none()
+        self.pending.is_empty() && self.fragmented.is_none()
     }
 
     fn encode(&mut self, response: Response) -> Bytes {
@@ -172,19 +175,19 @@ impl Watching {
         response.encode_to_vec().into()
     }
 
-    /// The whole response, or its first part if it is so large that it has to be split.
+    /// The whole response, or its first fragment if it is large enough to be fragmented.
     fn encode_events(&mut self, events: Events) -> Bytes {
         let head = WatchResponse { watch_id: events.watch, ..self.with_header(events.revision) };
         let frames = events.frames.as_slice();
         let size = head.encoded_len() + frames.iter().map(Bytes::len).sum::<usize>();
         if events.fragment && size >= self.fragment_bytes && frames.len() >= 2 {
-            return self.next_part(events, 0);
+            return self.next_fragment(events, 0);
         }
         assemble(&head, frames, size)
     }
 
-    /// The part that begins with the event `first`. What is left behind it is the next thing that is sent.
-    fn next_part(&mut self, events: Events, first: usize) -> Bytes {
+    /// The fragment that begins with the event `first`. The rest is what is sent next.
+    fn next_fragment(&mut self, events: Events, first: usize) -> Bytes {
         let mut head = WatchResponse { watch_id: events.watch, fragment: true, ..self.with_header(events.revision) };
         let frames = &events.frames.as_slice()[first..];
         let mut size = head.encoded_len() + frames[0].len();
@@ -198,7 +201,7 @@ impl Watching {
         head.fragment = count < frames.len();
         let message = assemble(&head, &frames[..count], size);
         if head.fragment {
-            self.parted = Some((events, first + count));
+            self.fragmented = Some((events, first + count));
         }
         message
     }
@@ -219,7 +222,7 @@ fn count(response: &Response, sent: &mut Sent) {
     }
 }
 
-/// Writes a response in one allocation: its events are encoded, and come last.
+/// Assembles a response in one allocation. Its events are encoded already, and come last.
 fn assemble(head: &WatchResponse, frames: &[Bytes], size: usize) -> Bytes {
     let mut out = Vec::with_capacity(size);
     head.encode_raw(&mut out);
@@ -234,28 +237,28 @@ impl Conversation for Watching {
         self.charged = 0;
         loop {
             let could_ask = self.subscriber.may_ask();
-            let heard = match self.hear(line) {
-                Ok(heard) => heard,
+            let received = match self.receive_requests(line) {
+                Ok(received) => received,
                 Err(refusal) => return Step::End(Err(refusal)),
             };
-            // What cannot be sent stays where it is bounded.
-            if !self.speak(line) || !line.has_room() {
+            // Responses that cannot be sent stay in the outbox, which is bounded.
+            if !self.send_responses(line) || !line.has_room() {
                 return Step::Wait;
             }
-            if let Err(watch::Stopped) = self.subscriber.take(&mut self.taken, line.waker()) {
+            if let Err(watch::Stopped) = self.subscriber.take(&mut self.pending, line.waker()) {
                 let message = Error::Stopped.to_string().into();
                 return Step::End(Err(Refusal { code: Code::Unavailable, message }));
             }
-            // Requests that could not be passed on a moment ago may be by now.
-            let can_hear = heard || !could_ask && self.subscriber.may_ask();
-            if self.taken.is_empty() && !can_hear {
+            // The outbox may have capacity now for requests that could not be passed on before.
+            let can_receive = received || !could_ask && self.subscriber.may_ask();
+            if self.pending.is_empty() && !can_receive {
                 return Step::Wait;
             }
         }
     }
 
     fn held(&self) -> usize {
-        let parted = self.parted.as_ref().map_or(0, |(events, _)| events.frames.cost());
-        self.subscriber.held() + parted + self.taken.iter().map(Response::cost).sum::<usize>()
+        let fragmented = self.fragmented.as_ref().map_or(0, |(events, _)| events.frames.cost());
+        self.subscriber.held() + fragmented + self.pending.iter().map(Response::cost).sum::<usize>()
     }
 }
