@@ -13,7 +13,7 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The part of a frame before its payload.
 pub const HEAD_BYTES: usize = 9;
 /// Where a frame's type is in it.
-pub const KIND_AT: usize = 3;
+pub const KIND_OFFSET: usize = 3;
 /// The largest payload, unless agreed otherwise. We never agree otherwise for what we receive.
 pub const MAX_PAYLOAD: usize = 16_384;
 /// The largest payload that can be agreed on.
@@ -70,13 +70,13 @@ pub enum Frame {
         counted: usize,
         end: bool,
     },
-    /// `own_parent` if the stream is said to depend on itself.
+    /// `depends_on_itself` if the stream is said to depend on itself.
     Headers {
         stream: u32,
         block: Bytes,
         end: bool,
         complete: bool,
-        own_parent: bool,
+        depends_on_itself: bool,
     },
     Priority,
     Reset {
@@ -183,13 +183,13 @@ fn data(flags: u8, stream: u32, payload: Bytes) -> Result<Frame, Fault> {
 
 fn headers(flags: u8, stream: u32, payload: Bytes) -> Result<Frame, Fault> {
     let mut block = without_padding(flags, payload)?;
-    let mut own_parent = false;
+    let mut depends_on_itself = false;
     if flags & flag::PRIORITY != 0 {
-        own_parent = block.try_get_u32().map_err(|_| WRONG_SIZE)? & 0x7fff_ffff == stream;
+        depends_on_itself = block.try_get_u32().map_err(|_| WRONG_SIZE)? & 0x7fff_ffff == stream;
         block.try_get_u8().map_err(|_| WRONG_SIZE)?;
     }
     let (end, complete) = (flags & flag::END_STREAM != 0, flags & flag::END_HEADERS != 0);
-    Ok(Frame::Headers { stream, block, end, complete, own_parent })
+    Ok(Frame::Headers { stream, block, end, complete, depends_on_itself })
 }
 
 /// Priorities are deprecated: checked, and then ignored.
@@ -284,12 +284,12 @@ mod tests {
         check(kind::DATA, flag::PADDED, 1, b"\x05abc..", Ok(data(b"", 6)));
         check(kind::DATA, flag::PADDED, 1, b"\x06abc..", Err((0, Code::Protocol)));
         check(kind::DATA, flag::PADDED, 1, b"", Err((0, Code::FrameSize)));
-        let headers = |own_parent| Frame::Headers {
+        let headers = |depends_on_itself| Frame::Headers {
             stream: 3,
             block: Bytes::from_static(b"block"),
             end: true,
             complete: true,
-            own_parent,
+            depends_on_itself,
         };
         let flags = flag::PADDED | flag::PRIORITY | flag::END_STREAM | flag::END_HEADERS;
         check(kind::HEADERS, flags, 3, b"\x01\x80\0\0\x01\x10block.", Ok(headers(false)));

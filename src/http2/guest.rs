@@ -17,11 +17,11 @@ use http_body::{Body, Frame};
 use parking_lot::Mutex;
 
 use super::{
-    outbox::Bell,
-    sender::{Ending, ROOM_BYTES, Sender},
+    outbox::StreamWaker,
+    sender::{Ending, MAX_QUEUED_BYTES, Sender},
     service::{BoxError, Response, ResponseBody},
     streams::Stream,
-    talk::Outcome,
+    talk::StepOutcome,
 };
 
 /// The body of a request.
@@ -84,11 +84,11 @@ impl Drop for RequestBody {
 
 /// The connection's side of a request's body.
 #[derive(Clone)]
-pub struct Feed {
+pub struct BodySender {
     queue: Arc<Mutex<Queue>>,
 }
 
-impl Feed {
+impl BodySender {
     /// A body, and the way into it.
     #[must_use]
     pub fn new() -> (Self, RequestBody) {
@@ -133,41 +133,41 @@ impl Feed {
 }
 
 /// Somebody who answers one request.
-pub struct Guest {
+pub struct HttpHandler {
     response: Option<Response>,
     body: Option<ResponseBody>,
-    feed: Feed,
-    bell: Arc<Bell>,
+    body_sender: BodySender,
+    stream_waker: Arc<StreamWaker>,
     waker: Waker,
 }
 
-impl Drop for Guest {
+impl Drop for HttpHandler {
     fn drop(&mut self) {
-        self.feed.change(|queue| {
+        self.body_sender.change(|queue| {
             queue.is_broken = !queue.is_over;
             queue.writer = None; // Nobody would hear it.
         });
     }
 }
 
-impl Guest {
+impl HttpHandler {
     /// A guest who has just been asked.
     #[must_use]
-    pub fn new(response: Response, feed: Feed, bell: Arc<Bell>) -> Self {
-        let waker = Waker::from(bell.clone());
-        feed.queue.lock().writer = Some(waker.clone());
-        Self { response: Some(response), body: None, feed, bell, waker }
+    pub fn new(response: Response, body_sender: BodySender, stream_waker: Arc<StreamWaker>) -> Self {
+        let waker = Waker::from(stream_waker.clone());
+        body_sender.queue.lock().writer = Some(waker.clone());
+        Self { response: Some(response), body: None, body_sender, stream_waker, waker }
     }
 
     /// The way into the request's body.
     #[must_use]
-    pub fn feed(&self) -> &Feed {
-        &self.feed
+    pub fn body_sender(&self) -> &BodySender {
+        &self.body_sender
     }
 
     /// Does what can be done now.
-    pub fn step(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender) -> Outcome {
-        self.bell.listen();
+    pub fn step(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender) -> StepOutcome {
+        self.stream_waker.rearm();
         let waker = self.waker.clone();
         let mut context = Context::from_waker(&waker);
         // Nothing is asked for an answer that there is no room for: it would wait here, uncounted.
@@ -182,15 +182,15 @@ impl Guest {
             self.body = (!body.is_end_stream()).then_some(body);
         }
         let is_stalled = self.send_body(slot, stream, sender, &mut context) || is_full;
-        Outcome { consumed: self.feed.take_consumed(), is_stalled, received: 0, goes_on: false }
+        StepOutcome { consumed: self.body_sender.take_consumed(), is_stalled, received: 0, has_more: false }
     }
 
     /// Sends what there is, while there is room. True if it stopped because the connection has too much to write.
     fn send_body(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender, context: &mut Context<'_>) -> bool {
         let Some(body) = &mut self.body else { return false };
         let (id, out) = (stream.id, &mut stream.outbound);
-        while out.queued() < ROOM_BYTES {
-            if !sender.has_room(out) {
+        while out.queued() < MAX_QUEUED_BYTES {
+            if !sender.can_send(out) {
                 return true;
             }
             let ending = match body.as_mut().poll_frame(context) {

@@ -4,9 +4,9 @@
 //! | --- | --- | --- |
 //! | streams at a time | [`Limits::max_streams`] | the stream is refused |
 //! | resets of calls in progress | [`Limits::max_resets`] a second | `ENHANCE_YOUR_CALM` |
-//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · frames for streams that are gone · `WINDOW_UPDATE` | [`Nuisance::per_second`] | `ENHANCE_YOUR_CALM` |
-//! | one-byte windows | as [`Nuisance::Crumb`] | `ENHANCE_YOUR_CALM` |
-//! | streams that we have to reset | as [`Nuisance::OwnReset`] | `ENHANCE_YOUR_CALM` |
+//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · frames for streams that are gone · `WINDOW_UPDATE` | [`Flood::per_second`] | `ENHANCE_YOUR_CALM` |
+//! | one-byte windows | as [`Flood::TinyFrame`] | `ENHANCE_YOUR_CALM` |
+//! | streams that we have to reset | as [`Flood::OwnReset`] | `ENHANCE_YOUR_CALM` |
 //! | CONTINUATION | bytes and frames of a block | `ENHANCE_YOUR_CALM` |
 //! | header list | [`Limits::max_header_list`] | HTTP status 431 |
 //! | slow preface, no SETTINGS, slow header block or frame | [`Limits::patience`] | the connection ends |
@@ -61,7 +61,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_streams: MOST_STREAMS,
+            max_streams: MAX_STREAMS,
             max_resets: 1000,
             max_header_list: 64 << 10,
             max_message: 2 << 20,
@@ -76,19 +76,19 @@ impl Default for Limits {
 }
 
 /// More streams than this nobody gets, whatever is typed.
-pub const MOST_STREAMS: u32 = 1 << 15;
+pub const MAX_STREAMS: u32 = 1 << 15;
 /// Frames of one header block.
 pub const MAX_BLOCK_FRAMES: u32 = 64;
 
 /// What an open stream is counted for, whatever it asks.
 pub const STREAM_BYTES: usize = 1 << 10;
 /// What somebody who answers an ordinary request is counted for beside that.
-pub const GUEST_BYTES: usize = 4 << 10;
+pub const HTTP_HANDLER_BYTES: usize = 4 << 10;
 
 /// A client that reads less than this in [`Limits::slow_reader`] is given up.
 pub const LEAST_RATE_BYTES: usize = 64 << 10;
 /// A connection that holds no more than this is never refused, so that small calls go on whatever others hold.
-const LEAST_BYTES: usize = 16 << 10;
+const ALWAYS_ADMITTED_BYTES: usize = 16 << 10;
 
 /// Counts something that was refused or ended.
 pub fn note(reason: &'static str) {
@@ -114,26 +114,26 @@ impl Shared {
     }
 
     /// A connection begins, which will have its share.
-    pub fn enter(&self) {
+    pub fn connection_opened(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
 
     /// It ends.
-    pub fn leave(&self) {
+    pub fn connection_closed(&self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether a connection that holds so much may hold more, and so many bytes of it. `told` is what it is known to hold.
+    /// Whether a connection that holds so much may hold more, and so many bytes of it. `reported` is what it is known to hold.
     ///
     /// The last quarter of what all may hold is kept for connections that hold less than a fair share: a client that fills
     /// the rest does not keep others from making calls. Beyond the limit only next to nothing may be held.
     #[must_use]
-    pub fn admits(&self, told: usize, held: usize, bytes: usize) -> bool {
+    pub fn admits(&self, reported: usize, held: usize, bytes: usize) -> bool {
         let wanted = held.saturating_add(bytes);
-        if wanted <= LEAST_BYTES {
+        if wanted <= ALWAYS_ADMITTED_BYTES {
             return true;
         }
-        let (in_all, limit) = (self.in_all(told, wanted), self.ledger.limit());
+        let (in_all, limit) = (self.in_all(reported, wanted), self.ledger.limit());
         wanted <= self.limits.max_held
             && (in_all <= limit - limit / 4 || in_all <= limit && wanted <= self.fair_share())
     }
@@ -141,25 +141,28 @@ impl Shared {
     /// The same for the first answer of a connection that has none waiting: it may be larger than what a connection may
     /// hold otherwise, up to a fair share.
     #[must_use]
-    pub fn admits_first(&self, told: usize, held: usize, bytes: usize) -> bool {
+    pub fn admits_first(&self, reported: usize, held: usize, bytes: usize) -> bool {
         let wanted = held.saturating_add(bytes);
-        self.admits(told, held, bytes)
-            || self.in_all(told, wanted) <= self.ledger.limit() && wanted <= self.fair_share()
+        self.admits(reported, held, bytes)
+            || self.in_all(reported, wanted) <= self.ledger.limit() && wanted <= self.fair_share()
     }
 
     /// How many bytes more a conversation may have kept for it, on a connection that holds so much. Conversations leave half
     /// of what a connection may hold to its calls.
     #[must_use]
-    pub fn spare(&self, told: usize, held: usize) -> usize {
-        let (in_all, limit) = (self.in_all(told, held), self.ledger.limit());
+    pub fn spare(&self, reported: usize, held: usize) -> usize {
+        let (in_all, limit) = (self.in_all(reported, held), self.ledger.limit());
         let free = (limit - limit / 4).saturating_sub(in_all);
         let share = limit.saturating_sub(in_all).min(self.fair_share().saturating_sub(held));
-        (self.limits.max_held / 2).saturating_sub(held).min(free.max(share)).max(LEAST_BYTES.saturating_sub(held))
+        (self.limits.max_held / 2)
+            .saturating_sub(held)
+            .min(free.max(share))
+            .max(ALWAYS_ADMITTED_BYTES.saturating_sub(held))
     }
 
-    /// What all would hold if this connection, known to hold `told`, held `wanted`.
-    fn in_all(&self, told: usize, wanted: usize) -> usize {
-        self.ledger.held().saturating_sub(told).saturating_add(wanted)
+    /// What all would hold if this connection, known to hold `reported`, held `wanted`.
+    fn in_all(&self, reported: usize, wanted: usize) -> usize {
+        self.ledger.held().saturating_sub(reported).saturating_add(wanted)
     }
 
     fn fair_share(&self) -> usize {
@@ -170,7 +173,7 @@ impl Shared {
 /// Frames that are cheap to send and lead to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is what it says")]
-pub enum Nuisance {
+pub enum Flood {
     Reset,
     OwnReset,
     Settings,
@@ -179,12 +182,12 @@ pub enum Nuisance {
     Idle,
     Stray,
     WindowUpdate,
-    Crumb,
+    TinyFrame,
 }
 
-const KINDS: usize = 9;
+const FLOOD_KINDS: usize = 9;
 
-impl Nuisance {
+impl Flood {
     /// How many are borne in a second. Clients that measure the line ping once a round trip, so pings are many.
     #[must_use]
     pub fn per_second(self, limits: &Limits) -> u32 {
@@ -193,7 +196,7 @@ impl Nuisance {
             Self::OwnReset => 1000,
             Self::Settings => 100,
             Self::Ping | Self::Idle | Self::Stray => 10_000,
-            Self::EmptyData | Self::Crumb => 2000,
+            Self::EmptyData | Self::TinyFrame => 2000,
             Self::WindowUpdate => 200_000,
         }
     }
@@ -210,28 +213,28 @@ impl Nuisance {
             Self::Idle => "idle_frames",
             Self::Stray => "stray_frames",
             Self::WindowUpdate => "window_updates",
-            Self::Crumb => "crumbs",
+            Self::TinyFrame => "crumbs",
         }
     }
 }
 
 /// Counts nuisances, second by second.
 #[derive(Debug, Default)]
-pub struct Counter {
+pub struct FloodCounter {
     since: Option<Instant>,
-    counts: [u32; KINDS],
+    counts: [u32; FLOOD_KINDS],
 }
 
-impl Counter {
+impl FloodCounter {
     /// Counts one.
-    pub fn count(&mut self, what: Nuisance, limits: &Limits, now: Instant) -> Result<(), Fault> {
+    pub fn count(&mut self, what: Flood, limits: &Limits, now: Instant) -> Result<(), Fault> {
         self.add(what, 1, limits, now)
     }
 
     /// Counts some.
-    pub fn add(&mut self, what: Nuisance, count: u32, limits: &Limits, now: Instant) -> Result<(), Fault> {
+    pub fn add(&mut self, what: Flood, count: u32, limits: &Limits, now: Instant) -> Result<(), Fault> {
         if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
-            *self = Self { since: Some(now), counts: [0; KINDS] };
+            *self = Self { since: Some(now), counts: [0; FLOOD_KINDS] };
         }
         let counted = &mut self.counts[what as usize];
         *counted = counted.saturating_add(count);
@@ -250,12 +253,12 @@ mod tests {
     #[test]
     fn so_many_a_second_and_no_more() {
         let (limits, start) = (Limits::default(), Instant::now());
-        let mut counter = Counter::default();
+        let mut counter = FloodCounter::default();
         for _ in 0..3 {
             let later = start + Duration::from_secs(1);
-            counter.add(Nuisance::Settings, 100, &limits, later).unwrap();
-            assert_eq!(counter.count(Nuisance::Settings, &limits, later).unwrap_err().code, Code::EnhanceYourCalm);
-            counter.count(Nuisance::Ping, &limits, later).unwrap();
+            counter.add(Flood::Settings, 100, &limits, later).unwrap();
+            assert_eq!(counter.count(Flood::Settings, &limits, later).unwrap_err().code, Code::EnhanceYourCalm);
+            counter.count(Flood::Ping, &limits, later).unwrap();
             counter.since = Some(start); // A second passes.
         }
     }
@@ -266,8 +269,8 @@ mod tests {
     fn the_last_quarter_is_for_those_that_hold_less_than_a_fair_share() {
         let ledger = Ledger::new(400 * KIB);
         let shared = Shared::new(Limits { max_held: 350 * KIB, ..Limits::default() }, ledger.clone());
-        shared.enter();
-        shared.enter();
+        shared.connection_opened();
+        shared.connection_opened();
         assert!(shared.admits(0, 290 * KIB, 10 * KIB), "there is room");
         assert!(!shared.admits(0, 290 * KIB, 11 * KIB), "it is more than a fair share of the last quarter");
         ledger.change(0, 250 * KIB);
@@ -282,9 +285,9 @@ mod tests {
     fn conversations_have_half_of_a_connection_and_what_all_of_them_have_left() {
         let ledger = Ledger::new(400 * KIB);
         let shared = Shared::new(Limits { max_held: 320 * KIB, ..Limits::default() }, ledger.clone());
-        shared.enter();
-        shared.enter();
-        let spare = |told, held| shared.spare(told * KIB, held * KIB) / KIB;
+        shared.connection_opened();
+        shared.connection_opened();
+        let spare = |reported, held| shared.spare(reported * KIB, held * KIB) / KIB;
         assert_eq!((spare(0, 0), spare(0, 120), spare(0, 200)), (160, 40, 0));
         ledger.change(0, 290 * KIB);
         assert_eq!((spare(0, 0), spare(0, 50), spare(290, 100)), (110, 60, 60), "what it holds is not counted twice");
@@ -296,8 +299,8 @@ mod tests {
     fn a_first_answer_may_be_as_large_as_a_fair_share() {
         let ledger = Ledger::new(400 * KIB);
         let shared = Shared::new(Limits { max_held: 100 * KIB, ..Limits::default() }, ledger.clone());
-        shared.enter();
-        shared.enter();
+        shared.connection_opened();
+        shared.connection_opened();
         assert!(!shared.admits(0, 0, 150 * KIB) && shared.admits_first(0, 0, 150 * KIB));
         assert!(!shared.admits_first(0, 0, 201 * KIB), "the other connection has its share, too");
         ledger.change(0, 300 * KIB);

@@ -20,15 +20,15 @@ use crate::{ledger::Ledger, metrics::METRICS};
 /// Everybody who is here.
 pub struct Lobby {
     shared: Arc<Shared>,
-    open: Mutex<Open>,
+    open: Mutex<Connections>,
     next: AtomicU64,
     emptied: Notify,
 }
 
 #[derive(Default)]
-struct Open {
+struct Connections {
     outboxes: HashMap<u64, Arc<Outbox>>,
-    is_closing: bool,
+    is_shutting_down: bool,
 }
 
 /// The place of one connection. Given up when dropped.
@@ -56,7 +56,7 @@ impl Lobby {
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> Option<Seat> {
         let mut open = self.open.lock();
-        if open.is_closing {
+        if open.is_shutting_down {
             return None;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -69,11 +69,11 @@ impl Lobby {
     /// Asks everybody to leave, and lets nobody enter any more.
     pub fn close(&self) {
         let mut open = self.open.lock();
-        open.is_closing = true;
+        open.is_shutting_down = true;
         let outboxes: Vec<_> = open.outboxes.values().cloned().collect();
         drop(open);
         for outbox in outboxes {
-            outbox.ask_to_leave();
+            outbox.request_shutdown();
         }
     }
 
@@ -125,7 +125,7 @@ mod tests {
         drop(first);
         let third = lobby.enter().unwrap();
         lobby.close();
-        assert!(second.outbox().is_to_leave() && third.outbox().is_to_leave());
+        assert!(second.outbox().shutdown_requested() && third.outbox().shutdown_requested());
         let waiting = tokio::spawn({
             let lobby = lobby.clone();
             async move { lobby.wait_until_empty().await }

@@ -50,19 +50,19 @@ impl Deframer {
         if self.is_empty() {
             self.whole = data;
         } else {
-            self.settle();
+            self.detach();
             self.pieces.extend_from_slice(&data);
         }
     }
 
     /// Adds what has come, as a copy, so that nothing larger is kept for it.
     pub fn push_copy(&mut self, data: &[u8]) {
-        self.settle();
+        self.detach();
         self.pieces.extend_from_slice(data);
     }
 
     /// Copies what is left, so that nothing larger is kept for it.
-    pub fn settle(&mut self) {
+    pub fn detach(&mut self) {
         let whole = std::mem::take(&mut self.whole);
         self.pieces.extend_from_slice(&whole);
     }
@@ -82,23 +82,23 @@ impl Deframer {
     /// How many bytes the first message needs with its prefix, if that is known.
     #[must_use]
     pub fn wanted(&self) -> Option<usize> {
-        let mut prefix = self.front().get(1..PREFIX_BYTES)?;
+        let mut prefix = self.buffer().get(1..PREFIX_BYTES)?;
         Some(PREFIX_BYTES + prefix.get_u32() as usize)
     }
 
     /// The next message, if all of it has come.
     pub fn take(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
-        match self.take_as_it_came(encoding, max_bytes)? {
-            Some((message, true)) => unpack(&message, max_bytes).map(Some),
+        match self.take_raw(encoding, max_bytes)? {
+            Some((message, true)) => decompress(&message, max_bytes).map(Some),
             Some((message, false)) => Ok(Some(message)),
             None => Ok(None),
         }
     }
 
     /// The same, and whether it is still to be unpacked.
-    pub fn take_as_it_came(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<(Bytes, bool)>, Refusal> {
+    pub fn take_raw(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<(Bytes, bool)>, Refusal> {
         let Some(wanted) = self.wanted() else { return Ok(None) };
-        let is_packed = match (self.front()[0], encoding) {
+        let is_compressed = match (self.buffer()[0], encoding) {
             (0, _) => false,
             (1, Encoding::Gzip) => true,
             (1, Encoding::Identity) => {
@@ -120,10 +120,10 @@ impl Deframer {
             self.pieces = BytesMut::new(); // Which would keep the message's buffer.
         }
         message.advance(PREFIX_BYTES);
-        Ok(Some((message, is_packed)))
+        Ok(Some((message, is_compressed)))
     }
 
-    fn front(&self) -> &[u8] {
+    fn buffer(&self) -> &[u8] {
         if self.whole.is_empty() { &self.pieces } else { &self.whole }
     }
 }
@@ -140,10 +140,10 @@ fn too_large(len: usize, max_bytes: usize) -> Refusal {
 }
 
 /// Unpacks a message that is no longer than allowed.
-pub fn unpack(packed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
+pub fn decompress(compressed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
     let mut out = Vec::new();
     let limit = max_bytes as u64 + 1;
-    if let Err(error) = MultiGzDecoder::new(packed).take(limit).read_to_end(&mut out) {
+    if let Err(error) = MultiGzDecoder::new(compressed).take(limit).read_to_end(&mut out) {
         return Err(internal("gzip", format!("grpc: failed to decompress the received message: {error}")));
     }
     if out.len() > max_bytes {
@@ -156,7 +156,7 @@ pub fn unpack(packed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
 
 /// Packs a message.
 #[must_use]
-pub fn pack(message: &[u8]) -> Bytes {
+pub fn compress(message: &[u8]) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(message).expect("memory takes everything");
     encoder.finish().expect("memory takes everything").into()
@@ -164,9 +164,9 @@ pub fn pack(message: &[u8]) -> Bytes {
 
 /// What comes before a message.
 #[must_use]
-pub fn prefix(len: usize, is_packed: bool) -> Option<[u8; PREFIX_BYTES]> {
+pub fn prefix(len: usize, is_compressed: bool) -> Option<[u8; PREFIX_BYTES]> {
     let [a, b, c, d] = u32::try_from(len).ok()?.to_be_bytes();
-    Some([u8::from(is_packed), a, b, c, d])
+    Some([u8::from(is_compressed), a, b, c, d])
 }
 
 /// `grpc-message` is text in a header: everything but plain printable ASCII is escaped.
@@ -253,11 +253,11 @@ mod tests {
     #[test]
     fn what_is_packed_is_unpacked_but_no_further_than_allowed() {
         let text = vec![b'x'; 100_000];
-        let packed = framed(1, &pack(&text));
-        assert!(packed.len() < 1000);
-        assert_eq!(one(packed.clone(), Encoding::Gzip, 100_000), Ok(Some(text.clone().into())));
-        assert_eq!(one(packed.clone(), Encoding::Gzip, 99_999).unwrap_err().code, Code::ResourceExhausted);
-        assert_eq!(one(packed, Encoding::Identity, 100_000).unwrap_err().code, Code::Internal);
+        let compressed = framed(1, &compress(&text));
+        assert!(compressed.len() < 1000);
+        assert_eq!(one(compressed.clone(), Encoding::Gzip, 100_000), Ok(Some(text.clone().into())));
+        assert_eq!(one(compressed.clone(), Encoding::Gzip, 99_999).unwrap_err().code, Code::ResourceExhausted);
+        assert_eq!(one(compressed, Encoding::Identity, 100_000).unwrap_err().code, Code::Internal);
         assert_eq!(one(framed(1, b"no gzip"), Encoding::Gzip, 100).unwrap_err().code, Code::Internal);
         assert_eq!(one(framed(2, b""), Encoding::Gzip, 100).unwrap_err().code, Code::Internal);
     }

@@ -29,7 +29,7 @@ pub struct Output {
     buffer: u64,
     len: usize,
     /// How much the last buffer had to hold.
-    usual: usize,
+    last_tail_bytes: usize,
 }
 
 impl Output {
@@ -48,7 +48,7 @@ impl Output {
     /// Adds small bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.tail.capacity() == 0 {
-            self.tail.reserve(self.usual.clamp(256, RESERVED_BYTES));
+            self.tail.reserve(self.last_tail_bytes.clamp(256, RESERVED_BYTES));
         }
         self.tail.extend_from_slice(bytes);
         self.len += bytes.len();
@@ -110,7 +110,7 @@ impl Output {
         }
         self.tail_sent += written;
         if self.tail_sent == self.tail.len() {
-            self.usual = self.tail.len();
+            self.last_tail_bytes = self.tail.len();
             self.begin_tail();
             if self.tail.capacity() > KEPT_BYTES {
                 self.tail = Vec::new();

@@ -9,66 +9,66 @@ use std::{
 };
 
 /// How many that ended as they should are remembered.
-const ENDED: usize = 64;
+const MAX_ENDED: usize = 64;
 /// How long it may take until the other side has heard that a stream was cut off.
-const HEARD: Duration = Duration::from_secs(10);
+const RESET_MEMORY: Duration = Duration::from_secs(10);
 /// How many of those are remembered at most.
-const CUT: usize = 4096;
+const MAX_RESET: usize = 4096;
 
 /// Who ended a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum ClosedBy {
     /// We did, early: the other side may not have known.
-    Ours,
+    Us,
     /// The other side did, or knew.
-    Theirs,
+    Peer,
 }
 
 /// What is remembered.
 #[derive(Debug, Default)]
-pub struct Past {
+pub struct ClosedStreams {
     ended: VecDeque<u32>,
-    cut: HashSet<u32>,
+    reset: HashSet<u32>,
     /// The same in order. The other side has heard of those that are missing above.
-    cut_in_order: VecDeque<(u32, Instant)>,
+    reset_in_order: VecDeque<(u32, Instant)>,
 }
 
-impl Past {
+impl ClosedStreams {
     /// A stream is gone.
-    pub fn remember(&mut self, id: u32, end: End, now: Instant) {
-        match end {
-            End::Theirs => {
-                if self.ended.len() == ENDED {
+    pub fn remember(&mut self, id: u32, closed_by: ClosedBy, now: Instant) {
+        match closed_by {
+            ClosedBy::Peer => {
+                if self.ended.len() == MAX_ENDED {
                     self.ended.pop_front();
                 }
                 self.ended.push_back(id);
             }
-            End::Ours => {
-                let is_old = |&(_, since): &(u32, Instant)| now.duration_since(since) > HEARD;
-                while self.cut_in_order.len() == CUT || self.cut_in_order.front().is_some_and(is_old) {
-                    if let Some((oldest, _)) = self.cut_in_order.pop_front() {
-                        self.cut.remove(&oldest);
+            ClosedBy::Us => {
+                let is_old = |&(_, since): &(u32, Instant)| now.duration_since(since) > RESET_MEMORY;
+                while self.reset_in_order.len() == MAX_RESET || self.reset_in_order.front().is_some_and(is_old) {
+                    if let Some((oldest, _)) = self.reset_in_order.pop_front() {
+                        self.reset.remove(&oldest);
                     }
                 }
-                self.cut.insert(id);
-                self.cut_in_order.push_back((id, now));
+                self.reset.insert(id);
+                self.reset_in_order.push_back((id, now));
             }
         }
     }
 
     /// Who ended this stream, if that is still known.
     #[must_use]
-    pub fn find(&self, id: u32) -> Option<End> {
-        if self.cut.contains(&id) {
-            return Some(End::Ours);
+    pub fn find(&self, id: u32) -> Option<ClosedBy> {
+        if self.reset.contains(&id) {
+            return Some(ClosedBy::Us);
         }
-        self.ended.iter().rev().any(|&ended| ended == id).then_some(End::Theirs)
+        self.ended.iter().rev().any(|&ended| ended == id).then_some(ClosedBy::Peer)
     }
 
     /// The other side knows by now that this stream is gone.
-    pub fn hear(&mut self, id: u32, now: Instant) {
-        if self.cut.remove(&id) {
-            self.remember(id, End::Theirs, now);
+    pub fn peer_acknowledged(&mut self, id: u32, now: Instant) {
+        if self.reset.remove(&id) {
+            self.remember(id, ClosedBy::Peer, now);
         }
     }
 }
@@ -79,28 +79,28 @@ mod tests {
 
     #[test]
     fn what_was_cut_is_remembered_for_a_time_and_the_rest_by_number() {
-        let (mut past, start) = (Past::default(), Instant::now());
-        past.remember(1, End::Ours, start);
-        past.remember(3, End::Theirs, start);
-        assert_eq!((past.find(1), past.find(3), past.find(5)), (Some(End::Ours), Some(End::Theirs), None));
+        let (mut closed, start) = (ClosedStreams::default(), Instant::now());
+        closed.remember(1, ClosedBy::Us, start);
+        closed.remember(3, ClosedBy::Peer, start);
+        assert_eq!((closed.find(1), closed.find(3), closed.find(5)), (Some(ClosedBy::Us), Some(ClosedBy::Peer), None));
         for nth in 0..1000 {
-            past.remember(2 * nth + 5, End::Theirs, start);
+            closed.remember(2 * nth + 5, ClosedBy::Peer, start);
         }
-        assert_eq!((past.find(1), past.find(3)), (Some(End::Ours), None));
-        past.remember(3001, End::Ours, start + HEARD);
-        past.hear(3001, start);
-        assert_eq!((past.find(1), past.find(3001)), (Some(End::Ours), Some(End::Theirs)));
-        past.remember(3003, End::Ours, start + HEARD * 2);
-        assert_eq!(past.find(1), None);
+        assert_eq!((closed.find(1), closed.find(3)), (Some(ClosedBy::Us), None));
+        closed.remember(3001, ClosedBy::Us, start + RESET_MEMORY);
+        closed.peer_acknowledged(3001, start);
+        assert_eq!((closed.find(1), closed.find(3001)), (Some(ClosedBy::Us), Some(ClosedBy::Peer)));
+        closed.remember(3003, ClosedBy::Us, start + RESET_MEMORY * 2);
+        assert_eq!(closed.find(1), None);
     }
 
     #[test]
     fn nothing_grows() {
-        let (mut past, start) = (Past::default(), Instant::now());
+        let (mut closed, start) = (ClosedStreams::default(), Instant::now());
         for nth in 0..10_000 {
-            past.remember(nth, End::Ours, start);
+            closed.remember(nth, ClosedBy::Us, start);
         }
-        assert_eq!((past.cut.len(), past.cut_in_order.len()), (CUT, CUT));
-        assert_eq!((past.find(10_000 - 1), past.find(0)), (Some(End::Ours), None));
+        assert_eq!((closed.reset.len(), closed.reset_in_order.len()), (MAX_RESET, MAX_RESET));
+        assert_eq!((closed.find(10_000 - 1), closed.find(0)), (Some(ClosedBy::Us), None));
     }
 }

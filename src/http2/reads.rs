@@ -11,7 +11,7 @@ use bytes::Bytes;
 /// The flat sum for a stream covers smaller reads.
 const SMALL_BYTES: usize = 1 << 10;
 /// So many reads are looked at in one turn.
-const LOOKS: usize = 64;
+const MAX_CHECKS: usize = 64;
 
 /// The reads that may be in use.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ impl Reads {
 
     /// Forgets those that are not in use any more. Of many it looks at some, in turn.
     pub fn forget_unused(&mut self) {
-        for _ in 0..self.reads.len().min(LOOKS) {
+        for _ in 0..self.reads.len().min(MAX_CHECKS) {
             let Some(read) = self.reads.pop_front() else { return };
             if read.is_unique() {
                 self.bytes -= read.len();
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn of_many_reads_some_are_looked_at_in_turn() {
         let mut reads = Reads::default();
-        let parts: Vec<_> = (0..3 * LOOKS)
+        let parts: Vec<_> = (0..3 * MAX_CHECKS)
             .map(|_| {
                 let read = Bytes::from(vec![b'x'; 2000]);
                 reads.add(read.clone());
@@ -85,11 +85,11 @@ mod tests {
             })
             .collect();
         reads.forget_unused();
-        assert_eq!(reads.bytes(), 2000 * 3 * LOOKS);
+        assert_eq!(reads.bytes(), 2000 * 3 * MAX_CHECKS);
         drop(parts);
         for left in [2, 1, 0] {
             reads.forget_unused();
-            assert_eq!(reads.bytes(), 2000 * left * LOOKS);
+            assert_eq!(reads.bytes(), 2000 * left * MAX_CHECKS);
         }
     }
 }

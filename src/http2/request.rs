@@ -10,7 +10,7 @@ use http::HeaderMap;
 
 use super::{
     hpack::{decoder::Fields, table::ENTRY_OVERHEAD},
-    limits::GUEST_BYTES,
+    limits::HTTP_HANDLER_BYTES,
     message::{self, Encoding},
     service::{Method, Service},
 };
@@ -27,7 +27,7 @@ pub struct Request {
     /// How its messages may be packed.
     pub encoding: Encoding,
     /// Whether the answers are packed too: they are in kind, where that is understood.
-    pub packs_answers: bool,
+    pub compresses_responses: bool,
     /// The content type of its answers, where the client has named a codec: `application/grpc+proto`.
     pub content_type: Option<Arc<[u8]>>,
     /// How long its body is said to be.
@@ -59,7 +59,7 @@ pub struct Refused {
 impl Refused {
     /// A call whose time was over when it came.
     #[must_use]
-    pub fn late() -> Self {
+    pub fn expired() -> Self {
         let message = Cow::Borrowed("context deadline exceeded");
         Self { reason: "late", status: 200, refusal: Refusal { code: Code::DeadlineExceeded, message } }
     }
@@ -95,7 +95,7 @@ struct Parts<'a> {
 pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed> {
     let parts = Parts::gather(fields)?;
     let (Some(method), Some(path), Some(_)) = (parts.method, parts.path, parts.scheme) else {
-        if fields.is_cut() {
+        if fields.is_truncated() {
             return Ok(parts.too_long());
         }
         return Err(Malformed("a request without method, scheme or path"));
@@ -103,7 +103,7 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
     if path.is_empty() {
         return Err(Malformed("a request with an empty path"));
     }
-    if fields.is_cut() {
+    if fields.is_truncated() {
         return Ok(parts.too_long());
     }
     let text = std::str::from_utf8(path).map_err(|_| Malformed("a path that is no text"))?;
@@ -117,7 +117,7 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
         Some(found) => Ok(parts.call(found)),
         None => match Some(text).filter(|_| parts.is_grpc()).and_then(|text| service.refuse(text)) {
             Some(refusal) => Ok(parts.refused("path", 200, refusal.code, refusal.message)),
-            None => parts.guest(method, text, fields),
+            None => parts.http_request(method, text, fields),
         },
     }
 }
@@ -167,15 +167,15 @@ fn check_field(name: &[u8], value: &[u8]) -> Result<(), Malformed> {
 impl<'a> Parts<'a> {
     fn gather(fields: &'a Fields) -> Result<Self, Malformed> {
         let mut parts = Self::default();
-        let mut is_behind = false;
+        let mut is_past_pseudo = false;
         for (name, value) in fields.iter() {
             if let Some(name) = name.strip_prefix(b":") {
-                if is_behind {
+                if is_past_pseudo {
                     return Err(Malformed("a pseudo-field behind an ordinary one"));
                 }
                 parts.pseudo(name, value)?;
             } else {
-                is_behind = true;
+                is_past_pseudo = true;
                 check_field(name, value)?;
                 parts.field(name, value)?;
             }
@@ -228,8 +228,8 @@ impl<'a> Parts<'a> {
                 if let Err(place) = message::check_base64(value) {
                     self.bad_field = Some(format!(
                         "malformed binary metadata {:?} in header {:?}: illegal base64 data at input byte {place}",
-                        lossy(value),
-                        lossy(name)
+                        excerpt(value),
+                        excerpt(name)
                     ));
                 }
             }
@@ -254,7 +254,7 @@ impl<'a> Parts<'a> {
         }
         if !self.is_grpc() {
             let content_type = self.content_type.unwrap_or_default();
-            let text = format!("invalid gRPC request content-type {:?}", lossy(content_type));
+            let text = format!("invalid gRPC request content-type {:?}", excerpt(content_type));
             return Some(self.refused("content_type", 415, Code::InvalidArgument, text));
         }
         if let Some(fault) = &self.bad_field {
@@ -264,7 +264,7 @@ impl<'a> Parts<'a> {
             return Some(self.refused("host", 400, Code::Internal, "no host or :authority header present"));
         }
         if method != b"POST" {
-            let text = format!("Received a HEADERS frame with :method {:?} which should be POST", lossy(method));
+            let text = format!("Received a HEADERS frame with :method {:?} which should be POST", excerpt(method));
             return Some(self.refused("method", 405, Code::Internal, text));
         }
         None
@@ -276,12 +276,12 @@ impl<'a> Parts<'a> {
             None | Some(b"" | b"identity") => Encoding::Identity,
             Some(b"gzip") => Encoding::Gzip,
             Some(other) => {
-                let text = format!("grpc: Decompressor is not installed for grpc-encoding {:?}", lossy(other));
+                let text = format!("grpc: Decompressor is not installed for grpc-encoding {:?}", excerpt(other));
                 return self.refused("encoding", 200, Code::Unimplemented, text);
             }
         };
-        let packs_answers = encoding == Encoding::Gzip && self.accepts_gzip();
-        Request { encoding, packs_answers, timeout: self.timeout, ..self.request(Target::Method(found)) }
+        let compresses_responses = encoding == Encoding::Gzip && self.accepts_gzip();
+        Request { encoding, compresses_responses, timeout: self.timeout, ..self.request(Target::Method(found)) }
     }
 
     fn accepts_gzip(&self) -> bool {
@@ -316,7 +316,7 @@ impl<'a> Parts<'a> {
             metadata,
             timeout: None,
             encoding: Encoding::Identity,
-            packs_answers: false,
+            compresses_responses: false,
             content_type,
             content_length: self.content_length,
             weight,
@@ -324,7 +324,7 @@ impl<'a> Parts<'a> {
     }
 
     /// An ordinary request.
-    fn guest(&self, method: &[u8], path: &str, fields: &Fields) -> Result<Request, Malformed> {
+    fn http_request(&self, method: &[u8], path: &str, fields: &Fields) -> Result<Request, Malformed> {
         const NO_URI: Malformed = Malformed("a request whose parts make no URI");
         let mut uri = http::Uri::builder().path_and_query(path);
         if let (Some(authority), Some(scheme)) = (self.authority, self.scheme) {
@@ -334,7 +334,7 @@ impl<'a> Parts<'a> {
         parts.uri = uri.build().map_err(|_| NO_URI)?;
         parts.method = http::Method::from_bytes(method).map_err(|_| Malformed("a method that is none"))?;
         parts.version = http::Version::HTTP_2;
-        let weight = GUEST_BYTES + keep(fields, &mut parts.headers)?;
+        let weight = HTTP_HANDLER_BYTES + keep(fields, &mut parts.headers)?;
         let timeout = self.timeout.filter(|_| self.is_grpc());
         let request = self.request(Target::Guest(Box::new(parts)));
         Ok(Request { timeout, weight: request.weight + weight, ..request })
@@ -342,7 +342,7 @@ impl<'a> Parts<'a> {
 }
 
 /// What a client said, said back to it: no more of it than makes it recognisable.
-fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+fn excerpt(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(&bytes[..bytes.len().min(64)])
 }
 

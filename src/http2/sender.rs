@@ -26,13 +26,13 @@ use crate::call::{Code, Refusal};
 /// While so much waits for the socket, no frame is made that can wait.
 pub const SATURATED_BYTES: usize = 256 << 10;
 /// A conversation may have so much in its queue.
-pub const ROOM_BYTES: usize = 64 << 10;
+pub const MAX_QUEUED_BYTES: usize = 64 << 10;
 /// A larger message is not packed on the connection's thread: that takes long.
-const PACKED_BYTES: usize = 64 << 10;
+const MAX_INLINE_COMPRESSION_BYTES: usize = 64 << 10;
 /// Messages up to this size share a frame.
-const JOINED_BYTES: usize = 2 << 10;
+const MAX_COALESCED_BYTES: usize = 2 << 10;
 /// A frame with less payload, though there would be more, is a crumb.
-const CRUMB_BYTES: usize = 256;
+const TINY_FRAME_BYTES: usize = 256;
 
 /// The sending side of one stream.
 pub struct Outbound {
@@ -41,13 +41,13 @@ pub struct Outbound {
     /// The content type of the answer to a call, if it is not the usual one.
     pub content_type: Option<Arc<[u8]>>,
     /// Whether its messages are packed.
-    is_packed: bool,
+    is_compressed: bool,
     /// Whether it is a unary call's: calls wait for what lies in the queues of calls.
     is_call: bool,
     stage: Stage,
     queue: Option<Box<Queue>>,
     /// It stands in the line for the connection's window.
-    stands_in_line: bool,
+    is_scheduled: bool,
 }
 
 /// What has gone out.
@@ -86,15 +86,15 @@ pub enum Ending {
 impl Outbound {
     /// Nothing is sent yet.
     #[must_use]
-    pub fn new(window: i64, is_packed: bool, is_call: bool) -> Self {
+    pub fn new(window: i64, is_compressed: bool, is_call: bool) -> Self {
         Self {
             window,
             content_type: None,
-            is_packed,
+            is_compressed,
             is_call,
             stage: Stage::Nothing,
             queue: None,
-            stands_in_line: false,
+            is_scheduled: false,
         }
     }
 
@@ -106,8 +106,8 @@ impl Outbound {
 
     /// Whether this message is to be packed, and too large for that to be done on the connection's thread.
     #[must_use]
-    pub fn takes_long_to_pack(&self, message: &[u8]) -> bool {
-        self.is_packed && message.len() > PACKED_BYTES
+    pub fn is_slow_to_compress(&self, message: &[u8]) -> bool {
+        self.is_compressed && message.len() > MAX_INLINE_COMPRESSION_BYTES
     }
 
     /// Whether its end is out.
@@ -128,7 +128,7 @@ impl Outbound {
         self.is_over() || self.queue.as_ref().is_some_and(|queue| queue.ending.is_some())
     }
 
-    fn can_go_on(&self) -> bool {
+    fn is_sendable(&self) -> bool {
         self.queue.is_some() && self.window > 0
     }
 }
@@ -150,21 +150,21 @@ pub struct Sender {
     /// What lies in those of unary calls.
     pub held_of_calls: usize,
     /// Conversations and guests add nothing while so much is held.
-    pub allowed: usize,
+    pub held_limit: usize,
     /// Everything that windows have let through.
     pub sent: u64,
     /// How many crumbs had to be sent.
-    pub crumbs: u32,
+    pub tiny_frames: u32,
     /// Streams that stand in line.
-    line: VecDeque<u64>,
+    scheduled: VecDeque<u64>,
     block: Vec<u8>,
     /// The frame of messages that was begun last.
-    last: Option<Last>,
+    last: Option<LastFrame>,
 }
 
 /// A frame that may be at the end of the output, and then takes further messages of its stream.
 #[derive(Debug, Clone, Copy)]
-struct Last {
+struct LastFrame {
     stream: u32,
     /// Where it begins.
     mark: Mark,
@@ -182,10 +182,10 @@ impl Default for Sender {
             held: 0,
             unwritten: 0,
             held_of_calls: 0,
-            allowed: usize::MAX,
+            held_limit: usize::MAX,
             sent: 0,
-            crumbs: 0,
-            line: VecDeque::new(),
+            tiny_frames: 0,
+            scheduled: VecDeque::new(),
             block: Vec::new(),
             last: None,
         }
@@ -213,13 +213,13 @@ impl Sender {
     /// Whether whoever can wait should, because too much is held.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.held >= self.allowed
+        self.held >= self.held_limit
     }
 
     /// Whether a conversation or a guest may add to what waits on its stream.
     #[must_use]
-    pub fn has_room(&self, out: &Outbound) -> bool {
-        out.queued() < ROOM_BYTES && !self.is_saturated() && !self.is_full()
+    pub fn can_send(&self, out: &Outbound) -> bool {
+        out.queued() < MAX_QUEUED_BYTES && !self.is_saturated() && !self.is_full()
     }
 
     /// How much waits for windows and for the socket.
@@ -238,21 +238,21 @@ impl Sender {
 
     /// Sends a gRPC message, and the head before the first one. A large one goes unpacked, and its prefix says so.
     pub fn message(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes) {
-        if out.is_packed && message.len() <= PACKED_BYTES {
-            self.message_as_it_is(slot, id, out, message::pack(&message), true);
+        if out.is_compressed && message.len() <= MAX_INLINE_COMPRESSION_BYTES {
+            self.message_as_is(slot, id, out, message::compress(&message), true);
         } else {
-            self.message_as_it_is(slot, id, out, message, false);
+            self.message_as_is(slot, id, out, message, false);
         }
     }
 
     /// The same with one that is packed already, or goes unpacked.
-    pub fn message_as_it_is(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes, is_packed: bool) {
-        let Some(prefix) = message::prefix(message.len(), is_packed) else {
+    pub fn message_as_is(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes, is_compressed: bool) {
+        let Some(prefix) = message::prefix(message.len(), is_compressed) else {
             let text = format!("grpc: trying to send message larger than max ({} vs. {})", message.len(), u32::MAX);
             let refusal = Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) };
             return self.end(slot, id, out, Ending::Status(Err(refusal)));
         };
-        self.head_of_call(id, out);
+        self.response_headers(id, out);
         if self.fits(out, PREFIX_BYTES + message.len()) {
             self.write_message(id, out, prefix, message);
         } else {
@@ -282,7 +282,7 @@ impl Sender {
         match &mut out.queue {
             Some(queue) => {
                 queue.ending = Some(ending);
-                self.stand_in_line(slot, out);
+                self.schedule(slot, out);
             }
             None => self.write_end(id, out, ending),
         }
@@ -298,23 +298,23 @@ impl Sender {
     }
 
     /// The window of a stream has grown, or what it depends on.
-    pub fn reconsider(&mut self, slot: u64, out: &mut Outbound) {
-        self.stand_in_line(slot, out);
+    pub fn window_changed(&mut self, slot: u64, out: &mut Outbound) {
+        self.schedule(slot, out);
     }
 
     /// The next stream in line, if anything can be sent at all.
-    pub fn next_in_line(&mut self) -> Option<u64> {
-        if self.is_saturated() || self.window <= 0 { None } else { self.line.pop_front() }
+    pub fn next_scheduled(&mut self) -> Option<u64> {
+        if self.is_saturated() || self.window <= 0 { None } else { self.scheduled.pop_front() }
     }
 
     /// Sends one frame of a stream whose turn it is. It stands in line again if there is more.
-    pub fn take_turn(&mut self, slot: u64, id: u32, out: &mut Outbound) {
-        out.stands_in_line = false;
+    pub fn send_frame(&mut self, slot: u64, id: u32, out: &mut Outbound) {
+        out.is_scheduled = false;
         let Some(queue) = &mut out.queue else { return };
         let allowed = usize::try_from(out.window.min(self.window)).unwrap_or(0);
         let length = queue.bytes.min(self.max_payload).min(allowed);
         if length > 0 {
-            self.crumbs += u32::from(length < CRUMB_BYTES && length < queue.bytes);
+            self.tiny_frames += u32::from(length < TINY_FRAME_BYTES && length < queue.bytes);
             self.output.push(&frame::head(length, kind::DATA, 0, id));
             queue.write(length, &mut self.output);
             self.release(out, length);
@@ -325,7 +325,7 @@ impl Sender {
         {
             return self.write_end(id, out, ending);
         }
-        self.stand_in_line(slot, out);
+        self.schedule(slot, out);
     }
 
     /// Forgets what a stream still had to send.
@@ -335,10 +335,10 @@ impl Sender {
         out.stage = Stage::Over;
     }
 
-    fn stand_in_line(&mut self, slot: u64, out: &mut Outbound) {
-        if !out.stands_in_line && out.can_go_on() {
-            out.stands_in_line = true;
-            self.line.push_back(slot);
+    fn schedule(&mut self, slot: u64, out: &mut Outbound) {
+        if !out.is_scheduled && out.is_sendable() {
+            out.is_scheduled = true;
+            self.scheduled.push_back(slot);
         }
     }
 
@@ -369,7 +369,7 @@ impl Sender {
             self.held_of_calls += if out.is_call { piece.len() } else { 0 };
             queue.pieces.push_back(piece);
         }
-        self.stand_in_line(slot, out);
+        self.schedule(slot, out);
     }
 
     /// A whole message, in as many frames as it takes.
@@ -379,7 +379,7 @@ impl Sender {
             return;
         }
         let length = PREFIX_BYTES + message.len();
-        self.last = (length < JOINED_BYTES).then(|| Last { stream: id, mark: self.output.mark(), length });
+        self.last = (length < MAX_COALESCED_BYTES).then(|| LastFrame { stream: id, mark: self.output.mark(), length });
         let first = message.split_to(message.len().min(self.max_payload - PREFIX_BYTES));
         self.output.push(&frame::head(PREFIX_BYTES + first.len(), kind::DATA, 0, id));
         self.output.push(&prefix);
@@ -395,7 +395,7 @@ impl Sender {
     fn extend_last(&mut self, id: u32, prefix: [u8; PREFIX_BYTES], message: &[u8]) -> bool {
         let Some(last) = &mut self.last else { return false };
         let length = last.length + PREFIX_BYTES + message.len();
-        if last.stream != id || message.len() >= JOINED_BYTES || length > self.max_payload {
+        if last.stream != id || message.len() >= MAX_COALESCED_BYTES || length > self.max_payload {
             return false;
         }
         let is_last = |frame: &&mut [u8]| frame.len() == frame::HEAD_BYTES + last.length;
@@ -407,21 +407,21 @@ impl Sender {
         true
     }
 
-    fn head_of_call(&mut self, id: u32, out: &mut Outbound) {
+    fn response_headers(&mut self, id: u32, out: &mut Outbound) {
         if out.stage != Stage::Nothing {
             return;
         }
         out.stage = Stage::Begun;
         self.begin_block();
-        self.head_of_answer(out);
-        if out.is_packed {
+        self.grpc_response_headers(out);
+        if out.is_compressed {
             self.encoder.field("grpc-encoding", b"gzip", &mut self.block);
         }
         self.write_block(id, 0);
     }
 
     /// The fields that every answer to a call begins with.
-    fn head_of_answer(&mut self, out: &Outbound) {
+    fn grpc_response_headers(&mut self, out: &Outbound) {
         match &out.content_type {
             None => self.encoder.head_of_answer(&mut self.block),
             Some(content_type) => {
@@ -442,7 +442,7 @@ impl Sender {
             Ending::Status(status) => {
                 self.begin_block();
                 if !is_begun {
-                    self.head_of_answer(out);
+                    self.grpc_response_headers(out);
                 }
                 self.status(&status);
             }
@@ -468,13 +468,13 @@ impl Sender {
 
     /// Refuses a request by its head alone, with an HTTP status of its own. Where that was for how it is packed, the client is told
     /// what is understood.
-    pub fn refuse(&mut self, id: u32, out: &mut Outbound, status: u16, refusal: &Refusal, is_for_packing: bool) {
+    pub fn refuse(&mut self, id: u32, out: &mut Outbound, status: u16, refusal: &Refusal, is_for_encoding: bool) {
         out.stage = Stage::Over;
         self.begin_block();
         self.encoder.field(":status", status.to_string().as_bytes(), &mut self.block);
         let content_type = out.content_type.as_deref().unwrap_or(b"application/grpc");
         self.encoder.field("content-type", content_type, &mut self.block);
-        if is_for_packing {
+        if is_for_encoding {
             self.encoder.field("grpc-accept-encoding", b"gzip", &mut self.block);
         }
         self.status(&Err(refusal.clone()));

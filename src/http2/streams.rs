@@ -12,7 +12,9 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{guest::Guest, intake::Intake, message::Deframer, request::Request, sender::Outbound, talk::Talk};
+use super::{
+    guest::HttpHandler, intake::RecvWindow, message::Deframer, request::Request, sender::Outbound, talk::StreamHandler,
+};
 
 /// One stream.
 pub struct Stream {
@@ -27,7 +29,7 @@ pub struct Stream {
     /// What goes out.
     pub outbound: Outbound,
     /// Who answers.
-    pub role: Role,
+    pub handler: Handler,
     /// It waits to be stepped.
     pub is_due: bool,
     /// It waits for room in what is to be sent.
@@ -39,11 +41,11 @@ pub struct Stream {
 }
 
 /// Who answers a stream, and how far that is.
-pub enum Role {
+pub enum Handler {
     /// A unary call whose message has not come.
-    Listening,
+    AwaitingMessage,
     /// A unary call whose message has come, and waits to be called.
-    Ready(Waiting),
+    Ready(ReadyCall),
     /// A unary call that waits for its answer.
     Called {
         /// When its message of so many bytes came.
@@ -52,17 +54,17 @@ pub enum Role {
         bytes: usize,
     },
     /// A unary call whose answer is being packed.
-    Packing,
+    Compressing,
     /// A conversation.
-    Talk(Box<Talk>),
+    Stream(Box<StreamHandler>),
     /// Somebody behind the table.
-    Guest(Box<Guest>),
+    Http(Box<HttpHandler>),
     /// Nobody any more; what was said is still being sent.
     Answered,
 }
 
 /// The message of a unary call.
-pub struct Waiting {
+pub struct ReadyCall {
     /// As it came.
     pub message: Bytes,
     /// Whether it is to be unpacked.
@@ -76,7 +78,7 @@ pub struct Waiting {
 /// The receiving side of a stream.
 pub struct Inbound {
     /// How much the other side may still send.
-    pub intake: Intake,
+    pub recv_window: RecvWindow,
     /// How much has come.
     pub received: u64,
     /// The other side has ended it.
@@ -90,23 +92,23 @@ pub struct Inbound {
 impl Default for Inbound {
     fn default() -> Self {
         let deframer = Deframer::default();
-        Self { intake: Intake::of_stream(), received: 0, ended: false, deframer, held: 0 }
+        Self { recv_window: RecvWindow::for_stream(), received: 0, ended: false, deframer, held: 0 }
     }
 }
 
 /// All of a connection.
 pub struct Streams {
-    places: Vec<Option<Stream>>,
+    entries: Vec<Option<Stream>>,
     free: Vec<u32>,
-    by_id: HashMap<u32, u32, Scatter>,
+    by_id: HashMap<u32, u32, MultiplicativeHash>,
     /// The one that was asked for last: frames of a stream come together.
     latest: (u32, u32),
 }
 
 impl Default for Streams {
     fn default() -> Self {
-        let scatter = Scatter { factor: RandomState::new().hash_one(0) | 1 };
-        Self { places: Vec::new(), free: Vec::new(), by_id: HashMap::with_hasher(scatter), latest: (0, 0) }
+        let hash = MultiplicativeHash { factor: RandomState::new().hash_one(0) | 1 };
+        Self { entries: Vec::new(), free: Vec::new(), by_id: HashMap::with_hasher(hash), latest: (0, 0) }
     }
 }
 
@@ -126,14 +128,14 @@ impl Streams {
     /// Adds one; returns its slot.
     pub fn insert(&mut self, stream: Stream) -> u64 {
         let id = stream.id;
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places.push(None);
-            u32::try_from(self.places.len() - 1).expect("stream IDs have 31 bits")
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            u32::try_from(self.entries.len() - 1).expect("stream IDs have 31 bits")
         });
-        self.places[place as usize] = Some(stream);
-        self.by_id.insert(id, place);
-        self.latest = (id, place);
-        slot(id, place)
+        self.entries[index as usize] = Some(stream);
+        self.by_id.insert(id, index);
+        self.latest = (id, index);
+        slot(id, index)
     }
 
     /// The slot of the stream with this ID.
@@ -146,32 +148,32 @@ impl Streams {
 
     /// The stream in a slot, if it is still open.
     pub fn get(&mut self, slot: u64) -> Option<&mut Stream> {
-        let (id, place) = parts(slot);
-        self.places.get_mut(place as usize)?.as_mut().filter(|stream| stream.id == id)
+        let (id, index) = parts(slot);
+        self.entries.get_mut(index as usize)?.as_mut().filter(|stream| stream.id == id)
     }
 
     /// Takes a stream out.
     pub fn remove(&mut self, slot: u64) -> Option<Stream> {
-        let (id, place) = parts(slot);
-        let stream = self.places.get_mut(place as usize)?.take_if(|stream| stream.id == id)?;
+        let (id, index) = parts(slot);
+        let stream = self.entries.get_mut(index as usize)?.take_if(|stream| stream.id == id)?;
         self.by_id.remove(&id);
         self.latest = (0, 0);
-        self.free.push(place);
-        if self.by_id.is_empty() && self.places.len() > 64 {
-            (self.places, self.free) = (Vec::new(), Vec::new()); // A busy hour is over.
+        self.free.push(index);
+        if self.by_id.is_empty() && self.entries.len() > 64 {
+            (self.entries, self.free) = (Vec::new(), Vec::new()); // A busy hour is over.
         }
         Some(stream)
     }
 
     /// All of them, with their slots, in the order of their places.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Stream)> {
-        let numbered = (0_u32..).zip(&mut self.places);
-        numbered.filter_map(|(place, stream)| stream.as_mut().map(|stream| (slot(stream.id, place), stream)))
+        let numbered = (0_u32..).zip(&mut self.entries);
+        numbered.filter_map(|(index, stream)| stream.as_mut().map(|stream| (slot(stream.id, index), stream)))
     }
 }
 
-fn slot(id: u32, place: u32) -> u64 {
-    u64::from(id) << 32 | u64::from(place)
+fn slot(id: u32, index: u32) -> u64 {
+    u64::from(id) << 32 | u64::from(index)
 }
 
 fn parts(slot: u64) -> (u32, u32) {
@@ -180,24 +182,24 @@ fn parts(slot: u64) -> (u32, u32) {
 }
 
 /// Hashes an ID by one multiplication. Nobody outside knows the factor, so nobody can choose IDs that collide.
-struct Scatter {
+struct MultiplicativeHash {
     factor: u64,
 }
 
-struct Product {
+struct MultiplicativeHasher {
     factor: u64,
     value: u64,
 }
 
-impl BuildHasher for Scatter {
-    type Hasher = Product;
+impl BuildHasher for MultiplicativeHash {
+    type Hasher = MultiplicativeHasher;
 
-    fn build_hasher(&self) -> Product {
-        Product { factor: self.factor, value: 0 }
+    fn build_hasher(&self) -> MultiplicativeHasher {
+        MultiplicativeHasher { factor: self.factor, value: 0 }
     }
 }
 
-impl Hasher for Product {
+impl Hasher for MultiplicativeHasher {
     fn finish(&self) -> u64 {
         self.value
     }

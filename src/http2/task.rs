@@ -26,13 +26,13 @@ use super::{connection::Connection, lobby::Seat, service::Service};
 /// What is read at a time.
 const READ_BYTES: usize = 64 << 10;
 /// Pieces that are written at a time.
-const SLICES: usize = 64;
+const MAX_SLICES: usize = 64;
 /// So much is written in one turn: more takes long, over TLS above all.
 const WRITE_BYTES: usize = 1 << 20;
 /// Turns before it is another connection's.
-const TURNS: usize = 4;
+const MAX_TURNS: usize = 4;
 /// How long the other side may take to hear our last words.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Where this thread's connections read into; what has come is copied out in one piece of its size.
@@ -44,15 +44,15 @@ thread_local! {
 pub struct Task<S> {
     socket: S,
     connection: Connection,
-    seat: Seat,
+    guard: Seat,
     sleep: Pin<Box<Sleep>>,
     /// When `sleep` ends.
-    alarm: Instant,
+    timer_at: Instant,
     /// Something was written and not flushed.
     is_unflushed: bool,
     /// It has gone to the back of the queue.
     has_yielded: bool,
-    is_leaving: bool,
+    is_shutting_down: bool,
     /// The other side has closed its side: nothing more is read.
     is_half_closed: bool,
     /// Everything is said; what still comes is thrown away.
@@ -68,21 +68,21 @@ enum Input {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     /// Serves a socket. `first` is what was read from it already.
-    pub fn new(socket: S, first: Bytes, service: Arc<dyn Service>, seat: Seat) -> Self {
+    pub fn new(socket: S, first: Bytes, service: Arc<dyn Service>, guard: Seat) -> Self {
         let now = clock();
-        let mut connection = Connection::new(service, seat.shared().clone(), seat.outbox().clone(), now);
+        let mut connection = Connection::new(service, guard.shared().clone(), guard.outbox().clone(), now);
         connection.receive(first, now);
-        let alarm = connection.next_alarm();
-        let sleep = Box::pin(tokio::time::sleep_until(alarm.into()));
+        let timer_at = connection.next_alarm();
+        let sleep = Box::pin(tokio::time::sleep_until(timer_at.into()));
         Self {
             socket,
             connection,
-            seat,
+            guard,
             sleep,
-            alarm,
+            timer_at,
             is_unflushed: false,
             has_yielded: false,
-            is_leaving: false,
+            is_shutting_down: false,
             is_half_closed: false,
             is_closing: false,
         }
@@ -104,7 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                 Input::Nothing => (),
             }
         }
-        if !goes_on && !self.has_yielded && self.seat.outbox().has_letters() {
+        if !goes_on && !self.has_yielded && self.guard.outbox().has_pending() {
             self.has_yielded = true;
             return Ok(Turn::Yield);
         }
@@ -116,7 +116,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
             return Ok(Turn::Long);
         }
         goes_on |= was_saturated && !self.connection.is_saturated();
-        Ok(if goes_on { Turn::GoOn } else { Turn::Rest })
+        Ok(if goes_on { Turn::Continue } else { Turn::Idle })
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> io::Result<Input> {
@@ -136,7 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         let mut taken = 0;
         while !self.connection.output().is_empty() && taken < WRITE_BYTES {
             let output = self.connection.output();
-            let mut slices = [IoSlice::new(&[]); SLICES];
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let count = output.slices(&mut slices);
             match Pin::new(&mut self.socket).poll_write_vectored(context, &slices[..count]) {
                 Poll::Pending => break,
@@ -166,8 +166,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     fn close(&mut self, context: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
         if !self.is_closing {
             self.is_closing = true;
-            self.alarm = now + LAST_WORDS;
-            self.sleep.as_mut().reset(self.alarm.into());
+            self.timer_at = now + LINGER;
+            self.sleep.as_mut().reset(self.timer_at.into());
         }
         // Whoever hears nothing any more, not even this, is not waited for.
         if self.sleep.as_mut().poll(context).is_ready() {
@@ -184,26 +184,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     }
 
     /// Hears the alarm, and sees to it that the next one is heard. True if it rang.
-    fn poll_alarm(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
+    fn poll_timer(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
         let next = self.connection.next_alarm();
-        if next < self.alarm {
-            self.alarm = next;
+        if next < self.timer_at {
+            self.timer_at = next;
             self.sleep.as_mut().reset(next.into());
         }
         if self.sleep.as_mut().poll(context).is_pending() {
             return false;
         }
         self.connection.alarm(now);
-        self.alarm = self.connection.next_alarm();
-        self.sleep.as_mut().reset(self.alarm.into());
+        self.timer_at = self.connection.next_alarm();
+        self.sleep.as_mut().reset(self.timer_at.into());
         true
     }
 }
 
 /// How a turn ended.
 enum Turn {
-    GoOn,
-    Rest,
+    Continue,
+    Idle,
     Yield,
     /// It took long, and there may be more.
     Long,
@@ -216,9 +216,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
         let this = self.get_mut();
         let now = clock();
         let mut is_long = false;
-        for _ in 0..TURNS {
-            if !this.is_leaving && this.seat.outbox().is_to_leave() {
-                this.is_leaving = true;
+        for _ in 0..MAX_TURNS {
+            if !this.is_shutting_down && this.guard.outbox().shutdown_requested() {
+                this.is_shutting_down = true;
                 this.connection.leave(now);
             }
             if this.connection.is_dead() {
@@ -233,14 +233,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
                     is_long = true;
                     break;
                 }
-                Turn::GoOn => continue,
-                Turn::Rest => (),
+                Turn::Continue => continue,
+                Turn::Idle => (),
             }
-            let rang = this.poll_alarm(context, now);
+            let timer_fired = this.poll_timer(context, now);
             let is_over = this.connection.is_over() && this.connection.output().is_empty();
             // The letter that says so may have been taken in this very turn.
-            let is_asked = !this.is_leaving && this.seat.outbox().is_to_leave();
-            if !rang && !is_over && !is_asked && this.seat.outbox().sleep(context.waker()) {
+            let was_asked_meanwhile = !this.is_shutting_down && this.guard.outbox().shutdown_requested();
+            if !timer_fired && !is_over && !was_asked_meanwhile && this.guard.outbox().register_waker(context.waker()) {
                 return Poll::Pending;
             }
         }

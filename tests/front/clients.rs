@@ -13,9 +13,9 @@ fn run(program: &str, arguments: &[&str]) -> Option<String> {
         return None;
     }
     let output = Command::new(program).args(arguments).output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{program}: {said}");
-    Some(said)
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program}: {text}");
+    Some(text)
 }
 
 #[test]
@@ -23,8 +23,8 @@ fn curl_speaks_both_protocols_on_one_port() {
     let server = Server::start(&[]);
     let url = format!("{}/health", server.url());
     for (option, first_line) in [("--http2-prior-knowledge", "HTTP/2 200"), ("--http1.1", "HTTP/1.1 200 OK")] {
-        let Some(said) = run("curl", &["-s", "-i", option, &url]) else { return };
-        assert!(said.starts_with(first_line) && said.ends_with(r#"{"health":"true","reason":""}"#), "{said}");
+        let Some(output) = run("curl", &["-s", "-i", option, &url]) else { return };
+        assert!(output.starts_with(first_line) && output.ends_with(r#"{"health":"true","reason":""}"#), "{output}");
     }
     let missing = run("curl", &["-s", "-i", "--http2-prior-knowledge", &format!("{}/nowhere", server.url())]);
     assert!(missing.unwrap().ends_with("404 page not found\n"));
@@ -36,8 +36,8 @@ fn curl_speaks_both_protocols_on_one_port() {
 fn nghttp_reads_several_pages_on_one_connection() {
     let server = Server::start(&[]);
     let pages = ["/health", "/version", "/metrics"].map(|page| format!("{}{page}", server.url()));
-    let Some(said) = run("nghttp", &["-n", "-s", &pages[0], &pages[1], &pages[2]]) else { return };
-    assert_eq!(said.lines().filter(|line| line.contains(" 200 ")).count(), 3, "{said}");
+    let Some(output) = run("nghttp", &["-n", "-s", &pages[0], &pages[1], &pages[2]]) else { return };
+    assert_eq!(output.lines().filter(|line| line.contains(" 200 ")).count(), 3, "{output}");
 }
 
 #[test]
@@ -50,8 +50,8 @@ fn h2load_finds_every_answer_good() {
     let body = body.to_str().unwrap();
     let header = "content-type: application/grpc";
     let arguments = ["-n", "50000", "-c", "10", "-m", "50", "-H", header, "-H", "te: trailers", "-d", body, &url];
-    let Some(said) = run("h2load", &arguments) else { return };
-    assert!(said.contains("50000 succeeded, 0 failed, 0 errored, 0 timeout"), "{said}");
+    let Some(output) = run("h2load", &arguments) else { return };
+    assert!(output.contains("50000 succeeded, 0 failed, 0 errored, 0 timeout"), "{output}");
     let metrics = server.http("GET", "/metrics").body;
     let handled = r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 50000"#;
     assert!(metrics.contains(handled));
@@ -67,6 +67,6 @@ fn pythons_clients_find_what_they_expect() {
     let server = Server::start(&[]);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/front/clients.py");
     let output = Command::new(python).arg(script).arg(server.address()).output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("all as expected"), "{said}");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("all as expected"), "{text}");
 }

@@ -31,7 +31,7 @@ pub fn forget_peak(server: &Server) {
 }
 
 /// That some misbehaviour makes the server at no time larger than before by more than this, and leaves it in good health.
-fn survives_alone(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
+fn check_memory(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
     let server = Server::start(arguments);
     forget_peak(&server);
     let before = peak_bytes(&server);
@@ -42,8 +42,8 @@ fn survives_alone(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)
 }
 
 /// The same, and that a healthy client's calls go on all the time.
-fn survives(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
-    survives_alone(arguments, may_grow, |server| {
+fn check_bounded(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
+    check_memory(arguments, may_grow, |server| {
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let healthy = scope.spawn(|| {
@@ -63,7 +63,7 @@ fn survives(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
 /// That a call is answered, and soon.
 pub fn assert_healthy(server: &Server) {
     let started = Instant::now();
-    let mut healthy = Raw::greet(server.address());
+    let mut healthy = Raw::handshake(server.address());
     healthy
         .send(&call(1, RANGE, &RangeRequest { key: "a".into(), ..RangeRequest::default() }.encode_to_vec()))
         .unwrap();
@@ -80,7 +80,7 @@ fn counted(server: &Server, reason: &str) -> u64 {
 
 #[test]
 fn floods_of_frames_end_in_calm() {
-    survives(&[], 50 * MEBIBYTE, |server| {
+    check_bounded(&[], 50 * MEBIBYTE, |server| {
         type Flood = (&'static str, fn(u32) -> Vec<u8>);
         let floods: [Flood; 8] = [
             ("resets", |nth| {
@@ -101,7 +101,7 @@ fn floods_of_frames_end_in_calm() {
         ];
         for (name, next) in floods {
             let before = counted(server, name);
-            assert_eq!(Raw::greet(server.address()).flood(next), raw::ENHANCE_YOUR_CALM, "{name}");
+            assert_eq!(Raw::handshake(server.address()).flood(next), raw::ENHANCE_YOUR_CALM, "{name}");
             assert_eq!(counted(server, name), before + 1, "{name}");
         }
     });
@@ -109,11 +109,11 @@ fn floods_of_frames_end_in_calm() {
 
 #[test]
 fn a_header_block_without_end_ends_in_calm() {
-    survives(&[], 20 * MEBIBYTE, |server| {
+    check_bounded(&[], 20 * MEBIBYTE, |server| {
         let piece = vec![0; 10_000];
         for piece in [&piece[..], &[]] {
             let next = |nth| frame(if nth == 0 { raw::HEADERS } else { raw::CONTINUATION }, 0, 1, piece);
-            assert_eq!(Raw::greet(server.address()).flood(next), raw::ENHANCE_YOUR_CALM);
+            assert_eq!(Raw::handshake(server.address()).flood(next), raw::ENHANCE_YOUR_CALM);
         }
         assert_eq!(counted(server, "continuation"), 2);
     });
@@ -121,8 +121,8 @@ fn a_header_block_without_end_ends_in_calm() {
 
 #[test]
 fn a_header_list_that_is_too_long_is_refused() {
-    survives(&[], 20 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+    check_bounded(&[], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         let mut block = raw::block(RANGE);
         // One entry of the table, and then its index again and again: a byte each, and four thousand when it is read.
         block.extend([&b"\x40\x01a\x7f\xa1\x1e"[..], &[b'x'; 4000]].concat());
@@ -139,8 +139,8 @@ fn a_header_list_that_is_too_long_is_refused() {
 /// Calls whose answers are large, from somebody who never reads them.
 #[test]
 fn answers_that_nobody_reads_do_not_pile_up() {
-    survives(&["--max-connection-bytes=33554432"], 150 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+    check_bounded(&["--max-connection-bytes=33554432"], 150 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
         let put = PutRequest { key: "large".into(), value: vec![b'x'; 1_000_000].into(), ..PutRequest::default() }
             .encode_to_vec();
@@ -176,7 +176,7 @@ fn answers_that_nobody_reads_do_not_pile_up() {
 pub fn put(server: &Server, key: &str, bytes: usize) {
     let value = vec![b'x'; bytes].into();
     let put = PutRequest { key: key.to_owned().into(), value, ..PutRequest::default() }.encode_to_vec();
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     let mut frames = frame(raw::HEADERS, raw::END_HEADERS, 1, &raw::block(PUT));
     for chunk in framed(&put).chunks(16_384) {
         frames.extend(frame(raw::DATA, 0, 1, chunk));
@@ -189,13 +189,13 @@ pub fn put(server: &Server, key: &str, bytes: usize) {
 /// Pages whose windows never open.
 #[test]
 fn pages_that_nobody_reads_do_not_pile_up() {
-    survives(&["--max-connection-bytes=33554432"], 100 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+    check_bounded(&["--max-connection-bytes=33554432"], 100 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
         let page = [&[0x82, 0x86, 0x04, 8][..], b"/metrics"].concat();
         let flags = raw::END_HEADERS | raw::END_STREAM;
         let asked: Vec<u8> = (0..20_000).flat_map(|nth| frame(raw::HEADERS, flags, 2 * nth + 1, &page)).collect();
-        let mut writer = raw.another();
+        let mut writer = raw.clone_handle();
         let writing = std::thread::spawn(move || writer.send(&asked));
         let mut refused = 0;
         while refused < 10_000 {
@@ -209,17 +209,17 @@ fn pages_that_nobody_reads_do_not_pile_up() {
 /// Whoever fills what all may hold is refused, and nobody else.
 #[test]
 fn who_holds_most_is_refused() {
-    survives(&["--max-held-bytes=8388608"], 60 * MEBIBYTE, |server| {
+    check_bounded(&["--max-held-bytes=8388608"], 60 * MEBIBYTE, |server| {
         put(server, "large", 100_000);
         let range = RangeRequest { key: "large".into(), ..RangeRequest::default() }.encode_to_vec();
-        let mut greedy: Vec<_> = (0..4).map(|_| Raw::greet(server.address())).collect();
-        for raw in &mut greedy {
+        let mut large_holders: Vec<_> = (0..4).map(|_| Raw::handshake(server.address())).collect();
+        for raw in &mut large_holders {
             raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
             for nth in 0..200 {
                 raw.send(&call(2 * nth + 1, RANGE, &range)).unwrap();
             }
         }
-        for raw in &mut greedy {
+        for raw in &mut large_holders {
             let refused = (0..200).filter(|_| raw.wait_for(raw::HEADERS).unwrap().flags & raw::END_STREAM != 0).count();
             assert!(refused > 100, "{refused} were refused");
             assert_healthy(server);
@@ -231,10 +231,10 @@ fn who_holds_most_is_refused() {
 /// A client that asks and never reads its socket.
 #[test]
 fn a_socket_that_nobody_reads_fills_no_memory() {
-    survives(&[], 80 * MEBIBYTE, |server| {
+    check_bounded(&[], 80 * MEBIBYTE, |server| {
         put(server, "large", 100_000);
         let range = RangeRequest { key: "large".into(), ..RangeRequest::default() }.encode_to_vec();
-        let mut raw = Raw::greet(server.address());
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 1 << 30)).unwrap();
         raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).unwrap();
         for nth in 0..2000 {
@@ -251,8 +251,8 @@ fn a_socket_that_nobody_reads_fills_no_memory() {
 
 #[test]
 fn a_window_that_opens_byte_by_byte_ends_in_calm() {
-    survives(&[], 20 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+    check_bounded(&[], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
         let put =
             PutRequest { key: "k".into(), value: vec![b'x'; 10_000].into(), ..PutRequest::default() }.encode_to_vec();
@@ -270,8 +270,8 @@ fn a_window_that_opens_byte_by_byte_ends_in_calm() {
 
 #[test]
 fn requests_that_never_end_do_not_pile_up() {
-    survives(&["--max-connection-bytes=4194304"], 40 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+    check_bounded(&["--max-connection-bytes=4194304"], 40 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         let part = &framed(&[b'x'; 16_000])[..15_000];
         let mut refused = 0;
         for nth in 0..2000 {
@@ -288,8 +288,8 @@ fn requests_that_never_end_do_not_pile_up() {
 
 #[test]
 fn so_many_streams_and_no_more() {
-    survives(&["--max-concurrent-streams=10"], 20 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+    check_bounded(&["--max-concurrent-streams=10"], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         for nth in 0..11 {
             raw.send(&frame(raw::HEADERS, raw::END_HEADERS, 2 * nth + 1, &raw::block(WATCH))).unwrap();
         }
@@ -302,8 +302,8 @@ fn so_many_streams_and_no_more() {
 /// As in etcd.
 #[test]
 fn no_streams_at_all_mean_no_limit() {
-    survives(&["--max-concurrent-streams=0"], 20 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+    check_bounded(&["--max-concurrent-streams=0"], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         raw.send(&call(1, RANGE, &[])).unwrap();
         assert_eq!(raw.wait_for(raw::HEADERS).unwrap().stream, 1);
         assert_eq!(counted(server, "streams"), 0);
@@ -312,13 +312,13 @@ fn no_streams_at_all_mean_no_limit() {
 
 #[test]
 fn so_many_connections_and_no_more() {
-    survives_alone(&["--max-connections=20"], 20 * MEBIBYTE, |server| {
-        let mut healthy = Raw::greet(server.address());
-        let mut open: Vec<_> = (0..19).map(|_| Raw::greet(server.address())).collect();
+    check_memory(&["--max-connections=20"], 20 * MEBIBYTE, |server| {
+        let mut healthy = Raw::handshake(server.address());
+        let mut open: Vec<_> = (0..19).map(|_| Raw::handshake(server.address())).collect();
         for raw in &mut open {
             raw.wait_for(raw::SETTINGS).unwrap();
         }
-        let mut late = Raw::greet(server.address());
+        let mut late = Raw::handshake(server.address());
         server.wait_for_log("too many client connections; new ones wait until others end");
         healthy
             .send(&call(1, RANGE, &RangeRequest { key: "k".into(), ..RangeRequest::default() }.encode_to_vec()))
@@ -334,23 +334,23 @@ fn so_many_connections_and_no_more() {
 /// One opens no window, the other opens all of them and never reads.
 #[test]
 fn whoever_takes_nothing_is_given_up() {
-    survives(&["--client-read-timeout=1s"], 60 * MEBIBYTE, |server| {
+    check_bounded(&["--client-read-timeout=1s"], 60 * MEBIBYTE, |server| {
         put(server, "large", 1_000_000);
         let range = RangeRequest { key: "large".into(), ..RangeRequest::default() }.encode_to_vec();
-        let mut shut = Raw::greet(server.address());
-        shut.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
-        let mut deaf = Raw::greet(server.address());
-        deaf.send(&setting(raw::INITIAL_WINDOW, 0x7fff_ffff)).unwrap();
-        deaf.send(&frame(raw::WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes())).unwrap();
+        let mut closed_window = Raw::handshake(server.address());
+        closed_window.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
+        let mut unread_socket = Raw::handshake(server.address());
+        unread_socket.send(&setting(raw::INITIAL_WINDOW, 0x7fff_ffff)).unwrap();
+        unread_socket.send(&frame(raw::WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes())).unwrap();
         for nth in 0..30 {
-            for raw in [&mut shut, &mut deaf] {
+            for raw in [&mut closed_window, &mut unread_socket] {
                 raw.send(&call(2 * nth + 1, RANGE, &range)).unwrap();
             }
         }
         while counted(server, "slow_reader") < 2 {
             std::thread::park_timeout(Duration::from_millis(20));
         }
-        for raw in [&mut shut, &mut deaf] {
+        for raw in [&mut closed_window, &mut unread_socket] {
             while raw.next().is_some() {} // It is over.
         }
     });
@@ -358,24 +358,24 @@ fn whoever_takes_nothing_is_given_up() {
 
 #[test]
 fn whoever_is_slow_to_begin_is_sent_away() {
-    survives(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
+    check_bounded(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
         let mut silent = Raw::connect(server.address());
         let mut slow = Raw::connect(server.address());
         slow.send(b"PRI * HTTP/2.0").unwrap();
-        let mut stuck = Raw::greet(server.address());
+        let mut stuck = Raw::handshake(server.address());
         stuck.send(&frame(raw::HEADERS, 0, 1, &raw::block(RANGE))).unwrap();
         let mut unsettled = Raw::connect(server.address());
         unsettled.send(raw::PREFACE).unwrap();
-        let mut dripping = Raw::greet(server.address());
+        let mut dripping = Raw::handshake(server.address());
         dripping.wait_for(raw::SETTINGS).unwrap();
         while dripping.wait_for(raw::SETTINGS).unwrap().flags == 0 {} // Ours is acknowledged.
-        dripping.drip(&frame(raw::HEADERS, raw::END_HEADERS, 1, &[0x83; 1000]));
+        dripping.send_slowly(&frame(raw::HEADERS, raw::END_HEADERS, 1, &[0x83; 1000]));
         for mut late in [unsettled, dripping] {
             assert_eq!(late.wait_for(raw::GOAWAY).unwrap().payload[7], 11);
         }
         assert_eq!(silent.next(), None);
-        let farewell = slow.wait_for(raw::GOAWAY).unwrap();
-        assert_eq!(farewell.payload[7], 11);
+        let goaway = slow.wait_for(raw::GOAWAY).unwrap();
+        assert_eq!(goaway.payload[7], 11);
         assert_eq!(stuck.wait_for(raw::GOAWAY).unwrap().payload[7], 11);
         assert_eq!(stuck.next(), None);
         assert_eq!(counted(server, "slow_beginning"), 5);
@@ -385,11 +385,11 @@ fn whoever_is_slow_to_begin_is_sent_away() {
 /// A head of HTTP/1.1 that does not end.
 #[test]
 fn whoever_is_slow_with_a_first_head_is_sent_away() {
-    survives(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
+    check_bounded(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
         let mut dripping = Raw::connect(server.address());
         let mut stuck = Raw::connect(server.address());
         stuck.send(b"GET /version HTTP/1.1\r\nX-a: ").unwrap();
-        dripping.drip(format!("GET /version HTTP/1.1\r\n{}", "X-a: b\r\n".repeat(1000)).as_bytes());
+        dripping.send_slowly(format!("GET /version HTTP/1.1\r\n{}", "X-a: b\r\n".repeat(1000)).as_bytes());
         for mut late in [stuck, dripping] {
             while late.next().is_some() {} // It is over.
         }
@@ -400,21 +400,21 @@ fn whoever_is_slow_with_a_first_head_is_sent_away() {
 /// One connection's backlog does not delay another's.
 #[test]
 fn a_backlog_is_its_own_connections() {
-    survives(&[], 100 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+    check_bounded(&[], 100 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         let range = RangeRequest { key: "a".into(), ..RangeRequest::default() }.encode_to_vec();
         let mut bytes = Vec::new();
         for nth in 0..20_000 {
             bytes.extend(call(2 * nth + 1, RANGE, &range));
         }
-        let mut writer = raw.another();
+        let mut writer = raw.clone_handle();
         let writing = std::thread::spawn(move || writer.send(&bytes));
         for _ in 0..20 {
             assert_healthy(server);
         }
         for _ in 0..20_000 {
             raw.wait_for(raw::DATA).unwrap();
-            if raw.is_thirsty() {
+            if raw.needs_window_update() {
                 raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &1_000_000_u32.to_be_bytes())).unwrap();
             }
         }

@@ -16,8 +16,8 @@ fn h2spec_finds_nothing() {
     let server = Server::start(&[]);
     let (host, port) = server.address().rsplit_once(':').unwrap();
     let output = Command::new(program).args(["--host", host, "--port", port, "--timeout", "5"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let summary = said.lines().rev().find(|line| line.contains("tests,")).unwrap_or_default();
-    assert!(summary.contains("0 skipped, 0 failed") && output.status.success(), "{said}");
+    let report = String::from_utf8_lossy(&output.stdout);
+    let summary = report.lines().rev().find(|line| line.contains("tests,")).unwrap_or_default();
+    assert!(summary.contains("0 skipped, 0 failed") && output.status.success(), "{report}");
     assert!(summary.split(' ').next().unwrap().parse::<u32>().unwrap() >= 140, "{summary}");
 }

@@ -81,7 +81,7 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// A connection whose streams open no window.
 fn closed(server: &Server) -> Raw {
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
     raw
 }
@@ -194,11 +194,11 @@ fn calls_that_wait_for_their_turn_keep_what_they_need() {
             CampaignRequest { name: "race".into(), value: "me".into(), ..CampaignRequest::default() }.encode_to_vec(),
         ),
     ] {
-        let mut raw = Raw::greet(server.address());
+        let mut raw = Raw::handshake(server.address());
         let most = is_counted(&server, 50 * MEBIBYTE, || {
             for nth in 0..100 {
                 send_large(&mut raw, 2 * nth + 1, path, &padded(message.clone(), 1_900_000));
-                if raw.is_thirsty() {
+                if raw.needs_window_update() {
                     raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &1_000_000_u32.to_be_bytes())).unwrap();
                 }
             }
@@ -231,7 +231,7 @@ fn range_streams_that_are_not_read() {
 #[test]
 fn pages_behind_a_socket_that_is_not_read() {
     let server = Server::start(&[]);
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     is_counted(&server, 40 * MEBIBYTE, || {
         raw.send(&setting(raw::INITIAL_WINDOW, 1 << 30)).unwrap();
         raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).unwrap();
@@ -249,7 +249,7 @@ fn pages_behind_a_socket_that_is_not_read() {
 #[test]
 fn writes_that_are_under_way() {
     let server = Server::start(&["--max-connection-bytes=16777216"]);
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     let put = PutRequest { key: "large".into(), value: vec![b'x'; 1_000_000].into(), ..PutRequest::default() };
     let put = put.encode_to_vec();
     let most = is_counted(&server, 150 * MEBIBYTE, || {

@@ -37,12 +37,12 @@ async fn whoever_says_nothing_is_sent_away() {
     for name in ["own", "tonic"] {
         let server = Server::start(&[&format!("--grpc-server={name}"), "--client-begin-timeout=1s"]);
         for beginning in ["", "PRI * HTTP/2"] {
-            let (mut silent, mut said) = (TcpStream::connect(server.address()).await.unwrap(), Vec::new());
+            let (mut silent, mut output) = (TcpStream::connect(server.address()).await.unwrap(), Vec::new());
             silent.write_all(beginning.as_bytes()).await.unwrap();
-            let heard = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut said)).await;
+            let heard = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut output)).await;
             assert!(heard.expect("it was left alone").is_ok());
             // Who has begun to speak HTTP/2 may hear a farewell in it.
-            assert!(said.is_empty() || !beginning.is_empty() && said.get(3) == Some(&4), "{said:?}");
+            assert!(output.is_empty() || !beginning.is_empty() && output.get(3) == Some(&4), "{output:?}");
         }
     }
 }
@@ -64,15 +64,15 @@ fn odd_calls_are_answered_as_by_etcd() {
 
 #[tokio::test]
 async fn a_message_that_is_too_large_is_refused_in_the_same_words() {
-    let mut words = Vec::new();
+    let mut messages = Vec::new();
     for (_server, mut client) in both().await {
         let value = vec![b'x'; 3 << 20].into();
         let refused = client.put(PutRequest { key: "a".into(), value, ..PutRequest::default() }).await.unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted);
-        words.push(refused.message().to_owned());
+        messages.push(refused.message().to_owned());
         client.range(RangeRequest { key: "a".into(), ..RangeRequest::default() }).await.unwrap();
     }
-    assert_eq!(words[0], words[1]);
+    assert_eq!(messages[0], messages[1]);
 }
 
 #[tokio::test]

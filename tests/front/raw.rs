@@ -88,19 +88,19 @@ impl Raw {
     }
 
     /// Connects and greets.
-    pub fn greet(address: &str) -> Self {
+    pub fn handshake(address: &str) -> Self {
         let mut raw = Self::connect(address);
         raw.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).unwrap();
         raw
     }
 
     /// Another handle on the same connection, to write with.
-    pub fn another(&self) -> Self {
+    pub fn clone_handle(&self) -> Self {
         Self { stream: self.stream.try_clone().unwrap(), input: Vec::new(), received: 0 }
     }
 
     /// Whether so much data has come that it is time to open the window.
-    pub fn is_thirsty(&mut self) -> bool {
+    pub fn needs_window_update(&mut self) -> bool {
         self.received > 20_000 && std::mem::take(&mut self.received) > 0
     }
 
@@ -109,7 +109,7 @@ impl Raw {
     }
 
     /// Sends a byte, waits for an answer a moment, and so on until there is one.
-    pub fn drip(&mut self, bytes: &[u8]) {
+    pub fn send_slowly(&mut self, bytes: &[u8]) {
         self.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         for byte in bytes {
             if self.send(&[*byte]).is_err() || self.stream.peek(&mut [0]).is_ok() {
@@ -155,17 +155,17 @@ impl Raw {
 
     /// Sends the same thing until the server has enough, and returns the code of its farewell.
     pub fn flood(mut self, mut next: impl FnMut(u32) -> Vec<u8>) -> u32 {
-        let mut reader = self.another();
-        let farewell = std::thread::spawn(move || {
-            let farewell = reader.wait_for(GOAWAY);
+        let mut reader = self.clone_handle();
+        let goaway = std::thread::spawn(move || {
+            let goaway = reader.wait_for(GOAWAY);
             let _ = reader.stream.shutdown(Shutdown::Both);
-            farewell
+            goaway
         });
         let mut nth = 0;
-        while !farewell.is_finished() && self.send(&next(nth)).is_ok() {
+        while !goaway.is_finished() && self.send(&next(nth)).is_ok() {
             nth += 1;
         }
-        let farewell = farewell.join().unwrap().expect("a farewell before the end");
-        u32::from_be_bytes(farewell.payload[4..8].try_into().unwrap())
+        let goaway = goaway.join().unwrap().expect("a farewell before the end");
+        u32::from_be_bytes(goaway.payload[4..8].try_into().unwrap())
     }
 }

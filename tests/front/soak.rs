@@ -44,7 +44,7 @@ fn ten_thousand_connections_for_ten_minutes() {
     raise_file_limit();
     let (seconds, connections) = (number("SOAK_SECONDS", 600), number("SOAK_CONNECTIONS", 10_000));
     let server = Server::start(&[]);
-    let mut open: Vec<_> = (0..connections).map(|_| (Raw::greet(server.address()), 1)).collect();
+    let mut open: Vec<_> = (0..connections).map(|_| (Raw::handshake(server.address()), 1)).collect();
     let range = RangeRequest { key: "a".into(), ..RangeRequest::default() }.encode_to_vec();
     let round = |open: &mut Vec<(Raw, u32)>| {
         for (raw, stream) in open.iter_mut() {
@@ -58,7 +58,7 @@ fn ten_thousand_connections_for_ten_minutes() {
             while raw.wait_for(raw::HEADERS).unwrap().flags & raw::END_STREAM == 0 {}
             raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &100_u32.to_be_bytes())).unwrap();
             if *stream % 4001 == 0 {
-                (*raw, *stream) = (Raw::greet(server.address()), 1); // Some come and go.
+                (*raw, *stream) = (Raw::handshake(server.address()), 1); // Some come and go.
             }
         }
     };

@@ -25,12 +25,12 @@ const GOAL: Duration = Duration::from_millis(20);
 const ROUNDS: u32 = 5;
 
 /// The worst of a tiny range on a connection of its own while something goes on.
-fn worst_while(server: &Server, act: impl FnOnce()) -> Duration {
+fn worst_latency_while(server: &Server, act: impl FnOnce()) -> Duration {
     let is_over = AtomicBool::new(false);
     let tiny = RangeRequest { key: "tiny".into(), ..RangeRequest::default() }.encode_to_vec();
     std::thread::scope(|scope| {
         let probing = scope.spawn(|| {
-            let (mut raw, mut worst, mut nth) = (Raw::greet(server.address()), Duration::ZERO, 0);
+            let (mut raw, mut worst, mut nth) = (Raw::handshake(server.address()), Duration::ZERO, 0);
             while !is_over.load(Ordering::Relaxed) {
                 let started = Instant::now();
                 raw.send(&call(2 * nth + 1, RANGE, &tiny)).unwrap();
@@ -52,16 +52,16 @@ fn worst_while(server: &Server, act: impl FnOnce()) -> Duration {
 }
 
 /// One at a time: they would measure each other.
-static ALONE: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 /// That a tiny range is answered in time while something goes on. What other processes do to this one passes, and what the
 /// server does is there each time: so the best of a few rounds counts.
 #[track_caller]
 fn assert_no_stall(server: &Server, what: &str, act: impl Fn()) {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let mut best = Duration::MAX;
     for _ in 0..ROUNDS {
-        best = best.min(worst_while(server, &act));
+        best = best.min(worst_latency_while(server, &act));
         eprintln!("the worst of a tiny range during {what}: {best:?}");
         if best < 10 * GOAL {
             return;
@@ -72,7 +72,7 @@ fn assert_no_stall(server: &Server, what: &str, act: impl Fn()) {
 
 /// Asks for something and reads all of the answer, some times.
 fn ask(server: &Server, path: &str, message: &[u8], fields: &[u8], times: u32) {
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     raw.send(&setting(raw::INITIAL_WINDOW, 1 << 30)).unwrap();
     raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).unwrap();
     for nth in 0..times {
@@ -118,8 +118,8 @@ fn large_answers_that_are_packed_do_not_stall_others() {
     }
     put(&server, "tiny", 10);
     let range = list().encode_to_vec();
-    let packs = b"\x00\x0dgrpc-encoding\x04gzip\x00\x14grpc-accept-encoding\x04gzip";
-    assert_no_stall(&server, "gzip of 20 MB", || ask(&server, RANGE, &range, packs, 3));
+    let gzip_fields = b"\x00\x0dgrpc-encoding\x04gzip\x00\x14grpc-accept-encoding\x04gzip";
+    assert_no_stall(&server, "gzip of 20 MB", || ask(&server, RANGE, &range, gzip_fields, 3));
 }
 
 /// Many lists that are each short.
@@ -132,11 +132,11 @@ fn many_short_lists_do_not_stall_others() {
     put(&server, "tiny", 10);
     let range = list().encode_to_vec();
     let load = || {
-        let mut raw = Raw::greet(server.address());
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 1 << 30)).unwrap();
         raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).unwrap();
         let asked: Vec<u8> = (0..2000).flat_map(|nth| call(2 * nth + 1, RANGE, &range)).collect();
-        let mut writer = raw.another();
+        let mut writer = raw.clone_handle();
         let writing = std::thread::spawn(move || writer.send(&asked));
         for _ in 0..2000 {
             while raw.wait_for(raw::HEADERS).unwrap().flags & raw::END_STREAM == 0 {}

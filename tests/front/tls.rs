@@ -122,8 +122,8 @@ async fn who_shakes_hands_and_then_says_nothing_is_sent_away_by_tonic_too() {
     let flags = ["--client-begin-timeout=1s".to_owned(), "--grpc-server=tonic".to_owned()];
     let server = authority.server(SECURE, &flags);
     let mut silent = authority.connect(&server, &["h2"], None).await.unwrap();
-    let heard = tokio::time::timeout(std::time::Duration::from_mins(1), silent.read_to_end(&mut Vec::new())).await;
-    assert!(heard.is_ok(), "it was left alone");
+    let read = tokio::time::timeout(std::time::Duration::from_mins(1), silent.read_to_end(&mut Vec::new())).await;
+    assert!(read.is_ok(), "it was left alone");
 }
 
 #[tokio::test]
@@ -140,11 +140,11 @@ async fn what_is_agreed_on_decides() {
     assert!(page(connect(&[]).await.unwrap()).await.is_err());
     let mut silent = connect(&[]).await.unwrap();
     let mut reserved = connect(&["h2"]).await.unwrap();
-    let patience = std::time::Duration::from_secs(20);
-    let mut said = Vec::new();
-    assert!(tokio::time::timeout(patience, silent.read_to_end(&mut said)).await.is_ok() && said.is_empty());
-    assert!(tokio::time::timeout(patience, reserved.read_to_end(&mut said)).await.is_ok());
-    assert_eq!(said.get(3), Some(&4), "settings, and then a farewell");
+    let limit = std::time::Duration::from_secs(20);
+    let mut received = Vec::new();
+    assert!(tokio::time::timeout(limit, silent.read_to_end(&mut received)).await.is_ok() && received.is_empty());
+    assert!(tokio::time::timeout(limit, reserved.read_to_end(&mut received)).await.is_ok());
+    assert_eq!(received.get(3), Some(&4), "settings, and then a farewell");
     let error = connect(&["spdy/1"]).await.unwrap_err().to_string();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
 }
@@ -167,10 +167,10 @@ async fn whoever_has_to_show_a_certificate_and_has_none_is_not_let_in() {
         let server = authority.server(SECURE, &more);
         authority.sign("client", 2, ExtendedKeyUsagePurpose::ClientAuth);
         authority.sign("other", 3, ExtendedKeyUsagePurpose::ServerAuth);
-        let stranger = Authority::new();
-        stranger.sign("stranger", 4, ExtendedKeyUsagePurpose::ClientAuth);
+        let other_ca = Authority::new();
+        other_ca.sign("stranger", 4, ExtendedKeyUsagePurpose::ClientAuth);
         for file in ["stranger.pem", "stranger.key"] {
-            fs::copy(stranger.path(file), authority.path(file)).unwrap();
+            fs::copy(other_ca.path(file), authority.path(file)).unwrap();
         }
         let ask = async |shown| match authority.connect(&server, &["h2"], shown).await {
             Ok(stream) => page(stream).await.map_err(|error| error.to_string()),

@@ -38,11 +38,11 @@ use super::{
     fault::{Code, Fault},
     frame::{self, DEFAULT_WINDOW, Frame, PREFACE, flag, kind, setting},
     hpack::{Decoder, decoder::Fields},
-    intake::{Intake, STREAM_WINDOW},
-    limits::{Counter, Limits, MOST_STREAMS, Nuisance, Shared},
-    outbox::{Outbox, Parcels},
+    intake::{RecvWindow, STREAM_WINDOW},
+    limits::{Flood, FloodCounter, Limits, MAX_STREAMS, Shared},
+    outbox::{Deliveries, Outbox},
     output::Output,
-    past::{End, Past},
+    past::{ClosedBy, ClosedStreams},
     reads::Reads,
     request::Memory,
     sender::Sender,
@@ -50,8 +50,8 @@ use super::{
     streams::Streams,
 };
 use crate::metrics::METRICS;
-use alarms::Clock;
-use calls::Work;
+use alarms::Timers;
+use calls::TurnCost;
 
 /// While so much waits for the other side to read, calls wait too.
 const CALLS_WAIT_BYTES: usize = 16 << 20;
@@ -66,25 +66,25 @@ pub struct Connection {
     phase: Phase,
     /// What time it was when somebody last said so.
     now: Instant,
-    clock: Clock,
-    counter: Counter,
+    timers: Timers,
+    counter: FloodCounter,
 
     /// The beginning of a frame whose rest has not come.
     pending: Bytes,
     reads: Reads,
     decoder: Decoder,
     fields: Fields,
-    memory: Memory,
+    block_cache: Memory,
     /// A header block whose rest has not come.
     block: Option<Block>,
-    intake: Intake,
+    recv_window: RecvWindow,
 
     streams: Streams,
     /// The highest stream that the other side has opened.
     highest: u32,
-    past: Past,
+    closed_streams: ClosedStreams,
     /// What a new stream may send.
-    first_window: i64,
+    initial_window: i64,
     sender: Sender,
 
     /// Calls whose message has come.
@@ -93,11 +93,11 @@ pub struct Connection {
     due: VecDeque<u64>,
     /// Streams that are to be stepped once the output has been written.
     stalled: VecDeque<u64>,
-    parcels: Parcels,
+    deliveries: Deliveries,
     /// An empty list with room for the next ones.
-    spare: Parcels,
+    spare_deliveries: Deliveries,
     /// What this turn has cost so far.
-    work: Work,
+    turn_cost: TurnCost,
     was_long: bool,
     woken: Vec<u64>,
 
@@ -108,7 +108,7 @@ pub struct Connection {
     /// From when on the client knows how many streams it may open.
     limits_known: Option<Instant>,
     /// What we told everybody that we hold.
-    held_told: usize,
+    held_reported: usize,
 }
 
 /// How far a connection has come.
@@ -120,15 +120,15 @@ enum Phase {
     Settings,
     Open,
     /// We have said that we are leaving: streams above this one are ignored.
-    Leaving(u32),
-    Over,
+    ShuttingDown(u32),
+    Closed,
 }
 
 /// A header block in several frames.
 struct Block {
     stream: u32,
     end: bool,
-    own_parent: bool,
+    depends_on_itself: bool,
     bytes: BytesMut,
     frames: u32,
 }
@@ -143,44 +143,44 @@ impl Connection {
             outbox,
             phase: Phase::Preface(0),
             now,
-            clock: Clock::new(now, &shared.limits),
+            timers: Timers::new(now, &shared.limits),
             shared,
-            counter: Counter::default(),
+            counter: FloodCounter::default(),
             pending: Bytes::new(),
             reads: Reads::default(),
             decoder: Decoder::default(),
             fields: Fields::default(),
-            memory: Memory::default(),
+            block_cache: Memory::default(),
             block: None,
-            intake: Intake::of_connection(),
+            recv_window: RecvWindow::for_connection(),
             streams: Streams::default(),
             highest: 0,
-            past: Past::default(),
-            first_window: DEFAULT_WINDOW,
+            closed_streams: ClosedStreams::default(),
+            initial_window: DEFAULT_WINDOW,
             sender: Sender::default(),
             ready: VecDeque::new(),
             due: VecDeque::new(),
             stalled: VecDeque::new(),
-            parcels: Vec::new(),
-            spare: Vec::new(),
-            work: Work::default(),
+            deliveries: Vec::new(),
+            spare_deliveries: Vec::new(),
+            turn_cost: TurnCost::default(),
             was_long: false,
             woken: Vec::new(),
             held_in: 0,
             orphans: HashMap::new(),
             limits_known,
-            held_told: 0,
+            held_reported: 0,
         };
-        connection.shared.enter();
-        connection.greet(now);
+        connection.shared.connection_opened();
+        connection.send_server_preface(now);
         connection
     }
 
     /// Our own settings, and a window to begin with.
-    fn greet(&mut self, now: Instant) {
+    fn send_server_preface(&mut self, now: Instant) {
         let limits = &self.shared.limits;
         let settings = [
-            (setting::MAX_CONCURRENT_STREAMS, limits.max_streams.min(MOST_STREAMS)),
+            (setting::MAX_CONCURRENT_STREAMS, limits.max_streams.min(MAX_STREAMS)),
             (setting::INITIAL_WINDOW_SIZE, u32::try_from(STREAM_WINDOW).expect("it is a small number")),
             (setting::MAX_HEADER_LIST_SIZE, u32::try_from(limits.max_header_list).unwrap_or(u32::MAX)),
         ];
@@ -196,7 +196,7 @@ impl Connection {
     /// Takes what has come.
     pub fn receive(&mut self, bytes: Bytes, now: Instant) {
         self.now = now;
-        self.clock.hear(now);
+        self.timers.data_received(now);
         let mut input = if self.pending.is_empty() { bytes } else { [&self.pending[..], &bytes].concat().into() };
         self.pending = Bytes::new();
         let read = input.clone();
@@ -204,25 +204,25 @@ impl Connection {
             return self.fail(fault);
         }
         let before = input.len();
-        while self.phase != Phase::Over {
+        while self.phase != Phase::Closed {
             let fault = match frame::take(&mut input) {
                 Ok(None) => break,
                 Ok(Some(frame)) => self.frame(frame, now).err(),
                 Err(fault) => Some(fault),
             };
             if let Some(fault) = fault {
-                self.punish(fault, now);
+                self.handle_fault(fault, now);
             }
         }
-        if self.phase != Phase::Over && !input.is_empty() {
+        if self.phase != Phase::Closed && !input.is_empty() {
             self.pending = Bytes::copy_from_slice(&input); // Not the whole read that it came in.
         }
         let is_new = input.len() < before;
         drop(input);
         self.reads.add(read);
-        let begins = !self.pending.is_empty() && self.pending.get(frame::KIND_AT) != Some(&kind::DATA);
-        self.clock.begin_frame(begins, is_new, now);
-        self.tell_held();
+        let begins = !self.pending.is_empty() && self.pending.get(frame::KIND_OFFSET) != Some(&kind::DATA);
+        self.timers.begin_frame(begins, is_new, now);
+        self.report_held();
     }
 
     fn take_preface(&mut self, input: &mut Bytes) -> Result<(), Fault> {
@@ -253,7 +253,7 @@ impl Connection {
     }
 
     /// Ends what a fault ends.
-    fn punish(&mut self, fault: Fault, now: Instant) {
+    fn handle_fault(&mut self, fault: Fault, now: Instant) {
         // Of a stream that was never opened nothing may be said, not even that it ends.
         let is_idle = self.is_idle(fault.stream);
         if is_idle || self.block.is_some() || matches!(self.phase, Phase::Settings | Phase::Preface(_)) {
@@ -265,7 +265,7 @@ impl Connection {
         if fault.code == Code::RefusedStream && !self.knows_limits(now) {
             return; // It could not know.
         }
-        if let Err(fault) = self.counter.count(Nuisance::OwnReset, &self.shared.limits, now) {
+        if let Err(fault) = self.counter.count(Flood::OwnReset, &self.shared.limits, now) {
             self.fail(fault);
         }
     }
@@ -279,38 +279,38 @@ impl Connection {
     fn reset(&mut self, id: u32, code: Code) {
         self.sender.reset(id, code);
         match self.streams.find(id) {
-            Some(slot) => self.forget(slot, End::Ours),
-            None => self.past.remember(id, End::Ours, self.now),
+            Some(slot) => self.forget(slot, ClosedBy::Us),
+            None => self.closed_streams.remember(id, ClosedBy::Us, self.now),
         }
     }
 
     /// Ends the connection.
     fn fail(&mut self, fault: Fault) {
-        if self.phase == Phase::Over {
+        if self.phase == Phase::Closed {
             return;
         }
         tracing::debug!(%fault, "a connection was ended");
         METRICS.refused.with_label_values(&[fault.code.name()]).inc();
         let last = match self.phase {
-            Phase::Leaving(last) => last.min(self.highest),
-            Phase::Preface(_) | Phase::Settings | Phase::Open | Phase::Over => self.highest,
+            Phase::ShuttingDown(last) => last.min(self.highest),
+            Phase::Preface(_) | Phase::Settings | Phase::Open | Phase::Closed => self.highest,
         };
         self.go_away(last, fault.code, fault.why);
         self.end();
     }
 
     fn end(&mut self) {
-        self.phase = Phase::Over;
+        self.phase = Phase::Closed;
         let slots: Vec<u64> = self.streams.iter_mut().map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.abandon(slot, End::Ours);
+            self.abandon(slot, ClosedBy::Us);
         }
         (self.block, self.pending) = (None, Bytes::new());
         self.ready.clear();
         self.due.clear();
         self.stalled.clear();
         self.reads.clear();
-        self.tell_held();
+        self.report_held();
     }
 
     fn go_away(&mut self, last: u32, code: Code, why: &str) {
@@ -332,7 +332,7 @@ impl Connection {
     /// Whether nothing will come any more, but what is still to be written.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.phase == Phase::Over
+        self.phase == Phase::Closed
     }
 
     /// Whether so much is to be written that what can wait does.
@@ -353,29 +353,29 @@ impl Connection {
 
     /// What is held for this connection.
     fn held(&self) -> usize {
-        self.held_beside_answers() + self.sender.held_bytes()
+        self.held_besides_output() + self.sender.held_bytes()
     }
 
-    fn held_beside_answers(&self) -> usize {
+    fn held_besides_output(&self) -> usize {
         let begun = self.pending.len() + self.block.as_ref().map_or(0, |block| block.bytes.len());
         self.held_in + self.reads.bytes() + begun
     }
 
     /// Whether so much more may be held for this connection.
     fn admits(&self, bytes: usize) -> bool {
-        self.shared.admits(self.held_told, self.held(), bytes)
+        self.shared.admits(self.held_reported, self.held(), bytes)
     }
 
-    fn tell_held(&mut self) {
+    fn report_held(&mut self) {
         let held = self.held();
-        if held != self.held_told {
-            self.shared.ledger.change(self.held_told, held);
-            self.held_told = held;
+        if held != self.held_reported {
+            self.shared.ledger.change(self.held_reported, held);
+            self.held_reported = held;
         }
     }
 
     fn widen_connection(&mut self, now: Instant) {
-        let increment = self.intake.give_back(0, self.shared.ledger.is_scarce(), now);
+        let increment = self.recv_window.release(0, self.shared.ledger.is_scarce(), now);
         incoming::widen(0, &mut self.sender, increment);
     }
 
@@ -387,8 +387,8 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.end();
-        self.shared.ledger.change(self.held_told, 0);
-        self.shared.leave();
+        self.shared.ledger.change(self.held_reported, 0);
+        self.shared.connection_closed();
         let orphaned = self.orphans.values().sum();
         self.outbox.close((orphaned > 0).then(|| self.shared.ledger.charge(orphaned)));
     }

@@ -37,13 +37,13 @@ struct Seen {
     metadata: Mutex<Vec<Metadata>>,
     replies: Mutex<Vec<(Bytes, Reply)>>,
     handled: Mutex<Vec<call::Code>>,
-    talks: AtomicUsize,
+    open_streams: AtomicUsize,
     /// What was to run elsewhere.
     jobs: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 #[derive(Clone, Copy)]
-enum Way {
+enum Behavior {
     /// Answers with the request, at once.
     Echo,
     /// Keeps the reply.
@@ -56,13 +56,13 @@ enum Way {
     Pour,
 }
 
-struct TestMethod(Way, Arc<Seen>);
+struct TestMethod(Behavior, Arc<Seen>);
 
 impl Method for TestMethod {
     fn shape(&self) -> Shape {
         match self.0 {
-            Way::Echo | Way::Later | Way::Refuse => Shape::Unary,
-            Way::Chat | Way::Pour => Shape::Stream,
+            Behavior::Echo | Behavior::Later | Behavior::Refuse => Shape::Unary,
+            Behavior::Chat | Behavior::Pour => Shape::Stream,
         }
     }
 
@@ -73,9 +73,9 @@ impl Method for TestMethod {
     fn call(&self, call: Call, reply: Reply) {
         self.1.metadata.lock().push(call.metadata);
         match self.0 {
-            Way::Later => self.1.replies.lock().push((call.message, reply)),
-            Way::Refuse => reply.answer(Err(Refusal { code: call::Code::NotFound, message: "no\u{e4}".into() })),
-            Way::Echo | Way::Chat | Way::Pour => {
+            Behavior::Later => self.1.replies.lock().push((call.message, reply)),
+            Behavior::Refuse => reply.answer(Err(Refusal { code: call::Code::NotFound, message: "no\u{e4}".into() })),
+            Behavior::Echo | Behavior::Chat | Behavior::Pour => {
                 let message = Bytes::copy_from_slice(&call.message); // No answer keeps the read of its request.
                 reply.run(move |reply| reply.answer(Ok(message)));
             }
@@ -83,8 +83,8 @@ impl Method for TestMethod {
     }
 
     fn open(&self, _: Metadata) -> Result<Box<dyn Conversation>, Refusal> {
-        self.1.talks.fetch_add(1, Ordering::Relaxed);
-        let pour = matches!(self.0, Way::Pour);
+        self.1.open_streams.fetch_add(1, Ordering::Relaxed);
+        let pour = matches!(self.0, Behavior::Pour);
         Ok(Box::new(Chat { pour, left: 0, seen: self.1.clone() }))
     }
 
@@ -109,7 +109,7 @@ struct Chat {
 
 impl Drop for Chat {
     fn drop(&mut self) {
-        self.seen.talks.fetch_sub(1, Ordering::Relaxed);
+        self.seen.open_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -141,15 +141,15 @@ struct TestService(Arc<Seen>);
 
 impl Service for TestService {
     fn find(&self, path: &str) -> Option<Arc<dyn Method>> {
-        let way = match path {
-            "/t/Echo" => Way::Echo,
-            "/t/Later" => Way::Later,
-            "/t/Refuse" => Way::Refuse,
-            "/t/Chat" => Way::Chat,
-            "/t/Pour" => Way::Pour,
+        let behavior = match path {
+            "/t/Echo" => Behavior::Echo,
+            "/t/Later" => Behavior::Later,
+            "/t/Refuse" => Behavior::Refuse,
+            "/t/Chat" => Behavior::Chat,
+            "/t/Pour" => Behavior::Pour,
             _ => return None,
         };
-        Some(Arc::new(TestMethod(way, self.0.clone())))
+        Some(Arc::new(TestMethod(behavior, self.0.clone())))
     }
 
     fn refuse(&self, path: &str) -> Option<Refusal> {
@@ -181,7 +181,7 @@ use http_body_util::BodyExt as _;
 
 /// A frame as it was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Got {
+struct ReceivedFrame {
     kind: u8,
     flags: u8,
     stream: u32,
@@ -204,7 +204,7 @@ impl Client {
     }
 
     fn with(limits: Limits) -> Self {
-        let mut client = Self::silent(limits);
+        let mut client = Self::before_preface(limits);
         client.send(PREFACE);
         client.frame(kind::SETTINGS, 0, 0, &[]);
         let greeting = client.take();
@@ -215,7 +215,7 @@ impl Client {
     }
 
     /// A client that has not said anything.
-    fn silent(limits: Limits) -> Self {
+    fn before_preface(limits: Limits) -> Self {
         let (seen, now) = (Arc::new(Seen::default()), Instant::now());
         let service = Arc::new(TestService(seen.clone()));
         let shared = Arc::new(Shared::new(limits, Ledger::new(2 << 30)));
@@ -273,7 +273,7 @@ impl Client {
     }
 
     /// Lets the server do all that it can do, and takes everything that it writes.
-    fn take(&mut self) -> Vec<Got> {
+    fn take(&mut self) -> Vec<ReceivedFrame> {
         let mut bytes = Vec::new();
         loop {
             let goes_on = self.connection.run(self.now);
@@ -286,7 +286,7 @@ impl Client {
         parse(&bytes)
     }
 
-    fn fields(&mut self, got: &Got) -> Vec<String> {
+    fn fields(&mut self, got: &ReceivedFrame) -> Vec<String> {
         assert_eq!(got.flags & flag::END_HEADERS, flag::END_HEADERS);
         let mut fields = Fields::default();
         self.decoder.decode(&got.payload, usize::MAX, &mut fields).unwrap();
@@ -295,7 +295,7 @@ impl Client {
     }
 
     /// Takes what is written, and turns it into one line per frame.
-    fn told(&mut self) -> Vec<String> {
+    fn received(&mut self) -> Vec<String> {
         let frames = self.take();
         let mut lines = Vec::new();
         for got in frames {
@@ -317,17 +317,17 @@ impl Client {
     /// That the connection ends with this code.
     #[track_caller]
     fn assert_ended(&mut self, code: Code) {
-        let told = self.told();
-        let last = told.last().cloned().unwrap_or_default();
-        assert!(last.starts_with("goaway ") && last.ends_with(&format!(" {}", code as u32)), "{code:?}: {told:?}");
+        let received = self.received();
+        let last = received.last().cloned().unwrap_or_default();
+        assert!(last.starts_with("goaway ") && last.ends_with(&format!(" {}", code as u32)), "{code:?}: {received:?}");
         assert!(self.connection.is_over());
     }
 
     /// That a stream ends with this code, and the connection goes on.
     #[track_caller]
     fn assert_reset(&mut self, stream: u32, code: Code) {
-        let told = self.told();
-        assert!(told.contains(&format!("{stream} reset {}", code as u32)), "{code:?}: {told:?}");
+        let received = self.received();
+        assert!(received.contains(&format!("{stream} reset {}", code as u32)), "{code:?}: {received:?}");
         assert!(!self.connection.is_over());
         self.assert_healthy(stream + 1000);
     }
@@ -337,8 +337,8 @@ impl Client {
     fn assert_healthy(&mut self, near: u32) {
         let stream = (near | 1) + 2;
         self.call(stream, "/t/Echo", b"healthy");
-        let told = self.told();
-        assert!(told.contains(&format!("{stream} data 12")), "{told:?}");
+        let received = self.received();
+        assert!(received.contains(&format!("{stream} data 12")), "{received:?}");
     }
 }
 
@@ -368,13 +368,13 @@ fn drain(output: &mut Output) -> Vec<u8> {
     bytes
 }
 
-fn parse(mut bytes: &[u8]) -> Vec<Got> {
+fn parse(mut bytes: &[u8]) -> Vec<ReceivedFrame> {
     let mut frames = Vec::new();
     while !bytes.is_empty() {
         let [a, b, c, kind, flags, stream @ ..] = *bytes.first_chunk::<HEAD_BYTES>().unwrap();
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
         let payload = bytes[HEAD_BYTES..HEAD_BYTES + length].to_vec();
-        frames.push(Got { kind, flags, stream: u32::from_be_bytes(stream), payload });
+        frames.push(ReceivedFrame { kind, flags, stream: u32::from_be_bytes(stream), payload });
         bytes = &bytes[HEAD_BYTES + length..];
     }
     frames

@@ -1,7 +1,7 @@
 //! Reads header blocks.
 //!
 //! A block is decoded to its end even when its fields are too many: the table must stay what the other side believes it to
-//! be. So the list is cut off, not the decoding, and [`Fields::is_cut`] tells.
+//! be. So the list is cut off, not the decoding, and [`Fields::is_truncated`] tells.
 
 use bytes::Bytes;
 
@@ -33,7 +33,7 @@ pub struct Fields {
     /// Where each name begins, where its value does, and where that ends.
     spans: Vec<(usize, usize, usize)>,
     size: usize,
-    is_cut: bool,
+    is_truncated: bool,
     only_indexed: bool,
 }
 
@@ -45,8 +45,8 @@ impl Fields {
 
     /// Whether the list is longer than allowed, and fields are missing.
     #[must_use]
-    pub fn is_cut(&self) -> bool {
-        self.is_cut
+    pub fn is_truncated(&self) -> bool {
+        self.is_truncated
     }
 
     /// Whether the block holds nothing but indexes: then it means the same as long as the table stays the same.
@@ -58,14 +58,14 @@ impl Fields {
     fn clear(&mut self) {
         self.text.clear();
         self.spans.clear();
-        (self.size, self.is_cut, self.only_indexed) = (0, false, true);
+        (self.size, self.is_truncated, self.only_indexed) = (0, false, true);
     }
 
     /// Adds a field, if the list then still is no longer than allowed.
     fn push(&mut self, name: &[u8], value: &[u8], max_size: usize) {
         self.size = self.size.saturating_add(name.len() + value.len() + ENTRY_OVERHEAD);
         if self.size > max_size {
-            self.is_cut = true;
+            self.is_truncated = true;
             return;
         }
         let start = self.text.len();
@@ -259,7 +259,7 @@ mod tests {
         let mut decoder = Decoder::default();
         let mut fields = Fields::default();
         decoder.decode(&unhex("4001 6101 31 4001 6201 32"), 40, &mut fields).unwrap();
-        assert_eq!((list(&fields), fields.is_cut()), (vec!["a=1".to_owned()], true));
+        assert_eq!((list(&fields), fields.is_truncated()), (vec!["a=1".to_owned()], true));
         check(&mut decoder, "be bf", &["b=2", "a=1"]);
     }
 

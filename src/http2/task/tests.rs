@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// Answers with the fields, the body and the trailers of the request.
-struct Mirror;
+struct EchoService;
 
-impl Service for Mirror {
+impl Service for EchoService {
     fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
         None
     }
@@ -47,24 +47,29 @@ impl Service for Mirror {
 fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<Lobby>) {
     let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(pipe_bytes);
-    let seat = lobby.enter().unwrap();
-    tokio::spawn(Task::new(Hoarder { pipe: server, kept: Vec::new() }, Bytes::new(), Arc::new(Mirror), seat));
+    let guard = lobby.enter().unwrap();
+    tokio::spawn(Task::new(
+        BufferingSocket { pipe: server, kept: Vec::new() },
+        Bytes::new(),
+        Arc::new(EchoService),
+        guard,
+    ));
     (client, lobby)
 }
 
 /// A socket that takes everything at once and lets go of it only when it is flushed, as TLS does.
-struct Hoarder {
+struct BufferingSocket {
     pipe: DuplexStream,
     kept: Vec<u8>,
 }
 
-impl AsyncRead for Hoarder {
+impl AsyncRead for BufferingSocket {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().pipe).poll_read(context, buffer)
     }
 }
 
-impl AsyncWrite for Hoarder {
+impl AsyncWrite for BufferingSocket {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         self.get_mut().kept.extend_from_slice(data);
         Poll::Ready(Ok(data.len()))
@@ -171,16 +176,16 @@ async fn what_waits_for_the_socket_goes_on_when_that_has_room() {
 async fn last_words_that_nobody_hears_are_not_waited_for() {
     let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (_client, server) = tokio::io::duplex(30);
-    let socket = Hoarder { pipe: server, kept: Vec::new() };
+    let socket = BufferingSocket { pipe: server, kept: Vec::new() };
     let first = Bytes::from_static(b"whatever this is, it is no preface");
-    let task = Task::new(socket, first, Arc::new(Mirror), lobby.enter().unwrap());
+    let task = Task::new(socket, first, Arc::new(EchoService), lobby.enter().unwrap());
     tokio::time::timeout(Duration::from_secs(5), task).await.expect("it ends by itself").unwrap();
 }
 
 /// Asks everybody to leave while it is asked for something: the letter that says so is taken in the turn in which it is put.
-struct Closer(Arc<Lobby>);
+struct ShutdownService(Arc<Lobby>);
 
-impl Service for Closer {
+impl Service for ShutdownService {
     fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
         None
     }
@@ -204,8 +209,8 @@ impl Service for Closer {
 async fn who_is_asked_to_leave_in_the_middle_of_a_turn_hears_it() {
     let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(10_000);
-    let seat = lobby.enter().unwrap();
-    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(Closer(lobby.clone())), seat));
+    let guard = lobby.enter().unwrap();
+    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(ShutdownService(lobby.clone())), guard));
     let (mut client, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
     let request = Request::post("http://a.b/").body(()).unwrap();
@@ -238,16 +243,16 @@ async fn a_client_that_closes_its_side_is_still_answered() {
 
     let (mut client, lobby) = serve(10_000);
     let block = [&[0x83, 0x86, 0x04, 2][..], b"/x", b"\x0f\x10\x0atext/plain"].concat();
-    let mut said = crate::http2::frame::PREFACE.to_vec();
-    said.extend(crate::http2::frame::head(0, 4, 0, 0));
-    said.extend(crate::http2::frame::head(block.len(), 1, 4, 1));
-    said.extend(&block);
-    said.extend(crate::http2::frame::head(5, 0, 1, 1));
-    said.extend(b"hello");
-    client.write_all(&said).await.unwrap();
+    let mut request_bytes = crate::http2::frame::PREFACE.to_vec();
+    request_bytes.extend(crate::http2::frame::head(0, 4, 0, 0));
+    request_bytes.extend(crate::http2::frame::head(block.len(), 1, 4, 1));
+    request_bytes.extend(&block);
+    request_bytes.extend(crate::http2::frame::head(5, 0, 1, 1));
+    request_bytes.extend(b"hello");
+    client.write_all(&request_bytes).await.unwrap();
     client.shutdown().await.unwrap();
-    let mut heard = Vec::new();
-    client.read_to_end(&mut heard).await.unwrap();
-    assert!(heard.windows(5).any(|window| window == b"hello"), "{heard:?}");
+    let mut response_bytes = Vec::new();
+    client.read_to_end(&mut response_bytes).await.unwrap();
+    assert!(response_bytes.windows(5).any(|window| window == b"hello"), "{response_bytes:?}");
     tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("it leaves");
 }

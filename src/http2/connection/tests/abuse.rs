@@ -4,19 +4,19 @@ use super::*;
 
 /// That some flood ends the connection, and that less of it does not.
 #[track_caller]
-fn flood(borne: u32, mut act: impl FnMut(&mut Client, u32)) {
+fn flood(allowed: u32, mut act: impl FnMut(&mut Client, u32)) {
     let mut client = Client::new();
-    for nth in 0..borne {
+    for nth in 0..allowed {
         act(&mut client, nth);
         client.take();
     }
     assert!(!client.connection.is_over());
     assert!(client.connection.held() < 100_000, "{} bytes held", client.connection.held());
     client.now += Duration::from_secs(1);
-    for nth in 0..=borne + 5 {
-        act(&mut client, borne + nth);
+    for nth in 0..=allowed + 5 {
+        act(&mut client, allowed + nth);
         if client.connection.is_over() {
-            assert!(nth >= borne / 2);
+            assert!(nth >= allowed / 2);
             return client.assert_ended(Code::EnhanceYourCalm);
         }
         client.take();
@@ -84,8 +84,8 @@ fn a_header_list_that_is_too_long_is_answered_and_costs_nothing_else() {
     while let Some(piece) = rest.next() {
         client.frame(kind::CONTINUATION, if rest.peek().is_none() { flag::END_HEADERS } else { 0 }, 1, piece);
     }
-    let told = client.told();
-    assert!(told[0].starts_with("1 :status=431"), "{told:?}");
+    let received = client.received();
+    assert!(received[0].starts_with("1 :status=431"), "{received:?}");
     client.assert_healthy(1);
 }
 
@@ -95,24 +95,24 @@ fn more_streams_than_allowed_are_refused() {
     client.open(1, "/t/Chat", &[], false);
     client.open(3, "/t/Chat", &[], false);
     client.open(5, "/t/Chat", &[], false);
-    assert_eq!(client.told(), ["5 reset 7"]);
+    assert_eq!(client.received(), ["5 reset 7"]);
     client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
     client.assert_healthy(5);
 }
 
 #[test]
-fn crumbs() {
+fn updates() {
     let mut client = Client::new();
     client.set(setting::INITIAL_WINDOW_SIZE, 0);
     client.open(1, "/t/Pour", &[], false);
     client.message(1, &[0; 100], false);
     client.take();
-    let mut crumbs = 0;
+    let mut updates = 0;
     while !client.connection.is_over() {
         client.grant(1, 1);
         client.take();
-        crumbs += 1;
-        assert!(crumbs <= 2001);
+        updates += 1;
+        assert!(updates <= 2001);
     }
 }
 
@@ -148,9 +148,9 @@ fn what_is_held_is_bounded() {
         client.frame(kind::DATA, 0, 2 * nth + 1, &framed(&vec![b'x'; 20_000])[..16_000]);
     }
     assert!(client.connection.held() <= 120_000);
-    let told = client.told();
+    let received = client.received();
     let refused = "grpc-status=8 grpc-message=grpc: too many bytes of requests and answers are under way";
-    assert_eq!(told.iter().filter(|line| line.contains(refused)).count(), 14, "{told:?}");
+    assert_eq!(received.iter().filter(|line| line.contains(refused)).count(), 14, "{received:?}");
     client.assert_healthy(50);
 }
 
@@ -165,14 +165,14 @@ fn answers_from_elsewhere_are_bounded_too() {
     for (_, reply) in std::mem::take(&mut *client.seen.replies.lock()) {
         reply.answer(Ok(vec![b'x'; 16_000].into()));
     }
-    let told = client.told();
-    assert_eq!(told.iter().filter(|line| line.contains("wait to be read")).count(), 15, "{told:?}");
+    let received = client.received();
+    assert_eq!(received.iter().filter(|line| line.contains("wait to be read")).count(), 15, "{received:?}");
     assert!(client.connection.held() <= 100_000);
 }
 
 #[test]
 fn whoever_is_slow_to_begin_or_to_go_on_is_not_waited_for() {
-    let mut client = Client::silent(Limits::default());
+    let mut client = Client::before_preface(Limits::default());
     client.send(&PREFACE[..10]);
     client.now += Duration::from_secs(11);
     client.connection.alarm(client.now);
@@ -198,7 +198,7 @@ fn whoever_reads_nothing_or_is_not_there_is_given_up() {
     let mut client = Client::new();
     client.now += Duration::from_hours(2);
     client.connection.alarm(client.now);
-    assert_eq!(client.told(), ["ping 0"]);
+    assert_eq!(client.received(), ["ping 0"]);
     client.now += Duration::from_secs(10);
     client.frame(kind::PING, flag::ACK, 0, b"there???");
     client.now += Duration::from_secs(20);
@@ -234,14 +234,14 @@ fn guests_and_conversations_stop_where_too_much_is_held() {
         if nth % 2 == 0 {
             client.message(stream, &[0; 500], false);
         }
-        client.told();
+        client.received();
     }
     let held = client.connection.sender.held;
     assert!(client.connection.streams.len() == 200 && held < (1 << 20) + 70_000, "{held}");
     assert!(client.connection.held() < 2 << 20);
     // Calls have the other half.
     client.call(1001, "/t/Echo", b"small");
-    assert_eq!(client.told(), [format!("1001 {HEAD}")]);
+    assert_eq!(client.received(), [format!("1001 {HEAD}")]);
     // Who reads at last gets everything.
     client.set(setting::INITIAL_WINDOW_SIZE, 1 << 24);
     let mut got = Vec::new();
@@ -262,7 +262,7 @@ fn calls_go_on_while_streams_are_not_read() {
     for nth in 0..400 {
         client.open(2 * nth + 1, "/t/Pour", &[], false);
         client.message(2 * nth + 1, &[0; 1000], false);
-        client.told();
+        client.received();
     }
     assert!(client.connection.sender.held > CALLS_WAIT_BYTES);
     client.assert_healthy(1001);
@@ -296,11 +296,9 @@ fn calls_that_wait_count_and_go_with_their_streams() {
     }
     let (held, ready) = (client.connection.held(), client.connection.ready.len());
     assert!(ready > 100 && held > CALLS_WAIT_BYTES + ready * 16_000, "{held} bytes for {ready} calls");
-    let pinned = client
-        .connection
-        .streams
-        .iter_mut()
-        .any(|(_, stream)| matches!(&stream.role, crate::http2::streams::Role::Ready(waiting) if !waiting.is_copy));
+    let pinned = client.connection.streams.iter_mut().any(
+        |(_, stream)| matches!(&stream.handler, crate::http2::streams::Handler::Ready(waiting) if !waiting.is_copy),
+    );
     assert!(!pinned, "they keep no reads");
     for nth in 1500..2000 {
         client.frame(kind::RST_STREAM, 0, 2 * nth + 1, &8_u32.to_be_bytes());
@@ -347,7 +345,7 @@ fn who_is_over_is_quiet() {
 
 #[test]
 fn whoever_greets_without_settings_or_drips_a_frame_is_not_waited_for() {
-    let mut client = Client::silent(Limits::default());
+    let mut client = Client::before_preface(Limits::default());
     client.send(PREFACE);
     client.now += Duration::from_secs(11);
     client.connection.alarm(client.now);
@@ -366,8 +364,8 @@ fn whoever_greets_without_settings_or_drips_a_frame_is_not_waited_for() {
 /// A few bytes may become megabytes: they are unpacked in several turns.
 #[test]
 fn a_turn_unpacks_only_so_much() {
-    let packed = crate::http2::message::pack(&vec![b'x'; 1 << 20]);
-    let message = [&message::prefix(packed.len(), true).unwrap()[..], &packed].concat();
+    let compressed = crate::http2::message::compress(&vec![b'x'; 1 << 20]);
+    let message = [&message::prefix(compressed.len(), true).unwrap()[..], &compressed].concat();
     let mut client = Client::new();
     client.set(setting::INITIAL_WINDOW_SIZE, 1 << 30);
     client.open(1, "/t/Pour", &[("grpc-encoding", "gzip")], false);

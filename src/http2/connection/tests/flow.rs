@@ -2,11 +2,11 @@
 
 use super::*;
 
-fn data_of(got: &[Got], stream: u32) -> usize {
+fn data_of(got: &[ReceivedFrame], stream: u32) -> usize {
     got.iter().filter(|frame| (frame.kind, frame.stream) == (kind::DATA, stream)).map(|frame| frame.payload.len()).sum()
 }
 
-fn has_ended(got: &[Got], stream: u32) -> bool {
+fn has_ended(got: &[ReceivedFrame], stream: u32) -> bool {
     got.iter().any(|frame| frame.stream == stream && frame.flags & flag::END_STREAM != 0 && frame.kind <= kind::HEADERS)
 }
 
@@ -143,12 +143,12 @@ fn padding_is_given_back_too() {
 fn a_change_of_the_table_is_not_lost_behind_an_end_without_fields() {
     let mut client = Client::new();
     client.open(1, "/page", &[], true);
-    assert_eq!(client.told().len(), 3);
+    assert_eq!(client.received().len(), 3);
     client.open(3, "/gone", &[], false);
-    client.told();
+    client.received();
     client.set(setting::HEADER_TABLE_SIZE, 0);
     client.frame(kind::DATA, flag::END_STREAM, 3, &[]); // Its answer ends with an empty frame.
-    client.told();
+    client.received();
     client.call(5, "/t/Echo", b"");
     let got = client.take();
     assert_eq!(got[0].payload[..2], [0x20, 0x20], "the new size is said in the next block");
@@ -180,13 +180,13 @@ fn a_message_is_not_added_to_what_lies_where_its_frame_lay() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     client.message(1, b"first", false);
-    client.told();
+    client.received();
     client.message(1, &[b'x'; 20], false); // A frame of 34 bytes at the front of a buffer.
-    assert_eq!(client.told(), ["1 data 25"]);
+    assert_eq!(client.received(), ["1 data 25"]);
     client.frame(kind::PING, 0, 0, &[0; 8]); // Two of 17 bytes.
     client.frame(kind::PING, 0, 0, &[0; 8]);
     client.message(1, &[b'x'; 20], false);
-    assert_eq!(client.told(), ["ping 1", "ping 1", "1 data 25"]);
+    assert_eq!(client.received(), ["ping 1", "ping 1", "1 data 25"]);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn small_messages_of_one_stream_share_a_frame() {
     let mut client = Client::new();
     for stream in [1, 3] {
         client.open(stream, "/t/Chat", &[], false);
-        client.told();
+        client.received();
     }
     // What was written already is not touched, and another stream's message begins another frame.
     for _ in 0..2 {

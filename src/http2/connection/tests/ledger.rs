@@ -102,15 +102,15 @@ fn a_first_answer_is_refused_beyond_a_fair_share() {
     let mut clients: Vec<_> = (0..4).map(|_| Client::on(&shared)).collect();
     for client in &mut clients {
         client.set(setting::INITIAL_WINDOW_SIZE, 0);
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         for (stream, bytes) in [(1, 3 * MIB), (3, MIB + MIB / 2)] {
             client.call(stream, "/t/Later", b"");
-            told.extend(client.told());
+            received.extend(client.received());
             client.reply().answer(Ok(vec![b'x'; bytes].into()));
         }
-        told.extend(client.told());
-        assert!(told.iter().any(|line| line.starts_with("1 ") && line.contains("grpc-status=8")), "{told:?}");
-        assert!(told.iter().all(|line| !line.starts_with("3 ") || !line.contains("grpc-status")), "{told:?}");
+        received.extend(client.received());
+        assert!(received.iter().any(|line| line.starts_with("1 ") && line.contains("grpc-status=8")), "{received:?}");
+        assert!(received.iter().all(|line| !line.starts_with("3 ") || !line.contains("grpc-status")), "{received:?}");
     }
     assert!(ledger.held() > 6 * MIB && ledger.held() <= 8 * MIB, "{}", ledger.held());
 }
@@ -185,11 +185,11 @@ fn a_connection_without_calls_ends_after_the_idle_timeout() {
     client.open(1, "/t/Chat", &[], false);
     client.take();
     client.wait(100);
-    assert_eq!(client.told(), [""; 0], "a stream is open");
+    assert_eq!(client.received(), [""; 0], "a stream is open");
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
     assert_eq!(client.connection.next_alarm(), client.now + Duration::from_mins(1));
     client.wait(60);
-    assert_eq!(client.told(), ["goaway 2147483647 0", "ping 0"]);
+    assert_eq!(client.received(), ["goaway 2147483647 0", "ping 0"]);
     client.frame(kind::PING, flag::ACK, 0, b"leaving.");
     client.assert_ended(Code::NoError);
 }
@@ -203,11 +203,11 @@ fn what_was_asked_for_is_answered_though_the_client_has_closed_its_side() {
     client.open(7, "/t/Echo", &[], false);
     client.take();
     client.connection.input_ended(client.now);
-    assert_eq!(client.seen.talks.load(Ordering::Relaxed), 0, "it cannot go on");
+    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0, "it cannot go on");
     client.reply().answer(Ok(Bytes::from_static(b"late")));
-    assert_eq!(client.told(), [format!("3 {HEAD}"), "3 data 9".into(), "3 grpc-status=0 end".into()]);
+    assert_eq!(client.received(), [format!("3 {HEAD}"), "3 data 9".into(), "3 grpc-status=0 end".into()]);
     client.reply().answer(Ok(Bytes::from_static(b"last")));
-    assert!(client.told().contains(&"1 data 9".to_owned()));
+    assert!(client.received().contains(&"1 data 9".to_owned()));
     assert!(client.connection.is_over(), "nothing else can come");
     // It is not waited for as long as that takes.
     let mut client = Client::new();
@@ -225,7 +225,7 @@ fn what_was_asked_for_is_answered_though_the_client_has_closed_its_side() {
 #[test]
 fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_nuisance() {
     let limits = Limits { max_streams: 10, ..Limits::default() };
-    let mut client = Client::silent(limits.clone());
+    let mut client = Client::before_preface(limits.clone());
     client.send(PREFACE);
     client.frame(kind::SETTINGS, 0, 0, &[]);
     for nth in 0..2000 {
@@ -239,7 +239,7 @@ fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_nuisance() {
     }
     client.assert_ended(Code::EnhanceYourCalm);
     // Nor is it believed for ever.
-    let mut client = Client::silent(limits);
+    let mut client = Client::before_preface(limits);
     client.send(PREFACE);
     client.frame(kind::SETTINGS, 0, 0, &[]);
     client.now += Duration::from_secs(11);
@@ -267,8 +267,8 @@ fn frames_for_streams_that_we_have_ended_are_counted() {
 impl Client {
     #[track_caller]
     fn assert_reset_for_limit(&mut self, stream: u32) {
-        let told = self.told();
-        assert!(told.contains(&format!("{stream} reset {}", Code::RefusedStream as u32)), "{told:?}");
+        let received = self.received();
+        assert!(received.contains(&format!("{stream} reset {}", Code::RefusedStream as u32)), "{received:?}");
     }
 }
 
@@ -280,8 +280,8 @@ fn a_long_name_is_not_copied_for_every_reference() {
     block.extend([&b"\x40\x7f\xa1\x1e"[..], &[b'n'; 4000], b"\x00"].concat());
     block.extend(b"\x7e\x00".repeat(5000));
     client.frame(kind::HEADERS, flag::END_HEADERS, 1, &block);
-    let told = client.told();
-    assert!(told[0].starts_with("1 :status=431"), "{told:?}");
+    let received = client.received();
+    assert!(received[0].starts_with("1 :status=431"), "{received:?}");
     assert!(client.connection.decoder.shares_names(), "each entry would have a name of its own");
 }
 
@@ -296,8 +296,8 @@ fn large_answers_are_packed_elsewhere() {
         client.message(stream, b"", true);
         client.take();
         client.reply().answer(Ok(vec![b'x'; bytes].into()));
-        let told = client.told();
-        assert_eq!(told.is_empty(), is_elsewhere, "{told:?}");
+        let received = client.received();
+        assert_eq!(received.is_empty(), is_elsewhere, "{received:?}");
         let held = client.connection.held();
         assert!(!is_elsewhere || held > bytes, "{held}");
         let jobs = std::mem::take(&mut *client.seen.jobs.lock());
@@ -308,7 +308,7 @@ fn large_answers_are_packed_elsewhere() {
             let data: Vec<u8> =
                 got.iter().filter(|got| got.kind == kind::DATA).flat_map(|got| got.payload.clone()).collect();
             assert_eq!(data[0], 1, "it is packed");
-            assert_eq!(message::unpack(&data[PREFIX_BYTES..], MIB).unwrap().len(), bytes);
+            assert_eq!(message::decompress(&data[PREFIX_BYTES..], MIB).unwrap().len(), bytes);
         }
         assert_eq!(client.connection.held(), 0);
     }
