@@ -1,42 +1,40 @@
-//! Windows for what comes in: how much the other side may send, on one stream or on all of a connection's together.
+//! Receive windows: how much a client may send, on one stream and on all streams of its connection together.
 //!
-//! Of a connection's window everything is given back as it comes, whichever stream it was for, so that no stream keeps
-//! another one waiting; what streams hold is bounded elsewhere. Of a stream's window only that is given back which somebody
-//! has used up. Both grow while the other side uses them up quickly, and shrink while memory is scarce.
+//! The connection's window is released as data arrives, whichever stream it is for, so that no stream blocks another one; what
+//! streams hold is bounded by other limits. A stream's window is released only as its data is consumed. Both windows grow while
+//! the client uses them up quickly, and shrink while memory is scarce.
 
 use std::time::{Duration, Instant};
 
 use super::frame::DEFAULT_WINDOW;
 
-/// Half a window used up in this time is quick.
+/// A window is used quickly if half of it is used within this time.
 const FAST: Duration = Duration::from_millis(10);
-/// How far windows shrink.
+/// The lower limit of a shrinking window.
 const MIN_TARGET: i64 = 64 << 10;
-/// How far the window of a connection grows, and that of a stream.
+/// The largest window of a connection, and of a stream.
 const MAX_CONNECTION_TARGET: i64 = 16 << 20;
 const MAX_STREAM_TARGET: i64 = 2 << 20;
-/// What a connection aims at to begin with.
+/// The initial target of a connection.
 const INITIAL_CONNECTION_TARGET: i64 = 1 << 20;
-/// The window that a stream begins with. A message that needs more gets more.
+/// The initial window of a stream. A message that needs more gets more.
 pub const STREAM_WINDOW: i64 = 128 << 10;
 
-/// A window.
 #[derive(Debug)]
 pub struct RecvWindow {
-    /// What may still be sent.
+    /// How much the client may still send.
     window: i64,
-    /// How much may be on its way and waiting here together.
+    /// How much may be in flight and waiting here together.
     target: i64,
     max_target: i64,
     last_release: Option<Instant>,
 }
 
-/// More was sent than the window allowed.
+/// The client has sent more than the window allowed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Overrun;
 
 impl RecvWindow {
-    /// The window of a connection.
     #[must_use]
     pub fn for_connection() -> Self {
         Self {
@@ -47,19 +45,18 @@ impl RecvWindow {
         }
     }
 
-    /// The window of a stream.
     #[must_use]
     pub fn for_stream() -> Self {
         Self { window: STREAM_WINDOW, target: STREAM_WINDOW, max_target: MAX_STREAM_TARGET, last_release: None }
     }
 
-    /// The other side has sent so much.
+    /// Must be called for received data.
     pub fn receive(&mut self, bytes: usize) -> Result<(), Overrun> {
         self.window -= i64::try_from(bytes).unwrap_or(i64::MAX);
         if self.window < 0 { Err(Overrun) } else { Ok(()) }
     }
 
-    /// By how much the other side's window shall grow, if it is time to say so, while so much waits here.
+    /// The increment for a WINDOW_UPDATE, if one is due while so many bytes are waiting here.
     pub fn release(&mut self, waiting: usize, is_scarce: bool, now: Instant) -> Option<u32> {
         let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
         if self.window.saturating_add(waiting) > self.target / 2 {
@@ -74,13 +71,14 @@ impl RecvWindow {
         self.widen(self.target - self.window - waiting)
     }
 
-    /// By how much it shall grow for a message of which so much is missing: the next one may be as long.
+    /// The increment for a message of which `missing` bytes have not arrived; at least half the initial window, because the next
+    /// message may be as long.
     pub fn widen_for(&mut self, missing: usize) -> Option<u32> {
         let short = i64::try_from(missing).unwrap_or(i64::MAX).saturating_sub(self.window);
         if short > 0 { self.widen(short.max(STREAM_WINDOW / 2)) } else { None }
     }
 
-    /// Whether the other side has sent much that nobody asked for.
+    /// Whether the client has sent much that was not consumed.
     #[must_use]
     pub fn is_low(&self) -> bool {
         self.window < STREAM_WINDOW / 2
@@ -116,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_of_a_stream_follows_whoever_reads_it() {
+    fn the_window_of_a_stream_follows_its_reader() {
         let (mut window, start) = (RecvWindow::for_stream(), Instant::now());
         window.receive(128 << 10).unwrap();
         assert_eq!(window.release(100 << 10, false, start), None, "little was read");
@@ -134,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_message_gets_the_room_that_it_needs() {
+    fn a_long_message_gets_the_window_that_it_needs() {
         let mut window = RecvWindow::for_stream();
         window.receive(28 << 10).unwrap();
         assert_eq!(window.widen_for(100 << 10), None);

@@ -1,25 +1,24 @@
-//! How much a client may ask of us, and who counts it.
+//! Limits on what a client may do, and the accounting for them.
 //!
-//! | flood | limit | what happens |
+//! | flood or load | limit | consequence |
 //! | --- | --- | --- |
-//! | streams at a time | [`Limits::max_streams`] | the stream is refused |
+//! | concurrent streams | [`Limits::max_streams`] | the stream is refused |
 //! | resets of calls in progress | [`Limits::max_resets`] a second | `ENHANCE_YOUR_CALM` |
-//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · frames for streams that are gone · `WINDOW_UPDATE` | [`Flood::per_second`] | `ENHANCE_YOUR_CALM` |
-//! | one-byte windows | as [`Flood::TinyFrame`] | `ENHANCE_YOUR_CALM` |
-//! | streams that we have to reset | as [`Flood::OwnReset`] | `ENHANCE_YOUR_CALM` |
+//! | SETTINGS · PING · empty DATA · PRIORITY and unknown · frames for closed streams · `WINDOW_UPDATE` | [`Flood::per_second`] | `ENHANCE_YOUR_CALM` |
+//! | windows of a few bytes | as [`Flood::TinyFrame`] | `ENHANCE_YOUR_CALM` |
+//! | streams that the server has to reset | as [`Flood::OwnReset`] | `ENHANCE_YOUR_CALM` |
 //! | CONTINUATION | bytes and frames of a block | `ENHANCE_YOUR_CALM` |
 //! | header list | [`Limits::max_header_list`] | HTTP status 431 |
 //! | slow preface, no SETTINGS, slow header block or frame | [`Limits::patience`] | the connection ends |
-//! | a socket that is read at less than [`LEAST_RATE_BYTES`] in [`Limits::slow_reader`] | calls wait | the connection ends |
-//! | windows that open no faster | the same, for a client that holds more than a mebibyte (or 64 KiB while memory is scarce) | the connection ends |
-//! | bytes held, per connection and in all | [`Limits::max_held`], the [`Ledger`]'s limit | streams wait, calls hear `RESOURCE_EXHAUSTED` |
+//! | a socket that is read at less than [`LEAST_RATE_BYTES`] per [`Limits::slow_reader`] | calls wait | the connection ends |
+//! | windows that open at less than that rate | the same, for a client that holds more than 1 MiB (or 64 KiB while memory is scarce) | the connection ends |
+//! | bytes held, per connection and in total | [`Limits::max_held`], the limit of the [`Ledger`] | streams wait, calls fail with `RESOURCE_EXHAUSTED` |
 //! | a connection without calls | [`Limits::idle_timeout`], if there is one | the connection ends |
-//! | connections | counted where they are accepted | it waits |
+//! | connections | counted where they are accepted | new ones wait |
 //!
-//! Held is what a client makes us keep: requests that are not complete or not answered, answers that are not read, what
-//! conversations say that they keep, the heads of open streams, and a flat sum for each stream. All connections add it to
-//! one [`Ledger`]. When they hold too much together, only those that hold more than a fair share are refused
-//! ([`Shared::admits`]).
+//! Held bytes are what a client makes the server keep: requests that are incomplete or not answered, responses that are not read,
+//! what conversations say that they keep, the headers of open streams, and a flat amount for each stream. All connections report
+//! them to one [`Ledger`]. When they hold too much together, only those above a fair share are refused ([`Shared::admits`]).
 
 use std::{
     sync::{
@@ -32,29 +31,29 @@ use std::{
 use super::fault::{Code, Fault};
 use crate::{ledger::Ledger, metrics::METRICS};
 
-/// The bounds of all connections.
+/// Limits per connection.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Streams of a connection at a time.
+    /// Concurrent streams of a connection.
     pub max_streams: u32,
-    /// Calls in progress that a connection may take back, a second.
+    /// Resets per second of calls in progress.
     pub max_resets: u32,
-    /// Names, values, and 32 for each field.
+    /// Names, values, and 32 bytes for each field.
     pub max_header_list: usize,
     /// Bytes of one message.
     pub max_message: usize,
-    /// Bytes that are kept for one connection: requests, answers that are not read, and what open streams are counted for.
-    /// Conversations and ordinary pages may fill half of it; the rest is for calls.
+    /// Bytes that are kept for one connection: requests, responses that are not read, and what open streams are counted for.
+    /// Conversations and HTTP responses may use half of it; the rest is for calls.
     pub max_held: usize,
-    /// How long a preface, or a header block once begun, may take.
+    /// How long the preface, or a header block that has begun, may take.
     pub patience: Duration,
     /// How long a client may take to read [`LEAST_RATE_BYTES`] of what is written to it.
     pub slow_reader: Duration,
-    /// How long a connection may be open without a call. None: for ever.
+    /// How long a connection may be open without a call. `None`: forever.
     pub idle_timeout: Option<Duration>,
-    /// A client that is silent for so long is asked whether it is still there.
+    /// A client that sends nothing for this long is pinged.
     pub keepalive_interval: Duration,
-    /// And has so much time to answer.
+    /// How long it may take to answer the ping.
     pub keepalive_timeout: Duration,
 }
 
@@ -75,58 +74,56 @@ impl Default for Limits {
     }
 }
 
-/// More streams than this nobody gets, whatever is typed.
+/// The upper limit of [`Limits::max_streams`].
 pub const MAX_STREAMS: u32 = 1 << 15;
 /// Frames of one header block.
 pub const MAX_BLOCK_FRAMES: u32 = 64;
 
-/// What an open stream is counted for, whatever it asks.
+/// The flat amount that an open stream is counted for.
 pub const STREAM_BYTES: usize = 1 << 10;
-/// What somebody who answers an ordinary request is counted for beside that.
+/// What a handler of a plain HTTP request is counted for in addition.
 pub const HTTP_HANDLER_BYTES: usize = 4 << 10;
 
-/// A client that reads less than this in [`Limits::slow_reader`] is given up.
+/// A client that reads less than this per [`Limits::slow_reader`] is disconnected.
 pub const LEAST_RATE_BYTES: usize = 64 << 10;
-/// A connection that holds no more than this is never refused, so that small calls go on whatever others hold.
+/// A connection that holds no more than this is never refused, so that small calls continue whatever other connections hold.
 const ALWAYS_ADMITTED_BYTES: usize = 16 << 10;
 
-/// Counts something that was refused or ended.
+/// Counts a request or connection that was refused or ended.
 pub fn note(reason: &'static str) {
     tracing::debug!(reason, "refused");
     METRICS.refused.with_label_values(&[reason]).inc();
 }
 
-/// The limits, and what all connections together have taken of them.
+/// The limits, and what all connections hold together.
 #[derive(Debug)]
 pub struct Shared {
-    /// What is allowed.
     pub limits: Limits,
-    /// Where all that is held is counted.
+    /// Where everything that is held is counted.
     pub ledger: Arc<Ledger>,
     connections: AtomicUsize,
 }
 
 impl Shared {
-    /// Nothing is taken yet.
     #[must_use]
     pub fn new(limits: Limits, ledger: Arc<Ledger>) -> Self {
         Self { limits, ledger, connections: AtomicUsize::new(0) }
     }
 
-    /// A connection begins, which will have its share.
+    /// Must be called for a new connection, which gets a fair share.
     pub fn connection_opened(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It ends.
+    /// Must be called when a connection ends.
     pub fn connection_closed(&self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether a connection that holds so much may hold more, and so many bytes of it. `reported` is what it is known to hold.
+    /// Whether a connection that holds `held` bytes may hold `bytes` more. `reported` is what it has reported to the ledger.
     ///
-    /// The last quarter of what all may hold is kept for connections that hold less than a fair share: a client that fills
-    /// the rest does not keep others from making calls. Beyond the limit only next to nothing may be held.
+    /// The last quarter of the ledger is reserved for connections that hold less than a fair share: a client that fills the rest
+    /// does not keep others from making calls. Beyond the limit a connection may hold only [`ALWAYS_ADMITTED_BYTES`].
     #[must_use]
     pub fn admits(&self, reported: usize, held: usize, bytes: usize) -> bool {
         let wanted = held.saturating_add(bytes);
@@ -138,8 +135,8 @@ impl Shared {
             && (in_all <= limit - limit / 4 || in_all <= limit && wanted <= self.fair_share())
     }
 
-    /// The same for the first answer of a connection that has none waiting: it may be larger than what a connection may
-    /// hold otherwise, up to a fair share.
+    /// The same for the first response of a connection that has none waiting: up to a fair share, it may be larger than what a
+    /// connection may hold otherwise.
     #[must_use]
     pub fn admits_first(&self, reported: usize, held: usize, bytes: usize) -> bool {
         let wanted = held.saturating_add(bytes);
@@ -147,8 +144,8 @@ impl Shared {
             || self.in_all(reported, wanted) <= self.ledger.limit() && wanted <= self.fair_share()
     }
 
-    /// How many bytes more a conversation may have kept for it, on a connection that holds so much. Conversations leave half
-    /// of what a connection may hold to its calls.
+    /// How many more bytes may be kept for a conversation on a connection that holds `held` bytes. Conversations leave half of
+    /// what a connection may hold to its calls.
     #[must_use]
     pub fn spare(&self, reported: usize, held: usize) -> usize {
         let (in_all, limit) = (self.in_all(reported, held), self.ledger.limit());
@@ -160,7 +157,7 @@ impl Shared {
             .max(ALWAYS_ADMITTED_BYTES.saturating_sub(held))
     }
 
-    /// What all would hold if this connection, known to hold `reported`, held `wanted`.
+    /// What all connections would hold if this one, which has reported `reported`, held `wanted`.
     fn in_all(&self, reported: usize, wanted: usize) -> usize {
         self.ledger.held().saturating_sub(reported).saturating_add(wanted)
     }
@@ -170,7 +167,7 @@ impl Shared {
     }
 }
 
-/// Frames that are cheap to send and lead to nothing.
+/// Frames that are cheap to send and that the server has to process for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is what it says")]
 pub enum Flood {
@@ -188,7 +185,7 @@ pub enum Flood {
 const FLOOD_KINDS: usize = 9;
 
 impl Flood {
-    /// How many are borne in a second. Clients that measure the line ping once a round trip, so pings are many.
+    /// How many are tolerated per second. Clients that estimate the bandwidth ping once per round trip, so pings are frequent.
     #[must_use]
     pub fn per_second(self, limits: &Limits) -> u32 {
         match self {
@@ -201,7 +198,7 @@ impl Flood {
         }
     }
 
-    /// The name in the metrics.
+    /// The label of the metric.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -218,7 +215,7 @@ impl Flood {
     }
 }
 
-/// Counts nuisances, second by second.
+/// Counts floods, second by second.
 #[derive(Debug, Default)]
 pub struct FloodCounter {
     since: Option<Instant>,
@@ -226,12 +223,12 @@ pub struct FloodCounter {
 }
 
 impl FloodCounter {
-    /// Counts one.
+    /// Counts one frame.
     pub fn count(&mut self, what: Flood, limits: &Limits, now: Instant) -> Result<(), Fault> {
         self.add(what, 1, limits, now)
     }
 
-    /// Counts some.
+    /// Counts several frames.
     pub fn add(&mut self, what: Flood, count: u32, limits: &Limits, now: Instant) -> Result<(), Fault> {
         if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
             *self = Self { since: Some(now), counts: [0; FLOOD_KINDS] };
@@ -251,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_a_second_and_no_more() {
+    fn floods_are_limited_per_second() {
         let (limits, start) = (Limits::default(), Instant::now());
         let mut counter = FloodCounter::default();
         for _ in 0..3 {
@@ -266,7 +263,7 @@ mod tests {
     const KIB: usize = 1 << 10;
 
     #[test]
-    fn the_last_quarter_is_for_those_that_hold_less_than_a_fair_share() {
+    fn the_last_quarter_is_for_connections_below_their_fair_share() {
         let ledger = Ledger::new(400 * KIB);
         let shared = Shared::new(Limits { max_held: 350 * KIB, ..Limits::default() }, ledger.clone());
         shared.connection_opened();
@@ -282,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn conversations_have_half_of_a_connection_and_what_all_of_them_have_left() {
+    fn conversations_may_use_half_of_a_connection_and_what_the_ledger_has_left() {
         let ledger = Ledger::new(400 * KIB);
         let shared = Shared::new(Limits { max_held: 320 * KIB, ..Limits::default() }, ledger.clone());
         shared.connection_opened();

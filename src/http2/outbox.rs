@@ -1,8 +1,8 @@
-//! Where answers wait for their connection.
+//! The queue in which responses wait for their connection.
 //!
-//! An answer that is known at once is put here by the connection's own task, while it hands out calls: that takes no lock and
-//! wakes nobody ([`Outbox::run_local`]). Everybody else adds to a list behind a lock, and only the first to do so since the task
-//! last looked wakes it: a batch of answers costs one wake-up.
+//! A response that is known at once is put here by the connection's own task, while it dispatches calls: that takes no lock and
+//! wakes nothing ([`Outbox::run_local`]). Other threads append to a list behind a lock, and only the first append since the task
+//! last looked wakes it: a batch of responses costs one wake-up.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,34 +23,34 @@ use crate::{
 /// The slot of no stream.
 const NO_STREAM: u64 = 0;
 
-/// Parcels, and the streams that they are for.
+/// Deliveries, with the slots of their streams.
 pub type Deliveries = Vec<(u64, Parcel)>;
 
 thread_local! {
-    /// The outbox whose task runs on this thread, by its address; zero is none.
+    /// The address of the outbox whose task is inside [`Outbox::run_local`] on this thread, or zero.
     static CURRENT: Cell<usize> = const { Cell::new(0) };
-    /// What was put into it meanwhile.
+    /// What was put into that outbox meanwhile.
     static LOCAL: RefCell<Deliveries> = const { RefCell::new(Vec::new()) };
 }
 
-/// The mailbox of all calls of a connection.
+/// Receives the responses of all calls of a connection.
 #[derive(Default)]
 pub struct Outbox {
     pending: Mutex<Pending>,
-    /// The connection is to end when its calls have ended.
+    /// The connection shall end once its calls have ended.
     shutdown_requested: AtomicBool,
-    /// What calls in progress keep is counted until the last of them has ended.
+    /// Counts what calls in progress keep after their connection has ended, until the last of them has ended.
     orphaned: Mutex<Option<Charge>>,
 }
 
 #[derive(Default)]
 struct Pending {
     deliveries: Deliveries,
-    /// Streams whose conversations want to be stepped.
+    /// Streams whose handlers want to be stepped.
     woken: Vec<u64>,
     /// The connection has ended: nothing is kept for it any more.
     is_closed: bool,
-    /// Whoever is to be woken. None: the task is awake, and will look before it sleeps.
+    /// Wakes the sleeping task. `None` while the task is awake: it will look before it sleeps.
     waker: Option<Waker>,
 }
 
@@ -73,9 +73,9 @@ impl Mailbox for Outbox {
 }
 
 impl Outbox {
-    /// Runs something on the connection's own task; what it puts here comes back as `answers`.
+    /// Runs a closure on the connection's own task; what it puts into this outbox is appended to `answers`.
     pub fn run_local(&self, answers: &mut Deliveries, run: impl FnOnce()) {
-        /// If what runs panics, nothing of it may be left to the thread's next connection.
+        /// If the closure panics, nothing of it may be left to the next connection on this thread.
         struct Reset;
         impl Drop for Reset {
             fn drop(&mut self) {
@@ -92,7 +92,7 @@ impl Outbox {
         LOCAL.with_borrow_mut(|deliveries| answers.append(deliveries));
     }
 
-    /// Takes everything that has come. False if there was nothing.
+    /// Takes everything that is pending. False if there was nothing.
     pub fn take(&self, deliveries: &mut Deliveries, woken: &mut Vec<u64>) -> bool {
         let mut pending = self.pending.lock();
         pending.waker = None;
@@ -101,7 +101,7 @@ impl Outbox {
         !deliveries.is_empty() || !woken.is_empty()
     }
 
-    /// The task is about to sleep. False: it must not, because something has come.
+    /// Registers the task's waker before it sleeps. False if the task must not sleep, because something is pending.
     pub fn register_waker(&self, waker: &Waker) -> bool {
         let mut pending = self.pending.lock();
         if !pending.deliveries.is_empty() || !pending.woken.is_empty() {
@@ -111,28 +111,26 @@ impl Outbox {
         true
     }
 
-    /// Whether something has come.
     #[must_use]
     pub fn has_pending(&self) -> bool {
         let pending = self.pending.lock();
         !pending.deliveries.is_empty() || !pending.woken.is_empty()
     }
 
-    /// Tells the connection to end when its calls have ended.
+    /// Asks the connection to end once its calls have ended.
     pub fn request_shutdown(&self) {
         self.shutdown_requested.store(true, Ordering::Release);
-        self.add(|pending| pending.woken.push(NO_STREAM)); // A letter, so that the task does not fall asleep meanwhile.
+        self.add(|pending| pending.woken.push(NO_STREAM)); // A pending entry keeps the task from going to sleep meanwhile.
     }
 
-    /// The connection has ended, and leaves what its calls in progress keep. Parcels are dropped from now on.
+    /// The connection has ended. `orphaned` counts what its calls in progress keep. Deliveries are dropped from now on.
     pub fn close(&self, orphaned: Option<Charge>) {
         *self.orphaned.lock() = orphaned;
         let closed = Pending { is_closed: true, ..Pending::default() };
         let dropped = std::mem::replace(&mut *self.pending.lock(), closed);
-        drop(dropped); // Not under the lock: what parcels hold may put something here when it goes.
+        drop(dropped); // Not under the lock: dropping a delivery may put another one here.
     }
 
-    /// Whether the connection was told to end.
     #[must_use]
     pub fn shutdown_requested(&self) -> bool {
         self.shutdown_requested.load(Ordering::Acquire)
@@ -157,22 +155,21 @@ impl Outbox {
     }
 }
 
-/// Wakes one stream's conversation.
+/// Schedules one stream to be stepped.
 pub struct StreamWaker {
     outbox: Arc<Outbox>,
     slot: u64,
-    /// It lies in the outbox already.
+    /// The stream is in the outbox already.
     is_queued: AtomicBool,
 }
 
 impl StreamWaker {
-    /// A bell for a stream.
     #[must_use]
     pub fn new(outbox: Arc<Outbox>, slot: u64) -> Arc<Self> {
         Arc::new(Self { outbox, slot, is_queued: AtomicBool::new(false) })
     }
 
-    /// The conversation is about to look: from now on it wants to hear the bell again.
+    /// Must be called before the handler looks for work: from then on a wake schedules the stream again.
     pub fn rearm(&self) {
         self.is_queued.store(false, Ordering::Release);
     }
@@ -213,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_answers_wakes_once() {
+    fn a_batch_of_responses_wakes_the_task_once() {
         let outbox = Arc::new(Outbox::default());
         let count = Arc::new(Count::default());
         assert!(outbox.register_waker(&count.clone().into()));
@@ -232,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_answered_at_home_comes_back_at_once() {
+    fn a_reply_on_the_connections_own_task_is_returned_at_once() {
         let (own, other) = (Arc::new(Outbox::default()), Arc::new(Outbox::default()));
         let mut answers = Vec::new();
         own.run_local(&mut answers, || {
@@ -248,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_panics_at_home_leaves_nothing_to_the_next_one() {
+    fn a_panic_leaves_nothing_to_the_next_connection_on_the_thread() {
         let (first, next) = (Arc::new(Outbox::default()), Arc::new(Outbox::default()));
         let panics = std::panic::AssertUnwindSafe(|| {
             let reply = Reply::new(first.clone(), 1);
@@ -265,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bell_rings_once_until_it_is_listened_to_again() {
+    fn a_stream_is_scheduled_once_until_its_waker_is_rearmed() {
         let outbox = Arc::new(Outbox::default());
         let stream_waker = StreamWaker::new(outbox.clone(), 7);
         let waker = Waker::from(stream_waker.clone());

@@ -1,43 +1,43 @@
-//! Streams that are gone, remembered for a while: what is still on its way for them has to be told from what breaks the rules.
+//! Recently closed streams: frames that were in flight when a stream closed have to be told from protocol errors.
 //!
-//! Streams that ended as they should leave little behind, and the last few are enough. A stream that *we* cut off is spoken
-//! of by the other side until it hears of that, however many others end meanwhile: it is remembered for a time.
+//! Of streams that ended normally little can still be in flight, so the last few are remembered. For a stream that the *server*
+//! reset early, the client keeps sending until it has received the reset, however many other streams end meanwhile: those streams
+//! are remembered for a time.
 
 use std::{
     collections::{HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
-/// How many that ended as they should are remembered.
+/// How many normally ended streams are remembered.
 const MAX_ENDED: usize = 64;
-/// How long it may take until the other side has heard that a stream was cut off.
+/// How long it may take until the client has received a reset.
 const RESET_MEMORY: Duration = Duration::from_secs(10);
-/// How many of those are remembered at most.
+/// How many reset streams are remembered at most.
 const MAX_RESET: usize = 4096;
 
-/// Who ended a stream.
+/// Which side closed a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClosedBy {
-    /// We did, early: the other side may not have known.
+    /// The server, early: the client may not have known.
     Us,
-    /// The other side did, or knew.
-    Peer,
+    /// The client; or the server, and the client knew.
+    Client,
 }
 
-/// What is remembered.
 #[derive(Debug, Default)]
 pub struct ClosedStreams {
     ended: VecDeque<u32>,
     reset: HashSet<u32>,
-    /// The same in order. The other side has heard of those that are missing above.
+    /// The same in order. IDs that are missing in `reset` have been acknowledged by the client.
     reset_in_order: VecDeque<(u32, Instant)>,
 }
 
 impl ClosedStreams {
-    /// A stream is gone.
+    /// Must be called when a stream is closed.
     pub fn remember(&mut self, id: u32, closed_by: ClosedBy, now: Instant) {
         match closed_by {
-            ClosedBy::Peer => {
+            ClosedBy::Client => {
                 if self.ended.len() == MAX_ENDED {
                     self.ended.pop_front();
                 }
@@ -56,19 +56,19 @@ impl ClosedStreams {
         }
     }
 
-    /// Who ended this stream, if that is still known.
+    /// Which side closed the stream, if that is still known.
     #[must_use]
     pub fn find(&self, id: u32) -> Option<ClosedBy> {
         if self.reset.contains(&id) {
             return Some(ClosedBy::Us);
         }
-        self.ended.iter().rev().any(|&ended| ended == id).then_some(ClosedBy::Peer)
+        self.ended.iter().rev().any(|&ended| ended == id).then_some(ClosedBy::Client)
     }
 
-    /// The other side knows by now that this stream is gone.
-    pub fn peer_acknowledged(&mut self, id: u32, now: Instant) {
+    /// The client has shown that it knows of the reset of this stream.
+    pub fn client_acknowledged(&mut self, id: u32, now: Instant) {
         if self.reset.remove(&id) {
-            self.remember(id, ClosedBy::Peer, now);
+            self.remember(id, ClosedBy::Client, now);
         }
     }
 }
@@ -78,24 +78,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_cut_is_remembered_for_a_time_and_the_rest_by_number() {
+    fn reset_streams_are_remembered_for_a_time_and_others_by_number() {
         let (mut closed, start) = (ClosedStreams::default(), Instant::now());
         closed.remember(1, ClosedBy::Us, start);
-        closed.remember(3, ClosedBy::Peer, start);
-        assert_eq!((closed.find(1), closed.find(3), closed.find(5)), (Some(ClosedBy::Us), Some(ClosedBy::Peer), None));
+        closed.remember(3, ClosedBy::Client, start);
+        assert_eq!(
+            (closed.find(1), closed.find(3), closed.find(5)),
+            (Some(ClosedBy::Us), Some(ClosedBy::Client), None)
+        );
         for nth in 0..1000 {
-            closed.remember(2 * nth + 5, ClosedBy::Peer, start);
+            closed.remember(2 * nth + 5, ClosedBy::Client, start);
         }
         assert_eq!((closed.find(1), closed.find(3)), (Some(ClosedBy::Us), None));
         closed.remember(3001, ClosedBy::Us, start + RESET_MEMORY);
-        closed.peer_acknowledged(3001, start);
-        assert_eq!((closed.find(1), closed.find(3001)), (Some(ClosedBy::Us), Some(ClosedBy::Peer)));
+        closed.client_acknowledged(3001, start);
+        assert_eq!((closed.find(1), closed.find(3001)), (Some(ClosedBy::Us), Some(ClosedBy::Client)));
         closed.remember(3003, ClosedBy::Us, start + RESET_MEMORY * 2);
         assert_eq!(closed.find(1), None);
     }
 
     #[test]
-    fn nothing_grows() {
+    fn memory_is_bounded() {
         let (mut closed, start) = (ClosedStreams::default(), Instant::now());
         for nth in 0..10_000 {
             closed.remember(nth, ClosedBy::Us, start);

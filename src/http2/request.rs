@@ -1,7 +1,7 @@
-//! What a header block asks for (RFC 9113 §8, and gRPC over it).
+//! Requests, read from header blocks (RFC 9113 §8, and gRPC over HTTP/2).
 //!
-//! A block that holds only indexes means the same as long as the table of fields does. Most calls of a connection repeat the
-//! blocks of calls before them, so the last few are remembered, by their bytes, together with what they meant.
+//! A block that consists of indexes only keeps its meaning until the dynamic table changes. Most calls of a connection repeat the
+//! blocks of earlier calls, so the last few blocks are cached together with the requests that they decode to.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -16,48 +16,45 @@ use super::{
 };
 use crate::call::{Code, Metadata, Refusal};
 
-/// A request, without its body.
+/// A request without its body.
 pub struct Request {
-    /// Who answers it.
     pub target: Target,
-    /// For whoever answers. The deadline is not in it: it is counted from when the call came.
+    /// For the handler. The deadline is not set: it is computed when the call arrives.
     pub metadata: Metadata,
     /// How long the caller waits.
     pub timeout: Option<Duration>,
-    /// How its messages may be packed.
+    /// The compression of the request's messages.
     pub encoding: Encoding,
-    /// Whether the answers are packed too: they are in kind, where that is understood.
+    /// Whether responses are compressed: they are if the request is and the client accepts gzip.
     pub compresses_responses: bool,
-    /// The content type of its answers, where the client has named a codec: `application/grpc+proto`.
+    /// The content type of the response, if the client named a codec: `application/grpc+proto`.
     pub content_type: Option<Arc<[u8]>>,
-    /// How long its body is said to be.
     pub content_length: Option<u64>,
-    /// How much is kept of it while its stream is open.
+    /// How many bytes are kept for it while its stream is open.
     pub weight: usize,
 }
 
-/// Who answers a request.
+/// What handles a request.
 pub enum Target {
-    /// A method of the table.
+    /// A registered gRPC method.
     Method(Arc<dyn Method>),
-    /// Somebody behind the table.
+    /// The HTTP service behind the method table.
     Guest(Box<http::request::Parts>),
-    /// It is refused by its head alone.
+    /// Nothing: it is refused because of its headers.
     Refused(Refused),
 }
 
-/// What is wrong with a head.
+/// Why a request is refused, and the response.
 pub struct Refused {
-    /// The name in the metrics.
+    /// The `reason` label of the metric.
     pub reason: &'static str,
-    /// The HTTP status.
     pub status: u16,
-    /// What a gRPC client is told.
+    /// The status that a gRPC client receives.
     pub refusal: Refusal,
 }
 
 impl Refused {
-    /// A call whose time was over when it came.
+    /// A call whose deadline had already passed when it arrived.
     #[must_use]
     pub fn expired() -> Self {
         let message = Cow::Borrowed("context deadline exceeded");
@@ -65,24 +62,24 @@ impl Refused {
     }
 }
 
-/// A block that is no request: its stream ends.
+/// A block that is not a valid request: its stream is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
-/// The parts of a block that matter here, in one pass.
+/// The relevant fields of a block, collected in one pass.
 #[derive(Default)]
 struct Parts<'a> {
     method: Option<&'a [u8]>,
     scheme: Option<&'a [u8]>,
     path: Option<&'a [u8]>,
     authority: Option<&'a [u8]>,
-    /// How many `host` fields there are.
+    /// The number of `host` fields.
     hosts: usize,
     content_type: Option<&'a [u8]>,
     encoding: Option<&'a [u8]>,
     accepted: Option<&'a [u8]>,
     timeout: Option<Duration>,
-    /// What is wrong with a field, if the request is a call: the last fault counts.
+    /// What is wrong with a field, if the request is a gRPC call. The last error counts.
     bad_field: Option<String>,
     token: Option<&'a [u8]>,
     authorization: Option<&'a [u8]>,
@@ -91,7 +88,7 @@ struct Parts<'a> {
     content_length: Option<u64>,
 }
 
-/// Reads a block.
+/// Reads the request from a decoded block.
 pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed> {
     let parts = Parts::gather(fields)?;
     let (Some(method), Some(path), Some(_)) = (parts.method, parts.path, parts.scheme) else {
@@ -122,7 +119,7 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
     }
 }
 
-/// Checks what may come behind a body.
+/// Checks the fields of a trailers block.
 pub fn check_trailers(fields: &Fields) -> Result<(), Malformed> {
     for (name, value) in fields.iter() {
         if name.starts_with(b":") {
@@ -133,14 +130,14 @@ pub fn check_trailers(fields: &Fields) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// What came behind a body, for an ordinary service, and what it weighs.
+/// The trailers for an HTTP service, and their weight in bytes.
 pub fn trailers(fields: &Fields) -> Result<(HeaderMap, usize), Malformed> {
     let mut trailers = HeaderMap::new();
     let weight = keep(fields, &mut trailers)?;
     Ok((trailers, weight))
 }
 
-/// Keeps the ordinary ones of these fields; returns what they weigh.
+/// Adds the regular (not pseudo) header fields to `into`; returns their weight in bytes.
 fn keep(fields: &Fields, into: &mut HeaderMap) -> Result<usize, Malformed> {
     let mut weight = 0;
     for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(b":")) {
@@ -242,7 +239,7 @@ impl<'a> Parts<'a> {
         self.content_type.and_then(codec).is_some()
     }
 
-    /// Refuses a call by its fields, whichever method it names. The order of the checks is grpc-go's.
+    /// Refuses a gRPC call because of its fields, whichever method it names. The order of the checks is grpc-go's.
     fn refuse_call(&self, method: &[u8]) -> Option<Request> {
         if self.hosts > 1 {
             let text = format!(
@@ -270,7 +267,7 @@ impl<'a> Parts<'a> {
         None
     }
 
-    /// A call of a method of the table.
+    /// A call of a registered method.
     fn call(&self, found: Arc<dyn Method>) -> Request {
         let encoding = match self.encoding {
             None | Some(b"" | b"identity") => Encoding::Identity,
@@ -323,7 +320,7 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// An ordinary request.
+    /// A request for the HTTP service.
     fn http_request(&self, method: &[u8], path: &str, fields: &Fields) -> Result<Request, Malformed> {
         const NO_URI: Malformed = Malformed("a request whose parts make no URI");
         let mut uri = http::Uri::builder().path_and_query(path);
@@ -341,16 +338,16 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// What a client said, said back to it: no more of it than makes it recognisable.
+/// Client input as quoted in an error message: only a prefix, long enough to recognise it.
 fn excerpt(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(&bytes[..bytes.len().min(64)])
 }
 
-/// The content type of calls and their answers, where no codec is named.
+/// The content type of gRPC calls and responses that name no codec.
 pub const GRPC: &[u8] = b"application/grpc";
 
-/// The codec that the content type of a call names, which is mostly empty; None if it is none of a call. As in grpc-go, letters
-/// are small, and what follows a semicolon counts as a codec.
+/// The codec in the content type of a gRPC call, usually empty; `None` if the content type is not gRPC's. As in grpc-go, the
+/// comparison is case-sensitive, and what follows a semicolon counts as a codec.
 #[must_use]
 pub fn codec(content_type: &[u8]) -> Option<&[u8]> {
     match content_type.strip_prefix(GRPC)? {
@@ -360,17 +357,17 @@ pub fn codec(content_type: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The last few blocks, and what they meant.
+/// A cache of the last few blocks and the requests that they decode to.
 #[derive(Default)]
 pub struct Memory {
     known: [Option<(Bytes, Arc<Request>)>; 4],
     next: usize,
-    /// What had been done to the table of fields then.
+    /// The change counter of the dynamic table when the entries were made.
     table_changes: u64,
 }
 
 impl Memory {
-    /// What these bytes meant, if that is still so.
+    /// The request that a block decodes to, if the block is cached and the table has not changed.
     #[must_use]
     pub fn recall(&self, block: &[u8], table_changes: u64) -> Option<&Arc<Request>> {
         if table_changes != self.table_changes {
@@ -379,7 +376,7 @@ impl Memory {
         self.known.iter().flatten().find(|(known, _)| known == block).map(|(_, request)| request)
     }
 
-    /// Remembers a block of indexes.
+    /// Caches a block of indexes.
     pub fn keep(&mut self, block: &[u8], request: &Arc<Request>, table_changes: u64) {
         if table_changes != self.table_changes {
             *self = Self { table_changes, ..Self::default() };

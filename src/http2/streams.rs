@@ -1,7 +1,7 @@
-//! The streams of a connection that are open, by ID and by place.
+//! The open streams of a connection, by ID and by index.
 //!
-//! A stream's slot is its ID and its place in one number: what comes back from afar finds its stream without a search, and
-//! never another one that has taken the place since.
+//! A slot combines a stream's ID and its index in one number. A response from another thread finds its stream by slot without a
+//! search, and never reaches a later stream that reuses the index.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -16,76 +16,72 @@ use super::{
     guest::HttpHandler, intake::RecvWindow, message::Deframer, request::Request, sender::Outbound, talk::StreamHandler,
 };
 
-/// One stream.
 pub struct Stream {
-    /// Its number on the wire.
     pub id: u32,
-    /// What was asked for.
     pub request: Arc<Request>,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
-    /// What comes in.
+    /// The receiving side.
     pub inbound: Inbound,
-    /// What goes out.
+    /// The sending side.
     pub outbound: Outbound,
-    /// Who answers.
+    /// What handles the stream.
     pub handler: Handler,
-    /// It waits to be stepped.
+    /// It is in the queue of streams to be stepped.
     pub is_due: bool,
-    /// It waits for room in what is to be sent.
+    /// It waits until there is room for more output.
     pub is_stalled: bool,
-    /// What it is counted for as long as it is open.
+    /// How many bytes it is counted for while it is open.
     pub weight: usize,
-    /// What its conversation says that it keeps.
+    /// How many bytes its conversation says that it keeps.
     pub kept: usize,
 }
 
-/// Who answers a stream, and how far that is.
+/// What handles a stream, and its progress.
 pub enum Handler {
-    /// A unary call whose message has not come.
+    /// A unary call whose message has not arrived.
     AwaitingMessage,
-    /// A unary call whose message has come, and waits to be called.
+    /// A unary call whose message has arrived, and whose method has not been called.
     Ready(ReadyCall),
-    /// A unary call that waits for its answer.
+    /// A unary call that waits for its response.
     Called {
-        /// When its message of so many bytes came.
+        /// When its message arrived.
         since: Instant,
-        /// How long it was.
+        /// The size of its message.
         bytes: usize,
     },
-    /// A unary call whose answer is being packed.
+    /// A unary call whose response is being compressed.
     Compressing,
-    /// A conversation.
+    /// A streaming call.
     Stream(Box<StreamHandler>),
-    /// Somebody behind the table.
+    /// A request to the HTTP service.
     Http(Box<HttpHandler>),
-    /// Nobody any more; what was said is still being sent.
+    /// Nothing any more: the response is complete and may still be queued.
     Answered,
 }
 
-/// The message of a unary call.
+/// The message of a unary call whose method has not been called.
 pub struct ReadyCall {
-    /// As it came.
+    /// As it arrived.
     pub message: Bytes,
-    /// Whether it is to be unpacked.
+    /// Whether it has to be decompressed.
     pub is_packed: bool,
-    /// It is a copy: nothing larger is kept for it.
+    /// It is a copy, and keeps no larger read buffer alive.
     pub is_copy: bool,
-    /// When it came.
+    /// When it arrived.
     pub since: Instant,
 }
 
-/// The receiving side of a stream.
 pub struct Inbound {
-    /// How much the other side may still send.
+    /// How much the client may still send.
     pub recv_window: RecvWindow,
-    /// How much has come.
+    /// How many bytes of data have arrived.
     pub received: u64,
-    /// The other side has ended it.
+    /// The client has ended the stream.
     pub ended: bool,
-    /// Messages, or parts of one.
+    /// Received messages, or parts of one.
     pub deframer: Deframer,
-    /// How much is kept of what has come: there, or by a guest.
+    /// How many received bytes are kept, here or by an HTTP handler.
     pub held: usize,
 }
 
@@ -96,12 +92,11 @@ impl Default for Inbound {
     }
 }
 
-/// All of a connection.
 pub struct Streams {
     entries: Vec<Option<Stream>>,
     free: Vec<u32>,
     by_id: HashMap<u32, u32, MultiplicativeHash>,
-    /// The one that was asked for last: frames of a stream come together.
+    /// The last stream that was looked up: consecutive frames tend to belong to the same stream.
     latest: (u32, u32),
 }
 
@@ -113,19 +108,17 @@ impl Default for Streams {
 }
 
 impl Streams {
-    /// How many are open.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Whether none is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
 
-    /// Adds one; returns its slot.
+    /// Adds a stream; returns its slot.
     pub fn insert(&mut self, stream: Stream) -> u64 {
         let id = stream.id;
         let index = self.free.pop().unwrap_or_else(|| {
@@ -152,7 +145,7 @@ impl Streams {
         self.entries.get_mut(index as usize)?.as_mut().filter(|stream| stream.id == id)
     }
 
-    /// Takes a stream out.
+    /// Removes a stream.
     pub fn remove(&mut self, slot: u64) -> Option<Stream> {
         let (id, index) = parts(slot);
         let stream = self.entries.get_mut(index as usize)?.take_if(|stream| stream.id == id)?;
@@ -160,12 +153,12 @@ impl Streams {
         self.latest = (0, 0);
         self.free.push(index);
         if self.by_id.is_empty() && self.entries.len() > 64 {
-            (self.entries, self.free) = (Vec::new(), Vec::new()); // A busy hour is over.
+            (self.entries, self.free) = (Vec::new(), Vec::new()); // Release the memory of a busy period.
         }
         Some(stream)
     }
 
-    /// All of them, with their slots, in the order of their places.
+    /// All streams with their slots, in the order of their indexes.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Stream)> {
         let numbered = (0_u32..).zip(&mut self.entries);
         numbered.filter_map(|(index, stream)| stream.as_mut().map(|stream| (slot(stream.id, index), stream)))
@@ -181,7 +174,7 @@ fn parts(slot: u64) -> (u32, u32) {
     (id, u32::try_from(slot & u64::from(u32::MAX)).expect("the lower half"))
 }
 
-/// Hashes an ID by one multiplication. Nobody outside knows the factor, so nobody can choose IDs that collide.
+/// Hashes an ID by one multiplication with a secret random factor, so that a client cannot choose IDs that collide.
 struct MultiplicativeHash {
     factor: u64,
 }

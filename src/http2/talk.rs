@@ -1,6 +1,7 @@
-//! A conversation on its stream.
+//! Drives the conversation of a streaming call.
 //!
-//! It is stepped on the connection's task when a message has come, when its queue has room again, or when its bell rings.
+//! It is stepped on the connection's task when a message has arrived, when its queue has room again, or when its waker was
+//! called.
 
 use std::{sync::Arc, task::Waker};
 
@@ -19,10 +20,10 @@ use crate::{
     ledger,
 };
 
-/// In one step so much is unpacked: a few bytes may become megabytes.
+/// At most this much is decompressed per step: a few bytes may expand to megabytes.
 const STEP_BYTES: usize = 1 << 20;
 
-/// A conversation, and what wakes it.
+/// A conversation and its waker.
 pub struct StreamHandler {
     conversation: Box<dyn Conversation>,
     method: Arc<dyn Method>,
@@ -30,44 +31,43 @@ pub struct StreamHandler {
     waker: Waker,
 }
 
-/// What the connection of a conversation holds, and may hold.
+/// How much the connection of a stream holds, and whether it may hold more.
 pub struct HeldBytes<'a> {
-    /// What all connections share.
+    /// Shared by all connections.
     pub shared: &'a Shared,
-    /// What the connection is known to hold.
+    /// What the connection has reported to the ledger.
     pub reported: usize,
-    /// What it holds beside answers.
+    /// What the connection holds apart from its output.
     pub other: usize,
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug)]
 pub struct StepOutcome {
-    /// So many bytes of the stream were used up.
+    /// How many bytes of the stream were consumed.
     pub consumed: usize,
-    /// It stopped because the connection has too much to write, and wants to go on when that is written.
+    /// The handler stopped because the connection has too much to write, and wants to continue when that is written.
     pub is_stalled: bool,
-    /// How long the messages were that it took in, unpacked.
+    /// The decompressed size of the messages that it received.
     pub received: usize,
-    /// It took in as much as a step may, and there is more.
+    /// It received as much as one step may, and there is more.
     pub has_more: bool,
 }
 
 impl StreamHandler {
-    /// A conversation that has just begun.
     #[must_use]
     pub fn new(conversation: Box<dyn Conversation>, method: Arc<dyn Method>, stream_waker: Arc<StreamWaker>) -> Self {
         let waker = Waker::from(stream_waker.clone());
         Self { conversation, method, stream_waker, waker }
     }
 
-    /// Who counts.
+    /// The method, for its metrics.
     #[must_use]
     pub fn method(&self) -> &dyn Method {
         &*self.method
     }
 
-    /// Does what can be done now. When that ends the conversation, its end is sent.
+    /// Does what can be done now. If that ends the conversation, the end is sent.
     pub fn step(
         &mut self,
         slot: u64,
@@ -134,7 +134,7 @@ impl HandlerIo<'_> {
         self.held_bytes.other + self.sender.held_bytes()
     }
 
-    /// Whether a message may wait here. A small one always may: how many there are is bounded elsewhere.
+    /// Whether a message may be queued. A small one always may: the number of small ones is bounded by other limits.
     fn admits(&self, bytes: usize) -> bool {
         let HeldBytes { shared, reported, .. } = *self.held_bytes;
         bytes <= MAX_QUEUED_BYTES
@@ -149,7 +149,7 @@ impl HandlerIo<'_> {
 impl Line for HandlerIo<'_> {
     fn receive(&mut self) -> Option<Bytes> {
         if self.error.is_some() || self.received >= STEP_BYTES {
-            return None; // What there is beyond that waits for another step.
+            return None; // More than that waits for another step.
         }
         let before = self.inbound.deframer.len();
         match self.inbound.deframer.take(self.encoding, self.max_bytes) {
@@ -170,7 +170,7 @@ impl Line for HandlerIo<'_> {
         None
     }
 
-    /// As in grpc-go, less than the prefix of a message is as good as nothing.
+    /// As in grpc-go, less than a message prefix before the end is ignored.
     fn ended(&self) -> bool {
         self.inbound.ended && self.inbound.deframer.wanted().is_none()
     }

@@ -1,5 +1,5 @@
-//! What happens because time passes. One coarse alarm serves a whole connection: whoever owns it asks when the next one is
-//! ([`Connection::next_alarm`]), and rings not much later.
+//! Timeouts of a connection. One coarse timer serves all of them: the owner of the connection asks for the next deadline
+//! ([`Connection::next_alarm`]) and calls [`Connection::alarm`] soon after it.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use crate::http2::{
     streams::{Handler, Stream},
 };
 
-/// Deadlines of calls are looked at so often.
+/// How often the deadlines of calls are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
-/// How long a client that is told of our leaving may take to hear it.
+/// How long a client may take to receive the first GOAWAY of a shutdown.
 const FINAL_GOAWAY_DELAY: Duration = Duration::from_millis(100);
-/// How often it is seen whether others have made room.
+/// How often stalled streams check whether other connections have made room.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// What our own pings carry.
+/// The payloads of the server's own pings.
 const KEEPALIVE_PING: u64 = u64::from_be_bytes(*b"there???");
 const SHUTDOWN_PING: u64 = u64::from_be_bytes(*b"leaving.");
 
-/// Everything that has a time.
+/// All deadlines of a connection.
 #[derive(Debug)]
 pub struct Timers {
     begin_timeout: Duration,
@@ -31,34 +31,33 @@ pub struct Timers {
     keepalive_timeout: Duration,
     read_timeout: Duration,
     idle_timeout: Option<Duration>,
-    /// Since when there is no call.
+    /// Since when there has been no call.
     idle_since: Instant,
-    /// When the preface is late, or a header block.
+    /// When the preface or a header block is overdue, and the reason for the GOAWAY.
     begin_deadline: Option<(Instant, &'static str)>,
     last_received: Instant,
-    /// When an unanswered ping means that nobody is there.
+    /// When an unanswered ping means that the client is gone.
     keepalive_deadline: Option<Instant>,
-    /// When a client that reads too slowly is given up, and how much it has read in this time.
+    /// When a client that reads its socket too slowly is dropped, and how much it has read in the current period.
     write_deadline: Option<(Instant, usize)>,
-    /// When a client whose windows open too slowly is given up, and how much they had let through before.
+    /// When a client whose windows open too slowly is dropped, and how much they had let through at the start of the period.
     window_deadline: Option<(Instant, u64)>,
-    /// When what was asked for before the client closed its side is given up.
+    /// When calls that were pending at the client's half-close are given up.
     half_closed_deadline: Option<Instant>,
-    /// When the beginning of a frame is late. Of data it never is: that is counted.
+    /// When an incomplete frame is overdue. DATA frames have no such deadline: their bytes are counted instead.
     frame_deadline: Option<Instant>,
-    /// When it is to be seen whether others have made room for what we have to send.
+    /// When stalled streams check again whether other connections have made room.
     retry_at: Option<Instant>,
-    /// When the farewell is taken as heard.
+    /// When the final GOAWAY is sent even if the client has not answered the ping before it.
     goaway_deadline: Option<Instant>,
-    /// When the first deadline of a call is to be looked at.
+    /// When the first deadline of a call has to be checked.
     sweep: Option<Instant>,
     has_received_goaway: bool,
-    /// It is of no use to write anything more.
+    /// Writing anything more is pointless.
     is_dead: bool,
 }
 
 impl Timers {
-    /// A connection begins.
     #[must_use]
     pub fn new(now: Instant, limits: &Limits) -> Self {
         Self {
@@ -96,7 +95,8 @@ impl Timers {
         self.begin_deadline = None;
     }
 
-    /// Sees whether the beginning of a frame lies there, and whether it is another one than before.
+    /// Starts or clears the deadline of an incomplete frame. `begins` if there is one, `is_new` if it is not the one of the last
+    /// read.
     pub(super) fn begin_frame(&mut self, begins: bool, is_new: bool, now: Instant) {
         if !begins {
             self.frame_deadline = None;
@@ -105,7 +105,7 @@ impl Timers {
         }
     }
 
-    /// Streams wait for room that may be made elsewhere, or none does.
+    /// Streams wait for room that other connections have to make, or no stream does.
     pub(super) fn schedule_retry(&mut self, waits: bool, now: Instant) {
         self.retry_at = waits.then(|| now + RETRY_INTERVAL);
     }
@@ -116,7 +116,7 @@ impl Timers {
         }
     }
 
-    /// The last stream has ended.
+    /// Must be called when the last stream has ended.
     pub(super) fn became_idle(&mut self, now: Instant) {
         self.idle_since = now;
     }
@@ -131,7 +131,7 @@ impl Timers {
 }
 
 impl Connection {
-    /// When [`Connection::alarm`] is to be called next.
+    /// When [`Connection::alarm`] must be called next.
     #[must_use]
     pub fn next_alarm(&self) -> Instant {
         let timers = &self.timers;
@@ -155,14 +155,14 @@ impl Connection {
         all.into_iter().chain([self.idle_alarm()]).flatten().fold(keepalive, Instant::min)
     }
 
-    /// When a connection without calls has been so for too long.
+    /// When the idle timeout of a connection without calls expires.
     fn idle_alarm(&self) -> Option<Instant> {
         let is_open = matches!(self.phase, Phase::Settings | Phase::Open);
         let timeout = self.timers.idle_timeout.filter(|_| is_open && self.streams.is_empty())?;
         Some(self.timers.idle_since + timeout)
     }
 
-    /// Does what is due by now.
+    /// Handles the deadlines that have passed.
     pub fn alarm(&mut self, now: Instant) {
         self.now = now;
         let is_due = |when: Option<Instant>| when.is_some_and(|when| when <= now);
@@ -200,7 +200,7 @@ impl Connection {
             return self.fail(Fault::connection(Code::EnhanceYourCalm, "a frame that does not end"));
         }
         if is_due(self.timers.retry_at) {
-            self.timers.retry_at = None; // Whoever rings looks again.
+            self.timers.retry_at = None; // The caller of `alarm` runs the connection again, which checks.
         }
         if is_due(self.timers.goaway_deadline) {
             self.send_final_goaway();
@@ -215,18 +215,18 @@ impl Connection {
         }
     }
 
-    /// Nobody is there who would read anything more.
+    /// The client does not read: nothing more is written.
     fn give_up(&mut self, reason: &'static str) {
         limits::note(reason);
         self.timers.is_dead = true;
         self.end();
     }
 
-    /// Ends the calls whose time is over.
+    /// Ends the calls whose deadline has passed.
     fn sweep(&mut self, now: Instant) {
         let mut over = Vec::new();
         let mut next: Option<Instant> = None;
-        // What was answered waits for the other side's end, if for anything.
+        // A stream whose response is complete waits only for the client's end of stream.
         let waits = |stream: &Stream| !matches!(stream.handler, Handler::Answered) || stream.outbound.is_over();
         for (slot, stream) in self.streams.iter_mut().filter(|(_, stream)| waits(stream)) {
             match stream.deadline {
@@ -242,17 +242,17 @@ impl Connection {
             if is_over {
                 self.stop_receiving(slot);
             } else {
-                self.reset(id, Code::Cancel); // As etcd does: the client knows itself what time it is.
+                self.reset(id, Code::Cancel); // As etcd does: the client knows its own deadline.
             }
         }
     }
 
-    /// Says that we are leaving: calls in progress may end, new ones go elsewhere.
+    /// Starts a graceful shutdown: calls in progress may end, new ones have to go elsewhere.
     pub fn leave(&mut self, now: Instant) {
         self.now = now;
         match self.phase {
             Phase::Settings | Phase::Open => {
-                // Streams that are on their way are still taken.
+                // Streams that are in flight are still accepted.
                 self.phase = Phase::ShuttingDown(u32::MAX);
                 self.go_away(u32::MAX >> 1, Code::NoError, "");
                 self.sender.control(kind::PING, 0, 0, &SHUTDOWN_PING.to_be_bytes());
@@ -274,15 +274,14 @@ impl Connection {
         }
     }
 
-    /// An answer to one of our pings.
+    /// Handles the answer to a ping of the server.
     pub(super) fn pong(&mut self, data: u64, _now: Instant) {
         if data == SHUTDOWN_PING {
             self.send_final_goaway();
         }
     }
 
-    /// The socket has taken so much of what is to be written. `is_done` if nothing is left of it, neither here nor where TLS
-    /// keeps it.
+    /// Must be called after a write. `is_done` if nothing is left to write, neither here nor in TLS buffers.
     pub fn wrote(&mut self, written: usize, is_done: bool, now: Instant) {
         let limit = now + self.timers.read_timeout;
         self.timers.write_deadline = match self.timers.write_deadline {
@@ -304,14 +303,14 @@ impl Connection {
         }
     }
 
-    /// Whether so much waits for windows, or calls wait for that, that the client has to read it in time.
+    /// Whether so much waits for windows that the client has to open them in time, or calls are waiting for that.
     fn is_unread(&self) -> bool {
         let held = self.sender.held;
         !self.ready.is_empty() || held >= UNREAD_BYTES || held > MAX_QUEUED_BYTES && self.shared.ledger.is_scarce()
     }
 
-    /// The client has closed its side, and perhaps all of it. Calls that it has asked for completely are answered; what it
-    /// would have to say more for, or to take back, ends here.
+    /// The client has closed its sending side, or the whole connection. Complete requests are answered; calls that need more
+    /// input end here.
     pub fn input_ended(&mut self, now: Instant) {
         self.now = now;
         let is_complete = |stream: &Stream| {
@@ -329,7 +328,7 @@ impl Connection {
             }
         }
         for slot in ended {
-            self.abandon(slot, ClosedBy::Peer);
+            self.abandon(slot, ClosedBy::Client);
         }
         if self.is_over() {
             return;
@@ -339,12 +338,12 @@ impl Connection {
         }
         self.phase = Phase::ShuttingDown(self.highest);
         self.timers.half_closed_deadline = Some(now + self.timers.read_timeout);
-        // It cannot answer pings.
+        // The client cannot answer pings any more.
         (self.timers.last_received, self.timers.keepalive_deadline) = (now + self.timers.read_timeout, None);
         (self.timers.begin_deadline, self.timers.frame_deadline, self.timers.goaway_deadline) = (None, None, None);
     }
 
-    /// Whether it is of no use to write anything more.
+    /// Whether writing anything more is pointless.
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.timers.is_dead

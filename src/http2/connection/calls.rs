@@ -1,4 +1,4 @@
-//! Calls, their answers, and conversations: what happens between reading and writing.
+//! The work between reading and writing: calls, their responses, and steps of streams.
 
 use std::time::Instant;
 
@@ -17,11 +17,11 @@ use crate::{
     ledger,
 };
 
-/// So many answers, calls and steps, or so many bytes of them, and then it is another connection's turn.
+/// A part of a turn ends after so many responses, calls and steps, or so many bytes of them.
 const MAX_TURN_STEPS: usize = 256;
 const MAX_TURN_BYTES: usize = 64 << 10;
 
-/// What a part of a turn has cost so far.
+/// The cost of a part of a turn so far.
 #[derive(Default)]
 pub struct TurnCost {
     steps: usize,
@@ -40,7 +40,7 @@ impl TurnCost {
 }
 
 impl Connection {
-    /// Does what is waiting to be done. True if there is more, and it is only somebody else's turn.
+    /// Does the pending work. True if there is more, and it waits only for another turn.
     pub fn run(&mut self, now: Instant) -> bool {
         self.now = now;
         self.collect_deliveries();
@@ -62,13 +62,13 @@ impl Connection {
             || (!self.stalled.is_empty() && may_step_streams)
     }
 
-    /// Whether the last turn has cost so much that another connection should have the next one.
+    /// Whether the last turn was expensive enough that other connections should run first.
     #[must_use]
     pub fn was_long(&self) -> bool {
         self.was_long
     }
 
-    /// Takes the answers that have come from elsewhere, and sees who was woken.
+    /// Takes the deliveries of other threads, and schedules the streams that were woken or are no longer stalled.
     fn collect_deliveries(&mut self) {
         let (mut deliveries, mut woken) = (std::mem::take(&mut self.deliveries), std::mem::take(&mut self.woken));
         self.outbox.take(&mut deliveries, &mut woken);
@@ -92,7 +92,7 @@ impl Connection {
         }
     }
 
-    /// Delivers what lies in `deliveries`, as far as this turn may go. Work that leads to further parcels is run here.
+    /// Processes the deliveries, as far as this turn may go. Deferred work runs here and may lead to further deliveries.
     fn deliver(&mut self) {
         while !self.deliveries.is_empty() && !self.turn_cost.is_spent() {
             let mut deliveries = std::mem::replace(&mut self.deliveries, std::mem::take(&mut self.spare_deliveries));
@@ -123,11 +123,11 @@ impl Connection {
                 let reply = Reply::new(self.outbox.clone(), slot);
                 self.outbox.run_local(&mut self.deliveries, || work(reply));
             }
-            Parcel::Work(_) => self.release_orphan(slot), // The stream has gone.
+            Parcel::Work(_) => self.release_orphan(slot), // The stream is gone.
         }
     }
 
-    /// Hands calls out, while the other side reads what it is answered.
+    /// Starts calls while the client reads its responses.
     fn begin_calls(&mut self) {
         self.turn_cost = TurnCost::default();
         while !self.turn_cost.is_spent() {
@@ -145,7 +145,7 @@ impl Connection {
         let Some(stream) = self.streams.get(slot) else { return };
         let Handler::Ready(ReadyCall { message, is_compressed, since, .. }) = &mut stream.handler else { return };
         let (mut message, is_compressed, since) = (std::mem::take(message), *is_compressed, *since);
-        // What it does would be done, and nobody would hear of it.
+        // It would take effect, and its response could not be delivered.
         if self.sender.held > 0 && !self.shared.admits(self.held_reported, self.held(), 0) {
             return self.refuse(slot, ledger::unread());
         }
@@ -158,7 +158,7 @@ impl Connection {
         let Some(stream) = self.streams.get(slot) else { return };
         let Target::Method(method) = &stream.request.target else { return };
         stream.handler = Handler::Called { since, bytes: message.len() };
-        // It stays counted until the call is answered: whatever waits for something keeps it, or a copy.
+        // The message stays counted until the call is answered: a handler that waits keeps it, or a copy.
         self.held_in = self.held_in - std::mem::replace(&mut stream.inbound.held, message.len()) + message.len();
         self.turn_cost.spend(message.len());
         method.received(message.len());
@@ -167,8 +167,8 @@ impl Connection {
         self.outbox.run_local(&mut self.deliveries, || method.call(Call { metadata, message }, reply));
     }
 
-    /// Calls that have to wait keep their own messages, not the whole reads that these came in. Those whose streams have
-    /// ended meanwhile go.
+    /// Copies the messages of calls that have to wait, so that they keep no larger read buffers alive. Drops calls whose streams
+    /// have ended.
     fn detach_waiting_calls(&mut self) {
         if self.ready.len() > 2 * self.streams.len() + MAX_TURN_STEPS {
             self.ready.retain(|&slot| self.streams.get(slot).is_some());
@@ -180,7 +180,7 @@ impl Connection {
                     waiting.is_copy = true;
                     waiting.message = Bytes::copy_from_slice(&waiting.message);
                 }
-                _ => (), // It was taken back.
+                _ => (), // It was reset.
             }
         }
     }
@@ -189,8 +189,8 @@ impl Connection {
         self.sender.held_of_calls + self.sender.output.len() > CALLS_WAIT_BYTES
     }
 
-    /// Whether conversations and guests may add to what waits. They leave half of what may be held to calls; and who has
-    /// nothing waiting may always send.
+    /// Whether conversations and HTTP handlers may queue more output. They leave half of what may be held to calls, and a stream
+    /// may always send while nothing is held.
     fn may_step_streams(&mut self) -> bool {
         let limits = &self.shared.limits;
         let (held, half) = (self.held(), limits.max_held / 2);
@@ -199,7 +199,6 @@ impl Connection {
         !self.sender.is_saturated() && !self.sender.is_full()
     }
 
-    /// Ends a unary call.
     fn respond(&mut self, slot: u64, answer: Answer) {
         let is_full = answer.as_ref().is_ok_and(|message| !self.admits_answer(message.len()));
         let Some(stream) = self.streams.get(slot) else { return self.release_orphan(slot) };
@@ -226,7 +225,7 @@ impl Connection {
         self.finish(slot);
     }
 
-    /// Packs a large answer where that holds up no connection. It comes back through another reply.
+    /// Compresses a large response on another thread. The result arrives through another reply.
     fn compress_elsewhere(&mut self, slot: u64, message: Bytes) {
         let Some(stream) = self.streams.get(slot) else { return };
         stream.handler = Handler::Compressing;
@@ -239,7 +238,7 @@ impl Connection {
         }));
     }
 
-    /// Ends a call whose answer was packed, and counted before.
+    /// Ends a call whose response was compressed, and counted before that.
     fn respond_compressed(&mut self, slot: u64, answer: Answer) {
         let Some(stream) = self.streams.get(slot) else { return };
         self.held_in -= std::mem::take(&mut stream.inbound.held);
@@ -250,7 +249,7 @@ impl Connection {
         self.finish(slot);
     }
 
-    /// Whether an answer of so many bytes may wait here. A connection that has none waiting may have a larger one.
+    /// Whether a response of so many bytes may be queued. The first queued response of a connection may be larger than others.
     fn admits_answer(&self, bytes: usize) -> bool {
         let (told, held) = (self.held_reported, self.held());
         if self.sender.held > 0 {
@@ -260,17 +259,17 @@ impl Connection {
         }
     }
 
-    /// The handler of a call whose stream has gone is done with it.
+    /// The handler of a call whose stream is gone has used its reply.
     fn release_orphan(&mut self, slot: u64) {
         if let Some(held) = self.orphans.remove(&slot) {
             self.held_in -= held;
         }
     }
 
-    /// Ends a call of the table from this side.
+    /// Ends a gRPC call with an error.
     pub(super) fn refuse(&mut self, slot: u64, refusal: Refusal) {
         let Some(stream) = self.streams.get(slot) else { return };
-        // What is kept of a call that waits goes with it.
+        // The message of a waiting call is dropped.
         if let Handler::Ready(_) = stream.handler {
             self.held_in -= std::mem::take(&mut stream.inbound.held);
         }
@@ -282,11 +281,11 @@ impl Connection {
             }
             _ => self.sender.end(slot, stream.id, &mut stream.outbound, Ending::Broken),
         }
-        // Its end may come in the same read: then there is nobody to be told to stop.
+        // The client's end of stream may be in the same read: then no reset is needed.
         self.due.push_back(slot);
     }
 
-    /// Steps the streams that were due when this began: those that become due meanwhile have their turn later.
+    /// Steps the streams that are due now. Streams that become due meanwhile have to wait for the next turn.
     fn step_streams(&mut self) {
         self.turn_cost = TurnCost::default();
         for _ in 0..self.due.len() {
@@ -319,7 +318,7 @@ impl Connection {
                 stream.handler = handler;
                 return;
             }
-            Handler::Answered => return self.finish(slot), // For the streams that were refused.
+            Handler::Answered => return self.finish(slot), // For streams that were refused.
         };
         self.turn_cost.bytes += outcome.received;
         self.held_in = self.held_in - kept + stream.kept;
@@ -338,7 +337,7 @@ impl Connection {
         self.finish(slot);
     }
 
-    /// Sends what waited for a window, one frame of each stream in turn.
+    /// Sends data that waited for a window, one frame per stream and turn.
     fn send_scheduled(&mut self) {
         while let Some(slot) = self.sender.next_scheduled() {
             let Some(stream) = self.streams.get(slot) else { continue };

@@ -1,4 +1,4 @@
-//! What frames do to streams.
+//! The effect of received frames on streams.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ use crate::{
 };
 
 impl Connection {
-    /// One frame, in the order in which it came.
+    /// Handles one frame. Frames must be passed in order.
     pub(super) fn handle(&mut self, frame: Frame, now: Instant) -> Result<(), Fault> {
         match frame {
             Frame::Data { stream, data, counted, end } => self.data(stream, data, counted, end, now),
@@ -90,7 +90,7 @@ impl Connection {
         if end { self.end_stream(slot, id) } else { Ok(()) }
     }
 
-    /// Data for a stream that is not open.
+    /// DATA for a stream that is not open.
     fn stray_data(&mut self, id: u32, now: Instant) -> Result<(), Fault> {
         if self.is_idle(id) {
             return Err(Fault::connection(Code::Protocol, "data on a stream that was never opened"));
@@ -101,7 +101,7 @@ impl Connection {
         Err(Fault::stream(id, Code::StreamClosed, "data on a stream that is closed"))
     }
 
-    /// Gives data to whoever answers the stream.
+    /// Passes data to the handler of its stream.
     fn take_data(&mut self, slot: u64, data: Bytes) {
         let is_too_much = !self.admits(data.len());
         let limits = &self.shared.limits;
@@ -128,14 +128,14 @@ impl Connection {
         self.make_due(slot);
     }
 
-    /// Looks whether the message of a unary call has come.
+    /// Takes the message of a unary call, if all of it has arrived.
     fn take_call_message(&mut self, slot: u64) {
         let max_bytes = self.limits().max_message;
         let stream = self.streams.get(slot).expect("the caller has it");
         let inbound = &mut stream.inbound;
         let message = inbound.deframer.take_raw(stream.request.encoding, max_bytes);
         let kept = if let Ok(Some((message, _))) = &message {
-            inbound.deframer = Deframer::default(); // Whatever comes behind it is nobody's.
+            inbound.deframer = Deframer::default(); // Anything after the message is ignored.
             message.len()
         } else {
             inbound.deframer.detach();
@@ -152,7 +152,7 @@ impl Connection {
         }
     }
 
-    /// The other side has ended a stream.
+    /// The client has ended a stream.
     pub(super) fn end_stream(&mut self, slot: u64, id: u32) -> Result<(), Fault> {
         let Some(stream) = self.streams.get(slot) else { return Ok(()) };
         stream.inbound.ended = true;
@@ -174,16 +174,16 @@ impl Connection {
         Ok(())
     }
 
-    /// The other side has reset a stream: whoever answers it hears that.
+    /// The client has reset a stream.
     fn stream_reset(&mut self, id: u32, now: Instant) -> Result<(), Fault> {
         if self.is_idle(id) {
             return Err(Fault::connection(Code::Protocol, "a reset of a stream that was never opened"));
         }
         let Some(slot) = self.streams.find(id) else {
-            self.closed_streams.peer_acknowledged(id, now);
+            self.closed_streams.client_acknowledged(id, now);
             return self.count(Flood::Idle, now);
         };
-        self.forget(slot, ClosedBy::Peer);
+        self.forget(slot, ClosedBy::Client);
         self.count(Flood::Reset, now)
     }
 
@@ -204,7 +204,7 @@ impl Connection {
                     return Err(Fault::connection(Code::Protocol, "a frame size that is not allowed"));
                 }
                 setting::MAX_FRAME_SIZE => self.sender.max_payload = (value as usize).min(MAX_SENT_PAYLOAD),
-                _ => (), // What we do not need to know, or nobody knows yet.
+                _ => (), // Settings that the server does not need or does not know.
             }
         }
         if let Some(window) = window {
@@ -214,7 +214,7 @@ impl Connection {
         self.count(Flood::Settings, now)
     }
 
-    /// The other side has changed the window that streams begin with: open ones change by as much.
+    /// The client has changed the initial window: the windows of open streams change by the same amount.
     fn change_windows(&mut self, window: i64) -> Result<(), Fault> {
         let change = window - std::mem::replace(&mut self.initial_window, window);
         for (slot, stream) in self.streams.iter_mut() {
@@ -250,7 +250,7 @@ impl Connection {
         Ok(())
     }
 
-    /// What a stream has used up is given back, when it is worth a frame and there is somebody to read more.
+    /// Releases consumed bytes of a stream's window. Sends a WINDOW_UPDATE if one is due and more data is still expected.
     pub(super) fn release_window(&mut self, slot: u64, consumed: usize) {
         let Some(stream) = self.streams.get(slot) else { return };
         let inbound = &mut stream.inbound;
@@ -263,23 +263,23 @@ impl Connection {
         }
     }
 
-    /// Whether the connection takes streams with this ID.
+    /// Whether the connection accepts streams with this ID.
     pub(super) fn accepts(&self, id: u32) -> bool {
         !matches!(self.phase, Phase::ShuttingDown(last) if id > last)
     }
 }
 
-/// We fill no larger frames than this, whatever is allowed: other streams have their turn in between.
+/// Frames are no larger than this, whatever the client allows, so that other streams get their turn.
 const MAX_SENT_PAYLOAD: usize = 64 << 10;
 
-/// Tells the other side that it may send so much more; on stream 0: on all streams together.
+/// Sends a WINDOW_UPDATE, for the whole connection if the stream is 0.
 pub(super) fn widen(id: u32, sender: &mut Sender, increment: Option<u32>) {
     if let Some(increment) = increment {
         sender.control(kind::WINDOW_UPDATE, 0, id, &increment.to_be_bytes());
     }
 }
 
-/// A message that is longer than the window gets what it needs at once.
+/// Widens the window at once for a message that is longer than the window.
 fn widen_for_message(stream: &mut Stream, sender: &mut Sender, max_bytes: usize) {
     let deframer = &stream.inbound.deframer;
     let wanted = deframer.wanted().filter(|&wanted| wanted <= max_bytes + PREFIX_BYTES).unwrap_or(0);

@@ -3,21 +3,21 @@
 //! ```text
 //!            receive                    run
 //! bytes ──► frames ──► streams ──► calls · conversations ──► sender ──► output
-//!                                     ▲                                   (written by whoever owns the connection)
+//!                                     ▲                                   (written by the owner of the connection)
 //!                          outbox ────┘  answers from elsewhere
 //! ```
 //!
-//! [`Connection::receive`] parses all frames of a read first; calls whose message is complete gather, and
-//! [`Connection::run`] hands them out together. So a call that was taken back in the same read never runs, and all answers
-//! of a read leave in one write.
+//! [`Connection::receive`] parses all frames of a read first and collects the calls whose message is complete; then
+//! [`Connection::run`] dispatches them together. So a call that is reset in the same read never runs, and all responses to a read
+//! leave in one write.
 //!
 //! INVARIANTS
-//! * A fault of a stream ends the stream, a fault of the connection ends everything. Nothing that comes in can panic.
-//! * A stream that is gone is forgotten: what still arrives for it, from either side, is dropped.
-//! * While more answers of calls wait to be written than [`CALLS_WAIT_BYTES`], no call begins. What streams have waiting
-//!   keeps no call: they have a limit of their own.
-//! * Everything that a client makes us keep is in `held`, and nothing is added beyond what [`Shared::admits`]. What a call
-//!   keeps is counted until its reply is used, even if its stream has gone before, and even if the connection has.
+//! * A stream error ends the stream, a connection error ends the connection. No input can cause a panic.
+//! * A closed stream is removed: what still arrives for it, from either side, is dropped.
+//! * While more than [`CALLS_WAIT_BYTES`] of calls' responses wait to be written, no call is started. What other streams have
+//!   queued does not delay calls: it has a limit of its own.
+//! * Everything that a client makes the server keep is in `held`, and nothing is added beyond what [`Shared::admits`] allows.
+//!   What a call keeps is counted until its reply is used, even after its stream or its connection has ended.
 
 mod alarms;
 mod calls;
@@ -53,73 +53,71 @@ use crate::metrics::METRICS;
 use alarms::Timers;
 use calls::TurnCost;
 
-/// While so much waits for the other side to read, calls wait too.
+/// Calls wait while so much waits for the client to read.
 const CALLS_WAIT_BYTES: usize = 16 << 20;
-/// Who holds less than this for windows that do not open may take his time.
+/// A client that holds less than this for closed windows may take its time to open them.
 const UNREAD_BYTES: usize = 1 << 20;
 
-/// A connection.
 pub struct Connection {
     service: Arc<dyn Service>,
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
     phase: Phase,
-    /// What time it was when somebody last said so.
+    /// The time of the last call that passed one.
     now: Instant,
     timers: Timers,
     counter: FloodCounter,
 
-    /// The beginning of a frame whose rest has not come.
+    /// An incomplete frame.
     pending: Bytes,
     reads: Reads,
     decoder: Decoder,
     fields: Fields,
     block_cache: Memory,
-    /// A header block whose rest has not come.
+    /// An incomplete header block.
     block: Option<Block>,
     recv_window: RecvWindow,
 
     streams: Streams,
-    /// The highest stream that the other side has opened.
+    /// The highest stream ID that the client has used.
     highest: u32,
     closed_streams: ClosedStreams,
-    /// What a new stream may send.
+    /// The initial send window of streams.
     initial_window: i64,
     sender: Sender,
 
-    /// Calls whose message has come.
+    /// Unary calls whose message has arrived.
     ready: VecDeque<u64>,
-    /// Streams that are to be stepped.
+    /// Streams to be stepped.
     due: VecDeque<u64>,
-    /// Streams that are to be stepped once the output has been written.
+    /// Streams to be stepped once the output has been written.
     stalled: VecDeque<u64>,
     deliveries: Deliveries,
-    /// An empty list with room for the next ones.
+    /// An empty list whose capacity is reused.
     spare_deliveries: Deliveries,
-    /// What this turn has cost so far.
+    /// The cost of the current part of the turn.
     turn_cost: TurnCost,
     was_long: bool,
     woken: Vec<u64>,
 
-    /// Bytes that streams hold of what has come, and what they are counted for themselves.
+    /// Received bytes that streams hold, and what streams are counted for themselves.
     held_in: usize,
-    /// Calls in progress whose streams have gone, and what they are still counted for.
+    /// Calls in progress whose streams are gone, and what they are still counted for.
     orphans: HashMap<u64, usize>,
-    /// From when on the client knows how many streams it may open.
+    /// When the client knows, or should know, how many streams it may open.
     limits_known: Option<Instant>,
-    /// What we told everybody that we hold.
+    /// What was last reported to the ledger.
     held_reported: usize,
 }
 
-/// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// So much of the preface has come.
+    /// So many bytes of the preface have arrived.
     Preface(usize),
-    /// The first frame is to be SETTINGS.
+    /// The first frame must be SETTINGS.
     Settings,
     Open,
-    /// We have said that we are leaving: streams above this one are ignored.
+    /// GOAWAY was sent: streams above this ID are ignored.
     ShuttingDown(u32),
     Closed,
 }
@@ -134,7 +132,7 @@ struct Block {
 }
 
 impl Connection {
-    /// A connection that has just been accepted.
+    /// A connection that was just accepted.
     #[must_use]
     pub fn new(service: Arc<dyn Service>, shared: Arc<Shared>, outbox: Arc<Outbox>, now: Instant) -> Self {
         let limits_known = now.checked_add(shared.limits.patience);
@@ -176,7 +174,7 @@ impl Connection {
         connection
     }
 
-    /// Our own settings, and a window to begin with.
+    /// Sends the server preface: the settings, and the connection's window.
     fn send_server_preface(&mut self, now: Instant) {
         let limits = &self.shared.limits;
         let settings = [
@@ -193,7 +191,7 @@ impl Connection {
         self.widen_connection(now);
     }
 
-    /// Takes what has come.
+    /// Handles received bytes.
     pub fn receive(&mut self, bytes: Bytes, now: Instant) {
         self.now = now;
         self.timers.data_received(now);
@@ -215,7 +213,7 @@ impl Connection {
             }
         }
         if self.phase != Phase::Closed && !input.is_empty() {
-            self.pending = Bytes::copy_from_slice(&input); // Not the whole read that it came in.
+            self.pending = Bytes::copy_from_slice(&input); // A copy, to release the read buffer.
         }
         let is_new = input.len() < before;
         drop(input);
@@ -252,9 +250,9 @@ impl Connection {
         self.handle(frame, now)
     }
 
-    /// Ends what a fault ends.
+    /// Resets the stream or ends the connection, as the error says.
     fn handle_fault(&mut self, fault: Fault, now: Instant) {
-        // Of a stream that was never opened nothing may be said, not even that it ends.
+        // A stream that was never opened cannot be reset: the error ends the connection.
         let is_idle = self.is_idle(fault.stream);
         if is_idle || self.block.is_some() || matches!(self.phase, Phase::Settings | Phase::Preface(_)) {
             return self.fail(Fault { stream: 0, ..fault });
@@ -263,19 +261,19 @@ impl Connection {
         METRICS.refused.with_label_values(&[fault.code.name()]).inc();
         self.reset(fault.stream, fault.code);
         if fault.code == Code::RefusedStream && !self.knows_limits(now) {
-            return; // It could not know.
+            return; // The client could not know the limit yet.
         }
         if let Err(fault) = self.counter.count(Flood::OwnReset, &self.shared.limits, now) {
             self.fail(fault);
         }
     }
 
-    /// Whether the client has heard our SETTINGS, or should have.
+    /// Whether the client has acknowledged the settings, or should have.
     fn knows_limits(&self, now: Instant) -> bool {
         self.limits_known.is_some_and(|since| since <= now)
     }
 
-    /// Ends a stream from our side, at once.
+    /// Resets a stream.
     fn reset(&mut self, id: u32, code: Code) {
         self.sender.reset(id, code);
         match self.streams.find(id) {
@@ -284,7 +282,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection.
+    /// Ends the connection with a GOAWAY.
     fn fail(&mut self, fault: Fault) {
         if self.phase == Phase::Closed {
             return;
@@ -323,25 +321,25 @@ impl Connection {
         &mut self.sender.output
     }
 
-    /// Where answers from elsewhere go, and who wakes us.
+    /// Where other threads put responses.
     #[must_use]
     pub fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
     }
 
-    /// Whether nothing will come any more, but what is still to be written.
+    /// Whether the connection has ended, apart from output that is still to be written.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Closed
     }
 
-    /// Whether so much is to be written that what can wait does.
+    /// Whether so much output waits that everything that can wait should.
     #[must_use]
     pub fn is_saturated(&self) -> bool {
         self.sender.is_saturated()
     }
 
-    /// Whether so much is to be written that nothing more should be read before it is.
+    /// Whether nothing more should be read before output is written.
     #[must_use]
     pub fn is_choked(&self) -> bool {
         self.sender.output.len() >= 4 * super::sender::SATURATED_BYTES
@@ -351,7 +349,7 @@ impl Connection {
         &self.shared.limits
     }
 
-    /// What is held for this connection.
+    /// How many bytes are held for this connection.
     fn held(&self) -> usize {
         self.held_besides_output() + self.sender.held_bytes()
     }
@@ -361,7 +359,7 @@ impl Connection {
         self.held_in + self.reads.bytes() + begun
     }
 
-    /// Whether so much more may be held for this connection.
+    /// Whether so many more bytes may be held for this connection.
     fn admits(&self, bytes: usize) -> bool {
         self.shared.admits(self.held_reported, self.held(), bytes)
     }

@@ -1,4 +1,4 @@
-//! How streams open: header blocks, in one frame or several, and who is asked.
+//! Opening and closing of streams: header blocks, in one frame or several, and what happens to a request.
 
 use std::{
     sync::Arc,
@@ -25,14 +25,14 @@ use crate::{
     ledger,
 };
 
-/// How long a client may take to end a stream that we have ended.
+/// How long a client may take to end a stream whose response is complete.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// A call that gives less time than this is late when it comes.
+/// A call with a shorter timeout has expired on arrival.
 const MIN_TIMEOUT: Duration = Duration::from_micros(1);
 
 impl Connection {
-    /// The first frame of a header block, and mostly all of it.
+    /// The first frame of a header block, and usually all of it.
     pub(super) fn headers(
         &mut self,
         stream: u32,
@@ -50,7 +50,7 @@ impl Connection {
         Ok(())
     }
 
-    /// A further frame of a header block.
+    /// A CONTINUATION frame of a header block.
     pub(super) fn continuation(&mut self, more: &[u8], complete: bool, now: Instant) -> Result<(), Fault> {
         let max_bytes = self.limits().max_header_list;
         let Some(block) = &mut self.block else {
@@ -69,7 +69,7 @@ impl Connection {
         Ok(())
     }
 
-    /// A whole block: a new stream, or what comes behind the body of an open one.
+    /// A whole block: a new stream, or the trailers of an open one.
     fn block(&mut self, id: u32, block: &[u8], end: bool, depends_on_itself: bool, now: Instant) -> Result<(), Fault> {
         if id.is_multiple_of(2) {
             return Err(Fault::connection(Code::Protocol, "a client's stream has an odd number"));
@@ -79,7 +79,7 @@ impl Connection {
         }
         self.highest = id;
         if !self.accepts(id) {
-            return self.decode(block); // The table of fields has to stay right.
+            return self.decode(block); // The dynamic table has to stay in sync.
         }
         let request = self.parse_request(id, block)?;
         if depends_on_itself {
@@ -97,7 +97,7 @@ impl Connection {
         if end { self.end_stream(slot, id) } else { Ok(()) }
     }
 
-    /// What the block asks for. It is read even if nobody will answer: the table of fields has to stay right.
+    /// Decodes a request. A block is decoded even if its stream will be refused, because the dynamic table has to stay in sync.
     fn parse_request(&mut self, id: u32, block: &[u8]) -> Result<Arc<Request>, Fault> {
         if let Some(request) = self.block_cache.recall(block, self.decoder.table_changes()) {
             return Ok(request.clone());
@@ -125,7 +125,7 @@ impl Connection {
             return match self.closed_streams.find(id) {
                 Some(ClosedBy::Us) => self.count(Flood::Stray, self.now),
                 _ if !self.accepts(id) => self.count(Flood::Stray, self.now),
-                Some(ClosedBy::Peer) => {
+                Some(ClosedBy::Client) => {
                     Err(Fault::connection(Code::StreamClosed, "headers on a stream that is closed"))
                 }
                 None => Err(Fault::connection(Code::Protocol, "a stream with a number below earlier ones")),
@@ -146,7 +146,7 @@ impl Connection {
         self.end_stream(slot, id)
     }
 
-    /// Whoever answers an ordinary request gets what came behind its body.
+    /// Passes the trailers of a plain HTTP request to its handler.
     fn forward_trailers(&mut self, slot: u64, id: u32) -> Result<(), Fault> {
         let read = request::trailers(&self.fields);
         let (trailers, weight) = read.map_err(|request::Malformed(why)| Fault::stream(id, Code::Protocol, why))?;
@@ -164,7 +164,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Opens a stream and asks whoever answers it.
+    /// Opens a stream and starts its handler.
     fn open(&mut self, id: u32, request: Arc<Request>, now: Instant) -> u64 {
         let deadline = request.timeout.and_then(|timeout| now.checked_add(timeout));
         if let Some(deadline) = deadline {
@@ -204,24 +204,24 @@ impl Connection {
         slot
     }
 
-    /// Answers a request for which there is no room, and keeps nothing of it.
+    /// Refuses a request for which there is no room, without keeping anything of it.
     fn refuse_unopened(&mut self, id: u32, end: bool) {
         let mut out = Outbound::new(0, false, false);
         self.sender.refuse(id, &mut out, 200, &ledger::too_much(), false);
         if !end {
             self.sender.reset(id, Code::NoError);
         }
-        self.closed_streams.remember(id, if end { ClosedBy::Peer } else { ClosedBy::Us }, self.now);
+        self.closed_streams.remember(id, if end { ClosedBy::Client } else { ClosedBy::Us }, self.now);
     }
 
-    /// Answers a request by its head alone.
+    /// Refuses a request because of its headers.
     fn refuse_request(&mut self, slot: u64, refused: &Refused) {
         let stream = self.streams.get(slot).expect("it was just added");
         limits::note(refused.reason);
         stream.handler = Handler::Answered;
         let is_for_encoding = refused.reason == "encoding";
         self.sender.refuse(stream.id, &mut stream.outbound, refused.status, &refused.refusal, is_for_encoding);
-        self.due.push_back(slot); // Its end is known when this read is over.
+        self.due.push_back(slot); // Whether the client has ended it is known once this read is parsed.
     }
 
     fn start_stream_handler(&mut self, slot: u64, method: &Arc<dyn Method>, metadata: Metadata) {
@@ -252,7 +252,7 @@ impl Connection {
         self.make_due(slot);
     }
 
-    /// Forgets a stream: nobody waits for its answer any more.
+    /// Removes a stream whose response is no longer wanted.
     pub(super) fn abandon(&mut self, slot: u64, closed_by: ClosedBy) {
         let Some(mut stream) = self.streams.remove(slot) else { return };
         if let (
@@ -265,15 +265,15 @@ impl Connection {
         self.sender.abandon(&mut stream.outbound);
         let held = stream.inbound.held + stream.weight + stream.kept;
         if let Handler::Called { .. } | Handler::Compressing = stream.handler {
-            self.orphans.insert(slot, held); // What keeps it has the reply, and will use it.
+            self.orphans.insert(slot, held); // The handler still keeps the message, and will use its reply.
         } else {
             self.held_in -= held;
         }
         self.closed_streams.remember(stream.id, end, self.now);
     }
 
-    /// Forgets a stream whose end is out. If the other side has not ended it, it gets a moment to do so, because mostly its
-    /// end is on its way; whoever goes on is told to stop.
+    /// Removes a stream whose response is complete. If the client has not ended it, its end is usually in flight, so it gets a
+    /// moment to arrive; a client that keeps sending is told to stop.
     pub(super) fn finish(&mut self, slot: u64) {
         let Some(stream) = self.streams.get(slot) else { return };
         if !stream.outbound.is_over() {
@@ -284,24 +284,24 @@ impl Connection {
             stream.deadline = Some(until);
             return self.timers.schedule_deadline(until);
         }
-        let end = if stream.outbound.is_reset() { ClosedBy::Us } else { ClosedBy::Peer };
+        let end = if stream.outbound.is_reset() { ClosedBy::Us } else { ClosedBy::Client };
         self.forget(slot, end);
     }
 
-    /// Tells the other side that nobody listens on a stream any more.
+    /// Tells the client to stop sending on a stream.
     pub(super) fn stop_receiving(&mut self, slot: u64) {
         let Some(stream) = self.streams.get(slot) else { return };
         self.sender.reset(stream.id, Code::NoError);
         self.forget(slot, ClosedBy::Us);
     }
 
-    /// Forgets a stream, and leaves if it was the last one that kept us.
+    /// Removes a stream, and completes a shutdown if it was the last one.
     pub(super) fn forget(&mut self, slot: u64, closed_by: ClosedBy) {
         self.abandon(slot, end);
         self.close_if_done();
     }
 
-    /// Leaves if that is wanted, from either side, and no stream keeps us.
+    /// Completes a shutdown, started by either side, if no stream is open.
     pub(super) fn close_if_done(&mut self) {
         if !self.streams.is_empty() {
             return;
@@ -317,7 +317,7 @@ impl Connection {
         }
     }
 
-    /// Has a stream stepped soon.
+    /// Schedules a stream to be stepped.
     pub(super) fn make_due(&mut self, slot: u64) {
         if let Some(stream) = self.streams.get(slot)
             && !std::mem::replace(&mut stream.is_due, true)
@@ -326,7 +326,7 @@ impl Connection {
         }
     }
 
-    /// Unused limits are counted for what they are worth.
+    /// Ends the connection if too many tiny frames had to be sent.
     pub(super) fn count_tiny_frames(&mut self, now: Instant) {
         let tiny_frames = std::mem::take(&mut self.sender.tiny_frames);
         if tiny_frames > 0

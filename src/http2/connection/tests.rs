@@ -1,4 +1,4 @@
-//! A client that writes frames by hand, and a service that does what tests want.
+//! A client that writes frames by hand, and a test service.
 
 use std::{
     sync::{
@@ -31,28 +31,28 @@ mod flow;
 mod ledger;
 mod protocol;
 
-/// What a test service has seen.
+/// What the test service has seen.
 #[derive(Default)]
 struct Seen {
     metadata: Mutex<Vec<Metadata>>,
     replies: Mutex<Vec<(Bytes, Reply)>>,
     handled: Mutex<Vec<call::Code>>,
     open_streams: AtomicUsize,
-    /// What was to run elsewhere.
+    /// Jobs for another thread.
     jobs: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 #[derive(Clone, Copy)]
 enum Behavior {
-    /// Answers with the request, at once.
+    /// Responds with the request at once.
     Echo,
     /// Keeps the reply.
     Later,
-    /// Refuses.
+    /// Fails.
     Refuse,
-    /// Answers every message with itself.
+    /// Sends every message back.
     Chat,
-    /// Sends so many bytes as there are in the first message, in messages of a thousand bytes, while there is room.
+    /// Sends a thousand bytes for each byte of a message, in messages of a thousand bytes, while there is room.
     Pour,
 }
 
@@ -76,7 +76,7 @@ impl Method for TestMethod {
             Behavior::Later => self.1.replies.lock().push((call.message, reply)),
             Behavior::Refuse => reply.answer(Err(Refusal { code: call::Code::NotFound, message: "no\u{e4}".into() })),
             Behavior::Echo | Behavior::Chat | Behavior::Pour => {
-                let message = Bytes::copy_from_slice(&call.message); // No answer keeps the read of its request.
+                let message = Bytes::copy_from_slice(&call.message); // No response keeps the read buffer of its request alive.
                 reply.run(move |reply| reply.answer(Ok(message)));
             }
         }
@@ -179,7 +179,7 @@ impl Service for TestService {
 
 use http_body_util::BodyExt as _;
 
-/// A frame as it was received.
+/// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ReceivedFrame {
     kind: u8,
@@ -188,7 +188,6 @@ struct ReceivedFrame {
     payload: Vec<u8>,
 }
 
-/// The other side.
 struct Client {
     connection: Connection,
     seen: Arc<Seen>,
@@ -198,7 +197,7 @@ struct Client {
 }
 
 impl Client {
-    /// A client whose greeting is over.
+    /// A client that has exchanged prefaces with the server.
     fn new() -> Self {
         Self::with(Limits::default())
     }
@@ -214,7 +213,7 @@ impl Client {
         client
     }
 
-    /// A client that has not said anything.
+    /// A client that has not sent anything.
     fn before_preface(limits: Limits) -> Self {
         let (seen, now) = (Arc::new(Seen::default()), Instant::now());
         let service = Arc::new(TestService(seen.clone()));
@@ -272,7 +271,7 @@ impl Client {
         self.frame(kind::SETTINGS, 0, 0, &payload);
     }
 
-    /// Lets the server do all that it can do, and takes everything that it writes.
+    /// Lets the server do all that it can do, and returns the frames that it writes.
     fn take(&mut self) -> Vec<ReceivedFrame> {
         let mut bytes = Vec::new();
         loop {
@@ -294,7 +293,7 @@ impl Client {
         fields.iter().map(|(name, value)| format!("{}={}", text(name), text(value))).collect()
     }
 
-    /// Takes what is written, and turns it into one line per frame.
+    /// The frames that the server writes, as one line of text each.
     fn received(&mut self) -> Vec<String> {
         let frames = self.take();
         let mut lines = Vec::new();
@@ -314,7 +313,7 @@ impl Client {
         lines
     }
 
-    /// That the connection ends with this code.
+    /// Asserts that the connection ends with this code.
     #[track_caller]
     fn assert_ended(&mut self, code: Code) {
         let received = self.received();
@@ -323,7 +322,7 @@ impl Client {
         assert!(self.connection.is_over());
     }
 
-    /// That a stream ends with this code, and the connection goes on.
+    /// Asserts that a stream ends with this code, and the connection stays usable.
     #[track_caller]
     fn assert_reset(&mut self, stream: u32, code: Code) {
         let received = self.received();
@@ -332,7 +331,7 @@ impl Client {
         self.assert_healthy(stream + 1000);
     }
 
-    /// That calls still work.
+    /// Asserts that calls still work.
     #[track_caller]
     fn assert_healthy(&mut self, near: u32) {
         let stream = (near | 1) + 2;

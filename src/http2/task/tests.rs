@@ -1,4 +1,4 @@
-//! The client of the `h2` crate, over a pipe: what it writes we read, what we write it reads, whatever the fields are.
+//! The client of the `h2` crate over a pipe: each side reads what the other writes, whatever the fields are.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::{
     ledger::Ledger,
 };
 
-/// Answers with the fields, the body and the trailers of the request.
+/// Responds with the fields, the body and the trailers of the request.
 struct EchoService;
 
 impl Service for EchoService {
@@ -57,7 +57,7 @@ fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<Lobby>) {
     (client, lobby)
 }
 
-/// A socket that takes everything at once and lets go of it only when it is flushed, as TLS does.
+/// A socket that accepts everything at once and passes it on only when it is flushed, as TLS does.
 struct BufferingSocket {
     pipe: DuplexStream,
     kept: Vec<u8>,
@@ -133,7 +133,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn fields_and_bodies_go_there_and_back(
+    fn fields_and_bodies_are_echoed_unchanged(
         lists in prop::collection::vec((fields(), 0_usize..200_000), 1..8),
         pipe_bytes in 1_usize..10_000,
         table_size in prop::sample::select(vec![0_u32, 50, 200, 4096, 65_536]),
@@ -156,10 +156,10 @@ proptest! {
 }
 
 #[tokio::test]
-async fn what_waits_for_the_socket_goes_on_when_that_has_room() {
+async fn output_continues_when_the_socket_has_room() {
     let (pipe, _lobby) = serve(10_000);
     let mut builder = h2::client::Builder::new();
-    builder.initial_window_size(1 << 26).initial_connection_window_size(1 << 26); // Nobody is ever asked for more.
+    builder.initial_window_size(1 << 26).initial_connection_window_size(1 << 26); // The windows never have to grow.
     let (client, connection) = builder.handshake::<_, Bytes>(pipe).await.unwrap();
     tokio::spawn(connection);
     let mut waiting = tokio::task::JoinSet::new();
@@ -173,7 +173,7 @@ async fn what_waits_for_the_socket_goes_on_when_that_has_room() {
 }
 
 #[tokio::test]
-async fn last_words_that_nobody_hears_are_not_waited_for() {
+async fn a_client_that_does_not_read_the_last_bytes_is_not_waited_for() {
     let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (_client, server) = tokio::io::duplex(30);
     let socket = BufferingSocket { pipe: server, kept: Vec::new() };
@@ -182,7 +182,7 @@ async fn last_words_that_nobody_hears_are_not_waited_for() {
     tokio::time::timeout(Duration::from_secs(5), task).await.expect("it ends by itself").unwrap();
 }
 
-/// Asks everybody to leave while it is asked for something: the letter that says so is taken in the turn in which it is put.
+/// Starts a shutdown while it handles a request: the notification is taken in the turn in which it is put.
 struct ShutdownService(Arc<Lobby>);
 
 impl Service for ShutdownService {
@@ -206,7 +206,7 @@ impl Service for ShutdownService {
 }
 
 #[tokio::test]
-async fn who_is_asked_to_leave_in_the_middle_of_a_turn_hears_it() {
+async fn a_shutdown_in_the_middle_of_a_turn_is_noticed() {
     let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(10_000);
     let guard = lobby.enter().unwrap();
@@ -219,7 +219,7 @@ async fn who_is_asked_to_leave_in_the_middle_of_a_turn_hears_it() {
 }
 
 #[tokio::test]
-async fn who_is_asked_to_leave_goes_when_his_calls_have_ended() {
+async fn after_a_shutdown_a_connection_ends_with_its_last_call() {
     let (pipe, lobby) = serve(10_000);
     let (mut client, connection) = h2::client::handshake(pipe).await.unwrap();
     let connection = tokio::spawn(connection);
@@ -228,7 +228,7 @@ async fn who_is_asked_to_leave_goes_when_his_calls_have_ended() {
     response.await.unwrap();
     lobby.close();
     for _ in 0..100 {
-        tokio::task::yield_now().await; // It may not go yet, however often its task runs.
+        tokio::task::yield_now().await; // It must not end yet, however often its task runs.
     }
     assert!(!connection.is_finished());
     sender.send_data(Bytes::from_static(b"last"), true).unwrap();
@@ -236,7 +236,7 @@ async fn who_is_asked_to_leave_goes_when_his_calls_have_ended() {
     connection.await.unwrap().unwrap();
 }
 
-/// Says everything at once and closes its side: a call's answer still comes, and so does the end.
+/// The client sends everything at once and closes its side: the response still arrives, and then the connection ends.
 #[tokio::test]
 async fn a_client_that_closes_its_side_is_still_answered() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

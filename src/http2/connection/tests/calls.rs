@@ -1,4 +1,4 @@
-//! Calls, conversations and guests, from beginning to end.
+//! Calls, conversations and plain HTTP requests, from beginning to end.
 
 use super::*;
 use crate::http2::message::compress;
@@ -22,7 +22,7 @@ fn calls_of_one_read_are_answered_in_one_write() {
 }
 
 #[test]
-fn an_answer_may_come_later_and_from_another_thread() {
+fn a_response_may_come_later_and_from_another_thread() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"a");
     client.call(3, "/t/Later", b"b");
@@ -41,14 +41,14 @@ fn an_answer_may_come_later_and_from_another_thread() {
 }
 
 #[test]
-fn a_refusal_is_trailers_only_and_its_words_are_escaped() {
+fn an_error_is_a_trailers_only_response_with_an_escaped_message() {
     let mut client = Client::new();
     client.call(1, "/t/Refuse", b"");
     assert_eq!(client.received(), [format!("1 {HEAD} grpc-status=5 grpc-message=no%C3%A4 end")]);
 }
 
 #[test]
-fn a_reply_that_is_dropped_says_that_the_server_stops() {
+fn a_dropped_reply_tells_the_client_that_the_server_stops() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.received();
@@ -57,7 +57,7 @@ fn a_reply_that_is_dropped_says_that_the_server_stops() {
 }
 
 #[test]
-fn metadata_reaches_the_handler_also_when_blocks_repeat() {
+fn metadata_reaches_the_handler_even_if_blocks_repeat() {
     let mut client = Client::new();
     let more = [("hasleader", "true"), ("token", "t.1"), ("client-api-version", "3.7.3"), ("grpc-timeout", "5S")];
     for stream in [1, 3, 5] {
@@ -77,7 +77,7 @@ fn metadata_reaches_the_handler_also_when_blocks_repeat() {
 #[test]
 fn blocks_of_indexes_are_recognised_until_the_table_changes() {
     let mut client = Client::new();
-    // POST, http, then a path, an authority and a type that are added to the table, which are then only named.
+    // POST, http, then a path, an authority and a content type that are added to the table and referred to by index afterwards.
     let added = b"\x83\x86\x44\x07/t/Echo\x41\x04here\x5f\x10application/grpc";
     let (known, later) = (b"\x83\x86\xc0\xbf\xbe", b"\x83\x86\xc1\xc0\xbf");
     for (stream, block) in [(1, &added[..]), (3, known), (5, known), (7, known)] {
@@ -85,7 +85,7 @@ fn blocks_of_indexes_are_recognised_until_the_table_changes() {
         client.message(stream, b"", true);
         assert_eq!(client.received().len(), 3, "stream {stream}");
     }
-    // One more entry, and the same bytes mean something else.
+    // With one more entry, the same bytes have another meaning.
     client.frame(kind::HEADERS, flag::END_HEADERS, 9, b"\x83\x86\xc0\xbf\xbe\x40\x01a\x01b");
     client.message(9, b"", true);
     assert_eq!(client.received().len(), 3);
@@ -93,16 +93,16 @@ fn blocks_of_indexes_are_recognised_until_the_table_changes() {
     client.message(11, b"", true);
     assert_eq!(client.received().len(), 3);
     client.frame(kind::HEADERS, flag::END_HEADERS, 13, known);
-    client.assert_reset(13, Code::Protocol); // No path any more.
+    client.assert_reset(13, Code::Protocol); // The path is missing.
 }
 
 #[test]
-fn packed_calls_are_answered_in_kind() {
+fn compressed_calls_get_compressed_responses() {
     let mut client = Client::new();
     let text = [b'x'; 5000];
     let compressed = compress(&text);
     let message = [&message::prefix(compressed.len(), true).unwrap()[..], &compressed].concat();
-    // Who packs does not have to understand what is packed.
+    // A client that compresses does not have to accept compressed responses.
     for (stream, more) in [(3, None), (5, Some("br, identity"))] {
         let more = more.map(|accepted| ("grpc-accept-encoding", accepted));
         let more: Vec<_> = [("grpc-encoding", "gzip")].into_iter().chain(more).collect();
@@ -122,7 +122,7 @@ fn packed_calls_are_answered_in_kind() {
 }
 
 #[test]
-fn a_call_that_was_taken_back_in_the_same_read_never_runs() {
+fn a_call_that_is_reset_in_the_same_read_never_runs() {
     let mut client = Client::new();
     client.call(1, "/t/Echo", b"");
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
@@ -132,12 +132,12 @@ fn a_call_that_was_taken_back_in_the_same_read_never_runs() {
 }
 
 #[test]
-fn an_answer_to_a_call_that_was_taken_back_is_dropped() {
+fn the_response_to_a_call_that_was_reset_is_dropped() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.received();
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
-    client.call(3, "/t/Later", b""); // Takes the same place.
+    client.call(3, "/t/Later", b""); // It reuses the index.
     client.received();
     let (_, reply) = client.seen.replies.lock().remove(0);
     reply.answer(Ok(Bytes::from_static(b"late")));
@@ -145,7 +145,7 @@ fn an_answer_to_a_call_that_was_taken_back_is_dropped() {
 }
 
 #[test]
-fn a_conversation_goes_on_until_either_side_ends_it() {
+fn a_conversation_continues_until_either_side_ends_it() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     client.message(1, b"one", false);
@@ -172,7 +172,7 @@ fn a_server_that_ends_first_tells_the_client_to_stop() {
     assert_eq!(client.received(), [refused(1)]);
     client.message(1, b"unaware", true);
     assert_eq!((client.received().len(), client.connection.streams.len()), (0, 0));
-    // One who goes on is told to stop, and one who does nothing too.
+    // A client that keeps sending is told to stop, and so is one that does nothing.
     for wait in [false, true] {
         let stream = if wait { 5 } else { 3 };
         client.open(stream, "/t/Chat", &[], false);
@@ -209,7 +209,7 @@ fn a_unary_call_whose_end_comes_later_is_answered_too() {
 }
 
 #[test]
-fn calls_that_are_none_are_refused_in_grpcs_words() {
+fn malformed_calls_are_refused_with_the_texts_of_grpc() {
     let mut client = Client::new();
     let refused = |status: u16, code: u8, words: &str| {
         format!(":status={status} content-type=application/grpc grpc-status={code} grpc-message={words}")
@@ -255,7 +255,7 @@ fn a_deadline_ends_a_call_and_a_conversation() {
     client.connection.alarm(client.now);
     assert_eq!(client.received(), ["3 reset 8"]);
     assert_eq!(*client.seen.handled.lock(), [call::Code::Canceled; 2]);
-    // A guest has no longer either.
+    // Deadlines apply to HTTP handlers, too.
     client.open(5, "/page", &[("grpc-timeout", "100m")], false);
     client.received();
     client.now += Duration::from_millis(101);
@@ -264,7 +264,7 @@ fn a_deadline_ends_a_call_and_a_conversation() {
 }
 
 #[test]
-fn a_call_whose_time_is_over_when_it_comes_does_not_run() {
+fn a_call_whose_deadline_has_passed_on_arrival_does_not_run() {
     let mut client = Client::new();
     for (stream, path) in [(1, "/t/Later"), (3, "/t/Chat"), (5, "/page")] {
         client.open(stream, path, &[("grpc-timeout", "1n")], false);
@@ -276,7 +276,7 @@ fn a_call_whose_time_is_over_when_it_comes_does_not_run() {
 }
 
 #[test]
-fn what_the_table_does_not_hold_is_answered_by_a_guest() {
+fn other_paths_are_answered_by_the_http_service() {
     let mut client = Client::new();
     client.open(1, "/page", &[], true);
     assert_eq!(client.received(), ["1 :status=200 x-method=POST", "1 data 4", "1 data 0 end"]);
@@ -289,7 +289,7 @@ fn what_the_table_does_not_hold_is_answered_by_a_guest() {
 }
 
 #[test]
-fn a_client_that_leaves_is_answered_and_said_goodbye_to() {
+fn after_a_goaway_of_the_client_calls_end_and_the_connection_closes() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.frame(kind::GOAWAY, 0, 0, &[0; 8]);
@@ -302,19 +302,19 @@ fn a_client_that_leaves_is_answered_and_said_goodbye_to() {
 }
 
 #[test]
-fn leaving_lets_calls_end_and_takes_no_new_ones() {
+fn a_shutdown_lets_calls_end_and_accepts_no_new_ones() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.received();
     client.connection.leave(client.now);
     assert_eq!(client.received(), ["goaway 2147483647 0", "ping 0"]);
-    client.call(3, "/t/Later", b""); // It was on its way.
+    client.call(3, "/t/Later", b""); // It was in flight.
     client.received();
     client.now += Duration::from_millis(200);
     client.connection.alarm(client.now);
     assert_eq!(client.received(), ["goaway 3 0"]);
     client.call(5, "/t/Later", b"");
-    // Nothing that comes for it is taken amiss.
+    // Frames for it are ignored.
     client.open(7, "/t/Chat", &[], false);
     client.message(7, b"ignored", false);
     client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 7, &[0x00, 1, b'a', 1, b'b']);
@@ -328,7 +328,7 @@ fn leaving_lets_calls_end_and_takes_no_new_ones() {
 }
 
 #[test]
-fn a_last_stream_that_is_reset_lets_us_leave_too() {
+fn a_shutdown_completes_when_the_last_stream_is_reset() {
     for by_client in [true, false] {
         let mut client = Client::new();
         client.open(1, "/t/Chat", &[], false);

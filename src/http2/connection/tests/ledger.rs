@@ -1,4 +1,4 @@
-//! What a client makes us keep is counted for as long as it is kept, and given up when the client does not read.
+//! What a client makes the server keep is counted for as long as it is kept, and released when the client does not read.
 
 use super::*;
 use crate::http2::{fault::Code, limits::LEAST_RATE_BYTES, message};
@@ -41,7 +41,7 @@ impl Client {
 }
 
 #[test]
-fn a_message_is_counted_until_its_call_is_answered() {
+fn a_message_is_counted_until_its_call_has_ended() {
     let mut client = Client::new();
     client.large_call(1, "/t/Later", MIB);
     assert!(client.connection.held() >= MIB, "a handler has it");
@@ -51,7 +51,7 @@ fn a_message_is_counted_until_its_call_is_answered() {
 }
 
 #[test]
-fn a_call_that_was_taken_back_counts_until_its_handler_is_done() {
+fn a_call_that_was_reset_counts_until_its_handler_is_done() {
     let mut client = Client::new();
     client.large_call(1, "/t/Later", MIB);
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
@@ -64,7 +64,7 @@ fn a_call_that_was_taken_back_counts_until_its_handler_is_done() {
 }
 
 #[test]
-fn what_calls_keep_is_counted_even_when_the_connection_has_gone() {
+fn what_calls_keep_is_counted_even_after_their_connection_has_ended() {
     let ledger = Ledger::new(64 * MIB);
     let mut client = Client::on(&Arc::new(Shared::new(Limits::default(), ledger.clone())));
     client.large_call(1, "/t/Later", MIB);
@@ -78,7 +78,7 @@ fn what_calls_keep_is_counted_even_when_the_connection_has_gone() {
 }
 
 #[test]
-fn a_call_that_keeps_a_read_for_a_few_bytes_counts_for_all_of_it() {
+fn a_call_that_keeps_a_read_buffer_alive_counts_for_all_of_it() {
     let mut client = Client::new();
     let block = client.block("/t/Later", &[]);
     let mut read = frame_bytes(kind::HEADERS, flag::END_HEADERS, 1, &block);
@@ -95,7 +95,7 @@ fn a_call_that_keeps_a_read_for_a_few_bytes_counts_for_all_of_it() {
 }
 
 #[test]
-fn a_first_answer_is_refused_beyond_a_fair_share() {
+fn a_first_response_is_refused_beyond_a_fair_share() {
     let ledger = Ledger::new(8 * MIB);
     let limits = Limits { max_held: MIB, ..Limits::default() };
     let shared = Arc::new(Shared::new(limits, ledger.clone()));
@@ -116,7 +116,7 @@ fn a_first_answer_is_refused_beyond_a_fair_share() {
 }
 
 #[test]
-fn windows_that_open_too_slowly_do_not_keep_an_answer_alive() {
+fn a_client_whose_windows_open_too_slowly_is_dropped() {
     for (rate, is_kept) in [(LEAST_RATE_BYTES / 30, false), (LEAST_RATE_BYTES / 8, true)] {
         let mut client = Client::new();
         client.set(setting::INITIAL_WINDOW_SIZE, 0);
@@ -135,7 +135,7 @@ fn windows_that_open_too_slowly_do_not_keep_an_answer_alive() {
 }
 
 #[test]
-fn a_socket_that_is_read_too_slowly_is_given_up() {
+fn a_socket_that_is_read_too_slowly_is_dropped() {
     for (rate, is_kept) in [(LEAST_RATE_BYTES / 30, false), (LEAST_RATE_BYTES / 8, true)] {
         let mut client = Client::new();
         client.call(1, "/t/Echo", b"");
@@ -162,12 +162,12 @@ fn output_that_the_socket_has_refused_is_counted() {
 }
 
 #[test]
-fn a_client_that_leaves_without_calls_is_gone_at_once() {
+fn a_goaway_of_a_client_without_calls_ends_the_connection_at_once() {
     let goodbye = [0; 8];
     let mut client = Client::new();
     client.frame(kind::GOAWAY, 0, 0, &goodbye);
     client.assert_ended(Code::NoError);
-    // One with a call is waited for.
+    // A client with a call is waited for.
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.frame(kind::GOAWAY, 0, 0, &goodbye);
@@ -195,7 +195,7 @@ fn a_connection_without_calls_ends_after_the_idle_timeout() {
 }
 
 #[test]
-fn what_was_asked_for_is_answered_though_the_client_has_closed_its_side() {
+fn complete_requests_are_answered_after_the_client_has_closed_its_side() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.call(3, "/t/Later", b"");
@@ -209,21 +209,21 @@ fn what_was_asked_for_is_answered_though_the_client_has_closed_its_side() {
     client.reply().answer(Ok(Bytes::from_static(b"last")));
     assert!(client.received().contains(&"1 data 9".to_owned()));
     assert!(client.connection.is_over(), "nothing else can come");
-    // It is not waited for as long as that takes.
+    // But not longer than the read timeout.
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.take();
     client.connection.input_ended(client.now);
     client.wait(61);
     assert!(client.connection.is_dead());
-    // And where nothing was asked for it ends at once.
+    // Without requests the connection ends at once.
     let mut client = Client::new();
     client.connection.input_ended(client.now);
     assert!(client.connection.is_over());
 }
 
 #[test]
-fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_nuisance() {
+fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_flood() {
     let limits = Limits { max_streams: 10, ..Limits::default() };
     let mut client = Client::before_preface(limits.clone());
     client.send(PREFACE);
@@ -238,7 +238,7 @@ fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_nuisance() {
         client.open(2 * nth + 1, "/t/Later", &[], false);
     }
     client.assert_ended(Code::EnhanceYourCalm);
-    // Nor is it believed for ever.
+    // A client that never acknowledges the settings is assumed to know them after a while.
     let mut client = Client::before_preface(limits);
     client.send(PREFACE);
     client.frame(kind::SETTINGS, 0, 0, &[]);
@@ -250,11 +250,11 @@ fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_nuisance() {
 }
 
 #[test]
-fn frames_for_streams_that_we_have_ended_are_counted() {
+fn frames_for_streams_that_the_server_has_reset_are_limited() {
     let mut client = Client::with(Limits { max_streams: 1, ..Limits::default() });
     client.open(1, "/t/Later", &[], false);
     client.open(3, "/t/Later", &[], false);
-    client.assert_reset_for_limit(3);
+    client.assert_refused_stream(3);
     let stray = frame_bytes(kind::DATA, 0, 3, b"x").repeat(1000);
     for _ in 0..10 {
         client.send(&stray);
@@ -266,13 +266,13 @@ fn frames_for_streams_that_we_have_ended_are_counted() {
 
 impl Client {
     #[track_caller]
-    fn assert_reset_for_limit(&mut self, stream: u32) {
+    fn assert_refused_stream(&mut self, stream: u32) {
         let received = self.received();
         assert!(received.contains(&format!("{stream} reset {}", Code::RefusedStream as u32)), "{received:?}");
     }
 }
 
-/// Each refers to a name of 4,000 bytes by one.
+/// Each reference by one byte refers to a name of 4,000 bytes.
 #[test]
 fn a_long_name_is_not_copied_for_every_reference() {
     let mut client = Client::new();
@@ -286,7 +286,7 @@ fn a_long_name_is_not_copied_for_every_reference() {
 }
 
 #[test]
-fn large_answers_are_packed_elsewhere() {
+fn large_responses_are_compressed_on_another_thread() {
     let mut client = Client::new();
     client.set(setting::INITIAL_WINDOW_SIZE, 1 << 30);
     client.grant(0, 1 << 30);

@@ -1,10 +1,10 @@
-//! Who breaks the rules, and what he is told. The cases follow RFC 9113, section by section.
+//! Protocol errors and their consequences. The cases follow RFC 9113, section by section.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// That the connection ends with this code after some frames.
+/// Asserts that the connection ends with this code after some frames.
 #[track_caller]
 fn ends_connection(code: Code, act: impl FnOnce(&mut Client)) {
     let mut client = Client::new();
@@ -12,7 +12,7 @@ fn ends_connection(code: Code, act: impl FnOnce(&mut Client)) {
     client.assert_ended(code);
 }
 
-/// That stream 1 ends with this code after some frames.
+/// Asserts that stream 1 ends with this code after some frames.
 #[track_caller]
 fn resets_stream(code: Code, act: impl FnOnce(&mut Client)) {
     let mut client = Client::new();
@@ -59,7 +59,7 @@ fn section_5_1_states() {
     ends_connection(Code::Protocol, |client| client.message(1, b"", false));
     ends_connection(Code::Protocol, |client| client.frame(kind::RST_STREAM, 0, 1, &[0; 4]));
     ends_connection(Code::Protocol, |client| client.grant(1, 1));
-    // Nothing may be said of a stream that was never opened, not even that it ends.
+    // A stream that was never opened cannot even be reset.
     ends_connection(Code::Protocol, |client| client.grant(1, 0));
     ends_connection(Code::FrameSize, |client| client.frame(kind::PRIORITY, 0, 1, &[0; 4]));
     ends_connection(Code::Protocol, |client| client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0]));
@@ -105,7 +105,7 @@ fn section_5_1_states() {
 }
 
 #[test]
-fn section_5_1_closed_streams_may_still_be_spoken_of() {
+fn section_5_1_frames_for_closed_streams_are_tolerated() {
     let mut client = Client::new();
     client.call(1, "/t/Echo", b"");
     client.received();
@@ -115,13 +115,13 @@ fn section_5_1_closed_streams_may_still_be_spoken_of() {
     client.assert_healthy(1);
 }
 
-/// What is on its way for a stream that we have cut off is not taken amiss, however many calls end meanwhile.
+/// Frames in flight for a stream that the server has reset are tolerated, however many calls end meanwhile.
 #[test]
-fn section_5_1_streams_that_we_have_cut_off_are_spoken_of_for_a_while() {
+fn section_5_1_frames_for_streams_that_the_server_has_reset_are_tolerated_for_a_while() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[("te", "wrong")], false);
     client.open(3, "/t/Chat", &[], false);
-    client.frame(kind::DATA, 0, 3, &[7, 0, 0, 0, 0]); // It is answered, and then cut off.
+    client.frame(kind::DATA, 0, 3, &[7, 0, 0, 0, 0]); // It is answered, and reset later.
     client.received();
     client.now += Duration::from_secs(2);
     client.connection.alarm(client.now);
@@ -172,7 +172,7 @@ fn section_6_7_pings_are_answered() {
 }
 
 #[test]
-fn section_8_1_what_is_no_request() {
+fn section_8_1_malformed_requests() {
     let wrong: [&[(&str, &str)]; 12] = [
         &[(":status", "200")],
         &[(":unknown", "x")],
@@ -213,7 +213,7 @@ fn section_8_1_what_is_no_request() {
 }
 
 #[test]
-fn trailers_of_a_client_end_its_side() {
+fn trailers_end_the_clients_side() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[0x00, 1, b'a', 1, b'b']);
@@ -221,7 +221,7 @@ fn trailers_of_a_client_end_its_side() {
 }
 
 #[test]
-fn a_block_may_come_in_pieces() {
+fn a_header_block_may_come_in_pieces() {
     let mut client = Client::new();
     let block = client.block("/t/Echo", &[("a", "b")]);
     client.frame(kind::HEADERS, 0, 1, &block[..3]);
@@ -231,7 +231,7 @@ fn a_block_may_come_in_pieces() {
     assert_eq!(client.received().len(), 3);
 }
 
-/// Something that a client might do, sensible or not.
+/// Frames that a client might send, sensible or not.
 fn client_frames() -> impl Strategy<Value = Vec<u8>> {
     let payload = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..20),
@@ -260,7 +260,7 @@ fn exchange(pieces: &[Vec<u8>]) -> (Vec<ReceivedFrame>, bool, usize) {
     (got, client.connection.is_over(), client.connection.held())
 }
 
-/// What is written when everything has been received before anything is done.
+/// What is written if everything is received before anything is processed.
 fn receive_all_first(pieces: &[Vec<u8>]) -> Vec<ReceivedFrame> {
     let mut client = Client::new();
     for piece in pieces {
@@ -276,7 +276,7 @@ proptest! {
 
     /// Whatever is sent, nothing panics, and only valid frames come back.
     #[test]
-    fn arbitrary_frames_in_arbitrary_pieces(client_frames in prop::collection::vec(client_frames(), 0..30), cut in 1_usize..50) {
+    fn arbitrary_frames_do_not_panic(client_frames in prop::collection::vec(client_frames(), 0..30), cut in 1_usize..50) {
         let bytes: Vec<u8> = client_frames.concat();
         let pieces: Vec<Vec<u8>> = bytes.chunks(cut).map(<[u8]>::to_vec).collect();
         let (got, is_over, held) = exchange(&pieces);
@@ -284,9 +284,9 @@ proptest! {
         prop_assert!(held < 100_000);
     }
 
-    /// How bytes are cut into reads makes no difference.
+    /// Splitting the bytes into different reads makes no difference.
     #[test]
-    fn cuts_make_no_difference(client_frames in prop::collection::vec(client_frames(), 0..30), cut in 1_usize..50) {
+    fn splitting_the_input_makes_no_difference(client_frames in prop::collection::vec(client_frames(), 0..30), cut in 1_usize..50) {
         let bytes: Vec<u8> = client_frames.concat();
         let pieces: Vec<Vec<u8>> = bytes.chunks(cut).map(<[u8]>::to_vec).collect();
         prop_assert_eq!(receive_all_first(&client_frames), receive_all_first(&pieces));
@@ -294,7 +294,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes(pieces: Vec<Vec<u8>>) {
+    fn arbitrary_bytes_do_not_panic(pieces: Vec<Vec<u8>>) {
         exchange(&pieces);
     }
 }
