@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The error codes of RFC 9113 §7.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the standard names them")]
+#[allow(missing_docs, reason = "named by RFC 9113")]
 pub enum Code {
     NoError = 0x0,
     Protocol = 0x1,

@@ -25,7 +25,7 @@ pub const DEFAULT_WINDOW: i64 = 65_535;
 
 /// Frame types.
 pub mod kind {
-    #![allow(missing_docs, reason = "the standard names them")]
+    #![allow(missing_docs, reason = "named by RFC 9113")]
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
     pub const PRIORITY: u8 = 2;
@@ -40,7 +40,7 @@ pub mod kind {
 
 /// Frame flags.
 pub mod flag {
-    #![allow(missing_docs, reason = "the standard names them")]
+    #![allow(missing_docs, reason = "named by RFC 9113")]
     pub const ACK: u8 = 0x1;
     pub const END_STREAM: u8 = 0x1;
     pub const END_HEADERS: u8 = 0x4;
@@ -50,7 +50,7 @@ pub mod flag {
 
 /// Identifiers of settings.
 pub mod setting {
-    #![allow(missing_docs, reason = "the standard names them")]
+    #![allow(missing_docs, reason = "named by RFC 9113")]
     pub const HEADER_TABLE_SIZE: u16 = 1;
     pub const ENABLE_PUSH: u16 = 2;
     pub const MAX_CONCURRENT_STREAMS: u16 = 3;
@@ -61,7 +61,7 @@ pub mod setting {
 
 /// A frame from a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the standard names them")]
+#[allow(missing_docs, reason = "named by RFC 9113")]
 pub enum Frame {
     /// `counted` is the length for flow control, which includes the padding.
     Data {
@@ -242,7 +242,7 @@ pub fn write_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream:
 /// A frame header.
 #[must_use]
 pub fn head(length: usize, kind: u8, flags: u8, stream: u32) -> [u8; HEAD_BYTES] {
-    let length = u32::try_from(length).expect("no payload is longer than three bytes can say");
+    let length = u32::try_from(length).expect("the length of a payload fits into three bytes");
     let (length, stream) = (length.to_be_bytes(), stream.to_be_bytes());
     [length[1], length[2], length[3], kind, flags, stream[0], stream[1], stream[2], stream[3]]
 }

@@ -105,11 +105,11 @@ mod tests {
         assert_eq!(window.release(0, false, start), increment(INITIAL_CONNECTION_TARGET - DEFAULT_WINDOW));
         assert_eq!(window.release(0, false, start), None);
         window.receive(600 << 10).unwrap();
-        assert_eq!(window.release(0, false, start), increment((600 << 10) + (1 << 20)), "quick: twice as large");
+        assert_eq!(window.release(0, false, start), increment((600 << 10) + (1 << 20)), "fast: twice as large");
         window.receive(1200 << 10).unwrap();
         assert_eq!(window.release(0, false, start + FAST), increment(1200 << 10), "slow: as large as before");
         window.receive(1200 << 10).unwrap();
-        assert_eq!(window.release(0, true, start + FAST), increment(176 << 10), "scarce: half as large");
+        assert_eq!(window.release(0, true, start + FAST), increment(176 << 10), "memory is scarce: half as large");
         assert_eq!(window.receive(2 << 20), Err(Overrun));
     }
 
@@ -126,9 +126,9 @@ mod tests {
             window.receive(sent).unwrap();
             assert!(window.release(0, false, start).is_some());
         }
-        assert_eq!(window.window, MAX_STREAM_TARGET, "and no more than that");
+        assert_eq!(window.window, MAX_STREAM_TARGET, "the upper limit");
         window.receive(2 << 20).unwrap();
-        assert_eq!(window.release(0, true, start), increment(1 << 20), "scarce: half as large");
+        assert_eq!(window.release(0, true, start), increment(1 << 20), "memory is scarce: half as large");
     }
 
     #[test]
@@ -136,7 +136,7 @@ mod tests {
         let mut window = RecvWindow::for_stream();
         window.receive(28 << 10).unwrap();
         assert_eq!(window.widen_for(100 << 10), None);
-        assert_eq!(window.widen_for(101 << 10), increment(64 << 10), "no small steps");
+        assert_eq!(window.widen_for(101 << 10), increment(64 << 10), "at least half the initial window");
         assert_eq!(window.widen_for(1 << 20), increment((1 << 20) - (164 << 10)));
         window.receive(1 << 20).unwrap();
         assert_eq!(window.release(0, false, Instant::now()), increment(128 << 10));

@@ -91,7 +91,7 @@ const ALWAYS_ADMITTED_BYTES: usize = 16 << 10;
 
 /// Counts a request or connection that was refused or ended.
 pub fn note(reason: &'static str) {
-    tracing::debug!(reason, "refused");
+    tracing::debug!(reason, "refused a request or closed a connection");
     METRICS.refused.with_label_values(&[reason]).inc();
 }
 
@@ -169,7 +169,7 @@ impl Shared {
 
 /// Frames that are cheap to send and that the server has to process for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each is what it says")]
+#[allow(missing_docs, reason = "the names say what they are")]
 pub enum Flood {
     Reset,
     OwnReset,
@@ -268,14 +268,17 @@ mod tests {
         let shared = Shared::new(Limits { max_held: 350 * KIB, ..Limits::default() }, ledger.clone());
         shared.connection_opened();
         shared.connection_opened();
-        assert!(shared.admits(0, 290 * KIB, 10 * KIB), "there is room");
+        assert!(shared.admits(0, 290 * KIB, 10 * KIB), "within the first three quarters");
         assert!(!shared.admits(0, 290 * KIB, 11 * KIB), "it is more than a fair share of the last quarter");
         ledger.change(0, 250 * KIB);
         assert!(shared.admits(0, 100 * KIB, 50 * KIB), "less than a fair share");
-        assert!(!shared.admits(0, 100 * KIB, 51 * KIB), "but no more than there is");
+        assert!(!shared.admits(0, 100 * KIB, 51 * KIB), "but no more than the limit");
         assert!(shared.admits(250 * KIB, 250 * KIB, 50 * KIB), "what a connection holds is not counted twice");
         ledger.change(250 * KIB, 400 * KIB);
-        assert!(shared.admits(0, 6 * KIB, 10 * KIB) && !shared.admits(0, 7 * KIB, 10 * KIB), "next to nothing always");
+        assert!(
+            shared.admits(0, 6 * KIB, 10 * KIB) && !shared.admits(0, 7 * KIB, 10 * KIB),
+            "a small amount is always admitted"
+        );
     }
 
     #[test]
@@ -289,7 +292,7 @@ mod tests {
         ledger.change(0, 290 * KIB);
         assert_eq!((spare(0, 0), spare(0, 50), spare(290, 100)), (110, 60, 60), "what it holds is not counted twice");
         ledger.change(290 * KIB, 400 * KIB);
-        assert_eq!((spare(0, 0), spare(0, 10), spare(0, 20)), (16, 6, 0), "next to nothing always");
+        assert_eq!((spare(0, 0), spare(0, 10), spare(0, 20)), (16, 6, 0), "a small amount is always admitted");
     }
 
     #[test]

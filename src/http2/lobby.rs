@@ -131,6 +131,6 @@ mod tests {
         });
         drop((second, third));
         waiting.await.unwrap();
-        assert!(lobby.enter().is_none(), "nobody enters a lobby that closes");
+        assert!(lobby.enter().is_none(), "no connection is registered during a shutdown");
     }
 }

@@ -155,8 +155,8 @@ pub fn decompress(compressed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal>
 #[must_use]
 pub fn compress(message: &[u8]) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(message).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything").into()
+    encoder.write_all(message).expect("writing to memory cannot fail");
+    encoder.finish().expect("writing to memory cannot fail").into()
 }
 
 /// The prefix of a message; `None` if the message is too long for it.
@@ -178,7 +178,7 @@ pub fn percent_encode(text: &str) -> Cow<'_, str> {
         if is_plain(byte) {
             out.push(char::from(byte));
         } else {
-            write!(out, "%{byte:02X}").expect("memory takes everything");
+            write!(out, "%{byte:02X}").expect("writing to memory cannot fail");
         }
     }
     Cow::Owned(out)

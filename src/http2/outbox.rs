@@ -222,7 +222,7 @@ mod tests {
             });
         });
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        assert!(!outbox.register_waker(&count.into()), "there is something to be taken");
+        assert!(!outbox.register_waker(&count.into()), "something is pending");
         let (mut deliveries, mut woken) = (Vec::new(), Vec::new());
         assert!(outbox.take(&mut deliveries, &mut woken));
         assert_eq!(slots(&deliveries), (0..100).collect::<Vec<_>>());

@@ -39,7 +39,7 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-#[allow(clippy::struct_excessive_bools, reason = "each is a question about this task alone")]
+#[allow(clippy::struct_excessive_bools, reason = "the flags are independent of each other")]
 pub struct Task<S> {
     socket: S,
     connection: Connection,

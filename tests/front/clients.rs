@@ -1,15 +1,15 @@
-//! Other people's clients, as programs. One that is missing is said to be, and the rest goes on.
+//! Third-party clients, run as programs. A missing program is reported, and the other tests continue.
 
 use std::{env, path::Path, process::Command};
 
 use crate::support::Server;
 
-/// What a program prints; None, and a word about it, where there is none.
+/// The output of a program; `None`, with a notice, if the program is missing.
 fn run(program: &str, arguments: &[&str]) -> Option<String> {
     let is_there =
         env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|place| place.join(program).exists()));
     if !is_there {
-        eprintln!("\n*** THERE IS NO {program} HERE: IT WAS NOT TRIED ***\n");
+        eprintln!("\n*** {program} IS NOT INSTALLED: THE TEST WAS SKIPPED ***\n");
         return None;
     }
     let output = Command::new(program).args(arguments).output().unwrap();
@@ -19,7 +19,7 @@ fn run(program: &str, arguments: &[&str]) -> Option<String> {
 }
 
 #[test]
-fn curl_speaks_both_protocols_on_one_port() {
+fn curl_uses_both_protocols_on_one_port() {
     let server = Server::start(&[]);
     let url = format!("{}/health", server.url());
     for (option, first_line) in [("--http2-prior-knowledge", "HTTP/2 200"), ("--http1.1", "HTTP/1.1 200 OK")] {
@@ -41,7 +41,7 @@ fn nghttp_reads_several_pages_on_one_connection() {
 }
 
 #[test]
-fn h2load_finds_every_answer_good() {
+fn all_requests_of_h2load_succeed() {
     let server = Server::start(&[]);
     let url = format!("{}/etcdserverpb.KV/Range", server.url());
     let directory = tempfile::tempdir().unwrap();
@@ -59,9 +59,9 @@ fn h2load_finds_every_answer_good() {
 
 /// `METASTORE_TEST_PYTHON` is an interpreter that has grpcio and h2.
 #[test]
-fn pythons_clients_find_what_they_expect() {
+fn python_clients_get_the_expected_responses() {
     let Some(python) = env::var_os("METASTORE_TEST_PYTHON") else {
-        eprintln!("\n*** THERE IS NO PYTHON WITH GRPCIO AND H2 HERE: THEY WERE NOT TRIED ***\n");
+        eprintln!("\n*** METASTORE_TEST_PYTHON IS NOT SET: GRPCIO AND H2 WERE NOT TESTED ***\n");
         return;
     };
     let server = Server::start(&[]);

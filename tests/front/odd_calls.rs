@@ -1,6 +1,6 @@
-//! Calls that are odd or broken, written by hand, and what etcd 3.7.3 answers.
+//! Unusual and malformed calls, written by hand, and etcd 3.7.3's responses.
 //!
-//! The answers here were taken from a real etcd, and `tests/differential` asks one again where there is one.
+//! The responses were recorded from a real etcd, and `tests/differential` compares them again where an etcd is available.
 
 use metastore::http2::hpack::{Decoder, decoder::Fields};
 
@@ -12,10 +12,9 @@ const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// The key `a`.
 const KEY: &[u8] = b"\x0a\x01a";
-/// Bytes that are no message: a field of a length that does not follow.
+/// Bytes that are not a message: a field whose length exceeds the input.
 const GARBAGE: &[u8] = b"\x0a";
 
-/// One call.
 pub struct Odd {
     path: &'static str,
     method: &'static str,
@@ -23,9 +22,9 @@ pub struct Odd {
     content_type: &'static str,
     more: Vec<(&'static str, &'static str)>,
     body: Vec<u8>,
-    /// Whether the client ends it.
+    /// Whether the client ends the stream.
     ends: bool,
-    /// The fields of the answer, but for `:status: 200` and the usual content type; then whether the stream was reset.
+    /// The response's fields, without `:status: 200` and the default content type; then whether the stream was reset.
     pub answer: &'static str,
 }
 
@@ -73,7 +72,7 @@ impl Odd {
         format!("{method} {path} at {authority:?}, {content_type}, {more:?}, {body:02x?}, ended: {ends}")
     }
 
-    /// Makes the call; what is answered, in the form of [`Odd::answer`].
+    /// Makes the call; returns the response in the form of [`Odd::answer`].
     pub fn ask(&self, address: &str) -> String {
         let mut block = Vec::new();
         let usual = [(":method", self.method), (":scheme", "http"), (":path", self.path)];
@@ -83,7 +82,7 @@ impl Odd {
             .chain([("content-type", self.content_type), ("te", "trailers")])
             .chain(self.more.iter().copied());
         for (name, value) in fields {
-            block.push(0x10); // Never in any table.
+            block.push(0x10); // A literal that is never indexed.
             for text in [name, value] {
                 block.push(u8::try_from(text.len()).ok().filter(|&length| length < 127).unwrap());
                 block.extend_from_slice(text.as_bytes());
@@ -112,12 +111,12 @@ impl Odd {
                 decoder.decode(&frame.payload, usize::MAX, &mut fields).unwrap();
                 for (name, value) in fields.iter() {
                     let field = format!("{}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-                    // An empty text says nothing.
+                    // An empty message means nothing.
                     let is_usual = [":status=200", "content-type=application/grpc", "grpc-message="].contains(&&*field);
                     let is_relevant =
                         [&b":status"[..], b"content-type", b"grpc-status", b"grpc-message"].contains(&name);
                     if is_relevant && !is_usual {
-                        fields_seen.push(field.replace("%20", " ").replace("%22", "\"")); // hyper's server escapes more.
+                        fields_seen.push(field.replace("%20", " ").replace("%22", "\"")); // hyper's server escapes more characters.
                     }
                 }
             }
@@ -128,17 +127,17 @@ impl Odd {
     }
 }
 
-/// All of them.
+/// All calls.
 pub fn all() -> Vec<Odd> {
     [paths(), content_types(), hosts(), fields(), messages(), garbage()].into_iter().flatten().collect()
 }
 
-/// Those of which hyper leaves everything to us.
+/// The calls for which hyper leaves the response to our code.
 pub fn behind_hyper() -> Vec<Odd> {
     [paths(), garbage()].into_iter().flatten().filter(|odd| odd.ends).collect()
 }
 
-/// Paths that lead nowhere.
+/// Paths without a method.
 fn paths() -> Vec<Odd> {
     vec![
         odd("/nope/Foo", "grpc-status=12 grpc-message=unknown service nope"),
@@ -159,7 +158,7 @@ fn paths() -> Vec<Odd> {
     ]
 }
 
-/// Codecs are said back; whether it is a call at all is told by small letters.
+/// The codec is repeated in the response. The content type is compared case-sensitively.
 fn content_types() -> Vec<Odd> {
     vec![
         odd(RANGE, "content-type=application/grpc+proto grpc-status=0").with_content_type("application/grpc+proto"),
@@ -189,7 +188,7 @@ fn content_types() -> Vec<Odd> {
     ]
 }
 
-/// A call says where it goes, once.
+/// A call names its host exactly once.
 fn hosts() -> Vec<Odd> {
     const MISSING: &str = ":status=400 grpc-status=13 grpc-message=no host or :authority header present";
     const TWO: &str = ":status=400 grpc-status=13 grpc-message=num values of :authority: 0, num values of host: 2, both \
@@ -234,7 +233,7 @@ fn hosts() -> Vec<Odd> {
     ]
 }
 
-/// Binary fields, deadlines and packings.
+/// Binary metadata, timeouts and compression.
 fn fields() -> Vec<Odd> {
     const BASE64: &str = ":status=400 grpc-status=13 grpc-message=malformed binary metadata \"!!\" in header \"x-bin\": \
                           illegal base64 data at input byte 0";
@@ -308,7 +307,7 @@ fn messages() -> Vec<Odd> {
     ]
 }
 
-/// Messages that cannot be read, of every service.
+/// Messages that cannot be decoded, for every service.
 fn garbage() -> Vec<Odd> {
     const UNARY: &str =
         "grpc-status=13 grpc-message=grpc: error unmarshalling request: proto: cannot parse invalid wire-format data";

@@ -175,7 +175,7 @@ impl Connection {
             return;
         }
         if is_due(self.timers.half_closed_deadline) {
-            tracing::debug!("connection closed: the client has closed its side, and calls are still not answered");
+            tracing::debug!("connection closed: the client closed its side, and its calls were not answered in time");
             self.timers.is_dead = true;
             return self.end();
         }

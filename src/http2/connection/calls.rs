@@ -251,11 +251,11 @@ impl Connection {
 
     /// Whether a response of so many bytes may be queued. The first queued response of a connection may be larger than others.
     fn admits_answer(&self, bytes: usize) -> bool {
-        let (told, held) = (self.held_reported, self.held());
+        let (reported, held) = (self.held_reported, self.held());
         if self.sender.held > 0 {
-            self.shared.admits(told, held, bytes)
+            self.shared.admits(reported, held, bytes)
         } else {
-            self.shared.admits_first(told, held, bytes)
+            self.shared.admits_first(reported, held, bytes)
         }
     }
 

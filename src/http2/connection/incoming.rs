@@ -45,7 +45,7 @@ impl Connection {
                 self.count(Flood::Ping, now)
             }
             Frame::GoAway { code } => {
-                tracing::debug!(code, "the client is leaving");
+                tracing::debug!(code, "the client sent GOAWAY");
                 self.timers.goaway_received();
                 self.close_if_done();
                 self.count(Flood::Settings, now)

@@ -257,7 +257,7 @@ impl Connection {
         if is_idle || self.block.is_some() || matches!(self.phase, Phase::Settings | Phase::Preface(_)) {
             return self.fail(Fault { stream: 0, ..fault });
         }
-        tracing::debug!(stream = fault.stream, %fault, "a stream was reset");
+        tracing::debug!(stream = fault.stream, %fault, "stream reset because of an error");
         METRICS.refused.with_label_values(&[fault.code.name()]).inc();
         self.reset(fault.stream, fault.code);
         if fault.code == Code::RefusedStream && !self.knows_limits(now) {
@@ -287,7 +287,7 @@ impl Connection {
         if self.phase == Phase::Closed {
             return;
         }
-        tracing::debug!(%fault, "a connection was ended");
+        tracing::debug!(%fault, "connection closed because of an error");
         METRICS.refused.with_label_values(&[fault.code.name()]).inc();
         let last = match self.phase {
             Phase::ShuttingDown(last) => last.min(self.highest),

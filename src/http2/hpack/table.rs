@@ -100,7 +100,7 @@ impl Table {
 
     fn shrink_to(&mut self, size: usize) {
         while self.size > size {
-            let oldest = self.added.pop_back().expect("entries are what makes the size");
+            let oldest = self.added.pop_back().expect("the size is the sum of the entries");
             self.size -= oldest.size();
         }
     }

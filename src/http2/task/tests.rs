@@ -179,7 +179,7 @@ async fn a_client_that_does_not_read_the_last_bytes_is_not_waited_for() {
     let socket = BufferingSocket { pipe: server, kept: Vec::new() };
     let first = Bytes::from_static(b"whatever this is, it is no preface");
     let task = Task::new(socket, first, Arc::new(EchoService), lobby.enter().unwrap());
-    tokio::time::timeout(Duration::from_secs(5), task).await.expect("it ends by itself").unwrap();
+    tokio::time::timeout(Duration::from_secs(5), task).await.expect("the task ends by itself").unwrap();
 }
 
 /// Starts a shutdown while it handles a request: the notification is taken in the turn in which it is put.
@@ -215,7 +215,7 @@ async fn a_shutdown_in_the_middle_of_a_turn_is_noticed() {
     tokio::spawn(connection);
     let request = Request::post("http://a.b/").body(()).unwrap();
     client.send_request(request, true).unwrap().0.await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("it leaves");
+    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("the connection ends");
 }
 
 #[tokio::test]
@@ -254,5 +254,5 @@ async fn a_client_that_closes_its_side_is_still_answered() {
     let mut response_bytes = Vec::new();
     client.read_to_end(&mut response_bytes).await.unwrap();
     assert!(response_bytes.windows(5).any(|window| window == b"hello"), "{response_bytes:?}");
-    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("it leaves");
+    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("the connection ends");
 }

@@ -299,7 +299,7 @@ fn waiting_calls_are_counted_and_dropped_with_their_streams() {
     let pinned = client.connection.streams.iter_mut().any(
         |(_, stream)| matches!(&stream.handler, crate::http2::streams::Handler::Ready(waiting) if !waiting.is_copy),
     );
-    assert!(!pinned, "they keep no reads");
+    assert!(!pinned, "waiting calls keep no read buffers");
     for nth in 1500..2000 {
         client.frame(kind::RST_STREAM, 0, 2 * nth + 1, &8_u32.to_be_bytes());
     }
@@ -337,7 +337,7 @@ fn a_closed_connection_sends_nothing_more() {
     client.connection.wrote(0, false, client.now);
     client.now += Duration::from_secs(30);
     client.connection.alarm(client.now);
-    assert!(client.connection.next_alarm() > client.now, "it would be rung again and again");
+    assert!(client.connection.next_alarm() > client.now, "the timer must not fire again and again");
     client.now += Duration::from_secs(31);
     client.connection.alarm(client.now);
     assert!(client.connection.is_dead());

@@ -167,8 +167,8 @@ fn a_server_that_ends_first_tells_the_client_to_stop() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     client.frame(kind::DATA, 0, 1, &[7, 0, 0, 0, 0]);
-    let words = "grpc: received unexpected payload format 7";
-    let refused = |stream: u32| format!("{stream} {HEAD} grpc-status=13 grpc-message={words} end");
+    let text = "grpc: received unexpected payload format 7";
+    let refused = |stream: u32| format!("{stream} {HEAD} grpc-status=13 grpc-message={text} end");
     assert_eq!(client.received(), [refused(1)]);
     client.message(1, b"unaware", true);
     assert_eq!((client.received().len(), client.connection.streams.len()), (0, 0));
@@ -211,18 +211,18 @@ fn a_unary_call_whose_end_comes_later_is_answered_too() {
 #[test]
 fn malformed_calls_are_refused_with_the_texts_of_grpc() {
     let mut client = Client::new();
-    let refused = |status: u16, code: u8, words: &str| {
-        format!(":status={status} content-type=application/grpc grpc-status={code} grpc-message={words}")
+    let refused = |status: u16, code: u8, text: &str| {
+        format!(":status={status} content-type=application/grpc grpc-status={code} grpc-message={text}")
     };
     client.open(1, "/t/Echo", &[("grpc-encoding", "br")], true);
-    let words = "grpc: Decompressor is not installed for grpc-encoding \"br\"";
-    let received = refused(200, 12, words).replace(" grpc-status", " grpc-accept-encoding=gzip grpc-status");
+    let text = "grpc: Decompressor is not installed for grpc-encoding \"br\"";
+    let received = refused(200, 12, text).replace(" grpc-status", " grpc-accept-encoding=gzip grpc-status");
     assert_eq!(client.received(), [format!("1 {received} end")]);
     client.open(3, "/t/Echo", &[("grpc-timeout", "5 years")], true);
-    let words = "malformed grpc-timeout: transport: timeout unit is not recognized: \"5 years\"";
-    assert_eq!(client.received(), [format!("3 {} end", refused(400, 13, words))]);
+    let text = "malformed grpc-timeout: transport: timeout unit is not recognized: \"5 years\"";
+    assert_eq!(client.received(), [format!("3 {} end", refused(400, 13, text))]);
     client.open(11, "/t/Echo", &[("grpc-timeout", &"%".repeat(10_000))], true);
-    assert!(client.received()[0].len() < 400, "what is said back is cut");
+    assert!(client.received()[0].len() < 400, "quoted input is truncated");
     client.open(13, "/t/Echo", &[], true);
     assert_eq!(client.received(), [format!("13 {HEAD} grpc-status=2 grpc-message=EOF end")]);
     client.open(15, "/t/Echo", &[("content-type", "text/html")], true);
@@ -231,12 +231,12 @@ fn malformed_calls_are_refused_with_the_texts_of_grpc() {
     client.open(19, "/t/Nothing", &[], true);
     assert_eq!(client.received(), [format!("19 {} end", refused(200, 12, "nothing like that"))]);
     client.open(21, "/t/Echo", &[("x-bin", "a!")], true);
-    let words = "malformed binary metadata \"a!\" in header \"x-bin\": illegal base64 data at input byte 1";
-    assert_eq!(client.received(), [format!("21 {} end", refused(400, 13, words))]);
+    let text = "malformed binary metadata \"a!\" in header \"x-bin\": illegal base64 data at input byte 1";
+    assert_eq!(client.received(), [format!("21 {} end", refused(400, 13, text))]);
     client.open(23, "/t/Echo", &[], false);
     client.frame(kind::DATA, 0, 23, &[0, 0xff, 0, 0, 0]);
-    let words = format!("grpc: received message larger than max ({} vs. {})", 0xff00_0000_u32, 2 << 20);
-    assert_eq!(client.received()[0], format!("23 {HEAD} grpc-status=8 grpc-message={words} end"));
+    let text = format!("grpc: received message larger than max ({} vs. {})", 0xff00_0000_u32, 2 << 20);
+    assert_eq!(client.received()[0], format!("23 {HEAD} grpc-status=8 grpc-message={text} end"));
 }
 
 #[test]

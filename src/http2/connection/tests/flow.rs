@@ -118,10 +118,7 @@ fn a_conversations_window_is_released_as_it_reads() {
         assert!(window > 0);
     }
     assert_eq!(echoed, 1_005_000);
-    assert!(
-        (STREAM_WINDOW + 1..=2 << 20).contains(&window),
-        "{window}: whoever is read quickly may send more at a time"
-    );
+    assert!((STREAM_WINDOW + 1..=2 << 20).contains(&window), "{window}: the window of a fast reader grows");
 }
 
 #[test]
@@ -151,7 +148,7 @@ fn a_table_size_change_is_not_lost_if_a_stream_ends_without_trailers() {
     client.received();
     client.call(5, "/t/Echo", b"");
     let got = client.take();
-    assert_eq!(got[0].payload[..2], [0x20, 0x20], "the new size is said in the next block");
+    assert_eq!(got[0].payload[..2], [0x20, 0x20], "the next block starts with the new size");
     client.fields(&got[0]);
 }
 

@@ -73,7 +73,7 @@ fn what_calls_keep_is_counted_even_after_their_connection_has_ended() {
     drop(client);
     assert!(ledger.held() >= MIB && !reply.is_wanted());
     reply.answer(Ok(vec![b'x'; 10 * MIB].into()));
-    assert_eq!(ledger.held(), 0, "it was the last one");
+    assert_eq!(ledger.held(), 0, "it was the last call of the connection");
     drop(seen);
 }
 
@@ -90,7 +90,7 @@ fn a_call_that_keeps_a_read_buffer_alive_counts_for_all_of_it() {
     let (message, reply) = client.seen.replies.lock().pop().unwrap();
     drop(message);
     client.take();
-    assert!(client.connection.held() < 2000, "the read is not in use any more");
+    assert!(client.connection.held() < 2000, "the read buffer is not referenced any more");
     drop(reply);
 }
 
@@ -153,7 +153,7 @@ fn output_that_the_socket_has_refused_is_counted() {
     let mut client = Client::new();
     client.call(1, "/t/Echo", &[b'x'; 10_000]);
     client.connection.run(client.now);
-    assert_eq!(client.connection.held(), 0, "mostly it is written at once");
+    assert_eq!(client.connection.held(), 0, "output counts only if the socket refuses it");
     client.connection.wrote(0, false, client.now);
     assert!(client.connection.shared.ledger.held() > 10_000);
     client.take();
@@ -203,7 +203,7 @@ fn complete_requests_are_answered_after_the_client_has_closed_its_side() {
     client.open(7, "/t/Echo", &[], false);
     client.take();
     client.connection.input_ended(client.now);
-    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0, "it cannot go on");
+    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0, "the conversation cannot continue");
     client.reply().answer(Ok(Bytes::from_static(b"late")));
     assert_eq!(client.received(), [format!("3 {HEAD}"), "3 data 9".into(), "3 grpc-status=0 end".into()]);
     client.reply().answer(Ok(Bytes::from_static(b"last")));
@@ -258,7 +258,7 @@ fn frames_for_streams_that_the_server_has_reset_are_limited() {
     let stray = frame_bytes(kind::DATA, 0, 3, b"x").repeat(1000);
     for _ in 0..10 {
         client.send(&stray);
-        assert!(!client.connection.is_over(), "some are on their way");
+        assert!(!client.connection.is_over(), "some may be in flight");
     }
     client.send(&stray);
     client.assert_ended(Code::EnhanceYourCalm);
@@ -282,7 +282,7 @@ fn a_long_name_is_not_copied_for_every_reference() {
     client.frame(kind::HEADERS, flag::END_HEADERS, 1, &block);
     let received = client.received();
     assert!(received[0].starts_with("1 :status=431"), "{received:?}");
-    assert!(client.connection.decoder.shares_names(), "each entry would have a name of its own");
+    assert!(client.connection.decoder.shares_names(), "entries with the same name share it");
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn large_responses_are_compressed_on_another_thread() {
             let got = client.take();
             let data: Vec<u8> =
                 got.iter().filter(|got| got.kind == kind::DATA).flat_map(|got| got.payload.clone()).collect();
-            assert_eq!(data[0], 1, "it is packed");
+            assert_eq!(data[0], 1, "the message is compressed");
             assert_eq!(message::decompress(&data[PREFIX_BYTES..], MIB).unwrap().len(), bytes);
         }
         assert_eq!(client.connection.held(), 0);

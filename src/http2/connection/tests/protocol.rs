@@ -50,7 +50,7 @@ fn section_4_frames() {
         client.frame(kind::CONTINUATION, flag::END_HEADERS, 3, &[]);
     });
     let mut client = Client::new();
-    client.frame(0x77, 0xff, 1, b"nobody knows this");
+    client.frame(0x77, 0xff, 1, b"unknown frame type");
     client.assert_healthy(0);
 }
 
