@@ -56,7 +56,7 @@ impl RecvWindow {
         if self.window < 0 { Err(Overrun) } else { Ok(()) }
     }
 
-    /// The increment for a WINDOW_UPDATE, if one is due while so many bytes are waiting here.
+    /// The increment for a `WINDOW_UPDATE`, if one is due while so many bytes are waiting here.
     pub fn release(&mut self, waiting: usize, is_scarce: bool, now: Instant) -> Option<u32> {
         let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
         if self.window.saturating_add(waiting) > self.target / 2 {

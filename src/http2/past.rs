@@ -20,7 +20,7 @@ const MAX_RESET: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClosedBy {
     /// The server, early: the client may not have known.
-    Us,
+    Server,
     /// The client; or the server, and the client knew.
     Client,
 }
@@ -43,7 +43,7 @@ impl ClosedStreams {
                 }
                 self.ended.push_back(id);
             }
-            ClosedBy::Us => {
+            ClosedBy::Server => {
                 let is_old = |&(_, since): &(u32, Instant)| now.duration_since(since) > RESET_MEMORY;
                 while self.reset_in_order.len() == MAX_RESET || self.reset_in_order.front().is_some_and(is_old) {
                     if let Some((oldest, _)) = self.reset_in_order.pop_front() {
@@ -60,7 +60,7 @@ impl ClosedStreams {
     #[must_use]
     pub fn find(&self, id: u32) -> Option<ClosedBy> {
         if self.reset.contains(&id) {
-            return Some(ClosedBy::Us);
+            return Some(ClosedBy::Server);
         }
         self.ended.iter().rev().any(|&ended| ended == id).then_some(ClosedBy::Client)
     }
@@ -80,20 +80,20 @@ mod tests {
     #[test]
     fn reset_streams_are_remembered_for_a_time_and_others_by_number() {
         let (mut closed, start) = (ClosedStreams::default(), Instant::now());
-        closed.remember(1, ClosedBy::Us, start);
+        closed.remember(1, ClosedBy::Server, start);
         closed.remember(3, ClosedBy::Client, start);
         assert_eq!(
             (closed.find(1), closed.find(3), closed.find(5)),
-            (Some(ClosedBy::Us), Some(ClosedBy::Client), None)
+            (Some(ClosedBy::Server), Some(ClosedBy::Client), None)
         );
         for nth in 0..1000 {
             closed.remember(2 * nth + 5, ClosedBy::Client, start);
         }
-        assert_eq!((closed.find(1), closed.find(3)), (Some(ClosedBy::Us), None));
-        closed.remember(3001, ClosedBy::Us, start + RESET_MEMORY);
+        assert_eq!((closed.find(1), closed.find(3)), (Some(ClosedBy::Server), None));
+        closed.remember(3001, ClosedBy::Server, start + RESET_MEMORY);
         closed.client_acknowledged(3001, start);
-        assert_eq!((closed.find(1), closed.find(3001)), (Some(ClosedBy::Us), Some(ClosedBy::Client)));
-        closed.remember(3003, ClosedBy::Us, start + RESET_MEMORY * 2);
+        assert_eq!((closed.find(1), closed.find(3001)), (Some(ClosedBy::Server), Some(ClosedBy::Client)));
+        closed.remember(3003, ClosedBy::Server, start + RESET_MEMORY * 2);
         assert_eq!(closed.find(1), None);
     }
 
@@ -101,9 +101,9 @@ mod tests {
     fn memory_is_bounded() {
         let (mut closed, start) = (ClosedStreams::default(), Instant::now());
         for nth in 0..10_000 {
-            closed.remember(nth, ClosedBy::Us, start);
+            closed.remember(nth, ClosedBy::Server, start);
         }
         assert_eq!((closed.reset.len(), closed.reset_in_order.len()), (MAX_RESET, MAX_RESET));
-        assert_eq!((closed.find(10_000 - 1), closed.find(0)), (Some(ClosedBy::Us), None));
+        assert_eq!((closed.find(10_000 - 1), closed.find(0)), (Some(ClosedBy::Server), None));
     }
 }

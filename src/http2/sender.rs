@@ -75,7 +75,7 @@ struct Queue {
 pub enum Ending {
     /// With a gRPC status.
     Status(Result<(), Refusal>),
-    /// With an empty frame that has END_STREAM set.
+    /// With an empty frame that has `END_STREAM` set.
     Plain,
     /// With a reset, because the handler failed.
     Broken,

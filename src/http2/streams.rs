@@ -65,7 +65,7 @@ pub struct ReadyCall {
     /// As it arrived.
     pub message: Bytes,
     /// Whether it has to be decompressed.
-    pub is_packed: bool,
+    pub is_compressed: bool,
     /// It is a copy, and keeps no larger read buffer alive.
     pub is_copy: bool,
     /// When it arrived.

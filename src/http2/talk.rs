@@ -77,7 +77,7 @@ impl StreamHandler {
         max_bytes: usize,
     ) -> StepOutcome {
         self.stream_waker.rearm();
-        let mut line = HandlerIo {
+        let mut io = HandlerIo {
             slot,
             id: stream.id,
             encoding: stream.request.encoding,
@@ -92,8 +92,8 @@ impl StreamHandler {
             consumed: 0,
             received: 0,
         };
-        let step = self.conversation.step(&mut line);
-        let (error, consumed, received) = (line.error.take(), line.consumed, line.received);
+        let step = self.conversation.step(&mut io);
+        let (error, consumed, received) = (io.error.take(), io.consumed, io.received);
         let has_more = received >= STEP_BYTES && !stream.inbound.deframer.is_empty();
         let is_stalled = sender.is_saturated() || sender.is_full();
         let outcome = StepOutcome { consumed, is_stalled, received, has_more };

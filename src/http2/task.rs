@@ -255,7 +255,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
     }
 }
 
-/// The current time, read once per turn.
+/// The current time, read once per poll.
 fn clock() -> Instant {
     Instant::now()
 }

@@ -19,21 +19,21 @@ const PUT: &str = "/etcdserverpb.KV/Put";
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const MEBIBYTE: usize = 1 << 20;
 
-/// The peak of the server's resident memory since [`forget_peak`].
+/// The peak of the server's resident memory since [`reset_peak`].
 pub fn peak_bytes(server: &Server) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
-pub fn forget_peak(server: &Server) {
+pub fn reset_peak(server: &Server) {
     fs::write(format!("/proc/{}/clear_refs", server.pid()), "5").unwrap();
 }
 
 /// Asserts that an abusive client never makes the server larger by more than `may_grow`, and that the server stays healthy.
 fn check_memory(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
     let server = Server::start(arguments);
-    forget_peak(&server);
+    reset_peak(&server);
     let before = peak_bytes(&server);
     act(&server);
     let grown = peak_bytes(&server).saturating_sub(before);

@@ -18,7 +18,7 @@ use metastore::proto::{
 use prost::Message;
 
 use crate::{
-    floods::{assert_healthy, forget_peak, peak_bytes, put},
+    floods::{assert_healthy, peak_bytes, put, reset_peak},
     raw::{self, Raw, call, frame, framed, setting},
     support::{PATIENCE, Server},
 };
@@ -45,7 +45,7 @@ fn ledger(server: &Server) -> usize {
 /// Asserts that the server never grows by more than its ledger says plus a constant; returns the largest value of the ledger.
 fn is_counted(server: &Server, constant: usize, act: impl FnOnce()) -> usize {
     ledger(server); // The first page makes the server larger permanently.
-    forget_peak(server);
+    reset_peak(server);
     let before = peak_bytes(server);
     let (is_over, most) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {

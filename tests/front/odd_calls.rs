@@ -116,7 +116,8 @@ impl Odd {
                     let is_relevant =
                         [&b":status"[..], b"content-type", b"grpc-status", b"grpc-message"].contains(&name);
                     if is_relevant && !is_usual {
-                        fields_seen.push(field.replace("%20", " ").replace("%22", "\"")); // hyper's server escapes more characters.
+                        // hyper's server escapes more characters.
+                        fields_seen.push(field.replace("%20", " ").replace("%22", "\""));
                     }
                 }
             }

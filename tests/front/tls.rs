@@ -168,8 +168,8 @@ async fn clients_without_a_required_certificate_are_rejected() {
         authority.sign("client", 2, ExtendedKeyUsagePurpose::ClientAuth);
         authority.sign("other", 3, ExtendedKeyUsagePurpose::ServerAuth);
         let other_ca = Authority::new();
-        other_ca.sign("stranger", 4, ExtendedKeyUsagePurpose::ClientAuth);
-        for file in ["stranger.pem", "stranger.key"] {
+        other_ca.sign("other_ca", 4, ExtendedKeyUsagePurpose::ClientAuth);
+        for file in ["other_ca.pem", "other_ca.key"] {
             fs::copy(other_ca.path(file), authority.path(file)).unwrap();
         }
         let ask = async |shown| match authority.connect(&server, &["h2"], shown).await {
@@ -177,7 +177,7 @@ async fn clients_without_a_required_certificate_are_rejected() {
             Err(error) => Err(error.to_string()),
         };
         assert_eq!(ask(Some("client")).await.as_deref(), Ok(HEALTHY));
-        for shown in [None, Some("other"), Some("stranger")] {
+        for shown in [None, Some("other"), Some("other_ca")] {
             assert!(ask(shown).await.is_err(), "{shown:?}");
         }
         server.wait_for_log("rejected connection on client endpoint");

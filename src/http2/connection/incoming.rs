@@ -95,7 +95,7 @@ impl Connection {
         if self.is_idle(id) {
             return Err(Fault::connection(Code::Protocol, "data on a stream that was never opened"));
         }
-        if self.closed_streams.find(id) == Some(ClosedBy::Us) || !self.accepts(id) {
+        if self.closed_streams.find(id) == Some(ClosedBy::Server) || !self.accepts(id) {
             return self.count(Flood::Stray, now);
         }
         Err(Fault::stream(id, Code::StreamClosed, "data on a stream that is closed"))
@@ -250,7 +250,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Releases consumed bytes of a stream's window. Sends a WINDOW_UPDATE if one is due and more data is still expected.
+    /// Releases consumed bytes of a stream's window. Sends a `WINDOW_UPDATE` if one is due and more data is still expected.
     pub(super) fn release_window(&mut self, slot: u64, consumed: usize) {
         let Some(stream) = self.streams.get(slot) else { return };
         let inbound = &mut stream.inbound;
@@ -272,7 +272,7 @@ impl Connection {
 /// Frames are no larger than this, whatever the client allows, so that other streams get their turn.
 const MAX_SENT_PAYLOAD: usize = 64 << 10;
 
-/// Sends a WINDOW_UPDATE, for the whole connection if the stream is 0.
+/// Sends a `WINDOW_UPDATE`, for the whole connection if the stream is 0.
 pub(super) fn widen(id: u32, sender: &mut Sender, increment: Option<u32>) {
     if let Some(increment) = increment {
         sender.control(kind::WINDOW_UPDATE, 0, id, &increment.to_be_bytes());

@@ -277,8 +277,8 @@ impl Connection {
     fn reset(&mut self, id: u32, code: Code) {
         self.sender.reset(id, code);
         match self.streams.find(id) {
-            Some(slot) => self.forget(slot, ClosedBy::Us),
-            None => self.closed_streams.remember(id, ClosedBy::Us, self.now),
+            Some(slot) => self.forget(slot, ClosedBy::Server),
+            None => self.closed_streams.remember(id, ClosedBy::Server, self.now),
         }
     }
 
@@ -301,7 +301,7 @@ impl Connection {
         self.phase = Phase::Closed;
         let slots: Vec<u64> = self.streams.iter_mut().map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.abandon(slot, ClosedBy::Us);
+            self.abandon(slot, ClosedBy::Server);
         }
         (self.block, self.pending) = (None, Bytes::new());
         self.ready.clear();

@@ -123,7 +123,7 @@ impl Connection {
         self.decode(block)?;
         let Some(slot) = self.streams.find(id) else {
             return match self.closed_streams.find(id) {
-                Some(ClosedBy::Us) => self.count(Flood::Stray, self.now),
+                Some(ClosedBy::Server) => self.count(Flood::Stray, self.now),
                 _ if !self.accepts(id) => self.count(Flood::Stray, self.now),
                 Some(ClosedBy::Client) => {
                     Err(Fault::connection(Code::StreamClosed, "headers on a stream that is closed"))
@@ -211,7 +211,7 @@ impl Connection {
         if !end {
             self.sender.reset(id, Code::NoError);
         }
-        self.closed_streams.remember(id, if end { ClosedBy::Client } else { ClosedBy::Us }, self.now);
+        self.closed_streams.remember(id, if end { ClosedBy::Client } else { ClosedBy::Server }, self.now);
     }
 
     /// Refuses a request because of its headers.
@@ -269,7 +269,7 @@ impl Connection {
         } else {
             self.held_in -= held;
         }
-        self.closed_streams.remember(stream.id, end, self.now);
+        self.closed_streams.remember(stream.id, closed_by, self.now);
     }
 
     /// Removes a stream whose response is complete. If the client has not ended it, its end is usually in flight, so it gets a
@@ -284,20 +284,20 @@ impl Connection {
             stream.deadline = Some(until);
             return self.timers.schedule_deadline(until);
         }
-        let end = if stream.outbound.is_reset() { ClosedBy::Us } else { ClosedBy::Client };
-        self.forget(slot, end);
+        let closed_by = if stream.outbound.is_reset() { ClosedBy::Server } else { ClosedBy::Client };
+        self.forget(slot, closed_by);
     }
 
     /// Tells the client to stop sending on a stream.
     pub(super) fn stop_receiving(&mut self, slot: u64) {
         let Some(stream) = self.streams.get(slot) else { return };
         self.sender.reset(stream.id, Code::NoError);
-        self.forget(slot, ClosedBy::Us);
+        self.forget(slot, ClosedBy::Server);
     }
 
     /// Removes a stream, and completes a shutdown if it was the last one.
     pub(super) fn forget(&mut self, slot: u64, closed_by: ClosedBy) {
-        self.abandon(slot, end);
+        self.abandon(slot, closed_by);
         self.close_if_done();
     }
 

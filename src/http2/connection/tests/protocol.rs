@@ -276,8 +276,8 @@ proptest! {
 
     /// Whatever is sent, nothing panics, and only valid frames come back.
     #[test]
-    fn arbitrary_frames_do_not_panic(client_frames in prop::collection::vec(client_frames(), 0..30), cut in 1_usize..50) {
-        let bytes: Vec<u8> = client_frames.concat();
+    fn arbitrary_frames_do_not_panic(frames in prop::collection::vec(client_frames(), 0..30), cut in 1_usize..50) {
+        let bytes: Vec<u8> = frames.concat();
         let pieces: Vec<Vec<u8>> = bytes.chunks(cut).map(<[u8]>::to_vec).collect();
         let (got, is_over, held) = exchange(&pieces);
         prop_assert_eq!(got.iter().any(|frame| frame.kind == kind::GOAWAY), is_over);
@@ -286,11 +286,14 @@ proptest! {
 
     /// Splitting the bytes into different reads makes no difference.
     #[test]
-    fn splitting_the_input_makes_no_difference(client_frames in prop::collection::vec(client_frames(), 0..30), cut in 1_usize..50) {
-        let bytes: Vec<u8> = client_frames.concat();
+    fn splitting_the_input_makes_no_difference(
+        frames in prop::collection::vec(client_frames(), 0..30),
+        cut in 1_usize..50,
+    ) {
+        let bytes: Vec<u8> = frames.concat();
         let pieces: Vec<Vec<u8>> = bytes.chunks(cut).map(<[u8]>::to_vec).collect();
-        prop_assert_eq!(receive_all_first(&client_frames), receive_all_first(&pieces));
-        prop_assert_eq!(receive_all_first(&client_frames), receive_all_first(&[bytes]));
+        prop_assert_eq!(receive_all_first(&frames), receive_all_first(&pieces));
+        prop_assert_eq!(receive_all_first(&frames), receive_all_first(&[bytes]));
     }
 
     #[test]
