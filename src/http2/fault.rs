@@ -1,10 +1,10 @@
-//! What the other side did wrong, and what it is told.
+//! Protocol errors of clients, and how they are reported to them.
 
 use std::fmt;
 
-/// The codes of RFC 9113 §7.
+/// The error codes of RFC 9113 §7.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the standard names them")]
+#[allow(missing_docs, reason = "named by RFC 9113")]
 pub enum Code {
     NoError = 0x0,
     Protocol = 0x1,
@@ -20,7 +20,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// The name in the metrics.
+    /// The label of the metric.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -39,25 +39,25 @@ impl Code {
     }
 }
 
-/// Something that ends a stream, or the connection.
+/// An error that ends a stream or the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
-    /// The stream that ends; zero is the connection.
+    /// The stream that ends; zero for the connection.
     pub stream: u32,
-    /// What the other side is told.
+    /// The code that the client receives.
     pub code: Code,
-    /// In words, for the log.
+    /// The reason, for the log and for GOAWAY.
     pub why: &'static str,
 }
 
 impl Fault {
-    /// Ends the connection.
+    /// An error that ends the connection.
     #[must_use]
     pub const fn connection(code: Code, why: &'static str) -> Self {
         Self { stream: 0, code, why }
     }
 
-    /// Ends a stream.
+    /// An error that ends a stream.
     #[must_use]
     pub const fn stream(stream: u32, code: Code, why: &'static str) -> Self {
         Self { stream, code, why }

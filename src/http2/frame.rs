@@ -1,4 +1,4 @@
-//! Frames (RFC 9113 §4 and §6): what can be said about one by looking at it alone.
+//! Frames (RFC 9113 §4 and §6), parsed and checked one at a time, without the state of a connection.
 //!
 //! ```text
 //! | length 24 | type 8 | flags 8 | stream 32 | payload |
@@ -8,24 +8,24 @@ use bytes::{Buf, Bytes};
 
 use super::fault::{Code, Fault};
 
-/// What a client begins with.
+/// The client connection preface.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// The part of a frame before its payload.
+/// The size of a frame header.
 pub const HEAD_BYTES: usize = 9;
-/// Where a frame's type is in it.
-pub const KIND_AT: usize = 3;
-/// The largest payload, unless agreed otherwise. We never agree otherwise for what we receive.
+/// The offset of the frame type in the header.
+pub const KIND_OFFSET: usize = 3;
+/// The largest payload that the server accepts: the default, which it never changes.
 pub const MAX_PAYLOAD: usize = 16_384;
-/// The largest payload that can be agreed on.
+/// The largest payload that can be negotiated.
 pub const LARGEST_PAYLOAD: usize = (1 << 24) - 1;
 /// The largest flow-control window.
 pub const MAX_WINDOW: i64 = (1 << 31) - 1;
-/// The window that everything begins with.
+/// The initial flow-control window.
 pub const DEFAULT_WINDOW: i64 = 65_535;
 
-/// Types of frames.
+/// Frame types.
 pub mod kind {
-    #![allow(missing_docs, reason = "the standard names them")]
+    #![allow(missing_docs, reason = "named by RFC 9113")]
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
     pub const PRIORITY: u8 = 2;
@@ -38,9 +38,9 @@ pub mod kind {
     pub const CONTINUATION: u8 = 9;
 }
 
-/// Flags of frames.
+/// Frame flags.
 pub mod flag {
-    #![allow(missing_docs, reason = "the standard names them")]
+    #![allow(missing_docs, reason = "named by RFC 9113")]
     pub const ACK: u8 = 0x1;
     pub const END_STREAM: u8 = 0x1;
     pub const END_HEADERS: u8 = 0x4;
@@ -48,9 +48,9 @@ pub mod flag {
     pub const PRIORITY: u8 = 0x20;
 }
 
-/// Settings.
+/// Identifiers of settings.
 pub mod setting {
-    #![allow(missing_docs, reason = "the standard names them")]
+    #![allow(missing_docs, reason = "named by RFC 9113")]
     pub const HEADER_TABLE_SIZE: u16 = 1;
     pub const ENABLE_PUSH: u16 = 2;
     pub const MAX_CONCURRENT_STREAMS: u16 = 3;
@@ -59,24 +59,24 @@ pub mod setting {
     pub const MAX_HEADER_LIST_SIZE: u16 = 6;
 }
 
-/// A frame that a client may send.
+/// A frame from a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the standard names them")]
+#[allow(missing_docs, reason = "named by RFC 9113")]
 pub enum Frame {
-    /// `counted` is what flow control counts: the padding too.
+    /// `counted` is the length for flow control, which includes the padding.
     Data {
         stream: u32,
         data: Bytes,
         counted: usize,
         end: bool,
     },
-    /// `own_parent` if the stream is said to depend on itself.
+    /// `depends_on_itself`: the priority names the stream itself as its parent.
     Headers {
         stream: u32,
         block: Bytes,
         end: bool,
         complete: bool,
-        own_parent: bool,
+        depends_on_itself: bool,
     },
     Priority,
     Reset {
@@ -103,11 +103,11 @@ pub enum Frame {
         block: Bytes,
         complete: bool,
     },
-    /// A type that nobody knows yet.
+    /// A frame of an unknown type.
     Unknown,
 }
 
-/// Takes the next frame off the front of what has come, if all of it has.
+/// Takes the first frame out of `input`, if it is complete.
 pub fn take(input: &mut Bytes) -> Result<Option<Frame>, Fault> {
     let Some(head) = input.first_chunk::<HEAD_BYTES>() else { return Ok(None) };
     let [a, b, c, kind, flags, stream @ ..] = *head;
@@ -163,7 +163,7 @@ fn exactly<const N: usize>(payload: &Bytes) -> Result<[u8; N], Fault> {
     payload[..].try_into().map_err(|_| WRONG_SIZE)
 }
 
-/// What lies between the padding's length and the padding.
+/// Removes the pad length and the padding.
 fn without_padding(flags: u8, mut payload: Bytes) -> Result<Bytes, Fault> {
     if flags & flag::PADDED != 0 {
         let padding = usize::from(payload.try_get_u8().map_err(|_| WRONG_SIZE)?);
@@ -183,16 +183,16 @@ fn data(flags: u8, stream: u32, payload: Bytes) -> Result<Frame, Fault> {
 
 fn headers(flags: u8, stream: u32, payload: Bytes) -> Result<Frame, Fault> {
     let mut block = without_padding(flags, payload)?;
-    let mut own_parent = false;
+    let mut depends_on_itself = false;
     if flags & flag::PRIORITY != 0 {
-        own_parent = block.try_get_u32().map_err(|_| WRONG_SIZE)? & 0x7fff_ffff == stream;
+        depends_on_itself = block.try_get_u32().map_err(|_| WRONG_SIZE)? & 0x7fff_ffff == stream;
         block.try_get_u8().map_err(|_| WRONG_SIZE)?;
     }
     let (end, complete) = (flags & flag::END_STREAM != 0, flags & flag::END_HEADERS != 0);
-    Ok(Frame::Headers { stream, block, end, complete, own_parent })
+    Ok(Frame::Headers { stream, block, end, complete, depends_on_itself })
 }
 
-/// Priorities are deprecated: checked, and then ignored.
+/// Priorities are deprecated: checked and then ignored.
 fn priority(stream: u32, payload: Bytes) -> Result<Frame, Fault> {
     let Ok([parent @ .., _weight]) = exactly::<5>(&payload) else {
         return Err(Fault::stream(stream, Code::FrameSize, "a priority of the wrong size"));
@@ -234,15 +234,15 @@ fn window_update(stream: u32, payload: Bytes) -> Result<Frame, Fault> {
     Ok(Frame::WindowUpdate { stream, increment })
 }
 
-/// Writes the part before a payload.
+/// Writes a frame header.
 pub fn write_head(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) {
     out.extend_from_slice(&head(length, kind, flags, stream));
 }
 
-/// The part before a payload.
+/// A frame header.
 #[must_use]
 pub fn head(length: usize, kind: u8, flags: u8, stream: u32) -> [u8; HEAD_BYTES] {
-    let length = u32::try_from(length).expect("no payload is longer than three bytes can say");
+    let length = u32::try_from(length).expect("the length of a payload fits into three bytes");
     let (length, stream) = (length.to_be_bytes(), stream.to_be_bytes());
     [length[1], length[2], length[3], kind, flags, stream[0], stream[1], stream[2], stream[3]]
 }
@@ -277,19 +277,19 @@ mod tests {
     }
 
     #[test]
-    fn padding_and_priority_are_taken_away() {
+    fn padding_and_priority_are_removed() {
         let data = |data: &'static [u8], counted| Frame::Data { stream: 1, data: data.into(), counted, end: false };
         check(kind::DATA, 0, 1, b"abc", Ok(data(b"abc", 3)));
         check(kind::DATA, flag::PADDED, 1, b"\x02abc..", Ok(data(b"abc", 6)));
         check(kind::DATA, flag::PADDED, 1, b"\x05abc..", Ok(data(b"", 6)));
         check(kind::DATA, flag::PADDED, 1, b"\x06abc..", Err((0, Code::Protocol)));
         check(kind::DATA, flag::PADDED, 1, b"", Err((0, Code::FrameSize)));
-        let headers = |own_parent| Frame::Headers {
+        let headers = |depends_on_itself| Frame::Headers {
             stream: 3,
             block: Bytes::from_static(b"block"),
             end: true,
             complete: true,
-            own_parent,
+            depends_on_itself,
         };
         let flags = flag::PADDED | flag::PRIORITY | flag::END_STREAM | flag::END_HEADERS;
         check(kind::HEADERS, flags, 3, b"\x01\x80\0\0\x01\x10block.", Ok(headers(false)));
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_frame_alone_is_found() {
+    fn malformed_frames_are_refused() {
         let connection = |code| Err((0, code));
         check(kind::DATA, 0, 0, b"", connection(Code::Protocol));
         check(kind::HEADERS, 0, 0, b"", connection(Code::Protocol));
@@ -323,14 +323,14 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_is_too_large_is_refused_by_its_head_alone() {
+    fn a_frame_that_is_too_large_is_refused_by_its_header_alone() {
         let mut head = Bytes::copy_from_slice(&head(MAX_PAYLOAD + 1, kind::DATA, 0, 1));
         assert_eq!(take(&mut head).unwrap_err().code, Code::FrameSize);
     }
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_are_read_or_refused(bytes: Vec<u8>) {
+        fn arbitrary_bytes_are_parsed_or_refused(bytes: Vec<u8>) {
             let mut input = Bytes::from(bytes);
             loop {
                 let before = input.len();

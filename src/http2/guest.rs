@@ -1,8 +1,8 @@
-//! Requests for paths that the table does not hold, answered by ordinary HTTP services.
+//! Handles plain HTTP requests: those whose path names no registered method.
 //!
-//! Their future and then the body of their answer are polled on the connection's task, as conversations are stepped. The
-//! request's body is a queue, filled by the connection and emptied by whoever answers; the stream's window is given back as
-//! it is emptied.
+//! The future of the response, and then its body, are polled on the connection's task, as conversations are stepped. The
+//! request's body is a queue that the connection fills and the HTTP service drains; the stream's window is released as the queue
+//! is drained.
 
 use std::{
     collections::VecDeque,
@@ -17,14 +17,13 @@ use http_body::{Body, Frame};
 use parking_lot::Mutex;
 
 use super::{
-    outbox::Bell,
-    sender::{Ending, ROOM_BYTES, Sender},
+    outbox::StreamWaker,
+    sender::{Ending, MAX_QUEUED_BYTES, Sender},
     service::{BoxError, Response, ResponseBody},
     streams::Stream,
-    talk::Outcome,
+    talk::StepOutcome,
 };
 
-/// The body of a request.
 pub struct RequestBody {
     queue: Arc<Mutex<Queue>>,
 }
@@ -32,14 +31,14 @@ pub struct RequestBody {
 #[derive(Default)]
 struct Queue {
     pieces: VecDeque<Bytes>,
-    /// Fields behind the last piece.
+    /// The trailers, if there are any.
     trailers: Option<HeaderMap>,
     is_over: bool,
     /// The stream was reset before its end.
     is_broken: bool,
-    /// Taken out and not yet accounted for.
+    /// Bytes that were taken out and not yet released to the stream's window.
     taken: usize,
-    /// Nobody will take anything any more.
+    /// The body was dropped: nothing will be taken any more.
     is_abandoned: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -84,12 +83,12 @@ impl Drop for RequestBody {
 
 /// The connection's side of a request's body.
 #[derive(Clone)]
-pub struct Feed {
+pub struct BodySender {
     queue: Arc<Mutex<Queue>>,
 }
 
-impl Feed {
-    /// A body, and the way into it.
+impl BodySender {
+    /// A body and its sender.
     #[must_use]
     pub fn new() -> (Self, RequestBody) {
         let queue = Arc::new(Mutex::new(Queue::default()));
@@ -106,7 +105,6 @@ impl Feed {
         }
     }
 
-    /// Adds a piece.
     pub fn push(&self, data: &[u8]) {
         self.change(|queue| {
             if queue.is_abandoned {
@@ -117,12 +115,10 @@ impl Feed {
         });
     }
 
-    /// Nothing more will come.
     pub fn end(&self) {
         self.change(|queue| queue.is_over = true);
     }
 
-    /// Adds the fields behind the last piece.
     pub fn set_trailers(&self, trailers: HeaderMap) {
         self.queue.lock().trailers = Some(trailers);
     }
@@ -132,45 +128,44 @@ impl Feed {
     }
 }
 
-/// Somebody who answers one request.
-pub struct Guest {
+/// Handles one HTTP request.
+pub struct HttpHandler {
     response: Option<Response>,
     body: Option<ResponseBody>,
-    feed: Feed,
-    bell: Arc<Bell>,
+    body_sender: BodySender,
+    stream_waker: Arc<StreamWaker>,
     waker: Waker,
 }
 
-impl Drop for Guest {
+impl Drop for HttpHandler {
     fn drop(&mut self) {
-        self.feed.change(|queue| {
+        self.body_sender.change(|queue| {
             queue.is_broken = !queue.is_over;
-            queue.writer = None; // Nobody would hear it.
+            queue.writer = None; // The stream is gone, nothing is left to be woken.
         });
     }
 }
 
-impl Guest {
-    /// A guest who has just been asked.
+impl HttpHandler {
     #[must_use]
-    pub fn new(response: Response, feed: Feed, bell: Arc<Bell>) -> Self {
-        let waker = Waker::from(bell.clone());
-        feed.queue.lock().writer = Some(waker.clone());
-        Self { response: Some(response), body: None, feed, bell, waker }
+    pub fn new(response: Response, body_sender: BodySender, stream_waker: Arc<StreamWaker>) -> Self {
+        let waker = Waker::from(stream_waker.clone());
+        body_sender.queue.lock().writer = Some(waker.clone());
+        Self { response: Some(response), body: None, body_sender, stream_waker, waker }
     }
 
-    /// The way into the request's body.
+    /// Sends to the request's body.
     #[must_use]
-    pub fn feed(&self) -> &Feed {
-        &self.feed
+    pub fn body_sender(&self) -> &BodySender {
+        &self.body_sender
     }
 
     /// Does what can be done now.
-    pub fn step(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender) -> Outcome {
-        self.bell.listen();
+    pub fn step(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender) -> StepOutcome {
+        self.stream_waker.rearm();
         let waker = self.waker.clone();
         let mut context = Context::from_waker(&waker);
-        // Nothing is asked for an answer that there is no room for: it would wait here, uncounted.
+        // The response is not polled while there is no room for it: it would wait here without being counted.
         let is_full = sender.is_full() || sender.is_saturated();
         if let Some(response) = &mut self.response
             && !is_full
@@ -182,15 +177,15 @@ impl Guest {
             self.body = (!body.is_end_stream()).then_some(body);
         }
         let is_stalled = self.send_body(slot, stream, sender, &mut context) || is_full;
-        Outcome { consumed: self.feed.take_consumed(), is_stalled, received: 0, goes_on: false }
+        StepOutcome { consumed: self.body_sender.take_consumed(), is_stalled, received: 0, has_more: false }
     }
 
-    /// Sends what there is, while there is room. True if it stopped because the connection has too much to write.
+    /// Sends what is available while there is room. True if it stopped because the connection has too much to write.
     fn send_body(&mut self, slot: u64, stream: &mut Stream, sender: &mut Sender, context: &mut Context<'_>) -> bool {
         let Some(body) = &mut self.body else { return false };
         let (id, out) = (stream.id, &mut stream.outbound);
-        while out.queued() < ROOM_BYTES {
-            if !sender.has_room(out) {
+        while out.queued() < MAX_QUEUED_BYTES {
+            if !sender.can_send(out) {
                 return true;
             }
             let ending = match body.as_mut().poll_frame(context) {
@@ -202,7 +197,7 @@ impl Guest {
                     }
                     Err(frame) => match frame.into_trailers() {
                         Ok(trailers) => Ending::Trailers(trailers),
-                        Err(_) => continue, // A kind of frame that is not known yet.
+                        Err(_) => continue, // An unknown kind of frame.
                     },
                 },
                 Poll::Ready(Some(Err(_))) => Ending::Broken,

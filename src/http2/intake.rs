@@ -1,81 +1,84 @@
-//! Windows for what comes in: how much the other side may send, on one stream or on all of a connection's together.
+//! Receive windows: how much a client may send, on one stream and on all streams of its connection together.
 //!
-//! Of a connection's window everything is given back as it comes, whichever stream it was for, so that no stream keeps
-//! another one waiting; what streams hold is bounded elsewhere. Of a stream's window only that is given back which somebody
-//! has used up. Both grow while the other side uses them up quickly, and shrink while memory is scarce.
+//! The connection's window is released as data arrives, whichever stream it is for, so that no stream blocks another one; what
+//! streams hold is bounded by other limits. A stream's window is released only as its data is consumed. Both windows grow while
+//! the client uses them up quickly, and shrink while memory is scarce.
 
 use std::time::{Duration, Instant};
 
 use super::frame::DEFAULT_WINDOW;
 
-/// Half a window used up in this time is quick.
-const QUICK: Duration = Duration::from_millis(10);
-/// How far windows shrink.
-const LEAST: i64 = 64 << 10;
-/// How far the window of a connection grows, and that of a stream.
-const MOST: i64 = 16 << 20;
-const MOST_OF_STREAM: i64 = 2 << 20;
-/// What a connection aims at to begin with.
-const FIRST: i64 = 1 << 20;
-/// The window that a stream begins with. A message that needs more gets more.
+/// A window is used quickly if half of it is used within this time.
+const FAST: Duration = Duration::from_millis(10);
+/// The lower limit of a shrinking window.
+const MIN_TARGET: i64 = 64 << 10;
+/// The largest window of a connection, and of a stream.
+const MAX_CONNECTION_TARGET: i64 = 16 << 20;
+const MAX_STREAM_TARGET: i64 = 2 << 20;
+/// The initial target of a connection.
+const INITIAL_CONNECTION_TARGET: i64 = 1 << 20;
+/// The initial window of a stream. A message that needs more gets more.
 pub const STREAM_WINDOW: i64 = 128 << 10;
 
-/// A window.
 #[derive(Debug)]
-pub struct Intake {
-    /// What may still be sent.
+pub struct RecvWindow {
+    /// How much the client may still send.
     window: i64,
-    /// How much may be on its way and waiting here together.
+    /// How much may be in flight and waiting here together.
     target: i64,
-    most: i64,
-    given_back: Option<Instant>,
+    max_target: i64,
+    last_release: Option<Instant>,
 }
 
-/// More was sent than the window allowed.
+/// The client has sent more than the window allowed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Overrun;
 
-impl Intake {
-    /// The window of a connection.
+impl RecvWindow {
     #[must_use]
-    pub fn of_connection() -> Self {
-        Self { window: DEFAULT_WINDOW, target: FIRST, most: MOST, given_back: None }
+    pub fn for_connection() -> Self {
+        Self {
+            window: DEFAULT_WINDOW,
+            target: INITIAL_CONNECTION_TARGET,
+            max_target: MAX_CONNECTION_TARGET,
+            last_release: None,
+        }
     }
 
-    /// The window of a stream.
     #[must_use]
-    pub fn of_stream() -> Self {
-        Self { window: STREAM_WINDOW, target: STREAM_WINDOW, most: MOST_OF_STREAM, given_back: None }
+    pub fn for_stream() -> Self {
+        Self { window: STREAM_WINDOW, target: STREAM_WINDOW, max_target: MAX_STREAM_TARGET, last_release: None }
     }
 
-    /// The other side has sent so much.
-    pub fn take(&mut self, bytes: usize) -> Result<(), Overrun> {
+    /// Must be called for received data.
+    pub fn receive(&mut self, bytes: usize) -> Result<(), Overrun> {
         self.window -= i64::try_from(bytes).unwrap_or(i64::MAX);
         if self.window < 0 { Err(Overrun) } else { Ok(()) }
     }
 
-    /// By how much the other side's window shall grow, if it is time to say so, while so much waits here.
-    pub fn give_back(&mut self, waiting: usize, is_scarce: bool, now: Instant) -> Option<u32> {
+    /// The increment for a `WINDOW_UPDATE`, if one is due while so many bytes are waiting here.
+    pub fn release(&mut self, waiting: usize, is_scarce: bool, now: Instant) -> Option<u32> {
         let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
         if self.window.saturating_add(waiting) > self.target / 2 {
             return None;
         }
         if is_scarce {
-            self.target = (self.target / 2).max(LEAST);
-        } else if self.given_back.is_some_and(|before| now.duration_since(before) < QUICK) {
-            self.target = (self.target * 2).min(self.most);
+            self.target = (self.target / 2).max(MIN_TARGET);
+        } else if self.last_release.is_some_and(|before| now.duration_since(before) < FAST) {
+            self.target = (self.target * 2).min(self.max_target);
         }
-        self.given_back = Some(now);
+        self.last_release = Some(now);
         self.widen(self.target - self.window - waiting)
     }
 
-    /// By how much it shall grow for a message of which so much is missing: the next one may be as long.
-    pub fn make_room(&mut self, missing: usize) -> Option<u32> {
+    /// The increment for a message of which `missing` bytes have not arrived; at least half the initial window, because the next
+    /// message may be as long.
+    pub fn widen_for(&mut self, missing: usize) -> Option<u32> {
         let short = i64::try_from(missing).unwrap_or(i64::MAX).saturating_sub(self.window);
         if short > 0 { self.widen(short.max(STREAM_WINDOW / 2)) } else { None }
     }
 
-    /// Whether the other side has sent much that nobody asked for.
+    /// Whether the client has sent much that was not consumed.
     #[must_use]
     pub fn is_low(&self) -> bool {
         self.window < STREAM_WINDOW / 2
@@ -98,44 +101,44 @@ mod tests {
 
     #[test]
     fn the_window_of_a_connection_follows_the_load() {
-        let (mut intake, start) = (Intake::of_connection(), Instant::now());
-        assert_eq!(intake.give_back(0, false, start), increment(FIRST - DEFAULT_WINDOW));
-        assert_eq!(intake.give_back(0, false, start), None);
-        intake.take(600 << 10).unwrap();
-        assert_eq!(intake.give_back(0, false, start), increment((600 << 10) + (1 << 20)), "quick: twice as large");
-        intake.take(1200 << 10).unwrap();
-        assert_eq!(intake.give_back(0, false, start + QUICK), increment(1200 << 10), "slow: as large as before");
-        intake.take(1200 << 10).unwrap();
-        assert_eq!(intake.give_back(0, true, start + QUICK), increment(176 << 10), "scarce: half as large");
-        assert_eq!(intake.take(2 << 20), Err(Overrun));
+        let (mut window, start) = (RecvWindow::for_connection(), Instant::now());
+        assert_eq!(window.release(0, false, start), increment(INITIAL_CONNECTION_TARGET - DEFAULT_WINDOW));
+        assert_eq!(window.release(0, false, start), None);
+        window.receive(600 << 10).unwrap();
+        assert_eq!(window.release(0, false, start), increment((600 << 10) + (1 << 20)), "fast: twice as large");
+        window.receive(1200 << 10).unwrap();
+        assert_eq!(window.release(0, false, start + FAST), increment(1200 << 10), "slow: as large as before");
+        window.receive(1200 << 10).unwrap();
+        assert_eq!(window.release(0, true, start + FAST), increment(176 << 10), "memory is scarce: half as large");
+        assert_eq!(window.receive(2 << 20), Err(Overrun));
     }
 
     #[test]
-    fn the_window_of_a_stream_follows_whoever_reads_it() {
-        let (mut intake, start) = (Intake::of_stream(), Instant::now());
-        intake.take(128 << 10).unwrap();
-        assert_eq!(intake.give_back(100 << 10, false, start), None, "little was read");
-        assert_eq!(intake.give_back(40 << 10, false, start), increment(88 << 10));
-        intake.take(88 << 10).unwrap();
-        assert_eq!(intake.give_back(0, false, start), increment(256 << 10), "all of it was read quickly");
+    fn the_window_of_a_stream_follows_its_reader() {
+        let (mut window, start) = (RecvWindow::for_stream(), Instant::now());
+        window.receive(128 << 10).unwrap();
+        assert_eq!(window.release(100 << 10, false, start), None, "little was read");
+        assert_eq!(window.release(40 << 10, false, start), increment(88 << 10));
+        window.receive(88 << 10).unwrap();
+        assert_eq!(window.release(0, false, start), increment(256 << 10), "all of it was read quickly");
         for _ in 0..10 {
-            let sent = usize::try_from(intake.window).unwrap();
-            intake.take(sent).unwrap();
-            assert!(intake.give_back(0, false, start).is_some());
+            let sent = usize::try_from(window.window).unwrap();
+            window.receive(sent).unwrap();
+            assert!(window.release(0, false, start).is_some());
         }
-        assert_eq!(intake.window, MOST_OF_STREAM, "and no more than that");
-        intake.take(2 << 20).unwrap();
-        assert_eq!(intake.give_back(0, true, start), increment(1 << 20), "scarce: half as large");
+        assert_eq!(window.window, MAX_STREAM_TARGET, "the upper limit");
+        window.receive(2 << 20).unwrap();
+        assert_eq!(window.release(0, true, start), increment(1 << 20), "memory is scarce: half as large");
     }
 
     #[test]
-    fn a_long_message_gets_the_room_that_it_needs() {
-        let mut intake = Intake::of_stream();
-        intake.take(28 << 10).unwrap();
-        assert_eq!(intake.make_room(100 << 10), None);
-        assert_eq!(intake.make_room(101 << 10), increment(64 << 10), "no small steps");
-        assert_eq!(intake.make_room(1 << 20), increment((1 << 20) - (164 << 10)));
-        intake.take(1 << 20).unwrap();
-        assert_eq!(intake.give_back(0, false, Instant::now()), increment(128 << 10));
+    fn a_long_message_gets_the_window_that_it_needs() {
+        let mut window = RecvWindow::for_stream();
+        window.receive(28 << 10).unwrap();
+        assert_eq!(window.widen_for(100 << 10), None);
+        assert_eq!(window.widen_for(101 << 10), increment(64 << 10), "at least half the initial window");
+        assert_eq!(window.widen_for(1 << 20), increment((1 << 20) - (164 << 10)));
+        window.receive(1 << 20).unwrap();
+        assert_eq!(window.release(0, false, Instant::now()), increment(128 << 10));
     }
 }

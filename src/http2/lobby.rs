@@ -1,4 +1,4 @@
-//! All connections that are open, and how all are asked to leave. How many there may be is decided where they are accepted.
+//! The registry of open connections, through which all of them are shut down. Their number is limited where they are accepted.
 
 use std::{
     collections::HashMap,
@@ -17,21 +17,21 @@ use super::{
 };
 use crate::{ledger::Ledger, metrics::METRICS};
 
-/// Everybody who is here.
+/// The open connections.
 pub struct Lobby {
     shared: Arc<Shared>,
-    open: Mutex<Open>,
+    open: Mutex<Connections>,
     next: AtomicU64,
     emptied: Notify,
 }
 
 #[derive(Default)]
-struct Open {
+struct Connections {
     outboxes: HashMap<u64, Arc<Outbox>>,
-    is_closing: bool,
+    is_shutting_down: bool,
 }
 
-/// The place of one connection. Given up when dropped.
+/// The registration of one connection, which ends when this is dropped.
 pub struct Seat {
     lobby: Arc<Lobby>,
     number: u64,
@@ -39,24 +39,23 @@ pub struct Seat {
 }
 
 impl Lobby {
-    /// Nobody is here.
     #[must_use]
     pub fn new(limits: Limits, ledger: Arc<Ledger>) -> Arc<Self> {
         let shared = Arc::new(Shared::new(limits, ledger));
         Arc::new(Self { shared, open: Mutex::default(), next: AtomicU64::new(0), emptied: Notify::new() })
     }
 
-    /// What all connections share.
+    /// Shared by all connections.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
-    /// Somebody comes. None: everybody is leaving.
+    /// Registers a connection. `None` during a shutdown.
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> Option<Seat> {
         let mut open = self.open.lock();
-        if open.is_closing {
+        if open.is_shutting_down {
             return None;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -66,18 +65,18 @@ impl Lobby {
         Some(Seat { lobby: self.clone(), number, outbox })
     }
 
-    /// Asks everybody to leave, and lets nobody enter any more.
+    /// Asks all connections to end, and accepts no new ones.
     pub fn close(&self) {
         let mut open = self.open.lock();
-        open.is_closing = true;
+        open.is_shutting_down = true;
         let outboxes: Vec<_> = open.outboxes.values().cloned().collect();
         drop(open);
         for outbox in outboxes {
-            outbox.ask_to_leave();
+            outbox.request_shutdown();
         }
     }
 
-    /// Returns when nobody is here.
+    /// Returns when no connection is left.
     pub async fn wait_until_empty(&self) {
         loop {
             let emptied = self.emptied.notified();
@@ -90,13 +89,13 @@ impl Lobby {
 }
 
 impl Seat {
-    /// Where this connection's answers wait.
+    /// Where responses for this connection are put.
     #[must_use]
     pub fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
     }
 
-    /// What all connections share.
+    /// Shared by all connections.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.lobby.shared
@@ -119,19 +118,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn all_who_are_here_are_asked_to_leave() {
+    async fn a_shutdown_reaches_all_open_connections() {
         let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
         let (first, second) = (lobby.enter().unwrap(), lobby.enter().unwrap());
         drop(first);
         let third = lobby.enter().unwrap();
         lobby.close();
-        assert!(second.outbox().is_to_leave() && third.outbox().is_to_leave());
+        assert!(second.outbox().shutdown_requested() && third.outbox().shutdown_requested());
         let waiting = tokio::spawn({
             let lobby = lobby.clone();
             async move { lobby.wait_until_empty().await }
         });
         drop((second, third));
         waiting.await.unwrap();
-        assert!(lobby.enter().is_none(), "nobody enters a lobby that closes");
+        assert!(lobby.enter().is_none(), "no connection is registered during a shutdown");
     }
 }

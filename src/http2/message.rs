@@ -1,11 +1,11 @@
-//! gRPC's own framing inside a stream: messages with a prefix of five bytes, and the small encodings in headers.
+//! gRPC message framing inside a stream (a five-byte prefix per message), and the small encodings used in headers.
 //!
 //! ```text
 //! | compressed 8 | length 32 | message |
 //! ```
 //!
-//! A message's length is looked at before any of it is kept, and a compressed one is unpacked no further than it may be
-//! long: what is refused has cost nothing.
+//! The length of a message is checked before any of it is kept, and a compressed message is decompressed only up to the allowed
+//! length: a refused message costs nothing.
 
 use std::{
     borrow::Cow,
@@ -20,24 +20,24 @@ use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use super::limits;
 use crate::call::{Code, Refusal};
 
-/// What comes before each message.
+/// The size of the prefix of each message.
 pub const PREFIX_BYTES: usize = 5;
 
-/// A buffer of about so much is kept for the next message.
+/// A buffer larger than this is released after its message.
 const KEPT_BYTES: usize = 4 << 10;
 
-/// How messages may be packed.
+/// The compression of a stream's messages, from `grpc-encoding`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// Not at all.
+    /// No compression.
     Identity,
-    /// With gzip, if the prefix says so.
+    /// Gzip, for messages whose prefix says so.
     Gzip,
 }
 
-/// Takes messages out of a stream of bytes.
+/// Splits a stream of bytes into messages.
 ///
-/// A message that came in one piece is handed on as it is. Of one in several pieces, each piece is copied once.
+/// A message that arrived in one piece is returned without a copy. Of a message in several pieces, each piece is copied once.
 #[derive(Debug, Default)]
 pub struct Deframer {
     whole: Bytes,
@@ -45,60 +45,58 @@ pub struct Deframer {
 }
 
 impl Deframer {
-    /// Adds what has come.
     pub fn push(&mut self, data: Bytes) {
         if self.is_empty() {
             self.whole = data;
         } else {
-            self.settle();
+            self.detach();
             self.pieces.extend_from_slice(&data);
         }
     }
 
-    /// Adds what has come, as a copy, so that nothing larger is kept for it.
+    /// Adds a copy of the bytes, so that the buffer they came in can be released.
     pub fn push_copy(&mut self, data: &[u8]) {
-        self.settle();
+        self.detach();
         self.pieces.extend_from_slice(data);
     }
 
-    /// Copies what is left, so that nothing larger is kept for it.
-    pub fn settle(&mut self) {
+    /// Replaces what is left by a copy, so that the buffer it came in can be released.
+    pub fn detach(&mut self) {
         let whole = std::mem::take(&mut self.whole);
         self.pieces.extend_from_slice(&whole);
     }
 
-    /// How many bytes are kept.
+    /// How many bytes are buffered.
     #[must_use]
     pub fn len(&self) -> usize {
         self.whole.len() + self.pieces.len()
     }
 
-    /// Whether nothing is kept.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many bytes the first message needs with its prefix, if that is known.
+    /// The size of the first message including its prefix, if the prefix is complete.
     #[must_use]
     pub fn wanted(&self) -> Option<usize> {
-        let mut prefix = self.front().get(1..PREFIX_BYTES)?;
+        let mut prefix = self.buffer().get(1..PREFIX_BYTES)?;
         Some(PREFIX_BYTES + prefix.get_u32() as usize)
     }
 
-    /// The next message, if all of it has come.
+    /// The next message, decompressed, if all of it has arrived.
     pub fn take(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
-        match self.take_as_it_came(encoding, max_bytes)? {
-            Some((message, true)) => unpack(&message, max_bytes).map(Some),
+        match self.take_raw(encoding, max_bytes)? {
+            Some((message, true)) => decompress(&message, max_bytes).map(Some),
             Some((message, false)) => Ok(Some(message)),
             None => Ok(None),
         }
     }
 
-    /// The same, and whether it is still to be unpacked.
-    pub fn take_as_it_came(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<(Bytes, bool)>, Refusal> {
+    /// The next message as it arrived, and whether it is compressed.
+    pub fn take_raw(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<(Bytes, bool)>, Refusal> {
         let Some(wanted) = self.wanted() else { return Ok(None) };
-        let is_packed = match (self.front()[0], encoding) {
+        let is_compressed = match (self.buffer()[0], encoding) {
             (0, _) => false,
             (1, Encoding::Gzip) => true,
             (1, Encoding::Identity) => {
@@ -117,13 +115,13 @@ impl Deframer {
         let mut message =
             if self.whole.is_empty() { self.pieces.split_to(wanted).freeze() } else { self.whole.split_to(wanted) };
         if wanted > KEPT_BYTES && self.is_empty() {
-            self.pieces = BytesMut::new(); // Which would keep the message's buffer.
+            self.pieces = BytesMut::new(); // It would keep the message's buffer alive.
         }
         message.advance(PREFIX_BYTES);
-        Ok(Some((message, is_packed)))
+        Ok(Some((message, is_compressed)))
     }
 
-    fn front(&self) -> &[u8] {
+    fn buffer(&self) -> &[u8] {
         if self.whole.is_empty() { &self.pieces } else { &self.whole }
     }
 }
@@ -139,11 +137,11 @@ fn too_large(len: usize, max_bytes: usize) -> Refusal {
     Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) }
 }
 
-/// Unpacks a message that is no longer than allowed.
-pub fn unpack(packed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
+/// Decompresses a message of at most `max_bytes`.
+pub fn decompress(compressed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
     let mut out = Vec::new();
     let limit = max_bytes as u64 + 1;
-    if let Err(error) = MultiGzDecoder::new(packed).take(limit).read_to_end(&mut out) {
+    if let Err(error) = MultiGzDecoder::new(compressed).take(limit).read_to_end(&mut out) {
         return Err(internal("gzip", format!("grpc: failed to decompress the received message: {error}")));
     }
     if out.len() > max_bytes {
@@ -154,22 +152,21 @@ pub fn unpack(packed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
     Ok(out.into())
 }
 
-/// Packs a message.
 #[must_use]
-pub fn pack(message: &[u8]) -> Bytes {
+pub fn compress(message: &[u8]) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(message).expect("memory takes everything");
-    encoder.finish().expect("memory takes everything").into()
+    encoder.write_all(message).expect("writing to memory cannot fail");
+    encoder.finish().expect("writing to memory cannot fail").into()
 }
 
-/// What comes before a message.
+/// The prefix of a message; `None` if the message is too long for it.
 #[must_use]
-pub fn prefix(len: usize, is_packed: bool) -> Option<[u8; PREFIX_BYTES]> {
+pub fn prefix(len: usize, is_compressed: bool) -> Option<[u8; PREFIX_BYTES]> {
     let [a, b, c, d] = u32::try_from(len).ok()?.to_be_bytes();
-    Some([u8::from(is_packed), a, b, c, d])
+    Some([u8::from(is_compressed), a, b, c, d])
 }
 
-/// `grpc-message` is text in a header: everything but plain printable ASCII is escaped.
+/// Escapes a `grpc-message`: everything but printable ASCII, and the percent sign.
 #[must_use]
 pub fn percent_encode(text: &str) -> Cow<'_, str> {
     let is_plain = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b'%';
@@ -181,13 +178,13 @@ pub fn percent_encode(text: &str) -> Cow<'_, str> {
         if is_plain(byte) {
             out.push(char::from(byte));
         } else {
-            write!(out, "%{byte:02X}").expect("memory takes everything");
+            write!(out, "%{byte:02X}").expect("writing to memory cannot fail");
         }
     }
     Cow::Owned(out)
 }
 
-/// Reads `grpc-timeout`: up to eight digits and a unit. The error is grpc-go's text.
+/// Parses `grpc-timeout`: up to eight digits and a unit. The error texts are grpc-go's.
 pub fn timeout(text: &[u8]) -> Result<Duration, String> {
     let fault = |what| Err(format!("transport: {what}: {:?}", String::from_utf8_lossy(&text[..text.len().min(64)])));
     let (unit, digits) = match text {
@@ -206,11 +203,11 @@ pub fn timeout(text: &[u8]) -> Result<Duration, String> {
     };
     let digits = String::from_utf8_lossy(digits);
     let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
-    let count = digits.parse().ok().filter(|_| is_number); // A plus sign is none of the digits.
+    let count = digits.parse().ok().filter(|_| is_number); // `parse` would accept a plus sign.
     count.map(of_units).ok_or_else(|| format!("strconv.ParseUint: parsing {digits:?}: invalid syntax"))
 }
 
-/// Checks that the value of a `-bin` field is base64, padded or not. The error is the place at which Go's decoder gives up.
+/// Checks that the value of a `-bin` header is base64, padded or not. The error is the offset at which Go's decoder gives up.
 pub fn check_base64(text: &[u8]) -> Result<(), usize> {
     let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     let digits = text.iter().position(|byte| !is_digit(byte)).unwrap_or(text.len());
@@ -251,19 +248,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_is_unpacked_but_no_further_than_allowed() {
+    fn a_compressed_message_is_decompressed_only_up_to_the_limit() {
         let text = vec![b'x'; 100_000];
-        let packed = framed(1, &pack(&text));
-        assert!(packed.len() < 1000);
-        assert_eq!(one(packed.clone(), Encoding::Gzip, 100_000), Ok(Some(text.clone().into())));
-        assert_eq!(one(packed.clone(), Encoding::Gzip, 99_999).unwrap_err().code, Code::ResourceExhausted);
-        assert_eq!(one(packed, Encoding::Identity, 100_000).unwrap_err().code, Code::Internal);
+        let compressed = framed(1, &compress(&text));
+        assert!(compressed.len() < 1000);
+        assert_eq!(one(compressed.clone(), Encoding::Gzip, 100_000), Ok(Some(text.clone().into())));
+        assert_eq!(one(compressed.clone(), Encoding::Gzip, 99_999).unwrap_err().code, Code::ResourceExhausted);
+        assert_eq!(one(compressed, Encoding::Identity, 100_000).unwrap_err().code, Code::Internal);
         assert_eq!(one(framed(1, b"no gzip"), Encoding::Gzip, 100).unwrap_err().code, Code::Internal);
         assert_eq!(one(framed(2, b""), Encoding::Gzip, 100).unwrap_err().code, Code::Internal);
     }
 
     #[test]
-    fn messages_of_refusals_survive_a_header() {
+    fn error_messages_are_escaped_in_headers() {
         assert_eq!(percent_encode("etcdserver: no leader"), "etcdserver: no leader");
         assert_eq!(percent_encode("50% \u{e9}\n"), "50%25 %C3%A9%0A");
     }
@@ -286,9 +283,9 @@ mod tests {
         }
     }
 
-    /// The places are Go's, of `StdEncoding` where the length is a multiple of four and of `RawStdEncoding` elsewhere.
+    /// The offsets are those of Go's `StdEncoding` where the length is a multiple of four, and of `RawStdEncoding` elsewhere.
     #[test]
-    fn base64_is_padded_or_not_and_nothing_else() {
+    fn base64_may_be_padded_or_not() {
         for right in ["", "YQ==", "YQ", "YWI=", "YWI", "YWJj", "YR==", "+/+/"] {
             assert_eq!(check_base64(right.as_bytes()), Ok(()), "{right}");
         }
@@ -313,7 +310,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_come_out_as_they_went_in(
+        fn messages_are_independent_of_how_the_bytes_are_split(
             messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 0..10),
             cuts in prop::collection::vec((1_usize..40, any::<bool>()), 1..50),
         ) {

@@ -1,28 +1,28 @@
-//! The front door: HTTP/2 and gRPC's framing, made for many small calls.
+//! HTTP/2 and gRPC framing for clients, optimised for many small calls.
 //!
-//! Most of what a call costs in a general HTTP stack is not the call: a task, a body, maps of headers, a wake-up and a write
-//! for each. Here a connection is one task. It reads what has come, parses all of it, hands the calls of one read over
-//! together, and writes all answers at once.
+//! In a general HTTP stack most of the cost of a small call is overhead: a task, a body, header maps, a wake-up and a write for
+//! each call. Here each connection is one task. It reads what has arrived, parses all of it, dispatches the calls of one read
+//! together, and writes all responses at once.
 //!
-//! This floor knows no message of anybody: only paths, bytes, replies and conversations. [`service`] is what it wants to be
-//! told; what nobody has told it is answered by a guest, an ordinary HTTP service.
+//! This layer knows no message types, only paths, bytes, replies and conversations. [`service`] is the interface that it is
+//! given; requests for paths without a method are answered by an ordinary HTTP service.
 //!
-//! | room | |
+//! | module | |
 //! | --- | --- |
-//! | [`frame`] | what can be said about a frame by looking at it alone |
-//! | [`hpack`] | header compression, both ways |
-//! | [`request`] | what a header block asks for |
-//! | [`message`] | gRPC's framing, packing and escaping |
+//! | [`frame`] | frames, parsed one at a time without connection state |
+//! | [`hpack`] | header compression and decompression |
+//! | [`request`] | requests, read from header blocks |
+//! | [`message`] | gRPC framing, compression and escaping |
 //! | [`connection`] | one connection as a value: bytes in, bytes out |
-//! | [`sender`], [`output`] | what goes out, as windows allow |
-//! | [`intake`] | the windows for what comes in |
-//! | [`reads`] | what was read and may still be in use |
-//! | [`streams`], [`past`] | those that are open, and those that were |
-//! | [`talk`], [`guest`] | who answers a stream |
-//! | [`outbox`] | where answers from other threads wait |
+//! | [`sender`], [`output`] | outgoing frames, within flow control |
+//! | [`intake`] | receive windows |
+//! | [`reads`] | read buffers that may still be referenced |
+//! | [`streams`], [`past`] | open streams, and recently closed ones |
+//! | [`talk`], [`guest`] | handlers of streaming calls and of plain HTTP requests |
+//! | [`outbox`] | responses that other threads hand to a connection |
 //! | [`task`] | the task that owns a connection and its socket |
-//! | [`lobby`] | all connections, and how they are asked to leave |
-//! | [`limits`] | how much a client may ask of us |
+//! | [`lobby`] | the registry of connections, and their shutdown |
+//! | [`limits`] | limits per client |
 
 pub mod connection;
 pub mod fault;

@@ -1,8 +1,8 @@
-//! Where answers wait for their connection.
+//! The queue in which responses wait for their connection.
 //!
-//! An answer that is known at once is put here by the connection's own task, while it hands out calls: that takes no lock and
-//! wakes nobody ([`Outbox::at_home`]). Everybody else adds to a list behind a lock, and only the first to do so since the task
-//! last looked wakes it: a batch of answers costs one wake-up.
+//! A response that is known at once is put here by the connection's own task, while it dispatches calls: that takes no lock and
+//! wakes nothing ([`Outbox::run_local`]). Other threads append to a list behind a lock, and only the first append since the task
+//! last looked wakes it: a batch of responses costs one wake-up.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,134 +21,132 @@ use crate::{
 };
 
 /// The slot of no stream.
-const NOBODY: u64 = 0;
+const NO_STREAM: u64 = 0;
 
-/// Parcels, and the streams that they are for.
-pub type Parcels = Vec<(u64, Parcel)>;
+/// Deliveries, with the slots of their streams.
+pub type Deliveries = Vec<(u64, Parcel)>;
 
 thread_local! {
-    /// The outbox whose task runs on this thread, by its address; zero is none.
-    static HOME: Cell<usize> = const { Cell::new(0) };
-    /// What was put into it meanwhile.
-    static AT_HOME: RefCell<Parcels> = const { RefCell::new(Vec::new()) };
+    /// The address of the outbox whose task is inside [`Outbox::run_local`] on this thread, or zero.
+    static CURRENT: Cell<usize> = const { Cell::new(0) };
+    /// What was put into that outbox meanwhile.
+    static LOCAL: RefCell<Deliveries> = const { RefCell::new(Vec::new()) };
 }
 
-/// The mailbox of all calls of a connection.
+/// Receives the responses of all calls of a connection.
 #[derive(Default)]
 pub struct Outbox {
-    letters: Mutex<Letters>,
-    /// The connection is to end when its calls have ended.
-    is_to_leave: AtomicBool,
-    /// What calls in progress keep is counted until the last of them has ended.
+    pending: Mutex<Pending>,
+    /// The connection shall end once its calls have ended.
+    shutdown_requested: AtomicBool,
+    /// Counts what calls in progress keep after their connection has ended, until the last of them has ended.
     orphaned: Mutex<Option<Charge>>,
 }
 
 #[derive(Default)]
-struct Letters {
-    parcels: Parcels,
-    /// Streams whose conversations want to be stepped.
+struct Pending {
+    deliveries: Deliveries,
+    /// Streams whose handlers want to be stepped.
     woken: Vec<u64>,
     /// The connection has ended: nothing is kept for it any more.
     is_closed: bool,
-    /// Whoever is to be woken. None: the task is awake, and will look before it sleeps.
-    sleeper: Option<Waker>,
+    /// Wakes the sleeping task. `None` while the task is awake: it will look before it sleeps.
+    waker: Option<Waker>,
 }
 
 impl Mailbox for Outbox {
-    fn put(self: Arc<Self>, slot: u64, parcel: Parcel) {
-        if HOME.get() == self.address() {
-            return AT_HOME.with_borrow_mut(|parcels| parcels.push((slot, parcel)));
+    fn put(self: Arc<Self>, slot: u64, delivery: Parcel) {
+        if CURRENT.get() == self.address() {
+            return LOCAL.with_borrow_mut(|deliveries| deliveries.push((slot, delivery)));
         }
-        let mut parcel = Some(parcel);
-        self.add(|letters| {
-            if !letters.is_closed {
-                letters.parcels.extend(parcel.take().map(|parcel| (slot, parcel)));
+        let mut delivery = Some(delivery);
+        self.add(|pending| {
+            if !pending.is_closed {
+                pending.deliveries.extend(delivery.take().map(|delivery| (slot, delivery)));
             }
         });
     }
 
     fn is_open(&self, _slot: u64) -> bool {
-        !self.letters.lock().is_closed
+        !self.pending.lock().is_closed
     }
 }
 
 impl Outbox {
-    /// Runs something on the connection's own task; what it puts here comes back as `answers`.
-    pub fn at_home(&self, answers: &mut Parcels, run: impl FnOnce()) {
-        /// If what runs panics, nothing of it may be left to the thread's next connection.
-        struct Leave;
-        impl Drop for Leave {
+    /// Runs a closure on the connection's own task; what it puts into this outbox is appended to `answers`.
+    pub fn run_local(&self, answers: &mut Deliveries, run: impl FnOnce()) {
+        /// If the closure panics, nothing of it may be left to the next connection on this thread.
+        struct Reset;
+        impl Drop for Reset {
             fn drop(&mut self) {
-                HOME.set(0);
+                CURRENT.set(0);
                 if std::thread::panicking() {
-                    drop(AT_HOME.take());
+                    drop(LOCAL.take());
                 }
             }
         }
-        HOME.set(self.address());
-        let leave = Leave;
+        CURRENT.set(self.address());
+        let reset = Reset;
         run();
-        drop(leave);
-        AT_HOME.with_borrow_mut(|parcels| answers.append(parcels));
+        drop(reset);
+        LOCAL.with_borrow_mut(|deliveries| answers.append(deliveries));
     }
 
-    /// Takes everything that has come. False if there was nothing.
-    pub fn take(&self, parcels: &mut Parcels, woken: &mut Vec<u64>) -> bool {
-        let mut letters = self.letters.lock();
-        letters.sleeper = None;
-        parcels.append(&mut letters.parcels);
-        woken.append(&mut letters.woken);
-        !parcels.is_empty() || !woken.is_empty()
+    /// Takes everything that is pending. False if there was nothing.
+    pub fn take(&self, deliveries: &mut Deliveries, woken: &mut Vec<u64>) -> bool {
+        let mut pending = self.pending.lock();
+        pending.waker = None;
+        deliveries.append(&mut pending.deliveries);
+        woken.append(&mut pending.woken);
+        !deliveries.is_empty() || !woken.is_empty()
     }
 
-    /// The task is about to sleep. False: it must not, because something has come.
-    pub fn sleep(&self, waker: &Waker) -> bool {
-        let mut letters = self.letters.lock();
-        if !letters.parcels.is_empty() || !letters.woken.is_empty() {
+    /// Registers the task's waker before it sleeps. False if the task must not sleep, because something is pending.
+    pub fn register_waker(&self, waker: &Waker) -> bool {
+        let mut pending = self.pending.lock();
+        if !pending.deliveries.is_empty() || !pending.woken.is_empty() {
             return false;
         }
-        letters.sleeper = Some(waker.clone());
+        pending.waker = Some(waker.clone());
         true
     }
 
-    /// Whether something has come.
     #[must_use]
-    pub fn has_letters(&self) -> bool {
-        let letters = self.letters.lock();
-        !letters.parcels.is_empty() || !letters.woken.is_empty()
+    pub fn has_pending(&self) -> bool {
+        let pending = self.pending.lock();
+        !pending.deliveries.is_empty() || !pending.woken.is_empty()
     }
 
-    /// Tells the connection to end when its calls have ended.
-    pub fn ask_to_leave(&self) {
-        self.is_to_leave.store(true, Ordering::Release);
-        self.add(|letters| letters.woken.push(NOBODY)); // A letter, so that the task does not fall asleep meanwhile.
+    /// Asks the connection to end once its calls have ended.
+    pub fn request_shutdown(&self) {
+        self.shutdown_requested.store(true, Ordering::Release);
+        self.add(|pending| pending.woken.push(NO_STREAM)); // A pending entry keeps the task from going to sleep meanwhile.
     }
 
-    /// The connection has ended, and leaves what its calls in progress keep. Parcels are dropped from now on.
+    /// The connection has ended. `orphaned` counts what its calls in progress keep. Deliveries are dropped from now on.
     pub fn close(&self, orphaned: Option<Charge>) {
         *self.orphaned.lock() = orphaned;
-        let closed = Letters { is_closed: true, ..Letters::default() };
-        let dropped = std::mem::replace(&mut *self.letters.lock(), closed);
-        drop(dropped); // Not under the lock: what parcels hold may put something here when it goes.
+        let closed = Pending { is_closed: true, ..Pending::default() };
+        let dropped = std::mem::replace(&mut *self.pending.lock(), closed);
+        drop(dropped); // Not under the lock: dropping a delivery may put another one here.
     }
 
-    /// Whether the connection was told to end.
     #[must_use]
-    pub fn is_to_leave(&self) -> bool {
-        self.is_to_leave.load(Ordering::Acquire)
+    pub fn shutdown_requested(&self) -> bool {
+        self.shutdown_requested.load(Ordering::Acquire)
     }
 
     fn wake(&self, slot: u64) {
-        self.add(|letters| letters.woken.push(slot));
+        self.add(|pending| pending.woken.push(slot));
     }
 
-    fn add(&self, add: impl FnOnce(&mut Letters)) {
-        let mut letters = self.letters.lock();
-        add(&mut letters);
-        let sleeper = letters.sleeper.take();
-        drop(letters);
-        if let Some(sleeper) = sleeper {
-            sleeper.wake();
+    fn add(&self, add: impl FnOnce(&mut Pending)) {
+        let mut pending = self.pending.lock();
+        add(&mut pending);
+        let waker = pending.waker.take();
+        drop(pending);
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 
@@ -157,34 +155,33 @@ impl Outbox {
     }
 }
 
-/// Wakes one stream's conversation.
-pub struct Bell {
+/// Schedules one stream to be stepped.
+pub struct StreamWaker {
     outbox: Arc<Outbox>,
     slot: u64,
-    /// It lies in the outbox already.
-    has_rung: AtomicBool,
+    /// The stream is in the outbox already.
+    is_queued: AtomicBool,
 }
 
-impl Bell {
-    /// A bell for a stream.
+impl StreamWaker {
     #[must_use]
     pub fn new(outbox: Arc<Outbox>, slot: u64) -> Arc<Self> {
-        Arc::new(Self { outbox, slot, has_rung: AtomicBool::new(false) })
+        Arc::new(Self { outbox, slot, is_queued: AtomicBool::new(false) })
     }
 
-    /// The conversation is about to look: from now on it wants to hear the bell again.
-    pub fn listen(&self) {
-        self.has_rung.store(false, Ordering::Release);
+    /// Must be called before the handler looks for work: from then on a wake schedules the stream again.
+    pub fn rearm(&self) {
+        self.is_queued.store(false, Ordering::Release);
     }
 }
 
-impl Wake for Bell {
+impl Wake for StreamWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.has_rung.swap(true, Ordering::AcqRel) {
+        if !self.is_queued.swap(true, Ordering::AcqRel) {
             self.outbox.wake(self.slot);
         }
     }
@@ -208,15 +205,15 @@ mod tests {
         }
     }
 
-    fn slots(parcels: &Parcels) -> Vec<u64> {
-        parcels.iter().map(|(slot, _)| *slot).collect()
+    fn slots(deliveries: &Deliveries) -> Vec<u64> {
+        deliveries.iter().map(|(slot, _)| *slot).collect()
     }
 
     #[test]
-    fn a_batch_of_answers_wakes_once() {
+    fn a_batch_of_responses_wakes_the_task_once() {
         let outbox = Arc::new(Outbox::default());
         let count = Arc::new(Count::default());
-        assert!(outbox.sleep(&count.clone().into()));
+        assert!(outbox.register_waker(&count.clone().into()));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for slot in 0..100 {
@@ -225,58 +222,58 @@ mod tests {
             });
         });
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        assert!(!outbox.sleep(&count.into()), "there is something to be taken");
-        let (mut parcels, mut woken) = (Vec::new(), Vec::new());
-        assert!(outbox.take(&mut parcels, &mut woken));
-        assert_eq!(slots(&parcels), (0..100).collect::<Vec<_>>());
+        assert!(!outbox.register_waker(&count.into()), "something is pending");
+        let (mut deliveries, mut woken) = (Vec::new(), Vec::new());
+        assert!(outbox.take(&mut deliveries, &mut woken));
+        assert_eq!(slots(&deliveries), (0..100).collect::<Vec<_>>());
     }
 
     #[test]
-    fn what_is_answered_at_home_comes_back_at_once() {
-        let (home, other) = (Arc::new(Outbox::default()), Arc::new(Outbox::default()));
+    fn a_reply_on_the_connections_own_task_is_returned_at_once() {
+        let (own, other) = (Arc::new(Outbox::default()), Arc::new(Outbox::default()));
         let mut answers = Vec::new();
-        home.at_home(&mut answers, || {
-            Reply::new(home.clone(), 1).answer(Ok(Bytes::new()));
+        own.run_local(&mut answers, || {
+            Reply::new(own.clone(), 1).answer(Ok(Bytes::new()));
             Reply::new(other.clone(), 2).answer(Ok(Bytes::new()));
-            drop(Reply::new(home.clone(), 3));
+            drop(Reply::new(own.clone(), 3));
         });
         assert_eq!(slots(&answers), [1, 3]);
-        let (mut parcels, mut woken) = (Vec::new(), Vec::new());
-        assert!(!home.take(&mut parcels, &mut woken));
-        assert!(other.take(&mut parcels, &mut woken));
-        assert_eq!(slots(&parcels), [2]);
+        let (mut deliveries, mut woken) = (Vec::new(), Vec::new());
+        assert!(!own.take(&mut deliveries, &mut woken));
+        assert!(other.take(&mut deliveries, &mut woken));
+        assert_eq!(slots(&deliveries), [2]);
     }
 
     #[test]
-    fn what_panics_at_home_leaves_nothing_to_the_next_one() {
+    fn a_panic_leaves_nothing_to_the_next_connection_on_the_thread() {
         let (first, next) = (Arc::new(Outbox::default()), Arc::new(Outbox::default()));
         let panics = std::panic::AssertUnwindSafe(|| {
             let reply = Reply::new(first.clone(), 1);
             Reply::new(first.clone(), 2).answer(Ok(Bytes::new()));
-            first.at_home(&mut Vec::new(), || {
+            first.run_local(&mut Vec::new(), || {
                 let _unused = reply;
                 panic!("a handler fails");
             });
         });
         assert!(std::panic::catch_unwind(panics).is_err());
         let mut answers = Vec::new();
-        next.at_home(&mut answers, || ());
+        next.run_local(&mut answers, || ());
         assert_eq!(slots(&answers), [0_u64; 0]);
     }
 
     #[test]
-    fn a_bell_rings_once_until_it_is_listened_to_again() {
+    fn a_stream_is_scheduled_once_until_its_waker_is_rearmed() {
         let outbox = Arc::new(Outbox::default());
-        let bell = Bell::new(outbox.clone(), 7);
-        let waker = Waker::from(bell.clone());
-        let (mut parcels, mut woken) = (Vec::new(), Vec::new());
+        let stream_waker = StreamWaker::new(outbox.clone(), 7);
+        let waker = Waker::from(stream_waker.clone());
+        let (mut deliveries, mut woken) = (Vec::new(), Vec::new());
         waker.wake_by_ref();
         waker.wake_by_ref();
-        outbox.take(&mut parcels, &mut woken);
+        outbox.take(&mut deliveries, &mut woken);
         assert_eq!(woken, [7]);
-        bell.listen();
+        stream_waker.rearm();
         waker.wake();
-        outbox.take(&mut parcels, &mut woken);
+        outbox.take(&mut deliveries, &mut woken);
         assert_eq!(woken, [7, 7]);
     }
 }

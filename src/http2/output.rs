@@ -1,72 +1,70 @@
-//! What a connection still has to write: small things in one buffer, large payloads as they are, in order.
+//! The bytes that a connection still has to write, in order: small ones copied into one buffer, large payloads attached without a
+//! copy.
 
 use std::{collections::VecDeque, io::IoSlice};
 
 use bytes::{Buf, Bytes};
 
-/// Payloads from this size on are not copied.
+/// Payloads of at least this size are not copied.
 const LARGE_BYTES: usize = 4 << 10;
-/// A buffer of more than this is not kept by an idle connection.
+/// An idle connection keeps no buffer larger than this.
 const KEPT_BYTES: usize = 4 << 10;
-/// As much is asked for at most when a buffer is made anew.
+/// The largest initial capacity of a new buffer.
 const RESERVED_BYTES: usize = 64 << 10;
 
-/// A place in a buffer.
+/// A position in the tail buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     buffer: u64,
     offset: usize,
 }
 
-/// Bytes on their way out.
 #[derive(Default)]
 pub struct Output {
     sealed: VecDeque<Bytes>,
     tail: Vec<u8>,
-    /// How much of the tail is written.
+    /// How many bytes of the tail are written.
     tail_sent: usize,
-    /// Counts how often the tail began anew.
+    /// Incremented whenever the tail starts anew.
     buffer: u64,
     len: usize,
-    /// How much the last buffer had to hold.
-    usual: usize,
+    /// How many bytes the previous tail held.
+    last_tail_bytes: usize,
 }
 
 impl Output {
-    /// How many bytes wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Adds small bytes.
+    /// Appends a copy of the bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.tail.capacity() == 0 {
-            self.tail.reserve(self.usual.clamp(256, RESERVED_BYTES));
+            self.tail.reserve(self.last_tail_bytes.clamp(256, RESERVED_BYTES));
         }
         self.tail.extend_from_slice(bytes);
         self.len += bytes.len();
     }
 
-    /// Where the next small bytes will lie.
+    /// The position of the next copied bytes.
     #[must_use]
     pub fn mark(&self) -> Mark {
         Mark { buffer: self.buffer, offset: self.tail.len() }
     }
 
-    /// The small bytes from `mark` on, if none of them is written or sealed yet.
+    /// The copied bytes from `mark` on, if none of them has been written or sealed yet.
     pub fn since(&mut self, mark: Mark) -> Option<&mut [u8]> {
         let is_here = mark.buffer == self.buffer && self.tail_sent <= mark.offset;
         if is_here { self.tail.get_mut(mark.offset..) } else { None }
     }
 
-    /// Adds a payload: a large one is not copied.
+    /// Appends a payload. A large one is not copied.
     pub fn attach(&mut self, payload: Bytes) {
         if payload.len() < LARGE_BYTES {
             return self.push(&payload);
@@ -98,7 +96,7 @@ impl Output {
         slices.iter_mut().zip(pieces).map(|(slice, piece)| *slice = IoSlice::new(piece)).count()
     }
 
-    /// So many bytes are written.
+    /// Removes bytes that were written.
     pub fn advance(&mut self, mut written: usize) {
         self.len -= written;
         while let Some(first) = self.sealed.front_mut() {
@@ -110,7 +108,7 @@ impl Output {
         }
         self.tail_sent += written;
         if self.tail_sent == self.tail.len() {
-            self.usual = self.tail.len();
+            self.last_tail_bytes = self.tail.len();
             self.begin_tail();
             if self.tail.capacity() > KEPT_BYTES {
                 self.tail = Vec::new();
@@ -127,7 +125,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_leave_in_order(
+        fn bytes_are_written_in_order(
             pieces in prop::collection::vec((0_usize..10_000, any::<bool>()), 0..20),
             steps in prop::collection::vec(1_usize..9000, 1..20),
         ) {

@@ -1,74 +1,74 @@
-//! Streams that are gone, remembered for a while: what is still on its way for them has to be told from what breaks the rules.
+//! Recently closed streams: frames that were in flight when a stream closed have to be told from protocol errors.
 //!
-//! Streams that ended as they should leave little behind, and the last few are enough. A stream that *we* cut off is spoken
-//! of by the other side until it hears of that, however many others end meanwhile: it is remembered for a time.
+//! Of streams that ended normally little can still be in flight, so the last few are remembered. For a stream that the *server*
+//! reset early, the client keeps sending until it has received the reset, however many other streams end meanwhile: those streams
+//! are remembered for a time.
 
 use std::{
     collections::{HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
-/// How many that ended as they should are remembered.
-const ENDED: usize = 64;
-/// How long it may take until the other side has heard that a stream was cut off.
-const HEARD: Duration = Duration::from_secs(10);
-/// How many of those are remembered at most.
-const CUT: usize = 4096;
+/// How many normally ended streams are remembered.
+const MAX_ENDED: usize = 64;
+/// How long it may take until the client has received a reset.
+const RESET_MEMORY: Duration = Duration::from_secs(10);
+/// How many reset streams are remembered at most.
+const MAX_RESET: usize = 4096;
 
-/// Who ended a stream.
+/// Which side closed a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// We did, early: the other side may not have known.
-    Ours,
-    /// The other side did, or knew.
-    Theirs,
+pub enum ClosedBy {
+    /// The server, early: the client may not have known.
+    Server,
+    /// The client; or the server, and the client knew.
+    Client,
 }
 
-/// What is remembered.
 #[derive(Debug, Default)]
-pub struct Past {
+pub struct ClosedStreams {
     ended: VecDeque<u32>,
-    cut: HashSet<u32>,
-    /// The same in order. The other side has heard of those that are missing above.
-    cut_in_order: VecDeque<(u32, Instant)>,
+    reset: HashSet<u32>,
+    /// The same in order. IDs that are missing in `reset` have been acknowledged by the client.
+    reset_in_order: VecDeque<(u32, Instant)>,
 }
 
-impl Past {
-    /// A stream is gone.
-    pub fn remember(&mut self, id: u32, end: End, now: Instant) {
-        match end {
-            End::Theirs => {
-                if self.ended.len() == ENDED {
+impl ClosedStreams {
+    /// Must be called when a stream is closed.
+    pub fn remember(&mut self, id: u32, closed_by: ClosedBy, now: Instant) {
+        match closed_by {
+            ClosedBy::Client => {
+                if self.ended.len() == MAX_ENDED {
                     self.ended.pop_front();
                 }
                 self.ended.push_back(id);
             }
-            End::Ours => {
-                let is_old = |&(_, since): &(u32, Instant)| now.duration_since(since) > HEARD;
-                while self.cut_in_order.len() == CUT || self.cut_in_order.front().is_some_and(is_old) {
-                    if let Some((oldest, _)) = self.cut_in_order.pop_front() {
-                        self.cut.remove(&oldest);
+            ClosedBy::Server => {
+                let is_old = |&(_, since): &(u32, Instant)| now.duration_since(since) > RESET_MEMORY;
+                while self.reset_in_order.len() == MAX_RESET || self.reset_in_order.front().is_some_and(is_old) {
+                    if let Some((oldest, _)) = self.reset_in_order.pop_front() {
+                        self.reset.remove(&oldest);
                     }
                 }
-                self.cut.insert(id);
-                self.cut_in_order.push_back((id, now));
+                self.reset.insert(id);
+                self.reset_in_order.push_back((id, now));
             }
         }
     }
 
-    /// Who ended this stream, if that is still known.
+    /// Which side closed the stream, if that is still known.
     #[must_use]
-    pub fn find(&self, id: u32) -> Option<End> {
-        if self.cut.contains(&id) {
-            return Some(End::Ours);
+    pub fn find(&self, id: u32) -> Option<ClosedBy> {
+        if self.reset.contains(&id) {
+            return Some(ClosedBy::Server);
         }
-        self.ended.iter().rev().any(|&ended| ended == id).then_some(End::Theirs)
+        self.ended.iter().rev().any(|&ended| ended == id).then_some(ClosedBy::Client)
     }
 
-    /// The other side knows by now that this stream is gone.
-    pub fn hear(&mut self, id: u32, now: Instant) {
-        if self.cut.remove(&id) {
-            self.remember(id, End::Theirs, now);
+    /// The client has shown that it knows of the reset of this stream.
+    pub fn client_acknowledged(&mut self, id: u32, now: Instant) {
+        if self.reset.remove(&id) {
+            self.remember(id, ClosedBy::Client, now);
         }
     }
 }
@@ -78,29 +78,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_cut_is_remembered_for_a_time_and_the_rest_by_number() {
-        let (mut past, start) = (Past::default(), Instant::now());
-        past.remember(1, End::Ours, start);
-        past.remember(3, End::Theirs, start);
-        assert_eq!((past.find(1), past.find(3), past.find(5)), (Some(End::Ours), Some(End::Theirs), None));
+    fn reset_streams_are_remembered_for_a_time_and_others_by_number() {
+        let (mut closed, start) = (ClosedStreams::default(), Instant::now());
+        closed.remember(1, ClosedBy::Server, start);
+        closed.remember(3, ClosedBy::Client, start);
+        assert_eq!(
+            (closed.find(1), closed.find(3), closed.find(5)),
+            (Some(ClosedBy::Server), Some(ClosedBy::Client), None)
+        );
         for nth in 0..1000 {
-            past.remember(2 * nth + 5, End::Theirs, start);
+            closed.remember(2 * nth + 5, ClosedBy::Client, start);
         }
-        assert_eq!((past.find(1), past.find(3)), (Some(End::Ours), None));
-        past.remember(3001, End::Ours, start + HEARD);
-        past.hear(3001, start);
-        assert_eq!((past.find(1), past.find(3001)), (Some(End::Ours), Some(End::Theirs)));
-        past.remember(3003, End::Ours, start + HEARD * 2);
-        assert_eq!(past.find(1), None);
+        assert_eq!((closed.find(1), closed.find(3)), (Some(ClosedBy::Server), None));
+        closed.remember(3001, ClosedBy::Server, start + RESET_MEMORY);
+        closed.client_acknowledged(3001, start);
+        assert_eq!((closed.find(1), closed.find(3001)), (Some(ClosedBy::Server), Some(ClosedBy::Client)));
+        closed.remember(3003, ClosedBy::Server, start + RESET_MEMORY * 2);
+        assert_eq!(closed.find(1), None);
     }
 
     #[test]
-    fn nothing_grows() {
-        let (mut past, start) = (Past::default(), Instant::now());
+    fn memory_is_bounded() {
+        let (mut closed, start) = (ClosedStreams::default(), Instant::now());
         for nth in 0..10_000 {
-            past.remember(nth, End::Ours, start);
+            closed.remember(nth, ClosedBy::Server, start);
         }
-        assert_eq!((past.cut.len(), past.cut_in_order.len()), (CUT, CUT));
-        assert_eq!((past.find(10_000 - 1), past.find(0)), (Some(End::Ours), None));
+        assert_eq!((closed.reset.len(), closed.reset_in_order.len()), (MAX_RESET, MAX_RESET));
+        assert_eq!((closed.find(10_000 - 1), closed.find(0)), (Some(ClosedBy::Server), None));
     }
 }

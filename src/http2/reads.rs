@@ -1,19 +1,18 @@
-//! Reads of the socket of which something may still be in use.
+//! Read buffers that may still be referenced.
 //!
-//! A message that came in one piece is handed on as a part of the read that it came in, without a copy. A call that has to
-//! wait may so keep a whole read for a few bytes; that is seen here, and counted, without a copy either: a read that this
-//! list alone still refers to is not in use any more.
+//! A message that arrived in one piece is handed on as a slice of its read buffer, without a copy. A call that has to wait may
+//! thus keep a whole buffer alive for a few bytes. Such buffers are counted here, also without a copy: a buffer that only this
+//! list still references is not in use any more.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// The flat sum for a stream covers smaller reads.
+/// Smaller reads are covered by the flat amount that each stream is counted for.
 const SMALL_BYTES: usize = 1 << 10;
-/// So many reads are looked at in one turn.
-const LOOKS: usize = 64;
+/// How many reads are checked per turn.
+const MAX_CHECKS: usize = 64;
 
-/// The reads that may be in use.
 #[derive(Debug, Default)]
 pub struct Reads {
     reads: VecDeque<Bytes>,
@@ -21,7 +20,7 @@ pub struct Reads {
 }
 
 impl Reads {
-    /// Adds a read, if something of it is in use.
+    /// Adds a read, if a part of it is still referenced.
     pub fn add(&mut self, read: Bytes) {
         if read.len() > SMALL_BYTES && !read.is_unique() {
             self.bytes += read.len();
@@ -29,9 +28,9 @@ impl Reads {
         }
     }
 
-    /// Forgets those that are not in use any more. Of many it looks at some, in turn.
+    /// Drops reads that are not referenced any more. If there are many, only some of them are checked, in rotation.
     pub fn forget_unused(&mut self) {
-        for _ in 0..self.reads.len().min(LOOKS) {
+        for _ in 0..self.reads.len().min(MAX_CHECKS) {
             let Some(read) = self.reads.pop_front() else { return };
             if read.is_unique() {
                 self.bytes -= read.len();
@@ -41,12 +40,11 @@ impl Reads {
         }
     }
 
-    /// Forgets all of them.
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// How many bytes they have.
+    /// The total size of the remembered reads.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -58,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_read_counts_while_a_part_of_it_is_in_use() {
+    fn a_read_counts_while_a_part_of_it_is_referenced() {
         let mut reads = Reads::default();
         let mut read = Bytes::from(vec![b'x'; 2000]);
         reads.add(read.clone());
@@ -75,9 +73,9 @@ mod tests {
     }
 
     #[test]
-    fn of_many_reads_some_are_looked_at_in_turn() {
+    fn many_reads_are_checked_a_few_at_a_time() {
         let mut reads = Reads::default();
-        let parts: Vec<_> = (0..3 * LOOKS)
+        let parts: Vec<_> = (0..3 * MAX_CHECKS)
             .map(|_| {
                 let read = Bytes::from(vec![b'x'; 2000]);
                 reads.add(read.clone());
@@ -85,11 +83,11 @@ mod tests {
             })
             .collect();
         reads.forget_unused();
-        assert_eq!(reads.bytes(), 2000 * 3 * LOOKS);
+        assert_eq!(reads.bytes(), 2000 * 3 * MAX_CHECKS);
         drop(parts);
         for left in [2, 1, 0] {
             reads.forget_unused();
-            assert_eq!(reads.bytes(), 2000 * left * LOOKS);
+            assert_eq!(reads.bytes(), 2000 * left * MAX_CHECKS);
         }
     }
 }

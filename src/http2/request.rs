@@ -1,7 +1,7 @@
-//! What a header block asks for (RFC 9113 §8, and gRPC over it).
+//! Requests, read from header blocks (RFC 9113 §8, and gRPC over HTTP/2).
 //!
-//! A block that holds only indexes means the same as long as the table of fields does. Most calls of a connection repeat the
-//! blocks of calls before them, so the last few are remembered, by their bytes, together with what they meant.
+//! A block that consists of indexes only keeps its meaning until the dynamic table changes. Most calls of a connection repeat the
+//! blocks of earlier calls, so the last few blocks are cached together with the requests that they decode to.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -10,79 +10,76 @@ use http::HeaderMap;
 
 use super::{
     hpack::{decoder::Fields, table::ENTRY_OVERHEAD},
-    limits::GUEST_BYTES,
+    limits::HTTP_HANDLER_BYTES,
     message::{self, Encoding},
     service::{Method, Service},
 };
 use crate::call::{Code, Metadata, Refusal};
 
-/// A request, without its body.
+/// A request without its body.
 pub struct Request {
-    /// Who answers it.
     pub target: Target,
-    /// For whoever answers. The deadline is not in it: it is counted from when the call came.
+    /// For the handler. The deadline is not set: it is computed when the call arrives.
     pub metadata: Metadata,
     /// How long the caller waits.
     pub timeout: Option<Duration>,
-    /// How its messages may be packed.
+    /// The compression of the request's messages.
     pub encoding: Encoding,
-    /// Whether the answers are packed too: they are in kind, where that is understood.
-    pub packs_answers: bool,
-    /// The content type of its answers, where the client has named a codec: `application/grpc+proto`.
+    /// Whether responses are compressed: they are if the request is and the client accepts gzip.
+    pub compresses_responses: bool,
+    /// The content type of the response, if the client named a codec: `application/grpc+proto`.
     pub content_type: Option<Arc<[u8]>>,
-    /// How long its body is said to be.
     pub content_length: Option<u64>,
-    /// How much is kept of it while its stream is open.
+    /// How many bytes are kept for it while its stream is open.
     pub weight: usize,
 }
 
-/// Who answers a request.
+/// What handles a request.
 pub enum Target {
-    /// A method of the table.
+    /// A registered gRPC method.
     Method(Arc<dyn Method>),
-    /// Somebody behind the table.
+    /// The HTTP service behind the method table.
     Guest(Box<http::request::Parts>),
-    /// It is refused by its head alone.
+    /// Nothing: it is refused because of its headers.
     Refused(Refused),
 }
 
-/// What is wrong with a head.
+/// Why a request is refused, and the response.
 pub struct Refused {
-    /// The name in the metrics.
+    /// The `reason` label of the metric.
     pub reason: &'static str,
-    /// The HTTP status.
     pub status: u16,
-    /// What a gRPC client is told.
+    /// The status that a gRPC client receives.
     pub refusal: Refusal,
 }
 
 impl Refused {
-    /// A call whose time was over when it came.
+    /// A call whose deadline had already passed when it arrived.
     #[must_use]
-    pub fn late() -> Self {
+    pub fn expired() -> Self {
         let message = Cow::Borrowed("context deadline exceeded");
         Self { reason: "late", status: 200, refusal: Refusal { code: Code::DeadlineExceeded, message } }
     }
 }
 
-/// A block that is no request: its stream ends.
+/// A block that is not a valid request: its stream is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
-/// The parts of a block that matter here, in one pass.
+/// The relevant fields of a block, collected in one pass.
 #[derive(Default)]
 struct Parts<'a> {
     method: Option<&'a [u8]>,
     scheme: Option<&'a [u8]>,
     path: Option<&'a [u8]>,
     authority: Option<&'a [u8]>,
-    /// How many `host` fields there are.
+    /// The number of `host` fields.
     hosts: usize,
     content_type: Option<&'a [u8]>,
     encoding: Option<&'a [u8]>,
     accepted: Option<&'a [u8]>,
     timeout: Option<Duration>,
-    /// What is wrong with a field, if the request is a call: the last fault counts.
+    /// What is wrong with a field, if the request is a gRPC call. The last error counts.
     bad_field: Option<String>,
     token: Option<&'a [u8]>,
     authorization: Option<&'a [u8]>,
@@ -91,11 +88,11 @@ struct Parts<'a> {
     content_length: Option<u64>,
 }
 
-/// Reads a block.
+/// Reads the request from a decoded block.
 pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed> {
     let parts = Parts::gather(fields)?;
     let (Some(method), Some(path), Some(_)) = (parts.method, parts.path, parts.scheme) else {
-        if fields.is_cut() {
+        if fields.is_truncated() {
             return Ok(parts.too_long());
         }
         return Err(Malformed("a request without method, scheme or path"));
@@ -103,7 +100,7 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
     if path.is_empty() {
         return Err(Malformed("a request with an empty path"));
     }
-    if fields.is_cut() {
+    if fields.is_truncated() {
         return Ok(parts.too_long());
     }
     let text = std::str::from_utf8(path).map_err(|_| Malformed("a path that is no text"))?;
@@ -117,12 +114,12 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
         Some(found) => Ok(parts.call(found)),
         None => match Some(text).filter(|_| parts.is_grpc()).and_then(|text| service.refuse(text)) {
             Some(refusal) => Ok(parts.refused("path", 200, refusal.code, refusal.message)),
-            None => parts.guest(method, text, fields),
+            None => parts.http_request(method, text, fields),
         },
     }
 }
 
-/// Checks what may come behind a body.
+/// Checks the fields of a trailers block.
 pub fn check_trailers(fields: &Fields) -> Result<(), Malformed> {
     for (name, value) in fields.iter() {
         if name.starts_with(b":") {
@@ -133,14 +130,14 @@ pub fn check_trailers(fields: &Fields) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// What came behind a body, for an ordinary service, and what it weighs.
+/// The trailers for an HTTP service, and their weight in bytes.
 pub fn trailers(fields: &Fields) -> Result<(HeaderMap, usize), Malformed> {
     let mut trailers = HeaderMap::new();
     let weight = keep(fields, &mut trailers)?;
     Ok((trailers, weight))
 }
 
-/// Keeps the ordinary ones of these fields; returns what they weigh.
+/// Adds the regular (not pseudo) header fields to `into`; returns their weight in bytes.
 fn keep(fields: &Fields, into: &mut HeaderMap) -> Result<usize, Malformed> {
     let mut weight = 0;
     for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(b":")) {
@@ -167,15 +164,15 @@ fn check_field(name: &[u8], value: &[u8]) -> Result<(), Malformed> {
 impl<'a> Parts<'a> {
     fn gather(fields: &'a Fields) -> Result<Self, Malformed> {
         let mut parts = Self::default();
-        let mut is_behind = false;
+        let mut is_past_pseudo = false;
         for (name, value) in fields.iter() {
             if let Some(name) = name.strip_prefix(b":") {
-                if is_behind {
+                if is_past_pseudo {
                     return Err(Malformed("a pseudo-field behind an ordinary one"));
                 }
                 parts.pseudo(name, value)?;
             } else {
-                is_behind = true;
+                is_past_pseudo = true;
                 check_field(name, value)?;
                 parts.field(name, value)?;
             }
@@ -228,8 +225,8 @@ impl<'a> Parts<'a> {
                 if let Err(place) = message::check_base64(value) {
                     self.bad_field = Some(format!(
                         "malformed binary metadata {:?} in header {:?}: illegal base64 data at input byte {place}",
-                        lossy(value),
-                        lossy(name)
+                        excerpt(value),
+                        excerpt(name)
                     ));
                 }
             }
@@ -242,7 +239,7 @@ impl<'a> Parts<'a> {
         self.content_type.and_then(codec).is_some()
     }
 
-    /// Refuses a call by its fields, whichever method it names. The order of the checks is grpc-go's.
+    /// Refuses a gRPC call because of its fields, whichever method it names. The order of the checks is grpc-go's.
     fn refuse_call(&self, method: &[u8]) -> Option<Request> {
         if self.hosts > 1 {
             let text = format!(
@@ -254,7 +251,7 @@ impl<'a> Parts<'a> {
         }
         if !self.is_grpc() {
             let content_type = self.content_type.unwrap_or_default();
-            let text = format!("invalid gRPC request content-type {:?}", lossy(content_type));
+            let text = format!("invalid gRPC request content-type {:?}", excerpt(content_type));
             return Some(self.refused("content_type", 415, Code::InvalidArgument, text));
         }
         if let Some(fault) = &self.bad_field {
@@ -264,24 +261,24 @@ impl<'a> Parts<'a> {
             return Some(self.refused("host", 400, Code::Internal, "no host or :authority header present"));
         }
         if method != b"POST" {
-            let text = format!("Received a HEADERS frame with :method {:?} which should be POST", lossy(method));
+            let text = format!("Received a HEADERS frame with :method {:?} which should be POST", excerpt(method));
             return Some(self.refused("method", 405, Code::Internal, text));
         }
         None
     }
 
-    /// A call of a method of the table.
+    /// A call of a registered method.
     fn call(&self, found: Arc<dyn Method>) -> Request {
         let encoding = match self.encoding {
             None | Some(b"" | b"identity") => Encoding::Identity,
             Some(b"gzip") => Encoding::Gzip,
             Some(other) => {
-                let text = format!("grpc: Decompressor is not installed for grpc-encoding {:?}", lossy(other));
+                let text = format!("grpc: Decompressor is not installed for grpc-encoding {:?}", excerpt(other));
                 return self.refused("encoding", 200, Code::Unimplemented, text);
             }
         };
-        let packs_answers = encoding == Encoding::Gzip && self.accepts_gzip();
-        Request { encoding, packs_answers, timeout: self.timeout, ..self.request(Target::Method(found)) }
+        let compresses_responses = encoding == Encoding::Gzip && self.accepts_gzip();
+        Request { encoding, compresses_responses, timeout: self.timeout, ..self.request(Target::Method(found)) }
     }
 
     fn accepts_gzip(&self) -> bool {
@@ -316,15 +313,15 @@ impl<'a> Parts<'a> {
             metadata,
             timeout: None,
             encoding: Encoding::Identity,
-            packs_answers: false,
+            compresses_responses: false,
             content_type,
             content_length: self.content_length,
             weight,
         }
     }
 
-    /// An ordinary request.
-    fn guest(&self, method: &[u8], path: &str, fields: &Fields) -> Result<Request, Malformed> {
+    /// A request for the HTTP service.
+    fn http_request(&self, method: &[u8], path: &str, fields: &Fields) -> Result<Request, Malformed> {
         const NO_URI: Malformed = Malformed("a request whose parts make no URI");
         let mut uri = http::Uri::builder().path_and_query(path);
         if let (Some(authority), Some(scheme)) = (self.authority, self.scheme) {
@@ -334,23 +331,23 @@ impl<'a> Parts<'a> {
         parts.uri = uri.build().map_err(|_| NO_URI)?;
         parts.method = http::Method::from_bytes(method).map_err(|_| Malformed("a method that is none"))?;
         parts.version = http::Version::HTTP_2;
-        let weight = GUEST_BYTES + keep(fields, &mut parts.headers)?;
+        let weight = HTTP_HANDLER_BYTES + keep(fields, &mut parts.headers)?;
         let timeout = self.timeout.filter(|_| self.is_grpc());
         let request = self.request(Target::Guest(Box::new(parts)));
         Ok(Request { timeout, weight: request.weight + weight, ..request })
     }
 }
 
-/// What a client said, said back to it: no more of it than makes it recognisable.
-fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+/// Client input as quoted in an error message: only a prefix, long enough to recognise it.
+fn excerpt(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(&bytes[..bytes.len().min(64)])
 }
 
-/// The content type of calls and their answers, where no codec is named.
+/// The content type of gRPC calls and responses that name no codec.
 pub const GRPC: &[u8] = b"application/grpc";
 
-/// The codec that the content type of a call names, which is mostly empty; None if it is none of a call. As in grpc-go, letters
-/// are small, and what follows a semicolon counts as a codec.
+/// The codec in the content type of a gRPC call, usually empty; `None` if the content type is not gRPC's. As in grpc-go, the
+/// comparison is case-sensitive, and what follows a semicolon counts as a codec.
 #[must_use]
 pub fn codec(content_type: &[u8]) -> Option<&[u8]> {
     match content_type.strip_prefix(GRPC)? {
@@ -360,17 +357,17 @@ pub fn codec(content_type: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The last few blocks, and what they meant.
+/// A cache of the last few blocks and the requests that they decode to.
 #[derive(Default)]
 pub struct Memory {
     known: [Option<(Bytes, Arc<Request>)>; 4],
     next: usize,
-    /// What had been done to the table of fields then.
+    /// The change counter of the dynamic table when the entries were made.
     table_changes: u64,
 }
 
 impl Memory {
-    /// What these bytes meant, if that is still so.
+    /// The request that a block decodes to, if the block is cached and the table has not changed.
     #[must_use]
     pub fn recall(&self, block: &[u8], table_changes: u64) -> Option<&Arc<Request>> {
         if table_changes != self.table_changes {
@@ -379,7 +376,7 @@ impl Memory {
         self.known.iter().flatten().find(|(known, _)| known == block).map(|(_, request)| request)
     }
 
-    /// Remembers a block of indexes.
+    /// Caches a block of indexes.
     pub fn keep(&mut self, block: &[u8], request: &Arc<Request>, table_changes: u64) {
         if table_changes != self.table_changes {
             *self = Self { table_changes, ..Self::default() };

@@ -1,12 +1,12 @@
-//! What goes out on streams, as flow control allows (RFC 9113 §5.2).
+//! Outgoing frames of streams, within flow control (RFC 9113 §5.2).
 //!
-//! Nearly always both windows, the stream's and the connection's, have room for a whole message, and it is written at once.
-//! What does not fit waits in its stream's queue. Streams that have something to send and a window of their own stand in
-//! line for the connection's window, and send one frame in turn, so that a large answer does not keep small ones waiting.
+//! Nearly always both windows, the stream's and the connection's, have room for a whole message, and it is written at once. What
+//! does not fit waits in the queue of its stream. Streams that have data to send and an open window of their own wait in a
+//! round-robin queue for the connection's window and send one frame per turn, so that a large response does not delay small ones.
 //!
 //! INVARIANTS
-//! * Nothing overtakes on a stream: while a queue holds something, all that is new goes behind it.
-//! * A queue holds at least one byte; what is empty is gone.
+//! * Frames of a stream are never reordered: while its queue is not empty, everything new is appended to the queue.
+//! * A queue holds at least one byte; an empty queue is removed.
 //! * `held` is the sum of all queues.
 
 use std::{borrow::Cow, collections::VecDeque, sync::Arc};
@@ -23,46 +23,46 @@ use super::{
 };
 use crate::call::{Code, Refusal};
 
-/// While so much waits for the socket, no frame is made that can wait.
+/// While at least this much waits for the socket, no frame is produced that can wait.
 pub const SATURATED_BYTES: usize = 256 << 10;
-/// A conversation may have so much in its queue.
-pub const ROOM_BYTES: usize = 64 << 10;
-/// A larger message is not packed on the connection's thread: that takes long.
-const PACKED_BYTES: usize = 64 << 10;
+/// The limit of a stream's queue for conversations and HTTP handlers.
+pub const MAX_QUEUED_BYTES: usize = 64 << 10;
+/// Larger messages are not compressed on the connection's thread: it takes too long.
+const MAX_INLINE_COMPRESSION_BYTES: usize = 64 << 10;
 /// Messages up to this size share a frame.
-const JOINED_BYTES: usize = 2 << 10;
-/// A frame with less payload, though there would be more, is a crumb.
-const CRUMB_BYTES: usize = 256;
+const MAX_COALESCED_BYTES: usize = 2 << 10;
+/// A frame with less payload than this, although more was queued, counts as tiny.
+const TINY_FRAME_BYTES: usize = 256;
 
-/// The sending side of one stream.
+/// The sending side of a stream.
 pub struct Outbound {
-    /// How much the other side takes.
+    /// The stream's send window.
     pub window: i64,
-    /// The content type of the answer to a call, if it is not the usual one.
+    /// The content type of a gRPC response, if it is not the default.
     pub content_type: Option<Arc<[u8]>>,
-    /// Whether its messages are packed.
-    is_packed: bool,
-    /// Whether it is a unary call's: calls wait for what lies in the queues of calls.
+    /// Whether messages are compressed.
+    is_compressed: bool,
+    /// Whether the stream is a unary call: new calls wait while too much is queued for calls.
     is_call: bool,
     stage: Stage,
     queue: Option<Box<Queue>>,
-    /// It stands in the line for the connection's window.
-    stands_in_line: bool,
+    /// The stream is in the round-robin queue.
+    is_scheduled: bool,
 }
 
-/// What has gone out.
+/// What has been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Stage {
     Nothing,
-    /// The head.
+    /// The response headers.
     Begun,
-    /// The end.
+    /// The end of the stream.
     Over,
-    /// An end in the middle.
+    /// A reset before the end.
     Reset,
 }
 
-/// What waits for a window.
+/// Data that waits for a window.
 #[derive(Default)]
 struct Queue {
     pieces: VecDeque<Bytes>,
@@ -73,28 +73,27 @@ struct Queue {
 /// How a stream ends.
 #[derive(Debug, Clone)]
 pub enum Ending {
-    /// With the status of a call.
+    /// With a gRPC status.
     Status(Result<(), Refusal>),
-    /// With nothing but its end.
+    /// With an empty frame that has `END_STREAM` set.
     Plain,
-    /// In the middle, because whoever answered it failed.
+    /// With a reset, because the handler failed.
     Broken,
-    /// With these fields.
+    /// With these trailers.
     Trailers(HeaderMap),
 }
 
 impl Outbound {
-    /// Nothing is sent yet.
     #[must_use]
-    pub fn new(window: i64, is_packed: bool, is_call: bool) -> Self {
+    pub fn new(window: i64, is_compressed: bool, is_call: bool) -> Self {
         Self {
             window,
             content_type: None,
-            is_packed,
+            is_compressed,
             is_call,
             stage: Stage::Nothing,
             queue: None,
-            stands_in_line: false,
+            is_scheduled: false,
         }
     }
 
@@ -104,71 +103,70 @@ impl Outbound {
         self.queue.as_ref().map_or(0, |queue| queue.bytes)
     }
 
-    /// Whether this message is to be packed, and too large for that to be done on the connection's thread.
+    /// Whether this message has to be compressed and is too large for the connection's thread.
     #[must_use]
-    pub fn takes_long_to_pack(&self, message: &[u8]) -> bool {
-        self.is_packed && message.len() > PACKED_BYTES
+    pub fn is_slow_to_compress(&self, message: &[u8]) -> bool {
+        self.is_compressed && message.len() > MAX_INLINE_COMPRESSION_BYTES
     }
 
-    /// Whether its end is out.
+    /// Whether the end of the stream has been sent.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.stage >= Stage::Over
     }
 
-    /// Whether it ended in the middle, and the other side was told so.
+    /// Whether the stream was reset before its end.
     #[must_use]
     pub fn is_reset(&self) -> bool {
         self.stage == Stage::Reset
     }
 
-    /// Whether its end is out, or waits behind what is queued.
+    /// Whether the end has been sent or is queued.
     #[must_use]
     pub fn is_ending(&self) -> bool {
         self.is_over() || self.queue.as_ref().is_some_and(|queue| queue.ending.is_some())
     }
 
-    fn can_go_on(&self) -> bool {
+    fn is_sendable(&self) -> bool {
         self.queue.is_some() && self.window > 0
     }
 }
 
 /// The sending side of a connection.
 pub struct Sender {
-    /// What is to be written.
+    /// What is to be written to the socket.
     pub output: Output,
-    /// How fields are written.
     pub encoder: Encoder,
-    /// How much the other side takes on all streams together.
+    /// The connection's send window.
     pub window: i64,
-    /// The largest payload that the other side takes.
+    /// The largest payload that the client accepts.
     pub max_payload: usize,
-    /// What lies in all queues.
+    /// Bytes in all queues.
     pub held: usize,
-    /// What the socket did not take when it was written to last.
+    /// Bytes that the socket did not accept at the last write.
     pub unwritten: usize,
-    /// What lies in those of unary calls.
+    /// Bytes in the queues of unary calls.
     pub held_of_calls: usize,
-    /// Conversations and guests add nothing while so much is held.
-    pub allowed: usize,
-    /// Everything that windows have let through.
+    /// Conversations and HTTP handlers send nothing while this much is held.
+    pub held_limit: usize,
+    /// All bytes that the windows have let through.
     pub sent: u64,
-    /// How many crumbs had to be sent.
-    pub crumbs: u32,
-    /// Streams that stand in line.
-    line: VecDeque<u64>,
+    /// How many tiny frames had to be sent.
+    pub tiny_frames: u32,
+    /// Streams that wait for the connection's window, in order.
+    scheduled: VecDeque<u64>,
     block: Vec<u8>,
-    /// The frame of messages that was begun last.
-    last: Option<Last>,
+    /// The last frame of messages that was started.
+    last: Option<LastFrame>,
 }
 
-/// A frame that may be at the end of the output, and then takes further messages of its stream.
+/// A frame that may still be the end of the output, and can then take further messages of its stream.
 #[derive(Debug, Clone, Copy)]
-struct Last {
+struct LastFrame {
     stream: u32,
-    /// Where it begins.
+    /// Where the frame starts.
     mark: Mark,
-    /// Its payload, so far.
+    /// The length of its payload so far.
     length: usize,
 }
 
@@ -182,10 +180,10 @@ impl Default for Sender {
             held: 0,
             unwritten: 0,
             held_of_calls: 0,
-            allowed: usize::MAX,
+            held_limit: usize::MAX,
             sent: 0,
-            crumbs: 0,
-            line: VecDeque::new(),
+            tiny_frames: 0,
+            scheduled: VecDeque::new(),
             block: Vec::new(),
             last: None,
         }
@@ -193,66 +191,67 @@ impl Default for Sender {
 }
 
 impl Sender {
-    /// Writes a frame that no window counts.
+    /// Writes a frame that is not subject to flow control.
     pub fn control(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         self.output.push(&frame::head(payload.len(), kind, flags, stream));
         self.output.push(payload);
     }
 
-    /// Ends a stream at once.
+    /// Resets a stream.
     pub fn reset(&mut self, id: u32, code: fault::Code) {
         self.control(kind::RST_STREAM, 0, id, &(code as u32).to_be_bytes());
     }
 
-    /// Whether what could wait should.
+    /// Whether so much output is waiting that everything that can wait should.
     #[must_use]
     pub fn is_saturated(&self) -> bool {
         self.output.len() >= SATURATED_BYTES
     }
 
-    /// Whether whoever can wait should, because too much is held.
+    /// Whether conversations and HTTP handlers have to wait because too much is held.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.held >= self.allowed
+        self.held >= self.held_limit
     }
 
-    /// Whether a conversation or a guest may add to what waits on its stream.
+    /// Whether a conversation or an HTTP handler may send more on its stream.
     #[must_use]
-    pub fn has_room(&self, out: &Outbound) -> bool {
-        out.queued() < ROOM_BYTES && !self.is_saturated() && !self.is_full()
+    pub fn can_send(&self, out: &Outbound) -> bool {
+        out.queued() < MAX_QUEUED_BYTES && !self.is_saturated() && !self.is_full()
     }
 
-    /// How much waits for windows and for the socket.
+    /// Bytes that wait for windows and for the socket.
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.held + self.output.len()
     }
 
-    /// What counts of that. Of the output only what the socket has refused, or what is much: mostly all of it is written at
-    /// once.
+    /// How much of the backlog is counted as held. Output counts only if the socket refused it, or above [`SATURATED_BYTES`]:
+    /// usually all of it is written at once.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         let output = self.output.len();
         self.held + output.saturating_sub(SATURATED_BYTES).max(self.unwritten.min(output))
     }
 
-    /// Sends a gRPC message, and the head before the first one. A large one goes unpacked, and its prefix says so.
+    /// Sends a gRPC message, preceded by the response headers if it is the first. A large message is sent uncompressed, and its
+    /// prefix says so.
     pub fn message(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes) {
-        if out.is_packed && message.len() <= PACKED_BYTES {
-            self.message_as_it_is(slot, id, out, message::pack(&message), true);
+        if out.is_compressed && message.len() <= MAX_INLINE_COMPRESSION_BYTES {
+            self.message_as_is(slot, id, out, message::compress(&message), true);
         } else {
-            self.message_as_it_is(slot, id, out, message, false);
+            self.message_as_is(slot, id, out, message, false);
         }
     }
 
-    /// The same with one that is packed already, or goes unpacked.
-    pub fn message_as_it_is(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes, is_packed: bool) {
-        let Some(prefix) = message::prefix(message.len(), is_packed) else {
+    /// Sends a message that is already compressed, or that is sent uncompressed.
+    pub fn message_as_is(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes, is_compressed: bool) {
+        let Some(prefix) = message::prefix(message.len(), is_compressed) else {
             let text = format!("grpc: trying to send message larger than max ({} vs. {})", message.len(), u32::MAX);
             let refusal = Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) };
             return self.end(slot, id, out, Ending::Status(Err(refusal)));
         };
-        self.head_of_call(id, out);
+        self.response_headers(id, out);
         if self.fits(out, PREFIX_BYTES + message.len()) {
             self.write_message(id, out, prefix, message);
         } else {
@@ -260,7 +259,7 @@ impl Sender {
         }
     }
 
-    /// Sends bytes as they are.
+    /// Sends raw bytes.
     pub fn data(&mut self, slot: u64, id: u32, out: &mut Outbound, data: Bytes) {
         if data.is_empty() {
             return;
@@ -274,7 +273,7 @@ impl Sender {
         }
     }
 
-    /// Ends a stream, behind everything that was sent on it.
+    /// Ends a stream after everything that was sent on it.
     pub fn end(&mut self, slot: u64, id: u32, out: &mut Outbound, ending: Ending) {
         if out.is_ending() {
             return;
@@ -282,13 +281,13 @@ impl Sender {
         match &mut out.queue {
             Some(queue) => {
                 queue.ending = Some(ending);
-                self.stand_in_line(slot, out);
+                self.schedule(slot, out);
             }
             None => self.write_end(id, out, ending),
         }
     }
 
-    /// Sends the head of an ordinary answer, which may be all of it.
+    /// Sends the headers of an HTTP response. `is_all` if there is no body.
     pub fn head(&mut self, id: u32, out: &mut Outbound, response: &http::response::Parts, is_all: bool) {
         out.stage = if is_all { Stage::Over } else { Stage::Begun };
         self.begin_block();
@@ -297,24 +296,24 @@ impl Sender {
         self.write_block(id, if is_all { flag::END_STREAM } else { 0 });
     }
 
-    /// The window of a stream has grown, or what it depends on.
-    pub fn reconsider(&mut self, slot: u64, out: &mut Outbound) {
-        self.stand_in_line(slot, out);
+    /// Must be called after the window of a stream has changed.
+    pub fn window_changed(&mut self, slot: u64, out: &mut Outbound) {
+        self.schedule(slot, out);
     }
 
-    /// The next stream in line, if anything can be sent at all.
-    pub fn next_in_line(&mut self) -> Option<u64> {
-        if self.is_saturated() || self.window <= 0 { None } else { self.line.pop_front() }
+    /// The next stream that may send a frame, if anything can be sent at all.
+    pub fn next_scheduled(&mut self) -> Option<u64> {
+        if self.is_saturated() || self.window <= 0 { None } else { self.scheduled.pop_front() }
     }
 
-    /// Sends one frame of a stream whose turn it is. It stands in line again if there is more.
-    pub fn take_turn(&mut self, slot: u64, id: u32, out: &mut Outbound) {
-        out.stands_in_line = false;
+    /// Sends one frame of a stream. If more is left, the stream is scheduled again.
+    pub fn send_frame(&mut self, slot: u64, id: u32, out: &mut Outbound) {
+        out.is_scheduled = false;
         let Some(queue) = &mut out.queue else { return };
         let allowed = usize::try_from(out.window.min(self.window)).unwrap_or(0);
         let length = queue.bytes.min(self.max_payload).min(allowed);
         if length > 0 {
-            self.crumbs += u32::from(length < CRUMB_BYTES && length < queue.bytes);
+            self.tiny_frames += u32::from(length < TINY_FRAME_BYTES && length < queue.bytes);
             self.output.push(&frame::head(length, kind::DATA, 0, id));
             queue.write(length, &mut self.output);
             self.release(out, length);
@@ -325,30 +324,30 @@ impl Sender {
         {
             return self.write_end(id, out, ending);
         }
-        self.stand_in_line(slot, out);
+        self.schedule(slot, out);
     }
 
-    /// Forgets what a stream still had to send.
+    /// Drops what a stream still had to send.
     pub fn abandon(&mut self, out: &mut Outbound) {
         self.release(out, out.queued());
         out.queue = None;
         out.stage = Stage::Over;
     }
 
-    fn stand_in_line(&mut self, slot: u64, out: &mut Outbound) {
-        if !out.stands_in_line && out.can_go_on() {
-            out.stands_in_line = true;
-            self.line.push_back(slot);
+    fn schedule(&mut self, slot: u64, out: &mut Outbound) {
+        if !out.is_scheduled && out.is_sendable() {
+            out.is_scheduled = true;
+            self.scheduled.push_back(slot);
         }
     }
 
-    /// Whether so much can be sent now, before anything else on this stream.
+    /// Whether so many bytes can be sent at once, with nothing of the stream queued before them.
     fn fits(&self, out: &Outbound, length: usize) -> bool {
         let length = i64::try_from(length).unwrap_or(i64::MAX);
         out.queue.is_none() && length <= out.window && length <= self.window && !self.is_saturated()
     }
 
-    /// So much of a queue is gone.
+    /// So many bytes of a queue are gone.
     fn release(&mut self, out: &Outbound, length: usize) {
         self.held -= length;
         self.held_of_calls -= if out.is_call { length } else { 0 };
@@ -369,17 +368,17 @@ impl Sender {
             self.held_of_calls += if out.is_call { piece.len() } else { 0 };
             queue.pieces.push_back(piece);
         }
-        self.stand_in_line(slot, out);
+        self.schedule(slot, out);
     }
 
-    /// A whole message, in as many frames as it takes.
+    /// Writes a whole message, in as many frames as needed.
     fn write_message(&mut self, id: u32, out: &mut Outbound, prefix: [u8; PREFIX_BYTES], mut message: Bytes) {
         self.spend(out, PREFIX_BYTES + message.len());
         if self.extend_last(id, prefix, &message) {
             return;
         }
         let length = PREFIX_BYTES + message.len();
-        self.last = (length < JOINED_BYTES).then(|| Last { stream: id, mark: self.output.mark(), length });
+        self.last = (length < MAX_COALESCED_BYTES).then(|| LastFrame { stream: id, mark: self.output.mark(), length });
         let first = message.split_to(message.len().min(self.max_payload - PREFIX_BYTES));
         self.output.push(&frame::head(PREFIX_BYTES + first.len(), kind::DATA, 0, id));
         self.output.push(&prefix);
@@ -391,11 +390,12 @@ impl Sender {
         }
     }
 
-    /// Adds a small message to the frame before it, if that is one of its stream: a client reads one frame faster than many.
+    /// Appends a small message to the previous frame if that belongs to the same stream: a client reads one frame faster than
+    /// many.
     fn extend_last(&mut self, id: u32, prefix: [u8; PREFIX_BYTES], message: &[u8]) -> bool {
         let Some(last) = &mut self.last else { return false };
         let length = last.length + PREFIX_BYTES + message.len();
-        if last.stream != id || message.len() >= JOINED_BYTES || length > self.max_payload {
+        if last.stream != id || message.len() >= MAX_COALESCED_BYTES || length > self.max_payload {
             return false;
         }
         let is_last = |frame: &&mut [u8]| frame.len() == frame::HEAD_BYTES + last.length;
@@ -407,21 +407,21 @@ impl Sender {
         true
     }
 
-    fn head_of_call(&mut self, id: u32, out: &mut Outbound) {
+    fn response_headers(&mut self, id: u32, out: &mut Outbound) {
         if out.stage != Stage::Nothing {
             return;
         }
         out.stage = Stage::Begun;
         self.begin_block();
-        self.head_of_answer(out);
-        if out.is_packed {
+        self.grpc_response_headers(out);
+        if out.is_compressed {
             self.encoder.field("grpc-encoding", b"gzip", &mut self.block);
         }
         self.write_block(id, 0);
     }
 
-    /// The fields that every answer to a call begins with.
-    fn head_of_answer(&mut self, out: &Outbound) {
+    /// The fields that every gRPC response starts with.
+    fn grpc_response_headers(&mut self, out: &Outbound) {
         match &out.content_type {
             None => self.encoder.head_of_answer(&mut self.block),
             Some(content_type) => {
@@ -442,7 +442,7 @@ impl Sender {
             Ending::Status(status) => {
                 self.begin_block();
                 if !is_begun {
-                    self.head_of_answer(out);
+                    self.grpc_response_headers(out);
                 }
                 self.status(&status);
             }
@@ -466,15 +466,15 @@ impl Sender {
         }
     }
 
-    /// Refuses a request by its head alone, with an HTTP status of its own. Where that was for how it is packed, the client is told
-    /// what is understood.
-    pub fn refuse(&mut self, id: u32, out: &mut Outbound, status: u16, refusal: &Refusal, is_for_packing: bool) {
+    /// Refuses a request with a headers-only response and an HTTP status. If the reason was an unknown compression, the response
+    /// lists the supported one.
+    pub fn refuse(&mut self, id: u32, out: &mut Outbound, status: u16, refusal: &Refusal, is_for_encoding: bool) {
         out.stage = Stage::Over;
         self.begin_block();
         self.encoder.field(":status", status.to_string().as_bytes(), &mut self.block);
         let content_type = out.content_type.as_deref().unwrap_or(b"application/grpc");
         self.encoder.field("content-type", content_type, &mut self.block);
-        if is_for_packing {
+        if is_for_encoding {
             self.encoder.field("grpc-accept-encoding", b"gzip", &mut self.block);
         }
         self.status(&Err(refusal.clone()));
@@ -492,7 +492,7 @@ impl Sender {
         self.encoder.begin(&mut self.block);
     }
 
-    /// Writes the block, in as many frames as it takes.
+    /// Writes the header block, in as many frames as needed.
     fn write_block(&mut self, id: u32, flags: u8) {
         let block = std::mem::take(&mut self.block);
         let (first, mut rest) = block.split_at(block.len().min(self.max_payload));
@@ -508,7 +508,7 @@ impl Sender {
 }
 
 impl Queue {
-    /// Moves so many bytes from the front to the output.
+    /// Moves so many bytes from the front of the queue to the output.
     fn write(&mut self, mut length: usize, output: &mut Output) {
         self.bytes -= length;
         while length > 0 {

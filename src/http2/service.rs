@@ -1,4 +1,4 @@
-//! Who answers, as this floor sees it: a path leads to a method, or to a guest.
+//! The interface between connections and what handles their requests: a path leads to a registered method, or to an HTTP service.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -8,52 +8,52 @@ use http_body::Body;
 use super::guest::RequestBody;
 use crate::call::{Answer, Call, Code, Conversation, Metadata, Refusal, Reply};
 
-/// How many messages a method takes.
+/// How a method exchanges messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// One message, one answer, which comes through a reply.
+    /// One request message and one response, which is sent through a reply.
     Unary,
-    /// A conversation, whatever it looks like from outside.
+    /// A conversation, whatever the client sees.
     Stream,
 }
 
-/// A method of the table: who answers, and who counts.
+/// A registered method, and its metrics.
 pub trait Method: Send + Sync {
-    /// How many messages it takes.
     fn shape(&self) -> Shape;
-    /// Whether a call looks like one message and one answer to the client, whatever its shape is here.
+    /// Whether the call is unary for the client, whatever its shape is here.
     fn is_unary(&self) -> bool;
-    /// Answers one message. Only for [`Shape::Unary`].
+    /// Handles one message. Only for [`Shape::Unary`].
     fn call(&self, call: Call, reply: Reply);
-    /// Begins a conversation. Only for [`Shape::Stream`].
+    /// Starts a conversation. Only for [`Shape::Stream`].
     fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, Refusal>;
-    /// A call began.
+    /// Metrics: a call has started.
     fn started(&self);
-    /// The client sent a message.
+    /// Metrics: the client has sent a message.
     fn received(&self, bytes: usize);
-    /// The client was sent a message.
+    /// Metrics: a message was sent to the client.
     fn sent(&self, bytes: usize);
-    /// A call ended.
+    /// Metrics: a call has ended.
     fn handled(&self, code: Code);
-    /// A unary call ended with this answer, so long after its message of so many bytes had come. Counts what was sent, too.
+    /// Metrics: a unary call has ended with this answer, `spent` after its message of `request_bytes` arrived. Counts the sent
+    /// message, too.
     fn answered(&self, spent: Duration, request_bytes: usize, answer: &Answer);
 }
 
-/// Something that can go wrong in a body that is not ours.
+/// The error of an HTTP body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-/// The body of a guest's answer.
+/// The body of an HTTP response.
 pub type ResponseBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
-/// A guest's answer, when it comes.
+/// The future of an HTTP response.
 pub type Response = Pin<Box<dyn Future<Output = http::Response<ResponseBody>> + Send>>;
 
-/// Everything that can be asked for on a connection.
+/// Everything that can be requested on a connection.
 pub trait Service: Send + Sync {
-    /// The method at a path, if the table holds it.
+    /// The method that is registered for a path.
     fn find(&self, path: &str) -> Option<Arc<dyn Method>>;
-    /// Why a call for a path that the table does not hold is refused; None if a guest answers such calls.
+    /// Why a gRPC call for a path without a method is refused; `None` if the HTTP service handles such calls.
     fn refuse(&self, path: &str) -> Option<Refusal>;
-    /// Runs something that would hold up a connection, on a thread that no connection needs.
+    /// Runs a job that would block a connection on a thread that no connection uses.
     fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>);
-    /// Answers what the table does not hold: an ordinary request with ordinary bodies.
+    /// Handles a request whose path names no method.
     fn guest(&self, request: http::Request<RequestBody>) -> Response;
 }

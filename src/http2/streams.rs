@@ -1,7 +1,7 @@
-//! The streams of a connection that are open, by ID and by place.
+//! The open streams of a connection, by ID and by index.
 //!
-//! A stream's slot is its ID and its place in one number: what comes back from afar finds its stream without a search, and
-//! never another one that has taken the place since.
+//! A slot combines a stream's ID and its index in one number. A response from another thread finds its stream by slot without a
+//! search, and never reaches a later stream that reuses the index.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -12,128 +12,123 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{guest::Guest, intake::Intake, message::Deframer, request::Request, sender::Outbound, talk::Talk};
+use super::{
+    guest::HttpHandler, intake::RecvWindow, message::Deframer, request::Request, sender::Outbound, talk::StreamHandler,
+};
 
-/// One stream.
 pub struct Stream {
-    /// Its number on the wire.
     pub id: u32,
-    /// What was asked for.
     pub request: Arc<Request>,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
-    /// What comes in.
+    /// The receiving side.
     pub inbound: Inbound,
-    /// What goes out.
+    /// The sending side.
     pub outbound: Outbound,
-    /// Who answers.
-    pub role: Role,
-    /// It waits to be stepped.
+    /// What handles the stream.
+    pub handler: Handler,
+    /// It is in the queue of streams to be stepped.
     pub is_due: bool,
-    /// It waits for room in what is to be sent.
+    /// It waits until there is room for more output.
     pub is_stalled: bool,
-    /// What it is counted for as long as it is open.
+    /// How many bytes it is counted for while it is open.
     pub weight: usize,
-    /// What its conversation says that it keeps.
+    /// How many bytes its conversation says that it keeps.
     pub kept: usize,
 }
 
-/// Who answers a stream, and how far that is.
-pub enum Role {
-    /// A unary call whose message has not come.
-    Listening,
-    /// A unary call whose message has come, and waits to be called.
-    Ready(Waiting),
-    /// A unary call that waits for its answer.
+/// What handles a stream, and its progress.
+pub enum Handler {
+    /// A unary call whose message has not arrived.
+    AwaitingMessage,
+    /// A unary call whose message has arrived, and whose method has not been called.
+    Ready(ReadyCall),
+    /// A unary call that waits for its response.
     Called {
-        /// When its message of so many bytes came.
+        /// When its message arrived.
         since: Instant,
-        /// How long it was.
+        /// The size of its message.
         bytes: usize,
     },
-    /// A unary call whose answer is being packed.
-    Packing,
-    /// A conversation.
-    Talk(Box<Talk>),
-    /// Somebody behind the table.
-    Guest(Box<Guest>),
-    /// Nobody any more; what was said is still being sent.
+    /// A unary call whose response is being compressed.
+    Compressing,
+    /// A streaming call.
+    Stream(Box<StreamHandler>),
+    /// A request to the HTTP service.
+    Http(Box<HttpHandler>),
+    /// Nothing any more: the response is complete and may still be queued.
     Answered,
 }
 
-/// The message of a unary call.
-pub struct Waiting {
-    /// As it came.
+/// The message of a unary call whose method has not been called.
+pub struct ReadyCall {
+    /// As it arrived.
     pub message: Bytes,
-    /// Whether it is to be unpacked.
-    pub is_packed: bool,
-    /// It is a copy: nothing larger is kept for it.
+    /// Whether it has to be decompressed.
+    pub is_compressed: bool,
+    /// It is a copy, and keeps no larger read buffer alive.
     pub is_copy: bool,
-    /// When it came.
+    /// When it arrived.
     pub since: Instant,
 }
 
-/// The receiving side of a stream.
 pub struct Inbound {
-    /// How much the other side may still send.
-    pub intake: Intake,
-    /// How much has come.
+    /// How much the client may still send.
+    pub recv_window: RecvWindow,
+    /// How many bytes of data have arrived.
     pub received: u64,
-    /// The other side has ended it.
+    /// The client has ended the stream.
     pub ended: bool,
-    /// Messages, or parts of one.
+    /// Received messages, or parts of one.
     pub deframer: Deframer,
-    /// How much is kept of what has come: there, or by a guest.
+    /// How many received bytes are kept, here or by an HTTP handler.
     pub held: usize,
 }
 
 impl Default for Inbound {
     fn default() -> Self {
         let deframer = Deframer::default();
-        Self { intake: Intake::of_stream(), received: 0, ended: false, deframer, held: 0 }
+        Self { recv_window: RecvWindow::for_stream(), received: 0, ended: false, deframer, held: 0 }
     }
 }
 
-/// All of a connection.
 pub struct Streams {
-    places: Vec<Option<Stream>>,
+    entries: Vec<Option<Stream>>,
     free: Vec<u32>,
-    by_id: HashMap<u32, u32, Scatter>,
-    /// The one that was asked for last: frames of a stream come together.
+    by_id: HashMap<u32, u32, MultiplicativeHash>,
+    /// The last stream that was looked up: consecutive frames tend to belong to the same stream.
     latest: (u32, u32),
 }
 
 impl Default for Streams {
     fn default() -> Self {
-        let scatter = Scatter { factor: RandomState::new().hash_one(0) | 1 };
-        Self { places: Vec::new(), free: Vec::new(), by_id: HashMap::with_hasher(scatter), latest: (0, 0) }
+        let hash = MultiplicativeHash { factor: RandomState::new().hash_one(0) | 1 };
+        Self { entries: Vec::new(), free: Vec::new(), by_id: HashMap::with_hasher(hash), latest: (0, 0) }
     }
 }
 
 impl Streams {
-    /// How many are open.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Whether none is open.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
 
-    /// Adds one; returns its slot.
+    /// Adds a stream; returns its slot.
     pub fn insert(&mut self, stream: Stream) -> u64 {
         let id = stream.id;
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places.push(None);
-            u32::try_from(self.places.len() - 1).expect("stream IDs have 31 bits")
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            u32::try_from(self.entries.len() - 1).expect("stream IDs have 31 bits")
         });
-        self.places[place as usize] = Some(stream);
-        self.by_id.insert(id, place);
-        self.latest = (id, place);
-        slot(id, place)
+        self.entries[index as usize] = Some(stream);
+        self.by_id.insert(id, index);
+        self.latest = (id, index);
+        slot(id, index)
     }
 
     /// The slot of the stream with this ID.
@@ -146,32 +141,32 @@ impl Streams {
 
     /// The stream in a slot, if it is still open.
     pub fn get(&mut self, slot: u64) -> Option<&mut Stream> {
-        let (id, place) = parts(slot);
-        self.places.get_mut(place as usize)?.as_mut().filter(|stream| stream.id == id)
+        let (id, index) = parts(slot);
+        self.entries.get_mut(index as usize)?.as_mut().filter(|stream| stream.id == id)
     }
 
-    /// Takes a stream out.
+    /// Removes a stream.
     pub fn remove(&mut self, slot: u64) -> Option<Stream> {
-        let (id, place) = parts(slot);
-        let stream = self.places.get_mut(place as usize)?.take_if(|stream| stream.id == id)?;
+        let (id, index) = parts(slot);
+        let stream = self.entries.get_mut(index as usize)?.take_if(|stream| stream.id == id)?;
         self.by_id.remove(&id);
         self.latest = (0, 0);
-        self.free.push(place);
-        if self.by_id.is_empty() && self.places.len() > 64 {
-            (self.places, self.free) = (Vec::new(), Vec::new()); // A busy hour is over.
+        self.free.push(index);
+        if self.by_id.is_empty() && self.entries.len() > 64 {
+            (self.entries, self.free) = (Vec::new(), Vec::new()); // Release the memory of a busy period.
         }
         Some(stream)
     }
 
-    /// All of them, with their slots, in the order of their places.
+    /// All streams with their slots, in the order of their indexes.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Stream)> {
-        let numbered = (0_u32..).zip(&mut self.places);
-        numbered.filter_map(|(place, stream)| stream.as_mut().map(|stream| (slot(stream.id, place), stream)))
+        let numbered = (0_u32..).zip(&mut self.entries);
+        numbered.filter_map(|(index, stream)| stream.as_mut().map(|stream| (slot(stream.id, index), stream)))
     }
 }
 
-fn slot(id: u32, place: u32) -> u64 {
-    u64::from(id) << 32 | u64::from(place)
+fn slot(id: u32, index: u32) -> u64 {
+    u64::from(id) << 32 | u64::from(index)
 }
 
 fn parts(slot: u64) -> (u32, u32) {
@@ -179,25 +174,25 @@ fn parts(slot: u64) -> (u32, u32) {
     (id, u32::try_from(slot & u64::from(u32::MAX)).expect("the lower half"))
 }
 
-/// Hashes an ID by one multiplication. Nobody outside knows the factor, so nobody can choose IDs that collide.
-struct Scatter {
+/// Hashes an ID by one multiplication with a secret random factor, so that a client cannot choose IDs that collide.
+struct MultiplicativeHash {
     factor: u64,
 }
 
-struct Product {
+struct MultiplicativeHasher {
     factor: u64,
     value: u64,
 }
 
-impl BuildHasher for Scatter {
-    type Hasher = Product;
+impl BuildHasher for MultiplicativeHash {
+    type Hasher = MultiplicativeHasher;
 
-    fn build_hasher(&self) -> Product {
-        Product { factor: self.factor, value: 0 }
+    fn build_hasher(&self) -> MultiplicativeHasher {
+        MultiplicativeHasher { factor: self.factor, value: 0 }
     }
 }
 
-impl Hasher for Product {
+impl Hasher for MultiplicativeHasher {
     fn finish(&self) -> u64 {
         self.value
     }

@@ -1,6 +1,7 @@
-//! A conversation on its stream.
+//! Drives the conversation of a streaming call.
 //!
-//! It is stepped on the connection's task when a message has come, when its queue has room again, or when its bell rings.
+//! It is stepped on the connection's task when a message has arrived, when its queue has room again, or when its waker was
+//! called.
 
 use std::{sync::Arc, task::Waker};
 
@@ -9,8 +10,8 @@ use bytes::Bytes;
 use super::{
     limits::{self, Shared},
     message::Encoding,
-    outbox::Bell,
-    sender::{Ending, Outbound, ROOM_BYTES, Sender},
+    outbox::StreamWaker,
+    sender::{Ending, MAX_QUEUED_BYTES, Outbound, Sender},
     service::Method,
     streams::{Inbound, Stream},
 };
@@ -19,65 +20,64 @@ use crate::{
     ledger,
 };
 
-/// In one step so much is unpacked: a few bytes may become megabytes.
+/// At most this much is decompressed per step: a few bytes may expand to megabytes.
 const STEP_BYTES: usize = 1 << 20;
 
-/// A conversation, and what wakes it.
-pub struct Talk {
+/// A conversation and its waker.
+pub struct StreamHandler {
     conversation: Box<dyn Conversation>,
     method: Arc<dyn Method>,
-    bell: Arc<Bell>,
+    stream_waker: Arc<StreamWaker>,
     waker: Waker,
 }
 
-/// What the connection of a conversation holds, and may hold.
-pub struct Account<'a> {
-    /// What all connections share.
+/// How much the connection of a stream holds, and whether it may hold more.
+pub struct HeldBytes<'a> {
+    /// Shared by all connections.
     pub shared: &'a Shared,
-    /// What the connection is known to hold.
-    pub told: usize,
-    /// What it holds beside answers.
-    pub beside: usize,
+    /// What the connection has reported to the ledger.
+    pub reported: usize,
+    /// What the connection holds apart from its output.
+    pub other: usize,
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug)]
-pub struct Outcome {
-    /// So many bytes of the stream were used up.
+pub struct StepOutcome {
+    /// How many bytes of the stream were consumed.
     pub consumed: usize,
-    /// It stopped because the connection has too much to write, and wants to go on when that is written.
+    /// The handler stopped because the connection has too much to write, and wants to continue when that is written.
     pub is_stalled: bool,
-    /// How long the messages were that it took in, unpacked.
+    /// The decompressed size of the messages that it received.
     pub received: usize,
-    /// It took in as much as a step may, and there is more.
-    pub goes_on: bool,
+    /// It received as much as one step may, and there is more.
+    pub has_more: bool,
 }
 
-impl Talk {
-    /// A conversation that has just begun.
+impl StreamHandler {
     #[must_use]
-    pub fn new(conversation: Box<dyn Conversation>, method: Arc<dyn Method>, bell: Arc<Bell>) -> Self {
-        let waker = Waker::from(bell.clone());
-        Self { conversation, method, bell, waker }
+    pub fn new(conversation: Box<dyn Conversation>, method: Arc<dyn Method>, stream_waker: Arc<StreamWaker>) -> Self {
+        let waker = Waker::from(stream_waker.clone());
+        Self { conversation, method, stream_waker, waker }
     }
 
-    /// Who counts.
+    /// The method, for its metrics.
     #[must_use]
     pub fn method(&self) -> &dyn Method {
         &*self.method
     }
 
-    /// Does what can be done now. When that ends the conversation, its end is sent.
+    /// Does what can be done now. If that ends the conversation, the end is sent.
     pub fn step(
         &mut self,
         slot: u64,
         stream: &mut Stream,
         sender: &mut Sender,
-        account: &Account<'_>,
+        held_bytes: &HeldBytes<'_>,
         max_bytes: usize,
-    ) -> Outcome {
-        self.bell.listen();
-        let mut line = TalkLine {
+    ) -> StepOutcome {
+        self.stream_waker.rearm();
+        let mut io = HandlerIo {
             slot,
             id: stream.id,
             encoding: stream.request.encoding,
@@ -86,18 +86,18 @@ impl Talk {
             inbound: &mut stream.inbound,
             outbound: &mut stream.outbound,
             sender,
-            account,
+            held_bytes,
             waker: &self.waker,
-            broken: None,
+            error: None,
             consumed: 0,
             received: 0,
         };
-        let step = self.conversation.step(&mut line);
-        let (broken, consumed, received) = (line.broken.take(), line.consumed, line.received);
-        let goes_on = received >= STEP_BYTES && !stream.inbound.deframer.is_empty();
+        let step = self.conversation.step(&mut io);
+        let (error, consumed, received) = (io.error.take(), io.consumed, io.received);
+        let has_more = received >= STEP_BYTES && !stream.inbound.deframer.is_empty();
         let is_stalled = sender.is_saturated() || sender.is_full();
-        let outcome = Outcome { consumed, is_stalled, received, goes_on };
-        let end = match (broken, step) {
+        let outcome = StepOutcome { consumed, is_stalled, received, has_more };
+        let end = match (error, step) {
             (Some(refusal), _) => Err(refusal),
             (None, Step::End(end)) => end,
             (None, Step::Wait) => {
@@ -112,7 +112,7 @@ impl Talk {
     }
 }
 
-struct TalkLine<'a> {
+struct HandlerIo<'a> {
     slot: u64,
     id: u32,
     encoding: Encoding,
@@ -121,35 +121,35 @@ struct TalkLine<'a> {
     inbound: &'a mut Inbound,
     outbound: &'a mut Outbound,
     sender: &'a mut Sender,
-    account: &'a Account<'a>,
+    held_bytes: &'a HeldBytes<'a>,
     waker: &'a Waker,
-    broken: Option<Refusal>,
+    error: Option<Refusal>,
     consumed: usize,
     received: usize,
 }
 
-impl TalkLine<'_> {
+impl HandlerIo<'_> {
     /// What the connection holds now.
     fn held(&self) -> usize {
-        self.account.beside + self.sender.held_bytes()
+        self.held_bytes.other + self.sender.held_bytes()
     }
 
-    /// Whether a message may wait here. A small one always may: how many there are is bounded elsewhere.
+    /// Whether a message may be queued. A small one always may: the number of small ones is bounded by other limits.
     fn admits(&self, bytes: usize) -> bool {
-        let Account { shared, told, .. } = *self.account;
-        bytes <= ROOM_BYTES
+        let HeldBytes { shared, reported, .. } = *self.held_bytes;
+        bytes <= MAX_QUEUED_BYTES
             || if self.sender.held > 0 {
-                shared.admits(told, self.held(), bytes)
+                shared.admits(reported, self.held(), bytes)
             } else {
-                shared.admits_first(told, self.held(), bytes)
+                shared.admits_first(reported, self.held(), bytes)
             }
     }
 }
 
-impl Line for TalkLine<'_> {
+impl Line for HandlerIo<'_> {
     fn receive(&mut self) -> Option<Bytes> {
-        if self.broken.is_some() || self.received >= STEP_BYTES {
-            return None; // What there is beyond that waits for another step.
+        if self.error.is_some() || self.received >= STEP_BYTES {
+            return None; // More than that waits for another step.
         }
         let before = self.inbound.deframer.len();
         match self.inbound.deframer.take(self.encoding, self.max_bytes) {
@@ -162,29 +162,29 @@ impl Line for TalkLine<'_> {
             Ok(None) if self.inbound.ended && self.inbound.deframer.wanted().is_some() => {
                 limits::note("message_length");
                 let code = if self.method.is_unary() { Code::Unknown } else { Code::Internal };
-                self.broken = Some(Refusal { code, message: "unexpected EOF".into() });
+                self.error = Some(Refusal { code, message: "unexpected EOF".into() });
             }
             Ok(None) => (),
-            Err(refusal) => self.broken = Some(refusal),
+            Err(refusal) => self.error = Some(refusal),
         }
         None
     }
 
-    /// As in grpc-go, less than the prefix of a message is as good as nothing.
+    /// As in grpc-go, less than a message prefix before the end is ignored.
     fn ended(&self) -> bool {
         self.inbound.ended && self.inbound.deframer.wanted().is_none()
     }
 
     fn has_room(&self) -> bool {
-        self.sender.has_room(self.outbound)
+        self.sender.can_send(self.outbound)
     }
 
     fn send(&mut self, message: Bytes) {
-        if self.broken.is_some() {
+        if self.error.is_some() {
             return;
         }
         if !self.admits(message.len()) {
-            self.broken = Some(ledger::unread());
+            self.error = Some(ledger::unread());
             return;
         }
         self.method.sent(message.len());
@@ -192,7 +192,7 @@ impl Line for TalkLine<'_> {
     }
 
     fn spare(&self) -> usize {
-        self.account.shared.spare(self.account.told, self.held())
+        self.held_bytes.shared.spare(self.held_bytes.reported, self.held())
     }
 
     fn waker(&self) -> &Waker {

@@ -1,10 +1,10 @@
 //! The task that owns a connection and its socket.
 //!
-//! A turn reads once, does what is waiting, and writes everything with one call. After a few turns, or a long one, it is
-//! another connection's turn, however much there is still to do.
+//! A turn reads once, does the pending work, and writes everything with one call. After a few turns, or one long turn, the task
+//! yields to other connections, however much is left to do.
 //!
-//! Answers from another thread wake the task at the first of them. It then goes once to the back of the queue of tasks, and
-//! finds more of them when it comes back.
+//! The first response from another thread wakes the task. The task then yields once to the back of the run queue, so that it
+//! finds more responses when it runs again.
 
 use std::{
     cell::RefCell,
@@ -23,43 +23,41 @@ use tokio::{
 
 use super::{connection::Connection, lobby::Seat, service::Service};
 
-/// What is read at a time.
+/// Bytes per read.
 const READ_BYTES: usize = 64 << 10;
-/// Pieces that are written at a time.
-const SLICES: usize = 64;
-/// So much is written in one turn: more takes long, over TLS above all.
+/// Buffers per vectored write.
+const MAX_SLICES: usize = 64;
+/// Bytes written per turn. Writing more takes long, above all over TLS.
 const WRITE_BYTES: usize = 1 << 20;
-/// Turns before it is another connection's.
-const TURNS: usize = 4;
-/// How long the other side may take to hear our last words.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Turns before the task yields.
+const MAX_TURNS: usize = 4;
+/// How long the client may take to read the last bytes before the socket is closed.
+const LINGER: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// Where this thread's connections read into; what has come is copied out in one piece of its size.
+    /// The read buffer of this thread's connections; the bytes of each read are copied out into one buffer of their size.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-/// A connection and its socket.
-#[allow(clippy::struct_excessive_bools, reason = "each is a question about this task alone")]
+#[allow(clippy::struct_excessive_bools, reason = "the flags are independent of each other")]
 pub struct Task<S> {
     socket: S,
     connection: Connection,
-    seat: Seat,
+    guard: Seat,
     sleep: Pin<Box<Sleep>>,
-    /// When `sleep` ends.
-    alarm: Instant,
-    /// Something was written and not flushed.
+    /// When `sleep` fires.
+    timer_at: Instant,
+    /// Bytes were written since the last flush.
     is_unflushed: bool,
-    /// It has gone to the back of the queue.
+    /// The task has yielded to the back of the run queue.
     has_yielded: bool,
-    is_leaving: bool,
-    /// The other side has closed its side: nothing more is read.
+    is_shutting_down: bool,
+    /// The client has closed its sending side: nothing more is read.
     is_half_closed: bool,
-    /// Everything is said; what still comes is thrown away.
+    /// Everything has been written; further input is discarded.
     is_closing: bool,
 }
 
-/// What there was to be read.
 enum Input {
     Bytes(Bytes),
     Nothing,
@@ -67,28 +65,28 @@ enum Input {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
-    /// Serves a socket. `first` is what was read from it already.
-    pub fn new(socket: S, first: Bytes, service: Arc<dyn Service>, seat: Seat) -> Self {
+    /// Serves a socket. `first` holds the bytes that were already read from it.
+    pub fn new(socket: S, first: Bytes, service: Arc<dyn Service>, guard: Seat) -> Self {
         let now = clock();
-        let mut connection = Connection::new(service, seat.shared().clone(), seat.outbox().clone(), now);
+        let mut connection = Connection::new(service, guard.shared().clone(), guard.outbox().clone(), now);
         connection.receive(first, now);
-        let alarm = connection.next_alarm();
-        let sleep = Box::pin(tokio::time::sleep_until(alarm.into()));
+        let timer_at = connection.next_alarm();
+        let sleep = Box::pin(tokio::time::sleep_until(timer_at.into()));
         Self {
             socket,
             connection,
-            seat,
+            guard,
             sleep,
-            alarm,
+            timer_at,
             is_unflushed: false,
             has_yielded: false,
-            is_leaving: false,
+            is_shutting_down: false,
             is_half_closed: false,
             is_closing: false,
         }
     }
 
-    /// Reads once, does what is waiting, writes. True if there may be more to do at once.
+    /// Reads once, does the pending work, writes. The result says whether there may be more to do at once.
     fn turn(&mut self, context: &mut Context<'_>, now: Instant) -> io::Result<Turn> {
         let mut goes_on = false;
         if !self.is_half_closed && !self.connection.is_choked() {
@@ -104,19 +102,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                 Input::Nothing => (),
             }
         }
-        if !goes_on && !self.has_yielded && self.seat.outbox().has_letters() {
+        if !goes_on && !self.has_yielded && self.guard.outbox().has_pending() {
             self.has_yielded = true;
             return Ok(Turn::Yield);
         }
         self.has_yielded = false;
         goes_on |= self.connection.run(now);
-        // What had to wait for the output can go on once that is written.
+        // Work that was held back because the output was full can continue once the output is written.
         let was_saturated = self.connection.is_saturated();
         if self.write(context, now)? || self.connection.was_long() {
             return Ok(Turn::Long);
         }
         goes_on |= was_saturated && !self.connection.is_saturated();
-        Ok(if goes_on { Turn::GoOn } else { Turn::Rest })
+        Ok(if goes_on { Turn::Continue } else { Turn::Idle })
     }
 
     fn read(&mut self, context: &mut Context<'_>) -> io::Result<Input> {
@@ -131,12 +129,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         })
     }
 
-    /// Writes until everything is written, or the socket takes no more. True if it stopped because it was much.
+    /// Writes until everything is written or the socket would block. True if it stopped at [`WRITE_BYTES`].
     fn write(&mut self, context: &mut Context<'_>, now: Instant) -> io::Result<bool> {
         let mut taken = 0;
         while !self.connection.output().is_empty() && taken < WRITE_BYTES {
             let output = self.connection.output();
-            let mut slices = [IoSlice::new(&[]); SLICES];
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let count = output.slices(&mut slices);
             match Pin::new(&mut self.socket).poll_write_vectored(context, &slices[..count]) {
                 Poll::Pending => break,
@@ -148,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
                 }
             }
         }
-        // TLS may keep back what it has taken.
+        // TLS may buffer what it was given.
         self.is_unflushed |= taken > 0;
         if self.is_unflushed
             && let Poll::Ready(flushed) = Pin::new(&mut self.socket).poll_flush(context)
@@ -161,15 +159,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         Ok(taken >= WRITE_BYTES)
     }
 
-    /// Tells the other side that nothing more will come, and waits a moment for it to hear that: a socket that is closed with
-    /// something unread in it may take back what was written last.
+    /// Shuts the sending side down and waits a moment for the client to close: closing a socket that still has unread input may
+    /// discard data that the client has not received yet.
     fn close(&mut self, context: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
         if !self.is_closing {
             self.is_closing = true;
-            self.alarm = now + LAST_WORDS;
-            self.sleep.as_mut().reset(self.alarm.into());
+            self.timer_at = now + LINGER;
+            self.sleep.as_mut().reset(self.timer_at.into());
         }
-        // Whoever hears nothing any more, not even this, is not waited for.
+        // A client that does not even read this is not waited for.
         if self.sleep.as_mut().poll(context).is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -183,29 +181,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         }
     }
 
-    /// Hears the alarm, and sees to it that the next one is heard. True if it rang.
-    fn poll_alarm(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
+    /// Polls the timer and arms it for the next deadline. True if it fired.
+    fn poll_timer(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
         let next = self.connection.next_alarm();
-        if next < self.alarm {
-            self.alarm = next;
+        if next < self.timer_at {
+            self.timer_at = next;
             self.sleep.as_mut().reset(next.into());
         }
         if self.sleep.as_mut().poll(context).is_pending() {
             return false;
         }
         self.connection.alarm(now);
-        self.alarm = self.connection.next_alarm();
-        self.sleep.as_mut().reset(self.alarm.into());
+        self.timer_at = self.connection.next_alarm();
+        self.sleep.as_mut().reset(self.timer_at.into());
         true
     }
 }
 
-/// How a turn ended.
 enum Turn {
-    GoOn,
-    Rest,
+    Continue,
+    Idle,
     Yield,
-    /// It took long, and there may be more.
+    /// It took long, and there may be more to do.
     Long,
 }
 
@@ -216,9 +213,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
         let this = self.get_mut();
         let now = clock();
         let mut is_long = false;
-        for _ in 0..TURNS {
-            if !this.is_leaving && this.seat.outbox().is_to_leave() {
-                this.is_leaving = true;
+        for _ in 0..MAX_TURNS {
+            if !this.is_shutting_down && this.guard.outbox().shutdown_requested() {
+                this.is_shutting_down = true;
                 this.connection.leave(now);
             }
             if this.connection.is_dead() {
@@ -233,24 +230,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
                     is_long = true;
                     break;
                 }
-                Turn::GoOn => continue,
-                Turn::Rest => (),
+                Turn::Continue => continue,
+                Turn::Idle => (),
             }
-            let rang = this.poll_alarm(context, now);
+            let timer_fired = this.poll_timer(context, now);
             let is_over = this.connection.is_over() && this.connection.output().is_empty();
-            // The letter that says so may have been taken in this very turn.
-            let is_asked = !this.is_leaving && this.seat.outbox().is_to_leave();
-            if !rang && !is_over && !is_asked && this.seat.outbox().sleep(context.waker()) {
+            // The shutdown notification may have been taken during this very turn.
+            let was_asked_meanwhile = !this.is_shutting_down && this.guard.outbox().shutdown_requested();
+            if !timer_fired && !is_over && !was_asked_meanwhile && this.guard.outbox().register_waker(context.waker()) {
                 return Poll::Pending;
             }
         }
-        // A connection that is always busy never sleeps: what is due is done here.
+        // A connection that is always busy never reaches the timer poll above: its deadlines are handled here.
         if this.connection.next_alarm() <= now {
             this.connection.alarm(now);
         }
         if is_long {
-            // Only behind those that come next: what is ready elsewhere is not known yet, and tokio looks for that once in
-            // 61 polls, unless a task steps aside like this.
+            // Waking the own task would put it directly behind the tasks that are ready now. Tokio looks for newly ready I/O only
+            // once in 61 polls, unless a task yields like this.
             return pin!(tokio::task::yield_now()).poll(context).map(Ok);
         }
         context.waker().wake_by_ref();
@@ -258,7 +255,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
     }
 }
 
-/// What time it is, asked once a turn of all connections.
+/// The current time, read once per poll.
 fn clock() -> Instant {
     Instant::now()
 }

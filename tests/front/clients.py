@@ -1,5 +1,5 @@
-"""grpcio and h2 against a server; prints what went wrong, or that nothing did. The messages are written by hand: this is
-about the transport."""
+"""Tests a server with grpcio and h2. Fails with an error, or prints "all as expected". The messages are encoded by hand,
+because only the transport is tested."""
 
 import socket
 import sys
@@ -14,7 +14,7 @@ address = sys.argv[1]
 
 
 def field(number, value):
-    """A field of bytes, or of a small number."""
+    """A protobuf field: bytes or a small number."""
     if isinstance(value, bytes):
         length, out = len(value), b""
         while length > 127:
@@ -46,7 +46,7 @@ def check_grpcio(options):
             assert error.details() == "etcdserver: key is not provided", error
 
         try:
-            raw(channel, "unary_unary", "/nobody.Knows/This")(b"")
+            raw(channel, "unary_unary", "/unknown.Service/Method")(b"")
             raise AssertionError("an unknown method was answered")
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNIMPLEMENTED, error
@@ -54,13 +54,13 @@ def check_grpcio(options):
         health = raw(channel, "unary_unary", "/grpc.health.v1.Health/Check")
         assert health(b"") == field(1, 1)
 
-        requests, heard = [field(1, field(1, b"watched"))], threading.Event()
+        requests, done = [field(1, field(1, b"watched"))], threading.Event()
         watch = raw(channel, "stream_stream", "/etcdserverpb.Watch/Watch")
-        answers = watch(iter_then_wait(requests, heard))
+        answers = watch(iter_then_wait(requests, done))
         assert b"\x18\x01" in next(answers)  # created
         put(field(1, b"watched") + field(2, b"seen"))
         assert b"seen" in next(answers)
-        heard.set()
+        done.set()
         answers.cancel()
 
 
@@ -70,7 +70,7 @@ def iter_then_wait(requests, until):
 
 
 def check_h2():
-    """A strict reader of frames: it raises at anything that the protocol does not allow."""
+    """h2 is a strict parser: it raises an exception if the server violates the protocol."""
     connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
     host, port = address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=10) as stream:

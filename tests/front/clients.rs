@@ -1,30 +1,30 @@
-//! Other people's clients, as programs. One that is missing is said to be, and the rest goes on.
+//! Third-party clients, run as programs. A missing program is reported, and the other tests continue.
 
 use std::{env, path::Path, process::Command};
 
 use crate::support::Server;
 
-/// What a program prints; None, and a word about it, where there is none.
+/// The output of a program; `None`, with a notice, if the program is missing.
 fn run(program: &str, arguments: &[&str]) -> Option<String> {
     let is_there =
         env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|place| place.join(program).exists()));
     if !is_there {
-        eprintln!("\n*** THERE IS NO {program} HERE: IT WAS NOT TRIED ***\n");
+        eprintln!("\n*** {program} IS NOT INSTALLED: THE TEST WAS SKIPPED ***\n");
         return None;
     }
     let output = Command::new(program).args(arguments).output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{program}: {said}");
-    Some(said)
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program}: {text}");
+    Some(text)
 }
 
 #[test]
-fn curl_speaks_both_protocols_on_one_port() {
+fn curl_uses_both_protocols_on_one_port() {
     let server = Server::start(&[]);
     let url = format!("{}/health", server.url());
     for (option, first_line) in [("--http2-prior-knowledge", "HTTP/2 200"), ("--http1.1", "HTTP/1.1 200 OK")] {
-        let Some(said) = run("curl", &["-s", "-i", option, &url]) else { return };
-        assert!(said.starts_with(first_line) && said.ends_with(r#"{"health":"true","reason":""}"#), "{said}");
+        let Some(output) = run("curl", &["-s", "-i", option, &url]) else { return };
+        assert!(output.starts_with(first_line) && output.ends_with(r#"{"health":"true","reason":""}"#), "{output}");
     }
     let missing = run("curl", &["-s", "-i", "--http2-prior-knowledge", &format!("{}/nowhere", server.url())]);
     assert!(missing.unwrap().ends_with("404 page not found\n"));
@@ -36,12 +36,12 @@ fn curl_speaks_both_protocols_on_one_port() {
 fn nghttp_reads_several_pages_on_one_connection() {
     let server = Server::start(&[]);
     let pages = ["/health", "/version", "/metrics"].map(|page| format!("{}{page}", server.url()));
-    let Some(said) = run("nghttp", &["-n", "-s", &pages[0], &pages[1], &pages[2]]) else { return };
-    assert_eq!(said.lines().filter(|line| line.contains(" 200 ")).count(), 3, "{said}");
+    let Some(output) = run("nghttp", &["-n", "-s", &pages[0], &pages[1], &pages[2]]) else { return };
+    assert_eq!(output.lines().filter(|line| line.contains(" 200 ")).count(), 3, "{output}");
 }
 
 #[test]
-fn h2load_finds_every_answer_good() {
+fn all_requests_of_h2load_succeed() {
     let server = Server::start(&[]);
     let url = format!("{}/etcdserverpb.KV/Range", server.url());
     let directory = tempfile::tempdir().unwrap();
@@ -50,8 +50,8 @@ fn h2load_finds_every_answer_good() {
     let body = body.to_str().unwrap();
     let header = "content-type: application/grpc";
     let arguments = ["-n", "50000", "-c", "10", "-m", "50", "-H", header, "-H", "te: trailers", "-d", body, &url];
-    let Some(said) = run("h2load", &arguments) else { return };
-    assert!(said.contains("50000 succeeded, 0 failed, 0 errored, 0 timeout"), "{said}");
+    let Some(output) = run("h2load", &arguments) else { return };
+    assert!(output.contains("50000 succeeded, 0 failed, 0 errored, 0 timeout"), "{output}");
     let metrics = server.http("GET", "/metrics").body;
     let handled = r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 50000"#;
     assert!(metrics.contains(handled));
@@ -59,14 +59,14 @@ fn h2load_finds_every_answer_good() {
 
 /// `METASTORE_TEST_PYTHON` is an interpreter that has grpcio and h2.
 #[test]
-fn pythons_clients_find_what_they_expect() {
+fn python_clients_get_the_expected_responses() {
     let Some(python) = env::var_os("METASTORE_TEST_PYTHON") else {
-        eprintln!("\n*** THERE IS NO PYTHON WITH GRPCIO AND H2 HERE: THEY WERE NOT TRIED ***\n");
+        eprintln!("\n*** METASTORE_TEST_PYTHON IS NOT SET: GRPCIO AND H2 WERE NOT TESTED ***\n");
         return;
     };
     let server = Server::start(&[]);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/front/clients.py");
     let output = Command::new(python).arg(script).arg(server.address()).output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("all as expected"), "{said}");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("all as expected"), "{text}");
 }

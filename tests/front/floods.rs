@@ -1,4 +1,4 @@
-//! Clients that mean no good. Each is stopped, memory stays bounded, and a healthy client's calls go on.
+//! Abusive clients. Each is stopped, memory stays bounded, and the calls of a healthy client continue.
 
 use std::{
     fs,
@@ -19,21 +19,21 @@ const PUT: &str = "/etcdserverpb.KV/Put";
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const MEBIBYTE: usize = 1 << 20;
 
-/// The most that was resident since it was forgotten.
+/// The peak of the server's resident memory since [`reset_peak`].
 pub fn peak_bytes(server: &Server) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
-pub fn forget_peak(server: &Server) {
+pub fn reset_peak(server: &Server) {
     fs::write(format!("/proc/{}/clear_refs", server.pid()), "5").unwrap();
 }
 
-/// That some misbehaviour makes the server at no time larger than before by more than this, and leaves it in good health.
-fn survives_alone(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
+/// Asserts that an abusive client never makes the server larger by more than `may_grow`, and that the server stays healthy.
+fn check_memory(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
     let server = Server::start(arguments);
-    forget_peak(&server);
+    reset_peak(&server);
     let before = peak_bytes(&server);
     act(&server);
     let grown = peak_bytes(&server).saturating_sub(before);
@@ -41,9 +41,9 @@ fn survives_alone(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)
     assert_healthy(&server);
 }
 
-/// The same, and that a healthy client's calls go on all the time.
-fn survives(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
-    survives_alone(arguments, may_grow, |server| {
+/// The same, while a healthy client makes calls all the time.
+fn check_bounded(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
+    check_memory(arguments, may_grow, |server| {
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let healthy = scope.spawn(|| {
@@ -60,10 +60,10 @@ fn survives(arguments: &[&str], may_grow: usize, act: impl FnOnce(&Server)) {
     });
 }
 
-/// That a call is answered, and soon.
+/// Asserts that a call is answered soon.
 pub fn assert_healthy(server: &Server) {
     let started = Instant::now();
-    let mut healthy = Raw::greet(server.address());
+    let mut healthy = Raw::handshake(server.address());
     healthy
         .send(&call(1, RANGE, &RangeRequest { key: "a".into(), ..RangeRequest::default() }.encode_to_vec()))
         .unwrap();
@@ -79,8 +79,8 @@ fn counted(server: &Server, reason: &str) -> u64 {
 }
 
 #[test]
-fn floods_of_frames_end_in_calm() {
-    survives(&[], 50 * MEBIBYTE, |server| {
+fn floods_of_frames_end_the_connection_with_enhance_your_calm() {
+    check_bounded(&[], 50 * MEBIBYTE, |server| {
         type Flood = (&'static str, fn(u32) -> Vec<u8>);
         let floods: [Flood; 8] = [
             ("resets", |nth| {
@@ -101,19 +101,19 @@ fn floods_of_frames_end_in_calm() {
         ];
         for (name, next) in floods {
             let before = counted(server, name);
-            assert_eq!(Raw::greet(server.address()).flood(next), raw::ENHANCE_YOUR_CALM, "{name}");
+            assert_eq!(Raw::handshake(server.address()).flood(next), raw::ENHANCE_YOUR_CALM, "{name}");
             assert_eq!(counted(server, name), before + 1, "{name}");
         }
     });
 }
 
 #[test]
-fn a_header_block_without_end_ends_in_calm() {
-    survives(&[], 20 * MEBIBYTE, |server| {
+fn an_endless_header_block_ends_the_connection_with_enhance_your_calm() {
+    check_bounded(&[], 20 * MEBIBYTE, |server| {
         let piece = vec![0; 10_000];
         for piece in [&piece[..], &[]] {
             let next = |nth| frame(if nth == 0 { raw::HEADERS } else { raw::CONTINUATION }, 0, 1, piece);
-            assert_eq!(Raw::greet(server.address()).flood(next), raw::ENHANCE_YOUR_CALM);
+            assert_eq!(Raw::handshake(server.address()).flood(next), raw::ENHANCE_YOUR_CALM);
         }
         assert_eq!(counted(server, "continuation"), 2);
     });
@@ -121,26 +121,26 @@ fn a_header_block_without_end_ends_in_calm() {
 
 #[test]
 fn a_header_list_that_is_too_long_is_refused() {
-    survives(&[], 20 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+    check_bounded(&[], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         let mut block = raw::block(RANGE);
-        // One entry of the table, and then its index again and again: a byte each, and four thousand when it is read.
+        // One entry of the table, and then its index again and again: a byte each, and four thousand bytes when it is decoded.
         block.extend([&b"\x40\x01a\x7f\xa1\x1e"[..], &[b'x'; 4000]].concat());
         block.extend([0xbe; 1000]);
         raw.send(&frame(raw::HEADERS, raw::END_HEADERS | raw::END_STREAM, 1, &block)).unwrap();
         let answer = raw.wait_for(raw::HEADERS).unwrap();
         assert_eq!(answer.flags & raw::END_STREAM, raw::END_STREAM);
         raw.send(&call(3, RANGE, &[])).unwrap();
-        assert_eq!(raw.wait_for(raw::HEADERS).unwrap().stream, 3, "the connection goes on");
+        assert_eq!(raw.wait_for(raw::HEADERS).unwrap().stream, 3, "the connection stays usable");
         assert_eq!(counted(server, "header_list"), 1);
     });
 }
 
-/// Calls whose answers are large, from somebody who never reads them.
+/// Calls with large responses from a client that never reads them.
 #[test]
-fn answers_that_nobody_reads_do_not_pile_up() {
-    survives(&["--max-connection-bytes=33554432"], 150 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+fn unread_responses_do_not_accumulate() {
+    check_bounded(&["--max-connection-bytes=33554432"], 150 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
         let put = PutRequest { key: "large".into(), value: vec![b'x'; 1_000_000].into(), ..PutRequest::default() }
             .encode_to_vec();
@@ -150,7 +150,7 @@ fn answers_that_nobody_reads_do_not_pile_up() {
         while let Some(chunk) = chunks.next() {
             bytes.extend(frame(raw::DATA, if chunks.peek().is_none() { raw::END_STREAM } else { 0 }, 1, chunk));
         }
-        // The window is wide enough for the message once its prefix has come: wait for that after the first frame.
+        // The window is wide enough for the message once its prefix has arrived: wait for that after the first frame.
         let (first, rest) = bytes.split_at(9 + raw::block(PUT).len() + 9 + 16_384);
         raw.send(first).unwrap();
         while raw.wait_for(raw::WINDOW_UPDATE).unwrap().stream != 1 {}
@@ -161,7 +161,7 @@ fn answers_that_nobody_reads_do_not_pile_up() {
             raw.send(&call(2 * nth + 1, RANGE, &range)).unwrap();
         }
         assert_healthy(server);
-        // Whoever opens the window at last gets what was waiting.
+        // When the client opens the window at last, it gets what was waiting.
         raw.send(&frame(raw::WINDOW_UPDATE, 0, 3, &1_500_000_u32.to_be_bytes())).unwrap();
         raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &1_500_000_u32.to_be_bytes())).unwrap();
         let mut received = 0;
@@ -176,7 +176,7 @@ fn answers_that_nobody_reads_do_not_pile_up() {
 pub fn put(server: &Server, key: &str, bytes: usize) {
     let value = vec![b'x'; bytes].into();
     let put = PutRequest { key: key.to_owned().into(), value, ..PutRequest::default() }.encode_to_vec();
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     let mut frames = frame(raw::HEADERS, raw::END_HEADERS, 1, &raw::block(PUT));
     for chunk in framed(&put).chunks(16_384) {
         frames.extend(frame(raw::DATA, 0, 1, chunk));
@@ -186,16 +186,16 @@ pub fn put(server: &Server, key: &str, bytes: usize) {
     raw.wait_for(raw::DATA).unwrap();
 }
 
-/// Pages whose windows never open.
+/// HTTP responses whose windows never open.
 #[test]
-fn pages_that_nobody_reads_do_not_pile_up() {
-    survives(&["--max-connection-bytes=33554432"], 100 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+fn unread_http_responses_do_not_accumulate() {
+    check_bounded(&["--max-connection-bytes=33554432"], 100 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
         let page = [&[0x82, 0x86, 0x04, 8][..], b"/metrics"].concat();
         let flags = raw::END_HEADERS | raw::END_STREAM;
         let asked: Vec<u8> = (0..20_000).flat_map(|nth| frame(raw::HEADERS, flags, 2 * nth + 1, &page)).collect();
-        let mut writer = raw.another();
+        let mut writer = raw.clone_handle();
         let writing = std::thread::spawn(move || writer.send(&asked));
         let mut refused = 0;
         while refused < 10_000 {
@@ -206,20 +206,20 @@ fn pages_that_nobody_reads_do_not_pile_up() {
     });
 }
 
-/// Whoever fills what all may hold is refused, and nobody else.
+/// A client that holds most of what all clients may hold is refused, and no other client.
 #[test]
-fn who_holds_most_is_refused() {
-    survives(&["--max-held-bytes=8388608"], 60 * MEBIBYTE, |server| {
+fn only_the_largest_holders_are_refused() {
+    check_bounded(&["--max-held-bytes=8388608"], 60 * MEBIBYTE, |server| {
         put(server, "large", 100_000);
         let range = RangeRequest { key: "large".into(), ..RangeRequest::default() }.encode_to_vec();
-        let mut greedy: Vec<_> = (0..4).map(|_| Raw::greet(server.address())).collect();
-        for raw in &mut greedy {
+        let mut large_holders: Vec<_> = (0..4).map(|_| Raw::handshake(server.address())).collect();
+        for raw in &mut large_holders {
             raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
             for nth in 0..200 {
                 raw.send(&call(2 * nth + 1, RANGE, &range)).unwrap();
             }
         }
-        for raw in &mut greedy {
+        for raw in &mut large_holders {
             let refused = (0..200).filter(|_| raw.wait_for(raw::HEADERS).unwrap().flags & raw::END_STREAM != 0).count();
             assert!(refused > 100, "{refused} were refused");
             assert_healthy(server);
@@ -228,13 +228,13 @@ fn who_holds_most_is_refused() {
     });
 }
 
-/// A client that asks and never reads its socket.
+/// A client that sends requests and never reads its socket.
 #[test]
-fn a_socket_that_nobody_reads_fills_no_memory() {
-    survives(&[], 80 * MEBIBYTE, |server| {
+fn an_unread_socket_uses_bounded_memory() {
+    check_bounded(&[], 80 * MEBIBYTE, |server| {
         put(server, "large", 100_000);
         let range = RangeRequest { key: "large".into(), ..RangeRequest::default() }.encode_to_vec();
-        let mut raw = Raw::greet(server.address());
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 1 << 30)).unwrap();
         raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).unwrap();
         for nth in 0..2000 {
@@ -243,16 +243,16 @@ fn a_socket_that_nobody_reads_fills_no_memory() {
         for _ in 0..5 {
             assert_healthy(server);
         }
-        // It has lost nothing.
+        // Nothing was lost.
         let ended = |frame: &raw::Frame| frame.flags & raw::END_STREAM != 0;
         assert_eq!((0..4000).filter(|_| ended(&raw.wait_for(raw::HEADERS).unwrap())).count(), 2000);
     });
 }
 
 #[test]
-fn a_window_that_opens_byte_by_byte_ends_in_calm() {
-    survives(&[], 20 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+fn a_window_that_opens_byte_by_byte_ends_the_connection_with_enhance_your_calm() {
+    check_bounded(&[], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
         let put =
             PutRequest { key: "k".into(), value: vec![b'x'; 10_000].into(), ..PutRequest::default() }.encode_to_vec();
@@ -262,16 +262,17 @@ fn a_window_that_opens_byte_by_byte_ends_in_calm() {
         raw.send(&call(3, RANGE, &range)).unwrap();
         raw.wait_for(raw::HEADERS).unwrap();
         let code = raw.flood(|_| frame(raw::WINDOW_UPDATE, 0, 3, &[0, 0, 0, 1]));
-        // Whichever is too much first: a fast client's windows are more than one byte wide when it is their turn.
+        // Either limit may be reached first: if the client is fast, a window is wider than one byte when the stream gets its
+        // turn.
         let reasons = counted(server, "crumbs") + counted(server, "window_updates");
         assert_eq!((code, reasons), (raw::ENHANCE_YOUR_CALM, 1));
     });
 }
 
 #[test]
-fn requests_that_never_end_do_not_pile_up() {
-    survives(&["--max-connection-bytes=4194304"], 40 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+fn incomplete_requests_do_not_accumulate() {
+    check_bounded(&["--max-connection-bytes=4194304"], 40 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         let part = &framed(&[b'x'; 16_000])[..15_000];
         let mut refused = 0;
         for nth in 0..2000 {
@@ -287,9 +288,9 @@ fn requests_that_never_end_do_not_pile_up() {
 }
 
 #[test]
-fn so_many_streams_and_no_more() {
-    survives(&["--max-concurrent-streams=10"], 20 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+fn concurrent_streams_are_limited() {
+    check_bounded(&["--max-concurrent-streams=10"], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         for nth in 0..11 {
             raw.send(&frame(raw::HEADERS, raw::END_HEADERS, 2 * nth + 1, &raw::block(WATCH))).unwrap();
         }
@@ -301,9 +302,9 @@ fn so_many_streams_and_no_more() {
 
 /// As in etcd.
 #[test]
-fn no_streams_at_all_mean_no_limit() {
-    survives(&["--max-concurrent-streams=0"], 20 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+fn a_stream_limit_of_zero_means_no_limit() {
+    check_bounded(&["--max-concurrent-streams=0"], 20 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         raw.send(&call(1, RANGE, &[])).unwrap();
         assert_eq!(raw.wait_for(raw::HEADERS).unwrap().stream, 1);
         assert_eq!(counted(server, "streams"), 0);
@@ -311,110 +312,110 @@ fn no_streams_at_all_mean_no_limit() {
 }
 
 #[test]
-fn so_many_connections_and_no_more() {
-    survives_alone(&["--max-connections=20"], 20 * MEBIBYTE, |server| {
-        let mut healthy = Raw::greet(server.address());
-        let mut open: Vec<_> = (0..19).map(|_| Raw::greet(server.address())).collect();
+fn connections_are_limited() {
+    check_memory(&["--max-connections=20"], 20 * MEBIBYTE, |server| {
+        let mut healthy = Raw::handshake(server.address());
+        let mut open: Vec<_> = (0..19).map(|_| Raw::handshake(server.address())).collect();
         for raw in &mut open {
             raw.wait_for(raw::SETTINGS).unwrap();
         }
-        let mut late = Raw::greet(server.address());
+        let mut late = Raw::handshake(server.address());
         server.wait_for_log("too many client connections; new ones wait until others end");
         healthy
             .send(&call(1, RANGE, &RangeRequest { key: "k".into(), ..RangeRequest::default() }.encode_to_vec()))
             .unwrap();
-        healthy.wait_for(raw::DATA).expect("who is here already is served");
+        healthy.wait_for(raw::DATA).expect("an open connection is still served");
         open.pop();
-        late.wait_for(raw::SETTINGS).expect("room was made");
+        late.wait_for(raw::SETTINGS).expect("a waiting connection is accepted");
         drop((open, late));
         assert!(counted(server, "connections") >= 1);
     });
 }
 
-/// One opens no window, the other opens all of them and never reads.
+/// One client opens no window, the other opens all windows and never reads its socket.
 #[test]
-fn whoever_takes_nothing_is_given_up() {
-    survives(&["--client-read-timeout=1s"], 60 * MEBIBYTE, |server| {
+fn clients_that_read_nothing_are_disconnected() {
+    check_bounded(&["--client-read-timeout=1s"], 60 * MEBIBYTE, |server| {
         put(server, "large", 1_000_000);
         let range = RangeRequest { key: "large".into(), ..RangeRequest::default() }.encode_to_vec();
-        let mut shut = Raw::greet(server.address());
-        shut.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
-        let mut deaf = Raw::greet(server.address());
-        deaf.send(&setting(raw::INITIAL_WINDOW, 0x7fff_ffff)).unwrap();
-        deaf.send(&frame(raw::WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes())).unwrap();
+        let mut closed_window = Raw::handshake(server.address());
+        closed_window.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
+        let mut unread_socket = Raw::handshake(server.address());
+        unread_socket.send(&setting(raw::INITIAL_WINDOW, 0x7fff_ffff)).unwrap();
+        unread_socket.send(&frame(raw::WINDOW_UPDATE, 0, 0, &0x7000_0000_u32.to_be_bytes())).unwrap();
         for nth in 0..30 {
-            for raw in [&mut shut, &mut deaf] {
+            for raw in [&mut closed_window, &mut unread_socket] {
                 raw.send(&call(2 * nth + 1, RANGE, &range)).unwrap();
             }
         }
         while counted(server, "slow_reader") < 2 {
             std::thread::park_timeout(Duration::from_millis(20));
         }
-        for raw in [&mut shut, &mut deaf] {
-            while raw.next().is_some() {} // It is over.
+        for raw in [&mut closed_window, &mut unread_socket] {
+            while raw.next().is_some() {} // Until the connection is closed.
         }
     });
 }
 
 #[test]
-fn whoever_is_slow_to_begin_is_sent_away() {
-    survives(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
+fn clients_that_are_slow_to_begin_are_disconnected() {
+    check_bounded(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
         let mut silent = Raw::connect(server.address());
         let mut slow = Raw::connect(server.address());
         slow.send(b"PRI * HTTP/2.0").unwrap();
-        let mut stuck = Raw::greet(server.address());
+        let mut stuck = Raw::handshake(server.address());
         stuck.send(&frame(raw::HEADERS, 0, 1, &raw::block(RANGE))).unwrap();
         let mut unsettled = Raw::connect(server.address());
         unsettled.send(raw::PREFACE).unwrap();
-        let mut dripping = Raw::greet(server.address());
+        let mut dripping = Raw::handshake(server.address());
         dripping.wait_for(raw::SETTINGS).unwrap();
-        while dripping.wait_for(raw::SETTINGS).unwrap().flags == 0 {} // Ours is acknowledged.
-        dripping.drip(&frame(raw::HEADERS, raw::END_HEADERS, 1, &[0x83; 1000]));
+        while dripping.wait_for(raw::SETTINGS).unwrap().flags == 0 {} // Until the client's settings are acknowledged.
+        dripping.send_slowly(&frame(raw::HEADERS, raw::END_HEADERS, 1, &[0x83; 1000]));
         for mut late in [unsettled, dripping] {
             assert_eq!(late.wait_for(raw::GOAWAY).unwrap().payload[7], 11);
         }
         assert_eq!(silent.next(), None);
-        let farewell = slow.wait_for(raw::GOAWAY).unwrap();
-        assert_eq!(farewell.payload[7], 11);
+        let goaway = slow.wait_for(raw::GOAWAY).unwrap();
+        assert_eq!(goaway.payload[7], 11);
         assert_eq!(stuck.wait_for(raw::GOAWAY).unwrap().payload[7], 11);
         assert_eq!(stuck.next(), None);
         assert_eq!(counted(server, "slow_beginning"), 5);
     });
 }
 
-/// A head of HTTP/1.1 that does not end.
+/// An HTTP/1.1 request head that does not end.
 #[test]
-fn whoever_is_slow_with_a_first_head_is_sent_away() {
-    survives(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
+fn clients_with_a_slow_first_http1_request_are_disconnected() {
+    check_bounded(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
         let mut dripping = Raw::connect(server.address());
         let mut stuck = Raw::connect(server.address());
         stuck.send(b"GET /version HTTP/1.1\r\nX-a: ").unwrap();
-        dripping.drip(format!("GET /version HTTP/1.1\r\n{}", "X-a: b\r\n".repeat(1000)).as_bytes());
+        dripping.send_slowly(format!("GET /version HTTP/1.1\r\n{}", "X-a: b\r\n".repeat(1000)).as_bytes());
         for mut late in [stuck, dripping] {
-            while late.next().is_some() {} // It is over.
+            while late.next().is_some() {} // Until the connection is closed.
         }
         assert_eq!(counted(server, "slow_beginning"), 2);
     });
 }
 
-/// One connection's backlog does not delay another's.
+/// The backlog of one connection does not delay another connection.
 #[test]
-fn a_backlog_is_its_own_connections() {
-    survives(&[], 100 * MEBIBYTE, |server| {
-        let mut raw = Raw::greet(server.address());
+fn a_backlog_delays_only_its_own_connection() {
+    check_bounded(&[], 100 * MEBIBYTE, |server| {
+        let mut raw = Raw::handshake(server.address());
         let range = RangeRequest { key: "a".into(), ..RangeRequest::default() }.encode_to_vec();
         let mut bytes = Vec::new();
         for nth in 0..20_000 {
             bytes.extend(call(2 * nth + 1, RANGE, &range));
         }
-        let mut writer = raw.another();
+        let mut writer = raw.clone_handle();
         let writing = std::thread::spawn(move || writer.send(&bytes));
         for _ in 0..20 {
             assert_healthy(server);
         }
         for _ in 0..20_000 {
             raw.wait_for(raw::DATA).unwrap();
-            if raw.is_thirsty() {
+            if raw.needs_window_update() {
                 raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &1_000_000_u32.to_be_bytes())).unwrap();
             }
         }

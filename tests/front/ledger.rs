@@ -1,7 +1,7 @@
-//! What clients make the server keep is counted: memory grows by no more than the ledger says, and a constant.
+//! What clients make the server keep is counted: memory grows by no more than the ledger says plus a constant.
 //!
-//! Each test is one way of making the server keep something. It measures the most that was resident at any time, so
-//! nothing may be kept for a moment either.
+//! Each test is one way of making the server keep something. It measures the peak of the resident memory, so nothing may be kept
+//! uncounted even for a moment.
 
 use std::{
     io::{Read, Write},
@@ -18,7 +18,7 @@ use metastore::proto::{
 use prost::Message;
 
 use crate::{
-    floods::{assert_healthy, forget_peak, peak_bytes, put},
+    floods::{assert_healthy, peak_bytes, put, reset_peak},
     raw::{self, Raw, call, frame, framed, setting},
     support::{PATIENCE, Server},
 };
@@ -30,10 +30,10 @@ const PUT: &str = "/etcdserverpb.KV/Put";
 const LOCK: &str = "/v3lockpb.Lock/Lock";
 const CAMPAIGN: &str = "/v3electionpb.Election/Campaign";
 
-/// What the server says that it holds.
+/// The bytes that the server reports as held.
 fn ledger(server: &Server) -> usize {
     let mut held = None;
-    // While next to nothing may be held, a page may be refused.
+    // While almost nothing may be held, the metrics page may be refused.
     eventually("the server says what it holds", || {
         let page = server.http("GET", "/metrics").body;
         held = page.lines().find_map(|line| line.strip_prefix("metastore_http2_held_bytes ")?.parse().ok());
@@ -42,11 +42,10 @@ fn ledger(server: &Server) -> usize {
     held.unwrap()
 }
 
-/// That something makes the server at no time larger than before by more than its ledger ever says and this; returns the
-/// most that the ledger said.
+/// Asserts that the server never grows by more than its ledger says plus a constant; returns the largest value of the ledger.
 fn is_counted(server: &Server, constant: usize, act: impl FnOnce()) -> usize {
-    ledger(server); // The first page makes the server larger for good.
-    forget_peak(server);
+    ledger(server); // The first page makes the server larger permanently.
+    reset_peak(server);
     let before = peak_bytes(server);
     let (is_over, most) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -70,18 +69,17 @@ fn is_counted(server: &Server, constant: usize, act: impl FnOnce()) -> usize {
     most
 }
 
-/// Waits until something is so.
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
-        assert!(Instant::now() < deadline, "it never comes to that: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
 
 /// A connection whose streams open no window.
 fn closed(server: &Server) -> Raw {
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     raw.send(&setting(raw::INITIAL_WINDOW, 0)).unwrap();
     raw
 }
@@ -103,7 +101,7 @@ fn padded(message: Vec<u8>, bytes: usize) -> Vec<u8> {
     message
 }
 
-/// A call whose message is longer than a frame; the window has to be wide enough for it.
+/// A call whose message is longer than a frame. The window has to be wide enough for it.
 fn send_large(raw: &mut Raw, stream: u32, path: &str, message: &[u8]) {
     raw.send(&frame(raw::HEADERS, raw::END_HEADERS, stream, &raw::block(path))).unwrap();
     let message = framed(message);
@@ -121,7 +119,7 @@ fn send_large(raw: &mut Raw, stream: u32, path: &str, message: &[u8]) {
     raw.send(&bytes).unwrap();
 }
 
-/// Whether the next answer of the stream is a refusal for want of room.
+/// Whether the next response on the stream is a refusal because too much is held.
 fn is_refused(raw: &mut Raw, stream: u32) -> bool {
     loop {
         let frame = raw.wait_for(raw::HEADERS).unwrap();
@@ -131,9 +129,9 @@ fn is_refused(raw: &mut Raw, stream: u32) -> bool {
     }
 }
 
-/// gRPC is spoken over HTTP/2 alone: what passes no window and no ledger is not there. (etcd answers the same.)
+/// gRPC is available over HTTP/2 only: below that there are no windows and nothing is counted. (etcd responds the same.)
 #[test]
-fn grpc_below_http2_is_no_path() {
+fn grpc_over_http1_is_not_found() {
     let server = Server::start(&[]);
     put_many(&server, 30, MEBIBYTE);
     let most = is_counted(&server, 40 * MEBIBYTE, || {
@@ -160,14 +158,14 @@ fn grpc_below_http2_is_no_path() {
     assert!(most < MEBIBYTE, "{most}");
 }
 
-/// A connection has one answer that it does not read, and so have others.
+/// Each of many connections has one response that it does not read.
 #[test]
-fn one_large_answer_on_each_of_many_connections() {
+fn a_large_unread_response_on_each_of_many_connections_is_counted() {
     let server = Server::start(&["--max-held-bytes=33554432", "--read-threads=2"]);
     put_many(&server, 50, MEBIBYTE);
     let mut kept = Vec::new();
     let most = is_counted(&server, 90 * MEBIBYTE, || {
-        // All of it is too much at all, and a little of it for many.
+        // All keys are too much for one connection, and a few keys are too much for all connections together.
         for (limit, connections) in [(0, 4), (6, 16)] {
             let mut refused = 0;
             for _ in 0..connections {
@@ -180,12 +178,12 @@ fn one_large_answer_on_each_of_many_connections() {
         }
     });
     assert!(most <= 33_554_432, "{most}");
-    assert!(ledger(&server) >= 6 * MEBIBYTE, "some wait to be read");
+    assert!(ledger(&server) >= 6 * MEBIBYTE, "some responses wait to be read");
 }
 
-/// Callers that wait for a lock or an election, with messages of which little is needed.
+/// Calls that wait for a lock or an election, with large messages of which little is needed.
 #[test]
-fn calls_that_wait_for_their_turn_keep_what_they_need() {
+fn waiting_lock_and_campaign_calls_keep_only_what_they_need() {
     let server = Server::start(&[]);
     for (path, message) in [
         (LOCK, LockRequest { name: "lock".into(), ..LockRequest::default() }.encode_to_vec()),
@@ -194,11 +192,11 @@ fn calls_that_wait_for_their_turn_keep_what_they_need() {
             CampaignRequest { name: "race".into(), value: "me".into(), ..CampaignRequest::default() }.encode_to_vec(),
         ),
     ] {
-        let mut raw = Raw::greet(server.address());
+        let mut raw = Raw::handshake(server.address());
         let most = is_counted(&server, 50 * MEBIBYTE, || {
             for nth in 0..100 {
                 send_large(&mut raw, 2 * nth + 1, path, &padded(message.clone(), 1_900_000));
-                if raw.is_thirsty() {
+                if raw.needs_window_update() {
                     raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &1_000_000_u32.to_be_bytes())).unwrap();
                 }
             }
@@ -208,9 +206,9 @@ fn calls_that_wait_for_their_turn_keep_what_they_need() {
     }
 }
 
-/// Streams whose answers are not read hold a chunk at most, and only while there is room.
+/// Streams whose responses are not read hold one chunk at most, and only while there is room.
 #[test]
-fn range_streams_that_are_not_read() {
+fn unread_range_streams_are_counted() {
     let server = Server::start(&["--max-held-bytes=67108864"]);
     put_many(&server, 20, MEBIBYTE);
     let mut kept = Vec::new();
@@ -227,11 +225,11 @@ fn range_streams_that_are_not_read() {
     assert!(most <= 67_108_864, "{most}");
 }
 
-/// Pages that were asked for while the socket takes nothing are not made.
+/// Pages that are requested while the socket accepts nothing are not generated.
 #[test]
-fn pages_behind_a_socket_that_is_not_read() {
+fn pages_behind_an_unread_socket_are_not_generated() {
     let server = Server::start(&[]);
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     is_counted(&server, 40 * MEBIBYTE, || {
         raw.send(&setting(raw::INITIAL_WINDOW, 1 << 30)).unwrap();
         raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).unwrap();
@@ -245,11 +243,11 @@ fn pages_behind_a_socket_that_is_not_read() {
     });
 }
 
-/// Large messages of calls that are done, one after another and all at once.
+/// Large messages of calls that complete, one after another and all at once.
 #[test]
-fn writes_that_are_under_way() {
+fn writes_in_progress_are_counted() {
     let server = Server::start(&["--max-connection-bytes=16777216"]);
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     let put = PutRequest { key: "large".into(), value: vec![b'x'; 1_000_000].into(), ..PutRequest::default() };
     let put = put.encode_to_vec();
     let most = is_counted(&server, 150 * MEBIBYTE, || {

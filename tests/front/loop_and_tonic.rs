@@ -1,4 +1,4 @@
-//! Both servers of HTTP/2 answer alike.
+//! Both HTTP/2 servers give the same responses.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ async fn both() -> [(Server, KvClient<Channel>); 2] {
 }
 
 #[tokio::test]
-async fn packed_calls_are_understood_and_answered_in_kind() {
+async fn compressed_calls_get_compressed_responses() {
     for (_server, client) in both().await {
         let mut client = client.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip);
         let value = "repeated ".repeat(10_000);
@@ -33,23 +33,23 @@ async fn packed_calls_are_understood_and_answered_in_kind() {
 }
 
 #[tokio::test]
-async fn whoever_says_nothing_is_sent_away() {
+async fn silent_clients_are_disconnected() {
     for name in ["own", "tonic"] {
         let server = Server::start(&[&format!("--grpc-server={name}"), "--client-begin-timeout=1s"]);
         for beginning in ["", "PRI * HTTP/2"] {
-            let (mut silent, mut said) = (TcpStream::connect(server.address()).await.unwrap(), Vec::new());
+            let (mut silent, mut output) = (TcpStream::connect(server.address()).await.unwrap(), Vec::new());
             silent.write_all(beginning.as_bytes()).await.unwrap();
-            let heard = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut said)).await;
-            assert!(heard.expect("it was left alone").is_ok());
-            // Who has begun to speak HTTP/2 may hear a farewell in it.
-            assert!(said.is_empty() || !beginning.is_empty() && said.get(3) == Some(&4), "{said:?}");
+            let closed = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut output)).await;
+            assert!(closed.expect("the server must close the connection").is_ok());
+            // A client that has started to speak HTTP/2 may receive a GOAWAY.
+            assert!(output.is_empty() || !beginning.is_empty() && output.get(3) == Some(&4), "{output:?}");
         }
     }
 }
 
-/// hyper looks at fewer of them than grpc-go does.
+/// hyper checks fewer of them than grpc-go does.
 #[test]
-fn odd_calls_are_answered_as_by_etcd() {
+fn odd_calls_get_the_responses_of_etcd() {
     for (name, calls) in [("own", odd_calls::all()), ("tonic", odd_calls::behind_hyper())] {
         let server = Server::start(&[&format!("--grpc-server={name}")]);
         let wrong: Vec<String> = calls
@@ -63,20 +63,20 @@ fn odd_calls_are_answered_as_by_etcd() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_is_refused_in_the_same_words() {
-    let mut words = Vec::new();
+async fn a_message_that_is_too_large_is_refused_with_the_same_text() {
+    let mut messages = Vec::new();
     for (_server, mut client) in both().await {
         let value = vec![b'x'; 3 << 20].into();
         let refused = client.put(PutRequest { key: "a".into(), value, ..PutRequest::default() }).await.unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted);
-        words.push(refused.message().to_owned());
+        messages.push(refused.message().to_owned());
         client.range(RangeRequest { key: "a".into(), ..RangeRequest::default() }).await.unwrap();
     }
-    assert_eq!(words[0], words[1]);
+    assert_eq!(messages[0], messages[1]);
 }
 
 #[tokio::test]
-async fn a_large_list_arrives_whole() {
+async fn a_large_list_arrives_complete() {
     for (_server, mut client) in both().await {
         for nth in 0..20_u8 {
             let put =
@@ -97,7 +97,7 @@ async fn a_large_list_arrives_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_lets_open_watches_hear_it() {
+async fn open_watches_are_told_that_the_server_stops() {
     for (mut server, _) in both().await {
         let mut client = server.client().await;
         let mut stream = client.watch("a", None).await.unwrap();

@@ -1,4 +1,4 @@
-//! The front door from outside: one port for everything, TLS, other people's clients, and clients that mean no good.
+//! The client port from outside: one port for all protocols, TLS, third-party clients, and abusive clients.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -1,6 +1,6 @@
-//! Calls that are odd or broken, written by hand, and what etcd 3.7.3 answers.
+//! Unusual and malformed calls, written by hand, and etcd 3.7.3's responses.
 //!
-//! The answers here were taken from a real etcd, and `tests/differential` asks one again where there is one.
+//! The responses were recorded from a real etcd, and `tests/differential` compares them again where an etcd is available.
 
 use metastore::http2::hpack::{Decoder, decoder::Fields};
 
@@ -12,10 +12,9 @@ const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// The key `a`.
 const KEY: &[u8] = b"\x0a\x01a";
-/// Bytes that are no message: a field of a length that does not follow.
+/// Bytes that are not a message: a field whose length exceeds the input.
 const GARBAGE: &[u8] = b"\x0a";
 
-/// One call.
 pub struct Odd {
     path: &'static str,
     method: &'static str,
@@ -23,9 +22,9 @@ pub struct Odd {
     content_type: &'static str,
     more: Vec<(&'static str, &'static str)>,
     body: Vec<u8>,
-    /// Whether the client ends it.
+    /// Whether the client ends the stream.
     ends: bool,
-    /// The fields of the answer, but for `:status: 200` and the usual content type; then whether the stream was reset.
+    /// The response's fields, without `:status: 200` and the default content type; then whether the stream was reset.
     pub answer: &'static str,
 }
 
@@ -43,28 +42,28 @@ fn odd(path: &'static str, answer: &'static str) -> Odd {
 }
 
 impl Odd {
-    fn with(self, body: &[&[u8]]) -> Self {
+    fn with_body(self, body: &[&[u8]]) -> Self {
         Self { body: body.concat(), ..self }
     }
 
-    fn of_type(self, content_type: &'static str) -> Self {
+    fn with_content_type(self, content_type: &'static str) -> Self {
         Self { content_type, ..self }
     }
 
-    fn and(mut self, name: &'static str, value: &'static str) -> Self {
+    fn with_field(mut self, name: &'static str, value: &'static str) -> Self {
         self.more.push((name, value));
         self
     }
 
-    fn nowhere(self) -> Self {
+    fn without_authority(self) -> Self {
         Self { authority: None, ..self }
     }
 
-    fn unended(self) -> Self {
+    fn without_end(self) -> Self {
         Self { ends: false, ..self }
     }
 
-    fn by(self, method: &'static str) -> Self {
+    fn with_method(self, method: &'static str) -> Self {
         Self { method, ..self }
     }
 
@@ -73,7 +72,7 @@ impl Odd {
         format!("{method} {path} at {authority:?}, {content_type}, {more:?}, {body:02x?}, ended: {ends}")
     }
 
-    /// Makes the call; what is answered, in the form of [`Odd::answer`].
+    /// Makes the call; returns the response in the form of [`Odd::answer`].
     pub fn ask(&self, address: &str) -> String {
         let mut block = Vec::new();
         let usual = [(":method", self.method), (":scheme", "http"), (":path", self.path)];
@@ -83,13 +82,13 @@ impl Odd {
             .chain([("content-type", self.content_type), ("te", "trailers")])
             .chain(self.more.iter().copied());
         for (name, value) in fields {
-            block.push(0x10); // Never in any table.
+            block.push(0x10); // A literal that is never indexed.
             for text in [name, value] {
                 block.push(u8::try_from(text.len()).ok().filter(|&length| length < 127).unwrap());
                 block.extend_from_slice(text.as_bytes());
             }
         }
-        let mut client = Raw::greet(address);
+        let mut client = Raw::handshake(address);
         let mut bytes = raw::frame(raw::HEADERS, raw::END_HEADERS, 1, &block);
         bytes.extend(raw::frame(raw::DATA, if self.ends { raw::END_STREAM } else { 0 }, 1, &self.body));
         client.send(&bytes).unwrap();
@@ -97,7 +96,7 @@ impl Odd {
     }
 
     fn read_answer(&self, client: &mut Raw) -> String {
-        let (mut decoder, mut fields, mut said) = (Decoder::default(), Fields::default(), Vec::new());
+        let (mut decoder, mut fields, mut fields_seen) = (Decoder::default(), Fields::default(), Vec::new());
         loop {
             let frame = client.next().expect("the server stays");
             if frame.stream != 1 {
@@ -105,43 +104,45 @@ impl Odd {
             }
             if frame.kind == raw::RST_STREAM {
                 let code = u32::from_be_bytes(frame.payload[..4].try_into().unwrap());
-                said.push(format!("reset {code}"));
-                return said.join(" ");
+                fields_seen.push(format!("reset {code}"));
+                return fields_seen.join(" ");
             }
             if frame.kind == raw::HEADERS {
                 decoder.decode(&frame.payload, usize::MAX, &mut fields).unwrap();
                 for (name, value) in fields.iter() {
                     let field = format!("{}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-                    // An empty text says nothing.
+                    // An empty message means nothing.
                     let is_usual = [":status=200", "content-type=application/grpc", "grpc-message="].contains(&&*field);
-                    let tells = [&b":status"[..], b"content-type", b"grpc-status", b"grpc-message"].contains(&name);
-                    if tells && !is_usual {
-                        said.push(field.replace("%20", " ").replace("%22", "\"")); // hyper's server escapes more.
+                    let is_relevant =
+                        [&b":status"[..], b"content-type", b"grpc-status", b"grpc-message"].contains(&name);
+                    if is_relevant && !is_usual {
+                        // hyper's server escapes more characters.
+                        fields_seen.push(field.replace("%20", " ").replace("%22", "\""));
                     }
                 }
             }
             if frame.flags & raw::END_STREAM != 0 && matches!(frame.kind, raw::HEADERS | raw::DATA) && self.ends {
-                return said.join(" ");
+                return fields_seen.join(" ");
             }
         }
     }
 }
 
-/// All of them.
+/// All calls.
 pub fn all() -> Vec<Odd> {
     [paths(), content_types(), hosts(), fields(), messages(), garbage()].into_iter().flatten().collect()
 }
 
-/// Those of which hyper leaves everything to us.
+/// The calls for which hyper leaves the response to our code.
 pub fn behind_hyper() -> Vec<Odd> {
     [paths(), garbage()].into_iter().flatten().filter(|odd| odd.ends).collect()
 }
 
-/// Paths that lead nowhere.
+/// Paths without a method.
 fn paths() -> Vec<Odd> {
     vec![
         odd("/nope/Foo", "grpc-status=12 grpc-message=unknown service nope"),
-        odd("/nope/Foo", "grpc-status=12 grpc-message=unknown service nope reset 0").unended(),
+        odd("/nope/Foo", "grpc-status=12 grpc-message=unknown service nope reset 0").without_end(),
         odd("/a/b/c", "grpc-status=12 grpc-message=unknown service a/b"),
         odd("/etcdserverpb.KV/Nope", "grpc-status=12 grpc-message=unknown method Nope for service etcdserverpb.KV"),
         odd("/etcdserverpb.KV/", "grpc-status=12 grpc-message=unknown method  for service etcdserverpb.KV"),
@@ -158,117 +159,118 @@ fn paths() -> Vec<Odd> {
     ]
 }
 
-/// Codecs are said back; whether it is a call at all is told by small letters.
+/// The codec is repeated in the response. The content type is compared case-sensitively.
 fn content_types() -> Vec<Odd> {
     vec![
-        odd(RANGE, "content-type=application/grpc+proto grpc-status=0").of_type("application/grpc+proto"),
-        odd(RANGE, "content-type=application/grpc+json grpc-status=0").of_type("application/grpc+json"),
-        odd(RANGE, "content-type=application/grpc+charset=x grpc-status=0").of_type("application/grpc;charset=x"),
-        odd(RANGE, "grpc-status=0").of_type("application/grpc+"),
+        odd(RANGE, "content-type=application/grpc+proto grpc-status=0").with_content_type("application/grpc+proto"),
+        odd(RANGE, "content-type=application/grpc+json grpc-status=0").with_content_type("application/grpc+json"),
+        odd(RANGE, "content-type=application/grpc+charset=x grpc-status=0")
+            .with_content_type("application/grpc;charset=x"),
+        odd(RANGE, "grpc-status=0").with_content_type("application/grpc+"),
         odd(RANGE, "content-type=application/grpc+proto grpc-status=3 grpc-message=etcdserver: key is not provided")
-            .of_type("application/grpc+proto")
-            .with(&[&raw::framed(b"")]),
+            .with_content_type("application/grpc+proto")
+            .with_body(&[&raw::framed(b"")]),
         odd("/nope/Foo", "content-type=application/grpc+proto grpc-status=12 grpc-message=unknown service nope")
-            .of_type("application/grpc+proto"),
+            .with_content_type("application/grpc+proto"),
         odd(
             RANGE,
             ":status=405 content-type=application/grpc+proto grpc-status=13 grpc-message=Received a HEADERS frame with \
              :method \"GET\" which should be POST",
         )
-        .of_type("application/grpc+proto")
-        .by("GET"),
+        .with_content_type("application/grpc+proto")
+        .with_method("GET"),
         odd(RANGE, ":status=415 grpc-status=3 grpc-message=invalid gRPC request content-type \"Application/GRPC\"")
-            .of_type("Application/GRPC"),
+            .with_content_type("Application/GRPC"),
         odd(RANGE, ":status=415 grpc-status=3 grpc-message=invalid gRPC request content-type \"application/grpcx\"")
-            .of_type("application/grpcx"),
+            .with_content_type("application/grpcx"),
         odd(RANGE, ":status=415 grpc-status=3 grpc-message=invalid gRPC request content-type \"text/plain\"")
-            .of_type("text/plain")
-            .by("GET"),
+            .with_content_type("text/plain")
+            .with_method("GET"),
     ]
 }
 
-/// A call says where it goes, once.
+/// A call names its host exactly once.
 fn hosts() -> Vec<Odd> {
     const MISSING: &str = ":status=400 grpc-status=13 grpc-message=no host or :authority header present";
     const TWO: &str = ":status=400 grpc-status=13 grpc-message=num values of :authority: 0, num values of host: 2, both \
                        must only have 1 value as per HTTP/2 spec";
     vec![
-        odd(RANGE, MISSING).nowhere(),
+        odd(RANGE, MISSING).without_authority(),
         odd(RANGE, ":status=400 grpc-status=13 grpc-message=no host or :authority header present reset 0")
-            .nowhere()
-            .unended(),
-        odd(RANGE, MISSING).nowhere().by("GET"),
-        odd("/nope/Foo", MISSING).nowhere(),
+            .without_authority()
+            .without_end(),
+        odd(RANGE, MISSING).without_authority().with_method("GET"),
+        odd("/nope/Foo", MISSING).without_authority(),
         odd(
             RANGE,
             ":status=400 content-type=application/grpc+proto grpc-status=13 grpc-message=no host or :authority header \
              present",
         )
-        .nowhere()
-        .of_type("application/grpc+proto"),
+        .without_authority()
+        .with_content_type("application/grpc+proto"),
         odd(RANGE, ":status=415 grpc-status=3 grpc-message=invalid gRPC request content-type \"text/plain\"")
-            .nowhere()
-            .of_type("text/plain"),
+            .without_authority()
+            .with_content_type("text/plain"),
         odd(
             RANGE,
             ":status=400 grpc-status=13 grpc-message=malformed grpc-timeout: transport: timeout string is too short: \
              \"x\"",
         )
-        .nowhere()
-        .and("grpc-timeout", "x"),
-        odd(RANGE, "grpc-status=0").nowhere().and("host", "y"),
-        odd(RANGE, "grpc-status=0").nowhere().and("host", ""),
-        odd(RANGE, "grpc-status=0").and("host", "y"),
+        .without_authority()
+        .with_field("grpc-timeout", "x"),
+        odd(RANGE, "grpc-status=0").without_authority().with_field("host", "y"),
+        odd(RANGE, "grpc-status=0").without_authority().with_field("host", ""),
+        odd(RANGE, "grpc-status=0").with_field("host", "y"),
         Odd { authority: Some(""), ..odd(RANGE, "grpc-status=0") },
-        odd(RANGE, TWO).nowhere().and("host", "y").and("host", "z"),
-        odd(RANGE, TWO).nowhere().of_type("text/plain").and("host", "y").and("host", "z"),
+        odd(RANGE, TWO).without_authority().with_field("host", "y").with_field("host", "z"),
+        odd(RANGE, TWO).without_authority().with_content_type("text/plain").with_field("host", "y").with_field("host", "z"),
         odd(
             RANGE,
             ":status=400 grpc-status=13 grpc-message=num values of :authority: 1, num values of host: 2, both must only \
              have 1 value as per HTTP/2 spec",
         )
-        .and("host", "y")
-        .and("host", "z"),
+        .with_field("host", "y")
+        .with_field("host", "z"),
     ]
 }
 
-/// Binary fields, deadlines and packings.
+/// Binary metadata, timeouts and compression.
 fn fields() -> Vec<Odd> {
     const BASE64: &str = ":status=400 grpc-status=13 grpc-message=malformed binary metadata \"!!\" in header \"x-bin\": \
                           illegal base64 data at input byte 0";
     vec![
-        odd(RANGE, "grpc-status=0").and("x-bin", "YQ==").and("y-bin", "YQ").and("z-bin", ""),
-        odd(RANGE, BASE64).and("x-bin", "!!"),
-        odd("/nope/Foo", BASE64).and("x-bin", "!!"),
-        odd(RANGE, BASE64).and("grpc-timeout", "x").and("x-bin", "!!"),
+        odd(RANGE, "grpc-status=0").with_field("x-bin", "YQ==").with_field("y-bin", "YQ").with_field("z-bin", ""),
+        odd(RANGE, BASE64).with_field("x-bin", "!!"),
+        odd("/nope/Foo", BASE64).with_field("x-bin", "!!"),
+        odd(RANGE, BASE64).with_field("grpc-timeout", "x").with_field("x-bin", "!!"),
         odd(
             RANGE,
             ":status=400 grpc-status=13 grpc-message=malformed binary metadata \"Zg=\" in header \"grpc-trace-bin\": \
              illegal base64 data at input byte 2",
         )
-        .and("grpc-trace-bin", "Zg="),
+        .with_field("grpc-trace-bin", "Zg="),
         odd(
             RANGE,
             ":status=400 grpc-status=13 grpc-message=malformed grpc-timeout: transport: timeout unit is not recognized: \
              \"5s\"",
         )
-        .and("x-bin", "!!")
-        .and("grpc-timeout", "5s"),
+        .with_field("x-bin", "!!")
+        .with_field("grpc-timeout", "5s"),
         odd(
             RANGE,
             ":status=400 grpc-status=13 grpc-message=malformed grpc-timeout: transport: timeout string is too long: \
              \"123456789S\"",
         )
-        .and("grpc-timeout", "123456789S"),
+        .with_field("grpc-timeout", "123456789S"),
         odd(
             RANGE,
             ":status=400 grpc-status=13 grpc-message=malformed grpc-timeout: strconv.ParseUint: parsing \"-1\": invalid \
              syntax",
         )
-        .and("grpc-timeout", "-1S"),
+        .with_field("grpc-timeout", "-1S"),
         odd(RANGE, "grpc-status=12 grpc-message=grpc: Decompressor is not installed for grpc-encoding \"foo\"")
-            .and("grpc-encoding", "foo"),
-        odd("/nope/Foo", "grpc-status=12 grpc-message=unknown service nope").and("grpc-encoding", "foo"),
+            .with_field("grpc-encoding", "foo"),
+        odd("/nope/Foo", "grpc-status=12 grpc-message=unknown service nope").with_field("grpc-encoding", "foo"),
     ]
 }
 
@@ -281,32 +283,32 @@ fn messages() -> Vec<Odd> {
     let (whole, empty) = (raw::framed(KEY), raw::framed(b""));
     let cut = &whole[..whole.len() - 1];
     vec![
-        odd(RANGE, "grpc-status=2 grpc-message=EOF").with(&[]),
-        odd(RANGE, "grpc-status=2 grpc-message=EOF").with(&[&[0, 0]]),
-        odd(RANGE, "grpc-status=2 grpc-message=unexpected EOF").with(&[cut]),
-        odd(RANGE, "grpc-status=0").with(&[&whole, &whole]),
-        odd(RANGE, "grpc-status=0").with(&[&whole, cut]),
-        odd("/v3lockpb.Lock/Lock", "grpc-status=2 grpc-message=EOF").with(&[]),
-        odd("/v3lockpb.Lock/Lock", "grpc-status=2 grpc-message=unexpected EOF").with(&[cut]),
+        odd(RANGE, "grpc-status=2 grpc-message=EOF").with_body(&[]),
+        odd(RANGE, "grpc-status=2 grpc-message=EOF").with_body(&[&[0, 0]]),
+        odd(RANGE, "grpc-status=2 grpc-message=unexpected EOF").with_body(&[cut]),
+        odd(RANGE, "grpc-status=0").with_body(&[&whole, &whole]),
+        odd(RANGE, "grpc-status=0").with_body(&[&whole, cut]),
+        odd("/v3lockpb.Lock/Lock", "grpc-status=2 grpc-message=EOF").with_body(&[]),
+        odd("/v3lockpb.Lock/Lock", "grpc-status=2 grpc-message=unexpected EOF").with_body(&[cut]),
         odd("/v3lockpb.Lock/Unlock", "grpc-status=2 grpc-message=etcdserver: key is not provided")
-            .with(&[&empty, &empty]),
-        odd(STREAM, NONE).with(&[]),
-        odd(STREAM, NONE).with(&[&[0, 0]]),
-        odd(STREAM, MANY).with(&[&whole, &whole]),
-        odd(STREAM, MANY).with(&[&empty, &empty]),
-        odd(STREAM, "grpc-status=13 grpc-message=unexpected EOF").with(&[cut]),
-        odd(STREAM, "grpc-status=13 grpc-message=unexpected EOF").with(&[&whole, cut]),
-        odd("/etcdserverpb.Maintenance/Snapshot", NONE).with(&[]),
-        odd("/v3electionpb.Election/Observe", NONE).with(&[]),
-        odd("/v3electionpb.Election/Observe", MANY).with(&[&empty, &empty]),
-        odd("/grpc.health.v1.Health/Watch", NONE).with(&[]),
-        odd(WATCH, "grpc-status=13 grpc-message=unexpected EOF").with(&[cut]),
-        odd("/etcdserverpb.Lease/LeaseKeepAlive", "grpc-status=13 grpc-message=unexpected EOF").with(&[cut]),
-        odd("/etcdserverpb.Lease/LeaseKeepAlive", "grpc-status=0").with(&[&[0, 0]]),
+            .with_body(&[&empty, &empty]),
+        odd(STREAM, NONE).with_body(&[]),
+        odd(STREAM, NONE).with_body(&[&[0, 0]]),
+        odd(STREAM, MANY).with_body(&[&whole, &whole]),
+        odd(STREAM, MANY).with_body(&[&empty, &empty]),
+        odd(STREAM, "grpc-status=13 grpc-message=unexpected EOF").with_body(&[cut]),
+        odd(STREAM, "grpc-status=13 grpc-message=unexpected EOF").with_body(&[&whole, cut]),
+        odd("/etcdserverpb.Maintenance/Snapshot", NONE).with_body(&[]),
+        odd("/v3electionpb.Election/Observe", NONE).with_body(&[]),
+        odd("/v3electionpb.Election/Observe", MANY).with_body(&[&empty, &empty]),
+        odd("/grpc.health.v1.Health/Watch", NONE).with_body(&[]),
+        odd(WATCH, "grpc-status=13 grpc-message=unexpected EOF").with_body(&[cut]),
+        odd("/etcdserverpb.Lease/LeaseKeepAlive", "grpc-status=13 grpc-message=unexpected EOF").with_body(&[cut]),
+        odd("/etcdserverpb.Lease/LeaseKeepAlive", "grpc-status=0").with_body(&[&[0, 0]]),
     ]
 }
 
-/// Messages that cannot be read, of every service.
+/// Messages that cannot be decoded, for every service.
 fn garbage() -> Vec<Odd> {
     const UNARY: &str =
         "grpc-status=13 grpc-message=grpc: error unmarshalling request: proto: cannot parse invalid wire-format data";
@@ -354,6 +356,6 @@ fn garbage() -> Vec<Odd> {
     let unary = unary.into_iter().map(|path| odd(path, UNARY));
     let streamed = streamed.into_iter().map(|path| odd(path, STREAMED));
     let text = "grpc-status=13 grpc-message=grpc: error unmarshalling request: string field contains invalid UTF-8";
-    let no_text = odd("/etcdserverpb.Auth/UserAdd", text).with(&[&raw::framed(b"\x0a\x01\xff")]);
-    unary.chain(streamed).map(|odd| odd.with(&[&raw::framed(GARBAGE)])).chain([no_text]).collect()
+    let no_text = odd("/etcdserverpb.Auth/UserAdd", text).with_body(&[&raw::framed(b"\x0a\x01\xff")]);
+    unary.chain(streamed).map(|odd| odd.with_body(&[&raw::framed(GARBAGE)])).chain([no_text]).collect()
 }

@@ -24,15 +24,14 @@ pub const INITIAL_WINDOW: u16 = 4;
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection.
 pub struct Raw {
     stream: TcpStream,
     input: Vec<u8>,
-    /// Data received since somebody asked.
+    /// Bytes of data received since the last call of [`Raw::needs_window_update`].
     received: usize,
 }
 
-/// A frame that was received.
+/// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub kind: u8,
@@ -41,7 +40,6 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// A frame as bytes.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut out = vec![length[1], length[2], length[3], kind, flags];
@@ -50,35 +48,33 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// One setting.
 pub fn setting(setting: u16, value: u32) -> Vec<u8> {
     frame(SETTINGS, 0, 0, &[&setting.to_be_bytes()[..], &value.to_be_bytes()].concat())
 }
 
-/// A header block for a call: nothing in it is added to any table.
+/// A header block for a call, without any table entries.
 pub fn block(path: &str) -> Vec<u8> {
     let mut out = vec![0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
     out.extend_from_slice(path.as_bytes());
-    out.extend_from_slice(b"\x01\x04here"); // Its authority.
+    out.extend_from_slice(b"\x01\x04here"); // The authority.
     out.extend_from_slice(b"\x0f\x10\x10application/grpc");
     out
 }
 
-/// A whole unary call.
 pub fn call(stream: u32, path: &str, message: &[u8]) -> Vec<u8> {
     let mut out = frame(HEADERS, END_HEADERS, stream, &block(path));
     out.extend(frame(DATA, END_STREAM, stream, &framed(message)));
     out
 }
 
-/// A message behind its prefix.
+/// A message with its prefix.
 pub fn framed(message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     [&[0][..], &length, message].concat()
 }
 
 impl Raw {
-    /// Connects, and says nothing yet.
+    /// Connects without sending anything.
     pub fn connect(address: &str) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -87,20 +83,20 @@ impl Raw {
         Self { stream, input: Vec::new(), received: 0 }
     }
 
-    /// Connects and greets.
-    pub fn greet(address: &str) -> Self {
+    /// Connects and sends the client preface.
+    pub fn handshake(address: &str) -> Self {
         let mut raw = Self::connect(address);
         raw.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).unwrap();
         raw
     }
 
-    /// Another handle on the same connection, to write with.
-    pub fn another(&self) -> Self {
+    /// A second handle of the same connection, for writing.
+    pub fn clone_handle(&self) -> Self {
         Self { stream: self.stream.try_clone().unwrap(), input: Vec::new(), received: 0 }
     }
 
-    /// Whether so much data has come that it is time to open the window.
-    pub fn is_thirsty(&mut self) -> bool {
+    /// Whether so much data has arrived that the window should be opened.
+    pub fn needs_window_update(&mut self) -> bool {
         self.received > 20_000 && std::mem::take(&mut self.received) > 0
     }
 
@@ -108,8 +104,8 @@ impl Raw {
         self.stream.write_all(bytes)
     }
 
-    /// Sends a byte, waits for an answer a moment, and so on until there is one.
-    pub fn drip(&mut self, bytes: &[u8]) {
+    /// Sends byte by byte, with a pause after each, until the server sends something.
+    pub fn send_slowly(&mut self, bytes: &[u8]) {
         self.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         for byte in bytes {
             if self.send(&[*byte]).is_err() || self.stream.peek(&mut [0]).is_ok() {
@@ -138,12 +134,12 @@ impl Raw {
                 Ok(0) => return None,
                 Ok(count) => self.input.extend_from_slice(&buffer[..count]),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("nothing comes: {error}"),
+                Err(error) => panic!("no frame arrives: {error}"),
             }
         }
     }
 
-    /// The first frame that is of this kind; None when the server has closed the connection.
+    /// The next frame of this kind; None when the server has closed the connection.
     pub fn wait_for(&mut self, kind: u8) -> Option<Frame> {
         loop {
             let frame = self.next()?;
@@ -153,19 +149,19 @@ impl Raw {
         }
     }
 
-    /// Sends the same thing until the server has enough, and returns the code of its farewell.
+    /// Sends frames until the server closes the connection, and returns the error code of its GOAWAY.
     pub fn flood(mut self, mut next: impl FnMut(u32) -> Vec<u8>) -> u32 {
-        let mut reader = self.another();
-        let farewell = std::thread::spawn(move || {
-            let farewell = reader.wait_for(GOAWAY);
+        let mut reader = self.clone_handle();
+        let goaway = std::thread::spawn(move || {
+            let goaway = reader.wait_for(GOAWAY);
             let _ = reader.stream.shutdown(Shutdown::Both);
-            farewell
+            goaway
         });
         let mut nth = 0;
-        while !farewell.is_finished() && self.send(&next(nth)).is_ok() {
+        while !goaway.is_finished() && self.send(&next(nth)).is_ok() {
             nth += 1;
         }
-        let farewell = farewell.join().unwrap().expect("a farewell before the end");
-        u32::from_be_bytes(farewell.payload[4..8].try_into().unwrap())
+        let goaway = goaway.join().unwrap().expect("GOAWAY before the end");
+        u32::from_be_bytes(goaway.payload[4..8].try_into().unwrap())
     }
 }

@@ -1,4 +1,4 @@
-//! Ten minutes with ten thousand connections: memory and descriptors stay flat.
+//! Ten thousand connections for ten minutes: memory and file descriptors stay constant.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ fn measure(server: &Server) -> (usize, usize) {
     (kibibytes, fs::read_dir(format!("{process}/fd")).unwrap().count())
 }
 
-/// Every connection is a file, here and in the server, which raises its own limit.
+/// Every connection needs a descriptor, here and in the server, which raises its own limit.
 fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
@@ -44,7 +44,7 @@ fn ten_thousand_connections_for_ten_minutes() {
     raise_file_limit();
     let (seconds, connections) = (number("SOAK_SECONDS", 600), number("SOAK_CONNECTIONS", 10_000));
     let server = Server::start(&[]);
-    let mut open: Vec<_> = (0..connections).map(|_| (Raw::greet(server.address()), 1)).collect();
+    let mut open: Vec<_> = (0..connections).map(|_| (Raw::handshake(server.address()), 1)).collect();
     let range = RangeRequest { key: "a".into(), ..RangeRequest::default() }.encode_to_vec();
     let round = |open: &mut Vec<(Raw, u32)>| {
         for (raw, stream) in open.iter_mut() {
@@ -58,7 +58,7 @@ fn ten_thousand_connections_for_ten_minutes() {
             while raw.wait_for(raw::HEADERS).unwrap().flags & raw::END_STREAM == 0 {}
             raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &100_u32.to_be_bytes())).unwrap();
             if *stream % 4001 == 0 {
-                (*raw, *stream) = (Raw::greet(server.address()), 1); // Some come and go.
+                (*raw, *stream) = (Raw::handshake(server.address()), 1); // Some connections are replaced.
             }
         }
     };

@@ -1,4 +1,4 @@
-//! What one client asks for does not hold up another: with a single thread for all clients, a tiny range on one connection
+//! Expensive requests of one client do not delay another: with a single thread for all clients, a small range on one connection
 //! is answered in time while another connection causes long work.
 
 use std::{
@@ -20,17 +20,17 @@ use crate::{
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const TXN: &str = "/etcdserverpb.KV/Txn";
-/// The worst should be less; ten times as much fails.
+/// The worst latency should be lower; ten times as much fails the test.
 const GOAL: Duration = Duration::from_millis(20);
 const ROUNDS: u32 = 5;
 
-/// The worst of a tiny range on a connection of its own while something goes on.
-fn worst_while(server: &Server, act: impl FnOnce()) -> Duration {
+/// The worst latency of a small range on its own connection during `act`.
+fn worst_latency_while(server: &Server, act: impl FnOnce()) -> Duration {
     let is_over = AtomicBool::new(false);
     let tiny = RangeRequest { key: "tiny".into(), ..RangeRequest::default() }.encode_to_vec();
     std::thread::scope(|scope| {
         let probing = scope.spawn(|| {
-            let (mut raw, mut worst, mut nth) = (Raw::greet(server.address()), Duration::ZERO, 0);
+            let (mut raw, mut worst, mut nth) = (Raw::handshake(server.address()), Duration::ZERO, 0);
             while !is_over.load(Ordering::Relaxed) {
                 let started = Instant::now();
                 raw.send(&call(2 * nth + 1, RANGE, &tiny)).unwrap();
@@ -51,18 +51,18 @@ fn worst_while(server: &Server, act: impl FnOnce()) -> Duration {
     })
 }
 
-/// One at a time: they would measure each other.
-static ALONE: Mutex<()> = Mutex::new(());
+/// The tests run one at a time, so that they do not disturb each other's measurements.
+static SERIAL: Mutex<()> = Mutex::new(());
 
-/// That a tiny range is answered in time while something goes on. What other processes do to this one passes, and what the
-/// server does is there each time: so the best of a few rounds counts.
+/// Asserts that a small range is answered in time during `act`. Delays by other processes come and go, those by the server occur
+/// each time: so the best of a few rounds counts.
 #[track_caller]
 fn assert_no_stall(server: &Server, what: &str, act: impl Fn()) {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let mut best = Duration::MAX;
     for _ in 0..ROUNDS {
-        best = best.min(worst_while(server, &act));
-        eprintln!("the worst of a tiny range during {what}: {best:?}");
+        best = best.min(worst_latency_while(server, &act));
+        eprintln!("the worst latency of a small range during {what}: {best:?}");
         if best < 10 * GOAL {
             return;
         }
@@ -70,9 +70,9 @@ fn assert_no_stall(server: &Server, what: &str, act: impl Fn()) {
     panic!("{what}: {best:?}");
 }
 
-/// Asks for something and reads all of the answer, some times.
+/// Makes the same call several times, and reads all of each response.
 fn ask(server: &Server, path: &str, message: &[u8], fields: &[u8], times: u32) {
-    let mut raw = Raw::greet(server.address());
+    let mut raw = Raw::handshake(server.address());
     raw.send(&setting(raw::INITIAL_WINDOW, 1 << 30)).unwrap();
     raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).unwrap();
     for nth in 0..times {
@@ -97,7 +97,7 @@ fn list() -> RangeRequest {
 }
 
 #[test]
-fn large_answers_do_not_stall_others() {
+fn large_responses_do_not_stall_others() {
     let server = Server::start(&["--api-threads=1"]);
     for nth in 0..200 {
         put(&server, &format!("k{nth:03}"), 1_000_000);
@@ -111,15 +111,15 @@ fn large_answers_do_not_stall_others() {
 }
 
 #[test]
-fn large_answers_that_are_packed_do_not_stall_others() {
+fn large_compressed_responses_do_not_stall_others() {
     let server = Server::start(&["--api-threads=1"]);
     for nth in 0..20 {
         put(&server, &format!("k{nth:03}"), 1_000_000);
     }
     put(&server, "tiny", 10);
     let range = list().encode_to_vec();
-    let packs = b"\x00\x0dgrpc-encoding\x04gzip\x00\x14grpc-accept-encoding\x04gzip";
-    assert_no_stall(&server, "gzip of 20 MB", || ask(&server, RANGE, &range, packs, 3));
+    let gzip_fields = b"\x00\x0dgrpc-encoding\x04gzip\x00\x14grpc-accept-encoding\x04gzip";
+    assert_no_stall(&server, "gzip of 20 MB", || ask(&server, RANGE, &range, gzip_fields, 3));
 }
 
 /// Many lists that are each short.
@@ -132,11 +132,11 @@ fn many_short_lists_do_not_stall_others() {
     put(&server, "tiny", 10);
     let range = list().encode_to_vec();
     let load = || {
-        let mut raw = Raw::greet(server.address());
+        let mut raw = Raw::handshake(server.address());
         raw.send(&setting(raw::INITIAL_WINDOW, 1 << 30)).unwrap();
         raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).unwrap();
         let asked: Vec<u8> = (0..2000).flat_map(|nth| call(2 * nth + 1, RANGE, &range)).collect();
-        let mut writer = raw.another();
+        let mut writer = raw.clone_handle();
         let writing = std::thread::spawn(move || writer.send(&asked));
         for _ in 0..2000 {
             while raw.wait_for(raw::HEADERS).unwrap().flags & raw::END_STREAM == 0 {}

@@ -1,4 +1,4 @@
-//! TLS for clients: what the two agree on, who is let in, and certificates that are renewed.
+//! TLS for clients: ALPN, client certificates, and renewed certificates.
 
 use std::{env, fs, path::PathBuf, process::Command, sync::Arc};
 
@@ -20,7 +20,7 @@ use tokio_rustls::{
 
 use crate::support::Server;
 
-/// Somebody who signs certificates, and the files of what was signed.
+/// A certificate authority, and a directory for the certificates that it signs.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     directory: TempDir,
@@ -37,7 +37,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), directory }
     }
 
-    /// Signs a certificate; `serial` tells it from others.
+    /// Signs a certificate with this serial number.
     fn sign(&self, name: &str, serial: u64, purpose: ExtendedKeyUsagePurpose) {
         let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         params.extended_key_usages = vec![purpose];
@@ -56,7 +56,7 @@ impl Authority {
         format!("--{flag}={}", self.path(file).display())
     }
 
-    /// A server with a certificate of its own.
+    /// A server with a certificate of this authority.
     fn server(&self, urls: &str, more: &[String]) -> Server {
         self.sign("server", 1, ExtendedKeyUsagePurpose::ServerAuth);
         let mut arguments = vec![format!("--listen-client-urls={urls}")];
@@ -65,7 +65,7 @@ impl Authority {
         Server::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Shakes hands, showing a certificate or none.
+    /// Completes a TLS handshake, with or without a client certificate.
     async fn connect(
         &self,
         server: &Server,
@@ -90,7 +90,7 @@ impl Authority {
     }
 }
 
-/// Reads a page with HTTP/2.
+/// Requests a page over HTTP/2.
 async fn page(stream: TlsStream<TcpStream>) -> Result<String, h2::Error> {
     let (mut client, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
@@ -117,17 +117,17 @@ const HEALTHY: &str = r#"{"health":"true","reason":""}"#;
 const SECURE: &str = "https://127.0.0.1:0";
 
 #[tokio::test]
-async fn who_shakes_hands_and_then_says_nothing_is_sent_away_by_tonic_too() {
+async fn tonic_disconnects_clients_that_are_silent_after_the_handshake_too() {
     let authority = Authority::new();
     let flags = ["--client-begin-timeout=1s".to_owned(), "--grpc-server=tonic".to_owned()];
     let server = authority.server(SECURE, &flags);
     let mut silent = authority.connect(&server, &["h2"], None).await.unwrap();
-    let heard = tokio::time::timeout(std::time::Duration::from_mins(1), silent.read_to_end(&mut Vec::new())).await;
-    assert!(heard.is_ok(), "it was left alone");
+    let read = tokio::time::timeout(std::time::Duration::from_mins(1), silent.read_to_end(&mut Vec::new())).await;
+    assert!(read.is_ok(), "the server must close the connection");
 }
 
 #[tokio::test]
-async fn what_is_agreed_on_decides() {
+async fn alpn_decides_the_protocol() {
     let authority = Authority::new();
     let server = authority.server(SECURE, &["--client-begin-timeout=1s".to_owned()]);
     let connect = async |protocols: &[&str]| authority.connect(&server, protocols, None).await;
@@ -136,21 +136,21 @@ async fn what_is_agreed_on_decides() {
         let text = page_of_http1(connect(protocols).await.unwrap()).await;
         assert!(text.starts_with("HTTP/1.1 200") && text.ends_with(HEALTHY), "{text}");
     }
-    // HTTP/2 has to be agreed on, and whoever says nothing is not waited for.
+    // HTTP/2 has to be negotiated by ALPN, and a silent client is disconnected.
     assert!(page(connect(&[]).await.unwrap()).await.is_err());
     let mut silent = connect(&[]).await.unwrap();
     let mut reserved = connect(&["h2"]).await.unwrap();
-    let patience = std::time::Duration::from_secs(20);
-    let mut said = Vec::new();
-    assert!(tokio::time::timeout(patience, silent.read_to_end(&mut said)).await.is_ok() && said.is_empty());
-    assert!(tokio::time::timeout(patience, reserved.read_to_end(&mut said)).await.is_ok());
-    assert_eq!(said.get(3), Some(&4), "settings, and then a farewell");
+    let limit = std::time::Duration::from_secs(20);
+    let mut received = Vec::new();
+    assert!(tokio::time::timeout(limit, silent.read_to_end(&mut received)).await.is_ok() && received.is_empty());
+    assert!(tokio::time::timeout(limit, reserved.read_to_end(&mut received)).await.is_ok());
+    assert_eq!(received.get(3), Some(&4), "SETTINGS, and then GOAWAY");
     let error = connect(&["spdy/1"]).await.unwrap_err().to_string();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
 }
 
 #[tokio::test]
-async fn one_port_speaks_with_and_without() {
+async fn plaintext_and_tls_urls_work_together() {
     let authority = Authority::new();
     let server = authority.server("http://127.0.0.1:0,https://127.0.0.1:0", &[]);
     assert_eq!(page(authority.connect(&server, &["h2"], None).await.unwrap()).await.unwrap(), HEALTHY);
@@ -159,7 +159,7 @@ async fn one_port_speaks_with_and_without() {
 }
 
 #[tokio::test]
-async fn whoever_has_to_show_a_certificate_and_has_none_is_not_let_in() {
+async fn clients_without_a_required_certificate_are_rejected() {
     let authority = Authority::new();
     for flags in [&["trusted-ca-file"][..], &["trusted-ca-file", "client-cert-auth"]] {
         let mut more = vec![authority.flag("trusted-ca-file", "ca.pem")];
@@ -167,17 +167,17 @@ async fn whoever_has_to_show_a_certificate_and_has_none_is_not_let_in() {
         let server = authority.server(SECURE, &more);
         authority.sign("client", 2, ExtendedKeyUsagePurpose::ClientAuth);
         authority.sign("other", 3, ExtendedKeyUsagePurpose::ServerAuth);
-        let stranger = Authority::new();
-        stranger.sign("stranger", 4, ExtendedKeyUsagePurpose::ClientAuth);
-        for file in ["stranger.pem", "stranger.key"] {
-            fs::copy(stranger.path(file), authority.path(file)).unwrap();
+        let other_ca = Authority::new();
+        other_ca.sign("other_ca", 4, ExtendedKeyUsagePurpose::ClientAuth);
+        for file in ["other_ca.pem", "other_ca.key"] {
+            fs::copy(other_ca.path(file), authority.path(file)).unwrap();
         }
         let ask = async |shown| match authority.connect(&server, &["h2"], shown).await {
             Ok(stream) => page(stream).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         assert_eq!(ask(Some("client")).await.as_deref(), Ok(HEALTHY));
-        for shown in [None, Some("other"), Some("stranger")] {
+        for shown in [None, Some("other"), Some("other_ca")] {
             assert!(ask(shown).await.is_err(), "{shown:?}");
         }
         server.wait_for_log("rejected connection on client endpoint");
@@ -185,7 +185,7 @@ async fn whoever_has_to_show_a_certificate_and_has_none_is_not_let_in() {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_is_shown_without_a_restart() {
+async fn a_renewed_certificate_is_used_without_a_restart() {
     let authority = Authority::new();
     let server = authority.server(SECURE, &[]);
     let shown = async || {
@@ -199,7 +199,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
 }
 
 #[tokio::test]
-async fn while_a_certificate_cannot_be_read_the_one_before_is_shown() {
+async fn the_previous_certificate_is_used_while_the_new_one_cannot_be_read() {
     let authority = Authority::new();
     let server = authority.server(SECURE, &[]);
     let shown = async || {
@@ -217,9 +217,9 @@ async fn while_a_certificate_cannot_be_read_the_one_before_is_shown() {
 }
 
 #[test]
-fn etcdctl_speaks_tls_with_a_certificate() {
+fn etcdctl_works_with_a_client_certificate() {
     let Some(etcdctl) = env::var_os("METASTORE_TEST_ETCDCTL") else {
-        eprintln!("\n*** THERE IS NO ETCDCTL HERE: TLS WAS NOT TRIED WITH IT ***\n");
+        eprintln!("\n*** METASTORE_TEST_ETCDCTL IS NOT SET: TLS WAS NOT TESTED WITH ETCDCTL ***\n");
         return;
     };
     let authority = Authority::new();
@@ -237,7 +237,7 @@ fn etcdctl_speaks_tls_with_a_certificate() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_read_stops_the_start() {
+fn an_unreadable_certificate_prevents_the_start() {
     let mut server = Server::member(
         "one",
         "http://127.0.0.1:2380",

@@ -1,5 +1,5 @@
-//! What happens because time passes. One coarse alarm serves a whole connection: whoever owns it asks when the next one is
-//! ([`Connection::next_alarm`]), and rings not much later.
+//! Timeouts of a connection. One coarse timer serves all of them: the owner of the connection asks for the next deadline
+//! ([`Connection::next_alarm`]) and calls [`Connection::alarm`] soon after it.
 
 use std::time::{Duration, Instant};
 
@@ -8,214 +8,226 @@ use crate::http2::{
     fault::{Code, Fault},
     frame::kind,
     limits::{self, LEAST_RATE_BYTES, Limits},
-    past::End,
-    sender::ROOM_BYTES,
-    streams::{Role, Stream},
+    past::ClosedBy,
+    sender::MAX_QUEUED_BYTES,
+    streams::{Handler, Stream},
 };
 
-/// Deadlines of calls are looked at so often.
-const SWEEP: Duration = Duration::from_millis(50);
-/// How long a client that is told of our leaving may take to hear it.
-const FAREWELL: Duration = Duration::from_millis(100);
-/// How often it is seen whether others have made room.
-const ROOM: Duration = Duration::from_millis(250);
-/// What our own pings carry.
-const STILL_THERE: u64 = u64::from_be_bytes(*b"there???");
-const LEAVING: u64 = u64::from_be_bytes(*b"leaving.");
+/// How often the deadlines of calls are checked.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a client may take to receive the first GOAWAY of a shutdown.
+const FINAL_GOAWAY_DELAY: Duration = Duration::from_millis(100);
+/// How often stalled streams check whether other connections have made room.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// The payloads of the server's own pings.
+const KEEPALIVE_PING: u64 = u64::from_be_bytes(*b"there???");
+const SHUTDOWN_PING: u64 = u64::from_be_bytes(*b"leaving.");
 
-/// Everything that has a time.
+/// All deadlines of a connection.
 #[derive(Debug)]
-pub struct Clock {
-    patience: Duration,
+pub struct Timers {
+    begin_timeout: Duration,
     keepalive_interval: Duration,
     keepalive_timeout: Duration,
-    slow_reader: Duration,
+    read_timeout: Duration,
     idle_timeout: Option<Duration>,
-    /// Since when there is no call.
-    idle: Instant,
-    /// When the preface is late, or a header block.
-    late: Option<(Instant, &'static str)>,
-    heard: Instant,
-    /// When an unanswered ping means that nobody is there.
-    silent: Option<Instant>,
-    /// When a client that reads too slowly is given up, and how much it has read in this time.
-    stuck: Option<(Instant, usize)>,
-    /// When a client whose windows open too slowly is given up, and how much they had let through before.
-    unread: Option<(Instant, u64)>,
-    /// When what was asked for before the client closed its side is given up.
-    half_closed: Option<Instant>,
-    /// When the beginning of a frame is late. Of data it never is: that is counted.
-    begun: Option<Instant>,
-    /// When it is to be seen whether others have made room for what we have to send.
-    room: Option<Instant>,
-    /// When the farewell is taken as heard.
-    farewell: Option<Instant>,
-    /// When the first deadline of a call is to be looked at.
+    /// Since when there has been no call.
+    idle_since: Instant,
+    /// When the preface or a header block is overdue, and the reason for the GOAWAY.
+    begin_deadline: Option<(Instant, &'static str)>,
+    last_received: Instant,
+    /// When an unanswered ping means that the client is gone.
+    keepalive_deadline: Option<Instant>,
+    /// When a client that reads its socket too slowly is dropped, and how much it has read in the current period.
+    write_deadline: Option<(Instant, usize)>,
+    /// When a client whose windows open too slowly is dropped, and how much they had let through at the start of the period.
+    window_deadline: Option<(Instant, u64)>,
+    /// When calls that were pending at the client's half-close are given up.
+    half_closed_deadline: Option<Instant>,
+    /// When an incomplete frame is overdue. DATA frames have no such deadline: their bytes are counted instead.
+    frame_deadline: Option<Instant>,
+    /// When stalled streams check again whether other connections have made room.
+    retry_at: Option<Instant>,
+    /// When the final GOAWAY is sent even if the client has not answered the ping before it.
+    goaway_deadline: Option<Instant>,
+    /// When the first deadline of a call has to be checked.
     sweep: Option<Instant>,
-    is_peer_leaving: bool,
-    /// It is of no use to write anything more.
+    has_received_goaway: bool,
+    /// Writing anything more is pointless.
     is_dead: bool,
 }
 
-impl Clock {
-    /// A connection begins.
+impl Timers {
     #[must_use]
     pub fn new(now: Instant, limits: &Limits) -> Self {
         Self {
-            patience: limits.patience,
+            begin_timeout: limits.patience,
             keepalive_interval: limits.keepalive_interval,
             keepalive_timeout: limits.keepalive_timeout,
-            slow_reader: limits.slow_reader,
+            read_timeout: limits.slow_reader,
             idle_timeout: limits.idle_timeout,
-            idle: now,
-            late: Some((now + limits.patience, "a preface that does not come")),
-            heard: now,
-            silent: None,
-            stuck: None,
-            unread: None,
-            half_closed: None,
-            begun: None,
-            room: None,
-            farewell: None,
+            idle_since: now,
+            begin_deadline: Some((now + limits.patience, "a preface that does not come")),
+            last_received: now,
+            keepalive_deadline: None,
+            write_deadline: None,
+            window_deadline: None,
+            half_closed_deadline: None,
+            frame_deadline: None,
+            retry_at: None,
+            goaway_deadline: None,
             sweep: None,
-            is_peer_leaving: false,
+            has_received_goaway: false,
             is_dead: false,
         }
     }
 
-    pub(super) fn hear(&mut self, now: Instant) {
-        self.heard = now;
-        self.silent = None;
+    pub(super) fn data_received(&mut self, now: Instant) {
+        self.last_received = now;
+        self.keepalive_deadline = None;
     }
 
     pub(super) fn begin_block(&mut self, now: Instant) {
-        self.late = Some((now + self.patience, "a header block that does not end"));
+        self.begin_deadline = Some((now + self.begin_timeout, "a header block that does not end"));
     }
 
     pub(super) fn end_block(&mut self) {
-        self.late = None;
+        self.begin_deadline = None;
     }
 
-    /// Sees whether the beginning of a frame lies there, and whether it is another one than before.
+    /// Starts or clears the deadline of an incomplete frame. `begins` if there is one, `is_new` if it is not the one of the last
+    /// read.
     pub(super) fn begin_frame(&mut self, begins: bool, is_new: bool, now: Instant) {
         if !begins {
-            self.begun = None;
-        } else if is_new || self.begun.is_none() {
-            self.begun = Some(now + self.patience);
+            self.frame_deadline = None;
+        } else if is_new || self.frame_deadline.is_none() {
+            self.frame_deadline = Some(now + self.begin_timeout);
         }
     }
 
-    /// Streams wait for room that may be made elsewhere, or none does.
-    pub(super) fn wait_for_room(&mut self, waits: bool, now: Instant) {
-        self.room = waits.then(|| now + ROOM);
+    /// Streams wait for room that other connections have to make, or no stream does.
+    pub(super) fn schedule_retry(&mut self, waits: bool, now: Instant) {
+        self.retry_at = waits.then(|| now + RETRY_INTERVAL);
     }
 
-    pub(super) fn expect(&mut self, deadline: Instant) {
+    pub(super) fn schedule_deadline(&mut self, deadline: Instant) {
         if self.sweep.is_none_or(|sweep| deadline < sweep) {
             self.sweep = Some(deadline);
         }
     }
 
-    /// The last stream has ended.
-    pub(super) fn begin_idling(&mut self, now: Instant) {
-        self.idle = now;
+    /// Must be called when the last stream has ended.
+    pub(super) fn became_idle(&mut self, now: Instant) {
+        self.idle_since = now;
     }
 
-    pub(super) fn peer_leaves(&mut self) {
-        self.is_peer_leaving = true;
+    pub(super) fn goaway_received(&mut self) {
+        self.has_received_goaway = true;
     }
 
-    pub(super) fn is_peer_leaving(&self) -> bool {
-        self.is_peer_leaving
+    pub(super) fn has_received_goaway(&self) -> bool {
+        self.has_received_goaway
     }
 }
 
 impl Connection {
-    /// When [`Connection::alarm`] is to be called next.
+    /// When [`Connection::alarm`] must be called next.
     #[must_use]
     pub fn next_alarm(&self) -> Instant {
-        let clock = &self.clock;
+        let timers = &self.timers;
         if self.is_over() {
-            return clock.stuck.map_or(self.now + clock.slow_reader, |(when, _)| when);
+            return timers.write_deadline.map_or(self.now + timers.read_timeout, |(when, _)| when);
         }
-        let silent = clock.silent.unwrap_or(clock.heard + clock.keepalive_interval);
-        let late = clock.late.map(|(when, _)| when);
-        let stuck = clock.stuck.map(|(when, _)| when);
-        let unread = clock.unread.map(|(when, _)| when);
-        let all = [late, clock.begun, stuck, unread, clock.half_closed, clock.farewell, clock.sweep, clock.room];
-        all.into_iter().chain([self.idle_alarm()]).flatten().fold(silent, Instant::min)
+        let keepalive = timers.keepalive_deadline.unwrap_or(timers.last_received + timers.keepalive_interval);
+        let begin = timers.begin_deadline.map(|(when, _)| when);
+        let write = timers.write_deadline.map(|(when, _)| when);
+        let window = timers.window_deadline.map(|(when, _)| when);
+        let all = [
+            begin,
+            timers.frame_deadline,
+            write,
+            window,
+            timers.half_closed_deadline,
+            timers.goaway_deadline,
+            timers.sweep,
+            timers.retry_at,
+        ];
+        all.into_iter().chain([self.idle_alarm()]).flatten().fold(keepalive, Instant::min)
     }
 
-    /// When a connection without calls has been so for too long.
+    /// When the idle timeout of a connection without calls expires.
     fn idle_alarm(&self) -> Option<Instant> {
         let is_open = matches!(self.phase, Phase::Settings | Phase::Open);
-        let timeout = self.clock.idle_timeout.filter(|_| is_open && self.streams.is_empty())?;
-        Some(self.clock.idle + timeout)
+        let timeout = self.timers.idle_timeout.filter(|_| is_open && self.streams.is_empty())?;
+        Some(self.timers.idle_since + timeout)
     }
 
-    /// Does what is due by now.
+    /// Handles the deadlines that have passed.
     pub fn alarm(&mut self, now: Instant) {
         self.now = now;
         let is_due = |when: Option<Instant>| when.is_some_and(|when| when <= now);
-        if is_due(self.clock.stuck.map(|(when, _)| when)) || is_due(self.clock.unread.map(|(when, _)| when)) {
+        if is_due(self.timers.write_deadline.map(|(when, _)| when))
+            || is_due(self.timers.window_deadline.map(|(when, _)| when))
+        {
             return self.give_up("slow_reader");
         }
         if self.is_over() {
             return;
         }
-        if is_due(self.clock.half_closed) {
-            tracing::debug!("connection closed: the client has closed its side, and calls are still not answered");
-            self.clock.is_dead = true;
+        if is_due(self.timers.half_closed_deadline) {
+            tracing::debug!("connection closed: the client closed its side, and its calls were not answered in time");
+            self.timers.is_dead = true;
             return self.end();
         }
         if is_due(self.idle_alarm()) {
             tracing::debug!("connection closed: no call within the idle timeout");
             return self.leave(now);
         }
-        if is_due(self.clock.silent) {
+        if is_due(self.timers.keepalive_deadline) {
             return self.give_up("keepalive");
         }
-        if let Some((when, why)) = self.clock.late
+        if let Some((when, why)) = self.timers.begin_deadline
             && when <= now
         {
             if matches!(self.phase, Phase::Preface(_) | Phase::Settings) || self.block.is_some() {
                 limits::note("slow_beginning");
                 return self.fail(Fault::connection(Code::EnhanceYourCalm, why));
             }
-            self.clock.late = None;
+            self.timers.begin_deadline = None;
         }
-        if is_due(self.clock.begun) {
+        if is_due(self.timers.frame_deadline) {
             limits::note("slow_beginning");
             return self.fail(Fault::connection(Code::EnhanceYourCalm, "a frame that does not end"));
         }
-        if is_due(self.clock.room) {
-            self.clock.room = None; // Whoever rings looks again.
+        if is_due(self.timers.retry_at) {
+            self.timers.retry_at = None; // The caller of `alarm` runs the connection again, which checks.
         }
-        if is_due(self.clock.farewell) {
-            self.say_farewell();
+        if is_due(self.timers.goaway_deadline) {
+            self.send_final_goaway();
         }
-        if is_due(self.clock.sweep) {
+        if is_due(self.timers.sweep) {
             self.sweep(now);
         }
-        if self.clock.silent.is_none() && self.clock.heard + self.clock.keepalive_interval <= now {
-            self.sender.control(kind::PING, 0, 0, &STILL_THERE.to_be_bytes());
-            self.clock.silent = Some(now + self.clock.keepalive_timeout);
+        if self.timers.keepalive_deadline.is_none() && self.timers.last_received + self.timers.keepalive_interval <= now
+        {
+            self.sender.control(kind::PING, 0, 0, &KEEPALIVE_PING.to_be_bytes());
+            self.timers.keepalive_deadline = Some(now + self.timers.keepalive_timeout);
         }
     }
 
-    /// Nobody is there who would read anything more.
+    /// The client does not read: nothing more is written.
     fn give_up(&mut self, reason: &'static str) {
         limits::note(reason);
-        self.clock.is_dead = true;
+        self.timers.is_dead = true;
         self.end();
     }
 
-    /// Ends the calls whose time is over.
+    /// Ends the calls whose deadline has passed.
     fn sweep(&mut self, now: Instant) {
         let mut over = Vec::new();
         let mut next: Option<Instant> = None;
-        // What was answered waits for the other side's end, if for anything.
-        let waits = |stream: &Stream| !matches!(stream.role, Role::Answered) || stream.outbound.is_over();
+        // A stream whose response is complete waits only for the client's end of stream.
+        let waits = |stream: &Stream| !matches!(stream.handler, Handler::Answered) || stream.outbound.is_over();
         for (slot, stream) in self.streams.iter_mut().filter(|(_, stream)| waits(stream)) {
             match stream.deadline {
                 Some(deadline) if deadline <= now => over.push(slot),
@@ -223,38 +235,38 @@ impl Connection {
                 None => (),
             }
         }
-        self.clock.sweep = next.map(|next| next.max(now + SWEEP));
+        self.timers.sweep = next.map(|next| next.max(now + SWEEP_INTERVAL));
         for slot in over {
             let Some(stream) = self.streams.get(slot) else { continue };
             let (id, is_over) = (stream.id, stream.outbound.is_over());
             if is_over {
-                self.stop_listening(slot);
+                self.stop_receiving(slot);
             } else {
-                self.reset(id, Code::Cancel); // As etcd does: the client knows itself what time it is.
+                self.reset(id, Code::Cancel); // As etcd does: the client knows its own deadline.
             }
         }
     }
 
-    /// Says that we are leaving: calls in progress may end, new ones go elsewhere.
+    /// Starts a graceful shutdown: calls in progress may end, new ones have to go elsewhere.
     pub fn leave(&mut self, now: Instant) {
         self.now = now;
         match self.phase {
             Phase::Settings | Phase::Open => {
-                // Streams that are on their way are still taken.
-                self.phase = Phase::Leaving(u32::MAX);
+                // Streams that are in flight are still accepted.
+                self.phase = Phase::ShuttingDown(u32::MAX);
                 self.go_away(u32::MAX >> 1, Code::NoError, "");
-                self.sender.control(kind::PING, 0, 0, &LEAVING.to_be_bytes());
-                self.clock.farewell = Some(now + FAREWELL);
+                self.sender.control(kind::PING, 0, 0, &SHUTDOWN_PING.to_be_bytes());
+                self.timers.goaway_deadline = Some(now + FINAL_GOAWAY_DELAY);
             }
             Phase::Preface(_) => self.end(),
-            Phase::Leaving(_) | Phase::Over => (),
+            Phase::ShuttingDown(_) | Phase::Closed => (),
         }
     }
 
-    fn say_farewell(&mut self) {
-        self.clock.farewell = None;
-        if self.phase == Phase::Leaving(u32::MAX) {
-            self.phase = Phase::Leaving(self.highest);
+    fn send_final_goaway(&mut self) {
+        self.timers.goaway_deadline = None;
+        if self.phase == Phase::ShuttingDown(u32::MAX) {
+            self.phase = Phase::ShuttingDown(self.highest);
             self.go_away(self.highest, Code::NoError, "");
             if self.streams.is_empty() {
                 self.end();
@@ -262,18 +274,17 @@ impl Connection {
         }
     }
 
-    /// An answer to one of our pings.
+    /// Handles the answer to a ping of the server.
     pub(super) fn pong(&mut self, data: u64, _now: Instant) {
-        if data == LEAVING {
-            self.say_farewell();
+        if data == SHUTDOWN_PING {
+            self.send_final_goaway();
         }
     }
 
-    /// The socket has taken so much of what is to be written. `is_done` if nothing is left of it, neither here nor where TLS
-    /// keeps it.
+    /// Must be called after a write. `is_done` if nothing is left to write, neither here nor in TLS buffers.
     pub fn wrote(&mut self, written: usize, is_done: bool, now: Instant) {
-        let limit = now + self.clock.slow_reader;
-        self.clock.stuck = match self.clock.stuck {
+        let limit = now + self.timers.read_timeout;
+        self.timers.write_deadline = match self.timers.write_deadline {
             _ if is_done => None,
             None => Some((limit, 0)),
             Some((_, before)) if before + written >= LEAST_RATE_BYTES => Some((limit, 0)),
@@ -282,29 +293,31 @@ impl Connection {
         let unwritten = self.sender.output.len();
         if unwritten != self.sender.unwritten {
             self.sender.unwritten = unwritten;
-            self.tell_held();
+            self.report_held();
         }
         let sent = self.sender.sent;
         if !self.is_unread() {
-            self.clock.unread = None;
-        } else if self.clock.unread.is_none_or(|(_, before)| sent - before >= LEAST_RATE_BYTES as u64) {
-            self.clock.unread = Some((limit, sent));
+            self.timers.window_deadline = None;
+        } else if self.timers.window_deadline.is_none_or(|(_, before)| sent - before >= LEAST_RATE_BYTES as u64) {
+            self.timers.window_deadline = Some((limit, sent));
         }
     }
 
-    /// Whether so much waits for windows, or calls wait for that, that the client has to read it in time.
+    /// Whether so much waits for windows that the client has to open them in time, or calls are waiting for that.
     fn is_unread(&self) -> bool {
         let held = self.sender.held;
-        !self.ready.is_empty() || held >= UNREAD_BYTES || held > ROOM_BYTES && self.shared.ledger.is_scarce()
+        !self.ready.is_empty() || held >= UNREAD_BYTES || held > MAX_QUEUED_BYTES && self.shared.ledger.is_scarce()
     }
 
-    /// The client has closed its side, and perhaps all of it. Calls that it has asked for completely are answered; what it
-    /// would have to say more for, or to take back, ends here.
+    /// The client has closed its sending side, or the whole connection. Complete requests are answered; calls that need more
+    /// input end here.
     pub fn input_ended(&mut self, now: Instant) {
         self.now = now;
         let is_complete = |stream: &Stream| {
-            matches!(stream.role, Role::Ready(_) | Role::Called { .. } | Role::Packing | Role::Answered)
-                || matches!(stream.role, Role::Guest(_)) && stream.inbound.ended
+            matches!(
+                stream.handler,
+                Handler::Ready(_) | Handler::Called { .. } | Handler::Compressing | Handler::Answered
+            ) || matches!(stream.handler, Handler::Http(_)) && stream.inbound.ended
         };
         let mut ended = Vec::new();
         for (slot, stream) in self.streams.iter_mut() {
@@ -315,7 +328,7 @@ impl Connection {
             }
         }
         for slot in ended {
-            self.abandon(slot, End::Theirs);
+            self.abandon(slot, ClosedBy::Client);
         }
         if self.is_over() {
             return;
@@ -323,16 +336,16 @@ impl Connection {
         if self.streams.is_empty() {
             return self.end();
         }
-        self.phase = Phase::Leaving(self.highest);
-        self.clock.half_closed = Some(now + self.clock.slow_reader);
-        // It cannot answer pings.
-        (self.clock.heard, self.clock.silent) = (now + self.clock.slow_reader, None);
-        (self.clock.late, self.clock.begun, self.clock.farewell) = (None, None, None);
+        self.phase = Phase::ShuttingDown(self.highest);
+        self.timers.half_closed_deadline = Some(now + self.timers.read_timeout);
+        // The client cannot answer pings any more.
+        (self.timers.last_received, self.timers.keepalive_deadline) = (now + self.timers.read_timeout, None);
+        (self.timers.begin_deadline, self.timers.frame_deadline, self.timers.goaway_deadline) = (None, None, None);
     }
 
-    /// Whether it is of no use to write anything more.
+    /// Whether writing anything more is pointless.
     #[must_use]
     pub fn is_dead(&self) -> bool {
-        self.clock.is_dead
+        self.timers.is_dead
     }
 }

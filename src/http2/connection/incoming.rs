@@ -1,4 +1,4 @@
-//! What frames do to streams.
+//! The effect of received frames on streams.
 
 use std::time::Instant;
 
@@ -11,50 +11,50 @@ use crate::{
         fault::{Code, Fault},
         frame::{Frame, LARGEST_PAYLOAD, MAX_PAYLOAD, MAX_WINDOW, kind, setting},
         intake::Overrun,
-        limits::{self, Nuisance},
+        limits::{self, Flood},
         message::{Deframer, PREFIX_BYTES},
-        past::End,
+        past::ClosedBy,
         sender::Sender,
-        streams::{Role, Stream, Waiting},
+        streams::{Handler, ReadyCall, Stream},
     },
     ledger,
 };
 
 impl Connection {
-    /// One frame, in the order in which it came.
+    /// Handles one frame. Frames must be passed in order.
     pub(super) fn handle(&mut self, frame: Frame, now: Instant) -> Result<(), Fault> {
         match frame {
             Frame::Data { stream, data, counted, end } => self.data(stream, data, counted, end, now),
-            Frame::Headers { stream, block, end, complete, own_parent } => {
-                self.headers(stream, &block, end, complete, own_parent, now)
+            Frame::Headers { stream, block, end, complete, depends_on_itself } => {
+                self.headers(stream, &block, end, complete, depends_on_itself, now)
             }
             Frame::Continuation { block, complete, .. } => self.continuation(&block, complete, now),
-            Frame::Priority | Frame::Unknown => self.count(Nuisance::Idle, now),
-            Frame::Reset { stream, .. } => self.taken_back(stream, now),
+            Frame::Priority | Frame::Unknown => self.count(Flood::Idle, now),
+            Frame::Reset { stream, .. } => self.stream_reset(stream, now),
             Frame::Settings { pairs } => self.settings(pairs, now),
             Frame::SettingsAck => {
                 self.limits_known = Some(now);
-                self.count(Nuisance::Settings, now)
+                self.count(Flood::Settings, now)
             }
             Frame::Ping { data, ack: false } => {
                 self.acknowledge(kind::PING, &data.to_be_bytes());
-                self.count(Nuisance::Ping, now)
+                self.count(Flood::Ping, now)
             }
             Frame::Ping { data, ack: true } => {
                 self.pong(data, now);
-                self.count(Nuisance::Ping, now)
+                self.count(Flood::Ping, now)
             }
             Frame::GoAway { code } => {
-                tracing::debug!(code, "the client is leaving");
-                self.clock.peer_leaves();
-                self.leave_if_done();
-                self.count(Nuisance::Settings, now)
+                tracing::debug!(code, "the client sent GOAWAY");
+                self.timers.goaway_received();
+                self.close_if_done();
+                self.count(Flood::Settings, now)
             }
             Frame::WindowUpdate { stream, increment } => self.window_update(stream, i64::from(increment), now),
         }
     }
 
-    pub(super) fn count(&mut self, what: Nuisance, now: Instant) -> Result<(), Fault> {
+    pub(super) fn count(&mut self, what: Flood, now: Instant) -> Result<(), Fault> {
         self.counter.count(what, &self.shared.limits, now)
     }
 
@@ -63,12 +63,12 @@ impl Connection {
     }
 
     fn data(&mut self, id: u32, data: Bytes, counted: usize, end: bool, now: Instant) -> Result<(), Fault> {
-        self.intake
-            .take(counted)
+        self.recv_window
+            .receive(counted)
             .map_err(|Overrun| Fault::connection(Code::FlowControl, "more data than the connection's window"))?;
         self.widen_connection(now);
         if data.is_empty() && !end {
-            self.count(Nuisance::EmptyData, now)?;
+            self.count(Flood::EmptyData, now)?;
         }
         let Some(slot) = self.streams.find(id) else { return self.stray_data(id, now) };
         let stream = self.streams.get(slot).expect("it was found a moment ago");
@@ -76,7 +76,7 @@ impl Connection {
             return Err(Fault::stream(id, Code::StreamClosed, "data behind the end of its stream"));
         }
         let inbound = &mut stream.inbound;
-        let taken = inbound.intake.take(counted);
+        let taken = inbound.recv_window.receive(counted);
         taken.map_err(|Overrun| Fault::stream(id, Code::FlowControl, "more data than the stream's window"))?;
         inbound.received += data.len() as u64;
         if stream.request.content_length.is_some_and(|length| length < stream.inbound.received) {
@@ -85,66 +85,66 @@ impl Connection {
         let is_padded = counted > data.len();
         self.take_data(slot, data);
         if is_padded {
-            self.give_back(slot, 0);
+            self.release_window(slot, 0);
         }
-        if end { self.ended(slot, id) } else { Ok(()) }
+        if end { self.end_stream(slot, id) } else { Ok(()) }
     }
 
-    /// Data for a stream that is not open.
+    /// DATA for a stream that is not open.
     fn stray_data(&mut self, id: u32, now: Instant) -> Result<(), Fault> {
         if self.is_idle(id) {
             return Err(Fault::connection(Code::Protocol, "data on a stream that was never opened"));
         }
-        if self.past.find(id) == Some(End::Ours) || !self.takes(id) {
-            return self.count(Nuisance::Stray, now);
+        if self.closed_streams.find(id) == Some(ClosedBy::Server) || !self.accepts(id) {
+            return self.count(Flood::Stray, now);
         }
         Err(Fault::stream(id, Code::StreamClosed, "data on a stream that is closed"))
     }
 
-    /// Gives data to whoever answers the stream.
+    /// Passes data to the handler of its stream.
     fn take_data(&mut self, slot: u64, data: Bytes) {
         let is_too_much = !self.admits(data.len());
         let limits = &self.shared.limits;
         let stream = self.streams.get(slot).expect("the caller has it");
         let length = data.len();
-        match &mut stream.role {
-            Role::Answered if stream.outbound.is_over() && stream.inbound.intake.is_low() => {
-                return self.stop_listening(slot);
+        match &mut stream.handler {
+            Handler::Answered if stream.outbound.is_over() && stream.inbound.recv_window.is_low() => {
+                return self.stop_receiving(slot);
             }
-            Role::Answered | Role::Ready(_) | Role::Called { .. } | Role::Packing => return,
+            Handler::Answered | Handler::Ready(_) | Handler::Called { .. } | Handler::Compressing => return,
             _ if is_too_much => return self.refuse(slot, ledger::too_much()),
-            Role::Listening => {
+            Handler::AwaitingMessage => {
                 stream.inbound.deframer.push(data);
-                return self.listen(slot);
+                return self.take_call_message(slot);
             }
-            Role::Talk(_) => {
+            Handler::Stream(_) => {
                 stream.inbound.deframer.push_copy(&data);
                 widen_for_message(stream, &mut self.sender, limits.max_message);
             }
-            Role::Guest(guest) => guest.feed().push(&data),
+            Handler::Http(http_handler) => http_handler.body_sender().push(&data),
         }
         stream.inbound.held += length;
         self.held_in += length;
         self.make_due(slot);
     }
 
-    /// Looks whether the message of a unary call has come.
-    fn listen(&mut self, slot: u64) {
+    /// Takes the message of a unary call, if all of it has arrived.
+    fn take_call_message(&mut self, slot: u64) {
         let max_bytes = self.limits().max_message;
         let stream = self.streams.get(slot).expect("the caller has it");
         let inbound = &mut stream.inbound;
-        let message = inbound.deframer.take_as_it_came(stream.request.encoding, max_bytes);
+        let message = inbound.deframer.take_raw(stream.request.encoding, max_bytes);
         let kept = if let Ok(Some((message, _))) = &message {
-            inbound.deframer = Deframer::default(); // Whatever comes behind it is nobody's.
+            inbound.deframer = Deframer::default(); // Anything after the message is ignored.
             message.len()
         } else {
-            inbound.deframer.settle();
+            inbound.deframer.detach();
             inbound.deframer.len()
         };
         self.held_in = self.held_in + kept - std::mem::replace(&mut inbound.held, kept);
         match message {
-            Ok(Some((message, is_packed))) => {
-                stream.role = Role::Ready(Waiting { message, is_packed, is_copy: false, since: self.now });
+            Ok(Some((message, is_compressed))) => {
+                stream.handler = Handler::Ready(ReadyCall { message, is_compressed, is_copy: false, since: self.now });
                 self.ready.push_back(slot);
             }
             Ok(None) => widen_for_message(stream, &mut self.sender, max_bytes),
@@ -152,39 +152,39 @@ impl Connection {
         }
     }
 
-    /// The other side has ended a stream.
-    pub(super) fn ended(&mut self, slot: u64, id: u32) -> Result<(), Fault> {
+    /// The client has ended a stream.
+    pub(super) fn end_stream(&mut self, slot: u64, id: u32) -> Result<(), Fault> {
         let Some(stream) = self.streams.get(slot) else { return Ok(()) };
         stream.inbound.ended = true;
         let inbound = &stream.inbound;
         if stream.request.content_length.is_some_and(|length| length != inbound.received) {
             return Err(Fault::stream(id, Code::Protocol, "less data than the content-length"));
         }
-        match &mut stream.role {
-            Role::Listening => {
+        match &mut stream.handler {
+            Handler::AwaitingMessage => {
                 limits::note("message_length");
                 let message = if inbound.deframer.wanted().is_some() { "unexpected EOF" } else { "EOF" };
                 self.refuse(slot, Refusal { code: Status::Unknown, message: message.into() });
             }
-            Role::Guest(guest) => guest.feed().end(),
-            Role::Talk(_) => self.make_due(slot),
-            Role::Answered => self.finish(slot),
-            Role::Ready(_) | Role::Called { .. } | Role::Packing => (),
+            Handler::Http(http_handler) => http_handler.body_sender().end(),
+            Handler::Stream(_) => self.make_due(slot),
+            Handler::Answered => self.finish(slot),
+            Handler::Ready(_) | Handler::Called { .. } | Handler::Compressing => (),
         }
         Ok(())
     }
 
-    /// The other side has reset a stream: whoever answers it hears that.
-    fn taken_back(&mut self, id: u32, now: Instant) -> Result<(), Fault> {
+    /// The client has reset a stream.
+    fn stream_reset(&mut self, id: u32, now: Instant) -> Result<(), Fault> {
         if self.is_idle(id) {
             return Err(Fault::connection(Code::Protocol, "a reset of a stream that was never opened"));
         }
         let Some(slot) = self.streams.find(id) else {
-            self.past.hear(id, now);
-            return self.count(Nuisance::Idle, now);
+            self.closed_streams.client_acknowledged(id, now);
+            return self.count(Flood::Idle, now);
         };
-        self.forget(slot, End::Theirs);
-        self.count(Nuisance::Reset, now)
+        self.forget(slot, ClosedBy::Client);
+        self.count(Flood::Reset, now)
     }
 
     fn settings(&mut self, mut pairs: Bytes, now: Instant) -> Result<(), Fault> {
@@ -203,32 +203,32 @@ impl Connection {
                 setting::MAX_FRAME_SIZE if !(MAX_PAYLOAD..=LARGEST_PAYLOAD).contains(&(value as usize)) => {
                     return Err(Fault::connection(Code::Protocol, "a frame size that is not allowed"));
                 }
-                setting::MAX_FRAME_SIZE => self.sender.max_payload = (value as usize).min(OUR_PAYLOAD),
-                _ => (), // What we do not need to know, or nobody knows yet.
+                setting::MAX_FRAME_SIZE => self.sender.max_payload = (value as usize).min(MAX_SENT_PAYLOAD),
+                _ => (), // Settings that the server does not need or does not know.
             }
         }
         if let Some(window) = window {
             self.change_windows(window)?;
         }
         self.acknowledge(kind::SETTINGS, &[]);
-        self.count(Nuisance::Settings, now)
+        self.count(Flood::Settings, now)
     }
 
-    /// The other side has changed the window that streams begin with: open ones change by as much.
+    /// The client has changed the initial window: the windows of open streams change by the same amount.
     fn change_windows(&mut self, window: i64) -> Result<(), Fault> {
-        let change = window - std::mem::replace(&mut self.first_window, window);
+        let change = window - std::mem::replace(&mut self.initial_window, window);
         for (slot, stream) in self.streams.iter_mut() {
             stream.outbound.window += change;
             if stream.outbound.window > MAX_WINDOW {
                 return Err(Fault::connection(Code::FlowControl, "a window that is too large"));
             }
-            self.sender.reconsider(slot, &mut stream.outbound);
+            self.sender.window_changed(slot, &mut stream.outbound);
         }
         Ok(())
     }
 
     fn window_update(&mut self, id: u32, increment: i64, now: Instant) -> Result<(), Fault> {
-        self.count(Nuisance::WindowUpdate, now)?;
+        self.count(Flood::WindowUpdate, now)?;
         if id == 0 {
             self.sender.window += increment;
             if self.sender.window > MAX_WINDOW {
@@ -245,44 +245,44 @@ impl Connection {
             if stream.outbound.window > MAX_WINDOW {
                 return Err(Fault::stream(id, Code::FlowControl, "a window that is too large"));
             }
-            self.sender.reconsider(slot, &mut stream.outbound);
+            self.sender.window_changed(slot, &mut stream.outbound);
         }
         Ok(())
     }
 
-    /// What a stream has used up is given back, when it is worth a frame and there is somebody to read more.
-    pub(super) fn give_back(&mut self, slot: u64, consumed: usize) {
+    /// Releases consumed bytes of a stream's window. Sends a `WINDOW_UPDATE` if one is due and more data is still expected.
+    pub(super) fn release_window(&mut self, slot: u64, consumed: usize) {
         let Some(stream) = self.streams.get(slot) else { return };
         let inbound = &mut stream.inbound;
         inbound.held -= consumed;
         self.held_in -= consumed;
-        let has_reader = matches!(stream.role, Role::Listening | Role::Talk(_) | Role::Guest(_));
+        let has_reader = matches!(stream.handler, Handler::AwaitingMessage | Handler::Stream(_) | Handler::Http(_));
         if has_reader && !inbound.ended {
-            let increment = inbound.intake.give_back(inbound.held, self.shared.ledger.is_scarce(), self.now);
+            let increment = inbound.recv_window.release(inbound.held, self.shared.ledger.is_scarce(), self.now);
             widen(stream.id, &mut self.sender, increment);
         }
     }
 
-    /// Whether the connection takes streams with this ID.
-    pub(super) fn takes(&self, id: u32) -> bool {
-        !matches!(self.phase, Phase::Leaving(last) if id > last)
+    /// Whether the connection accepts streams with this ID.
+    pub(super) fn accepts(&self, id: u32) -> bool {
+        !matches!(self.phase, Phase::ShuttingDown(last) if id > last)
     }
 }
 
-/// We fill no larger frames than this, whatever is allowed: other streams have their turn in between.
-const OUR_PAYLOAD: usize = 64 << 10;
+/// Frames are no larger than this, whatever the client allows, so that other streams get their turn.
+const MAX_SENT_PAYLOAD: usize = 64 << 10;
 
-/// Tells the other side that it may send so much more; on stream 0: on all streams together.
+/// Sends a `WINDOW_UPDATE`, for the whole connection if the stream is 0.
 pub(super) fn widen(id: u32, sender: &mut Sender, increment: Option<u32>) {
     if let Some(increment) = increment {
         sender.control(kind::WINDOW_UPDATE, 0, id, &increment.to_be_bytes());
     }
 }
 
-/// A message that is longer than the window gets what it needs at once.
+/// Widens the window at once for a message that is longer than the window.
 fn widen_for_message(stream: &mut Stream, sender: &mut Sender, max_bytes: usize) {
     let deframer = &stream.inbound.deframer;
     let wanted = deframer.wanted().filter(|&wanted| wanted <= max_bytes + PREFIX_BYTES).unwrap_or(0);
-    let increment = stream.inbound.intake.make_room(wanted.saturating_sub(deframer.len()));
+    let increment = stream.inbound.recv_window.widen_for(wanted.saturating_sub(deframer.len()));
     widen(stream.id, sender, increment);
 }

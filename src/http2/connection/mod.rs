@@ -3,21 +3,21 @@
 //! ```text
 //!            receive                    run
 //! bytes ──► frames ──► streams ──► calls · conversations ──► sender ──► output
-//!                                     ▲                                   (written by whoever owns the connection)
+//!                                     ▲                                   (written by the owner of the connection)
 //!                          outbox ────┘  answers from elsewhere
 //! ```
 //!
-//! [`Connection::receive`] parses all frames of a read first; calls whose message is complete gather, and
-//! [`Connection::run`] hands them out together. So a call that was taken back in the same read never runs, and all answers
-//! of a read leave in one write.
+//! [`Connection::receive`] parses all frames of a read first and collects the calls whose message is complete; then
+//! [`Connection::run`] dispatches them together. So a call that is reset in the same read never runs, and all responses to a read
+//! leave in one write.
 //!
 //! INVARIANTS
-//! * A fault of a stream ends the stream, a fault of the connection ends everything. Nothing that comes in can panic.
-//! * A stream that is gone is forgotten: what still arrives for it, from either side, is dropped.
-//! * While more answers of calls wait to be written than [`CALLS_WAIT_BYTES`], no call begins. What streams have waiting
-//!   keeps no call: they have a limit of their own.
-//! * Everything that a client makes us keep is in `held`, and nothing is added beyond what [`Shared::admits`]. What a call
-//!   keeps is counted until its reply is used, even if its stream has gone before, and even if the connection has.
+//! * A stream error ends the stream, a connection error ends the connection. No input can cause a panic.
+//! * A closed stream is removed: what still arrives for it, from either side, is dropped.
+//! * While more than [`CALLS_WAIT_BYTES`] of calls' responses wait to be written, no call is started. What other streams have
+//!   queued does not delay calls: it has a limit of its own.
+//! * Everything that a client makes the server keep is in `held`, and nothing is added beyond what [`Shared::admits`] allows.
+//!   What a call keeps is counted until its reply is used, even after its stream or its connection has ended.
 
 mod alarms;
 mod calls;
@@ -38,11 +38,11 @@ use super::{
     fault::{Code, Fault},
     frame::{self, DEFAULT_WINDOW, Frame, PREFACE, flag, kind, setting},
     hpack::{Decoder, decoder::Fields},
-    intake::{Intake, STREAM_WINDOW},
-    limits::{Counter, Limits, MOST_STREAMS, Nuisance, Shared},
-    outbox::{Outbox, Parcels},
+    intake::{RecvWindow, STREAM_WINDOW},
+    limits::{Flood, FloodCounter, Limits, MAX_STREAMS, Shared},
+    outbox::{Deliveries, Outbox},
     output::Output,
-    past::{End, Past},
+    past::{ClosedBy, ClosedStreams},
     reads::Reads,
     request::Memory,
     sender::Sender,
@@ -50,91 +50,89 @@ use super::{
     streams::Streams,
 };
 use crate::metrics::METRICS;
-use alarms::Clock;
-use calls::Work;
+use alarms::Timers;
+use calls::TurnCost;
 
-/// While so much waits for the other side to read, calls wait too.
+/// Calls wait while so much waits for the client to read.
 const CALLS_WAIT_BYTES: usize = 16 << 20;
-/// Who holds less than this for windows that do not open may take his time.
+/// A client that holds less than this for closed windows may take its time to open them.
 const UNREAD_BYTES: usize = 1 << 20;
 
-/// A connection.
 pub struct Connection {
     service: Arc<dyn Service>,
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
     phase: Phase,
-    /// What time it was when somebody last said so.
+    /// The time of the last call that passed one.
     now: Instant,
-    clock: Clock,
-    counter: Counter,
+    timers: Timers,
+    counter: FloodCounter,
 
-    /// The beginning of a frame whose rest has not come.
+    /// An incomplete frame.
     pending: Bytes,
     reads: Reads,
     decoder: Decoder,
     fields: Fields,
-    memory: Memory,
-    /// A header block whose rest has not come.
+    block_cache: Memory,
+    /// An incomplete header block.
     block: Option<Block>,
-    intake: Intake,
+    recv_window: RecvWindow,
 
     streams: Streams,
-    /// The highest stream that the other side has opened.
+    /// The highest stream ID that the client has used.
     highest: u32,
-    past: Past,
-    /// What a new stream may send.
-    first_window: i64,
+    closed_streams: ClosedStreams,
+    /// The initial send window of streams.
+    initial_window: i64,
     sender: Sender,
 
-    /// Calls whose message has come.
+    /// Unary calls whose message has arrived.
     ready: VecDeque<u64>,
-    /// Streams that are to be stepped.
+    /// Streams to be stepped.
     due: VecDeque<u64>,
-    /// Streams that are to be stepped once the output has been written.
+    /// Streams to be stepped once the output has been written.
     stalled: VecDeque<u64>,
-    parcels: Parcels,
-    /// An empty list with room for the next ones.
-    spare: Parcels,
-    /// What this turn has cost so far.
-    work: Work,
+    deliveries: Deliveries,
+    /// An empty list whose capacity is reused.
+    spare_deliveries: Deliveries,
+    /// The cost of the current part of the turn.
+    turn_cost: TurnCost,
     was_long: bool,
     woken: Vec<u64>,
 
-    /// Bytes that streams hold of what has come, and what they are counted for themselves.
+    /// Received bytes that streams hold, and what streams are counted for themselves.
     held_in: usize,
-    /// Calls in progress whose streams have gone, and what they are still counted for.
+    /// Calls in progress whose streams are gone, and what they are still counted for.
     orphans: HashMap<u64, usize>,
-    /// From when on the client knows how many streams it may open.
+    /// When the client knows, or should know, how many streams it may open.
     limits_known: Option<Instant>,
-    /// What we told everybody that we hold.
-    held_told: usize,
+    /// What was last reported to the ledger.
+    held_reported: usize,
 }
 
-/// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// So much of the preface has come.
+    /// So many bytes of the preface have arrived.
     Preface(usize),
-    /// The first frame is to be SETTINGS.
+    /// The first frame must be SETTINGS.
     Settings,
     Open,
-    /// We have said that we are leaving: streams above this one are ignored.
-    Leaving(u32),
-    Over,
+    /// GOAWAY was sent: streams above this ID are ignored.
+    ShuttingDown(u32),
+    Closed,
 }
 
 /// A header block in several frames.
 struct Block {
     stream: u32,
     end: bool,
-    own_parent: bool,
+    depends_on_itself: bool,
     bytes: BytesMut,
     frames: u32,
 }
 
 impl Connection {
-    /// A connection that has just been accepted.
+    /// A connection that was just accepted.
     #[must_use]
     pub fn new(service: Arc<dyn Service>, shared: Arc<Shared>, outbox: Arc<Outbox>, now: Instant) -> Self {
         let limits_known = now.checked_add(shared.limits.patience);
@@ -143,44 +141,44 @@ impl Connection {
             outbox,
             phase: Phase::Preface(0),
             now,
-            clock: Clock::new(now, &shared.limits),
+            timers: Timers::new(now, &shared.limits),
             shared,
-            counter: Counter::default(),
+            counter: FloodCounter::default(),
             pending: Bytes::new(),
             reads: Reads::default(),
             decoder: Decoder::default(),
             fields: Fields::default(),
-            memory: Memory::default(),
+            block_cache: Memory::default(),
             block: None,
-            intake: Intake::of_connection(),
+            recv_window: RecvWindow::for_connection(),
             streams: Streams::default(),
             highest: 0,
-            past: Past::default(),
-            first_window: DEFAULT_WINDOW,
+            closed_streams: ClosedStreams::default(),
+            initial_window: DEFAULT_WINDOW,
             sender: Sender::default(),
             ready: VecDeque::new(),
             due: VecDeque::new(),
             stalled: VecDeque::new(),
-            parcels: Vec::new(),
-            spare: Vec::new(),
-            work: Work::default(),
+            deliveries: Vec::new(),
+            spare_deliveries: Vec::new(),
+            turn_cost: TurnCost::default(),
             was_long: false,
             woken: Vec::new(),
             held_in: 0,
             orphans: HashMap::new(),
             limits_known,
-            held_told: 0,
+            held_reported: 0,
         };
-        connection.shared.enter();
-        connection.greet(now);
+        connection.shared.connection_opened();
+        connection.send_server_preface(now);
         connection
     }
 
-    /// Our own settings, and a window to begin with.
-    fn greet(&mut self, now: Instant) {
+    /// Sends the server preface: the settings, and the connection's window.
+    fn send_server_preface(&mut self, now: Instant) {
         let limits = &self.shared.limits;
         let settings = [
-            (setting::MAX_CONCURRENT_STREAMS, limits.max_streams.min(MOST_STREAMS)),
+            (setting::MAX_CONCURRENT_STREAMS, limits.max_streams.min(MAX_STREAMS)),
             (setting::INITIAL_WINDOW_SIZE, u32::try_from(STREAM_WINDOW).expect("it is a small number")),
             (setting::MAX_HEADER_LIST_SIZE, u32::try_from(limits.max_header_list).unwrap_or(u32::MAX)),
         ];
@@ -193,10 +191,10 @@ impl Connection {
         self.widen_connection(now);
     }
 
-    /// Takes what has come.
+    /// Handles received bytes.
     pub fn receive(&mut self, bytes: Bytes, now: Instant) {
         self.now = now;
-        self.clock.hear(now);
+        self.timers.data_received(now);
         let mut input = if self.pending.is_empty() { bytes } else { [&self.pending[..], &bytes].concat().into() };
         self.pending = Bytes::new();
         let read = input.clone();
@@ -204,25 +202,25 @@ impl Connection {
             return self.fail(fault);
         }
         let before = input.len();
-        while self.phase != Phase::Over {
+        while self.phase != Phase::Closed {
             let fault = match frame::take(&mut input) {
                 Ok(None) => break,
                 Ok(Some(frame)) => self.frame(frame, now).err(),
                 Err(fault) => Some(fault),
             };
             if let Some(fault) = fault {
-                self.punish(fault, now);
+                self.handle_fault(fault, now);
             }
         }
-        if self.phase != Phase::Over && !input.is_empty() {
-            self.pending = Bytes::copy_from_slice(&input); // Not the whole read that it came in.
+        if self.phase != Phase::Closed && !input.is_empty() {
+            self.pending = Bytes::copy_from_slice(&input); // A copy, to release the read buffer.
         }
         let is_new = input.len() < before;
         drop(input);
         self.reads.add(read);
-        let begins = !self.pending.is_empty() && self.pending.get(frame::KIND_AT) != Some(&kind::DATA);
-        self.clock.begin_frame(begins, is_new, now);
-        self.tell_held();
+        let begins = !self.pending.is_empty() && self.pending.get(frame::KIND_OFFSET) != Some(&kind::DATA);
+        self.timers.begin_frame(begins, is_new, now);
+        self.report_held();
     }
 
     fn take_preface(&mut self, input: &mut Bytes) -> Result<(), Fault> {
@@ -252,65 +250,65 @@ impl Connection {
         self.handle(frame, now)
     }
 
-    /// Ends what a fault ends.
-    fn punish(&mut self, fault: Fault, now: Instant) {
-        // Of a stream that was never opened nothing may be said, not even that it ends.
+    /// Resets the stream or ends the connection, as the error says.
+    fn handle_fault(&mut self, fault: Fault, now: Instant) {
+        // A stream that was never opened cannot be reset: the error ends the connection.
         let is_idle = self.is_idle(fault.stream);
         if is_idle || self.block.is_some() || matches!(self.phase, Phase::Settings | Phase::Preface(_)) {
             return self.fail(Fault { stream: 0, ..fault });
         }
-        tracing::debug!(stream = fault.stream, %fault, "a stream was reset");
+        tracing::debug!(stream = fault.stream, %fault, "stream reset because of an error");
         METRICS.refused.with_label_values(&[fault.code.name()]).inc();
         self.reset(fault.stream, fault.code);
         if fault.code == Code::RefusedStream && !self.knows_limits(now) {
-            return; // It could not know.
+            return; // The client could not know the limit yet.
         }
-        if let Err(fault) = self.counter.count(Nuisance::OwnReset, &self.shared.limits, now) {
+        if let Err(fault) = self.counter.count(Flood::OwnReset, &self.shared.limits, now) {
             self.fail(fault);
         }
     }
 
-    /// Whether the client has heard our SETTINGS, or should have.
+    /// Whether the client has acknowledged the settings, or should have.
     fn knows_limits(&self, now: Instant) -> bool {
         self.limits_known.is_some_and(|since| since <= now)
     }
 
-    /// Ends a stream from our side, at once.
+    /// Resets a stream.
     fn reset(&mut self, id: u32, code: Code) {
         self.sender.reset(id, code);
         match self.streams.find(id) {
-            Some(slot) => self.forget(slot, End::Ours),
-            None => self.past.remember(id, End::Ours, self.now),
+            Some(slot) => self.forget(slot, ClosedBy::Server),
+            None => self.closed_streams.remember(id, ClosedBy::Server, self.now),
         }
     }
 
-    /// Ends the connection.
+    /// Ends the connection with a GOAWAY.
     fn fail(&mut self, fault: Fault) {
-        if self.phase == Phase::Over {
+        if self.phase == Phase::Closed {
             return;
         }
-        tracing::debug!(%fault, "a connection was ended");
+        tracing::debug!(%fault, "connection closed because of an error");
         METRICS.refused.with_label_values(&[fault.code.name()]).inc();
         let last = match self.phase {
-            Phase::Leaving(last) => last.min(self.highest),
-            Phase::Preface(_) | Phase::Settings | Phase::Open | Phase::Over => self.highest,
+            Phase::ShuttingDown(last) => last.min(self.highest),
+            Phase::Preface(_) | Phase::Settings | Phase::Open | Phase::Closed => self.highest,
         };
         self.go_away(last, fault.code, fault.why);
         self.end();
     }
 
     fn end(&mut self) {
-        self.phase = Phase::Over;
+        self.phase = Phase::Closed;
         let slots: Vec<u64> = self.streams.iter_mut().map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.abandon(slot, End::Ours);
+            self.abandon(slot, ClosedBy::Server);
         }
         (self.block, self.pending) = (None, Bytes::new());
         self.ready.clear();
         self.due.clear();
         self.stalled.clear();
         self.reads.clear();
-        self.tell_held();
+        self.report_held();
     }
 
     fn go_away(&mut self, last: u32, code: Code, why: &str) {
@@ -323,25 +321,25 @@ impl Connection {
         &mut self.sender.output
     }
 
-    /// Where answers from elsewhere go, and who wakes us.
+    /// Where other threads put responses.
     #[must_use]
     pub fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
     }
 
-    /// Whether nothing will come any more, but what is still to be written.
+    /// Whether the connection has ended, apart from output that is still to be written.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.phase == Phase::Over
+        self.phase == Phase::Closed
     }
 
-    /// Whether so much is to be written that what can wait does.
+    /// Whether so much output waits that everything that can wait should.
     #[must_use]
     pub fn is_saturated(&self) -> bool {
         self.sender.is_saturated()
     }
 
-    /// Whether so much is to be written that nothing more should be read before it is.
+    /// Whether nothing more should be read before output is written.
     #[must_use]
     pub fn is_choked(&self) -> bool {
         self.sender.output.len() >= 4 * super::sender::SATURATED_BYTES
@@ -351,31 +349,31 @@ impl Connection {
         &self.shared.limits
     }
 
-    /// What is held for this connection.
+    /// How many bytes are held for this connection.
     fn held(&self) -> usize {
-        self.held_beside_answers() + self.sender.held_bytes()
+        self.held_besides_output() + self.sender.held_bytes()
     }
 
-    fn held_beside_answers(&self) -> usize {
+    fn held_besides_output(&self) -> usize {
         let begun = self.pending.len() + self.block.as_ref().map_or(0, |block| block.bytes.len());
         self.held_in + self.reads.bytes() + begun
     }
 
-    /// Whether so much more may be held for this connection.
+    /// Whether so many more bytes may be held for this connection.
     fn admits(&self, bytes: usize) -> bool {
-        self.shared.admits(self.held_told, self.held(), bytes)
+        self.shared.admits(self.held_reported, self.held(), bytes)
     }
 
-    fn tell_held(&mut self) {
+    fn report_held(&mut self) {
         let held = self.held();
-        if held != self.held_told {
-            self.shared.ledger.change(self.held_told, held);
-            self.held_told = held;
+        if held != self.held_reported {
+            self.shared.ledger.change(self.held_reported, held);
+            self.held_reported = held;
         }
     }
 
     fn widen_connection(&mut self, now: Instant) {
-        let increment = self.intake.give_back(0, self.shared.ledger.is_scarce(), now);
+        let increment = self.recv_window.release(0, self.shared.ledger.is_scarce(), now);
         incoming::widen(0, &mut self.sender, increment);
     }
 
@@ -387,8 +385,8 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.end();
-        self.shared.ledger.change(self.held_told, 0);
-        self.shared.leave();
+        self.shared.ledger.change(self.held_reported, 0);
+        self.shared.connection_closed();
         let orphaned = self.orphans.values().sum();
         self.outbox.close((orphaned > 0).then(|| self.shared.ledger.charge(orphaned)));
     }

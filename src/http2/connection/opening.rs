@@ -1,4 +1,4 @@
-//! How streams open: header blocks, in one frame or several, and who is asked.
+//! Opening and closing of streams: header blocks, in one frame or several, and what happens to a request.
 
 use std::{
     sync::Arc,
@@ -12,45 +12,45 @@ use crate::{
     call::{Code as Status, Metadata},
     http2::{
         fault::{Code, Fault},
-        guest::{Feed, Guest},
-        limits::{self, MAX_BLOCK_FRAMES, MOST_STREAMS, Nuisance, STREAM_BYTES},
-        outbox::Bell,
-        past::End,
+        guest::{BodySender, HttpHandler},
+        limits::{self, Flood, MAX_BLOCK_FRAMES, MAX_STREAMS, STREAM_BYTES},
+        outbox::StreamWaker,
+        past::ClosedBy,
         request::{self, Refused, Request, Target},
         sender::{Ending, Outbound},
         service::{Method, Shape},
-        streams::{Inbound, Role, Stream},
-        talk::Talk,
+        streams::{Handler, Inbound, Stream},
+        talk::StreamHandler,
     },
     ledger,
 };
 
-/// How long a client may take to end a stream that we have ended.
+/// How long a client may take to end a stream whose response is complete.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// A call that gives less time than this is late when it comes.
-const AT_ONCE: Duration = Duration::from_micros(1);
+/// A call with a shorter timeout has expired on arrival.
+const MIN_TIMEOUT: Duration = Duration::from_micros(1);
 
 impl Connection {
-    /// The first frame of a header block, and mostly all of it.
+    /// The first frame of a header block, and usually all of it.
     pub(super) fn headers(
         &mut self,
         stream: u32,
         block: &[u8],
         end: bool,
         complete: bool,
-        own_parent: bool,
+        depends_on_itself: bool,
         now: Instant,
     ) -> Result<(), Fault> {
         if complete {
-            return self.block(stream, block, end, own_parent, now);
+            return self.block(stream, block, end, depends_on_itself, now);
         }
-        self.clock.begin_block(now);
-        self.block = Some(Block { stream, end, own_parent, bytes: BytesMut::from(block), frames: 1 });
+        self.timers.begin_block(now);
+        self.block = Some(Block { stream, end, depends_on_itself, bytes: BytesMut::from(block), frames: 1 });
         Ok(())
     }
 
-    /// A further frame of a header block.
+    /// A CONTINUATION frame of a header block.
     pub(super) fn continuation(&mut self, more: &[u8], complete: bool, now: Instant) -> Result<(), Fault> {
         let max_bytes = self.limits().max_header_list;
         let Some(block) = &mut self.block else {
@@ -63,29 +63,29 @@ impl Connection {
             return Err(Fault::connection(Code::EnhanceYourCalm, "a header block that does not end"));
         }
         if complete && let Some(block) = self.block.take() {
-            self.clock.end_block();
-            return self.block(block.stream, &block.bytes, block.end, block.own_parent, now);
+            self.timers.end_block();
+            return self.block(block.stream, &block.bytes, block.end, block.depends_on_itself, now);
         }
         Ok(())
     }
 
-    /// A whole block: a new stream, or what comes behind the body of an open one.
-    fn block(&mut self, id: u32, block: &[u8], end: bool, own_parent: bool, now: Instant) -> Result<(), Fault> {
+    /// A whole block: a new stream, or the trailers of an open one.
+    fn block(&mut self, id: u32, block: &[u8], end: bool, depends_on_itself: bool, now: Instant) -> Result<(), Fault> {
         if id.is_multiple_of(2) {
             return Err(Fault::connection(Code::Protocol, "a client's stream has an odd number"));
         }
         if id <= self.highest {
-            return self.late_block(id, block, end);
+            return self.block_of_known_stream(id, block, end);
         }
         self.highest = id;
-        if !self.takes(id) {
-            return self.decode(block); // The table of fields has to stay right.
+        if !self.accepts(id) {
+            return self.decode(block); // The dynamic table has to stay in sync.
         }
-        let request = self.understand(id, block)?;
-        if own_parent {
+        let request = self.parse_request(id, block)?;
+        if depends_on_itself {
             return Err(Fault::stream(id, Code::Protocol, "a stream that depends on itself"));
         }
-        if self.streams.len() >= self.limits().max_streams.min(MOST_STREAMS) as usize {
+        if self.streams.len() >= self.limits().max_streams.min(MAX_STREAMS) as usize {
             limits::note("streams");
             return Err(Fault::stream(id, Code::RefusedStream, "too many streams"));
         }
@@ -94,12 +94,12 @@ impl Connection {
             return Ok(());
         }
         let slot = self.open(id, request, now);
-        if end { self.ended(slot, id) } else { Ok(()) }
+        if end { self.end_stream(slot, id) } else { Ok(()) }
     }
 
-    /// What the block asks for. It is read even if nobody will answer: the table of fields has to stay right.
-    fn understand(&mut self, id: u32, block: &[u8]) -> Result<Arc<Request>, Fault> {
-        if let Some(request) = self.memory.recall(block, self.decoder.table_changes()) {
+    /// Decodes a request. A block is decoded even if its stream will be refused, because the dynamic table has to stay in sync.
+    fn parse_request(&mut self, id: u32, block: &[u8]) -> Result<Arc<Request>, Fault> {
+        if let Some(request) = self.block_cache.recall(block, self.decoder.table_changes()) {
             return Ok(request.clone());
         }
         self.decode(block)?;
@@ -107,7 +107,7 @@ impl Connection {
             .map_err(|request::Malformed(why)| Fault::stream(id, Code::Protocol, why))?;
         let request = Arc::new(request);
         if self.fields.only_indexed() {
-            self.memory.keep(block, &request, self.decoder.table_changes());
+            self.block_cache.keep(block, &request, self.decoder.table_changes());
         }
         Ok(request)
     }
@@ -119,13 +119,15 @@ impl Connection {
     }
 
     /// A block for a stream that was opened before.
-    fn late_block(&mut self, id: u32, block: &[u8], end: bool) -> Result<(), Fault> {
+    fn block_of_known_stream(&mut self, id: u32, block: &[u8], end: bool) -> Result<(), Fault> {
         self.decode(block)?;
         let Some(slot) = self.streams.find(id) else {
-            return match self.past.find(id) {
-                Some(End::Ours) => self.count(Nuisance::Stray, self.now),
-                _ if !self.takes(id) => self.count(Nuisance::Stray, self.now),
-                Some(End::Theirs) => Err(Fault::connection(Code::StreamClosed, "headers on a stream that is closed")),
+            return match self.closed_streams.find(id) {
+                Some(ClosedBy::Server) => self.count(Flood::Stray, self.now),
+                _ if !self.accepts(id) => self.count(Flood::Stray, self.now),
+                Some(ClosedBy::Client) => {
+                    Err(Fault::connection(Code::StreamClosed, "headers on a stream that is closed"))
+                }
                 None => Err(Fault::connection(Code::Protocol, "a stream with a number below earlier ones")),
             };
         };
@@ -138,14 +140,14 @@ impl Connection {
         }
         request::check_trailers(&self.fields)
             .map_err(|request::Malformed(why)| Fault::stream(id, Code::Protocol, why))?;
-        if let Role::Guest(_) = stream.role {
-            self.hand_on_trailers(slot, id)?;
+        if let Handler::Http(_) = stream.handler {
+            self.forward_trailers(slot, id)?;
         }
-        self.ended(slot, id)
+        self.end_stream(slot, id)
     }
 
-    /// Whoever answers an ordinary request gets what came behind its body.
-    fn hand_on_trailers(&mut self, slot: u64, id: u32) -> Result<(), Fault> {
+    /// Passes the trailers of a plain HTTP request to its handler.
+    fn forward_trailers(&mut self, slot: u64, id: u32) -> Result<(), Fault> {
         let read = request::trailers(&self.fields);
         let (trailers, weight) = read.map_err(|request::Malformed(why)| Fault::stream(id, Code::Protocol, why))?;
         if !self.admits(weight) {
@@ -153,25 +155,25 @@ impl Connection {
             return Err(Fault::stream(id, Code::EnhanceYourCalm, "trailers that there is no room for"));
         }
         if let Some(stream) = self.streams.get(slot)
-            && let Role::Guest(guest) = &stream.role
+            && let Handler::Http(http_handler) = &stream.handler
         {
-            guest.feed().set_trailers(trailers);
+            http_handler.body_sender().set_trailers(trailers);
             stream.weight += weight;
             self.held_in += weight;
         }
         Ok(())
     }
 
-    /// Opens a stream and asks whoever answers it.
+    /// Opens a stream and starts its handler.
     fn open(&mut self, id: u32, request: Arc<Request>, now: Instant) -> u64 {
         let deadline = request.timeout.and_then(|timeout| now.checked_add(timeout));
         if let Some(deadline) = deadline {
-            self.clock.expect(deadline);
+            self.timers.schedule_deadline(deadline);
         }
-        let is_packed = request.packs_answers;
+        let is_compressed = request.compresses_responses;
         let is_call = matches!(&request.target, Target::Method(method) if method.shape() == Shape::Unary);
         let weight = STREAM_BYTES + request.weight;
-        let mut outbound = Outbound::new(self.first_window, is_packed, is_call);
+        let mut outbound = Outbound::new(self.initial_window, is_compressed, is_call);
         outbound.content_type.clone_from(&request.content_type);
         let slot = self.streams.insert(Stream {
             id,
@@ -179,7 +181,7 @@ impl Connection {
             deadline,
             inbound: Inbound::default(),
             outbound,
-            role: Role::Listening,
+            handler: Handler::AwaitingMessage,
             is_due: false,
             is_stalled: false,
             weight,
@@ -187,86 +189,91 @@ impl Connection {
         });
         self.held_in += weight;
         match &request.target {
-            _ if request.timeout.is_some_and(|timeout| timeout < AT_ONCE) => self.turn_away(slot, &Refused::late()),
+            _ if request.timeout.is_some_and(|timeout| timeout < MIN_TIMEOUT) => {
+                self.refuse_request(slot, &Refused::expired())
+            }
             Target::Method(method) => {
                 method.started();
                 if method.shape() == Shape::Stream {
-                    self.converse(slot, method, Metadata { deadline, ..request.metadata.clone() });
+                    self.start_stream_handler(slot, method, Metadata { deadline, ..request.metadata.clone() });
                 }
             }
-            Target::Guest(parts) => self.invite(slot, (**parts).clone()),
-            Target::Refused(refused) => self.turn_away(slot, refused),
+            Target::Guest(parts) => self.start_http_handler(slot, (**parts).clone()),
+            Target::Refused(refused) => self.refuse_request(slot, refused),
         }
         slot
     }
 
-    /// Answers a request for which there is no room, and keeps nothing of it.
+    /// Refuses a request for which there is no room, without keeping anything of it.
     fn refuse_unopened(&mut self, id: u32, end: bool) {
         let mut out = Outbound::new(0, false, false);
         self.sender.refuse(id, &mut out, 200, &ledger::too_much(), false);
         if !end {
             self.sender.reset(id, Code::NoError);
         }
-        self.past.remember(id, if end { End::Theirs } else { End::Ours }, self.now);
+        self.closed_streams.remember(id, if end { ClosedBy::Client } else { ClosedBy::Server }, self.now);
     }
 
-    /// Answers a request by its head alone.
-    fn turn_away(&mut self, slot: u64, refused: &Refused) {
+    /// Refuses a request because of its headers.
+    fn refuse_request(&mut self, slot: u64, refused: &Refused) {
         let stream = self.streams.get(slot).expect("it was just added");
         limits::note(refused.reason);
-        stream.role = Role::Answered;
-        let is_for_packing = refused.reason == "encoding";
-        self.sender.refuse(stream.id, &mut stream.outbound, refused.status, &refused.refusal, is_for_packing);
-        self.due.push_back(slot); // Its end is known when this read is over.
+        stream.handler = Handler::Answered;
+        let is_for_encoding = refused.reason == "encoding";
+        self.sender.refuse(stream.id, &mut stream.outbound, refused.status, &refused.refusal, is_for_encoding);
+        self.due.push_back(slot); // Whether the client has ended it is known once this read is parsed.
     }
 
-    fn converse(&mut self, slot: u64, method: &Arc<dyn Method>, metadata: Metadata) {
+    fn start_stream_handler(&mut self, slot: u64, method: &Arc<dyn Method>, metadata: Metadata) {
         let opened = method.open(metadata);
         let stream = self.streams.get(slot).expect("it was just added");
         match opened {
             Ok(conversation) => {
-                let bell = Bell::new(self.outbox.clone(), slot);
-                stream.role = Role::Talk(Box::new(Talk::new(conversation, method.clone(), bell)));
+                let stream_waker = StreamWaker::new(self.outbox.clone(), slot);
+                stream.handler =
+                    Handler::Stream(Box::new(StreamHandler::new(conversation, method.clone(), stream_waker)));
                 self.make_due(slot);
             }
             Err(refusal) => {
                 method.handled(refusal.code);
-                stream.role = Role::Answered;
+                stream.handler = Handler::Answered;
                 self.sender.end(slot, stream.id, &mut stream.outbound, Ending::Status(Err(refusal)));
                 self.due.push_back(slot);
             }
         }
     }
 
-    fn invite(&mut self, slot: u64, parts: http::request::Parts) {
-        let (feed, body) = Feed::new();
+    fn start_http_handler(&mut self, slot: u64, parts: http::request::Parts) {
+        let (body_sender, body) = BodySender::new();
         let response = self.service.guest(http::Request::from_parts(parts, body));
-        let bell = Bell::new(self.outbox.clone(), slot);
+        let stream_waker = StreamWaker::new(self.outbox.clone(), slot);
         let stream = self.streams.get(slot).expect("it was just added");
-        stream.role = Role::Guest(Box::new(Guest::new(response, feed, bell)));
+        stream.handler = Handler::Http(Box::new(HttpHandler::new(response, body_sender, stream_waker)));
         self.make_due(slot);
     }
 
-    /// Forgets a stream: nobody waits for its answer any more.
-    pub(super) fn abandon(&mut self, slot: u64, end: End) {
+    /// Removes a stream whose response is no longer wanted.
+    pub(super) fn abandon(&mut self, slot: u64, closed_by: ClosedBy) {
         let Some(mut stream) = self.streams.remove(slot) else { return };
-        if let (Target::Method(method), Role::Listening | Role::Ready(_) | Role::Called { .. } | Role::Talk(_)) =
-            (&stream.request.target, &stream.role)
+        if let (
+            Target::Method(method),
+            Handler::AwaitingMessage | Handler::Ready(_) | Handler::Called { .. } | Handler::Stream(_),
+        ) = (&stream.request.target, &stream.handler)
         {
             method.handled(Status::Canceled);
         }
         self.sender.abandon(&mut stream.outbound);
         let held = stream.inbound.held + stream.weight + stream.kept;
-        if let Role::Called { .. } | Role::Packing = stream.role {
-            self.orphans.insert(slot, held); // What keeps it has the reply, and will use it.
+        if let Handler::Called { .. } | Handler::Compressing = stream.handler {
+            self.orphans.insert(slot, held); // The handler still keeps the message, and will use its reply.
         } else {
             self.held_in -= held;
         }
-        self.past.remember(stream.id, end, self.now);
+        self.closed_streams.remember(stream.id, closed_by, self.now);
     }
 
-    /// Forgets a stream whose end is out. If the other side has not ended it, it gets a moment to do so, because mostly its
-    /// end is on its way; whoever goes on is told to stop.
+    /// Removes a stream whose response is complete. If the client has not ended it, its end is usually in flight, so it gets a
+    /// moment to arrive; a client that keeps sending is told to stop.
     pub(super) fn finish(&mut self, slot: u64) {
         let Some(stream) = self.streams.get(slot) else { return };
         if !stream.outbound.is_over() {
@@ -275,42 +282,42 @@ impl Connection {
         if !stream.inbound.ended && !stream.outbound.is_reset() {
             let until = self.now + LINGER;
             stream.deadline = Some(until);
-            return self.clock.expect(until);
+            return self.timers.schedule_deadline(until);
         }
-        let end = if stream.outbound.is_reset() { End::Ours } else { End::Theirs };
-        self.forget(slot, end);
+        let closed_by = if stream.outbound.is_reset() { ClosedBy::Server } else { ClosedBy::Client };
+        self.forget(slot, closed_by);
     }
 
-    /// Tells the other side that nobody listens on a stream any more.
-    pub(super) fn stop_listening(&mut self, slot: u64) {
+    /// Tells the client to stop sending on a stream.
+    pub(super) fn stop_receiving(&mut self, slot: u64) {
         let Some(stream) = self.streams.get(slot) else { return };
         self.sender.reset(stream.id, Code::NoError);
-        self.forget(slot, End::Ours);
+        self.forget(slot, ClosedBy::Server);
     }
 
-    /// Forgets a stream, and leaves if it was the last one that kept us.
-    pub(super) fn forget(&mut self, slot: u64, end: End) {
-        self.abandon(slot, end);
-        self.leave_if_done();
+    /// Removes a stream, and completes a shutdown if it was the last one.
+    pub(super) fn forget(&mut self, slot: u64, closed_by: ClosedBy) {
+        self.abandon(slot, closed_by);
+        self.close_if_done();
     }
 
-    /// Leaves if that is wanted, from either side, and no stream keeps us.
-    pub(super) fn leave_if_done(&mut self) {
+    /// Completes a shutdown, started by either side, if no stream is open.
+    pub(super) fn close_if_done(&mut self) {
         if !self.streams.is_empty() {
             return;
         }
-        self.clock.begin_idling(self.now);
+        self.timers.became_idle(self.now);
         match self.phase {
-            Phase::Leaving(last) if last != u32::MAX => self.end(),
-            Phase::Settings | Phase::Open if self.clock.is_peer_leaving() => {
+            Phase::ShuttingDown(last) if last != u32::MAX => self.end(),
+            Phase::Settings | Phase::Open if self.timers.has_received_goaway() => {
                 self.go_away(self.highest, Code::NoError, "");
                 self.end();
             }
-            Phase::Preface(_) | Phase::Settings | Phase::Open | Phase::Leaving(_) | Phase::Over => (),
+            Phase::Preface(_) | Phase::Settings | Phase::Open | Phase::ShuttingDown(_) | Phase::Closed => (),
         }
     }
 
-    /// Has a stream stepped soon.
+    /// Schedules a stream to be stepped.
     pub(super) fn make_due(&mut self, slot: u64) {
         if let Some(stream) = self.streams.get(slot)
             && !std::mem::replace(&mut stream.is_due, true)
@@ -319,11 +326,11 @@ impl Connection {
         }
     }
 
-    /// Unused limits are counted for what they are worth.
-    pub(super) fn count_crumbs(&mut self, now: Instant) {
-        let crumbs = std::mem::take(&mut self.sender.crumbs);
-        if crumbs > 0
-            && let Err(fault) = self.counter.add(Nuisance::Crumb, crumbs, &self.shared.limits, now)
+    /// Ends the connection if too many tiny frames had to be sent.
+    pub(super) fn count_tiny_frames(&mut self, now: Instant) {
+        let tiny_frames = std::mem::take(&mut self.sender.tiny_frames);
+        if tiny_frames > 0
+            && let Err(fault) = self.counter.add(Flood::TinyFrame, tiny_frames, &self.shared.limits, now)
         {
             self.fail(fault);
         }

@@ -1,4 +1,4 @@
-//! A client that writes frames by hand, and a service that does what tests want.
+//! A client that writes frames by hand, and a test service.
 
 use std::{
     sync::{
@@ -31,38 +31,38 @@ mod flow;
 mod ledger;
 mod protocol;
 
-/// What a test service has seen.
+/// What the test service has seen.
 #[derive(Default)]
 struct Seen {
     metadata: Mutex<Vec<Metadata>>,
     replies: Mutex<Vec<(Bytes, Reply)>>,
     handled: Mutex<Vec<call::Code>>,
-    talks: AtomicUsize,
-    /// What was to run elsewhere.
+    open_streams: AtomicUsize,
+    /// Jobs for another thread.
     jobs: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 #[derive(Clone, Copy)]
-enum Way {
-    /// Answers with the request, at once.
+enum Behavior {
+    /// Responds with the request at once.
     Echo,
     /// Keeps the reply.
     Later,
-    /// Refuses.
+    /// Fails.
     Refuse,
-    /// Answers every message with itself.
+    /// Sends every message back.
     Chat,
-    /// Sends so many bytes as there are in the first message, in messages of a thousand bytes, while there is room.
+    /// Sends a thousand bytes for each byte of a message, in messages of a thousand bytes, while there is room.
     Pour,
 }
 
-struct TestMethod(Way, Arc<Seen>);
+struct TestMethod(Behavior, Arc<Seen>);
 
 impl Method for TestMethod {
     fn shape(&self) -> Shape {
         match self.0 {
-            Way::Echo | Way::Later | Way::Refuse => Shape::Unary,
-            Way::Chat | Way::Pour => Shape::Stream,
+            Behavior::Echo | Behavior::Later | Behavior::Refuse => Shape::Unary,
+            Behavior::Chat | Behavior::Pour => Shape::Stream,
         }
     }
 
@@ -73,18 +73,18 @@ impl Method for TestMethod {
     fn call(&self, call: Call, reply: Reply) {
         self.1.metadata.lock().push(call.metadata);
         match self.0 {
-            Way::Later => self.1.replies.lock().push((call.message, reply)),
-            Way::Refuse => reply.answer(Err(Refusal { code: call::Code::NotFound, message: "no\u{e4}".into() })),
-            Way::Echo | Way::Chat | Way::Pour => {
-                let message = Bytes::copy_from_slice(&call.message); // No answer keeps the read of its request.
+            Behavior::Later => self.1.replies.lock().push((call.message, reply)),
+            Behavior::Refuse => reply.answer(Err(Refusal { code: call::Code::NotFound, message: "no\u{e4}".into() })),
+            Behavior::Echo | Behavior::Chat | Behavior::Pour => {
+                let message = Bytes::copy_from_slice(&call.message); // No response keeps the read buffer of its request alive.
                 reply.run(move |reply| reply.answer(Ok(message)));
             }
         }
     }
 
     fn open(&self, _: Metadata) -> Result<Box<dyn Conversation>, Refusal> {
-        self.1.talks.fetch_add(1, Ordering::Relaxed);
-        let pour = matches!(self.0, Way::Pour);
+        self.1.open_streams.fetch_add(1, Ordering::Relaxed);
+        let pour = matches!(self.0, Behavior::Pour);
         Ok(Box::new(Chat { pour, left: 0, seen: self.1.clone() }))
     }
 
@@ -109,7 +109,7 @@ struct Chat {
 
 impl Drop for Chat {
     fn drop(&mut self) {
-        self.seen.talks.fetch_sub(1, Ordering::Relaxed);
+        self.seen.open_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -141,15 +141,15 @@ struct TestService(Arc<Seen>);
 
 impl Service for TestService {
     fn find(&self, path: &str) -> Option<Arc<dyn Method>> {
-        let way = match path {
-            "/t/Echo" => Way::Echo,
-            "/t/Later" => Way::Later,
-            "/t/Refuse" => Way::Refuse,
-            "/t/Chat" => Way::Chat,
-            "/t/Pour" => Way::Pour,
+        let behavior = match path {
+            "/t/Echo" => Behavior::Echo,
+            "/t/Later" => Behavior::Later,
+            "/t/Refuse" => Behavior::Refuse,
+            "/t/Chat" => Behavior::Chat,
+            "/t/Pour" => Behavior::Pour,
             _ => return None,
         };
-        Some(Arc::new(TestMethod(way, self.0.clone())))
+        Some(Arc::new(TestMethod(behavior, self.0.clone())))
     }
 
     fn refuse(&self, path: &str) -> Option<Refusal> {
@@ -179,16 +179,15 @@ impl Service for TestService {
 
 use http_body_util::BodyExt as _;
 
-/// A frame as it was received.
+/// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Got {
+struct ReceivedFrame {
     kind: u8,
     flags: u8,
     stream: u32,
     payload: Vec<u8>,
 }
 
-/// The other side.
 struct Client {
     connection: Connection,
     seen: Arc<Seen>,
@@ -198,13 +197,13 @@ struct Client {
 }
 
 impl Client {
-    /// A client whose greeting is over.
+    /// A client that has exchanged prefaces with the server.
     fn new() -> Self {
         Self::with(Limits::default())
     }
 
     fn with(limits: Limits) -> Self {
-        let mut client = Self::silent(limits);
+        let mut client = Self::before_preface(limits);
         client.send(PREFACE);
         client.frame(kind::SETTINGS, 0, 0, &[]);
         let greeting = client.take();
@@ -214,8 +213,8 @@ impl Client {
         client
     }
 
-    /// A client that has not said anything.
-    fn silent(limits: Limits) -> Self {
+    /// A client that has not sent anything.
+    fn before_preface(limits: Limits) -> Self {
         let (seen, now) = (Arc::new(Seen::default()), Instant::now());
         let service = Arc::new(TestService(seen.clone()));
         let shared = Arc::new(Shared::new(limits, Ledger::new(2 << 30)));
@@ -272,8 +271,8 @@ impl Client {
         self.frame(kind::SETTINGS, 0, 0, &payload);
     }
 
-    /// Lets the server do all that it can do, and takes everything that it writes.
-    fn take(&mut self) -> Vec<Got> {
+    /// Lets the server do all that it can do, and returns the frames that it writes.
+    fn take(&mut self) -> Vec<ReceivedFrame> {
         let mut bytes = Vec::new();
         loop {
             let goes_on = self.connection.run(self.now);
@@ -286,7 +285,7 @@ impl Client {
         parse(&bytes)
     }
 
-    fn fields(&mut self, got: &Got) -> Vec<String> {
+    fn fields(&mut self, got: &ReceivedFrame) -> Vec<String> {
         assert_eq!(got.flags & flag::END_HEADERS, flag::END_HEADERS);
         let mut fields = Fields::default();
         self.decoder.decode(&got.payload, usize::MAX, &mut fields).unwrap();
@@ -294,8 +293,8 @@ impl Client {
         fields.iter().map(|(name, value)| format!("{}={}", text(name), text(value))).collect()
     }
 
-    /// Takes what is written, and turns it into one line per frame.
-    fn told(&mut self) -> Vec<String> {
+    /// The frames that the server writes, as one line of text each.
+    fn received(&mut self) -> Vec<String> {
         let frames = self.take();
         let mut lines = Vec::new();
         for got in frames {
@@ -314,31 +313,31 @@ impl Client {
         lines
     }
 
-    /// That the connection ends with this code.
+    /// Asserts that the connection ends with this code.
     #[track_caller]
     fn assert_ended(&mut self, code: Code) {
-        let told = self.told();
-        let last = told.last().cloned().unwrap_or_default();
-        assert!(last.starts_with("goaway ") && last.ends_with(&format!(" {}", code as u32)), "{code:?}: {told:?}");
+        let received = self.received();
+        let last = received.last().cloned().unwrap_or_default();
+        assert!(last.starts_with("goaway ") && last.ends_with(&format!(" {}", code as u32)), "{code:?}: {received:?}");
         assert!(self.connection.is_over());
     }
 
-    /// That a stream ends with this code, and the connection goes on.
+    /// Asserts that a stream ends with this code, and the connection stays usable.
     #[track_caller]
     fn assert_reset(&mut self, stream: u32, code: Code) {
-        let told = self.told();
-        assert!(told.contains(&format!("{stream} reset {}", code as u32)), "{code:?}: {told:?}");
+        let received = self.received();
+        assert!(received.contains(&format!("{stream} reset {}", code as u32)), "{code:?}: {received:?}");
         assert!(!self.connection.is_over());
         self.assert_healthy(stream + 1000);
     }
 
-    /// That calls still work.
+    /// Asserts that calls still work.
     #[track_caller]
     fn assert_healthy(&mut self, near: u32) {
         let stream = (near | 1) + 2;
         self.call(stream, "/t/Echo", b"healthy");
-        let told = self.told();
-        assert!(told.contains(&format!("{stream} data 12")), "{told:?}");
+        let received = self.received();
+        assert!(received.contains(&format!("{stream} data 12")), "{received:?}");
     }
 }
 
@@ -368,13 +367,13 @@ fn drain(output: &mut Output) -> Vec<u8> {
     bytes
 }
 
-fn parse(mut bytes: &[u8]) -> Vec<Got> {
+fn parse(mut bytes: &[u8]) -> Vec<ReceivedFrame> {
     let mut frames = Vec::new();
     while !bytes.is_empty() {
         let [a, b, c, kind, flags, stream @ ..] = *bytes.first_chunk::<HEAD_BYTES>().unwrap();
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
         let payload = bytes[HEAD_BYTES..HEAD_BYTES + length].to_vec();
-        frames.push(Got { kind, flags, stream: u32::from_be_bytes(stream), payload });
+        frames.push(ReceivedFrame { kind, flags, stream: u32::from_be_bytes(stream), payload });
         bytes = &bytes[HEAD_BYTES + length..];
     }
     frames

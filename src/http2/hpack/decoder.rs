@@ -1,7 +1,7 @@
-//! Reads header blocks.
+//! Decodes header blocks.
 //!
-//! A block is decoded to its end even when its fields are too many: the table must stay what the other side believes it to
-//! be. So the list is cut off, not the decoding, and [`Fields::is_cut`] tells.
+//! A block is decoded to its end even if it has too many fields, because the dynamic table must stay in sync with the client's.
+//! So the list is truncated, not the decoding, and [`Fields::is_truncated`] says so.
 
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use super::{
     table::{DEFAULT_SIZE, ENTRY_OVERHEAD, Table},
 };
 
-/// A block that cannot be read. The connection ends: what the table holds is unknown from now on.
+/// A block that cannot be decoded. The connection ends, because the content of the table is unknown from then on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
@@ -26,30 +26,30 @@ impl From<huffman::Malformed> for Malformed {
     }
 }
 
-/// The fields of one block. It is kept from block to block, so that reading allocates nothing.
+/// The fields of one block. Reused from block to block, so that decoding does not allocate.
 #[derive(Debug, Default)]
 pub struct Fields {
     text: Vec<u8>,
-    /// Where each name begins, where its value does, and where that ends.
+    /// For each field, the start of its name, the start of its value, and the end of that.
     spans: Vec<(usize, usize, usize)>,
     size: usize,
-    is_cut: bool,
+    is_truncated: bool,
     only_indexed: bool,
 }
 
 impl Fields {
-    /// Name and value of each, in order.
+    /// Name and value of each field, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.spans.iter().map(|&(start, middle, end)| (&self.text[start..middle], &self.text[middle..end]))
     }
 
-    /// Whether the list is longer than allowed, and fields are missing.
+    /// Whether the list was longer than allowed, so that fields are missing.
     #[must_use]
-    pub fn is_cut(&self) -> bool {
-        self.is_cut
+    pub fn is_truncated(&self) -> bool {
+        self.is_truncated
     }
 
-    /// Whether the block holds nothing but indexes: then it means the same as long as the table stays the same.
+    /// Whether the block consists of indexes only: then its meaning stays the same until the table changes.
     #[must_use]
     pub fn only_indexed(&self) -> bool {
         self.only_indexed
@@ -58,14 +58,14 @@ impl Fields {
     fn clear(&mut self) {
         self.text.clear();
         self.spans.clear();
-        (self.size, self.is_cut, self.only_indexed) = (0, false, true);
+        (self.size, self.is_truncated, self.only_indexed) = (0, false, true);
     }
 
-    /// Adds a field, if the list then still is no longer than allowed.
+    /// Adds a field if the list stays within the limit.
     fn push(&mut self, name: &[u8], value: &[u8], max_size: usize) {
         self.size = self.size.saturating_add(name.len() + value.len() + ENTRY_OVERHEAD);
         if self.size > max_size {
-            self.is_cut = true;
+            self.is_truncated = true;
             return;
         }
         let start = self.text.len();
@@ -76,17 +76,17 @@ impl Fields {
     }
 }
 
-/// The reading side of one connection.
+/// The decoder of one connection.
 #[derive(Debug, Default)]
 pub struct Decoder {
     table: Table,
-    /// Strings of the field that is being read.
+    /// The strings of the field that is being decoded.
     name: Vec<u8>,
     value: Vec<u8>,
 }
 
 impl Decoder {
-    /// Reads a whole block. Fields beyond `max_list_size` (names, values, and 32 for each) are left out.
+    /// Decodes a whole block. Fields beyond `max_list_size` (names, values, and 32 bytes for each) are left out.
     pub fn decode(&mut self, mut block: &[u8], max_list_size: usize, fields: &mut Fields) -> Result<(), Malformed> {
         fields.clear();
         let mut may_resize = true;
@@ -110,13 +110,13 @@ impl Decoder {
         Ok(())
     }
 
-    /// Counts what was done to the table.
+    /// Incremented with each change of the table.
     #[must_use]
     pub fn table_changes(&self) -> u64 {
         self.table.changes()
     }
 
-    /// A change of the table's size: only before the first field, and never above what we allow, which is the default.
+    /// A table size update: allowed only before the first field, and up to the default size, which the server never changes.
     fn resize(&mut self, block: &mut &[u8], is_allowed: bool) -> Result<(), Malformed> {
         let size = integer::decode(block, 5)?;
         if !is_allowed {
@@ -129,7 +129,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// A field whose value, and perhaps name, is spelled out. Returns the name if it is the table's: it is not copied.
+    /// A literal field. Returns its name if that comes from the table, where it need not be copied.
     fn literal(&mut self, first: u8, block: &mut &[u8]) -> Result<Option<Bytes>, Malformed> {
         let is_added = first & 0xc0 == 0x40;
         let index = integer::decode(block, if is_added { 6 } else { 4 })?;
@@ -165,7 +165,7 @@ fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
 
 #[cfg(test)]
 impl Decoder {
-    /// Whether all entries of the table that have the same name have it in the same place.
+    /// Whether adjacent entries of the table with equal names share the bytes of the name.
     #[must_use]
     pub fn shares_names(&self) -> bool {
         self.table.shares_names()
@@ -195,7 +195,7 @@ mod tests {
 
     /// RFC 7541, appendix C.3 (plain strings) and C.4 (Huffman): three requests on one connection.
     #[test]
-    fn the_requests_of_the_standard() {
+    fn the_requests_of_the_rfc_are_decoded() {
         let plain = [
             "8286 8441 0f77 7777 2e65 7861 6d70 6c65 2e63 6f6d",
             "8286 84be 5808 6e6f 2d63 6163 6865",
@@ -219,7 +219,7 @@ mod tests {
 
     /// RFC 7541, appendix C.6: answers that do not all fit into a table of 256 bytes.
     #[test]
-    fn the_answers_of_the_standard() {
+    fn the_responses_of_the_rfc_are_decoded() {
         let mut decoder = Decoder::default();
         decoder.table.set_max_size(256);
         let (private, location) = ("cache-control=private", "location=https://www.example.com");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_says_why() {
+    fn malformed_blocks_are_refused_with_a_reason() {
         let cases = [
             ("80", "an index that the table does not hold"),
             ("be", "an index that the table does not hold"),
@@ -255,16 +255,16 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_cut_where_it_is_too_long_but_the_table_stays_right() {
+    fn a_long_list_is_truncated_and_the_table_stays_in_sync() {
         let mut decoder = Decoder::default();
         let mut fields = Fields::default();
         decoder.decode(&unhex("4001 6101 31 4001 6201 32"), 40, &mut fields).unwrap();
-        assert_eq!((list(&fields), fields.is_cut()), (vec!["a=1".to_owned()], true));
+        assert_eq!((list(&fields), fields.is_truncated()), (vec!["a=1".to_owned()], true));
         check(&mut decoder, "be bf", &["b=2", "a=1"]);
     }
 
     #[test]
-    fn blocks_of_indexes_are_recognised() {
+    fn blocks_of_only_indexes_are_recognised() {
         let mut decoder = Decoder::default();
         let mut fields = Fields::default();
         for (block, only_indexed) in

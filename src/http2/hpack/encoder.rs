@@ -1,33 +1,33 @@
-//! Writes header blocks.
+//! Encodes header blocks.
 //!
-//! Only two fields are ever added to the other side's table: those that are in every answer. They are added once, when they
-//! first occur, and are one byte from then on.
+//! Only the two fields that occur in every gRPC response are ever added to the client's table. They are added when they first
+//! occur, and take one byte from then on.
 
 use super::{
     huffman, integer,
     table::{DEFAULT_SIZE, ENTRY_OVERHEAD, STATIC},
 };
 
-/// The fields that are added.
+/// The fields that are added to the table.
 const FREQUENT: [(&str, &str); 2] = [("content-type", "application/grpc"), ("grpc-status", "0")];
 const CONTENT_TYPE_GRPC: usize = 0;
 const GRPC_STATUS_OK: usize = 1;
-/// `:status: 200`, which everybody's table holds.
+/// `:status: 200`, an entry of the static table.
 const STATUS_200: u8 = 0x88;
-/// The room that they take.
+/// The table size that they need.
 const FREQUENT_SIZE: usize = {
     let [(a, b), (c, d)] = FREQUENT;
     a.len() + b.len() + c.len() + d.len() + 2 * ENTRY_OVERHEAD
 };
 
-/// The writing side of one connection.
+/// The encoder of one connection.
 #[derive(Debug)]
 pub struct Encoder {
-    /// The other side's table may be so large.
+    /// The maximum size of the client's table.
     max_size: usize,
-    /// What the other side has to be told before the next field: the smallest size in between, and the one now.
+    /// The table size updates to send before the next field: the smallest size since the last block, and the current size.
     resize: Option<(usize, usize)>,
-    /// How many were added before each frequent field, and itself.
+    /// For each frequent field that was added: how many entries had been added before it.
     added: [Option<usize>; FREQUENT.len()],
     count: usize,
 }
@@ -39,19 +39,19 @@ impl Default for Encoder {
 }
 
 impl Encoder {
-    /// The other side said how large its table may be. Ours is never larger than the default.
+    /// The client has set the maximum size of its table. No more than the default size is used.
     pub fn set_max_size(&mut self, size: usize) {
         let size = size.min(DEFAULT_SIZE);
         if size == self.max_size && self.resize.is_none() {
             return;
         }
-        // Emptied in between, it is certain what the table holds.
+        // With an update to size zero in between, the table is known to be empty.
         self.resize = Some((0, size));
         self.max_size = size;
         (self.added, self.count) = ([None; FREQUENT.len()], 0);
     }
 
-    /// Begins a block.
+    /// Starts a block.
     pub fn begin(&mut self, out: &mut Vec<u8>) {
         if let Some((smallest, size)) = self.resize.take() {
             integer::encode(smallest, 5, 0x20, out);
@@ -59,18 +59,18 @@ impl Encoder {
         }
     }
 
-    /// The fields that every gRPC answer begins with.
+    /// The fields that every gRPC response starts with.
     pub fn head_of_answer(&mut self, out: &mut Vec<u8>) {
         out.push(STATUS_200);
         self.frequent(CONTENT_TYPE_GRPC, out);
     }
 
-    /// The field that a good answer ends with.
+    /// The field that a successful gRPC response ends with.
     pub fn end_of_answer(&mut self, out: &mut Vec<u8>) {
         self.frequent(GRPC_STATUS_OK, out);
     }
 
-    /// One field. Its name is in small letters.
+    /// Writes one field. Its name must be in lower case.
     pub fn field(&mut self, name: &str, value: &[u8], out: &mut Vec<u8>) {
         if let Some(nth) = FREQUENT.iter().position(|&(known, content)| known == name && content.as_bytes() == value) {
             return self.frequent(nth, out);
@@ -97,7 +97,7 @@ impl Encoder {
     }
 }
 
-/// A field that is spelled out, but for its name where the table has it.
+/// A literal field, with an indexed name if the static table has it.
 fn literal(name: &str, value: &[u8], flags: u8, prefix: u32, out: &mut Vec<u8>) {
     if let Some(place) = STATIC.iter().position(|entry| entry.0 == name) {
         integer::encode(place + 1, prefix, flags, out);
@@ -108,7 +108,7 @@ fn literal(name: &str, value: &[u8], flags: u8, prefix: u32, out: &mut Vec<u8>) 
     string(value, out);
 }
 
-/// Whichever is shorter.
+/// Writes a string, Huffman-coded if that is shorter.
 fn string(text: &[u8], out: &mut Vec<u8>) {
     let huffman_len = huffman::encoded_len(text);
     if huffman_len < text.len() {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_every_answer_holds_becomes_a_byte() {
+    fn frequent_fields_become_one_byte() {
         let mut encoder = Encoder::default();
         let head = [field(":status", "200"), field("content-type", "application/grpc")];
         let end = [field("grpc-status", "0")];
@@ -189,9 +189,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever sizes the other side asks for in between.
+        /// Whatever table sizes the client sets in between.
         #[test]
-        fn what_is_written_can_be_read(lists in lists()) {
+        fn encoded_blocks_can_be_decoded(lists in lists()) {
             let (mut encoder, mut decoder) = (Encoder::default(), Decoder::default());
             for (resize, list) in lists {
                 if let Some(size) = resize {
@@ -203,7 +203,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_are_read_or_refused(blocks: Vec<Vec<u8>>, limit in 0_usize..300) {
+        fn arbitrary_bytes_are_decoded_or_refused(blocks: Vec<Vec<u8>>, limit in 0_usize..300) {
             let (mut decoder, mut fields) = (Decoder::default(), Fields::default());
             for block in &blocks {
                 if decoder.decode(block, limit, &mut fields).is_err() {

@@ -1,15 +1,15 @@
 //! Huffman coding of header strings (RFC 7541 §5.2 and appendix B).
 //!
-//! The code is canonical: sorted by length and then by symbol, codes are consecutive numbers. So the lengths say it all, and
-//! everything else is computed from them when this is compiled.
+//! The code is canonical: sorted by length and then by symbol, codes are consecutive numbers. So the lengths determine the code,
+//! and everything else is computed from them at compile time.
 //!
-//! Decoding looks at the next eight bits first: nearly every character that occurs in headers is that short. Longer codes
-//! are found by comparing the next thirty bits with the first code of each length.
+//! Decoding looks up the next eight bits first: nearly every character in headers has a code that short. Longer codes are found
+//! by comparing the next thirty bits with the first code of each length.
 
-/// All bytes, and the symbol whose code pads the last byte. It never occurs whole.
+/// All bytes, and the end-of-string symbol. Only a prefix of the latter occurs, as padding.
 const SYMBOLS: usize = 257;
 const LONGEST: usize = 30;
-/// Codes up to this length are looked up at once.
+/// Codes up to this length are looked up in a table.
 const SHORT: usize = 8;
 
 /// The length of each symbol's code, in bits.
@@ -34,11 +34,11 @@ const LENGTHS: [u8; SYMBOLS] = [
     30,
 ];
 
-/// A string that is not encoded as it must be.
+/// A string that is not correctly encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// The code, in all the forms that are wanted.
+/// The code in the forms that encoding and decoding need.
 struct Code {
     /// By symbol.
     codes: [u32; SYMBOLS],
@@ -107,7 +107,7 @@ pub fn decode(encoded: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
         if count == 0 {
             return Ok(());
         }
-        // Behind the end all bits are ones, as the padding is.
+        // Past the end the window is filled with ones, like the padding.
         let window = if count >= LONGEST {
             bits >> (count - LONGEST)
         } else {
@@ -123,13 +123,13 @@ pub fn decode(encoded: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
     }
 }
 
-/// Fewer than eight bits are left, and all of them are ones.
+/// Whether the remaining bits are padding: fewer than eight, all ones.
 fn is_padding(bits: u64, count: usize) -> bool {
     let ones = (1 << count) - 1;
     count < 8 && bits & ones == ones
 }
 
-/// The symbol that the next thirty bits begin with, and the length of its code.
+/// The symbol whose code the next thirty bits start with, and the length of that code.
 fn next(window: u32) -> (usize, usize) {
     let (symbol, length) = CODE.short[(window >> (LONGEST - SHORT)) as usize];
     if length > 0 {
@@ -146,13 +146,13 @@ fn next(window: u32) -> (usize, usize) {
     unreachable!("the code is complete: thirty bits begin with a symbol's code")
 }
 
-/// How many bytes `text` takes when it is encoded.
+/// The length of `text` when it is encoded.
 #[must_use]
 pub fn encoded_len(text: &[u8]) -> usize {
     text.iter().map(|&byte| usize::from(LENGTHS[usize::from(byte)])).sum::<usize>().div_ceil(8)
 }
 
-/// Encodes `text` onto the end of `out`.
+/// Appends the encoding of `text` to `out`.
 pub fn encode(text: &[u8], out: &mut Vec<u8>) {
     let (mut bits, mut count) = (0_u64, 0);
     for &byte in text {
@@ -190,7 +190,7 @@ mod tests {
 
     /// The examples of RFC 7541, appendix C.4 and C.6.
     #[test]
-    fn the_examples_of_the_standard() {
+    fn the_examples_of_the_rfc() {
         let examples: [(&str, &[u8]); 6] = [
             ("www.example.com", &[0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff]),
             ("no-cache", &[0xa8, 0xeb, 0x10, 0x64, 0x9c, 0xbf]),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_survives() {
+    fn every_byte_can_be_encoded_and_decoded() {
         let all: Vec<u8> = (0..=255).collect();
         assert_eq!(decoded(&encoded(&all)), Ok(all));
     }
@@ -223,13 +223,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_can_be_decoded(text: Vec<u8>) {
+        fn encoding_and_decoding_is_the_identity(text: Vec<u8>) {
             prop_assert_eq!(decoded(&encoded(&text)), Ok(text));
         }
 
-        /// There is one encoding only: whatever decodes, encodes to the same bytes.
+        /// The encoding is unique: whatever decodes, encodes to the same bytes.
         #[test]
-        fn what_can_be_decoded_was_encoded(bytes: Vec<u8>) {
+        fn only_encoded_strings_can_be_decoded(bytes: Vec<u8>) {
             if let Ok(text) = decoded(&bytes) {
                 prop_assert_eq!(encoded(&text), bytes);
             }

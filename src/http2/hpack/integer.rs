@@ -1,13 +1,13 @@
-//! Integers with a prefix (RFC 7541 §5.1): what does not fit into the low bits of the first byte follows, seven bits a byte.
+//! Integers with a prefix (RFC 7541 §5.1): what does not fit into the low bits of the first byte follows in groups of seven bits.
 
-/// Why an integer cannot be read.
+/// An integer that cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Larger ones name nothing that there could be.
+/// No valid index, length or size is larger.
 const LIMIT: usize = u32::MAX as usize;
 
-/// Reads an integer with a prefix of `prefix` bits from the front of `input`.
+/// Decodes an integer with a prefix of `prefix` bits from the front of `input`.
 pub fn decode(input: &mut &[u8], prefix: u32) -> Result<usize, Malformed> {
     let mask = (1_usize << prefix) - 1;
     let (first, mut rest) = input.split_first().ok_or(Malformed)?;
@@ -17,7 +17,7 @@ pub fn decode(input: &mut &[u8], prefix: u32) -> Result<usize, Malformed> {
         loop {
             let (byte, behind) = rest.split_first().ok_or(Malformed)?;
             rest = behind;
-            // Five more bytes hold all that is allowed; a longer encoding is somebody's joke.
+            // Five more bytes hold every allowed value; a longer encoding is not legitimate.
             if shift > 28 {
                 return Err(Malformed);
             }
@@ -35,7 +35,7 @@ pub fn decode(input: &mut &[u8], prefix: u32) -> Result<usize, Malformed> {
     Ok(value)
 }
 
-/// Writes an integer with a prefix of `prefix` bits; the other bits of the first byte are those of `flags`.
+/// Encodes an integer with a prefix of `prefix` bits; the other bits of the first byte are those of `flags`.
 pub fn encode(value: usize, prefix: u32, flags: u8, out: &mut Vec<u8>) {
     let mask = (1_usize << prefix) - 1;
     if value < mask {
@@ -62,7 +62,7 @@ mod tests {
 
     /// RFC 7541, appendix C.1.
     #[test]
-    fn the_examples_of_the_standard() {
+    fn the_examples_of_the_rfc() {
         for (value, prefix, bytes) in [(10, 5, &[0x0a][..]), (1337, 5, &[0x1f, 0x9a, 0x0a]), (42, 8, &[0x2a])] {
             let mut out = Vec::new();
             encode(value, prefix, 0, &mut out);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_early_or_never_is_refused() {
+    fn truncated_and_overlong_integers_are_refused() {
         assert_eq!(decode(&mut &[][..], 7), Err(Malformed));
         assert_eq!(decode(&mut &[0x7f][..], 7), Err(Malformed));
         assert_eq!(decode(&mut &[0x7f, 0x80][..], 7), Err(Malformed));
@@ -82,7 +82,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn integers_survive(value in 0_usize..=u32::MAX as usize, prefix in 1_u32..=8, tail: Vec<u8>) {
+        fn integers_can_be_encoded_and_decoded(value in 0_usize..=u32::MAX as usize, prefix in 1_u32..=8, tail: Vec<u8>) {
             let mut out = Vec::new();
             encode(value, prefix, 0, &mut out);
             out.extend(&tail);

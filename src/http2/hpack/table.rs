@@ -1,15 +1,15 @@
-//! The table of fields: 61 that everybody knows, and those that one side of a connection has added.
+//! The table of fields: 61 static ones, and the dynamic ones that one side of a connection has added.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// What an entry counts for beside its bytes (RFC 7541 §4.1).
+/// The size of an entry in addition to its bytes (RFC 7541 §4.1).
 pub const ENTRY_OVERHEAD: usize = 32;
-/// The size of the table until it is said otherwise.
+/// The initial maximum size of the dynamic table.
 pub const DEFAULT_SIZE: usize = 4096;
 
-/// RFC 7541, appendix A. The first has index 1.
+/// The static table, RFC 7541, appendix A. The first entry has index 1.
 #[rustfmt::skip]
 pub const STATIC: [(&str, &str); 61] = [
     (":authority", ""), (":method", "GET"), (":method", "POST"), (":path", "/"), (":path", "/index.html"),
@@ -27,8 +27,8 @@ pub const STATIC: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
-/// A field that was added. Entries whose name was taken from another one share it: a byte that refers to a long name costs no
-/// copy of that.
+/// A dynamic entry. An entry whose name is a reference to another entry shares that name: referring to a long name by a few bytes
+/// does not copy it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     name: Bytes,
@@ -41,7 +41,7 @@ impl Entry {
     }
 }
 
-/// The table of the side that reads.
+/// The table of a decoder.
 #[derive(Debug)]
 pub struct Table {
     added: VecDeque<Entry>,
@@ -57,7 +57,7 @@ impl Default for Table {
 }
 
 impl Table {
-    /// The field at an index, if there is one.
+    /// The field at an index.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<(&[u8], &[u8])> {
         match STATIC.get(index.checked_sub(1)?) {
@@ -66,7 +66,7 @@ impl Table {
         }
     }
 
-    /// The name of the field at an index, to be kept.
+    /// The name at an index, as an owned value.
     #[must_use]
     pub fn name(&self, index: usize) -> Option<Bytes> {
         match STATIC.get(index.checked_sub(1)?) {
@@ -75,7 +75,7 @@ impl Table {
         }
     }
 
-    /// Adds a field; the oldest make room. One that is larger than the table leaves it empty (RFC 7541 §4.4).
+    /// Adds a field and evicts the oldest ones as needed. A field larger than the table leaves it empty (RFC 7541 §4.4).
     pub fn add(&mut self, name: Bytes, value: &[u8]) {
         self.changes += 1;
         let size = name.len() + value.len() + ENTRY_OVERHEAD;
@@ -86,14 +86,13 @@ impl Table {
         }
     }
 
-    /// Changes the size that the table may have.
     pub fn set_max_size(&mut self, max_size: usize) {
         self.changes += 1;
         self.max_size = max_size;
         self.shrink_to(max_size);
     }
 
-    /// Counts what was done to the table: as long as it stays the same, an index means the same.
+    /// Incremented with each change of the table. While it stays the same, an index keeps its meaning.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes
@@ -101,7 +100,7 @@ impl Table {
 
     fn shrink_to(&mut self, size: usize) {
         while self.size > size {
-            let oldest = self.added.pop_back().expect("entries are what makes the size");
+            let oldest = self.added.pop_back().expect("the size is the sum of the entries");
             self.size -= oldest.size();
         }
     }
@@ -109,7 +108,7 @@ impl Table {
 
 #[cfg(test)]
 impl Table {
-    /// Whether all entries that have the same name have it in the same place.
+    /// Whether adjacent entries with equal names share the bytes of the name.
     #[must_use]
     pub fn shares_names(&self) -> bool {
         self.added
@@ -124,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_entries_never_change() {
+    fn the_static_entries_never_change() {
         let table = Table::default();
         assert_eq!(table.get(0), None);
         assert_eq!(table.get(1), Some((&b":authority"[..], &b""[..])));
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_make_room() {
+    fn the_oldest_entries_are_evicted() {
         let mut table = Table::default();
         table.set_max_size(2 * (2 + ENTRY_OVERHEAD));
         for (name, value) in [("a", "1"), ("b", "2"), ("c", "3")] {
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_smaller_table_forgets() {
+    fn shrinking_the_table_evicts_entries() {
         let mut table = Table::default();
         table.add("a".into(), b"1");
         let before = table.changes();

@@ -1,4 +1,4 @@
-//! The client of the `h2` crate, over a pipe: what it writes we read, what we write it reads, whatever the fields are.
+//! The client of the `h2` crate over a pipe: each side reads what the other writes, whatever the fields are.
 
 use std::sync::Arc;
 
@@ -19,10 +19,10 @@ use crate::{
     ledger::Ledger,
 };
 
-/// Answers with the fields, the body and the trailers of the request.
-struct Mirror;
+/// Responds with the fields, the body and the trailers of the request.
+struct EchoService;
 
-impl Service for Mirror {
+impl Service for EchoService {
     fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
         None
     }
@@ -47,24 +47,29 @@ impl Service for Mirror {
 fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<Lobby>) {
     let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(pipe_bytes);
-    let seat = lobby.enter().unwrap();
-    tokio::spawn(Task::new(Hoarder { pipe: server, kept: Vec::new() }, Bytes::new(), Arc::new(Mirror), seat));
+    let guard = lobby.enter().unwrap();
+    tokio::spawn(Task::new(
+        BufferingSocket { pipe: server, kept: Vec::new() },
+        Bytes::new(),
+        Arc::new(EchoService),
+        guard,
+    ));
     (client, lobby)
 }
 
-/// A socket that takes everything at once and lets go of it only when it is flushed, as TLS does.
-struct Hoarder {
+/// A socket that accepts everything at once and passes it on only when it is flushed, as TLS does.
+struct BufferingSocket {
     pipe: DuplexStream,
     kept: Vec<u8>,
 }
 
-impl AsyncRead for Hoarder {
+impl AsyncRead for BufferingSocket {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().pipe).poll_read(context, buffer)
     }
 }
 
-impl AsyncWrite for Hoarder {
+impl AsyncWrite for BufferingSocket {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         self.get_mut().kept.extend_from_slice(data);
         Poll::Ready(Ok(data.len()))
@@ -128,7 +133,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn fields_and_bodies_go_there_and_back(
+    fn fields_and_bodies_are_echoed_unchanged(
         lists in prop::collection::vec((fields(), 0_usize..200_000), 1..8),
         pipe_bytes in 1_usize..10_000,
         table_size in prop::sample::select(vec![0_u32, 50, 200, 4096, 65_536]),
@@ -151,10 +156,10 @@ proptest! {
 }
 
 #[tokio::test]
-async fn what_waits_for_the_socket_goes_on_when_that_has_room() {
+async fn output_continues_when_the_socket_has_room() {
     let (pipe, _lobby) = serve(10_000);
     let mut builder = h2::client::Builder::new();
-    builder.initial_window_size(1 << 26).initial_connection_window_size(1 << 26); // Nobody is ever asked for more.
+    builder.initial_window_size(1 << 26).initial_connection_window_size(1 << 26); // The windows never have to grow.
     let (client, connection) = builder.handshake::<_, Bytes>(pipe).await.unwrap();
     tokio::spawn(connection);
     let mut waiting = tokio::task::JoinSet::new();
@@ -168,19 +173,19 @@ async fn what_waits_for_the_socket_goes_on_when_that_has_room() {
 }
 
 #[tokio::test]
-async fn last_words_that_nobody_hears_are_not_waited_for() {
+async fn a_client_that_does_not_read_the_last_bytes_is_not_waited_for() {
     let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (_client, server) = tokio::io::duplex(30);
-    let socket = Hoarder { pipe: server, kept: Vec::new() };
+    let socket = BufferingSocket { pipe: server, kept: Vec::new() };
     let first = Bytes::from_static(b"whatever this is, it is no preface");
-    let task = Task::new(socket, first, Arc::new(Mirror), lobby.enter().unwrap());
-    tokio::time::timeout(Duration::from_secs(5), task).await.expect("it ends by itself").unwrap();
+    let task = Task::new(socket, first, Arc::new(EchoService), lobby.enter().unwrap());
+    tokio::time::timeout(Duration::from_secs(5), task).await.expect("the task ends by itself").unwrap();
 }
 
-/// Asks everybody to leave while it is asked for something: the letter that says so is taken in the turn in which it is put.
-struct Closer(Arc<Lobby>);
+/// Starts a shutdown while it handles a request: the notification is taken in the turn in which it is put.
+struct ShutdownService(Arc<Lobby>);
 
-impl Service for Closer {
+impl Service for ShutdownService {
     fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
         None
     }
@@ -201,20 +206,20 @@ impl Service for Closer {
 }
 
 #[tokio::test]
-async fn who_is_asked_to_leave_in_the_middle_of_a_turn_hears_it() {
+async fn a_shutdown_in_the_middle_of_a_turn_is_noticed() {
     let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(10_000);
-    let seat = lobby.enter().unwrap();
-    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(Closer(lobby.clone())), seat));
+    let guard = lobby.enter().unwrap();
+    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(ShutdownService(lobby.clone())), guard));
     let (mut client, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
     let request = Request::post("http://a.b/").body(()).unwrap();
     client.send_request(request, true).unwrap().0.await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("it leaves");
+    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("the connection ends");
 }
 
 #[tokio::test]
-async fn who_is_asked_to_leave_goes_when_his_calls_have_ended() {
+async fn after_a_shutdown_a_connection_ends_with_its_last_call() {
     let (pipe, lobby) = serve(10_000);
     let (mut client, connection) = h2::client::handshake(pipe).await.unwrap();
     let connection = tokio::spawn(connection);
@@ -223,7 +228,7 @@ async fn who_is_asked_to_leave_goes_when_his_calls_have_ended() {
     response.await.unwrap();
     lobby.close();
     for _ in 0..100 {
-        tokio::task::yield_now().await; // It may not go yet, however often its task runs.
+        tokio::task::yield_now().await; // It must not end yet, however often its task runs.
     }
     assert!(!connection.is_finished());
     sender.send_data(Bytes::from_static(b"last"), true).unwrap();
@@ -231,23 +236,23 @@ async fn who_is_asked_to_leave_goes_when_his_calls_have_ended() {
     connection.await.unwrap().unwrap();
 }
 
-/// Says everything at once and closes its side: a call's answer still comes, and so does the end.
+/// The client sends everything at once and closes its side: the response still arrives, and then the connection ends.
 #[tokio::test]
 async fn a_client_that_closes_its_side_is_still_answered() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let (mut client, lobby) = serve(10_000);
     let block = [&[0x83, 0x86, 0x04, 2][..], b"/x", b"\x0f\x10\x0atext/plain"].concat();
-    let mut said = crate::http2::frame::PREFACE.to_vec();
-    said.extend(crate::http2::frame::head(0, 4, 0, 0));
-    said.extend(crate::http2::frame::head(block.len(), 1, 4, 1));
-    said.extend(&block);
-    said.extend(crate::http2::frame::head(5, 0, 1, 1));
-    said.extend(b"hello");
-    client.write_all(&said).await.unwrap();
+    let mut request_bytes = crate::http2::frame::PREFACE.to_vec();
+    request_bytes.extend(crate::http2::frame::head(0, 4, 0, 0));
+    request_bytes.extend(crate::http2::frame::head(block.len(), 1, 4, 1));
+    request_bytes.extend(&block);
+    request_bytes.extend(crate::http2::frame::head(5, 0, 1, 1));
+    request_bytes.extend(b"hello");
+    client.write_all(&request_bytes).await.unwrap();
     client.shutdown().await.unwrap();
-    let mut heard = Vec::new();
-    client.read_to_end(&mut heard).await.unwrap();
-    assert!(heard.windows(5).any(|window| window == b"hello"), "{heard:?}");
-    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("it leaves");
+    let mut response_bytes = Vec::new();
+    client.read_to_end(&mut response_bytes).await.unwrap();
+    assert!(response_bytes.windows(5).any(|window| window == b"hello"), "{response_bytes:?}");
+    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("the connection ends");
 }

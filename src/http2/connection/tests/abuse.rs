@@ -1,22 +1,22 @@
-//! Clients that mean no good: each is stopped, and costs little until it is.
+//! Abusive clients: each is stopped, and costs little until it is.
 
 use super::*;
 
-/// That some flood ends the connection, and that less of it does not.
+/// Asserts that a flood ends the connection, and that `allowed` frames of it do not.
 #[track_caller]
-fn flood(borne: u32, mut act: impl FnMut(&mut Client, u32)) {
+fn flood(allowed: u32, mut act: impl FnMut(&mut Client, u32)) {
     let mut client = Client::new();
-    for nth in 0..borne {
+    for nth in 0..allowed {
         act(&mut client, nth);
         client.take();
     }
     assert!(!client.connection.is_over());
     assert!(client.connection.held() < 100_000, "{} bytes held", client.connection.held());
     client.now += Duration::from_secs(1);
-    for nth in 0..=borne + 5 {
-        act(&mut client, borne + nth);
+    for nth in 0..=allowed + 5 {
+        act(&mut client, allowed + nth);
         if client.connection.is_over() {
-            assert!(nth >= borne / 2);
+            assert!(nth >= allowed / 2);
             return client.assert_ended(Code::EnhanceYourCalm);
         }
         client.take();
@@ -25,7 +25,7 @@ fn flood(borne: u32, mut act: impl FnMut(&mut Client, u32)) {
 }
 
 #[test]
-fn rapid_reset() {
+fn rapid_resets_by_the_client_end_the_connection() {
     flood(1000, |client, nth| {
         client.call(2 * nth + 1, "/t/Later", b"");
         client.frame(kind::RST_STREAM, 0, 2 * nth + 1, &8_u32.to_be_bytes());
@@ -33,12 +33,12 @@ fn rapid_reset() {
 }
 
 #[test]
-fn rapid_reset_by_our_own_hand() {
+fn rapid_resets_by_the_server_end_the_connection() {
     flood(1000, |client, nth| client.open(2 * nth + 1, "/t/Chat", &[("te", "wrong")], false));
 }
 
 #[test]
-fn settings_and_pings_and_idle_frames() {
+fn settings_pings_and_idle_frames_are_limited() {
     flood(97, |client, _| client.set(setting::INITIAL_WINDOW_SIZE, 100));
     flood(10_000, |client, _| client.frame(kind::PING, 0, 0, &[0; 8]));
     flood(10_000, |client, _| client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 0, 1]));
@@ -46,7 +46,7 @@ fn settings_and_pings_and_idle_frames() {
 }
 
 #[test]
-fn empty_data() {
+fn empty_data_frames_are_limited() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     for _ in 0..2000 {
@@ -58,7 +58,7 @@ fn empty_data() {
 }
 
 #[test]
-fn continuations_without_end() {
+fn endless_continuations_end_the_connection() {
     for piece in [&[][..], &[0; 16_384]] {
         let mut client = Client::new();
         client.frame(kind::HEADERS, 0, 1, &[]);
@@ -73,7 +73,7 @@ fn continuations_without_end() {
 }
 
 #[test]
-fn a_header_list_that_is_too_long_is_answered_and_costs_nothing_else() {
+fn a_header_list_that_is_too_long_is_refused_and_the_connection_stays_usable() {
     let mut client = Client::new();
     let long = "x".repeat(4000);
     let more: Vec<_> = (0..17).map(|_| ("a", long.as_str())).collect();
@@ -84,8 +84,8 @@ fn a_header_list_that_is_too_long_is_answered_and_costs_nothing_else() {
     while let Some(piece) = rest.next() {
         client.frame(kind::CONTINUATION, if rest.peek().is_none() { flag::END_HEADERS } else { 0 }, 1, piece);
     }
-    let told = client.told();
-    assert!(told[0].starts_with("1 :status=431"), "{told:?}");
+    let received = client.received();
+    assert!(received[0].starts_with("1 :status=431"), "{received:?}");
     client.assert_healthy(1);
 }
 
@@ -95,29 +95,29 @@ fn more_streams_than_allowed_are_refused() {
     client.open(1, "/t/Chat", &[], false);
     client.open(3, "/t/Chat", &[], false);
     client.open(5, "/t/Chat", &[], false);
-    assert_eq!(client.told(), ["5 reset 7"]);
+    assert_eq!(client.received(), ["5 reset 7"]);
     client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
     client.assert_healthy(5);
 }
 
 #[test]
-fn crumbs() {
+fn windows_that_open_byte_by_byte_end_the_connection() {
     let mut client = Client::new();
     client.set(setting::INITIAL_WINDOW_SIZE, 0);
     client.open(1, "/t/Pour", &[], false);
     client.message(1, &[0; 100], false);
     client.take();
-    let mut crumbs = 0;
+    let mut updates = 0;
     while !client.connection.is_over() {
         client.grant(1, 1);
         client.take();
-        crumbs += 1;
-        assert!(crumbs <= 2001);
+        updates += 1;
+        assert!(updates <= 2001);
     }
 }
 
 #[test]
-fn answers_that_nobody_reads_make_calls_wait() {
+fn unread_responses_make_calls_wait() {
     let mut client = Client::new();
     client.set(setting::INITIAL_WINDOW_SIZE, 0);
     let message = vec![b'x'; 16_000];
@@ -139,7 +139,7 @@ fn answers_that_nobody_reads_make_calls_wait() {
 }
 
 #[test]
-fn what_is_held_is_bounded() {
+fn held_bytes_are_bounded() {
     let mut client = Client::with(Limits { max_held: 120_000, ..Limits::default() });
     for nth in 0..20 {
         client.open(2 * nth + 1, "/t/Echo", &[], false);
@@ -148,14 +148,14 @@ fn what_is_held_is_bounded() {
         client.frame(kind::DATA, 0, 2 * nth + 1, &framed(&vec![b'x'; 20_000])[..16_000]);
     }
     assert!(client.connection.held() <= 120_000);
-    let told = client.told();
+    let received = client.received();
     let refused = "grpc-status=8 grpc-message=grpc: too many bytes of requests and answers are under way";
-    assert_eq!(told.iter().filter(|line| line.contains(refused)).count(), 14, "{told:?}");
+    assert_eq!(received.iter().filter(|line| line.contains(refused)).count(), 14, "{received:?}");
     client.assert_healthy(50);
 }
 
 #[test]
-fn answers_from_elsewhere_are_bounded_too() {
+fn responses_from_other_threads_are_bounded_too() {
     let mut client = Client::with(Limits { max_held: 100_000, ..Limits::default() });
     client.set(setting::INITIAL_WINDOW_SIZE, 0);
     for nth in 0..20 {
@@ -165,14 +165,14 @@ fn answers_from_elsewhere_are_bounded_too() {
     for (_, reply) in std::mem::take(&mut *client.seen.replies.lock()) {
         reply.answer(Ok(vec![b'x'; 16_000].into()));
     }
-    let told = client.told();
-    assert_eq!(told.iter().filter(|line| line.contains("wait to be read")).count(), 15, "{told:?}");
+    let received = client.received();
+    assert_eq!(received.iter().filter(|line| line.contains("wait to be read")).count(), 15, "{received:?}");
     assert!(client.connection.held() <= 100_000);
 }
 
 #[test]
-fn whoever_is_slow_to_begin_or_to_go_on_is_not_waited_for() {
-    let mut client = Client::silent(Limits::default());
+fn a_slow_preface_or_header_block_ends_the_connection() {
+    let mut client = Client::before_preface(Limits::default());
     client.send(&PREFACE[..10]);
     client.now += Duration::from_secs(11);
     client.connection.alarm(client.now);
@@ -186,7 +186,7 @@ fn whoever_is_slow_to_begin_or_to_go_on_is_not_waited_for() {
 }
 
 #[test]
-fn whoever_reads_nothing_or_is_not_there_is_given_up() {
+fn a_client_that_reads_nothing_or_answers_no_ping_is_dropped() {
     let mut client = Client::new();
     client.call(1, "/t/Echo", b"");
     client.connection.run(client.now);
@@ -198,7 +198,7 @@ fn whoever_reads_nothing_or_is_not_there_is_given_up() {
     let mut client = Client::new();
     client.now += Duration::from_hours(2);
     client.connection.alarm(client.now);
-    assert_eq!(client.told(), ["ping 0"]);
+    assert_eq!(client.received(), ["ping 0"]);
     client.now += Duration::from_secs(10);
     client.frame(kind::PING, flag::ACK, 0, b"there???");
     client.now += Duration::from_secs(20);
@@ -212,7 +212,7 @@ fn whoever_reads_nothing_or_is_not_there_is_given_up() {
 }
 
 #[test]
-fn everything_is_counted_out_at_the_end() {
+fn a_closed_connection_holds_nothing() {
     let mut client = Client::with(Limits::default());
     client.open(1, "/t/Echo", &[], false);
     client.frame(kind::DATA, 0, 1, &framed(&vec![b'x'; 20_000])[..16_000]);
@@ -223,9 +223,9 @@ fn everything_is_counted_out_at_the_end() {
     assert_eq!(shared.ledger.held(), 0);
 }
 
-/// Pages that nobody reads are not even asked for.
+/// HTTP responses that the client does not read are not even requested from the service.
 #[test]
-fn guests_and_conversations_stop_where_too_much_is_held() {
+fn http_handlers_and_conversations_stop_where_too_much_is_held() {
     let mut client = Client::with(Limits { max_held: 2 << 20, ..Limits::default() });
     client.set(setting::INITIAL_WINDOW_SIZE, 0);
     for nth in 0..200 {
@@ -234,15 +234,15 @@ fn guests_and_conversations_stop_where_too_much_is_held() {
         if nth % 2 == 0 {
             client.message(stream, &[0; 500], false);
         }
-        client.told();
+        client.received();
     }
     let held = client.connection.sender.held;
     assert!(client.connection.streams.len() == 200 && held < (1 << 20) + 70_000, "{held}");
     assert!(client.connection.held() < 2 << 20);
     // Calls have the other half.
     client.call(1001, "/t/Echo", b"small");
-    assert_eq!(client.told(), [format!("1001 {HEAD}")]);
-    // Who reads at last gets everything.
+    assert_eq!(client.received(), [format!("1001 {HEAD}")]);
+    // Once the client reads, it gets everything.
     client.set(setting::INITIAL_WINDOW_SIZE, 1 << 24);
     let mut got = Vec::new();
     for _ in 0..1000 {
@@ -262,14 +262,14 @@ fn calls_go_on_while_streams_are_not_read() {
     for nth in 0..400 {
         client.open(2 * nth + 1, "/t/Pour", &[], false);
         client.message(2 * nth + 1, &[0; 1000], false);
-        client.told();
+        client.received();
     }
     assert!(client.connection.sender.held > CALLS_WAIT_BYTES);
     client.assert_healthy(1001);
 }
 
 #[test]
-fn whoever_opens_no_window_is_given_up() {
+fn a_client_that_opens_no_window_is_dropped() {
     let mut client = Client::new();
     client.set(setting::INITIAL_WINDOW_SIZE, 0);
     for nth in 0..20 {
@@ -287,7 +287,7 @@ fn whoever_opens_no_window_is_given_up() {
 }
 
 #[test]
-fn calls_that_wait_count_and_go_with_their_streams() {
+fn waiting_calls_are_counted_and_dropped_with_their_streams() {
     let mut client = Client::with(Limits { max_held: 40 << 20, ..Limits::default() });
     client.set(setting::INITIAL_WINDOW_SIZE, 0);
     for nth in 0..2000 {
@@ -296,12 +296,10 @@ fn calls_that_wait_count_and_go_with_their_streams() {
     }
     let (held, ready) = (client.connection.held(), client.connection.ready.len());
     assert!(ready > 100 && held > CALLS_WAIT_BYTES + ready * 16_000, "{held} bytes for {ready} calls");
-    let pinned = client
-        .connection
-        .streams
-        .iter_mut()
-        .any(|(_, stream)| matches!(&stream.role, crate::http2::streams::Role::Ready(waiting) if !waiting.is_copy));
-    assert!(!pinned, "they keep no reads");
+    let pinned = client.connection.streams.iter_mut().any(
+        |(_, stream)| matches!(&stream.handler, crate::http2::streams::Handler::Ready(waiting) if !waiting.is_copy),
+    );
+    assert!(!pinned, "waiting calls keep no read buffers");
     for nth in 1500..2000 {
         client.frame(kind::RST_STREAM, 0, 2 * nth + 1, &8_u32.to_be_bytes());
     }
@@ -310,7 +308,7 @@ fn calls_that_wait_count_and_go_with_their_streams() {
 }
 
 #[test]
-fn heads_of_open_streams_are_counted() {
+fn request_headers_of_open_streams_are_counted() {
     let mut client = Client::with(Limits { max_held: 1 << 20, ..Limits::default() });
     let long = "x".repeat(50_000);
     for nth in 0..100 {
@@ -331,7 +329,7 @@ fn heads_of_open_streams_are_counted() {
 }
 
 #[test]
-fn who_is_over_is_quiet() {
+fn a_closed_connection_sends_nothing_more() {
     let mut client = Client::with(Limits { keepalive_interval: Duration::from_secs(1), ..Limits::default() });
     client.grant(0, 0);
     assert!(client.connection.is_over());
@@ -339,15 +337,15 @@ fn who_is_over_is_quiet() {
     client.connection.wrote(0, false, client.now);
     client.now += Duration::from_secs(30);
     client.connection.alarm(client.now);
-    assert!(client.connection.next_alarm() > client.now, "it would be rung again and again");
+    assert!(client.connection.next_alarm() > client.now, "the timer must not fire again and again");
     client.now += Duration::from_secs(31);
     client.connection.alarm(client.now);
     assert!(client.connection.is_dead());
 }
 
 #[test]
-fn whoever_greets_without_settings_or_drips_a_frame_is_not_waited_for() {
-    let mut client = Client::silent(Limits::default());
+fn missing_settings_or_a_slow_frame_end_the_connection() {
+    let mut client = Client::before_preface(Limits::default());
     client.send(PREFACE);
     client.now += Duration::from_secs(11);
     client.connection.alarm(client.now);
@@ -363,11 +361,11 @@ fn whoever_greets_without_settings_or_drips_a_frame_is_not_waited_for() {
     client.assert_ended(Code::EnhanceYourCalm);
 }
 
-/// A few bytes may become megabytes: they are unpacked in several turns.
+/// A few bytes may expand to megabytes: they are decompressed in several turns.
 #[test]
-fn a_turn_unpacks_only_so_much() {
-    let packed = crate::http2::message::pack(&vec![b'x'; 1 << 20]);
-    let message = [&message::prefix(packed.len(), true).unwrap()[..], &packed].concat();
+fn a_turn_decompresses_only_so_much() {
+    let compressed = crate::http2::message::compress(&vec![b'x'; 1 << 20]);
+    let message = [&message::prefix(compressed.len(), true).unwrap()[..], &compressed].concat();
     let mut client = Client::new();
     client.set(setting::INITIAL_WINDOW_SIZE, 1 << 30);
     client.open(1, "/t/Pour", &[("grpc-encoding", "gzip")], false);

@@ -1,7 +1,7 @@
-//! Calls, conversations and guests, from beginning to end.
+//! Calls, conversations and plain HTTP requests, from beginning to end.
 
 use super::*;
-use crate::http2::message::pack;
+use crate::http2::message::compress;
 
 const OK_END: &str = "grpc-status=0 end";
 
@@ -15,55 +15,55 @@ fn calls_of_one_read_are_answered_in_one_write() {
         bytes.extend(frame_bytes(kind::DATA, flag::END_STREAM, stream, &framed(b"abc")));
     }
     client.send(&bytes);
-    let told = client.told();
+    let received = client.received();
     let expected = [1, 3].map(|n| [format!("{n} {HEAD}"), format!("{n} data 8"), format!("{n} {OK_END}")]);
-    assert_eq!(told, expected.as_flattened());
+    assert_eq!(received, expected.as_flattened());
     assert_eq!(*client.seen.handled.lock(), [call::Code::Ok; 2]);
 }
 
 #[test]
-fn an_answer_may_come_later_and_from_another_thread() {
+fn a_response_may_come_later_and_from_another_thread() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"a");
     client.call(3, "/t/Later", b"b");
-    assert_eq!(client.told(), [""; 0]);
+    assert_eq!(client.received(), [""; 0]);
     let replies = std::mem::take(&mut *client.seen.replies.lock());
     std::thread::spawn(move || {
         for (message, reply) in replies.into_iter().rev() {
             reply.answer(Ok(message));
         }
     });
-    let mut told = client.told();
-    while told.len() < 6 {
-        told.extend(client.told());
+    let mut received = client.received();
+    while received.len() < 6 {
+        received.extend(client.received());
     }
-    assert_eq!([&told[0], &told[3]], [&format!("3 {HEAD}"), &format!("1 {HEAD}")]);
+    assert_eq!([&received[0], &received[3]], [&format!("3 {HEAD}"), &format!("1 {HEAD}")]);
 }
 
 #[test]
-fn a_refusal_is_trailers_only_and_its_words_are_escaped() {
+fn an_error_is_a_trailers_only_response_with_an_escaped_message() {
     let mut client = Client::new();
     client.call(1, "/t/Refuse", b"");
-    assert_eq!(client.told(), [format!("1 {HEAD} grpc-status=5 grpc-message=no%C3%A4 end")]);
+    assert_eq!(client.received(), [format!("1 {HEAD} grpc-status=5 grpc-message=no%C3%A4 end")]);
 }
 
 #[test]
-fn a_reply_that_is_dropped_says_that_the_server_stops() {
+fn a_dropped_reply_tells_the_client_that_the_server_stops() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
-    client.told();
+    client.received();
     client.seen.replies.lock().clear();
-    assert_eq!(client.told(), [format!("1 {HEAD} grpc-status=14 grpc-message=etcdserver: server stopped end")]);
+    assert_eq!(client.received(), [format!("1 {HEAD} grpc-status=14 grpc-message=etcdserver: server stopped end")]);
 }
 
 #[test]
-fn metadata_reaches_the_handler_also_when_blocks_repeat() {
+fn metadata_reaches_the_handler_even_if_blocks_repeat() {
     let mut client = Client::new();
     let more = [("hasleader", "true"), ("token", "t.1"), ("client-api-version", "3.7.3"), ("grpc-timeout", "5S")];
     for stream in [1, 3, 5] {
         client.open(stream, "/t/Echo", &more, false);
         client.message(stream, b"", true);
-        client.told();
+        client.received();
     }
     for metadata in &*client.seen.metadata.lock() {
         assert!(metadata.require_leader);
@@ -77,39 +77,39 @@ fn metadata_reaches_the_handler_also_when_blocks_repeat() {
 #[test]
 fn blocks_of_indexes_are_recognised_until_the_table_changes() {
     let mut client = Client::new();
-    // POST, http, then a path, an authority and a type that are added to the table, which are then only named.
+    // POST, http, then a path, an authority and a content type that are added to the table and referred to by index afterwards.
     let added = b"\x83\x86\x44\x07/t/Echo\x41\x04here\x5f\x10application/grpc";
     let (known, later) = (b"\x83\x86\xc0\xbf\xbe", b"\x83\x86\xc1\xc0\xbf");
     for (stream, block) in [(1, &added[..]), (3, known), (5, known), (7, known)] {
         client.frame(kind::HEADERS, flag::END_HEADERS, stream, block);
         client.message(stream, b"", true);
-        assert_eq!(client.told().len(), 3, "stream {stream}");
+        assert_eq!(client.received().len(), 3, "stream {stream}");
     }
-    // One more entry, and the same bytes mean something else.
+    // With one more entry, the same bytes have another meaning.
     client.frame(kind::HEADERS, flag::END_HEADERS, 9, b"\x83\x86\xc0\xbf\xbe\x40\x01a\x01b");
     client.message(9, b"", true);
-    assert_eq!(client.told().len(), 3);
+    assert_eq!(client.received().len(), 3);
     client.frame(kind::HEADERS, flag::END_HEADERS, 11, later);
     client.message(11, b"", true);
-    assert_eq!(client.told().len(), 3);
+    assert_eq!(client.received().len(), 3);
     client.frame(kind::HEADERS, flag::END_HEADERS, 13, known);
-    client.assert_reset(13, Code::Protocol); // No path any more.
+    client.assert_reset(13, Code::Protocol); // The path is missing.
 }
 
 #[test]
-fn packed_calls_are_answered_in_kind() {
+fn compressed_calls_get_compressed_responses() {
     let mut client = Client::new();
     let text = [b'x'; 5000];
-    let packed = pack(&text);
-    let message = [&message::prefix(packed.len(), true).unwrap()[..], &packed].concat();
-    // Who packs does not have to understand what is packed.
+    let compressed = compress(&text);
+    let message = [&message::prefix(compressed.len(), true).unwrap()[..], &compressed].concat();
+    // A client that compresses does not have to accept compressed responses.
     for (stream, more) in [(3, None), (5, Some("br, identity"))] {
         let more = more.map(|accepted| ("grpc-accept-encoding", accepted));
         let more: Vec<_> = [("grpc-encoding", "gzip")].into_iter().chain(more).collect();
         client.open(stream, "/t/Echo", &more, false);
         client.frame(kind::DATA, flag::END_STREAM, stream, &message);
         let expected = [format!("{stream} {HEAD}"), format!("{stream} data 5005"), format!("{stream} {OK_END}")];
-        assert_eq!(client.told(), expected);
+        assert_eq!(client.received(), expected);
     }
     client.open(7, "/t/Echo", &[("grpc-encoding", "gzip"), ("grpc-accept-encoding", "identity, gzip")], false);
     client.frame(kind::DATA, flag::END_STREAM, 7, &message);
@@ -122,43 +122,43 @@ fn packed_calls_are_answered_in_kind() {
 }
 
 #[test]
-fn a_call_that_was_taken_back_in_the_same_read_never_runs() {
+fn a_call_that_is_reset_in_the_same_read_never_runs() {
     let mut client = Client::new();
     client.call(1, "/t/Echo", b"");
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
-    assert_eq!(client.told(), [""; 0]);
+    assert_eq!(client.received(), [""; 0]);
     assert_eq!(*client.seen.handled.lock(), [call::Code::Canceled]);
     assert!(client.seen.metadata.lock().is_empty());
 }
 
 #[test]
-fn an_answer_to_a_call_that_was_taken_back_is_dropped() {
+fn the_response_to_a_call_that_was_reset_is_dropped() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
-    client.told();
+    client.received();
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
-    client.call(3, "/t/Later", b""); // Takes the same place.
-    client.told();
+    client.call(3, "/t/Later", b""); // It reuses the index.
+    client.received();
     let (_, reply) = client.seen.replies.lock().remove(0);
     reply.answer(Ok(Bytes::from_static(b"late")));
-    assert_eq!(client.told(), [""; 0]);
+    assert_eq!(client.received(), [""; 0]);
 }
 
 #[test]
-fn a_conversation_goes_on_until_either_side_ends_it() {
+fn a_conversation_continues_until_either_side_ends_it() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     client.message(1, b"one", false);
-    assert_eq!(client.told(), [format!("1 {HEAD}"), "1 data 8".into()]);
+    assert_eq!(client.received(), [format!("1 {HEAD}"), "1 data 8".into()]);
     client.message(1, b"two", false);
-    assert_eq!(client.told(), ["1 data 8"]);
+    assert_eq!(client.received(), ["1 data 8"]);
     client.frame(kind::DATA, flag::END_STREAM, 1, &[]);
-    assert_eq!(client.told(), [format!("1 {OK_END}")]);
+    assert_eq!(client.received(), [format!("1 {OK_END}")]);
     client.open(3, "/t/Chat", &[], false);
-    client.told();
-    assert_eq!(client.seen.talks.load(Ordering::Relaxed), 1);
+    client.received();
+    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 1);
     client.frame(kind::RST_STREAM, 0, 3, &8_u32.to_be_bytes());
-    assert_eq!(client.seen.talks.load(Ordering::Relaxed), 0, "a reset reaches the handler");
+    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0, "a reset reaches the handler");
     assert_eq!(*client.seen.handled.lock(), [call::Code::Ok, call::Code::Canceled]);
 }
 
@@ -167,17 +167,17 @@ fn a_server_that_ends_first_tells_the_client_to_stop() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     client.frame(kind::DATA, 0, 1, &[7, 0, 0, 0, 0]);
-    let words = "grpc: received unexpected payload format 7";
-    let refused = |stream: u32| format!("{stream} {HEAD} grpc-status=13 grpc-message={words} end");
-    assert_eq!(client.told(), [refused(1)]);
+    let text = "grpc: received unexpected payload format 7";
+    let refused = |stream: u32| format!("{stream} {HEAD} grpc-status=13 grpc-message={text} end");
+    assert_eq!(client.received(), [refused(1)]);
     client.message(1, b"unaware", true);
-    assert_eq!((client.told().len(), client.connection.streams.len()), (0, 0));
-    // One who goes on is told to stop, and one who does nothing too.
+    assert_eq!((client.received().len(), client.connection.streams.len()), (0, 0));
+    // A client that keeps sending is told to stop, and so is one that does nothing.
     for wait in [false, true] {
         let stream = if wait { 5 } else { 3 };
         client.open(stream, "/t/Chat", &[], false);
         client.frame(kind::DATA, 0, stream, &[7, 0, 0, 0, 0]);
-        assert_eq!(client.told(), [refused(stream)]);
+        assert_eq!(client.received(), [refused(stream)]);
         if wait {
             client.now += Duration::from_millis(1100);
             client.connection.alarm(client.now);
@@ -186,9 +186,9 @@ fn a_server_that_ends_first_tells_the_client_to_stop() {
                 client.frame(kind::DATA, 0, stream, &[0; 16_384]);
             }
         }
-        assert_eq!(client.told(), [format!("{stream} reset 0")]);
+        assert_eq!(client.received(), [format!("{stream} reset 0")]);
         client.message(stream, b"unaware", true);
-        assert_eq!((client.told().len(), client.connection.streams.len()), (0, 0));
+        assert_eq!((client.received().len(), client.connection.streams.len()), (0, 0));
     }
 }
 
@@ -197,46 +197,46 @@ fn a_unary_call_whose_end_comes_later_is_answered_too() {
     let mut client = Client::new();
     client.open(1, "/t/Echo", &[], false);
     client.message(1, b"", false);
-    assert_eq!(client.told().last().unwrap(), &format!("1 {OK_END}"));
+    assert_eq!(client.received().last().unwrap(), &format!("1 {OK_END}"));
     client.frame(kind::DATA, flag::END_STREAM, 1, &[]);
-    assert_eq!((client.told().len(), client.connection.streams.len()), (0, 0));
+    assert_eq!((client.received().len(), client.connection.streams.len()), (0, 0));
     client.open(3, "/t/Later", &[], false);
     client.message(3, b"", false);
-    client.told();
+    client.received();
     client.frame(kind::DATA, flag::END_STREAM, 3, &[]);
     client.seen.replies.lock().pop().unwrap().1.answer(Ok(Bytes::new()));
-    assert_eq!(client.told().last().unwrap(), &format!("3 {OK_END}"));
+    assert_eq!(client.received().last().unwrap(), &format!("3 {OK_END}"));
 }
 
 #[test]
-fn calls_that_are_none_are_refused_in_grpcs_words() {
+fn malformed_calls_are_refused_with_the_texts_of_grpc() {
     let mut client = Client::new();
-    let refused = |status: u16, code: u8, words: &str| {
-        format!(":status={status} content-type=application/grpc grpc-status={code} grpc-message={words}")
+    let refused = |status: u16, code: u8, text: &str| {
+        format!(":status={status} content-type=application/grpc grpc-status={code} grpc-message={text}")
     };
     client.open(1, "/t/Echo", &[("grpc-encoding", "br")], true);
-    let words = "grpc: Decompressor is not installed for grpc-encoding \"br\"";
-    let told = refused(200, 12, words).replace(" grpc-status", " grpc-accept-encoding=gzip grpc-status");
-    assert_eq!(client.told(), [format!("1 {told} end")]);
+    let text = "grpc: Decompressor is not installed for grpc-encoding \"br\"";
+    let received = refused(200, 12, text).replace(" grpc-status", " grpc-accept-encoding=gzip grpc-status");
+    assert_eq!(client.received(), [format!("1 {received} end")]);
     client.open(3, "/t/Echo", &[("grpc-timeout", "5 years")], true);
-    let words = "malformed grpc-timeout: transport: timeout unit is not recognized: \"5 years\"";
-    assert_eq!(client.told(), [format!("3 {} end", refused(400, 13, words))]);
+    let text = "malformed grpc-timeout: transport: timeout unit is not recognized: \"5 years\"";
+    assert_eq!(client.received(), [format!("3 {} end", refused(400, 13, text))]);
     client.open(11, "/t/Echo", &[("grpc-timeout", &"%".repeat(10_000))], true);
-    assert!(client.told()[0].len() < 400, "what is said back is cut");
+    assert!(client.received()[0].len() < 400, "quoted input is truncated");
     client.open(13, "/t/Echo", &[], true);
-    assert_eq!(client.told(), [format!("13 {HEAD} grpc-status=2 grpc-message=EOF end")]);
+    assert_eq!(client.received(), [format!("13 {HEAD} grpc-status=2 grpc-message=EOF end")]);
     client.open(15, "/t/Echo", &[("content-type", "text/html")], true);
-    let told = client.told();
-    assert!(told[0].starts_with("15 :status=415"), "{told:?}");
+    let received = client.received();
+    assert!(received[0].starts_with("15 :status=415"), "{received:?}");
     client.open(19, "/t/Nothing", &[], true);
-    assert_eq!(client.told(), [format!("19 {} end", refused(200, 12, "nothing like that"))]);
+    assert_eq!(client.received(), [format!("19 {} end", refused(200, 12, "nothing like that"))]);
     client.open(21, "/t/Echo", &[("x-bin", "a!")], true);
-    let words = "malformed binary metadata \"a!\" in header \"x-bin\": illegal base64 data at input byte 1";
-    assert_eq!(client.told(), [format!("21 {} end", refused(400, 13, words))]);
+    let text = "malformed binary metadata \"a!\" in header \"x-bin\": illegal base64 data at input byte 1";
+    assert_eq!(client.received(), [format!("21 {} end", refused(400, 13, text))]);
     client.open(23, "/t/Echo", &[], false);
     client.frame(kind::DATA, 0, 23, &[0, 0xff, 0, 0, 0]);
-    let words = format!("grpc: received message larger than max ({} vs. {})", 0xff00_0000_u32, 2 << 20);
-    assert_eq!(client.told()[0], format!("23 {HEAD} grpc-status=8 grpc-message={words} end"));
+    let text = format!("grpc: received message larger than max ({} vs. {})", 0xff00_0000_u32, 2 << 20);
+    assert_eq!(client.received()[0], format!("23 {HEAD} grpc-status=8 grpc-message={text} end"));
 }
 
 #[test]
@@ -245,104 +245,104 @@ fn a_deadline_ends_a_call_and_a_conversation() {
     client.open(1, "/t/Chat", &[("grpc-timeout", "100m")], false);
     client.open(3, "/t/Later", &[("grpc-timeout", "200m")], false);
     client.message(3, b"", true);
-    client.told();
+    client.received();
     client.now += Duration::from_millis(101);
     assert!(client.connection.next_alarm() <= client.now);
     client.connection.alarm(client.now);
-    assert_eq!(client.told(), ["1 reset 8"]);
-    assert_eq!(client.seen.talks.load(Ordering::Relaxed), 0);
+    assert_eq!(client.received(), ["1 reset 8"]);
+    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0);
     client.now += Duration::from_millis(100);
     client.connection.alarm(client.now);
-    assert_eq!(client.told(), ["3 reset 8"]);
+    assert_eq!(client.received(), ["3 reset 8"]);
     assert_eq!(*client.seen.handled.lock(), [call::Code::Canceled; 2]);
-    // A guest has no longer either.
+    // Deadlines apply to HTTP handlers, too.
     client.open(5, "/page", &[("grpc-timeout", "100m")], false);
-    client.told();
+    client.received();
     client.now += Duration::from_millis(101);
     client.connection.alarm(client.now);
-    assert_eq!(client.told(), ["5 reset 8"]);
+    assert_eq!(client.received(), ["5 reset 8"]);
 }
 
 #[test]
-fn a_call_whose_time_is_over_when_it_comes_does_not_run() {
+fn a_call_whose_deadline_has_passed_on_arrival_does_not_run() {
     let mut client = Client::new();
     for (stream, path) in [(1, "/t/Later"), (3, "/t/Chat"), (5, "/page")] {
         client.open(stream, path, &[("grpc-timeout", "1n")], false);
         client.message(stream, b"", true);
-        let told = client.told();
-        assert_eq!(told, [format!("{stream} {HEAD} grpc-status=4 grpc-message=context deadline exceeded end")]);
+        let received = client.received();
+        assert_eq!(received, [format!("{stream} {HEAD} grpc-status=4 grpc-message=context deadline exceeded end")]);
     }
     assert!(client.seen.replies.lock().is_empty() && client.seen.handled.lock().is_empty());
 }
 
 #[test]
-fn what_the_table_does_not_hold_is_answered_by_a_guest() {
+fn other_paths_are_answered_by_the_http_service() {
     let mut client = Client::new();
     client.open(1, "/page", &[], true);
-    assert_eq!(client.told(), ["1 :status=200 x-method=POST", "1 data 4", "1 data 0 end"]);
+    assert_eq!(client.received(), ["1 :status=200 x-method=POST", "1 data 4", "1 data 0 end"]);
     client.open(3, "/gone", &[], false);
-    assert_eq!(client.told(), ["3 :status=404 x-method=POST"]);
+    assert_eq!(client.received(), ["3 :status=404 x-method=POST"]);
     client.frame(kind::DATA, 0, 3, b"both");
-    assert_eq!(client.told(), ["3 data 4"]);
+    assert_eq!(client.received(), ["3 data 4"]);
     client.frame(kind::DATA, flag::END_STREAM, 3, b"ways");
-    assert_eq!(client.told(), ["3 data 4", "3 data 0 end"]);
+    assert_eq!(client.received(), ["3 data 4", "3 data 0 end"]);
 }
 
 #[test]
-fn a_client_that_leaves_is_answered_and_said_goodbye_to() {
+fn after_a_goaway_of_the_client_calls_end_and_the_connection_closes() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.frame(kind::GOAWAY, 0, 0, &[0; 8]);
-    client.told();
+    client.received();
     assert!(!client.connection.is_over());
     client.seen.replies.lock().pop().unwrap().1.answer(Ok(Bytes::new()));
-    let told = client.told();
-    assert_eq!(told[2..], [format!("1 {OK_END}"), "goaway 1 0".into()]);
+    let received = client.received();
+    assert_eq!(received[2..], [format!("1 {OK_END}"), "goaway 1 0".into()]);
     assert!(client.connection.is_over());
 }
 
 #[test]
-fn leaving_lets_calls_end_and_takes_no_new_ones() {
+fn a_shutdown_lets_calls_end_and_accepts_no_new_ones() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
-    client.told();
+    client.received();
     client.connection.leave(client.now);
-    assert_eq!(client.told(), ["goaway 2147483647 0", "ping 0"]);
-    client.call(3, "/t/Later", b""); // It was on its way.
-    client.told();
+    assert_eq!(client.received(), ["goaway 2147483647 0", "ping 0"]);
+    client.call(3, "/t/Later", b""); // It was in flight.
+    client.received();
     client.now += Duration::from_millis(200);
     client.connection.alarm(client.now);
-    assert_eq!(client.told(), ["goaway 3 0"]);
+    assert_eq!(client.received(), ["goaway 3 0"]);
     client.call(5, "/t/Later", b"");
-    // Nothing that comes for it is taken amiss.
+    // Frames for it are ignored.
     client.open(7, "/t/Chat", &[], false);
     client.message(7, b"ignored", false);
     client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 7, &[0x00, 1, b'a', 1, b'b']);
-    assert_eq!(client.told(), [""; 0]);
+    assert_eq!(client.received(), [""; 0]);
     for (message, reply) in std::mem::take(&mut *client.seen.replies.lock()) {
         reply.answer(Ok(message));
     }
-    let told = client.told();
-    assert_eq!(told.iter().filter(|line| line.ends_with(OK_END)).count(), 2, "{told:?}");
+    let received = client.received();
+    assert_eq!(received.iter().filter(|line| line.ends_with(OK_END)).count(), 2, "{received:?}");
     assert!(client.connection.is_over());
 }
 
 #[test]
-fn a_last_stream_that_is_reset_lets_us_leave_too() {
+fn a_shutdown_completes_when_the_last_stream_is_reset() {
     for by_client in [true, false] {
         let mut client = Client::new();
         client.open(1, "/t/Chat", &[], false);
         client.connection.leave(client.now);
         client.now += Duration::from_millis(200);
         client.connection.alarm(client.now);
-        client.told();
+        client.received();
         assert!(!client.connection.is_over());
         if by_client {
             client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
         } else {
             client.grant(1, 0);
         }
-        client.told();
+        client.received();
         assert!(client.connection.is_over());
     }
 }

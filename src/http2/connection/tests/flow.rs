@@ -2,16 +2,16 @@
 
 use super::*;
 
-fn data_of(got: &[Got], stream: u32) -> usize {
+fn data_of(got: &[ReceivedFrame], stream: u32) -> usize {
     got.iter().filter(|frame| (frame.kind, frame.stream) == (kind::DATA, stream)).map(|frame| frame.payload.len()).sum()
 }
 
-fn has_ended(got: &[Got], stream: u32) -> bool {
+fn has_ended(got: &[ReceivedFrame], stream: u32) -> bool {
     got.iter().any(|frame| frame.stream == stream && frame.flags & flag::END_STREAM != 0 && frame.kind <= kind::HEADERS)
 }
 
 #[test]
-fn an_answer_waits_for_its_streams_window() {
+fn a_response_waits_for_its_streams_window() {
     let mut client = Client::new();
     client.set(setting::INITIAL_WINDOW_SIZE, 10);
     client.call(1, "/t/Echo", &[b'x'; 100]);
@@ -19,7 +19,7 @@ fn an_answer_waits_for_its_streams_window() {
     assert_eq!((data_of(&got, 1), has_ended(&got, 1)), (10, false));
     client.grant(1, 20);
     assert_eq!(data_of(&client.take(), 1), 20);
-    client.set(setting::INITIAL_WINDOW_SIZE, 5); // Now it is minus five.
+    client.set(setting::INITIAL_WINDOW_SIZE, 5); // The window is now minus five.
     client.grant(1, 5);
     assert_eq!(data_of(&client.take(), 1), 0);
     client.set(setting::INITIAL_WINDOW_SIZE, 1000);
@@ -52,7 +52,7 @@ fn streams_take_turns_at_the_connections_window() {
 }
 
 #[test]
-fn a_window_that_overflows_is_a_fault() {
+fn a_window_that_overflows_is_an_error() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.grant(1, 0x7fff_ffff);
@@ -91,7 +91,7 @@ fn a_large_message_gets_the_window_that_it_needs() {
 }
 
 #[test]
-fn who_sends_more_than_the_window_is_stopped() {
+fn sending_more_than_the_window_resets_the_stream() {
     let mut client = Client::new();
     client.open(1, "/t/Later", &[], false);
     client.message(1, b"all of it", false);
@@ -102,7 +102,7 @@ fn who_sends_more_than_the_window_is_stopped() {
 }
 
 #[test]
-fn a_conversations_window_is_given_back_as_it_reads() {
+fn a_conversations_window_is_released_as_it_reads() {
     let mut client = Client::new();
     client.grant(0, 1 << 30);
     client.set(setting::INITIAL_WINDOW_SIZE, 1 << 30);
@@ -118,14 +118,11 @@ fn a_conversations_window_is_given_back_as_it_reads() {
         assert!(window > 0);
     }
     assert_eq!(echoed, 1_005_000);
-    assert!(
-        (STREAM_WINDOW + 1..=2 << 20).contains(&window),
-        "{window}: whoever is read quickly may send more at a time"
-    );
+    assert!((STREAM_WINDOW + 1..=2 << 20).contains(&window), "{window}: the window of a fast reader grows");
 }
 
 #[test]
-fn padding_is_given_back_too() {
+fn the_window_of_padding_is_released_too() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     let (mut window, mut padding) = (STREAM_WINDOW, vec![0; 256]);
@@ -140,23 +137,23 @@ fn padding_is_given_back_too() {
 }
 
 #[test]
-fn a_change_of_the_table_is_not_lost_behind_an_end_without_fields() {
+fn a_table_size_change_is_not_lost_if_a_stream_ends_without_trailers() {
     let mut client = Client::new();
     client.open(1, "/page", &[], true);
-    assert_eq!(client.told().len(), 3);
+    assert_eq!(client.received().len(), 3);
     client.open(3, "/gone", &[], false);
-    client.told();
+    client.received();
     client.set(setting::HEADER_TABLE_SIZE, 0);
-    client.frame(kind::DATA, flag::END_STREAM, 3, &[]); // Its answer ends with an empty frame.
-    client.told();
+    client.frame(kind::DATA, flag::END_STREAM, 3, &[]); // The response ends with an empty frame.
+    client.received();
     client.call(5, "/t/Echo", b"");
     let got = client.take();
-    assert_eq!(got[0].payload[..2], [0x20, 0x20], "the new size is said in the next block");
+    assert_eq!(got[0].payload[..2], [0x20, 0x20], "the next block starts with the new size");
     client.fields(&got[0]);
 }
 
 #[test]
-fn a_conversation_stops_when_nobody_reads_and_goes_on_when_somebody_does() {
+fn a_conversation_pauses_while_the_client_does_not_read() {
     let mut client = Client::new();
     client.open(1, "/t/Pour", &[], false);
     client.message(1, &[0; 200], false); // 200,000 bytes in messages of 1,000.
@@ -174,19 +171,19 @@ fn a_conversation_stops_when_nobody_reads_and_goes_on_when_somebody_does() {
     assert_eq!((got, client.connection.sender.held), (201_000, 0));
 }
 
-/// Bytes of the same length in the same place are not the same frame.
+/// A frame of the same length at the same position is not necessarily the same frame.
 #[test]
-fn a_message_is_not_added_to_what_lies_where_its_frame_lay() {
+fn a_message_is_not_appended_to_another_frame_at_the_same_position() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     client.message(1, b"first", false);
-    client.told();
+    client.received();
     client.message(1, &[b'x'; 20], false); // A frame of 34 bytes at the front of a buffer.
-    assert_eq!(client.told(), ["1 data 25"]);
-    client.frame(kind::PING, 0, 0, &[0; 8]); // Two of 17 bytes.
+    assert_eq!(client.received(), ["1 data 25"]);
+    client.frame(kind::PING, 0, 0, &[0; 8]); // Two frames of 17 bytes.
     client.frame(kind::PING, 0, 0, &[0; 8]);
     client.message(1, &[b'x'; 20], false);
-    assert_eq!(client.told(), ["ping 1", "ping 1", "1 data 25"]);
+    assert_eq!(client.received(), ["ping 1", "ping 1", "1 data 25"]);
 }
 
 #[test]
@@ -194,9 +191,9 @@ fn small_messages_of_one_stream_share_a_frame() {
     let mut client = Client::new();
     for stream in [1, 3] {
         client.open(stream, "/t/Chat", &[], false);
-        client.told();
+        client.received();
     }
-    // What was written already is not touched, and another stream's message begins another frame.
+    // What is already written is not changed, and a message of another stream starts another frame.
     for _ in 0..2 {
         for stream in [1, 1, 3, 1] {
             client.message(stream, &[b'x'; 100], false);
@@ -222,7 +219,7 @@ fn small_messages_of_one_stream_share_a_frame() {
 }
 
 #[test]
-fn frames_are_as_large_as_the_other_side_takes() {
+fn frames_are_as_large_as_the_client_accepts() {
     let mut client = Client::new();
     client.set(setting::MAX_FRAME_SIZE, 40_000);
     client.open(1, "/t/Echo", &[], false);

@@ -1,4 +1,4 @@
-//! What a client makes us keep is counted for as long as it is kept, and given up when the client does not read.
+//! What a client makes the server keep is counted for as long as it is kept, and released when the client does not read.
 
 use super::*;
 use crate::http2::{fault::Code, limits::LEAST_RATE_BYTES, message};
@@ -41,7 +41,7 @@ impl Client {
 }
 
 #[test]
-fn a_message_is_counted_until_its_call_is_answered() {
+fn a_message_is_counted_until_its_call_has_ended() {
     let mut client = Client::new();
     client.large_call(1, "/t/Later", MIB);
     assert!(client.connection.held() >= MIB, "a handler has it");
@@ -51,7 +51,7 @@ fn a_message_is_counted_until_its_call_is_answered() {
 }
 
 #[test]
-fn a_call_that_was_taken_back_counts_until_its_handler_is_done() {
+fn a_call_that_was_reset_counts_until_its_handler_is_done() {
     let mut client = Client::new();
     client.large_call(1, "/t/Later", MIB);
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
@@ -64,7 +64,7 @@ fn a_call_that_was_taken_back_counts_until_its_handler_is_done() {
 }
 
 #[test]
-fn what_calls_keep_is_counted_even_when_the_connection_has_gone() {
+fn what_calls_keep_is_counted_even_after_their_connection_has_ended() {
     let ledger = Ledger::new(64 * MIB);
     let mut client = Client::on(&Arc::new(Shared::new(Limits::default(), ledger.clone())));
     client.large_call(1, "/t/Later", MIB);
@@ -73,12 +73,12 @@ fn what_calls_keep_is_counted_even_when_the_connection_has_gone() {
     drop(client);
     assert!(ledger.held() >= MIB && !reply.is_wanted());
     reply.answer(Ok(vec![b'x'; 10 * MIB].into()));
-    assert_eq!(ledger.held(), 0, "it was the last one");
+    assert_eq!(ledger.held(), 0, "it was the last call of the connection");
     drop(seen);
 }
 
 #[test]
-fn a_call_that_keeps_a_read_for_a_few_bytes_counts_for_all_of_it() {
+fn a_call_that_keeps_a_read_buffer_alive_counts_for_all_of_it() {
     let mut client = Client::new();
     let block = client.block("/t/Later", &[]);
     let mut read = frame_bytes(kind::HEADERS, flag::END_HEADERS, 1, &block);
@@ -90,33 +90,33 @@ fn a_call_that_keeps_a_read_for_a_few_bytes_counts_for_all_of_it() {
     let (message, reply) = client.seen.replies.lock().pop().unwrap();
     drop(message);
     client.take();
-    assert!(client.connection.held() < 2000, "the read is not in use any more");
+    assert!(client.connection.held() < 2000, "the read buffer is not referenced any more");
     drop(reply);
 }
 
 #[test]
-fn a_first_answer_is_refused_beyond_a_fair_share() {
+fn a_first_response_is_refused_beyond_a_fair_share() {
     let ledger = Ledger::new(8 * MIB);
     let limits = Limits { max_held: MIB, ..Limits::default() };
     let shared = Arc::new(Shared::new(limits, ledger.clone()));
     let mut clients: Vec<_> = (0..4).map(|_| Client::on(&shared)).collect();
     for client in &mut clients {
         client.set(setting::INITIAL_WINDOW_SIZE, 0);
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         for (stream, bytes) in [(1, 3 * MIB), (3, MIB + MIB / 2)] {
             client.call(stream, "/t/Later", b"");
-            told.extend(client.told());
+            received.extend(client.received());
             client.reply().answer(Ok(vec![b'x'; bytes].into()));
         }
-        told.extend(client.told());
-        assert!(told.iter().any(|line| line.starts_with("1 ") && line.contains("grpc-status=8")), "{told:?}");
-        assert!(told.iter().all(|line| !line.starts_with("3 ") || !line.contains("grpc-status")), "{told:?}");
+        received.extend(client.received());
+        assert!(received.iter().any(|line| line.starts_with("1 ") && line.contains("grpc-status=8")), "{received:?}");
+        assert!(received.iter().all(|line| !line.starts_with("3 ") || !line.contains("grpc-status")), "{received:?}");
     }
     assert!(ledger.held() > 6 * MIB && ledger.held() <= 8 * MIB, "{}", ledger.held());
 }
 
 #[test]
-fn windows_that_open_too_slowly_do_not_keep_an_answer_alive() {
+fn a_client_whose_windows_open_too_slowly_is_dropped() {
     for (rate, is_kept) in [(LEAST_RATE_BYTES / 30, false), (LEAST_RATE_BYTES / 8, true)] {
         let mut client = Client::new();
         client.set(setting::INITIAL_WINDOW_SIZE, 0);
@@ -135,7 +135,7 @@ fn windows_that_open_too_slowly_do_not_keep_an_answer_alive() {
 }
 
 #[test]
-fn a_socket_that_is_read_too_slowly_is_given_up() {
+fn a_socket_that_is_read_too_slowly_is_dropped() {
     for (rate, is_kept) in [(LEAST_RATE_BYTES / 30, false), (LEAST_RATE_BYTES / 8, true)] {
         let mut client = Client::new();
         client.call(1, "/t/Echo", b"");
@@ -153,7 +153,7 @@ fn output_that_the_socket_has_refused_is_counted() {
     let mut client = Client::new();
     client.call(1, "/t/Echo", &[b'x'; 10_000]);
     client.connection.run(client.now);
-    assert_eq!(client.connection.held(), 0, "mostly it is written at once");
+    assert_eq!(client.connection.held(), 0, "output counts only if the socket refuses it");
     client.connection.wrote(0, false, client.now);
     assert!(client.connection.shared.ledger.held() > 10_000);
     client.take();
@@ -162,12 +162,12 @@ fn output_that_the_socket_has_refused_is_counted() {
 }
 
 #[test]
-fn a_client_that_leaves_without_calls_is_gone_at_once() {
+fn a_goaway_of_a_client_without_calls_ends_the_connection_at_once() {
     let goodbye = [0; 8];
     let mut client = Client::new();
     client.frame(kind::GOAWAY, 0, 0, &goodbye);
     client.assert_ended(Code::NoError);
-    // One with a call is waited for.
+    // A client with a call is waited for.
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.frame(kind::GOAWAY, 0, 0, &goodbye);
@@ -185,17 +185,17 @@ fn a_connection_without_calls_ends_after_the_idle_timeout() {
     client.open(1, "/t/Chat", &[], false);
     client.take();
     client.wait(100);
-    assert_eq!(client.told(), [""; 0], "a stream is open");
+    assert_eq!(client.received(), [""; 0], "a stream is open");
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
     assert_eq!(client.connection.next_alarm(), client.now + Duration::from_mins(1));
     client.wait(60);
-    assert_eq!(client.told(), ["goaway 2147483647 0", "ping 0"]);
+    assert_eq!(client.received(), ["goaway 2147483647 0", "ping 0"]);
     client.frame(kind::PING, flag::ACK, 0, b"leaving.");
     client.assert_ended(Code::NoError);
 }
 
 #[test]
-fn what_was_asked_for_is_answered_though_the_client_has_closed_its_side() {
+fn complete_requests_are_answered_after_the_client_has_closed_its_side() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.call(3, "/t/Later", b"");
@@ -203,29 +203,29 @@ fn what_was_asked_for_is_answered_though_the_client_has_closed_its_side() {
     client.open(7, "/t/Echo", &[], false);
     client.take();
     client.connection.input_ended(client.now);
-    assert_eq!(client.seen.talks.load(Ordering::Relaxed), 0, "it cannot go on");
+    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0, "the conversation cannot continue");
     client.reply().answer(Ok(Bytes::from_static(b"late")));
-    assert_eq!(client.told(), [format!("3 {HEAD}"), "3 data 9".into(), "3 grpc-status=0 end".into()]);
+    assert_eq!(client.received(), [format!("3 {HEAD}"), "3 data 9".into(), "3 grpc-status=0 end".into()]);
     client.reply().answer(Ok(Bytes::from_static(b"last")));
-    assert!(client.told().contains(&"1 data 9".to_owned()));
+    assert!(client.received().contains(&"1 data 9".to_owned()));
     assert!(client.connection.is_over(), "nothing else can come");
-    // It is not waited for as long as that takes.
+    // But not longer than the read timeout.
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.take();
     client.connection.input_ended(client.now);
     client.wait(61);
     assert!(client.connection.is_dead());
-    // And where nothing was asked for it ends at once.
+    // Without requests the connection ends at once.
     let mut client = Client::new();
     client.connection.input_ended(client.now);
     assert!(client.connection.is_over());
 }
 
 #[test]
-fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_nuisance() {
+fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_flood() {
     let limits = Limits { max_streams: 10, ..Limits::default() };
-    let mut client = Client::silent(limits.clone());
+    let mut client = Client::before_preface(limits.clone());
     client.send(PREFACE);
     client.frame(kind::SETTINGS, 0, 0, &[]);
     for nth in 0..2000 {
@@ -238,8 +238,8 @@ fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_nuisance() {
         client.open(2 * nth + 1, "/t/Later", &[], false);
     }
     client.assert_ended(Code::EnhanceYourCalm);
-    // Nor is it believed for ever.
-    let mut client = Client::silent(limits);
+    // A client that never acknowledges the settings is assumed to know them after a while.
+    let mut client = Client::before_preface(limits);
     client.send(PREFACE);
     client.frame(kind::SETTINGS, 0, 0, &[]);
     client.now += Duration::from_secs(11);
@@ -250,15 +250,15 @@ fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_nuisance() {
 }
 
 #[test]
-fn frames_for_streams_that_we_have_ended_are_counted() {
+fn frames_for_streams_that_the_server_has_reset_are_limited() {
     let mut client = Client::with(Limits { max_streams: 1, ..Limits::default() });
     client.open(1, "/t/Later", &[], false);
     client.open(3, "/t/Later", &[], false);
-    client.assert_reset_for_limit(3);
+    client.assert_refused_stream(3);
     let stray = frame_bytes(kind::DATA, 0, 3, b"x").repeat(1000);
     for _ in 0..10 {
         client.send(&stray);
-        assert!(!client.connection.is_over(), "some are on their way");
+        assert!(!client.connection.is_over(), "some may be in flight");
     }
     client.send(&stray);
     client.assert_ended(Code::EnhanceYourCalm);
@@ -266,13 +266,13 @@ fn frames_for_streams_that_we_have_ended_are_counted() {
 
 impl Client {
     #[track_caller]
-    fn assert_reset_for_limit(&mut self, stream: u32) {
-        let told = self.told();
-        assert!(told.contains(&format!("{stream} reset {}", Code::RefusedStream as u32)), "{told:?}");
+    fn assert_refused_stream(&mut self, stream: u32) {
+        let received = self.received();
+        assert!(received.contains(&format!("{stream} reset {}", Code::RefusedStream as u32)), "{received:?}");
     }
 }
 
-/// Each refers to a name of 4,000 bytes by one.
+/// Each reference by one byte refers to a name of 4,000 bytes.
 #[test]
 fn a_long_name_is_not_copied_for_every_reference() {
     let mut client = Client::new();
@@ -280,13 +280,13 @@ fn a_long_name_is_not_copied_for_every_reference() {
     block.extend([&b"\x40\x7f\xa1\x1e"[..], &[b'n'; 4000], b"\x00"].concat());
     block.extend(b"\x7e\x00".repeat(5000));
     client.frame(kind::HEADERS, flag::END_HEADERS, 1, &block);
-    let told = client.told();
-    assert!(told[0].starts_with("1 :status=431"), "{told:?}");
-    assert!(client.connection.decoder.shares_names(), "each entry would have a name of its own");
+    let received = client.received();
+    assert!(received[0].starts_with("1 :status=431"), "{received:?}");
+    assert!(client.connection.decoder.shares_names(), "entries with the same name share it");
 }
 
 #[test]
-fn large_answers_are_packed_elsewhere() {
+fn large_responses_are_compressed_on_another_thread() {
     let mut client = Client::new();
     client.set(setting::INITIAL_WINDOW_SIZE, 1 << 30);
     client.grant(0, 1 << 30);
@@ -296,8 +296,8 @@ fn large_answers_are_packed_elsewhere() {
         client.message(stream, b"", true);
         client.take();
         client.reply().answer(Ok(vec![b'x'; bytes].into()));
-        let told = client.told();
-        assert_eq!(told.is_empty(), is_elsewhere, "{told:?}");
+        let received = client.received();
+        assert_eq!(received.is_empty(), is_elsewhere, "{received:?}");
         let held = client.connection.held();
         assert!(!is_elsewhere || held > bytes, "{held}");
         let jobs = std::mem::take(&mut *client.seen.jobs.lock());
@@ -307,8 +307,8 @@ fn large_answers_are_packed_elsewhere() {
             let got = client.take();
             let data: Vec<u8> =
                 got.iter().filter(|got| got.kind == kind::DATA).flat_map(|got| got.payload.clone()).collect();
-            assert_eq!(data[0], 1, "it is packed");
-            assert_eq!(message::unpack(&data[PREFIX_BYTES..], MIB).unwrap().len(), bytes);
+            assert_eq!(data[0], 1, "the message is compressed");
+            assert_eq!(message::decompress(&data[PREFIX_BYTES..], MIB).unwrap().len(), bytes);
         }
         assert_eq!(client.connection.held(), 0);
     }

@@ -1,20 +1,20 @@
-//! Who breaks the rules, and what he is told. The cases follow RFC 9113, section by section.
+//! Protocol errors and their consequences. The cases follow RFC 9113, section by section.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// That the connection ends with this code after some frames.
+/// Asserts that the connection ends with this code after some frames.
 #[track_caller]
-fn ends(code: Code, act: impl FnOnce(&mut Client)) {
+fn ends_connection(code: Code, act: impl FnOnce(&mut Client)) {
     let mut client = Client::new();
     act(&mut client);
     client.assert_ended(code);
 }
 
-/// That stream 1 ends with this code after some frames.
+/// Asserts that stream 1 ends with this code after some frames.
 #[track_caller]
-fn resets(code: Code, act: impl FnOnce(&mut Client)) {
+fn resets_stream(code: Code, act: impl FnOnce(&mut Client)) {
     let mut client = Client::new();
     act(&mut client);
     client.assert_reset(1, code);
@@ -23,11 +23,11 @@ fn resets(code: Code, act: impl FnOnce(&mut Client)) {
 #[test]
 fn the_preface_is_exact_and_settings_come_first() {
     for (bytes, code) in [(&b"GET / HTTP/1.1\r\n"[..], Code::Protocol), (b"PRI * HTTP/2.0\r\n\r\nXX", Code::Protocol)] {
-        let mut client = Client::silent(Limits::default());
+        let mut client = Client::before_preface(Limits::default());
         client.send(bytes);
         client.assert_ended(code);
     }
-    let mut client = Client::silent(Limits::default());
+    let mut client = Client::before_preface(Limits::default());
     client.send(PREFACE);
     client.frame(kind::PING, 0, 0, &[0; 8]);
     client.assert_ended(Code::Protocol);
@@ -35,117 +35,117 @@ fn the_preface_is_exact_and_settings_come_first() {
 
 #[test]
 fn section_4_frames() {
-    ends(Code::FrameSize, |client| client.send(&frame::head(16_385, kind::DATA, 0, 1)));
-    ends(Code::Compression, |client| client.frame(kind::HEADERS, flag::END_HEADERS, 1, &[0x80]));
-    ends(Code::Protocol, |client| {
+    ends_connection(Code::FrameSize, |client| client.send(&frame::head(16_385, kind::DATA, 0, 1)));
+    ends_connection(Code::Compression, |client| client.frame(kind::HEADERS, flag::END_HEADERS, 1, &[0x80]));
+    ends_connection(Code::Protocol, |client| {
         client.frame(kind::HEADERS, 0, 1, &[]);
         client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 0, 1]);
     });
-    ends(Code::Protocol, |client| {
+    ends_connection(Code::Protocol, |client| {
         client.frame(kind::HEADERS, 0, 1, &[]);
         client.frame(0x77, 0, 1, &[]);
     });
-    ends(Code::Protocol, |client| {
+    ends_connection(Code::Protocol, |client| {
         client.frame(kind::HEADERS, 0, 1, &[]);
         client.frame(kind::CONTINUATION, flag::END_HEADERS, 3, &[]);
     });
     let mut client = Client::new();
-    client.frame(0x77, 0xff, 1, b"nobody knows this");
+    client.frame(0x77, 0xff, 1, b"unknown frame type");
     client.assert_healthy(0);
 }
 
 #[test]
 fn section_5_1_states() {
-    ends(Code::Protocol, |client| client.message(1, b"", false));
-    ends(Code::Protocol, |client| client.frame(kind::RST_STREAM, 0, 1, &[0; 4]));
-    ends(Code::Protocol, |client| client.grant(1, 1));
-    // Nothing may be said of a stream that was never opened, not even that it ends.
-    ends(Code::Protocol, |client| client.grant(1, 0));
-    ends(Code::FrameSize, |client| client.frame(kind::PRIORITY, 0, 1, &[0; 4]));
-    ends(Code::Protocol, |client| client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0]));
-    ends(Code::Protocol, |client| client.frame(kind::CONTINUATION, flag::END_HEADERS, 1, &[]));
-    resets(Code::StreamClosed, |client| {
+    ends_connection(Code::Protocol, |client| client.message(1, b"", false));
+    ends_connection(Code::Protocol, |client| client.frame(kind::RST_STREAM, 0, 1, &[0; 4]));
+    ends_connection(Code::Protocol, |client| client.grant(1, 1));
+    // A stream that was never opened cannot even be reset.
+    ends_connection(Code::Protocol, |client| client.grant(1, 0));
+    ends_connection(Code::FrameSize, |client| client.frame(kind::PRIORITY, 0, 1, &[0; 4]));
+    ends_connection(Code::Protocol, |client| client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0]));
+    ends_connection(Code::Protocol, |client| client.frame(kind::CONTINUATION, flag::END_HEADERS, 1, &[]));
+    resets_stream(Code::StreamClosed, |client| {
         client.call(1, "/t/Later", b"");
         client.message(1, b"", true);
     });
-    resets(Code::StreamClosed, |client| {
+    resets_stream(Code::StreamClosed, |client| {
         client.call(1, "/t/Later", b"");
         client.open(1, "/t/Later", &[], true);
     });
-    resets(Code::StreamClosed, |client| {
+    resets_stream(Code::StreamClosed, |client| {
         client.call(1, "/t/Echo", b"");
-        client.told();
+        client.received();
         client.message(1, b"", true);
     });
-    resets(Code::StreamClosed, |client| {
+    resets_stream(Code::StreamClosed, |client| {
         client.open(1, "/gone-without-waiting", &[], false);
         client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
         client.message(1, b"", true);
     });
-    resets(Code::StreamClosed, |client| {
+    resets_stream(Code::StreamClosed, |client| {
         client.open(1, "/t/Echo", &[], false);
         client.message(1, b"", false);
-        client.told();
+        client.received();
         client.now += Duration::from_secs(2);
         client.connection.alarm(client.now);
-        assert_eq!(client.told(), ["1 reset 0"]);
+        assert_eq!(client.received(), ["1 reset 0"]);
         client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
         client.message(1, b"", true);
     });
-    ends(Code::StreamClosed, |client| {
+    ends_connection(Code::StreamClosed, |client| {
         client.call(1, "/t/Echo", b"");
-        client.told();
+        client.received();
         client.open(1, "/t/Echo", &[], true);
     });
-    ends(Code::Protocol, |client| {
+    ends_connection(Code::Protocol, |client| {
         client.open(5, "/t/Chat", &[], false);
         client.open(3, "/t/Chat", &[], false);
     });
-    ends(Code::Protocol, |client| client.open(2, "/t/Chat", &[], false));
+    ends_connection(Code::Protocol, |client| client.open(2, "/t/Chat", &[], false));
 }
 
 #[test]
-fn section_5_1_closed_streams_may_still_be_spoken_of() {
+fn section_5_1_frames_for_closed_streams_are_tolerated() {
     let mut client = Client::new();
     client.call(1, "/t/Echo", b"");
-    client.told();
+    client.received();
     client.grant(1, 100);
     client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
     client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 0, 1]);
     client.assert_healthy(1);
 }
 
-/// What is on its way for a stream that we have cut off is not taken amiss, however many calls end meanwhile.
+/// Frames in flight for a stream that the server has reset are tolerated, however many calls end meanwhile.
 #[test]
-fn section_5_1_streams_that_we_have_cut_off_are_spoken_of_for_a_while() {
+fn section_5_1_frames_for_streams_that_the_server_has_reset_are_tolerated_for_a_while() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[("te", "wrong")], false);
     client.open(3, "/t/Chat", &[], false);
-    client.frame(kind::DATA, 0, 3, &[7, 0, 0, 0, 0]); // It is answered, and then cut off.
-    client.told();
+    client.frame(kind::DATA, 0, 3, &[7, 0, 0, 0, 0]); // It is answered, and reset later.
+    client.received();
     client.now += Duration::from_secs(2);
     client.connection.alarm(client.now);
-    assert_eq!(client.told(), ["3 reset 0"]);
+    assert_eq!(client.received(), ["3 reset 0"]);
     for nth in 0..500 {
         client.call(2 * nth + 5, "/t/Echo", b"");
     }
-    client.told();
+    client.received();
     for stream in [1, 3] {
         client.message(stream, b"on its way", false);
         client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, stream, &[0x00, 1, b'a', 1, b'b']);
-        assert_eq!(client.told(), [""; 0]);
+        assert_eq!(client.received(), [""; 0]);
     }
     client.assert_healthy(2001);
 }
 
 #[test]
 fn section_5_3_a_stream_does_not_depend_on_itself() {
-    resets(Code::Protocol, |client| {
+    resets_stream(Code::Protocol, |client| {
         let block = client.block("/t/Chat", &[]);
         let payload = [&[0, 0, 0, 1, 0][..], &block].concat();
         client.frame(kind::HEADERS, flag::END_HEADERS | flag::PRIORITY, 1, &payload);
     });
-    resets(Code::Protocol, |client| {
+    resets_stream(Code::Protocol, |client| {
         client.open(1, "/t/Chat", &[], false);
         client.frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0]);
     });
@@ -153,13 +153,13 @@ fn section_5_3_a_stream_does_not_depend_on_itself() {
 
 #[test]
 fn section_6_5_settings() {
-    ends(Code::Protocol, |client| client.set(setting::ENABLE_PUSH, 2));
-    ends(Code::FlowControl, |client| client.set(setting::INITIAL_WINDOW_SIZE, 1 << 31));
-    ends(Code::Protocol, |client| client.set(setting::MAX_FRAME_SIZE, 16_383));
-    ends(Code::Protocol, |client| client.set(setting::MAX_FRAME_SIZE, 1 << 24));
+    ends_connection(Code::Protocol, |client| client.set(setting::ENABLE_PUSH, 2));
+    ends_connection(Code::FlowControl, |client| client.set(setting::INITIAL_WINDOW_SIZE, 1 << 31));
+    ends_connection(Code::Protocol, |client| client.set(setting::MAX_FRAME_SIZE, 16_383));
+    ends_connection(Code::Protocol, |client| client.set(setting::MAX_FRAME_SIZE, 1 << 24));
     let mut client = Client::new();
     client.set(0x99, 7);
-    assert_eq!(client.told(), ["settings 1"]);
+    assert_eq!(client.received(), ["settings 1"]);
 }
 
 #[test]
@@ -167,12 +167,12 @@ fn section_6_7_pings_are_answered() {
     let mut client = Client::new();
     client.frame(kind::PING, 0, 0, b"12345678");
     let got = client.take();
-    let pong = Got { kind: kind::PING, flags: flag::ACK, stream: 0, payload: b"12345678".to_vec() };
+    let pong = ReceivedFrame { kind: kind::PING, flags: flag::ACK, stream: 0, payload: b"12345678".to_vec() };
     assert_eq!(got, [pong]);
 }
 
 #[test]
-fn section_8_1_what_is_no_request() {
+fn section_8_1_malformed_requests() {
     let wrong: [&[(&str, &str)]; 12] = [
         &[(":status", "200")],
         &[(":unknown", "x")],
@@ -188,51 +188,51 @@ fn section_8_1_what_is_no_request() {
         &[("a", "b"), (":authority", "late")],
     ];
     for more in wrong {
-        resets(Code::Protocol, |client| client.open(1, "/t/Chat", more, false));
+        resets_stream(Code::Protocol, |client| client.open(1, "/t/Chat", more, false));
     }
     for (length, sent) in [("7", 8), ("9", 8)] {
-        resets(Code::Protocol, |client| {
+        resets_stream(Code::Protocol, |client| {
             client.open(1, "/t/Later", &[("content-length", length)], false);
             client.message(1, &vec![0; sent - PREFIX_BYTES], true);
         });
     }
-    resets(Code::Protocol, |client| client.open(1, "", &[], false));
-    resets(Code::Protocol, |client| {
+    resets_stream(Code::Protocol, |client| client.open(1, "", &[], false));
+    resets_stream(Code::Protocol, |client| {
         client.open(1, "/page", &[], false);
-        client.told(); // It was answered, but the client's side is still open.
+        client.received(); // It was answered, but the client's side is still open.
         client.open(1, "/page", &[], false);
     });
-    resets(Code::Protocol, |client| {
+    resets_stream(Code::Protocol, |client| {
         client.open(1, "/t/Chat", &[], false);
         client.frame(kind::HEADERS, flag::END_HEADERS, 1, &[0x00, 1, b'a', 1, b'b']);
     });
-    resets(Code::Protocol, |client| {
+    resets_stream(Code::Protocol, |client| {
         client.open(1, "/t/Chat", &[], false);
         client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[0x83]);
     });
 }
 
 #[test]
-fn trailers_of_a_client_end_its_side() {
+fn trailers_end_the_clients_side() {
     let mut client = Client::new();
     client.open(1, "/t/Chat", &[], false);
     client.frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[0x00, 1, b'a', 1, b'b']);
-    assert_eq!(client.told(), [format!("1 {HEAD} grpc-status=0 end")]);
+    assert_eq!(client.received(), [format!("1 {HEAD} grpc-status=0 end")]);
 }
 
 #[test]
-fn a_block_may_come_in_pieces() {
+fn a_header_block_may_come_in_pieces() {
     let mut client = Client::new();
     let block = client.block("/t/Echo", &[("a", "b")]);
     client.frame(kind::HEADERS, 0, 1, &block[..3]);
     client.frame(kind::CONTINUATION, 0, 1, &[]);
     client.frame(kind::CONTINUATION, flag::END_HEADERS, 1, &block[3..]);
     client.message(1, b"", true);
-    assert_eq!(client.told().len(), 3);
+    assert_eq!(client.received().len(), 3);
 }
 
-/// Something that a client might do, sensible or not.
-fn acts() -> impl Strategy<Value = Vec<u8>> {
+/// Frames that a client might send, sensible or not.
+fn client_frames() -> impl Strategy<Value = Vec<u8>> {
     let payload = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..20),
         Just(b"\x83\x86\x44\x07/t/Echo\x41\x04here\x5f\x10application/grpc".to_vec()),
@@ -250,7 +250,7 @@ fn acts() -> impl Strategy<Value = Vec<u8>> {
     fitting.prop_map(|(kind, flags, stream, payload)| frame_bytes(kind, flags, stream, &payload))
 }
 
-fn talk(pieces: &[Vec<u8>]) -> (Vec<Got>, bool, usize) {
+fn exchange(pieces: &[Vec<u8>]) -> (Vec<ReceivedFrame>, bool, usize) {
     let mut client = Client::new();
     let mut got = Vec::new();
     for piece in pieces {
@@ -260,8 +260,8 @@ fn talk(pieces: &[Vec<u8>]) -> (Vec<Got>, bool, usize) {
     (got, client.connection.is_over(), client.connection.held())
 }
 
-/// What is written when everything has been received before anything is done.
-fn listen_first(pieces: &[Vec<u8>]) -> Vec<Got> {
+/// What is written if everything is received before anything is processed.
+fn receive_all_first(pieces: &[Vec<u8>]) -> Vec<ReceivedFrame> {
     let mut client = Client::new();
     for piece in pieces {
         client.send(piece);
@@ -276,25 +276,28 @@ proptest! {
 
     /// Whatever is sent, nothing panics, and only valid frames come back.
     #[test]
-    fn arbitrary_frames_in_arbitrary_pieces(acts in prop::collection::vec(acts(), 0..30), cut in 1_usize..50) {
-        let bytes: Vec<u8> = acts.concat();
+    fn arbitrary_frames_do_not_panic(frames in prop::collection::vec(client_frames(), 0..30), cut in 1_usize..50) {
+        let bytes: Vec<u8> = frames.concat();
         let pieces: Vec<Vec<u8>> = bytes.chunks(cut).map(<[u8]>::to_vec).collect();
-        let (got, is_over, held) = talk(&pieces);
+        let (got, is_over, held) = exchange(&pieces);
         prop_assert_eq!(got.iter().any(|frame| frame.kind == kind::GOAWAY), is_over);
         prop_assert!(held < 100_000);
     }
 
-    /// How bytes are cut into reads makes no difference.
+    /// Splitting the bytes into different reads makes no difference.
     #[test]
-    fn cuts_make_no_difference(acts in prop::collection::vec(acts(), 0..30), cut in 1_usize..50) {
-        let bytes: Vec<u8> = acts.concat();
+    fn splitting_the_input_makes_no_difference(
+        frames in prop::collection::vec(client_frames(), 0..30),
+        cut in 1_usize..50,
+    ) {
+        let bytes: Vec<u8> = frames.concat();
         let pieces: Vec<Vec<u8>> = bytes.chunks(cut).map(<[u8]>::to_vec).collect();
-        prop_assert_eq!(listen_first(&acts), listen_first(&pieces));
-        prop_assert_eq!(listen_first(&acts), listen_first(&[bytes]));
+        prop_assert_eq!(receive_all_first(&frames), receive_all_first(&pieces));
+        prop_assert_eq!(receive_all_first(&frames), receive_all_first(&[bytes]));
     }
 
     #[test]
-    fn arbitrary_bytes(pieces: Vec<Vec<u8>>) {
-        talk(&pieces);
+    fn arbitrary_bytes_do_not_panic(pieces: Vec<Vec<u8>>) {
+        exchange(&pieces);
     }
 }
