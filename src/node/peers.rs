@@ -22,9 +22,9 @@ pub trait Post: Send + Sync {
 
 /// Carries nothing: for a member that will always be alone, as in many tests.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Nobody;
+pub struct NoPeers;
 
-impl Post for Nobody {
+impl Post for NoPeers {
     fn send(&self, messages: Vec<Message>) {
         assert!(messages.is_empty(), "there is nobody to talk to");
     }

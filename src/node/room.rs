@@ -24,17 +24,17 @@ use crate::{
 };
 
 /// The room of one member.
-pub struct Room {
+pub struct QuotaEnforcer {
     quota: Quota,
     member_id: u64,
     status: Arc<Status>,
     raft: Arc<Inbox<Input>>,
     ids: Arc<RequestIds>,
     /// While an alarm is on its way: who is told "no space" when it is raised.
-    turned_away: Mutex<Option<Vec<ProposalWaiter>>>,
+    awaiting_alarm: Mutex<Option<Vec<ProposalWaiter>>>,
 }
 
-impl Room {
+impl QuotaEnforcer {
     /// The room that `member_id` has under this quota.
     #[must_use]
     pub fn new(
@@ -44,31 +44,31 @@ impl Room {
         raft: Arc<Inbox<Input>>,
         ids: Arc<RequestIds>,
     ) -> Self {
-        Self { quota, member_id, status, raft, ids, turned_away: Mutex::new(None) }
+        Self { quota, member_id, status, raft, ids, awaiting_alarm: Mutex::new(None) }
     }
 
     /// Whether something of this cost still fits.
     #[must_use]
-    pub fn has_room_for(&self, cost: u64) -> bool {
+    pub fn admits(&self, cost: u64) -> bool {
         self.quota.admits(cost, self.status.estimated_bytes())
     }
 
     /// Counts what was written. False if that was more than there was room for.
     #[must_use]
     pub fn charge(&self, cost: u64) -> bool {
-        let fits = self.has_room_for(cost);
-        self.status.wrote(cost);
+        let fits = self.admits(cost);
+        self.status.add_written(cost);
         fits
     }
 
     /// Raises the alarm for this member, then tells these, if anybody, that there is no space.
-    pub fn turn_away(self: &Arc<Self>, waiters: Vec<ProposalWaiter>) {
-        let mut turned_away = self.turned_away.lock();
-        if let Some(earlier) = turned_away.as_mut() {
+    pub fn raise_no_space(self: &Arc<Self>, waiters: Vec<ProposalWaiter>) {
+        let mut awaiting_alarm = self.awaiting_alarm.lock();
+        if let Some(earlier) = awaiting_alarm.as_mut() {
             return earlier.extend(waiters);
         }
-        *turned_away = Some(waiters);
-        drop(turned_away);
+        *awaiting_alarm = Some(waiters);
+        drop(awaiting_alarm);
         tracing::warn!({ "quota-size-bytes" = self.quota.bytes }, "message exceeded backend quota; raising alarm");
         self.propose_alarm();
     }
@@ -81,9 +81,9 @@ impl Room {
         };
         let id = self.ids.next();
         let data = Command::encode(id, Kind::Alarm, &alarm.encode_to_vec());
-        let room = self.clone();
+        let quota = self.clone();
         let waiter: ProposalWaiter = Box::new(move |_| {
-            let waiters = room.turned_away.lock().take();
+            let waiters = quota.awaiting_alarm.lock().take();
             waiters.into_iter().flatten().for_each(|waiter| waiter(Err(Error::NoSpace)));
         });
         if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, waiter }) {

@@ -119,18 +119,18 @@ const KEPT_TICKS: u32 = 300;
 
 /// What the raft thread knows of the copy that it gives away.
 #[derive(Debug, Default)]
-pub struct Giving {
+pub struct OutboundTracker {
     /// Where the transport finds it.
     pub shelf: Arc<Shelf>,
     offer: Option<Arc<Offer>>,
     /// One is being made.
-    asked: bool,
+    requested: bool,
     /// Who is being sent one.
     sending: BTreeSet<u64>,
     idle_ticks: u32,
 }
 
-impl Giving {
+impl OutboundTracker {
     /// Nothing yet; what there will be is put on this shelf.
     #[must_use]
     pub fn new(shelf: Arc<Shelf>) -> Self {
@@ -138,37 +138,37 @@ impl Giving {
     }
 
     /// One is wanted; false if it is being made already.
-    pub fn ask(&mut self) -> bool {
-        !std::mem::replace(&mut self.asked, true)
+    pub fn request(&mut self) -> bool {
+        !std::mem::replace(&mut self.requested, true)
     }
 
     /// It could not be made.
     pub fn failed(&mut self) {
-        self.asked = false;
+        self.requested = false;
     }
 
     /// It is made. Returns the one before, to be dropped where there is time to remove files.
     pub fn offer(&mut self, offer: Arc<Offer>) -> Option<Arc<Offer>> {
-        self.asked = false;
+        self.requested = false;
         self.idle_ticks = 0;
         self.shelf.put(Some(offer.clone()));
         self.offer.replace(offer)
     }
 
     /// These are about to be sent.
-    pub fn note(&mut self, messages: &[Message]) {
+    pub fn note_sends(&mut self, messages: &[Message]) {
         let snapshots = messages.iter().filter(|message| message.msg_type == MessageType::MsgSnapshot);
         self.sending.extend(snapshots.map(|message| message.to));
     }
 
     /// A member got it, or did not.
-    pub fn ended(&mut self, to: u64) {
+    pub fn send_ended(&mut self, to: u64) {
         self.sending.remove(&to);
         self.idle_ticks = 0;
     }
 
     /// Time goes by; returns the copy if it has lain there for long enough, to be dropped where there is time for it.
-    pub fn grow_old(&mut self, ticks: u32) -> Option<Arc<Offer>> {
+    pub fn expire(&mut self, ticks: u32) -> Option<Arc<Offer>> {
         if self.offer.is_none() || !self.sending.is_empty() {
             return None;
         }
@@ -182,7 +182,7 @@ impl Giving {
 
     /// The lowest index that somebody who is given a copy now will ask for next.
     #[must_use]
-    pub fn pins(&self) -> Option<u64> {
+    pub fn pinned_index(&self) -> Option<u64> {
         self.offer.as_ref().map(|offer| offer.at.index)
     }
 }

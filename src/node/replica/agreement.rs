@@ -19,11 +19,11 @@ use super::Replica;
 impl<R> Replica<R> {
     /// The change at `index` is in the database, or was refused there. Returns who votes now, unless a snapshot has come
     /// meanwhile, which says so itself.
-    pub fn follow_change(&mut self, index: u64, change: Option<&ConfChange>) -> Option<ConfState> {
-        if index <= self.raft.store().truncated().index && self.to_follow.front() != Some(&index) {
+    pub fn apply_conf_change(&mut self, index: u64, change: Option<&ConfChange>) -> Option<ConfState> {
+        if index <= self.raft.store().truncated().index && self.unapplied_changes.front() != Some(&index) {
             return None;
         }
-        let expected = self.to_follow.pop_front();
+        let expected = self.unapplied_changes.pop_front();
         assert_eq!(expected, Some(index), "changes are followed in the order in which they were handed out");
         if let Some(change) = change {
             let conf_state =
@@ -37,11 +37,11 @@ impl<R> Replica<R> {
 
     /// Whether this leader is removed by the agreed change at `index`, and those that stay may forget that it is agreed.
     #[must_use]
-    pub fn must_tell_others(&self, index: u64, change: Option<&ConfChange>) -> bool {
+    pub fn removal_must_wait(&self, index: u64, change: Option<&ConfChange>) -> bool {
         let removes_us = |change: &ConfChange| {
             change.change_type == ConfChangeType::RemoveNode && change.node_id == self.raft.raft.id
         };
-        self.leads() && change.is_some_and(removes_us) && !self.others_remember(index)
+        self.leads() && change.is_some_and(removes_us) && !self.others_know_commit(index)
     }
 
     /// Whether the members that stay know, on their disks, that the change at `index` is agreed which removes this one. If
@@ -51,8 +51,8 @@ impl<R> Replica<R> {
     /// many have to know it that any majority of those that stay has one among them: it will be elected, or its refusal
     /// tells the candidate.
     #[must_use]
-    pub fn others_remember(&self, index: u64) -> bool {
-        if self.told_commit >= index {
+    pub fn others_know_commit(&self, index: u64) -> bool {
+        if self.leader_commit >= index {
             return true;
         }
         let raft = &self.raft.raft;
@@ -76,7 +76,7 @@ impl<R> Replica<R> {
 
     /// Whether this leader would tell others that a change of the members is agreed, while its disk knows that of entries up
     /// to `saved` only. (In a new term raft-rs takes the last entry for a change: that costs a sync, once.)
-    pub(super) fn may_tell_of_change(&self, saved: u64) -> bool {
+    pub(super) fn would_reveal_change(&self, saved: u64) -> bool {
         let last_change = self.raft.raft.pending_conf_index;
         self.leads() && saved < last_change && last_change <= self.raft.raft.raft_log.committed
     }

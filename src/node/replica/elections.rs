@@ -5,7 +5,7 @@ use super::Replica;
 impl<R> Replica<R> {
     /// Brings an election nearer by so many ticks, but not about: for a member that has just started and need not wait as
     /// long as one that has lost its leader.
-    pub fn hurry(&mut self, ticks: u64) {
+    pub fn shorten_election(&mut self, ticks: u64) {
         if self.raft.raft.leader_id == 0 {
             (0..ticks).for_each(|_| self.tick_election());
         }

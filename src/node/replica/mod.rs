@@ -1,4 +1,4 @@
-//! raft-rs as a value: inputs go in, one [`Turn`] after another comes out. No thread, no clock, no disk.
+//! raft-rs as a value: inputs go in, one [`Ready`] after another comes out. No thread, no clock, no disk.
 //!
 //! The owner carries a turn out in this order: send `messages` (a leader replicates while its own disk works), put a
 //! snapshot in place if there is one, hand `committed` to the applier, hand `write` to the log. When a write is durable its
@@ -38,8 +38,8 @@ use raft::{
 use super::log::{Group, MemoryLog, Position};
 use crate::error::{Error, Halt};
 use proposals::Proposals;
-use rounds::{Patience, Rounds};
-pub use turn::{Install, Leadership, Turn, Write};
+use rounds::{Rounds, Timeouts};
+pub use turn::{Install, Leadership, Ready, Write};
 
 /// One group is being synced while the next one gathers.
 const WRITES_IN_FLIGHT: usize = 2;
@@ -68,14 +68,14 @@ pub struct Timing {
 
 /// Which member, in which of its lives.
 #[derive(Debug, Clone, Copy)]
-pub struct Life {
+pub struct Incarnation {
     /// The member.
     pub member: u64,
     /// A number that no other life of this member has, nor any other near it.
     pub number: u64,
 }
 
-struct UnderWay {
+struct InFlightWrite {
     number: u64,
     /// The number to acknowledge with it: later turns may have had nothing to write.
     covers: u64,
@@ -91,20 +91,20 @@ pub struct Replica<R> {
     ticks: u64,
     proposals: Proposals,
     /// Changes that were handed out to be applied, and not followed yet: their indexes.
-    to_follow: VecDeque<u64>,
-    writes: VecDeque<UnderWay>,
+    unapplied_changes: VecDeque<u64>,
+    writes: VecDeque<InFlightWrite>,
     /// When something was last applied, or there was nothing to apply.
     applied_at: u64,
     /// When leadership last changed.
-    leads_since: u64,
+    leadership_since: u64,
     /// Members that nothing can be sent to. What this one would pass on to such a leader waits here for the next.
-    cut_off: BTreeSet<u64>,
+    unreachable_members: BTreeSet<u64>,
     /// A commit index that is not on disk: it rides with the next write.
-    unsaved: Option<HardState>,
+    unsaved_state: Option<HardState>,
     /// The commit index that is on disk.
     saved_commit: u64,
     /// The highest commit index that another member told as leader.
-    told_commit: u64,
+    leader_commit: u64,
     /// Agreed entries that are not applied yet, from a change of the members on whose agreement is not on disk.
     held: VecDeque<Entry>,
     /// The write that makes the present term durable, while it is under way.
@@ -112,12 +112,12 @@ pub struct Replica<R> {
     rounds: Rounds<R>,
     leadership: Leadership,
     /// The term in which a message was ignored, and a line said so.
-    contradicted_in: Option<u64>,
+    contradiction_logged_in: Option<u64>,
 }
 
 impl<R> Replica<R> {
     /// A member that goes on from what `log` holds, everything up to `applied` being in its database.
-    pub fn new(life: Life, applied: u64, log: MemoryLog, timing: Timing, logger: &slog::Logger) -> Result<Self, Halt> {
+    pub fn new(life: Incarnation, applied: u64, log: MemoryLog, timing: Timing, logger: &slog::Logger) -> Result<Self, Halt> {
         let saved_commit = log.hard_state().commit;
         let sole = raft::Storage::initial_state(&log).is_ok_and(|state| state.conf_state.voters == [life.member]);
         let config = Config {
@@ -142,25 +142,25 @@ impl<R> Replica<R> {
             raft.campaign().map_err(cannot)?;
         }
         let ticks = |ms: u64| ms / timing.tick_ms.max(1);
-        let patience = Patience { retry: ticks(READ_RETRY_MS), read: ticks(timing.patience_ms).max(1) };
+        let timeouts = Timeouts { retry: ticks(READ_RETRY_MS), read: ticks(timing.patience_ms).max(1) };
         Ok(Self {
             raft,
             election_ticks: timing.election_ticks as u64,
             ticks: 0,
-            proposals: Proposals::new(patience.read),
-            to_follow: VecDeque::new(),
+            proposals: Proposals::new(timeouts.read),
+            unapplied_changes: VecDeque::new(),
             writes: VecDeque::new(),
             applied_at: 0,
-            leads_since: 0,
-            cut_off: BTreeSet::new(),
-            unsaved: None,
+            leadership_since: 0,
+            unreachable_members: BTreeSet::new(),
+            unsaved_state: None,
             saved_commit,
-            told_commit: 0,
+            leader_commit: 0,
             held: VecDeque::new(),
             term_write: None,
-            rounds: Rounds::new(life.member, life.number, patience),
+            rounds: Rounds::new(life.member, life.number, timeouts),
             leadership: Leadership::default(),
-            contradicted_in: None,
+            contradiction_logged_in: None,
         })
     }
 
@@ -170,7 +170,7 @@ impl<R> Replica<R> {
         self.tick_election();
         self.rounds.tick();
         self.proposals.tick();
-        self.hand_over_if_stuck();
+        self.transfer_leadership_if_stuck();
     }
 
     /// Takes a message of another member. What makes no sense is ignored: no peer can stop this node. False if it was.
@@ -180,7 +180,7 @@ impl<R> Replica<R> {
         }
         if matches!(message.msg_type, MessageType::MsgAppend | MessageType::MsgHeartbeat) && message.term >= self.term()
         {
-            self.told_commit = self.told_commit.max(message.commit);
+            self.leader_commit = self.leader_commit.max(message.commit);
         }
         if message.msg_type == MessageType::MsgPropose && self.leads() {
             self.proposals.take_changes(&mut message);
@@ -193,7 +193,7 @@ impl<R> Replica<R> {
             tracing::debug!(%error, "a peer's message was ignored");
         }
         if let Some((candidate, next_term)) = candidate {
-            outgoing::refuse_in_its_term(&mut self.raft.raft.msgs, candidate, next_term.saturating_sub(1));
+            outgoing::raise_refusal_term(&mut self.raft.raft.msgs, candidate, next_term.saturating_sub(1));
         }
         true
     }
@@ -221,7 +221,7 @@ impl<R> Replica<R> {
 
     /// Wants to know when everything that was acknowledged before now can be read here.
     pub fn read(&mut self, read: R) {
-        self.rounds.join(read);
+        self.rounds.add(read);
     }
 
     /// Reads that will not be answered, and what they are told.
@@ -235,9 +235,9 @@ impl<R> Replica<R> {
         let mut acknowledged = None;
         while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
             acknowledged = Some(write.covers);
-            let was_withheld = self.may_tell_of_change(self.saved_commit);
+            let was_withheld = self.would_reveal_change(self.saved_commit);
             self.saved_commit = write.commit;
-            if was_withheld && !self.may_tell_of_change(self.saved_commit) {
+            if was_withheld && !self.would_reveal_change(self.saved_commit) {
                 self.raft.ping(); // Heartbeats tell what was not told.
             }
         }
@@ -248,7 +248,7 @@ impl<R> Replica<R> {
 
     /// Everything up to this index is in the database. Raft hears of no change of the members before it has followed it.
     pub fn applied(&mut self, index: u64) {
-        let index = self.to_follow.front().map_or(index, |change| index.min(change - 1));
+        let index = self.unapplied_changes.front().map_or(index, |change| index.min(change - 1));
         if index > self.raft.raft.raft_log.applied() {
             self.raft.advance_apply_to(index);
             self.applied_at = self.ticks;
@@ -257,7 +257,7 @@ impl<R> Replica<R> {
 
     /// Forgets entries up to `index`, but none that raft does not know to be applied: it looks at all others when it calls an
     /// election. Returns where the log begins now.
-    pub fn cut(&mut self, index: u64) -> Position {
+    pub fn truncate(&mut self, index: u64) -> Position {
         let index = index.min(self.raft.raft.raft_log.applied());
         self.raft.mut_store().cut(index);
         self.raft.store().truncated()
@@ -265,12 +265,12 @@ impl<R> Replica<R> {
 
     /// There is a connection to this member.
     pub fn reachable(&mut self, member: u64) {
-        self.cut_off.remove(&member);
+        self.unreachable_members.remove(&member);
     }
 
     /// The connection to this member is broken: what was sent may be lost, and nothing can be.
     pub fn unreachable(&mut self, member: u64) {
-        self.cut_off.insert(member);
+        self.unreachable_members.insert(member);
         self.lost(member);
     }
 
@@ -299,7 +299,7 @@ impl<R> Replica<R> {
 
     /// Whether the oldest write has been under way for an election timeout.
     #[must_use]
-    pub fn disk_stands_still(&self) -> bool {
+    pub fn disk_is_stalled(&self) -> bool {
         self.oldest_write_ticks() >= self.election_ticks
     }
 
@@ -308,23 +308,23 @@ impl<R> Replica<R> {
     }
 
     /// When the disk or the applier has stood still for most of an election timeout; again, if raft has given that up.
-    fn hand_over_if_stuck(&mut self) {
+    fn transfer_leadership_if_stuck(&mut self) {
         let raft = &self.raft.raft;
         if raft.raft_log.applied() >= raft.raft_log.committed.min(raft.raft_log.persisted) {
             self.applied_at = self.ticks;
         }
-        let stuck = self.oldest_write_ticks().max(self.ticks - self.applied_at).min(self.ticks - self.leads_since);
+        let stuck = self.oldest_write_ticks().max(self.ticks - self.applied_at).min(self.ticks - self.leadership_since);
         if !self.leads() || stuck < (self.election_ticks * 3 / 4).max(1) || raft.lead_transferee.is_some() {
             return;
         }
-        if let Some(best) = self.best_other_voter() {
+        if let Some(best) = self.transfer_target() {
             tracing::warn!(to = format!("{best:x}"), "the disk does not keep up: handing leadership over");
             self.raft.transfer_leader(best);
         }
     }
 
     /// Who would lead in this leader's place: of those that were heard lately, the one that has most.
-    fn best_other_voter(&self) -> Option<u64> {
+    fn transfer_target(&self) -> Option<u64> {
         let raft = &self.raft.raft;
         let voters = &raft.prs().conf().to_conf_state().voters;
         let others = voters.iter().filter(|&&voter| voter != raft.id);
@@ -333,12 +333,12 @@ impl<R> Replica<R> {
     }
 
     /// What is to be done next, if anything.
-    pub fn turn(&mut self) -> Option<Turn<R>> {
+    pub fn next_ready(&mut self) -> Option<Ready<R>> {
         self.propose_waiting();
         self.propose_waiting_change();
         self.start_rounds();
         if !self.raft.has_ready() {
-            return self.take_released().map(Turn::of_committed);
+            return self.take_released().map(Ready::of_committed);
         }
         let mut ready = self.raft.ready();
         let term = self.raft.raft.term;
@@ -349,7 +349,7 @@ impl<R> Replica<R> {
         });
         let leadership = leadership.filter(|now| *now != self.leadership);
         if let Some(leadership) = leadership {
-            (self.leadership, self.leads_since) = (leadership, self.ticks);
+            (self.leadership, self.leadership_since) = (leadership, self.ticks);
         }
         for state in ready.take_read_states() {
             self.rounds.answer(state.index, &state.request_ctx);
@@ -357,9 +357,9 @@ impl<R> Replica<R> {
         let mut messages = ready.take_messages();
         let committed = ready.take_committed_entries();
         let changes = committed.iter().filter(|entry| entry.entry_type != EntryType::EntryNormal);
-        let followed_before = self.to_follow.len();
-        self.to_follow.extend(changes.map(|entry| entry.index));
-        let has_changes = self.to_follow.len() > followed_before;
+        let followed_before = self.unapplied_changes.len();
+        self.unapplied_changes.extend(changes.map(|entry| entry.index));
+        let has_changes = self.unapplied_changes.len() > followed_before;
         let hard_state = ready.hs().cloned();
         let install = self.accept(ready.snapshot(), hard_state.as_ref());
         let entries = ready.take_entries();
@@ -374,25 +374,25 @@ impl<R> Replica<R> {
         let mut promises = ready.take_persisted_messages();
         let number = ready.number();
         self.raft.advance_append_async(ready);
-        self.unsaved = hard_state.or(self.unsaved.take());
-        must_sync |= (has_changes || self.may_tell_of_change(self.commit_after_writes())) && self.unsaved.is_some();
-        let saved = self.unsaved.as_ref().filter(|_| must_sync).map(|state| state.commit);
+        self.unsaved_state = hard_state.or(self.unsaved_state.take());
+        must_sync |= (has_changes || self.would_reveal_change(self.commit_after_writes())) && self.unsaved_state.is_some();
+        let saved = self.unsaved_state.as_ref().filter(|_| must_sync).map(|state| state.commit);
         let commit = saved.unwrap_or_else(|| self.commit_after_writes());
-        self.choose_what_to_say(&mut messages, &mut promises, commit);
+        self.filter_messages(&mut messages, &mut promises, commit);
         let committed = self.hold_changes(committed);
         let write = if must_sync {
-            let group = Group { entries, hard_state: self.unsaved.take() };
+            let group = Group { entries, hard_state: self.unsaved_state.take() };
             Some(Write { group, promises, number })
         } else {
             self.after_writes(number, promises, &mut messages)
         };
         if write.is_some() {
-            self.writes.push_back(UnderWay { number, covers: number, since: self.ticks, commit });
+            self.writes.push_back(InFlightWrite { number, covers: number, since: self.ticks, commit });
         }
         if leadership.is_some_and(|now| now.leader != 0) {
             self.rounds.leader_changed();
         }
-        Some(Turn { leadership, messages, install, committed, reads: self.rounds.take_answered(), write })
+        Some(Ready { leadership, messages, install, committed, reads: self.rounds.take_answered(), write })
     }
 
     /// Starts the log in memory over behind a snapshot, if raft has accepted one.
@@ -408,7 +408,7 @@ impl<R> Replica<R> {
         // in between, a commit index above the last entry would be taken for damage.
         hard_state.commit = at.index;
         self.raft.mut_store().restore(at, hard_state.clone(), conf_state.clone());
-        self.to_follow.clear();
+        self.unapplied_changes.clear();
         self.held.clear();
         Some(Install { at, conf_state, hard_state })
     }
@@ -418,9 +418,9 @@ impl<R> Replica<R> {
     ///
     /// A leader was elected by what was durable, so it may speak before its own disk is done. But a sole voter elects itself
     /// without a word: until that is durable it could be elected to the same term again, and say something else to learners.
-    fn choose_what_to_say(&mut self, messages: &mut Vec<Message>, promises: &mut Vec<Message>, commit: u64) {
-        outgoing::report_no_more(promises, commit);
-        if self.disk_stands_still() {
+    fn filter_messages(&mut self, messages: &mut Vec<Message>, promises: &mut Vec<Message>, commit: u64) {
+        outgoing::cap_reported_commit(promises, commit);
+        if self.disk_is_stalled() {
             for kept_back in messages.drain(..).filter(|message| message.msg_type == MessageType::MsgSnapshot) {
                 self.snapshot_sent(kept_back.to, false); // Raft waits for a word of it.
             }
@@ -430,13 +430,13 @@ impl<R> Replica<R> {
             promises.append(messages);
             return;
         }
-        if self.may_tell_of_change(self.saved_commit) {
+        if self.would_reveal_change(self.saved_commit) {
             outgoing::withhold_commit(messages, self.raft.raft.pending_conf_index, promises);
         }
-        messages.extend(promises.extract_if(.., |message| outgoing::promises_nothing(message)));
-        outgoing::report_no_more(messages, self.saved_commit);
+        messages.extend(promises.extract_if(.., |message| outgoing::needs_no_sync(message)));
+        outgoing::cap_reported_commit(messages, self.saved_commit);
         let progress = self.raft.raft.prs();
-        outgoing::drop_stale_news(messages, |member| {
+        outgoing::drop_redundant_appends(messages, |member| {
             progress.get(member).is_some_and(|progress| progress.state == ProgressState::Replicate)
         });
     }
@@ -456,14 +456,14 @@ impl<R> Replica<R> {
     }
 
     /// Whether there is a leader who would hear a proposal: what is sent in vain is lost without a word.
-    fn has_ear(&self) -> bool {
+    fn can_reach_leader(&self) -> bool {
         let leader = self.raft.raft.leader_id;
-        leader != 0 && !self.cut_off.contains(&leader)
+        leader != 0 && !self.unreachable_members.contains(&leader)
     }
 
     fn propose_waiting(&mut self) {
         self.proposals.drop_unless(self.leads().then(|| self.term()));
-        if self.writes.len() >= WRITES_IN_FLIGHT || !self.has_ear() {
+        if self.writes.len() >= WRITES_IN_FLIGHT || !self.can_reach_leader() {
             return;
         }
         while let Some(message) = self.proposals.next(self.raft.raft.id) {
@@ -476,7 +476,7 @@ impl<R> Replica<R> {
     }
 
     fn propose_waiting_change(&mut self) {
-        if !self.has_ear() || (self.leads() && self.raft.raft.has_pending_conf()) {
+        if !self.can_reach_leader() || (self.leads() && self.raft.raft.has_pending_conf()) {
             return;
         }
         let Some(message) = self.proposals.next_change(self.raft.raft.id) else { return };

@@ -10,14 +10,14 @@ use std::collections::BTreeMap;
 use raft::eraftpb::{Message, MessageType};
 
 /// Whether a follower may send this before its disk is done.
-pub(super) fn promises_nothing(message: &Message) -> bool {
+pub(super) fn needs_no_sync(message: &Message) -> bool {
     matches!(message.msg_type, MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex | MessageType::MsgPropose)
 }
 
 /// Lets a candidate hear that it is refused, even if its term is later than ours. Raft ignores what comes from an earlier one,
 /// and with the refusal what it brings: how far the log is agreed on. Usually the one who refuses will be elected instead;
 /// but one that was removed, and whose log is longer, would refuse the one who is left for ever. A refusal promises nothing.
-pub(super) fn refuse_in_its_term(said: &mut [Message], candidate: u64, its_term: u64) {
+pub(super) fn raise_refusal_term(said: &mut [Message], candidate: u64, its_term: u64) {
     let refusals = said.iter_mut().filter(|message| {
         message.msg_type == MessageType::MsgRequestPreVoteResponse && message.reject && message.to == candidate
     });
@@ -27,7 +27,7 @@ pub(super) fn refuse_in_its_term(said: &mut [Message], candidate: u64, its_term:
 }
 
 /// Reports to a leader no later commit index than the one that is on disk when it hears of it.
-pub(super) fn report_no_more(messages: &mut [Message], saved_commit: u64) {
+pub(super) fn cap_reported_commit(messages: &mut [Message], saved_commit: u64) {
     for message in messages {
         if matches!(message.msg_type, MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse) {
             message.commit = message.commit.min(saved_commit);
@@ -52,7 +52,7 @@ pub(super) fn withhold_commit(messages: &mut Vec<Message>, unsaved: u64, promise
 
 /// Drops news of the commit index that a later message to the same member brings as well. `replicating` says whether a
 /// member takes appends without being asked for each; to others an empty append is a question.
-pub(super) fn drop_stale_news(messages: &mut Vec<Message>, replicating: impl Fn(u64) -> bool) {
+pub(super) fn drop_redundant_appends(messages: &mut Vec<Message>, replicating: impl Fn(u64) -> bool) {
     if messages.len() < 2 {
         return;
     }
@@ -75,7 +75,7 @@ pub(super) fn drop_stale_news(messages: &mut Vec<Message>, replicating: impl Fn(
 
 /// Drops acknowledgements that a later one to the same leader includes. One of index 0 tells a leader of an earlier term that
 /// there is a later one.
-pub(super) fn drop_included_acks(promises: &mut Vec<Message>) {
+pub(super) fn drop_superseded_acks(promises: &mut Vec<Message>) {
     if promises.len() < 2 {
         return;
     }
@@ -113,10 +113,10 @@ mod tests {
     #[test]
     fn an_empty_append_goes_if_a_later_one_says_as_much() {
         let mut messages = vec![append(2, 0, 5), append(3, 0, 5), append(2, 3, 5), append(2, 0, 6), append(3, 1, 4)];
-        drop_stale_news(&mut messages, |_| true);
+        drop_redundant_appends(&mut messages, |_| true);
         assert_eq!(messages, [append(3, 0, 5), append(2, 3, 5), append(2, 0, 6), append(3, 1, 4)]);
         let mut probes = vec![append(2, 0, 5), append(2, 0, 5)];
-        drop_stale_news(&mut probes, |_| false);
+        drop_redundant_appends(&mut probes, |_| false);
         assert_eq!(probes.len(), 2, "who is probed gets every question");
     }
 
@@ -124,10 +124,10 @@ mod tests {
     fn only_the_newest_acknowledgement_is_worth_sending() {
         let mut promises =
             vec![ack(1, 5, false), ack(1, 3, true), ack(1, 6, false), ack(1, 7, false), ack(2, 1, false)];
-        drop_included_acks(&mut promises);
+        drop_superseded_acks(&mut promises);
         assert_eq!(promises, [ack(1, 3, true), ack(1, 7, false), ack(2, 1, false)]);
         let mut lone = vec![ack(3, 0, false), ack(1, 7, false)];
-        drop_included_acks(&mut lone);
+        drop_superseded_acks(&mut lone);
         assert_eq!(lone, [ack(3, 0, false), ack(1, 7, false)], "a leader of the past hears that it is one");
     }
 
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn three_kinds_promise_nothing() {
-        let free = |msg_type| promises_nothing(&Message { msg_type, ..Message::default() });
+        let free = |msg_type| needs_no_sync(&Message { msg_type, ..Message::default() });
         let all = [MessageType::MsgHeartbeatResponse, MessageType::MsgReadIndex, MessageType::MsgPropose];
         assert!(all.into_iter().all(free));
         for held in [

@@ -17,23 +17,23 @@ use super::Replica;
 /// a second. Even seven members that fail to elect a leader every 5 ms need 24 years for so many terms, so a member that was
 /// away, or was cut off and called elections without asking, is always heard. What is later was made up, and would be
 /// remembered for ever. A member that has no term yet takes whichever its cluster is in.
-const LARGEST_JUMP: u64 = 1 << 40;
+const MAX_TERM_JUMP: u64 = 1 << 40;
 
 impl<R> Replica<R> {
     /// Whether raft may hear this.
     pub(super) fn is_plausible(&mut self, message: &Message) -> bool {
-        let Some(trouble) = self.contradiction(message) else { return true };
-        if self.contradicted_in.replace(self.term()) != Some(self.term()) {
+        let Some(reason) = self.contradiction(message) else { return true };
+        if self.contradiction_logged_in.replace(self.term()) != Some(self.term()) {
             let (from, term) = (format!("{:x}", message.from), message.term);
-            tracing::error!(from, term, "ignored a {:?}: {trouble}", message.msg_type);
+            tracing::error!(from, term, "ignored a {:?}: {reason}", message.msg_type);
         }
         false
     }
 
     /// Whether raft would take this snapshot; if so, whether it is from the leader that this member follows.
-    pub fn judge_snapshot(&self, message: &Message) -> Result<bool, String> {
-        if let Some(trouble) = self.contradiction(message) {
-            return Err(trouble);
+    pub fn check_snapshot(&self, message: &Message) -> Result<bool, String> {
+        if let Some(reason) = self.contradiction(message) {
+            return Err(reason);
         }
         let (raft, index) = (&self.raft.raft, message.get_snapshot().get_metadata().index);
         if message.term < raft.term {
@@ -56,7 +56,7 @@ impl<R> Replica<R> {
         let (raft, log) = (&self.raft.raft, &self.raft.raft.raft_log);
         let last = log.last_index();
         let (kind, is_present) = (message.msg_type, message.term == raft.term);
-        if raft.term > 0 && message.term > raft.term.saturating_add(LARGEST_JUMP) {
+        if raft.term > 0 && message.term > raft.term.saturating_add(MAX_TERM_JUMP) {
             return Some(format!("no election can have led from term {} to term {}", raft.term, message.term));
         }
         // What it knows that others do not it could lose so; and nobody else can have been elected.

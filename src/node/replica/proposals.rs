@@ -17,7 +17,7 @@ const MAX_BYTES: usize = 1 << 20;
 
 struct Waiting {
     data: Bytes,
-    came_at: u64,
+    added_at: u64,
     bound: Option<Bound>,
 }
 
@@ -29,7 +29,7 @@ struct Bound {
 
 /// All that waits, in the order in which it came.
 pub(super) struct Proposals {
-    patience_ticks: u64,
+    timeout_ticks: u64,
     now: u64,
     waiting: VecDeque<Waiting>,
     changes: VecDeque<Waiting>,
@@ -40,9 +40,9 @@ pub(super) struct Proposals {
 
 impl Proposals {
     /// Nothing yet. Nothing waits for longer than so many ticks: its proposer has given up by then.
-    pub fn new(patience_ticks: u64) -> Self {
+    pub fn new(timeout_ticks: u64) -> Self {
         Self {
-            patience_ticks,
+            timeout_ticks,
             now: 0,
             waiting: VecDeque::new(),
             changes: VecDeque::new(),
@@ -52,12 +52,12 @@ impl Proposals {
     }
 
     pub fn add(&mut self, data: Bytes) {
-        self.waiting.push_back(Waiting { data, came_at: self.now, bound: None });
+        self.waiting.push_back(Waiting { data, added_at: self.now, bound: None });
     }
 
     /// Adds what only a leader of this term may propose; `id` is the one inside the entry.
     pub fn add_in_term(&mut self, term: u64, id: u64, data: Bytes) {
-        self.waiting.push_back(Waiting { data, came_at: self.now, bound: Some(Bound { term, id }) });
+        self.waiting.push_back(Waiting { data, added_at: self.now, bound: Some(Bound { term, id }) });
         self.bound += 1;
     }
 
@@ -87,7 +87,7 @@ impl Proposals {
     }
 
     pub fn add_change(&mut self, data: Bytes) {
-        self.changes.push_back(Waiting { data, came_at: self.now, bound: None });
+        self.changes.push_back(Waiting { data, added_at: self.now, bound: None });
     }
 
     /// Takes changes of the members out of what a follower passes on: they have to wait for each other.
@@ -105,8 +105,8 @@ impl Proposals {
     /// Time goes by.
     pub fn tick(&mut self) {
         self.now += 1;
-        let (now, patience) = (self.now, self.patience_ticks);
-        let over = |waiting: &mut Waiting| now - waiting.came_at >= patience;
+        let (now, timeout) = (self.now, self.timeout_ticks);
+        let over = |waiting: &mut Waiting| now - waiting.added_at >= timeout;
         while self.waiting.pop_front_if(over).is_some() {}
         while self.changes.pop_front_if(over).is_some() {}
         self.count_bound();

@@ -25,15 +25,15 @@ fn replica_at(truncated: Position, voters: Vec<u64>) -> Replica<&'static str> {
     let log = MemoryLog::new(&recovered, truncated.index, ConfState { voters, ..ConfState::default() });
     let timing = Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 7000, fixed_timeout: None };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
-    Replica::new(Life { member: 1, number: 1 }, truncated.index, log, timing, &logger).unwrap()
+    Replica::new(Incarnation { member: 1, number: 1 }, truncated.index, log, timing, &logger).unwrap()
 }
 
-/// All turns there are, each write called durable at once.
+/// All readies there are, each write called durable at once.
 fn settle(replica: &mut Replica<&'static str>) -> Vec<(u64, Vec<&'static str>)> {
     let mut answered = Vec::new();
-    while let Some(turn) = replica.turn() {
-        answered.extend(turn.reads);
-        if let Some(write) = turn.write {
+    while let Some(ready) = replica.next_ready() {
+        answered.extend(ready.reads);
+        if let Some(write) = ready.write {
             replica.persisted(write.number);
         }
     }
@@ -45,9 +45,9 @@ fn settle(replica: &mut Replica<&'static str>) -> Vec<(u64, Vec<&'static str>)> 
 fn the_log_is_not_cut_where_raft_has_not_come_yet() {
     let mut replica = founder();
     settle(&mut replica);
-    assert_eq!(replica.cut(2), Position { index: 1, term: 1 });
+    assert_eq!(replica.truncate(2), Position { index: 1, term: 1 });
     replica.applied(2);
-    assert_eq!(replica.cut(2), Position { index: 2, term: 2 });
+    assert_eq!(replica.truncate(2), Position { index: 2, term: 2 });
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn leader_of_two() -> Replica<&'static str> {
 }
 
 fn snapshots_sent(replica: &mut Replica<&'static str>) -> usize {
-    let messages = std::iter::from_fn(|| replica.turn()).flat_map(|turn| turn.messages);
+    let messages = std::iter::from_fn(|| replica.next_ready()).flat_map(|ready| ready.messages);
     messages.filter(|message| message.msg_type == MessageType::MsgSnapshot).count()
 }
 
@@ -91,8 +91,8 @@ fn a_snapshot_that_is_kept_back_while_the_disk_stands_still_is_sent_later() {
     let conf_state = ConfState { voters: vec![1, 2], ..ConfState::default() };
     replica.log().offer(Some((Position { index: 1, term: 1 }, conf_state)));
     replica.propose(Bytes::from_static(b"stuck"));
-    let stuck = replica.turn().and_then(|turn| turn.write).expect("a proposal is written");
-    while !replica.disk_stands_still() {
+    let stuck = replica.next_ready().and_then(|ready| ready.write).expect("a proposal is written");
+    while !replica.disk_is_stalled() {
         replica.tick();
         says(&mut replica, MessageType::MsgHeartbeatResponse, 2);
     }
@@ -127,9 +127,9 @@ fn a_candidate_hears_a_refusal_from_an_earlier_term_and_what_is_agreed() {
     let mut replica = voter_of(vec![1, 2]);
     settle(&mut replica);
     replica.step(Message { msg_type: MessageType::MsgRequestPreVote, from: 2, to: 1, term: 9, ..Message::default() });
-    let turns = std::iter::from_fn(|| replica.turn());
-    let said = turns
-        .flat_map(|turn| turn.messages.into_iter().chain(turn.write.map_or_else(Vec::new, |write| write.promises)));
+    let readies = std::iter::from_fn(|| replica.next_ready());
+    let said = readies
+        .flat_map(|ready| ready.messages.into_iter().chain(ready.write.map_or_else(Vec::new, |write| write.promises)));
     let said: Vec<_> =
         said.map(|said| (said.msg_type, said.reject, said.term, said.commit, said.commit_term)).collect();
     assert_eq!(said, [(MessageType::MsgRequestPreVoteResponse, true, 8, 1, 1)]);
@@ -150,13 +150,13 @@ fn a_vote_that_comes_before_it_was_asked_for_does_not_count() {
         entries: vec![entry].into(),
         ..Message::default()
     });
-    let write = replica.turn().and_then(|turn| turn.write).expect("an entry came");
+    let write = replica.next_ready().and_then(|ready| ready.write).expect("an entry came");
     while replica.raft.raft.state == StateRole::Follower {
         replica.tick();
-        while replica.turn().is_some() {}
+        while replica.next_ready().is_some() {}
     }
     says(&mut replica, MessageType::MsgRequestPreVoteResponse, 2);
-    while replica.turn().is_some() {}
+    while replica.next_ready().is_some() {}
     assert_eq!(replica.raft.raft.state, StateRole::Candidate);
     says(&mut replica, MessageType::MsgRequestVoteResponse, 2);
     assert!(!replica.leads(), "it was not asked yet");
@@ -180,18 +180,18 @@ fn the_log_that_starts_over_behind_a_snapshot_commits_no_more_than_the_snapshot(
     let snapshot = Snapshot { metadata: Some(metadata).into(), ..Snapshot::default() };
     let from_leader = |msg_type| Message { msg_type, from: 2, to: 1, term: 3, ..Message::default() };
     replica.step(Message { snapshot: Some(snapshot).into(), ..from_leader(MessageType::MsgSnapshot) });
-    // The leader goes on at once, and all of it is taken in one turn.
+    // The leader goes on at once, and all of it is taken in one ready.
     let entries = vec![entry(51, 3), entry(52, 3)].into();
     replica.step(Message { index: 50, log_term: 3, commit: 52, entries, ..from_leader(MessageType::MsgAppend) });
 
-    let turn = replica.turn().expect("there is something to do");
-    let install = turn.install.expect("raft accepts the snapshot");
+    let ready = replica.next_ready().expect("there is something to do");
+    let install = ready.install.expect("raft accepts the snapshot");
     assert_eq!((install.at, install.hard_state.term), (Position { index: 50, term: 3 }, 3));
     let mut log = VolatileLog::create(Identity::default(), Position { index: 1, term: 1 }, &HardState::default());
     log.reset(install.at, &install.hard_state).unwrap();
     let found = log.open().expect("after a power failure at this moment the log can be opened");
     assert_eq!((found.hard_state.commit, found.last_index()), (50, 50));
-    log.append(&turn.write.expect("the entries are written").group).unwrap();
+    log.append(&ready.write.expect("the entries are written").group).unwrap();
     let found = log.open().unwrap();
     assert_eq!((found.hard_state.commit, found.last_index()), (52, 52));
 }
@@ -218,10 +218,10 @@ fn a_sole_voter_calls_no_election_while_entries_of_its_log_are_not_durable() {
     replica.step(append(1, change));
     settle(&mut replica);
     replica.step(append(2, entry(3, 1)));
-    let write = replica.turn().and_then(|turn| turn.write).expect("an entry came");
-    assert_eq!(replica.follow_change(2, Some(&removal)).map(|conf| conf.voters), Some(vec![1]));
+    let write = replica.next_ready().and_then(|ready| ready.write).expect("an entry came");
+    assert_eq!(replica.apply_conf_change(2, Some(&removal)).map(|conf| conf.voters), Some(vec![1]));
 
-    let take_all_turns = |replica: &mut Replica<_>| while replica.turn().is_some() {};
+    let take_all_turns = |replica: &mut Replica<_>| while replica.next_ready().is_some() {};
     for _ in 0..100 {
         replica.tick();
         take_all_turns(&mut replica);
@@ -263,23 +263,23 @@ fn a_sole_voter_takes_no_snapshot() {
     let metadata = snapshot.mut_snapshot().mut_metadata();
     (metadata.index, metadata.term) = (100, 9);
     metadata.mut_conf_state().voters = vec![1];
-    assert!(replica.judge_snapshot(&snapshot).unwrap_err().contains("the only voter"));
+    assert!(replica.check_snapshot(&snapshot).unwrap_err().contains("the only voter"));
     let before = replica.term();
     assert!(!replica.step(snapshot.clone()));
-    assert!(replica.leads() && replica.term() == before && replica.turn().is_none());
+    assert!(replica.leads() && replica.term() == before && replica.next_ready().is_none());
 
     let mut follower = voter_of(vec![1, 2, 3]);
-    assert_eq!(follower.judge_snapshot(&snapshot), Ok(false), "it may be from a leader that was not heard yet");
+    assert_eq!(follower.check_snapshot(&snapshot), Ok(false), "it may be from a leader that was not heard yet");
     let heartbeat = Message { msg_type: MessageType::MsgHeartbeat, from: 2, to: 1, term: 9, ..Message::default() };
     follower.step(heartbeat.clone());
-    assert_eq!(follower.judge_snapshot(&snapshot), Ok(true));
+    assert_eq!(follower.check_snapshot(&snapshot), Ok(true));
     let other = Message { from: 3, ..snapshot.clone() };
-    assert!(follower.judge_snapshot(&other).unwrap_err().contains("2 leads this term"));
+    assert!(follower.check_snapshot(&other).unwrap_err().contains("2 leads this term"));
     follower.step(Message { term: 10, ..heartbeat });
-    assert!(follower.judge_snapshot(&snapshot).unwrap_err().contains("from a leader of term 9"));
+    assert!(follower.check_snapshot(&snapshot).unwrap_err().contains("from a leader of term 9"));
     snapshot.term = 10;
     snapshot.mut_snapshot().mut_metadata().index = 0;
-    assert_eq!(follower.judge_snapshot(&snapshot).unwrap_err(), "the snapshot is not needed");
+    assert_eq!(follower.check_snapshot(&snapshot).unwrap_err(), "the snapshot is not needed");
 }
 
 /// A member that was removed counts on what it is told: it may go when the others remember that it was.
@@ -300,10 +300,10 @@ fn a_follower_reports_only_what_its_disk_knows_to_be_agreed() {
     let entry = |index| vec![entry(index, 1)];
     let heartbeat = says(MessageType::MsgHeartbeat, 0, Vec::new(), 2);
     let reported = |replica: &mut Replica<&'static str>| {
-        let turn = replica.turn().expect("it answers");
-        let said = turn.messages.iter().chain(turn.write.iter().flat_map(|write| &write.promises));
+        let ready = replica.next_ready().expect("it answers");
+        let said = ready.messages.iter().chain(ready.write.iter().flat_map(|write| &write.promises));
         let said = said.map(|message| (message.msg_type, message.commit)).collect::<Vec<_>>();
-        (said, turn.write.map(|write| write.number))
+        (said, ready.write.map(|write| write.number))
     };
     replica.step(says(MessageType::MsgAppend, 1, entry(2), 1));
     let (said, write) = reported(&mut replica);
@@ -338,22 +338,22 @@ fn a_leader_neither_tells_nor_applies_that_a_change_is_agreed_before_its_disk_kn
     settle(&mut replica);
     let change = ConfChange { node_id: 2, change_type: ConfChangeType::RemoveNode, ..ConfChange::default() };
     replica.propose_change(&change);
-    let write = replica.turn().and_then(|turn| turn.write).expect("the change is written");
+    let write = replica.next_ready().and_then(|ready| ready.write).expect("the change is written");
     replica.persisted(write.number);
     settle(&mut replica);
     replica.step(ack(3, term));
-    let told = |turn: &Turn<_>| turn.messages.iter().map(|message| message.commit).max();
-    let turn = replica.turn().expect("the change is agreed");
-    assert!(told(&turn).is_none_or(|commit| commit < 3) && turn.committed.is_empty());
-    let write = turn.write.expect("that is written");
+    let told = |ready: &Ready<_>| ready.messages.iter().map(|message| message.commit).max();
+    let ready = replica.next_ready().expect("the change is agreed");
+    assert!(told(&ready).is_none_or(|commit| commit < 3) && ready.committed.is_empty());
+    let write = ready.write.expect("that is written");
     assert_eq!(write.group.hard_state.map(|state| state.commit), Some(3));
     replica.tick();
-    let meanwhile = replica.turn().expect("a heartbeat is due");
+    let meanwhile = replica.next_ready().expect("a heartbeat is due");
     assert_eq!((told(&meanwhile), meanwhile.committed.is_empty()), (Some(2), true));
     replica.persisted(write.number);
-    let turn = replica.turn().expect("now it may be told and applied");
-    assert_eq!((told(&turn), turn.committed.len()), (Some(3), 1));
-    assert!(!replica.others_remember(3), "the other has not said so");
+    let ready = replica.next_ready().expect("now it may be told and applied");
+    assert_eq!((told(&ready), ready.committed.len()), (Some(3), 1));
+    assert!(!replica.others_know_commit(3), "the other has not said so");
     replica.step(Message { commit: 3, ..ack(3, term) });
-    assert!(replica.others_remember(3));
+    assert!(replica.others_know_commit(3));
 }

@@ -34,7 +34,7 @@ impl Write {
     pub fn absorb(&mut self, later: Self) {
         self.group.absorb(later.group);
         self.promises.extend(later.promises);
-        outgoing::drop_included_acks(&mut self.promises);
+        outgoing::drop_superseded_acks(&mut self.promises);
         self.number = later.number;
     }
 }
@@ -51,7 +51,7 @@ pub struct Install {
 }
 
 /// What is to be done, in the order of the fields.
-pub struct Turn<R> {
+pub struct Ready<R> {
     /// A change of leadership.
     pub leadership: Option<Leadership>,
     /// To be sent at once.
@@ -66,7 +66,7 @@ pub struct Turn<R> {
     pub write: Option<Write>,
 }
 
-impl<R> Turn<R> {
+impl<R> Ready<R> {
     /// Nothing is to be done but to apply these.
     pub(super) fn of_committed(committed: Vec<Entry>) -> Self {
         Self { leadership: None, messages: Vec::new(), install: None, committed, reads: Vec::new(), write: None }
