@@ -1,9 +1,9 @@
 //! The apply thread: committed entries in; answers, events and the applied index out.
 //!
-//! All waiting entries become one batch of the database. Then, in this order: the database is written, events become deliverable,
-//! the head revision is published, lease expiry is told of leases, waiters are answered. So no answer precedes its write, no event
-//! becomes deliverable later than its revision becomes readable, and a client that was answered can read its own write and renew
-//! its own lease.
+//! All waiting entries become one batch of the database. Then, in this order: the database is written, events become
+//! deliverable, the head revision is published, lease expiry is told of leases, waiters are answered. So no answer precedes
+//! its write, no event becomes deliverable later than its revision becomes readable, and a client that was answered can read
+//! its own write and renew its own lease.
 
 use std::{
     sync::Arc,
@@ -25,7 +25,7 @@ use super::{
     snapshot::conf_state,
     status::Status,
     timekeeper::Timekeeper,
-    waiters::{TimeoutCause, ProposalWaiter, ReadWaiter, Waiters},
+    waiters::{ProposalWaiter, ReadWaiter, TimeoutCause, Waiters},
 };
 use crate::{
     error::{Error, Halt},

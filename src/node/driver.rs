@@ -15,8 +15,8 @@ use super::{
     keeper::{Chore, Discarded},
     log::Position,
     peers::Post,
-    replica::{Install, Replica, Ready, Write},
-    snapshot::{OutboundTracker, Incoming, Offer},
+    replica::{Install, Ready, Replica, Write},
+    snapshot::{Incoming, Offer, OutboundTracker},
     status::Status,
     waiters::{ProposalWaiter, ReadWaiter},
     writer::LogTask,
@@ -273,11 +273,11 @@ impl Driver {
 
     /// Whether this member can serve linearizable reads from now on without a round of ReadIndex.
     ///
-    /// A leader's log holds everything that was ever acknowledged, but after a restart the database is behind the log. Once an
-    /// entry of the leader's own term is applied, so is everything that other members, or an earlier run of this one, have
-    /// acknowledged. What was committed since then may have been acknowledged by members that were removed a moment ago, so it has
-    /// to be applied, too. And no other member may acknowledge anything from then on, which is why there must not even be a
-    /// learner: it might apply and acknowledge its client's write sooner than this member does.
+    /// A leader's log holds everything that was ever acknowledged, but after a restart the database is behind the log. Once
+    /// an entry of the leader's own term is applied, so is everything that other members, or an earlier run of this one, have
+    /// acknowledged. What was committed since then may have been acknowledged by members that were removed a moment ago, so
+    /// it has to be applied, too. And no other member may acknowledge anything from then on, which is why there must not even
+    /// be a learner: it might apply and acknowledge its client's write sooner than this member does.
     fn becomes_sole_leader(&self) -> bool {
         !self.status.rules_alone()
             && self.replica.leadership().is_self
@@ -348,9 +348,9 @@ impl Driver {
         }
     }
 
-    /// Applies a change. A leader that is removed defers this for up to an election timeout, until it knows that the other members
-    /// know that the change is committed. The change is answered only then, because the client may take the answer to mean that
-    /// this member is no longer needed.
+    /// Applies a change. A leader that is removed defers this for up to an election timeout, until it knows that the other
+    /// members know that the change is committed. The change is answered only then, because the client may take the answer to
+    /// mean that this member is no longer needed.
     fn apply_or_defer(&mut self, changed: Changed) {
         self.finish_removal();
         if self.replica.removal_must_wait(changed.index, changed.change.as_ref()) {

@@ -74,7 +74,7 @@ use shell::{Core, abort_on_failure};
 use snapshot::{OutboundTracker, Shelf, conf_state};
 use status::Status;
 use timekeeper::{Timekeeper, Times};
-use waiters::{TimeoutCause, ProposalWaiter, ReadWaiter, Waiters};
+use waiters::{ProposalWaiter, ReadWaiter, TimeoutCause, Waiters};
 use writer::LogWriter;
 
 /// A node's configuration.
@@ -229,8 +229,8 @@ impl Node {
         finish_install(log.as_mut(), &mut recovered, reached)?;
         recovered.check_applied(reached)?;
         let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().electorate()));
-        let life = Incarnation { member: settings.member_id, number: settings.ids.next() };
-        let replica = Replica::new(life, index, memory, settings.timing, &parts.logger)?;
+        let incarnation = Incarnation { member: settings.member_id, number: settings.ids.next() };
+        let replica = Replica::new(incarnation, index, memory, settings.timing, &parts.logger)?;
         let tick = Duration::from_millis(settings.timing.tick_ms);
         let status = Arc::new(Status::new(settings.clock.clone(), tick * timekeeper::STALLED_AFTER_TICKS));
         status.set_applied(index, term);

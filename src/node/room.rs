@@ -1,13 +1,13 @@
-//! How much room this member has left, and telling the cluster when it has none.
+//! Enforces this member's quota, and raises the cluster's NOSPACE alarm when it is exceeded.
 //!
-//! The database is measured twice a second, which is far too seldom for a bound and far too dear for every entry. So whatever
-//! was written since the last measurement is added to it, as the quota charges for it.
+//! The database is measured twice a second, which is far too seldom for a limit, while measuring it for every entry would be far
+//! too expensive. So the cost of writes since the last measurement, as the quota charges for them, is added to it.
 //!
-//! The quota is looked at twice. A write that is known not to fit is refused before it is proposed. One that was admitted and
-//! turns out too large when it is applied *stays*: members have quotas of their own, and must not differ in data. Its
-//! waiter hears "no space" nevertheless, and the alarm that follows refuses all that come later, on every member.
+//! The quota is checked twice. A write that is known not to fit is refused before it is proposed. One that was admitted and
+//! turns out too large when it is applied *stays*: members have different quotas, but must have the same data. Its waiter gets
+//! "no space" nevertheless, and the alarm that follows refuses all later writes, on every member.
 //!
-//! Nobody is told before the alarm is raised: who asks why finds it.
+//! Waiters are answered only after the alarm is raised, so that a client that got "no space" can see the alarm.
 
 use std::sync::Arc;
 
@@ -23,19 +23,18 @@ use crate::{
     state::{Command, Kind},
 };
 
-/// The room of one member.
+/// Checks writes against the quota of one member.
 pub struct QuotaEnforcer {
     quota: Quota,
     member_id: u64,
     status: Arc<Status>,
     raft: Arc<Inbox<Input>>,
     ids: Arc<RequestIds>,
-    /// While an alarm is on its way: who is told "no space" when it is raised.
+    /// While an alarm is proposed: the waiters that get "no space" when it is raised.
     awaiting_alarm: Mutex<Option<Vec<ProposalWaiter>>>,
 }
 
 impl QuotaEnforcer {
-    /// The room that `member_id` has under this quota.
     #[must_use]
     pub fn new(
         quota: Quota,
@@ -47,13 +46,13 @@ impl QuotaEnforcer {
         Self { quota, member_id, status, raft, ids, awaiting_alarm: Mutex::new(None) }
     }
 
-    /// Whether something of this cost still fits.
+    /// Whether a write of this cost still fits.
     #[must_use]
     pub fn admits(&self, cost: u64) -> bool {
         self.quota.admits(cost, self.status.estimated_bytes())
     }
 
-    /// Counts what was written. False if that was more than there was room for.
+    /// Adds the cost of a write. False if it exceeded the quota.
     #[must_use]
     pub fn charge(&self, cost: u64) -> bool {
         let fits = self.admits(cost);
@@ -61,7 +60,7 @@ impl QuotaEnforcer {
         fits
     }
 
-    /// Raises the alarm for this member, then tells these, if anybody, that there is no space.
+    /// Raises the alarm for this member, then answers these waiters, if any, that there is no space.
     pub fn raise_no_space(self: &Arc<Self>, waiters: Vec<ProposalWaiter>) {
         let mut awaiting_alarm = self.awaiting_alarm.lock();
         if let Some(earlier) = awaiting_alarm.as_mut() {

@@ -33,7 +33,8 @@ impl Core {
     /// Runs until the raft inbox is closed. An error is fatal to the node.
     pub fn run(mut self) -> Result<(), Halt> {
         loop {
-            let pause = if self.driver.replica.is_alone() { self.run_on_one_thread()? } else { self.run_on_three_threads() };
+            let pause =
+                if self.driver.replica.is_alone() { self.run_on_one_thread()? } else { self.run_on_three_threads() };
             match pause {
                 Pause::MembershipChanged => (),
                 Pause::Install => self.install()?,
@@ -104,8 +105,8 @@ impl Core {
         pause
     }
 
-    /// Installs a snapshot that raft has accepted: first the database is replaced, then the log is reset, then raft's pending write
-    /// is carried out.
+    /// Installs a snapshot that raft has accepted: first the database is replaced, then the log is reset, then raft's pending
+    /// write is carried out.
     pub fn install(&mut self) -> Result<(), Halt> {
         let accepted = self.driver.accepted.take().expect("the raft thread paused for it");
         let Accepted { install, write } = accepted;

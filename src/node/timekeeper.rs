@@ -18,9 +18,9 @@
 //!
 //! * A revocation is proposed for the term in which it was decided ([`Input::ProposeInTerm`]): if this member does not lead in
 //!   that term any more, it is dropped. So a revocation takes effect only if every renewal of that term came here.
-//! * Nothing is decided without a proof of leadership: not that a lease has expired, nor that it is alive, nor how long it has
-//!   left. A proof is a round of ReadIndex that was answered and whose index is applied. It is valid for one election timeout from
-//!   the beginning of its round, or until leadership changes or the raft thread stalls.
+//! * Nothing is decided without a proof of leadership: not that a lease has expired, nor that it is alive, nor how long it
+//!   has left. A proof is a round of ReadIndex that was answered and whose index is applied. It is valid for one election
+//!   timeout from the beginning of its round, or until leadership changes or the raft thread stalls.
 //!
 //! The second rule is what a client's renewal relies on. Let a proof's round begin at b. A member that is elected in a later term
 //! needs the vote of one that took part in the round, so it is elected after b, and gives every lease its TTL plus an election
@@ -157,7 +157,8 @@ impl Timekeeper {
         let late_renewals = std::mem::take(&mut state.late_renewals);
         let awaiting_leader = std::mem::take(&mut state.awaiting_leader);
         drop(state);
-        let waiting = late_renewals.into_values().flatten().chain(awaiting_leader.into_iter().map(|(_, waiter)| waiter));
+        let waiting =
+            late_renewals.into_values().flatten().chain(awaiting_leader.into_iter().map(|(_, waiter)| waiter));
         waiting.for_each(|waiter| waiter(Ok(())));
     }
 
@@ -214,8 +215,8 @@ impl Timekeeper {
         state.deadlines.remaining(id, now)
     }
 
-    /// When each of these leases ends, on the node's own clock; None for a lease whose deadline this member does not track. Ask for
-    /// few at once, since the lock is held meanwhile.
+    /// When each of these leases ends, on the node's own clock; None for a lease whose deadline this member does not track.
+    /// Ask for few at once, since the lock is held meanwhile.
     #[must_use]
     pub fn ends(&self, ids: &[LeaseId]) -> Vec<Option<Duration>> {
         let state = self.state.lock();
@@ -236,8 +237,8 @@ impl Timekeeper {
         (is_fresh && self.authority(state) == Some(proof.authority)).then_some(proof)
     }
 
-    /// What a round of ReadIndex that begins now could prove. Promotion and demotion come from the apply thread, which may be late:
-    /// the status shows sooner that another member leads.
+    /// What a round of ReadIndex that begins now could prove. Promotion and demotion come from the apply thread, which may be
+    /// late: the status shows sooner that another member leads.
     fn authority(&self, state: &State) -> Option<Authority> {
         let authority = self.status.authority()?;
         (state.deadlines.is_primary() && authority.term == state.term).then_some(authority)
@@ -246,10 +247,9 @@ impl Timekeeper {
     /// Begins a round of ReadIndex, unless one is in progress that will do.
     fn start_round(self: &Arc<Self>, state: &mut State, now: Duration) {
         let Some(authority) = self.authority(state) else { return };
-        if state
-            .asked
-            .is_some_and(|asked| asked.authority == authority && now.saturating_sub(asked.begun) < self.times.request_timeout)
-        {
+        if state.asked.is_some_and(|asked| {
+            asked.authority == authority && now.saturating_sub(asked.begun) < self.times.request_timeout
+        }) {
             return;
         }
         let asked = Proof { authority, begun: now };
@@ -362,7 +362,8 @@ impl Timekeeper {
         let awaiting_leader = std::mem::take(&mut state.awaiting_leader);
         drop(state);
         self.wake.notify_all();
-        let waiting = late_renewals.into_values().flatten().chain(awaiting_leader.into_iter().map(|(_, waiter)| waiter));
+        let waiting =
+            late_renewals.into_values().flatten().chain(awaiting_leader.into_iter().map(|(_, waiter)| waiter));
         waiting.for_each(|waiter| waiter(Err(Error::Stopped)));
     }
 

@@ -1,4 +1,5 @@
-//! Requests that wait for a proposal or an index. A waiter is called once, on whichever thread has the outcome, and must be quick.
+//! Requests that wait for a proposal or an index. A waiter is called once, on whichever thread has the outcome, and must be
+//! quick.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -200,11 +201,19 @@ mod tests {
         };
         let (start, members) = (Instant::now(), Members::default());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(timeout_cause.error_for(start, 0, &members), Error::DeadlineExceeded, "there was no leader to hand it to");
+        assert_eq!(
+            timeout_cause.error_for(start, 0, &members),
+            Error::DeadlineExceeded,
+            "there was no leader to hand it to"
+        );
         timeout_cause.leadership_changed(Leadership { leader: 1, is_self: true, term: 2 }, at(1));
         timeout_cause.leadership_changed(Leadership::default(), at(20));
         assert_eq!(timeout_cause.error_for(at(15), 0, &members), Error::Timeout, "its leader was lost");
-        assert_eq!(timeout_cause.error_for(at(21), 0, &members), Error::DeadlineExceeded, "it was made when there was no leader");
+        assert_eq!(
+            timeout_cause.error_for(at(21), 0, &members),
+            Error::DeadlineExceeded,
+            "it was made when there was no leader"
+        );
         timeout_cause.leadership_changed(Leadership { leader: 1, is_self: true, term: 3 }, at(22));
         assert_eq!(timeout_cause.error_for(at(21), 1, &members), Error::TimeoutLeaderFailure);
     }

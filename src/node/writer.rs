@@ -59,8 +59,8 @@ impl LogWriter {
         self.persist(gathered)
     }
 
-    /// Resets the log to begin after a snapshot. `adopt` makes the snapshot this member's database. Meanwhile the log holds a mark,
-    /// by which the next start finds out whether a crash came before or after `adopt`.
+    /// Resets the log to begin after a snapshot. `adopt` makes the snapshot this member's database. Meanwhile the log holds a
+    /// mark, by which the next start finds out whether a crash came before or after `adopt`.
     pub fn install(&mut self, install: &Install, adopt: impl FnOnce() -> Result<(), Halt>) -> Result<(), Halt> {
         self.log.set_installing(Some(install.at))?;
         adopt()?;

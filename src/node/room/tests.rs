@@ -24,10 +24,10 @@ use crate::{
 
 const MEMBER: u64 = 7;
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// What the member has room for beyond what it begins with.
+/// How much the member's quota exceeds the initial size of its database.
 const FREE_BYTES: u32 = 20_000;
 
-/// A member alone, on memory.
+/// A cluster of one member, in memory.
 struct SingleMember {
     node: Arc<Node>,
     threads: Threads,
@@ -54,7 +54,7 @@ impl SingleMember {
         Self { node, threads, ids }
     }
 
-    fn ask(&self, kind: Kind, request: &impl Message) -> Result<Response, Error> {
+    fn request(&self, kind: Kind, request: &impl Message) -> Result<Response, Error> {
         let (tell, told) = mpsc::channel();
         let waiter = Box::new(move |outcome| _ = tell.send(outcome));
         self.node.propose(self.ids.next(), kind, &request.encode_to_vec(), waiter);
@@ -102,28 +102,28 @@ fn put(key: &'static str, bytes: u32) -> PutRequest {
     PutRequest { key: key.into(), value: vec![b'v'; bytes as usize].into(), ..PutRequest::default() }
 }
 
-/// Trap 31: a write that was admitted and did not fit stays, though its author is told that it does not; the alarm stands
-/// by then, and what comes later is refused for real.
+/// Trap 31: a write that was admitted and did not fit stays, although its client gets "no space". The alarm is raised by then,
+/// and later writes are really refused.
 #[test]
-fn what_was_one_too_many_stays_and_raises_the_alarm() {
+fn a_write_that_exceeds_the_quota_stays_and_raises_the_alarm() {
     let member = SingleMember::start();
     // Small enough to fit even if it is measured just before it is counted.
-    let first = member.ask(Kind::Put, &put("first", FREE_BYTES / 3)).expect("there is room");
+    let first = member.request(Kind::Put, &put("first", FREE_BYTES / 3)).expect("it fits");
     assert!(!member.is_full());
-    assert_eq!(member.ask(Kind::Put, &put("second", FREE_BYTES - FREE_BYTES / 3)), Err(Error::NoSpace));
-    assert!(member.is_full(), "who is told can see why");
+    assert_eq!(member.request(Kind::Put, &put("second", FREE_BYTES - FREE_BYTES / 3)), Err(Error::NoSpace));
+    assert!(member.is_full(), "a client that got the error can see the alarm");
     let head = member.node.readers().keys.head();
     assert_eq!(head, first.revision + 1, "it is stored");
-    assert_eq!(member.ask(Kind::Put, &put("third", 1)), Err(Error::NoSpace));
-    assert_eq!(member.ask(Kind::LeaseGrant, &LeaseGrantRequest { id: 1, ttl: 1 }), Err(Error::NoSpace));
+    assert_eq!(member.request(Kind::Put, &put("third", 1)), Err(Error::NoSpace));
+    assert_eq!(member.request(Kind::LeaseGrant, &LeaseGrantRequest { id: 1, ttl: 1 }), Err(Error::NoSpace));
     assert_eq!(member.node.readers().keys.head(), head, "nothing else is");
     assert!(!member.node.readers().leases.exists(crate::lease::LeaseId(1)));
     member.stop();
 }
 
-/// A write of which nobody here waits for the outcome, as on the members that did not propose it, raises the alarm too.
+/// A write without a waiter on this member, as on the members that did not propose it, raises the alarm too.
 #[test]
-fn a_write_that_nobody_waits_for_counts() {
+fn a_write_without_a_waiter_counts() {
     let member = SingleMember::start();
     let request = put("foreign", FREE_BYTES).encode_to_vec();
     let foreign = Command::encode(12345, Kind::Put, &request);
@@ -138,7 +138,7 @@ fn a_write_that_nobody_waits_for_counts() {
 
 /// Between two measurements the estimate grows with what is written.
 #[test]
-fn what_was_written_since_the_last_measurement_counts() {
+fn writes_since_the_last_measurement_count() {
     let engine = Memory::default();
     let status = Arc::new(Status::default());
     status.measure(&engine).unwrap();
@@ -147,8 +147,8 @@ fn what_was_written_since_the_last_measurement_counts() {
     let enforcer = QuotaEnforcer::new(quota, MEMBER, status.clone(), Arc::new(Inbox::default()), ids);
     assert!(enforcer.charge(60));
     assert_eq!(status.estimated_bytes(), before + 60);
-    assert!(!enforcer.charge(40), "exactly full is too full");
-    assert!(enforcer.charge(0), "what costs nothing always fits");
+    assert!(!enforcer.charge(40), "reaching the quota exceeds it");
+    assert!(enforcer.charge(0), "a write without cost always fits");
     status.measure(&engine).unwrap();
-    assert_eq!(status.estimated_bytes(), before, "measured: it is not there");
+    assert_eq!(status.estimated_bytes(), before, "the measurement replaces the estimate");
 }
