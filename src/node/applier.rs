@@ -1,9 +1,9 @@
 //! The apply thread: committed entries in; answers, events and the applied index out.
 //!
-//! All that is waiting becomes one batch of the database. Then, in this order: the database is written, events can be
-//! delivered, the head is published, the timekeeper hears of leases, waiters are answered. So no answer precedes its write,
-//! no event becomes deliverable later than its revision becomes readable, and nobody who was answered can fail to read his
-//! own write or to renew his own lease.
+//! All waiting entries become one batch of the database. Then, in this order: the database is written, events become
+//! deliverable, the head revision is published, lease expiry is told of leases, waiters are answered. So no answer precedes
+//! its write, no event becomes deliverable later than its revision becomes readable, and a client that was answered can read
+//! its own write and renew its own lease.
 
 use std::{
     sync::Arc,
@@ -21,11 +21,11 @@ use super::{
     keeper::Chore,
     peers::{Peer, Post},
     replica::Leadership,
-    room::Room,
+    room::QuotaEnforcer,
     snapshot::conf_state,
     status::Status,
     timekeeper::Timekeeper,
-    waiters::{Hopes, ProposalWaiter, ReadWaiter, Waiters},
+    waiters::{ProposalWaiter, ReadWaiter, TimeoutCause, Waiters},
 };
 use crate::{
     error::{Error, Halt},
@@ -34,26 +34,26 @@ use crate::{
     watch::Publisher,
 };
 
-/// A batch takes no more entries than this, or bytes.
+/// Limits of a batch.
 const BATCH_MAX_ENTRIES: usize = 1024;
 const BATCH_MAX_BYTES: usize = 1 << 20;
 
-/// What the raft thread hands over in one turn.
+/// What the raft thread hands over after it has processed its inputs.
 #[derive(Default)]
 pub struct Handoff {
-    /// Who waits for entries that may come.
+    /// Waiters for new proposals, by the ID inside the entry.
     pub waiters: Vec<(u64, ProposalWaiter)>,
-    /// Proposals that will not come, because the term to which they were bound is over: the IDs inside their entries.
+    /// The IDs inside entries that were dropped because the term to which the proposal was bound is over.
     pub dropped: Vec<u64>,
-    /// Entries to apply, in order.
+    /// Committed entries, in order.
     pub entries: Vec<raft::eraftpb::Entry>,
-    /// Reads, and the index each of them waits for.
+    /// Linearizable reads, by the index that has to be applied first.
     pub reads: Vec<(u64, Vec<ReadWaiter>)>,
-    /// Those who wait for what was committed when they came, by its index.
+    /// Requests that wait until the commit index of their arrival is applied, by that index.
     pub catch_up: Vec<(u64, ReadWaiter)>,
-    /// Who leads now, if that changed.
+    /// The new leadership, if it changed.
     pub leadership: Option<Leadership>,
-    /// Whether time went by.
+    /// Whether a tick has passed, so that waiters may have timed out.
     pub expire: bool,
 }
 
@@ -71,47 +71,46 @@ impl Handoff {
     }
 }
 
-/// The apply thread's belongings.
+/// The apply thread's state.
 pub struct Applier {
-    /// The state that it writes.
+    /// The replicated state.
     pub machine: Machine,
-    /// Who waits.
+    /// Requests that wait for an entry or an index.
     pub waiters: Waiters,
-    /// Where events go.
+    /// Receives the events of applied entries, for watchers.
     pub publisher: Publisher,
-    /// What everybody may know.
     pub status: Arc<Status>,
-    /// What readers read.
+    /// The current readers; replaced when a snapshot is installed.
     pub stores: Arc<ArcSwap<Stores>>,
-    /// The raft thread's ear.
+    /// The raft thread's inbox.
     pub raft: Arc<Inbox<Input>>,
-    /// Who has to know who the members are.
+    /// The transport, which has to know the members.
     pub post: Arc<dyn Post>,
     /// This member's ID.
     pub id: u64,
-    /// Who looks after space and time: compactions, leases, alarms.
+    /// The background thread's inbox.
     pub keeper: Arc<Inbox<Chore>>,
-    /// Who knows when leases end.
+    /// Tracks the deadlines of leases.
     pub timekeeper: Arc<Timekeeper>,
-    /// The term that this member leads, until its first entry is applied.
-    pub rising: Option<u64>,
-    /// Why a proposal may have come to nothing.
-    pub hopes: Hopes,
-    /// Who knows whether a write was one too many for this member's disk.
-    pub room: Arc<Room>,
-    /// A batch that takes longer is worth a line in the log.
+    /// The term in which this member leads, until the first entry of that term is applied.
+    pub unconfirmed_term: Option<u64>,
+    /// Finds the error for proposals that time out.
+    pub timeout_cause: TimeoutCause,
+    /// Checks writes against this member's quota.
+    pub quota: Arc<QuotaEnforcer>,
+    /// A batch that takes longer is logged.
     pub slow: Duration,
 }
 
-/// The size that this member's database may have.
+/// The maximum size of this member's database.
 #[derive(Debug, Clone, Copy)]
 pub struct Quota {
-    /// Bytes; zero or less is no bound.
+    /// Bytes; zero or less means unlimited.
     pub bytes: i64,
 }
 
 impl Quota {
-    /// Whether something of this cost still fits.
+    /// Whether a write of this cost still fits.
     #[must_use]
     pub fn admits(&self, cost: u64, total_bytes: i64) -> bool {
         cost == 0 || self.bytes <= 0 || total_bytes.saturating_add_unsigned(cost) < self.bytes
@@ -119,7 +118,7 @@ impl Quota {
 }
 
 impl Applier {
-    /// Runs until the inbox is closed; returns why this node cannot go on, if so.
+    /// Runs until the inbox is closed. An error is fatal to the node.
     pub fn run(&mut self, inbox: &Inbox<Handoff>) -> Result<(), Halt> {
         let mut handoffs = Vec::new();
         while inbox.receive(&mut handoffs, None) {
@@ -128,7 +127,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Another state takes the place of the one that was written so far: a later one of the same history.
+    /// Replaces the state with that of an installed snapshot, which is a later state of the same history.
     pub fn restore(&mut self, machine: Machine) {
         let applied = machine.applied();
         let readers = machine.readers();
@@ -141,19 +140,19 @@ impl Applier {
         std::mem::replace(&mut self.machine, machine).engine().retire();
         let _ = self.keeper.send(Chore::Restored { engine, keys });
         self.status.set_applied(applied.index, applied.term);
-        self.tell_peers();
-        self.waiters.open_reads(applied.index);
+        self.publish_members();
+        self.waiters.release_reads(applied.index);
     }
 
-    /// Tells the transport who the members are, and everybody here what this one is.
-    pub fn tell_peers(&self) {
+    /// Tells the transport the members, and sets in the status whether this member is a learner.
+    pub fn publish_members(&self) {
         let members = self.machine.members();
         self.status.set_is_learner(members.get(self.id).is_some_and(|member| member.is_learner));
         let peers = members.iter().map(|member| Peer { id: member.id, urls: member.peer_ur_ls.clone() });
         self.post.set_peers(peers.collect(), members.removed().collect());
     }
 
-    /// Applies everything that was handed over. `now` only says whose patience is at its end.
+    /// Applies everything that was handed over. `now` is only used for timeouts of waiters.
     pub fn take(&mut self, handoffs: &mut Vec<Handoff>, now: Instant) -> Result<(), Halt> {
         let mut entries = Vec::new();
         let mut reads = Vec::new();
@@ -171,7 +170,7 @@ impl Applier {
             catch_up.extend(handoff.catch_up);
             expire |= handoff.expire;
             if let Some(leadership) = handoff.leadership {
-                self.follow(leadership, now);
+                self.leadership_changed(leadership, now);
             }
         }
         let mut rest = entries.as_slice();
@@ -184,13 +183,13 @@ impl Applier {
             self.waiters.wait_for(index, reads, now);
         }
         for (index, waiter) in catch_up {
-            self.waiters.wait_briefly_for(index, waiter, now);
+            self.waiters.wait_to_catch_up(index, waiter, now);
         }
-        self.waiters.open_reads(self.machine.applied().index);
+        self.waiters.release_reads(self.machine.applied().index);
         if expire {
-            let (hopes, status) = (&self.hopes, &self.status);
+            let (timeout_cause, status) = (&self.timeout_cause, &self.status);
             let members = self.machine.members();
-            self.waiters.expire(now, |since| hopes.why_in_vain(since, status.leader(), members));
+            self.waiters.expire(now, |since| timeout_cause.error_for(since, status.leader(), members));
             METRICS.proposals_pending.set(i64::try_from(self.waiters.pending()).unwrap_or(i64::MAX));
         }
         Ok(())
@@ -218,21 +217,21 @@ impl Applier {
         self.publisher.append(published.events, published.head);
         self.machine.publish_head();
         if published.effects.contains(&Effect::MembersChanged) {
-            self.tell_peers();
+            self.publish_members();
         }
         let applied = self.machine.applied();
         self.status.set_applied(applied.index, applied.term);
         self.timekeeper.note(&published.effects);
-        self.rise(applied.term);
+        self.promote_if_due(applied.term);
         if let Some(change) = change {
-            self.have_followed(applied.index, change, outcomes);
+            self.finish_change(applied.index, change, outcomes);
         } else {
             self.answer(outcomes);
         }
         if has_events {
             self.publisher.wake();
         }
-        self.note(published.effects);
+        self.dispatch(published.effects);
         let took = started.elapsed();
         if took > self.slow {
             METRICS.slow_applies.inc();
@@ -241,24 +240,24 @@ impl Applier {
         Ok(())
     }
 
-    fn follow(&mut self, leadership: Leadership, now: Instant) {
-        self.hopes.follow(leadership, now);
-        self.rising = leadership.is_self.then_some(leadership.term);
-        self.timekeeper.demote(); // A new term of the same leader starts over, too.
+    fn leadership_changed(&mut self, leadership: Leadership, now: Instant) {
+        self.timeout_cause.leadership_changed(leadership, now);
+        self.unconfirmed_term = leadership.is_self.then_some(leadership.term);
+        self.timekeeper.demote(); // A new term of the same leader resets the deadlines, too.
         let _ = self.keeper.send(Chore::Leadership(leadership));
     }
 
-    /// Leads, once an entry of the own term is applied: nothing of earlier terms is missing then.
-    fn rise(&mut self, applied_term: u64) {
-        if let Some(term) = self.rising.take_if(|term| *term <= applied_term) {
+    /// Starts to track lease deadlines once an entry of this leader's own term is applied: then all entries of earlier terms are.
+    fn promote_if_due(&mut self, applied_term: u64) {
+        if let Some(term) = self.unconfirmed_term.take_if(|term| *term <= applied_term) {
             self.timekeeper.promote(self.machine.readers().leases.all(), term);
         }
     }
 
-    /// Has raft follow a change of the members, which is alone in its batch. Who waits for it is answered after that: a next
-    /// change would not be taken before.
-    fn have_followed(&mut self, index: u64, change: ConfChange, mut outcomes: Vec<Applied>) {
-        let Applied { id, outcome, .. } = outcomes.pop().expect("a change is a batch of its own");
+    /// Has raft apply a membership change, which is a batch of its own. The change is answered after that, because raft would not
+    /// accept another change before.
+    fn finish_change(&mut self, index: u64, change: ConfChange, mut outcomes: Vec<Applied>) {
+        let Applied { id, outcome, .. } = outcomes.pop().expect("a membership change is a batch of its own");
         let change = outcome.is_ok().then_some(change);
         let done = self.waiters.take(id).map(|waiter| Box::new(move || waiter(outcome)) as Box<dyn FnOnce() + Send>);
         let conf_state = conf_state(&self.machine.members().electorate());
@@ -269,21 +268,21 @@ impl Applier {
         let mut too_many = None;
         for Applied { id, cost, outcome } in outcomes {
             let waiter = self.waiters.take(id);
-            if !self.room.charge(cost) {
+            if !self.quota.charge(cost) {
                 too_many.get_or_insert_with(Vec::new).extend(waiter);
             } else if let Some(waiter) = waiter {
                 waiter(outcome);
             }
         }
         if let Some(waiters) = too_many {
-            self.room.turn_away(waiters);
+            self.quota.raise_no_space(waiters);
         }
     }
 
-    fn note(&self, effects: Vec<Effect>) {
+    fn dispatch(&self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                // The timekeeper's, and the transport's; what alarms stand is read when it matters.
+                // Handled by lease expiry and the transport. Active alarms are read from the state when they matter.
                 Effect::LeaseGranted { .. }
                 | Effect::LeaseRevoked { .. }
                 | Effect::MembersChanged
@@ -298,11 +297,11 @@ impl Applier {
 
 fn read_change(entry: &raft::eraftpb::Entry) -> Result<ConfChange, Halt> {
     let unreadable =
-        |error| Halt::Refused(format!("entry {} changes the members, but cannot be read: {error}", entry.index));
+        |error| Halt::Refused(format!("cannot decode the membership change in log entry {}: {error}", entry.index));
     ConfChange::parse_from_carllerche_bytes(&entry.data).map_err(unreadable)
 }
 
-/// How many entries the next batch takes. A change of the members is a batch of its own.
+/// How many entries the next batch takes. A membership change is a batch of its own.
 fn batch_len(entries: &[raft::eraftpb::Entry]) -> usize {
     let is_change = |entry: &raft::eraftpb::Entry| entry.entry_type != EntryType::EntryNormal;
     if entries.first().is_some_and(is_change) {

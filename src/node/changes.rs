@@ -1,14 +1,14 @@
-//! Changes of the members, as raft must be told of them.
+//! Membership changes as raft's configuration changes.
 //!
-//! The entry itself is an ordinary command; raft gets a change of its own kind around it, which says who gains or loses a
-//! vote. Both are made here from the same bytes, so they cannot say different things.
+//! The entry itself is an ordinary command. For raft it is wrapped in a `ConfChange`, which says which member gains or loses a
+//! vote. That is derived here from the command's own bytes, so the two cannot disagree.
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfChange, ConfChangeType};
 
 use crate::state::{Command, Request};
 
-/// The change around an entry; None if the entry changes nothing that raft must know of.
+/// The configuration change around an entry; None if the entry changes neither voters nor learners.
 #[must_use]
 pub fn for_raft(entry: Bytes) -> Option<ConfChange> {
     let (kind, member) = match Command::decode(entry.clone()).ok()?.request {
@@ -44,7 +44,7 @@ mod tests {
     };
 
     #[test]
-    fn raft_hears_who_gains_or_loses_a_vote() {
+    fn a_change_names_the_member_that_gains_or_loses_a_vote() {
         let newcomer = |is_learner| {
             let member = Member { id: 7, is_learner, ..Member::default() };
             Newcomer { member, max_learners: Some(1) }.encode()

@@ -1,4 +1,4 @@
-//! The time, as a node reads it: the system's monotonic clock, or one that a simulation sets.
+//! The node's clock: the system's monotonic clock, or one that a simulation sets.
 
 use std::{
     sync::{
@@ -8,14 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Counts from a start that stays the same. Clones show the same time.
+/// Counts from a fixed start. Clones show the same time.
 #[derive(Debug, Clone)]
 pub struct Clock(Source);
 
 #[derive(Debug, Clone)]
 enum Source {
     System(Instant),
-    /// Nanoseconds, as the simulation says.
+    /// Nanoseconds, set by the simulation.
     Simulated(Arc<AtomicU64>),
 }
 
@@ -26,7 +26,7 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// A clock that shows as many nanoseconds as stand there.
+    /// A clock that shows the nanoseconds in this variable.
     #[must_use]
     pub fn simulated(nanos: Arc<AtomicU64>) -> Self {
         Self(Source::Simulated(nanos))

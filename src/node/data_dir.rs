@@ -1,26 +1,25 @@
-//! The directory that holds everything a member knows.
+//! The data directory, which holds everything that a member persists.
 //!
 //! ```text
 //! <data-dir>/          mode 0700
-//! ├── LOCK             locked as long as a process works here; stays when it ends
-//! ├── member/          whole, or not there
+//! ├── LOCK             locked while a process uses the directory; the file stays when it ends
+//! ├── member/          complete, or absent
 //! │   ├── VERSION      the name and number of the format
 //! │   ├── log/         the raft log
 //! │   └── db/          the database
-//! └── member.tmp/      a first start that did not come to its end; the next start discards it
+//! └── member.tmp/      a first start that was not finished; the next start discards it
 //! ```
 //!
 //! The first start builds `member.tmp`, makes every file and directory in it durable, and renames it. So a crash at any moment
-//! leaves either no member, and the next start is the first one again, or a whole one. The version lies inside, so that it
-//! appears with the rename too.
+//! leaves either no member, and the next start is the first one again, or a complete one. `VERSION` is inside, so that it
+//! appears with the rename, too.
 //!
-//! A directory that is not ours, by what lies in it, is refused before anything in it is touched: etcd's own, one with files
-//! of somebody else, one of a newer format. `lost+found` and `fixtures` may lie beside our files: file systems and etcd's
-//! certificates put them there.
+//! A directory whose content is not metastore's is refused before anything in it is touched: one of etcd's, one with other
+//! files, one of a newer format. `lost+found` and `fixtures` are allowed: file systems and etcd's certificates put them there.
 //!
 //! INVARIANTS
-//! * `member` exists only whole, with its `VERSION`.
-//! * Nothing is written but under the lock, except a probe that is removed at once.
+//! * `member` exists only complete, with its `VERSION`.
+//! * Everything is written under the lock, except a probe that is removed at once.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -46,8 +45,8 @@ const PROBE: &str = ".touch";
 const LOG: &str = "log";
 const DB: &str = "db";
 
-/// What others put into a data directory without making it theirs.
-const HARMLESS: &[&str] = &["lost+found", "fixtures"];
+/// Entries that file systems and etcd's certificates put into a data directory.
+const IGNORED: &[&str] = &["lost+found", "fixtures"];
 
 const FORMAT_NAME: &str = "metastore";
 const FORMAT_NUMBER: u32 = 1;
@@ -58,47 +57,47 @@ const FILE_MODE: u32 = 0o600;
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    /// Closing the file gives the lock back.
+    /// Closing the file releases the lock.
     _lock: File,
 }
 
 impl DataDir {
-    /// Opens the directory, which is created if it is not there. If another process works in it, waits until that ends.
+    /// Opens the directory, which is created if it does not exist. If another process uses it, waits until that ends.
     ///
     /// # Errors
-    /// If it cannot be read or written, or is not ours: then nothing in it has been touched.
+    /// If it cannot be read or written, or is not a metastore data directory: then nothing in it has been touched.
     pub fn open(path: &Path) -> Result<Self, Halt> {
         create(path).map_err(|error| inaccessible("mkdir", path, &error))?;
         check_content(path)?;
         probe(path)?;
         warn_of_wide_mode(path)?;
         let lock = lock(&path.join(LOCK))?;
-        check_content(path)?; // Whoever held the lock may have written since.
+        check_content(path)?; // The process that held the lock may have written since.
         let dir = Self { path: path.to_path_buf(), _lock: lock };
         dir.discard_draft()?;
         Ok(dir)
     }
 
-    /// Whether a first start has come to its end here.
+    /// Whether a first start has been finished here.
     #[must_use]
     pub fn is_initialised(&self) -> bool {
         Self::looks_initialised(&self.path)
     }
 
-    /// The same from outside, without a lock or a trace: for what must be refused before anything is created.
+    /// The same without opening, locking or creating anything: for checks that must come before anything is created.
     #[must_use]
     pub fn looks_initialised(path: &Path) -> bool {
         path.join(MEMBER).exists()
     }
 
-    /// The first start: `fill` writes a member's first files into the directory that it is given, [`log_in`] and [`db_in`]
-    /// telling where, and closes them. They appear all at once, and durably.
+    /// Performs the first start: `fill` writes a member's first files into the directory that it is given, at the paths of
+    /// [`log_in`] and [`db_in`], and closes them. They appear atomically and durably.
     ///
     /// # Errors
-    /// If `fill` fails or the disk does. The next start is the first one again.
+    /// If `fill` or the disk fails. Then the next start is the first one again.
     ///
     /// # Panics
-    /// If there has been a first start: ask [`DataDir::is_initialised`] before.
+    /// If there has been a first start: check [`DataDir::is_initialised`] before.
     pub fn initialise(&self, fill: impl FnOnce(&Path) -> Result<(), Halt>) -> Result<(), Halt> {
         assert!(!self.is_initialised(), "a member starts for the first time only once");
         let draft = self.path.join(DRAFT);
@@ -112,25 +111,24 @@ impl DataDir {
         sync(&self.path)
     }
 
-    /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where the member's files are.
+    /// The directory of the member's files.
     #[must_use]
     pub fn member_dir(&self) -> PathBuf {
         self.path.join(MEMBER)
     }
 
-    /// Where the raft log is.
+    /// The directory of the raft log.
     #[must_use]
     pub fn log_dir(&self) -> PathBuf {
         log_in(&self.member_dir())
     }
 
-    /// Where the database is.
+    /// The directories of the member's databases.
     #[must_use]
     pub fn databases(&self) -> Databases {
         Databases::new(self.member_dir())
@@ -140,7 +138,7 @@ impl DataDir {
         let draft = self.path.join(DRAFT);
         match fs::remove_dir_all(&draft) {
             Ok(()) => {
-                info!(path = %draft.display(), "discarded a first start that did not come to its end");
+                info!(path = %draft.display(), "discarded the files of a first start that was not finished");
                 sync(&self.path)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -149,19 +147,19 @@ impl DataDir {
     }
 }
 
-/// Where a member's raft log lies.
+/// The path of the raft log in a member's directory.
 #[must_use]
 pub fn log_in(member: &Path) -> PathBuf {
     member.join(LOG)
 }
 
-/// Where a member's database lies.
+/// The path of the first database in a member's directory.
 #[must_use]
 pub fn db_in(member: &Path) -> PathBuf {
     member.join(DB)
 }
 
-/// Creates the directory and what is missing above it, each durably.
+/// Creates the directory and its missing parents, each durably.
 fn create(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -175,19 +173,19 @@ fn create(path: &Path) -> io::Result<()> {
         create(above)?;
     }
     match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-        // Another process came first, or something else is there, which the next step meets.
+        // Another process was faster, or something else is there, which the next step will find.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
         created => created?,
     }
     match File::open(above) {
         Ok(above) => above.sync_all(),
-        // One may create in a directory that one may not read; then durability is the system's business.
+        // A directory may be writable but not readable; then its durability is left to the system.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Refuses what is not ours, by looking alone.
+/// Refuses a directory that is not metastore's. Only reads.
 fn check_content(path: &Path) -> Result<(), Halt> {
     let unlisted =
         |error: io::Error| Halt::Refused(format!("failed to list data directory: {}: {error}", path.display()));
@@ -196,7 +194,7 @@ fn check_content(path: &Path) -> Result<(), Halt> {
         let name = name.to_string_lossy();
         if name == MEMBER {
             check_version(&path.join(MEMBER))?;
-        } else if ![LOCK, DRAFT, PROBE].contains(&name.as_ref()) && !HARMLESS.contains(&name.as_ref()) {
+        } else if ![LOCK, DRAFT, PROBE].contains(&name.as_ref()) && !IGNORED.contains(&name.as_ref()) {
             let path = path.display();
             return Err(Halt::Refused(format!("data directory {path} is not ours: there is {name:?} in it")));
         }
@@ -221,17 +219,17 @@ fn check_version(member: &Path) -> Result<(), Halt> {
             "{} says format {number}: it was written by a newer metastore, and this one reads format {FORMAT_NUMBER}",
             path.display()
         ))),
-        _ => Err(Halt::Refused(format!("{} does not name a format of ours: {:?}", path.display(), text.trim_end()))),
+        _ => Err(Halt::Refused(format!("{} does not name a metastore format: {:?}", path.display(), text.trim_end()))),
     }
 }
 
-/// Whether one can write there is known only by writing.
+/// Finds out whether the directory is writable, by writing a file.
 fn probe(path: &Path) -> Result<(), Halt> {
     let probe = path.join(PROBE);
     let written = OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&probe);
     written.map_err(|error| inaccessible("open", &probe, &error))?;
     match fs::remove_file(&probe) {
-        // Another process that starts at the same moment may have removed it.
+        // Another process that is starting at the same time may have removed it.
         Err(error) if error.kind() != ErrorKind::NotFound => Err(inaccessible("remove", &probe, &error)),
         _ => Ok(()),
     }
@@ -242,7 +240,7 @@ fn inaccessible(action: &str, path: &Path, error: &io::Error) -> Halt {
 }
 
 fn warn_of_wide_mode(path: &Path) -> Result<(), Halt> {
-    let mode = fs::metadata(path).map_err(Halt::io("look at", path))?.permissions().mode() & 0o777;
+    let mode = fs::metadata(path).map_err(Halt::io("stat", path))?.permissions().mode() & 0o777;
     if mode != DIRECTORY_MODE {
         let error = format!(
             "directory {:?} exist, but the permission is {mode:04o}. The recommended permission is {DIRECTORY_MODE:04o} \
@@ -254,7 +252,7 @@ fn warn_of_wide_mode(path: &Path) -> Result<(), Halt> {
     Ok(())
 }
 
-/// Takes the lock, however long that takes, and says so if it takes long.
+/// Takes the lock. Logs a line if another process holds it, and waits until it is released.
 fn lock(path: &Path) -> Result<File, Halt> {
     let file = OpenOptions::new()
         .write(true)
@@ -271,7 +269,7 @@ fn lock(path: &Path) -> Result<File, Halt> {
         while attempt == Err(Errno::INTR) {
             attempt = flock(&file, FlockOperation::LockExclusive);
         }
-        info!(%path, "the other process has gone");
+        info!(%path, "the other process has released the lock");
     }
     attempt.map_err(|error| Halt::io("lock", path)(error.into()))?;
     Ok(file)
@@ -282,11 +280,11 @@ fn write_new(path: &Path, text: &str) -> io::Result<()> {
     io::Write::write_all(&mut file, text.as_bytes())
 }
 
-/// Makes a directory and everything in it durable, from the leaves up.
+/// Makes a directory and everything in it durable, children before parents.
 fn sync_tree(path: &Path) -> Result<(), Halt> {
     for entry in fs::read_dir(path).map_err(Halt::io("list", path))? {
         let entry = entry.map_err(Halt::io("list", path))?;
-        let kind = entry.file_type().map_err(Halt::io("look at", &entry.path()))?;
+        let kind = entry.file_type().map_err(Halt::io("stat", &entry.path()))?;
         if kind.is_dir() {
             sync_tree(&entry.path())?;
         } else if kind.is_file() {
@@ -321,7 +319,7 @@ mod tests {
         halt.to_string()
     }
 
-    /// Every path below, with what is in it.
+    /// Every path below, with the content of files.
     fn content(path: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
         let mut all = Vec::new();
         for entry in fs::read_dir(path).unwrap() {
@@ -343,7 +341,7 @@ mod tests {
         let dir = DataDir::open(&path).unwrap();
         assert!(!dir.is_initialised());
         dir.initialise(|draft| {
-            assert!(!path.join(MEMBER).exists(), "nothing appears before it is whole");
+            assert!(!path.join(MEMBER).exists(), "it appears only when it is complete");
             fill(draft)
         })
         .unwrap();
@@ -361,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_at_any_step_of_the_first_start_boots_or_starts_anew() {
+    fn a_crash_at_any_step_of_the_first_start_leaves_a_first_start_to_the_next_process() {
         type LeaveBehind = fn(&Path);
         let steps: [(&str, LeaveBehind); 8] = [
             ("before the directory", |_| ()),
@@ -416,12 +414,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_refused_untouched() {
+    fn a_directory_that_is_not_metastores_is_refused_untouched() {
         let cases: [(&str, &[(&str, &str)]); 5] = [
             ("is not ours, but etcd's: it has no file VERSION", &[("member/wal/0.wal", ""), ("member/snap/db", "")]),
             ("is not ours: there is \"photos\" in it", &[("photos", "x")]),
             ("was written by a newer metastore, and this one reads format 1", &[("member/VERSION", "metastore 2\n")]),
-            ("does not name a format of ours: \"something\"", &[("member/VERSION", "something\n")]),
+            ("does not name a metastore format: \"something\"", &[("member/VERSION", "something\n")]),
             ("is not ours: it has no file VERSION", &[("member", "a file")]),
         ];
         for (expected, files) in cases {
@@ -439,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_file_systems_put_there_does_not_matter() {
+    fn entries_made_by_file_systems_are_ignored() {
         let temp = tempfile::tempdir().unwrap();
         fs::create_dir(temp.path().join("lost+found")).unwrap();
         DataDir::open(temp.path()).unwrap().initialise(fill).unwrap();
@@ -447,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_cannot_be_a_directory_is_refused_in_etcds_words() {
+    fn a_path_that_cannot_be_a_directory_is_refused_with_etcds_message() {
         let temp = tempfile::tempdir().unwrap();
         let file = temp.path().join("file");
         fs::write(&file, "x").unwrap();
@@ -457,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wide_directory_is_opened_nevertheless() {
+    fn a_directory_with_wide_permissions_is_opened_nevertheless() {
         let temp = tempfile::tempdir().unwrap();
         fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
         assert!(DataDir::open(temp.path()).is_ok());
@@ -473,7 +471,7 @@ mod tests {
             let dir = DataDir::open(&path).unwrap();
             sender.send(dir.is_initialised()).unwrap();
         });
-        // The second sees what the first did last: had it not waited, it would have come too early.
+        // The second must see what the first did last: if it had not waited, it would see an empty directory.
         first.initialise(fill).unwrap();
         assert_eq!(receiver.try_recv(), Err(mpsc::TryRecvError::Empty));
         drop(first);

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! member/
-//! ├── DB           the name of the database's directory; not there as long as that is `db`
+//! ├── DB           the name of the database's directory; absent as long as that is `db`
 //! ├── db/          the database that the first start made
-//! ├── db.57/       one that came as a snapshot, as of index 57
-//! └── copies/      for other members
+//! ├── db.57/       one that was received as a snapshot of index 57
+//! └── copies/      copies for other members
 //! ```
 //!
-//! A snapshot is received beside the database and takes its place by one rename, of the file that names it. What is not named
-//! is removed: at the next start, or when the last reader has let go of it.
+//! A snapshot is received beside the database and replaces it with one rename, that of the file `DB`. Databases that it does not
+//! name are removed: at the next start, or when the last reader drops them.
 
 use std::{
     fs::{self, File},
@@ -25,67 +25,67 @@ const POINTER_DRAFT: &str = "DB.tmp";
 const FIRST: &str = "db";
 const COPIES: &str = "copies";
 
-/// The databases of one member.
+/// The directories of one member's databases.
 #[derive(Debug, Clone)]
 pub struct Databases {
     member: PathBuf,
 }
 
 impl Databases {
-    /// Those in a member's directory.
+    /// For this member's directory.
     #[must_use]
     pub fn new(member: PathBuf) -> Self {
         Self { member }
     }
 
-    /// The one that counts.
+    /// The path of the current database.
     pub fn current(&self) -> Result<PathBuf, Halt> {
         let pointer = self.member.join(POINTER);
         match fs::read_to_string(&pointer) {
-            Ok(name) if is_name(name.trim_end()) => Ok(self.member.join(name.trim_end())),
+            Ok(name) if is_database_name(name.trim_end()) => Ok(self.member.join(name.trim_end())),
             Ok(name) => Err(Halt::Refused(format!("{} names no database: {name:?}", pointer.display()))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(self.member.join(FIRST)),
             Err(error) => Err(Halt::io("read", &pointer)(error)),
         }
     }
 
-    /// The one that counts, which must be there.
+    /// The path of the current database; an error if it does not exist.
     pub fn present(&self) -> Result<PathBuf, Halt> {
         let path = self.current()?;
         if path.is_dir() {
             return Ok(path);
         }
         Err(Halt::Refused(format!(
-            "the database {} is not there, though its log is. Nothing was changed. Put it back; or remove this member from \
-             its cluster and add it again, with an empty data directory",
+            "the database {} is not there, although its log is. Nothing was changed. Put it back; or remove this member from \
+             its cluster and add it again with an empty data directory",
             path.display()
         )))
     }
 
-    /// Where they all lie.
+    /// The directory that contains them all.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.member
     }
 
-    /// A place for one that comes as a snapshot.
+    /// A path for a database that will be received as a snapshot of this index.
     #[must_use]
     pub fn incoming(&self, index: u64) -> Scratch {
         let names =
             (0..).map(|nth| if nth == 0 { format!("{FIRST}.{index}") } else { format!("{FIRST}.{index}.{nth}") });
         let mut free = names.map(|name| self.member.join(name)).filter(|path| !path.exists());
-        Scratch::new(free.next().expect("there are numbers enough"))
+        Scratch::new(free.next().expect("there is always an unused number"))
     }
 
-    /// Where copies for other members are made.
+    /// The directory in which copies for other members are made.
     #[must_use]
     pub fn copies(&self) -> PathBuf {
         self.member.join(COPIES)
     }
 
-    /// From now on the database is this one, which lies beside the others and is durable.
+    /// Makes this the current database, durably. It must be in the member's directory, and durable itself.
     pub fn adopt(&self, path: &Path) -> Result<(), Halt> {
-        let name = path.file_name().and_then(|name| name.to_str()).filter(|name| is_name(name));
+        let name = path.file_name().and_then(|name| name.to_str()).filter(|name| is_database_name(name));
         let name = name.ok_or_else(|| Halt::Refused(format!("{} cannot be a database's name", path.display())))?;
         let draft = self.member.join(POINTER_DRAFT);
         let write = || -> std::io::Result<()> {
@@ -98,13 +98,13 @@ impl Databases {
         write().map_err(Halt::io("write", &draft))
     }
 
-    /// Removes every database but the one that counts, and all copies. For the start, when nobody reads.
+    /// Removes all databases except the current one, and all copies. Only for the start, before there are readers.
     pub fn tidy(&self) -> Result<(), Halt> {
         let current = self.current()?;
         for entry in fs::read_dir(&self.member).map_err(Halt::io("list", &self.member))? {
             let path = entry.map_err(Halt::io("list", &self.member))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if path != current && (is_name(&name) || name == COPIES) {
+            if path != current && (is_database_name(&name) || name == COPIES) {
                 tracing::info!(path = %path.display(), "removing a database that is not in use");
                 fs::remove_dir_all(&path).map_err(Halt::io("remove", &path))?;
             }
@@ -114,7 +114,7 @@ impl Databases {
     }
 }
 
-fn is_name(name: &str) -> bool {
+fn is_database_name(name: &str) -> bool {
     let suffix = name.strip_prefix(FIRST);
     suffix.is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('.') && !suffix.contains('/'))
 }
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_takes_the_place_of_the_database_and_the_rest_is_removed() {
+    fn a_snapshot_replaces_the_database_and_the_rest_is_removed() {
         let temp = tempfile::tempdir().unwrap();
         let databases = Databases::new(temp.path().to_path_buf());
         let first = databases.current().unwrap();
@@ -134,7 +134,7 @@ mod tests {
         databases.tidy().unwrap();
         let incoming = databases.incoming(57);
         fs::create_dir(incoming.path()).unwrap();
-        assert_ne!(databases.incoming(57).path(), incoming.path(), "two of the same index lie side by side");
+        assert_ne!(databases.incoming(57).path(), incoming.path(), "a second one of the same index gets its own path");
         let second = incoming.keep();
         databases.adopt(&second).unwrap();
         assert_eq!(databases.current().unwrap(), second);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pointer_to_nowhere_is_refused() {
+    fn a_pointer_to_something_else_is_refused() {
         let temp = tempfile::tempdir().unwrap();
         let databases = Databases::new(temp.path().to_path_buf());
         for name in ["", "photos", "../db", "db/.."] {

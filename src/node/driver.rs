@@ -1,4 +1,5 @@
-//! The raft thread: wait, drain, one turn after another. It never waits for a disk or for a full queue.
+//! The raft thread: waits for inputs, drains its inbox, steps raft, and carries out what raft makes ready. It never waits for a
+//! disk or for a full queue.
 
 use std::{
     sync::Arc,
@@ -14,187 +15,185 @@ use super::{
     keeper::{Chore, Discarded},
     log::Position,
     peers::Post,
-    replica::{Install, Replica, Turn, Write},
-    snapshot::{Giving, Incoming, Offer},
+    replica::{Install, Ready, Replica, Write},
+    snapshot::{Incoming, Offer, OutboundTracker},
     status::Status,
     waiters::{ProposalWaiter, ReadWaiter},
     writer::LogTask,
 };
 use crate::metrics::{self, METRICS};
 
-/// What the raft thread hears.
+/// The inputs of the raft thread.
 pub enum Input {
-    /// Somebody wants an entry in the log, and waits for its outcome.
+    /// Propose an entry.
     Propose {
         /// The ID inside the entry.
         id: u64,
         /// The entry.
         data: Bytes,
-        /// Who waits.
+        /// Called with the outcome.
         waiter: ProposalWaiter,
     },
-    /// An entry that only a leader of this term may propose: dropped elsewhere, and never passed on.
+    /// Propose an entry that only the leader of this term may propose: any other member drops it, and never forwards it.
     ProposeInTerm {
-        /// The term in which it was decided.
+        /// The term in which the proposal was decided.
         term: u64,
         /// The ID inside the entry.
         id: u64,
         /// The entry.
         data: Bytes,
-        /// Told the outcome.
+        /// Called with the outcome.
         waiter: ProposalWaiter,
     },
-    /// Somebody wants to change the members, and waits for the outcome.
+    /// Propose a membership change.
     Change {
         /// The ID inside the entry.
         id: u64,
         /// The change, with the entry inside.
         change: ConfChange,
-        /// Who waits.
+        /// Called with the outcome.
         waiter: ProposalWaiter,
     },
-    /// Somebody wants to read what was acknowledged before now.
+    /// A linearizable read: call the waiter when everything that was acknowledged before now is applied here.
     Read(ReadWaiter),
-    /// The waiter is called when a round of ReadIndex that begins after this has shown that the leader of the present term
-    /// still leads, and everything up to its index is applied.
+    /// Call the waiter when a round of ReadIndex that begins after this has shown that the leader of the current term still
+    /// leads, and everything up to its index is applied.
     ConfirmLeadership(ReadWaiter),
-    /// Somebody wants to see applied what is known here to be committed.
+    /// Call the waiter when everything up to this member's commit index is applied here.
     CatchUp(ReadWaiter),
-    /// Somebody wants to know how far the members are.
+    /// Call the waiter with each member's match index.
     Progress(ProgressWaiter),
-    /// Somebody wants another voter to lead.
+    /// Transfer leadership to this voter.
     Transfer(u64),
-    /// Other members said something.
+    /// Messages from other members.
     Messages(Vec<Message>),
-    /// This member can be reached now.
+    /// There is a connection to this member.
     Reachable(u64),
-    /// It cannot any more, and what was sent to it may be lost.
+    /// The connection to this member is broken, and messages that were sent to it may be lost.
     Unreachable(u64),
-    /// Something that was sent to this member was lost.
+    /// A message that was sent to this member was lost.
     Lost(u64),
-    /// This member need not wait for its first election as long as for a later one.
+    /// Shorten the wait for the first election of this member.
     Hurry,
     /// The log has synced the write with this number and all before it.
     Persisted(u64),
-    /// The database survives a crash up to this index.
+    /// The database is durable up to this position.
     Durable(Position),
-    /// A change of the members is in the database, or was refused.
+    /// A membership change was applied to the database, or was refused.
     Changed(Changed),
-    /// A copy of the database may be sent to others; or none could be made.
+    /// A copy of the database that can be sent to other members; None if making it failed.
     Offer(Option<Arc<Offer>>),
-    /// A copy that was sent has arrived, or was lost.
+    /// Sending a snapshot has ended.
     SnapshotSent {
-        /// To whom.
+        /// The receiving member.
         to: u64,
-        /// Whether it arrived.
+        /// Whether it arrived, or was lost.
         arrived: bool,
     },
-    /// Another member wants to send a copy of its database.
+    /// Another member is about to send a snapshot.
     SnapshotAnnounced {
-        /// What raft would hear.
+        /// The message that raft would receive.
         message: Message,
-        /// Told whether raft would take it and whether its sender is the leader that this member follows, or why not.
+        /// Called with whether the sender is the leader that this member follows, or with the reason why raft would not take
+        /// the snapshot.
         answer: Box<dyn FnOnce(Result<bool, String>) + Send>,
     },
-    /// A copy of another member's database is here, whole.
+    /// A snapshot was received completely.
     Snapshot {
-        /// What raft shall hear.
+        /// The message for raft.
         message: Message,
-        /// The copy.
+        /// The copy of the sender's database.
         incoming: Box<Incoming>,
-        /// Told whether it is in place.
+        /// Called with whether it was installed.
         done: Box<dyn FnOnce(bool) + Send>,
     },
 }
 
-/// Hears how far each member is, by ID; None from a member that does not lead.
+/// Called with each member's ID and match index; with None if this member is not the leader.
 pub type ProgressWaiter = Box<dyn FnOnce(Option<Vec<(u64, u64)>>) + Send>;
 
-/// What became of a change of the members.
+/// The result of a membership change.
 pub struct Changed {
     /// The entry's index.
     pub index: u64,
-    /// The change; None if it was refused, on every replica alike.
+    /// The change; None if it was refused, as it then was on every replica.
     pub change: Option<ConfChange>,
-    /// Who votes, by the table of members.
+    /// Voters and learners after the change, according to the member table.
     pub conf_state: ConfState,
-    /// To be called when raft has followed.
+    /// Called when raft has applied the change.
     pub done: Option<Box<dyn FnOnce() + Send>>,
 }
 
-/// Late ticks are delivered up to this many at once: a process that was paused must hear its mail before it wants an
-/// election.
+/// At most this many overdue ticks are delivered at once: a process that was paused must handle the messages that have queued up
+/// before it calls an election.
 const LATE_TICKS: u32 = 3;
 
-/// The raft thread's belongings.
+/// The raft thread's state.
 pub struct Driver {
-    /// The value that it drives.
     pub replica: Replica<ReadWaiter>,
-    /// What it hears.
+    /// The inputs of this thread.
     pub inbox: Arc<Inbox<Input>>,
-    /// The log thread's ear.
+    /// The log thread's inbox.
     pub log: Arc<Inbox<LogTask>>,
-    /// The apply thread's ear.
+    /// The apply thread's inbox.
     pub applier: Arc<Inbox<Handoff>>,
-    /// The keeper's ear.
+    /// The background thread's inbox.
     pub keeper: Arc<Inbox<Chore>>,
-    /// Who carries messages.
+    /// Sends messages to other members.
     pub post: Arc<dyn Post>,
-    /// The copy of the database that others may be given.
-    pub giving: Giving,
-    /// What everybody may know.
+    /// The copy of the database that other members are sent.
+    pub outbound: OutboundTracker,
     pub status: Arc<Status>,
     /// Time between ticks.
     pub tick: Duration,
     /// Ticks of an election timeout.
     pub election_ticks: u64,
-    /// Entries that are kept behind the applied index, for whoever is late.
+    /// Entries kept behind the applied index when the log is truncated, for followers that are slightly behind.
     pub catchup_entries: u64,
-    /// The log in memory may grow to this for the sake of members that are behind.
+    /// While the log in memory is smaller than this, entries that lagging members still need are kept.
     pub laggard_log_bytes: usize,
     /// This member's ID.
     pub id: u64,
     /// Called when the cluster has removed this member.
-    pub farewell: Arc<dyn Fn() + Send + Sync>,
-    /// The change that removes this member while it leads, and for how many ticks it stays at most.
+    pub on_removed: Arc<dyn Fn() + Send + Sync>,
+    /// The change that removes this member while it leads, and for how many more ticks it may be deferred.
     pub leaving: Option<(Changed, u64)>,
-    /// A snapshot that has come, and may be accepted.
+    /// A snapshot that was received, and that raft may accept.
     pub arrived: Option<Arrived>,
-    /// A snapshot that was accepted: everything waits for it to be put in place.
+    /// A snapshot that raft has accepted. Everything else waits until it is installed.
     pub accepted: Option<Accepted>,
 }
 
-/// A snapshot that is here.
+/// A snapshot that was received completely.
 pub struct Arrived {
-    /// How far it is.
+    /// The snapshot's index.
     pub index: u64,
-    /// The copy.
+    /// The copy of the sender's database.
     pub incoming: Box<Incoming>,
-    /// Told whether it is in place.
+    /// Called with whether it was installed.
     pub done: Box<dyn FnOnce(bool) + Send>,
 }
 
 /// A snapshot that raft has accepted.
 pub struct Accepted {
-    /// What raft knows of it.
     pub install: Install,
-    /// To be written once it is in place.
+    /// To be written once the snapshot is installed.
     pub write: Option<Write>,
 }
 
-/// Why the raft thread does not go on by itself.
+/// Why the raft thread's loop has returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pause {
     /// The inbox is closed.
     Stopped,
-    /// There are others now, or there are none any more.
-    Company,
-    /// A snapshot has to be put in place.
+    /// The cluster has gained its second member, or lost all others.
+    MembershipChanged,
+    /// A snapshot has to be installed.
     Install,
 }
 
 impl Driver {
-    /// Runs until something has to be rearranged, in company.
+    /// Runs on a thread of its own, until the node stops, a snapshot is to be installed, or this is the only member left.
     pub fn run(&mut self) -> Pause {
         let mut inputs = Vec::new();
         let mut next_tick = Instant::now() + self.tick;
@@ -205,63 +204,63 @@ impl Driver {
                 return Pause::Install;
             }
             if self.replica.is_alone() {
-                return Pause::Company;
+                return Pause::MembershipChanged;
             }
         }
         Pause::Stopped
     }
 
-    /// Hears everything that lies there, then lets so many ticks go by, then acts.
+    /// Handles the inputs, then the ticks, then carries out what raft has made ready.
     pub fn take(&mut self, inputs: &mut Vec<Input>, ticks: u32) {
         let mut handoff = Handoff::default();
         for input in inputs.drain(..) {
-            self.hear(input, &mut handoff);
+            self.handle(input, &mut handoff);
         }
         for _ in 0..ticks {
             self.replica.tick();
         }
         if ticks > 0 {
-            if !self.replica.disk_stands_still() {
+            if !self.replica.disk_is_stalled() {
                 self.status.set_ticked();
             }
             handoff.expire = true;
             metrics::measured("log", self.replica.log_bytes() as u64);
-            if let Some(old) = self.giving.grow_old(ticks) {
+            if let Some(old) = self.outbound.expire(ticks) {
                 self.replica.log().offer(None);
                 self.discard(Discarded::Offer(old));
             }
         }
-        self.leave_in_time(ticks);
+        self.finish_removal_if_due(ticks);
         self.replica.applied(self.status.applied());
         if self.status.rules_alone() {
-            self.replica.cut(self.status.applied()); // Nobody will ask for it; whoever comes gets a copy of the database.
+            self.replica.truncate(self.status.applied()); // No follower needs entries; a new member gets a snapshot.
         }
         while self.accepted.is_none()
-            && let Some(turn) = self.replica.turn()
+            && let Some(ready) = self.replica.next_ready()
         {
-            self.carry_out(turn, &mut handoff);
+            self.carry_out(ready, &mut handoff);
         }
         for (read, error) in self.replica.take_refused_reads() {
             read(Err(error));
         }
         handoff.dropped = self.replica.take_dropped_proposals();
         if self.accepted.is_none() {
-            self.turn_down();
+            self.reject_arrived();
         }
-        if self.begins_to_rule_alone() {
-            self.status.set_rules_alone(true);
+        if self.becomes_sole_leader() {
+            self.status.set_is_sole_leader(true);
         }
-        if self.replica.log().take_wants_offer() && self.giving.ask() {
+        if self.replica.log().take_wants_offer() && self.outbound.request() {
             let _ = self.keeper.send(Chore::CopyWanted);
         }
         self.status.set_term(self.replica.term());
         self.status.set_committed(self.replica.committed());
         if !handoff.is_empty() {
-            let _ = self.applier.send(handoff); // A closed applier means that everything stops.
+            let _ = self.applier.send(handoff); // The inbox is closed only when the node stops.
         }
     }
 
-    /// How many ticks have become due; moves the next one on.
+    /// How many ticks have become due; advances `next_tick`.
     pub fn ticks_due(&self, next_tick: &mut Instant) -> u32 {
         let now = Instant::now();
         let mut due = 0;
@@ -272,11 +271,14 @@ impl Driver {
         due.min(LATE_TICKS)
     }
 
-    /// A leader knows everything that was ever acknowledged, but after a restart the database is behind the log. An entry of
-    /// the leader's own term comes after all that others, or an earlier life of this member, have acknowledged; what it
-    /// committed since, others may have acknowledged who were removed a moment ago. Nobody else may acknowledge anything from
-    /// then on: a learner that is quicker to apply what its client wanted would.
-    fn begins_to_rule_alone(&self) -> bool {
+    /// Whether this member can serve linearizable reads from now on without a round of ReadIndex.
+    ///
+    /// A leader's log holds everything that was ever acknowledged, but after a restart the database is behind the log. Once
+    /// an entry of the leader's own term is applied, so is everything that other members, or an earlier run of this one, have
+    /// acknowledged. What was committed since then may have been acknowledged by members that were removed a moment ago, so
+    /// it has to be applied, too. And no other member may acknowledge anything from then on, which is why there must not even
+    /// be a learner: it might apply and acknowledge its client's write sooner than this member does.
+    fn becomes_sole_leader(&self) -> bool {
         !self.status.rules_alone()
             && self.replica.leadership().is_self
             && self.status.applied_term() == self.replica.term()
@@ -284,7 +286,7 @@ impl Driver {
             && self.replica.is_alone()
     }
 
-    fn hear(&mut self, input: Input, handoff: &mut Handoff) {
+    fn handle(&mut self, input: Input, handoff: &mut Handoff) {
         match input {
             Input::Propose { id, data, waiter } => {
                 self.replica.propose(data);
@@ -306,26 +308,26 @@ impl Driver {
             Input::Reachable(member) => self.replica.reachable(member),
             Input::Unreachable(member) => self.replica.unreachable(member),
             Input::Lost(member) => self.replica.lost(member),
-            Input::Hurry => self.replica.hurry(self.election_ticks.saturating_sub(2)),
+            Input::Hurry => self.replica.shorten_election(self.election_ticks.saturating_sub(2)),
             Input::Persisted(number) => self.replica.persisted(number),
-            Input::Durable(at) => self.cut(at),
-            Input::Changed(changed) => self.follow_in_time(changed),
-            Input::Offer(None) => self.giving.failed(),
+            Input::Durable(at) => self.truncate_log(at),
+            Input::Changed(changed) => self.apply_or_defer(changed),
+            Input::Offer(None) => self.outbound.failed(),
             Input::Offer(Some(offer)) => {
                 self.replica.log().offer(Some((offer.at, offer.conf_state.clone())));
-                self.replica.log().take_wants_offer(); // Whoever asked while it was made is served.
-                if let Some(old) = self.giving.offer(offer) {
+                self.replica.log().take_wants_offer(); // This copy serves the requests that came while it was made.
+                if let Some(old) = self.outbound.offer(offer) {
                     self.discard(Discarded::Offer(old));
                 }
             }
             Input::SnapshotSent { to, arrived } => {
-                self.giving.ended(to);
+                self.outbound.send_ended(to);
                 self.replica.snapshot_sent(to, arrived);
             }
-            Input::SnapshotAnnounced { message, answer } => answer(self.replica.judge_snapshot(&message)),
+            Input::SnapshotAnnounced { message, answer } => answer(self.replica.check_snapshot(&message)),
             Input::Snapshot { message, incoming, done } => {
                 let index = message.get_snapshot().get_metadata().index;
-                self.turn_down(); // A later one is worth more.
+                self.reject_arrived(); // The later one replaces it.
                 self.arrived = Some(Arrived { index, incoming, done });
                 self.step(message);
             }
@@ -338,91 +340,92 @@ impl Driver {
         }
     }
 
-    /// Raft did not want the snapshot that has come: its log says as much by itself, or another leader is followed.
-    fn turn_down(&mut self) {
+    /// Rejects a snapshot that raft did not accept: the log is as far already, or this member follows another leader.
+    fn reject_arrived(&mut self) {
         if let Some(Arrived { incoming, done, .. }) = self.arrived.take() {
             self.discard(Discarded::Incoming(incoming));
             done(false);
         }
     }
 
-    /// A leader that is removed stays for as long as an election takes, unless it is known sooner that the others know. Only
-    /// then is the change answered: the answer may be taken to mean that this member is not needed any more.
-    fn follow_in_time(&mut self, changed: Changed) {
-        self.leave();
-        if self.replica.must_tell_others(changed.index, changed.change.as_ref()) {
+    /// Applies a change. A leader that is removed defers this for up to an election timeout, until it knows that the other
+    /// members know that the change is committed. The change is answered only then, because the client may take the answer to
+    /// mean that this member is no longer needed.
+    fn apply_or_defer(&mut self, changed: Changed) {
+        self.finish_removal();
+        if self.replica.removal_must_wait(changed.index, changed.change.as_ref()) {
             self.leaving = Some((changed, self.election_ticks));
         } else {
-            self.follow(changed);
+            self.apply_change(changed);
         }
     }
 
-    /// Follows the change that removes this member, if that waits.
-    fn leave(&mut self) {
+    /// Applies the deferred change that removes this member, if there is one.
+    fn finish_removal(&mut self) {
         if let Some((changed, _)) = self.leaving.take() {
-            self.follow(changed);
+            self.apply_change(changed);
         }
     }
 
-    /// Leaves when the time is over, or the others know.
-    fn leave_in_time(&mut self, ticks: u32) {
+    /// Applies that change if the time is over, or the other members know that it is committed.
+    fn finish_removal_if_due(&mut self, ticks: u32) {
         let Some((changed, left)) = &mut self.leaving else { return };
         *left = left.saturating_sub(u64::from(ticks));
-        if *left == 0 || !self.replica.must_tell_others(changed.index, changed.change.as_ref()) {
-            self.leave();
+        if *left == 0 || !self.replica.removal_must_wait(changed.index, changed.change.as_ref()) {
+            self.finish_removal();
         }
     }
 
-    /// Removing files takes time, which this thread has not.
+    /// Leaves removing the files to the background thread: it takes too long for this one.
     fn discard(&self, copy: Discarded) {
         let _ = self.keeper.send(Chore::Discard(copy));
     }
 
-    /// Raft follows a change of the members that is in the database.
-    fn follow(&mut self, changed: Changed) {
+    /// Has raft apply a change that the database has applied.
+    fn apply_change(&mut self, changed: Changed) {
         if changed.change.is_some() {
-            self.status.set_rules_alone(false);
+            self.status.set_is_sole_leader(false);
         }
-        let voted = self.conf_names_us();
-        let is_needed = !self.replica.others_remember(changed.index);
-        let conf_state = self.replica.follow_change(changed.index, changed.change.as_ref());
+        let was_member = self.is_member();
+        let is_needed = !self.replica.others_know_commit(changed.index);
+        let conf_state = self.replica.apply_conf_change(changed.index, changed.change.as_ref());
         if let Some(conf_state) = conf_state.filter(|_| changed.change.is_some()) {
             assert_eq!(
                 sorted(conf_state),
                 sorted(changed.conf_state),
-                "raft and the table agree on who the members are"
+                "raft and the member table agree on voters and learners"
             );
         }
         if let Some(done) = changed.done {
             done();
         }
-        if !voted || self.conf_names_us() {
+        if !was_member || self.is_member() {
             return;
         }
         let member = format!("{:x}", self.id);
         if is_needed {
-            // It follows no longer, but it votes, and tells what is agreed, for as long as it runs.
+            // It is no follower any more, but as long as it runs it votes and reports its commit index.
             tracing::warn!(
                 "local-member-id" = member,
-                "this member has been removed from the cluster, but the other members may not know it yet, and may need its \
-                 vote: it goes on until one of them says that it was removed"
+                "this member has been removed from the cluster, but the other members may not know it yet and may need its \
+                 vote: it keeps running until one of them confirms the removal"
             );
             return;
         }
         tracing::warn!(
             "local-member-id" = member,
-            "this member has been permanently removed from the cluster; its data directory is of no use any more: delete it"
+            "this member has been permanently removed from the cluster; its data directory is no longer needed: delete it"
         );
-        (self.farewell)();
+        (self.on_removed)();
     }
 
-    fn conf_names_us(&self) -> bool {
+    fn is_member(&self) -> bool {
         let ConfState { voters, learners, .. } = self.replica.conf_state();
         voters.contains(&self.id) || learners.contains(&self.id)
     }
 
-    fn carry_out(&mut self, turn: Turn<ReadWaiter>, handoff: &mut Handoff) {
-        if let Some(leadership) = turn.leadership {
+    fn carry_out(&mut self, ready: Ready<ReadWaiter>, handoff: &mut Handoff) {
+        if let Some(leadership) = ready.leadership {
             tracing::info!(
                 "local-member-id" = format_args!("{:x}", self.id),
                 leader = format_args!("{:x}", leadership.leader),
@@ -430,17 +433,17 @@ impl Driver {
                 "leader changed"
             );
             self.status.set_leader(leadership.leader);
-            self.status.set_reign(if leadership.is_self { leadership.term } else { 0 });
-            self.status.set_rules_alone(false);
+            self.status.set_leader_term(if leadership.is_self { leadership.term } else { 0 });
+            self.status.set_is_sole_leader(false);
             handoff.leadership = Some(leadership);
         }
-        if !turn.messages.is_empty() {
-            self.giving.note(&turn.messages);
-            self.post.send(turn.messages);
+        if !ready.messages.is_empty() {
+            self.outbound.note_sends(&ready.messages);
+            self.post.send(ready.messages);
         }
-        handoff.entries.extend(turn.committed);
+        handoff.entries.extend(ready.committed);
         let applied = self.status.applied();
-        for (index, reads) in turn.reads {
+        for (index, reads) in ready.reads {
             if index <= applied {
                 for read in reads {
                     read(Ok(()));
@@ -449,30 +452,30 @@ impl Driver {
                 handoff.reads.push((index, reads));
             }
         }
-        if let Some(install) = turn.install {
-            self.accepted = Some(Accepted { install, write: turn.write });
-        } else if let Some(write) = turn.write {
+        if let Some(install) = ready.install {
+            self.accepted = Some(Accepted { install, write: ready.write });
+        } else if let Some(write) = ready.write {
             let _ = self.log.send(LogTask::Write(write));
         }
     }
 
-    /// Drops from memory and disk what neither a restart nor a member that is behind needs any more.
-    fn cut(&mut self, durable: Position) {
-        let mut cut = durable;
+    /// Drops entries from memory and disk that neither a restart nor a lagging member needs any more.
+    fn truncate_log(&mut self, durable: Position) {
+        let mut upto = durable;
         if !self.status.rules_alone() {
             let mut kept_from = durable.index;
             if self.replica.log_bytes() <= self.laggard_log_bytes {
                 let catchup = self.status.applied().saturating_sub(self.catchup_entries);
-                let needed = self.replica.needed_by_followers().into_iter().chain(self.giving.pins());
+                let needed = self.replica.needed_by_followers().into_iter().chain(self.outbound.pinned_index());
                 kept_from = needed.fold(catchup.min(kept_from), u64::min);
             }
             if self.replica.position(kept_from).is_none() {
                 return;
             }
-            cut = self.replica.cut(kept_from);
+            upto = self.replica.truncate(kept_from);
         }
-        METRICS.log_first_index.set(i64::try_from(cut.index + 1).unwrap_or(i64::MAX));
-        let _ = self.log.send(LogTask::Cut(cut));
+        METRICS.log_first_index.set(i64::try_from(upto.index + 1).unwrap_or(i64::MAX));
+        let _ = self.log.send(LogTask::Truncate(upto));
     }
 }
 

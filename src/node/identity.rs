@@ -1,11 +1,12 @@
-//! Who is who: the numbers that members, clusters and requests are known by.
+//! The IDs of members, clusters and requests.
 //!
-//! A first member's ID is a digest of its peer URLs and the cluster's token; the cluster's ID is a digest of the first
-//! members' IDs. So members that are started alike agree on both without having talked. A member that is added later mixes in
-//! the time instead of the token; its ID travels inside the proposal. Once made, IDs are read from disk, never made again.
+//! The ID of an initial member is a digest of its peer URLs and the cluster token; the cluster ID is a digest of the initial
+//! members' IDs. So members with the same configuration agree on both without communicating. For a member that is added later
+//! the time takes the token's place; its ID is part of the proposal. Once generated, IDs are read from disk, never generated
+//! again.
 //!
 //! INVARIANTS
-//! * No ID is zero: raft keeps zero for nobody.
+//! * No ID is zero: in raft, zero means "none".
 //! * The order in which URLs or members are given makes no difference.
 
 use std::{
@@ -16,34 +17,33 @@ use std::{
 
 use sha1::{Digest, Sha1};
 
-/// The number of a member. Prints as hexadecimal digits without leading zeros, as everywhere in etcd.
+/// Printed as hexadecimal digits without leading zeros, as everywhere in etcd.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId(NonZeroU64);
 
-/// The number of a cluster. Prints like a member's.
+/// Printed like a [`MemberId`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterId(NonZeroU64);
 
 impl MemberId {
-    /// A known number; None for zero, which nobody may have.
+    /// None for zero.
     #[must_use]
     pub fn new(id: u64) -> Option<Self> {
         NonZeroU64::new(id).map(Self)
     }
 
-    /// The number.
     #[must_use]
     pub fn get(self) -> u64 {
         self.0.get()
     }
 
-    /// The ID of a first member. URLs count as they print.
+    /// The ID of an initial member. URLs are hashed as they are printed.
     #[must_use]
     pub fn of_first<T: fmt::Display>(peer_urls: &[T], cluster_token: &str) -> Self {
         Self::digest(peer_urls, cluster_token)
     }
 
-    /// The ID of a member that is added to a running cluster at a moment, in Unix seconds.
+    /// The ID of a member that is added to a running cluster at this time.
     #[must_use]
     pub fn of_added<T: fmt::Display>(peer_urls: &[T], unix_seconds: i64) -> Self {
         Self::digest(peer_urls, &unix_seconds.to_string())
@@ -57,19 +57,18 @@ impl MemberId {
 }
 
 impl ClusterId {
-    /// A known number; None for zero, which no cluster has.
+    /// None for zero.
     #[must_use]
     pub fn new(id: u64) -> Option<Self> {
         NonZeroU64::new(id).map(Self)
     }
 
-    /// The number.
     #[must_use]
     pub fn get(self) -> u64 {
         self.0.get()
     }
 
-    /// The ID of the cluster that these members found.
+    /// The ID of the cluster with these initial members.
     #[must_use]
     pub fn of_founders(members: &[MemberId]) -> Self {
         let mut members = members.to_vec();
@@ -83,7 +82,7 @@ impl ClusterId {
 fn first_digits(bytes: impl AsRef<[u8]>) -> NonZeroU64 {
     let digest = Sha1::digest(bytes);
     let first = digest.first_chunk().expect("a digest has twenty bytes");
-    NonZeroU64::new(u64::from_be_bytes(*first)).expect("eight zero bytes come once in 2^64 digests")
+    NonZeroU64::new(u64::from_be_bytes(*first)).expect("eight zero bytes occur once in 2^64 digests")
 }
 
 impl fmt::Display for MemberId {
@@ -110,14 +109,14 @@ impl fmt::Debug for ClusterId {
     }
 }
 
-/// Numbers for requests, which no other member and no earlier life of this one gives out.
+/// Generates request IDs, which no other member and no earlier run of this one generates.
 ///
 /// ```text
 /// 63        48 47                    8 7       0
 /// └ member ──┘ └ start, milliseconds ┘ └ count ┘
 /// ```
 ///
-/// The count carries into the milliseconds: after 256 requests in the first one, the numbers of the next begin.
+/// The count carries into the milliseconds: after 256 requests in the first millisecond, the IDs of the next begin.
 #[derive(Debug)]
 pub struct RequestIds {
     member: u64,
@@ -129,21 +128,20 @@ impl RequestIds {
     const COUNT_BITS: u32 = 8;
     const LOW: u64 = (1 << Self::MEMBER_SHIFT) - 1;
 
-    /// A generator for one life of a member, which began at that Unix millisecond.
+    /// For a run of this member that started at this Unix time.
     #[must_use]
     pub fn new(member: MemberId, started_unix_ms: u64) -> Self {
         let start = (started_unix_ms << Self::COUNT_BITS) & Self::LOW;
         Self { member: member.get() << Self::MEMBER_SHIFT, last: AtomicU64::new(start) }
     }
 
-    /// The next number.
     pub fn next(&self) -> u64 {
-        // Only the numbers count, not what else happens before or after.
+        // Relaxed: only the IDs have to be distinct, nothing else is ordered by them.
         let count = self.last.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         self.member | (count & Self::LOW)
     }
 
-    /// The next number as an ID for a lease: positive, and never zero.
+    /// The next ID as a lease ID, which is positive.
     pub fn next_lease(&self) -> i64 {
         loop {
             let id = self.next() & u64::MAX >> 1;
@@ -162,20 +160,20 @@ mod tests {
         MemberId::of_first(urls, token).to_string()
     }
 
-    /// The founders of a cluster, one URL each.
-    fn founders(ports: &[u16], token: &str) -> Vec<MemberId> {
+    /// The initial members of a cluster, with one URL each.
+    fn initial_members(ports: &[u16], token: &str) -> Vec<MemberId> {
         ports.iter().map(|port| MemberId::of_first(&[format!("http://127.0.0.1:{port}")], token)).collect()
     }
 
     #[test]
-    fn a_lone_member_has_etcds_famous_ids() {
+    fn a_single_member_has_etcds_well_known_ids() {
         let member = MemberId::of_first(&["http://localhost:2380"], "etcd-cluster");
         assert_eq!(member.to_string(), "8e9e05c52164694d");
         assert_eq!(ClusterId::of_founders(&[member]).to_string(), "cdf818194e3a8c32");
     }
 
     #[test]
-    fn three_founders_agree_on_all_ids() {
+    fn three_initial_members_agree_on_all_ids() {
         for (ports, token, members, cluster) in [
             (
                 [12380, 22380, 32380],
@@ -190,7 +188,7 @@ mod tests {
                 "c659677da0a39d53",
             ),
         ] {
-            let mut ids = founders(&ports, token);
+            let mut ids = initial_members(&ports, token);
             assert_eq!(ids.iter().map(ToString::to_string).collect::<Vec<_>>(), members);
             ids.reverse();
             assert_eq!(ClusterId::of_founders(&ids).to_string(), cluster, "their order makes no difference");
@@ -212,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_zero() {
+    fn no_id_is_zero() {
         assert_eq!(MemberId::new(0), None);
         assert_eq!(ClusterId::new(0), None);
         assert_eq!(MemberId::new(7).map(MemberId::get), Some(7));

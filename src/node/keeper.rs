@@ -1,5 +1,6 @@
-//! The keeper: a thread for what has time. It removes what was compacted, flushes the database so that the log can be cut,
-//! and measures how large everything is. Nothing that a client waits for waits for it, unless the client asked to.
+//! Background work, on a thread of its own: removes compacted revisions, flushes the database so that the log can be truncated,
+//! makes copies of the database for lagging members, and measures the database. No request waits for it, except a compaction
+//! whose client asked to wait until it is finished.
 
 use std::{
     path::PathBuf,
@@ -31,106 +32,104 @@ use crate::{
     storage::Engine,
 };
 
-/// What the keeper is told.
+/// The inputs of the background thread.
 pub enum Chore {
-    /// Something was applied that it may have to act on.
+    /// An effect of an applied entry that may need background work.
     Effect(Effect),
     /// Leadership changed.
     Leadership(Leadership),
-    /// A compaction that the keeper wanted was agreed, or had been before; or it was not, and is wanted again later.
-    Retained(i64, Result<(), Error>),
+    /// The outcome of a proposed auto compaction at this revision. One that was done already counts as a success; one that
+    /// failed is proposed again later.
+    AutoCompacted(i64, Result<(), Error>),
     /// Another member needs a copy of the database.
     CopyWanted,
-    /// A copy of the database has no use any more: with the last who holds it, its files go.
+    /// A copy of the database is no longer needed. Its files are removed when the last reference to it is dropped.
     Discard(Discarded),
-    /// Another state has taken the place of the one that was kept so far.
+    /// A snapshot has replaced the state.
     Restored {
-        /// Its database.
+        /// The new database.
         engine: Arc<dyn Engine>,
-        /// Its key space.
+        /// The new key space.
         keys: Arc<mvcc::Shared>,
     },
-    /// Somebody waits until nothing is left of what was compacted.
+    /// Call this when all compacted revisions are physically removed.
     AwaitCompaction(Box<dyn FnOnce() + Send>),
 }
 
-/// A copy of a database that nobody wants.
+/// A copy of a database that is no longer needed.
 pub enum Discarded {
-    /// One that was made for others.
+    /// A copy that was made for other members.
     Offer(Arc<Offer>),
-    /// One that others have sent.
+    /// A copy that another member has sent.
     Incoming(Box<Incoming>),
 }
 
-/// The keeper's habits.
+/// Parameters of background work.
 #[derive(Debug, Clone, Copy)]
 pub struct Habits {
-    /// Records that a compaction looks at in one piece.
+    /// Records that a compaction processes per batch.
     pub compaction_batch: usize,
-    /// Pause between two pieces.
+    /// Pause between two batches.
     pub compaction_pause: Duration,
-    /// So many neighbours in the history go as a range.
+    /// Runs of at least this many neighbouring records are removed with a range delete.
     pub compaction_range: usize,
-    /// Compactions of a history of no more than so many bytes remember its hash, to be compared with other members'.
+    /// A compaction stores the hash of the history, for comparison with other members, if that is no larger than this.
     pub hashed_bytes: u64,
-    /// Flush when the log has grown by so much since.
+    /// Flush when the log has grown by this much since the last flush.
     pub flush_after_bytes: u64,
-    /// Flush what is older than this.
+    /// Flush when there are new entries and the last flush is this long ago.
     pub flush_after: Duration,
-    /// Flush after so many entries, but not too often.
+    /// Flush after this many entries, but no more often than every few seconds.
     pub flush_after_entries: u64,
 }
 
-/// Between two flushes because of many entries: a flush of a few small ones costs more than it is worth.
-const FLUSH_REST: Duration = Duration::from_secs(5);
-/// How often the keeper looks around when nobody calls.
+/// The minimum time between two flushes because of many entries: flushing a few small entries costs more than it gains.
+const MIN_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the thread wakes up without input.
 const ROUND: Duration = Duration::from_millis(500);
-/// How long the database is asked to make room at once.
-const TIDYING: Duration = Duration::from_secs(30);
-/// A piece of a compaction is done in so many slices, a part of the pause after each: whoever wants the processor waits for a
-/// slice, not for the piece.
+/// How long the engine compacts its files eagerly after many records were removed.
+const EAGER_COMPACTION_TIME: Duration = Duration::from_secs(30);
+/// A batch of a compaction is processed in this many slices, with a part of the pause after each, so that other threads wait for
+/// the processor no longer than a slice takes.
 const SLICES: u32 = 10;
 
-/// The keeper's belongings.
+/// The background thread's state, apart from [`Work`].
 pub struct Keeper {
     /// The database.
     pub engine: Arc<dyn Engine>,
-    /// The key space, whose compactions it finishes.
+    /// The key space, whose compactions it carries out.
     pub keys: Arc<mvcc::Shared>,
-    /// What it hears.
+    /// The inputs of this thread.
     pub inbox: Arc<Inbox<Chore>>,
-    /// The raft thread's ear.
+    /// The raft thread's inbox.
     pub raft: Arc<Inbox<Input>>,
-    /// What everybody may know.
     pub status: Arc<Status>,
-    /// How it works.
     pub habits: Habits,
-    /// What it lets nobody forget, and what it has forgotten.
+    /// The auto compaction policy.
     pub policy: Policy,
-    /// Where the IDs of its proposals come from.
+    /// Generates the IDs of its proposals.
     pub ids: Arc<RequestIds>,
-    /// Where copies for other members are made.
+    /// The directory in which copies for other members are made.
     pub copies: PathBuf,
 }
 
-/// How far the database is with making room.
+/// Whether the engine is to compact its files eagerly, to give back the space of removed records.
 #[derive(Debug, Clone, Copy)]
-enum Tidying {
-    No,
-    Wanted,
+enum EagerCompaction {
+    Off,
+    Requested,
     Since(Instant),
 }
 
-/// What the keeper is at.
+/// Work in progress.
 pub struct Work {
     compaction: Option<Compaction>,
-    /// What the compaction has to wait for.
+    /// The hash of the history, which has to be computed before the compaction removes anything.
     hashing: Option<HashPass>,
     awaiting: Vec<Box<dyn FnOnce() + Send>>,
-    /// Much was removed: it is to be flushed, and the database has to make room of it.
-    tidying: Tidying,
-    /// How long nothing need be done.
-    rest: Duration,
+    eager_compaction: EagerCompaction,
+    /// How long the thread may wait before there is more to do.
+    idle: Duration,
     last_flush: Instant,
     last_measured: Instant,
     flushed_index: u64,
@@ -141,16 +140,16 @@ pub struct Work {
 }
 
 impl Keeper {
-    /// Runs until the inbox is closed; returns why this node cannot go on, if so.
+    /// Runs until the inbox is closed. An error is fatal to the node.
     pub fn run(mut self) -> Result<(), Halt> {
         let mut chores = Vec::new();
         let mut work = self.begin(Instant::now());
         loop {
-            if !self.inbox.receive(&mut chores, Some(Instant::now() + work.rest)) {
+            if !self.inbox.receive(&mut chores, Some(Instant::now() + work.idle)) {
                 return Ok(());
             }
             self.hear(&mut work, &mut chores, Instant::now());
-            self.forget(&mut work, Instant::now());
+            self.auto_compact(&mut work, Instant::now());
             self.compact(&mut work)?;
             self.flush(&mut work, Instant::now())?;
             self.copy(&mut work);
@@ -161,15 +160,15 @@ impl Keeper {
         }
     }
 
-    /// What there is to do at the start: the compaction that the last run did not finish, if any.
+    /// The work at the start: the compaction that an earlier run did not finish, if any.
     #[must_use]
     pub fn begin(&self, now: Instant) -> Work {
         Work {
             compaction: self.pending(),
-            hashing: None, // Of what was interrupted there is none.
+            hashing: None, // An interrupted compaction gets no hash.
             awaiting: Vec::new(),
-            tidying: Tidying::No,
-            rest: Duration::ZERO,
+            eager_compaction: EagerCompaction::Off,
+            idle: Duration::ZERO,
             last_flush: now,
             last_measured: now,
             flushed_index: self.status.applied(),
@@ -180,7 +179,7 @@ impl Keeper {
         }
     }
 
-    /// Takes on what it is told.
+    /// Handles the inputs.
     pub fn hear(&mut self, work: &mut Work, chores: &mut Vec<Chore>, now: Instant) {
         for chore in chores.drain(..) {
             match chore {
@@ -189,15 +188,15 @@ impl Keeper {
                 Chore::Discard(copy) => drop(copy),
                 Chore::Restored { engine, keys } => {
                     (self.engine, self.keys) = (engine, keys);
-                    (work.hashing, work.compaction, work.tidying) = (None, None, Tidying::No);
+                    (work.hashing, work.compaction, work.eager_compaction) = (None, None, EagerCompaction::Off);
                     work.flushed_index = self.status.applied();
                 }
                 Chore::Leadership(leadership) => work.leads = leadership.is_self,
-                Chore::Retained(target, Ok(()) | Err(Error::Compacted)) => {
+                Chore::AutoCompacted(target, Ok(()) | Err(Error::Compacted)) => {
                     work.retention.done(target, now);
                     tracing::info!(revision = target, "completed auto compaction");
                 }
-                Chore::Retained(target, Err(error)) => {
+                Chore::AutoCompacted(target, Err(error)) => {
                     tracing::warn!(revision = target, %error, "failed auto compaction; it will be tried again");
                 }
                 Chore::Effect(_) => (),
@@ -206,7 +205,7 @@ impl Keeper {
     }
 
     /// Proposes a compaction when one is due.
-    pub fn forget(&self, work: &mut Work, now: Instant) {
+    pub fn auto_compact(&self, work: &mut Work, now: Instant) {
         let Some(target) = work.retention.due(now, self.keys.head(), work.leads) else { return };
         tracing::info!(revision = target, "starting auto compaction");
         let request = CompactionRequest { revision: target, physical: false };
@@ -214,14 +213,14 @@ impl Keeper {
         let data = Command::encode(id, Kind::Compact, &request.encode_to_vec());
         let inbox = self.inbox.clone();
         let waiter = Box::new(move |outcome: Result<Response, Error>| {
-            let _ = inbox.send(Chore::Retained(target, outcome.map(|_| ())));
+            let _ = inbox.send(Chore::AutoCompacted(target, outcome.map(|_| ())));
         });
         let _ = self.raft.send(Input::Propose { id, data, waiter });
     }
 
-    /// One slice of the compaction that is due, if any.
+    /// Processes one slice of the current compaction, if any.
     pub fn compact(&self, work: &mut Work) -> Result<(), Halt> {
-        work.rest = ROUND;
+        work.idle = ROUND;
         let slice = self.habits.compaction_batch.div_ceil(SLICES as usize);
         if work.compaction.is_none() {
             self.begin_compaction(work)?;
@@ -231,14 +230,14 @@ impl Keeper {
                 METRICS.compaction_hashes.with_label_values(&["remembered"]).inc();
                 work.hashing = None;
             }
-            work.rest = self.habits.compaction_pause / SLICES;
+            work.idle = self.habits.compaction_pause / SLICES;
         } else if let Some(compaction) = &mut work.compaction {
             let before = compaction.removed();
             let progress = compaction.step(slice)?;
             METRICS.compacted_keys.inc_by(compaction.removed() - before);
-            // Who is in the way is not gone sooner for being looked at more often.
+            // A reader that blocks the compaction is not finished sooner for being checked more often.
             let is_blocked = progress == Progress::Blocked;
-            work.rest = self.habits.compaction_pause / if is_blocked { 1 } else { SLICES };
+            work.idle = self.habits.compaction_pause / if is_blocked { 1 } else { SLICES };
             if progress == Progress::Done {
                 tracing::info!(
                     "compact-revision" = compaction.at(),
@@ -246,7 +245,7 @@ impl Keeper {
                     "finished scheduled compaction"
                 );
                 if compaction.has_ranges() {
-                    work.tidying = Tidying::Wanted;
+                    work.eager_compaction = EagerCompaction::Requested;
                 }
                 self.begin_compaction(work)?;
             }
@@ -262,7 +261,7 @@ impl Keeper {
         Compaction::pending(&self.keys).map(|compaction| compaction.with_ranges_of(range))
     }
 
-    /// Takes on the next compaction, if there is one.
+    /// Starts the next compaction, if there is one.
     fn begin_compaction(&self, work: &mut Work) -> Result<(), Halt> {
         work.compaction = self.pending();
         let Some(compaction) = &work.compaction else { return Ok(()) };
@@ -280,7 +279,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Makes a copy of the database for members that need more than the log still has. If that fails, they ask again.
+    /// Makes a copy of the database for members that need entries which the log no longer has. If that fails, they ask again.
     pub fn copy(&self, work: &mut Work) {
         if !std::mem::take(&mut work.copy_wanted) {
             return;
@@ -304,28 +303,28 @@ impl Keeper {
         let _ = self.raft.send(Input::Offer(offer));
     }
 
-    /// Flushes when enough has gathered, then lets the log be cut below what is durable.
+    /// Flushes when enough entries were applied, then reports what is durable, so that the log can be truncated.
     pub fn flush(&self, work: &mut Work, now: Instant) -> Result<(), Halt> {
         let grown = self.status.unflushed_log_bytes() >= self.habits.flush_after_bytes;
         let stale = now - work.last_flush >= self.habits.flush_after;
-        let news = self.status.applied().saturating_sub(work.flushed_index);
-        let many = news >= self.habits.flush_after_entries && now - work.last_flush >= FLUSH_REST;
-        if let Tidying::Since(when) = work.tidying
-            && now - when >= TIDYING
+        let new_entries = self.status.applied().saturating_sub(work.flushed_index);
+        let many = new_entries >= self.habits.flush_after_entries && now - work.last_flush >= MIN_FLUSH_INTERVAL;
+        if let EagerCompaction::Since(when) = work.eager_compaction
+            && now - when >= EAGER_COMPACTION_TIME
         {
             self.engine.set_tidy(false)?;
-            work.tidying = Tidying::No;
+            work.eager_compaction = EagerCompaction::Off;
         }
-        let tidies = matches!(work.tidying, Tidying::Wanted);
-        if !grown && !many && !tidies && (!stale || news == 0) {
+        let reclaims = matches!(work.eager_compaction, EagerCompaction::Requested);
+        if !grown && !many && !reclaims && (!stale || new_entries == 0) {
             return Ok(());
         }
         self.status.set_unflushed(0);
         self.engine.flush()?;
         work.last_flush = now;
-        if tidies {
+        if reclaims {
             self.engine.set_tidy(true)?;
-            work.tidying = Tidying::Since(now);
+            work.eager_compaction = EagerCompaction::Since(now);
         }
         if let Some(durable) = state::Progress::durable(self.engine.as_ref())? {
             work.flushed_index = durable.index;

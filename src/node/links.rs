@@ -1,4 +1,4 @@
-//! Which members can be reached, and since when.
+//! Which members are connected, and since when.
 
 use std::{
     collections::BTreeMap,
@@ -7,19 +7,19 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// The connections of this member to others. A connection is active from its handshake to its first failure.
+/// The connections of this member to others. A connection is active from its handshake until its first failure.
 #[derive(Debug, Default)]
 pub struct Links(Mutex<BTreeMap<u64, Instant>>);
 
 impl Links {
-    /// A connection stands since now; returns how many do.
+    /// Adds a connection; returns how many there are.
     pub(super) fn up(&self, member: u64, now: Instant) -> usize {
         let mut links = self.0.lock();
         links.insert(member, now);
         links.len()
     }
 
-    /// The connection that stood since then has failed, or is given up; another one may have taken its place.
+    /// Removes the connection of that time, which has failed or was given up, unless another one has replaced it.
     pub(super) fn down(&self, member: u64, since: Instant) {
         let mut links = self.0.lock();
         if links.get(&member) == Some(&since) {
@@ -33,7 +33,7 @@ impl Links {
         self.0.lock().get(&member).map(Instant::elapsed)
     }
 
-    /// The member that has been connected for longest among those that `eligible` names.
+    /// The eligible member that has been connected for longest.
     #[must_use]
     pub fn longest(&self, eligible: impl Fn(u64) -> bool) -> Option<u64> {
         let links = self.0.lock();

@@ -1,20 +1,21 @@
-//! Gets entries agreed among the members and hands them to the state.
+//! Replicates entries among the members and applies them to the state.
 //!
-//! This is the only floor that knows raft-rs, and its threads are those on which a member lives. Its rooms are values with
-//! non-blocking steps; a thread is a thin shell around one of them, so the same code runs under the server and under a
-//! simulation. (Other threads serve those who ask: the watch hub's two, the read pool's, the runtimes'.)
+//! This is the only layer that knows raft-rs, and it owns the threads that drive a member: raft, log, apply, background work and
+//! lease expiry. Each of them is a value with non-blocking steps, and its thread is a thin loop around that value, so the same
+//! code runs in the server and in a deterministic simulation. (The threads that serve requests are elsewhere: the watch hub's
+//! two, the read pool's, the async runtimes'.)
 //!
 //! ```text
 //! handlers ──Input──▶ raft ──LogTask──▶ log ──"persisted n"──▶ raft
 //!                      └───Handoff───▶ apply ──▶ watchers, waiters
-//!                                        ├─Chore─▶ keeper: compaction, flush, sizes
-//!                                        └─Effect─▶ timekeeper: leases ──Propose──▶ raft
+//!                                        ├─Chore─▶ background: compaction, flush, sizes
+//!                                        └─Effect─▶ lease expiry ──ProposeInTerm──▶ raft
 //! ```
 //!
 //! INVARIANTS
-//! * Nothing is applied that the log has not synced: applied ≤ persisted ≤ last.
-//! * Nothing is cut from the log that the database has not made durable: truncated ≤ durable applied ≤ applied.
-//! * A thread that fails ends the process: a dead node is ordinary to its cluster, a half-dead one is not.
+//! * Only entries that the local log has synced are applied: applied ≤ persisted ≤ last.
+//! * The log is truncated only up to what the database has made durable: truncated ≤ durable applied ≤ applied.
+//! * A failure in any of these threads ends the process: a dead member is ordinary to its cluster, a half-dead one is not.
 
 pub mod applier;
 pub mod changes;
@@ -65,76 +66,74 @@ use inbox::Inbox;
 use keeper::{Chore, Habits, Keeper};
 use links::Links;
 use log::{LogStore, MemoryLog, Position, Recovered};
-use peers::{Nobody, Peer, Post};
-use replica::{Life, Replica, Timing};
+use peers::{NoPeers, Peer, Post};
+use replica::{Incarnation, Replica, Timing};
 use retention::Policy;
-use room::Room;
-use shell::{Core, guarded};
-use snapshot::{Giving, Shelf, conf_state};
+use room::QuotaEnforcer;
+use shell::{Core, abort_on_failure};
+use snapshot::{OutboundTracker, Shelf, conf_state};
 use status::Status;
 use timekeeper::{Timekeeper, Times};
-use waiters::{Hopes, ProposalWaiter, ReadWaiter, Waiters};
+use waiters::{ProposalWaiter, ReadWaiter, TimeoutCause, Waiters};
 use writer::LogWriter;
 
-/// What a node needs to know about itself.
+/// A node's configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// This member.
     pub member_id: u64,
-    /// Where the IDs of proposals come from.
+    /// Generates the IDs of proposals.
     pub ids: Arc<RequestIds>,
-    /// How time is counted.
     pub timing: Timing,
-    /// Where the time of leases comes from.
+    /// The clock that lease deadlines are computed from.
     pub clock: Clock,
     /// How long a proposal or a linearizable read may take.
     pub request_timeout: Duration,
-    /// Entries kept behind the applied index when the log is cut.
+    /// Entries kept behind the applied index when the log is truncated, for followers that are slightly behind.
     pub catchup_entries: u64,
-    /// The log in memory may grow to this for the sake of members that are behind.
+    /// While the log in memory is smaller than this, entries that lagging members still need are kept.
     pub laggard_log_bytes: usize,
-    /// The size that the database may have.
+    /// The maximum size of the database.
     pub quota: Quota,
-    /// What the keeper does when.
+    /// Parameters of compaction and flushing.
     pub habits: Habits,
-    /// What is forgotten without being asked.
+    /// The auto compaction policy.
     pub retention: Policy,
-    /// A batch that takes longer to apply is reported.
+    /// A batch that takes longer to apply is logged.
     pub slow_apply: Duration,
-    /// More entries than this between commit and apply, and proposals are refused.
+    /// Proposals are refused while more than this many entries are committed but not applied.
     pub backlog: u64,
 }
 
-/// What a node is made of: its disks, opened, and its neighbours.
+/// The components that a node is assembled from: its opened database and log, and its connections to the other members.
 pub struct Parts {
     /// The database.
     pub engine: Arc<dyn Engine>,
-    /// The state in it.
+    /// The replicated state, which is stored in `engine`.
     pub machine: Machine,
-    /// Where events go.
+    /// Receives the events of applied entries, for watchers.
     pub publisher: Publisher,
-    /// The log.
+    /// The raft log.
     pub log: Box<dyn LogStore>,
-    /// What was in it.
+    /// What was found in `log` when it was opened.
     pub recovered: Recovered,
-    /// Who carries messages to the other members.
+    /// Sends messages to the other members.
     pub post: Arc<dyn Post>,
-    /// Which of them are connected.
+    /// Which members are connected.
     pub links: Arc<Links>,
-    /// The members, for one that joins a cluster and knows nothing of it yet.
+    /// The members to contact, for a member that joins a cluster and has no member list yet.
     pub first_peers: Vec<Peer>,
-    /// Where copies of the database lie that others may be given.
+    /// Where the transport finds the copy of the database that is sent as a snapshot.
     pub shelf: Arc<Shelf>,
-    /// Where they are made.
+    /// The directory in which such copies are made.
     pub copies: PathBuf,
     /// Called when the cluster has removed this member.
     pub farewell: Arc<dyn Fn() + Send + Sync>,
-    /// Hears what raft has to say.
+    /// Receives raft-rs's log lines.
     pub logger: slog::Logger,
 }
 
 impl Parts {
-    /// For a member that has nobody to talk to, and never will.
+    /// The parts of a member that is and remains the only one of its cluster.
     #[must_use]
     pub fn alone(
         engine: Arc<dyn Engine>,
@@ -149,7 +148,7 @@ impl Parts {
             publisher,
             log,
             recovered,
-            post: Arc::new(Nobody),
+            post: Arc::new(NoPeers),
             links: Arc::default(),
             first_peers: Vec::new(),
             shelf: Arc::default(),
@@ -160,15 +159,16 @@ impl Parts {
     }
 }
 
-/// What readers read, and where it lies: changes as a whole when a snapshot takes its place.
+/// The readers and the database that they read. Replaced as a whole when a snapshot is installed.
 pub struct Stores {
-    /// Looks at what was published.
+    /// Read the published state.
     pub readers: Readers,
     /// The database, for what is not replicated: its size and its files.
     pub engine: Arc<dyn Engine>,
 }
 
-/// The present readers. Holding them keeps the state that they read, not the present one: get them anew for each request.
+/// The current readers. A held value keeps reading the state it was obtained from, even after a snapshot has replaced that:
+/// obtain a new one for each request.
 pub struct Present(Guard<Arc<Stores>>);
 
 impl Deref for Present {
@@ -179,7 +179,7 @@ impl Deref for Present {
     }
 }
 
-/// The handle that everybody else has of the node.
+/// The handle through which the rest of the process uses the node.
 pub struct Node {
     raft: Arc<Inbox<Input>>,
     keeper: Arc<Inbox<Chore>>,
@@ -188,18 +188,18 @@ pub struct Node {
     stores: Arc<ArcSwap<Stores>>,
     links: Arc<Links>,
     backlog: u64,
-    room: Arc<Room>,
+    quota: Arc<QuotaEnforcer>,
 }
 
-/// The rooms of a node, wired to each other and at rest: a thread for each of them, or one for many.
+/// The workers of a node, connected to each other but not running yet. Each may get a thread, or several may share one.
 pub struct Rooms {
-    /// What agrees, what keeps promises, what changes the state.
+    /// Raft, log and apply.
     pub core: Core,
-    /// What has time.
+    /// Background work.
     pub keeper: Keeper,
 }
 
-/// The node's threads, to be waited for.
+/// The handles of the node's threads.
 pub struct Threads {
     threads: Vec<JoinHandle<()>>,
 }
@@ -208,7 +208,7 @@ impl Threads {
     /// Waits until all threads have ended.
     pub fn join(self) {
         for thread in self.threads {
-            // A thread that panicked has ended the process already.
+            // A panic has ended the process already.
             let _ = thread.join();
         }
     }
@@ -221,7 +221,7 @@ impl Node {
         Ok((node, spawn_all(rooms)))
     }
 
-    /// Wires the rooms of a node whose database and log were opened and belong together. `raft` is what it will hear.
+    /// Connects the workers of a node. Database and log must be open and belong together. `raft` is the raft thread's inbox.
     pub fn assemble(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Rooms), Halt> {
         let Parts { engine, machine, publisher, mut log, mut recovered, post, .. } = parts;
         let Progress { index, term, .. } = machine.applied();
@@ -229,22 +229,22 @@ impl Node {
         finish_install(log.as_mut(), &mut recovered, reached)?;
         recovered.check_applied(reached)?;
         let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().electorate()));
-        let life = Life { member: settings.member_id, number: settings.ids.next() };
-        let replica = Replica::new(life, index, memory, settings.timing, &parts.logger)?;
+        let incarnation = Incarnation { member: settings.member_id, number: settings.ids.next() };
+        let replica = Replica::new(incarnation, index, memory, settings.timing, &parts.logger)?;
         let tick = Duration::from_millis(settings.timing.tick_ms);
-        let status = Arc::new(Status::new(settings.clock.clone(), tick * timekeeper::TICKS_AWAY));
+        let status = Arc::new(Status::new(settings.clock.clone(), tick * timekeeper::STALLED_AFTER_TICKS));
         status.set_applied(index, term);
         status.set_unflushed(recovered.bytes_behind(index));
         status.measure(engine.as_ref())?;
         metrics::measured("log", replica.log_bytes() as u64);
-        // What lies on disk needs no flush: a node that dies young again and again still gets rid of its log.
+        // The state on disk needs no flush to be durable: a node that crashes early again and again still truncates its log.
         let _ = raft.send(Input::Durable(reached));
         let keeper = Arc::new(Inbox::default());
         let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
-        let times = Times { tick, election_timeout: tick * election_ticks, patience: settings.request_timeout };
+        let times = Times { tick, election_timeout: tick * election_ticks, request_timeout: settings.request_timeout };
         let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids.clone()));
         let (id, ids) = (settings.member_id, settings.ids.clone());
-        let room = Arc::new(Room::new(settings.quota, id, status.clone(), raft.clone(), ids));
+        let quota = Arc::new(QuotaEnforcer::new(settings.quota, id, status.clone(), raft.clone(), ids));
         let stores = Stores { readers: machine.readers(), engine: engine.clone() };
         let stores = Arc::new(ArcSwap::from_pointee(stores));
         let node = Arc::new(Self {
@@ -255,7 +255,7 @@ impl Node {
             stores: stores.clone(),
             links: parts.links.clone(),
             backlog: settings.backlog,
-            room: room.clone(),
+            quota: quota.clone(),
         });
         let keys = machine.shared().clone();
         let driver = Driver {
@@ -265,14 +265,14 @@ impl Node {
             applier: Arc::new(Inbox::default()),
             keeper: keeper.clone(),
             post: post.clone(),
-            giving: Giving::new(parts.shelf),
+            outbound: OutboundTracker::new(parts.shelf),
             status: status.clone(),
             tick,
             election_ticks: u64::from(election_ticks),
             catchup_entries: settings.catchup_entries,
             laggard_log_bytes: settings.laggard_log_bytes,
             id: settings.member_id,
-            farewell: parts.farewell,
+            on_removed: parts.farewell,
             arrived: None,
             leaving: None,
             accepted: None,
@@ -289,19 +289,19 @@ impl Node {
             id: settings.member_id,
             keeper: keeper.clone(),
             timekeeper,
-            rising: None,
-            hopes: Hopes {
+            unconfirmed_term: None,
+            timeout_cause: TimeoutCause {
                 id: settings.member_id,
                 links: parts.links.clone(),
                 election_timeout: tick * election_ticks,
                 elected_at: None,
                 leaderless_since: None,
             },
-            room,
+            quota,
             slow: settings.slow_apply,
         };
         if applier.machine.members().iter().next().is_some() {
-            applier.tell_peers();
+            applier.publish_members();
         } else {
             applier.post.set_peers(parts.first_peers, Vec::new());
         }
@@ -310,12 +310,12 @@ impl Node {
         Ok((node, Rooms { core: Core { driver, writer, applier }, keeper }))
     }
 
-    /// Proposes a request, encoded as its client sent it. The waiter hears the outcome, a refusal, or a time-out.
+    /// Proposes a request, encoded as its client sent it. The waiter is called with the outcome, a refusal, or a timeout.
     pub fn propose(&self, id: u64, kind: Kind, request: &[u8], waiter: ProposalWaiter) {
         self.propose_entry(id, Command::encode(id, kind, request), waiter);
     }
 
-    /// Proposes an entry that is encoded already.
+    /// Proposes an encoded entry.
     pub fn propose_entry(&self, id: u64, data: Bytes, waiter: ProposalWaiter) {
         if self.status.committed().saturating_sub(self.status.applied()) > self.backlog {
             return waiter(Err(Error::TooManyRequests));
@@ -325,56 +325,56 @@ impl Node {
         }
     }
 
-    /// Proposes an entry that changes who votes or learns: it travels inside raft's own kind of change.
+    /// Proposes an entry that changes the voters or learners, wrapped in one of raft's configuration changes.
     pub fn change_members(&self, id: u64, entry: Bytes, waiter: ProposalWaiter) {
-        let change = changes::for_raft(entry).expect("only what changes the members is proposed as such a change");
+        let change = changes::for_raft(entry).expect("only membership changes are proposed as configuration changes");
         if let Err(Input::Change { waiter, .. }) = self.raft.send(Input::Change { id, change, waiter }) {
             waiter(Err(Error::Stopped));
         }
     }
 
-    /// Tells how far each member is known to be, if this one leads.
+    /// Calls the waiter with each member's match index, or None if this member is not the leader.
     pub fn progress(&self, waiter: ProgressWaiter) {
         if let Err(Input::Progress(waiter)) = self.raft.send(Input::Progress(waiter)) {
             waiter(None);
         }
     }
 
-    /// Lets another voter lead, as soon as it has everything; whether it does is seen in [`Status::leader`].
+    /// Transfers leadership to another voter as soon as that has all entries; [`Status::leader`] shows whether it succeeded.
     pub fn transfer_leader(&self, to: u64) {
         let _ = self.raft.send(Input::Transfer(to));
     }
 
-    /// Calls the waiter when everything that was acknowledged before now can be read here.
+    /// Calls the waiter when everything that was acknowledged before this call can be read on this member.
     pub fn read_barrier(&self, waiter: ReadWaiter) {
         if self.status.rules_alone() {
-            return waiter(Ok(())); // Answers follow the publication of what they promise.
+            return waiter(Ok(())); // A write is published before it is acknowledged.
         }
         if let Err(Input::Read(waiter)) = self.raft.send(Input::Read(waiter)) {
             waiter(Err(Error::Stopped));
         }
     }
 
-    /// Calls the waiter when what is known here to be committed is applied here. Asks nobody: for a leader, that is all
-    /// that anybody was told of.
+    /// Calls the waiter when everything up to this member's commit index is applied here. No other member is asked; on a leader
+    /// that covers everything that was ever acknowledged.
     pub fn catch_up(&self, waiter: ReadWaiter) {
         if let Err(Input::CatchUp(waiter)) = self.raft.send(Input::CatchUp(waiter)) {
             waiter(Err(Error::Stopped));
         }
     }
 
-    /// Calls the waiter when nothing is left of what was compacted before now.
+    /// Calls the waiter when all revisions that were compacted before this call are physically removed.
     pub fn await_compaction(&self, waiter: Box<dyn FnOnce() + Send>) {
         let _ = self.keeper.send(Chore::AwaitCompaction(waiter));
     }
 
-    /// Readers of what is published.
+    /// Readers of the published state.
     #[must_use]
     pub fn readers(&self) -> Present {
         Present(self.stores.load())
     }
 
-    /// Who knows when leases end.
+    /// Tracks the deadlines of leases.
     #[must_use]
     pub fn timekeeper(&self) -> &Arc<Timekeeper> {
         &self.timekeeper
@@ -386,7 +386,7 @@ impl Node {
         &self.links
     }
 
-    /// The node in numbers.
+    /// Indexes, terms and sizes of this node.
     #[must_use]
     pub fn status(&self) -> &Arc<Status> {
         &self.status
@@ -398,18 +398,19 @@ impl Node {
         self.stores.load().engine.clone()
     }
 
-    /// Whether something of this cost still fits into this member's database.
+    /// Whether a write of this cost still fits into the quota of this member's database.
     #[must_use]
     pub fn has_room_for(&self, cost: u64) -> bool {
-        self.room.has_room_for(cost)
+        self.quota.admits(cost)
     }
 
-    /// Raises the alarm that this member has no room left, then tells the waiter.
+    /// Raises the NOSPACE alarm for this member, then answers the waiter with [`Error::NoSpace`].
     pub fn turn_away(&self, waiter: ProposalWaiter) {
-        self.room.turn_away(vec![waiter]);
+        self.quota.raise_no_space(vec![waiter]);
     }
 
-    /// Rewrites the database's files until removed data takes no room, and measures again; or says why it does not begin.
+    /// Rewrites the database's files so that removed data takes no space, and measures them again. Returns what is missing if the
+    /// database does not start.
     pub fn reclaim(&self) -> Result<Option<Lack>, Halt> {
         let engine = self.engine();
         let lack = engine.reclaim()?;
@@ -417,7 +418,7 @@ impl Node {
         Ok(lack)
     }
 
-    /// Measures the database, for who wants to see its size as it is.
+    /// Measures the database, for callers that need its current size.
     pub fn measure(&self) -> Result<(), Halt> {
         self.status.measure(self.engine().as_ref())
     }
@@ -430,14 +431,14 @@ impl Node {
     }
 }
 
-/// Comes to the end of an install that a crash interrupted between the database and the log, and forgets one that never came
-/// to the database.
+/// Finishes a snapshot install that a crash interrupted after the database was replaced but before the log was reset. Clears the
+/// mark of an install that had not replaced the database.
 pub fn finish_install(log: &mut dyn LogStore, recovered: &mut Recovered, applied: Position) -> Result<(), Halt> {
     if let Some(at) = recovered.interrupted_install(applied) {
         tracing::warn!(index = at.index, term = at.term, "finishing the install of a snapshot that was interrupted");
         let mut hard_state = recovered.hard_state.clone();
         if hard_state.term < at.term {
-            (hard_state.term, hard_state.vote) = (at.term, 0); // The term was to be written with the reset.
+            (hard_state.term, hard_state.vote) = (at.term, 0); // The reset would have written this term.
         }
         hard_state.commit = at.index;
         log.reset(at, &hard_state)?;
@@ -451,15 +452,15 @@ pub fn finish_install(log: &mut dyn LogStore, recovered: &mut Recovered, applied
 fn spawn_all(Rooms { core, keeper }: Rooms) -> Threads {
     let timekeeper = core.applier.timekeeper.clone();
     let threads = vec![
-        spawn("keeper", move || keeper.run()),
-        spawn("timekeeper", move || timekeeper.run()),
+        spawn("background", move || keeper.run()),
+        spawn("lease-expiry", move || timekeeper.run()),
         spawn("raft", move || core.run()),
     ];
     Threads { threads }
 }
 
-/// A thread whose failure ends the process.
+/// Starts a thread whose failure ends the process.
 fn spawn(name: &'static str, run: impl FnOnce() -> Result<(), Halt> + Send + 'static) -> JoinHandle<()> {
     let thread = thread::Builder::new().name(name.into());
-    thread.spawn(move || guarded(name, run)).expect("the system has room for a handful of threads")
+    thread.spawn(move || abort_on_failure(name, run)).expect("the system can start a handful of threads")
 }

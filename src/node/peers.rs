@@ -1,35 +1,34 @@
-//! The members, as they reach each other.
+//! The members as peers, and the interface through which messages are sent to them.
 
 use raft::eraftpb::Message;
 
-/// A member that can be talked to.
+/// A member that messages can be sent to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Its ID.
     pub id: u64,
-    /// Where it listens for members, as it says.
+    /// The peer URLs that it advertises.
     pub urls: Vec<String>,
 }
 
-/// Carries messages to other members.
+/// Sends messages to other members.
 pub trait Post: Send + Sync {
-    /// Takes messages and never waits. What cannot be carried is lost, as on any network.
+    /// Must not block. Messages that cannot be sent are lost, as on any network.
     fn send(&self, messages: Vec<Message>);
 
-    /// From now on these are the members, this one among them if it knows itself, and who was removed is refused.
+    /// Sets the members, which include this one if the member list does, and those that were removed and are to be refused.
     fn set_peers(&self, members: Vec<Peer>, removed: Vec<u64>);
 }
 
-/// Carries nothing: for a member that will always be alone, as in many tests.
+/// Sends nothing: for a member that will always be the only one, as in many tests.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Nobody;
+pub struct NoPeers;
 
-impl Post for Nobody {
+impl Post for NoPeers {
     fn send(&self, messages: Vec<Message>) {
-        assert!(messages.is_empty(), "there is nobody to talk to");
+        assert!(messages.is_empty(), "there are no other members");
     }
 
     fn set_peers(&self, members: Vec<Peer>, _removed: Vec<u64>) {
-        assert!(members.len() <= 1, "there is nobody to talk to");
+        assert!(members.len() <= 1, "there are no other members");
     }
 }

@@ -1,6 +1,6 @@
-//! When to compact without being asked. A value: time and the head are arguments.
+//! Auto compaction: when to compact, and at which revision. A value without a clock: time and the head revision are arguments.
 //!
-//! By age, history is forgotten that is older than a period: the head is sampled every tenth of the period (or of an hour, if
+//! By age, history that is older than a period is compacted: the head is sampled every tenth of the period (or of an hour, if
 //! that is less), and the oldest sample of the window is what the head was a period ago.
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //! compact                ^ 10:00 to the head of 0:00, then hourly
 //! ```
 //!
-//! By count, all but the newest so many revisions are forgotten, every five minutes.
+//! By count, all but the given number of newest revisions are compacted, every five minutes.
 
 use std::{
     collections::VecDeque,
@@ -25,9 +25,9 @@ const BY_COUNT_EVERY: Duration = Duration::from_mins(5);
 pub enum Policy {
     /// Everything.
     All,
-    /// What is not older than this.
+    /// Revisions that are no older than this.
     Period(Duration),
-    /// So many of the newest revisions.
+    /// This many of the newest revisions.
     Revisions(i64),
 }
 
@@ -38,14 +38,14 @@ pub struct Retention {
     /// The head at the last steps, oldest first.
     samples: VecDeque<i64>,
     next_step: Instant,
-    /// When the last compaction was agreed; the start before the first.
+    /// When the last compaction succeeded; before the first, when this value was made.
     last_success: Instant,
-    /// The revision of it.
+    /// The revision of the last compaction.
     last_target: i64,
 }
 
 impl Retention {
-    /// Begins to count at `now`, with this head.
+    /// Starts to measure at `now`, with this head.
     #[must_use]
     pub fn new(policy: Policy, now: Instant, head: i64) -> Self {
         let mut retention =
@@ -55,7 +55,7 @@ impl Retention {
         retention
     }
 
-    /// The revision to compact at, if it is time to and this member leads. To be called now and then.
+    /// The revision to compact at, if one is due and this member leads. Call it regularly.
     pub fn due(&mut self, now: Instant, head: i64, leads: bool) -> Option<i64> {
         let mut due = None;
         while self.next_step <= now {
@@ -69,7 +69,7 @@ impl Retention {
         due
     }
 
-    /// A compaction at `target` was agreed, or had been before.
+    /// Call when a compaction at `target` has succeeded, or was done before.
     pub fn done(&mut self, target: i64, now: Instant) {
         self.last_target = target;
         self.last_success = now;
@@ -113,7 +113,7 @@ impl Retention {
 mod tests {
     use super::*;
 
-    /// Runs a policy with a head that grows by one a minute; collects when it compacts (in minutes) and at what.
+    /// Runs a policy with a head that grows by one a minute; collects the minute and revision of each compaction.
     fn compactions(policy: Policy, minutes: u32, leads: impl Fn(u32) -> bool) -> Vec<(u32, i64)> {
         let start = Instant::now();
         let mut retention = Retention::new(policy, start, 1);
@@ -130,7 +130,7 @@ mod tests {
 
     /// Trap 43.
     #[test]
-    fn by_age_it_waits_a_whole_period_and_then_an_hour_at_most() {
+    fn by_age_the_first_compaction_comes_after_a_period_and_the_next_within_an_hour() {
         let seen = compactions(Policy::Period(Duration::from_hours(10)), 13 * 60, |_| true);
         assert_eq!(seen, [(600, 1), (660, 55), (720, 115), (780, 175)]);
         let seen = compactions(Policy::Period(Duration::from_mins(10)), 31, |_| true);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_lead_compacts_nothing_but_remembers() {
+    fn a_follower_compacts_nothing_but_samples_the_head() {
         let seen = compactions(Policy::Period(Duration::from_mins(10)), 36, |minute| minute > 25);
         assert_eq!(seen, [(26, 16), (36, 26)]);
     }
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn by_count_it_looks_every_five_minutes() {
+    fn by_count_a_compaction_is_considered_every_five_minutes() {
         let seen = compactions(Policy::Revisions(8), 21, |_| true);
         assert_eq!(seen, [(10, 3), (15, 8), (20, 13)]);
         assert!(compactions(Policy::All, 1000, |_| true).is_empty());

@@ -1,13 +1,13 @@
-//! How much room this member has left, and telling the cluster when it has none.
+//! Enforces this member's quota, and raises the cluster's NOSPACE alarm when it is exceeded.
 //!
-//! The database is measured twice a second, which is far too seldom for a bound and far too dear for every entry. So whatever
-//! was written since the last measurement is added to it, as the quota charges for it.
+//! The database is measured twice a second, which is far too seldom for a limit, while measuring it for every entry would be far
+//! too expensive. So the cost of writes since the last measurement, as the quota charges for them, is added to it.
 //!
-//! The quota is looked at twice. A write that is known not to fit is refused before it is proposed. One that was admitted and
-//! turns out too large when it is applied *stays*: members have quotas of their own, and must not differ in data. Its
-//! waiter hears "no space" nevertheless, and the alarm that follows refuses all that come later, on every member.
+//! The quota is checked twice. A write that is known not to fit is refused before it is proposed. One that was admitted and
+//! turns out too large when it is applied *stays*: members have different quotas, but must have the same data. Its waiter gets
+//! "no space" nevertheless, and the alarm that follows refuses all later writes, on every member.
 //!
-//! Nobody is told before the alarm is raised: who asks why finds it.
+//! Waiters are answered only after the alarm is raised, so that a client that got "no space" can see the alarm.
 
 use std::sync::Arc;
 
@@ -23,19 +23,18 @@ use crate::{
     state::{Command, Kind},
 };
 
-/// The room of one member.
-pub struct Room {
+/// Checks writes against the quota of one member.
+pub struct QuotaEnforcer {
     quota: Quota,
     member_id: u64,
     status: Arc<Status>,
     raft: Arc<Inbox<Input>>,
     ids: Arc<RequestIds>,
-    /// While an alarm is on its way: who is told "no space" when it is raised.
-    turned_away: Mutex<Option<Vec<ProposalWaiter>>>,
+    /// While an alarm is proposed: the waiters that get "no space" when it is raised.
+    awaiting_alarm: Mutex<Option<Vec<ProposalWaiter>>>,
 }
 
-impl Room {
-    /// The room that `member_id` has under this quota.
+impl QuotaEnforcer {
     #[must_use]
     pub fn new(
         quota: Quota,
@@ -44,31 +43,31 @@ impl Room {
         raft: Arc<Inbox<Input>>,
         ids: Arc<RequestIds>,
     ) -> Self {
-        Self { quota, member_id, status, raft, ids, turned_away: Mutex::new(None) }
+        Self { quota, member_id, status, raft, ids, awaiting_alarm: Mutex::new(None) }
     }
 
-    /// Whether something of this cost still fits.
+    /// Whether a write of this cost still fits.
     #[must_use]
-    pub fn has_room_for(&self, cost: u64) -> bool {
+    pub fn admits(&self, cost: u64) -> bool {
         self.quota.admits(cost, self.status.estimated_bytes())
     }
 
-    /// Counts what was written. False if that was more than there was room for.
+    /// Adds the cost of a write. False if it exceeded the quota.
     #[must_use]
     pub fn charge(&self, cost: u64) -> bool {
-        let fits = self.has_room_for(cost);
-        self.status.wrote(cost);
+        let fits = self.admits(cost);
+        self.status.add_written(cost);
         fits
     }
 
-    /// Raises the alarm for this member, then tells these, if anybody, that there is no space.
-    pub fn turn_away(self: &Arc<Self>, waiters: Vec<ProposalWaiter>) {
-        let mut turned_away = self.turned_away.lock();
-        if let Some(earlier) = turned_away.as_mut() {
+    /// Raises the alarm for this member, then answers these waiters, if any, that there is no space.
+    pub fn raise_no_space(self: &Arc<Self>, waiters: Vec<ProposalWaiter>) {
+        let mut awaiting_alarm = self.awaiting_alarm.lock();
+        if let Some(earlier) = awaiting_alarm.as_mut() {
             return earlier.extend(waiters);
         }
-        *turned_away = Some(waiters);
-        drop(turned_away);
+        *awaiting_alarm = Some(waiters);
+        drop(awaiting_alarm);
         tracing::warn!({ "quota-size-bytes" = self.quota.bytes }, "message exceeded backend quota; raising alarm");
         self.propose_alarm();
     }
@@ -81,9 +80,9 @@ impl Room {
         };
         let id = self.ids.next();
         let data = Command::encode(id, Kind::Alarm, &alarm.encode_to_vec());
-        let room = self.clone();
+        let quota = self.clone();
         let waiter: ProposalWaiter = Box::new(move |_| {
-            let waiters = room.turned_away.lock().take();
+            let waiters = quota.awaiting_alarm.lock().take();
             waiters.into_iter().flatten().for_each(|waiter| waiter(Err(Error::NoSpace)));
         });
         if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, waiter }) {

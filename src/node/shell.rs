@@ -1,10 +1,10 @@
-//! How many threads a member's rooms run on: one for raft, log and apply together while it is alone, three in company.
+//! The threads of raft, log and apply: one for all three while this is the only member of its cluster, otherwise three.
 //!
-//! Three threads let a leader hear its followers while its own disk works, and sync one group while the last one is applied. A
-//! member that is alone has no followers, and on a busy machine the processors are the limit, not the disk: there each hop
-//! between threads costs a wake-up on both sides and buys nothing. Members come and go, so this changes while it runs: the
-//! threads finish what they have and end, which leaves all rooms here, on one thread. A snapshot is put in place at such a
-//! moment, too.
+//! With three threads a leader can receive messages of its followers while its own disk works, and sync one group while the one
+//! before is applied. A single member has no followers, and on a busy machine its limit is the processors, not the disk: there,
+//! each hop between threads costs a wake-up on both sides and gains nothing. Members are added and removed at run time, so this
+//! changes while the node runs: the log and apply threads finish their work and end, and everything is on one thread again. That
+//! is also when a snapshot is installed.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -22,34 +22,32 @@ use super::{
 };
 use crate::{error::Halt, metrics::METRICS};
 
-/// The three rooms that agree, keep promises, and change the state.
+/// The state of the raft, log and apply threads.
 pub struct Core {
-    /// What agrees.
     pub driver: Driver,
-    /// What keeps promises.
     pub writer: LogWriter,
-    /// What changes the state.
     pub applier: Applier,
 }
 
 impl Core {
-    /// Runs until the raft inbox is closed; returns why this node cannot go on, if so.
+    /// Runs until the raft inbox is closed. An error is fatal to the node.
     pub fn run(mut self) -> Result<(), Halt> {
         loop {
-            let pause = if self.driver.replica.is_alone() { self.run_alone()? } else { self.run_in_company() };
+            let pause =
+                if self.driver.replica.is_alone() { self.run_on_one_thread()? } else { self.run_on_three_threads() };
             match pause {
-                Pause::Company => (),
+                Pause::MembershipChanged => (),
                 Pause::Install => self.install()?,
                 Pause::Stopped => break,
             }
         }
         self.applier.waiters.stop();
-        // A restart after a clean stop replays nothing: the last thing is a flush.
+        // Flush last, so that a restart after a clean stop replays nothing.
         self.applier.machine.engine().flush()
     }
 
-    /// All on this thread. What is committed is applied and answered before the next group is synced.
-    fn run_alone(&mut self) -> Result<Pause, Halt> {
+    /// Runs everything on this thread. Committed entries are applied and answered before the next group is synced.
+    fn run_on_one_thread(&mut self) -> Result<Pause, Halt> {
         let (mut inputs, mut next_tick) = (Vec::new(), Instant::now() + self.driver.tick);
         while self.driver.inbox.receive(&mut inputs, Some(next_tick)) {
             loop {
@@ -57,7 +55,7 @@ impl Core {
                 self.driver.take(&mut inputs, ticks);
                 let settled = !self.settle()?;
                 if !self.driver.replica.is_alone() {
-                    return Ok(Pause::Company); // What was written is told in company: it lies in the inbox.
+                    return Ok(Pause::MembershipChanged); // "Persisted" is in the inbox, and will be handled there.
                 }
                 if settled && self.driver.accepted.is_some() {
                     return Ok(Pause::Install);
@@ -65,7 +63,7 @@ impl Core {
                 if settled {
                     break;
                 }
-                // "Persisted", and whatever came while the disk worked.
+                // "Persisted", and inputs that came while the disk worked.
                 self.driver.inbox.drain(&mut inputs);
             }
         }
@@ -85,16 +83,16 @@ impl Core {
         Ok(true)
     }
 
-    /// A thread for each room. When this returns, all that was handed over is done.
-    fn run_in_company(&mut self) -> Pause {
+    /// Runs raft on this thread, and log and apply on one each. Before this returns, those finish all that was handed over.
+    fn run_on_three_threads(&mut self) -> Pause {
         let Self { driver, writer, applier } = self;
         let (log, handoffs) = (driver.log.clone(), driver.applier.clone());
         let pause = thread::scope(|scope| {
             scope_thread(scope, "log", || writer.run(&log));
             scope_thread(scope, "apply", || applier.run(&handoffs));
             let mut pause = Pause::Stopped;
-            // A panic must not wait for the other two.
-            guarded("raft", || {
+            // A panic must end the process at once; leaving the scope would wait for the other two threads.
+            abort_on_failure("raft", || {
                 pause = driver.run();
                 Ok(())
             });
@@ -107,12 +105,13 @@ impl Core {
         pause
     }
 
-    /// Puts a snapshot in place that raft has accepted: the database first, then the log, then what raft wants written.
+    /// Installs a snapshot that raft has accepted: first the database is replaced, then the log is reset, then raft's pending
+    /// write is carried out.
     pub fn install(&mut self) -> Result<(), Halt> {
         let accepted = self.driver.accepted.take().expect("the raft thread paused for it");
         let Accepted { install, write } = accepted;
         let arrived = self.driver.arrived.take().filter(|arrived| arrived.index == install.at.index);
-        let Arrived { incoming, done, .. } = arrived.expect("raft accepts only the snapshot that it was shown last");
+        let Arrived { incoming, done, .. } = arrived.expect("raft accepts only the snapshot that it was given last");
         tracing::info!(index = install.at.index, term = install.at.term, "installing a snapshot");
         METRICS.snapshots_under_way.set(1);
         self.writer.install(&install, incoming.adopt)?;
@@ -131,12 +130,12 @@ impl Core {
     }
 }
 
-/// A thread whose failure ends the process, be it an error or a panic (which the panic hook has reported by then).
-pub(super) fn guarded(name: &'static str, run: impl FnOnce() -> Result<(), Halt>) {
+/// Runs the body of a thread, and aborts the process if it fails with an error or a panic (which the panic hook has logged).
+pub(super) fn abort_on_failure(name: &'static str, run: impl FnOnce() -> Result<(), Halt>) {
     match panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => (),
         Ok(Err(halt)) => {
-            tracing::error!(thread = name, error = %halt, "cannot go on");
+            tracing::error!(thread = name, error = %halt, "fatal error in the {name} thread, aborting");
             process::abort();
         }
         Err(_) => process::abort(),
@@ -149,5 +148,5 @@ fn scope_thread<'scope>(
     run: impl FnOnce() -> Result<(), Halt> + Send + 'scope,
 ) {
     let thread = thread::Builder::new().name(name.into());
-    thread.spawn_scoped(scope, move || guarded(name, run)).expect("the system has room for a handful of threads");
+    thread.spawn_scoped(scope, move || abort_on_failure(name, run)).expect("the system can start a handful of threads");
 }

@@ -1,16 +1,16 @@
-//! Copies of the database: those that this member gives to others, and those that it is given.
+//! Snapshots: copies of the database that this member sends to others, and those that it receives.
 //!
 //! ```text
-//! raft: "that is no longer in the log" ─▶ keeper: flush, copy ─▶ Offer ─▶ raft: MsgSnapshot ─▶ transport: files
-//! transport: files, checked and opened ─▶ Incoming ─▶ raft: accepted ─▶ shell: adopt, reset the log, go on
+//! raft: an entry is no longer in the log ─▶ background: flush, copy ─▶ Offer ─▶ raft: MsgSnapshot ─▶ transport: files
+//! transport: files, checked and opened ─▶ Incoming ─▶ raft: accepted ─▶ install: adopt, reset the log, continue
 //! ```
 //!
-//! A copy says by itself how far it is and who the members were then: it is read from the copy, never from beside it. Every
-//! batch of the database is whole, so a copy is a state that this member really was in.
+//! The index of a copy and its members are always read from the copy itself. Every batch of the database is atomic, so a copy is
+//! a state that this member really was in.
 //!
 //! INVARIANTS
-//! * A snapshot in flight always ends in a report to raft, whatever happens to it.
-//! * What lies in a copy's directory is gone when nobody needs it any more; the raft thread never waits for that.
+//! * Sending a snapshot always ends in a report to raft, whatever happens to it.
+//! * The directory of a copy is removed when the copy is not needed any more; the raft thread never waits for that.
 
 use std::{
     collections::BTreeSet,
@@ -29,24 +29,23 @@ use crate::{
     storage::Engine,
 };
 
-/// A directory that is removed with the value.
+/// A directory that is removed when the value is dropped.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Whatever will be at this path is ours.
+    /// Takes ownership of this path, which need not exist yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self(path)
     }
 
-    /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// What is there stays.
+    /// Gives up ownership: the directory is not removed.
     #[must_use]
     pub fn keep(mut self) -> PathBuf {
         std::mem::take(&mut self.0)
@@ -67,108 +66,109 @@ impl Drop for Scratch {
     }
 }
 
-/// A copy of the database that others may be given.
+/// A copy of the database that can be sent to other members.
 #[derive(Debug)]
 pub struct Offer {
-    /// How far it is.
+    /// The last entry that is applied in it.
     pub at: Position,
-    /// Who voted then.
+    /// The voters and learners at that entry.
     pub conf_state: ConfState,
-    /// Its files.
     pub files: Scratch,
 }
 
 impl Offer {
-    /// Copies a database into a directory that is not there yet, flushing it first.
+    /// Flushes a database and copies it into a directory, which must not exist yet.
     pub fn make(engine: &dyn Engine, path: PathBuf) -> Result<Self, Halt> {
         let files = Scratch::new(path);
         let copy = engine.copy_to(files.path())?;
-        let nowhere = || Halt::Refused("a copy of the database does not say how far it is".into());
-        let Progress { index, term, .. } = Progress::of(copy.as_ref())?.ok_or_else(nowhere)?;
+        let no_index = || Halt::Refused("a copy of the database has no applied index".into());
+        let Progress { index, term, .. } = Progress::of(copy.as_ref())?.ok_or_else(no_index)?;
         let conf_state = conf_state(&Members::read(copy.as_ref())?.electorate());
         Ok(Self { at: Position { index, term }, conf_state, files })
     }
 }
 
-/// Who votes and who learns, in raft's words.
+/// Voters and learners in raft's type.
 #[must_use]
 pub fn conf_state(electorate: &Electorate) -> ConfState {
     let Electorate { voters, learners } = electorate.clone();
     ConfState { voters, learners, ..ConfState::default() }
 }
 
-/// Where the transport finds the copy that raft wants sent.
+/// Where the transport finds the copy that raft wants to be sent.
 #[derive(Debug, Default)]
 pub struct Shelf(Mutex<Option<Arc<Offer>>>);
 
 impl Shelf {
-    /// Puts a copy there, or takes away the one that is there.
+    /// Sets the current copy, or removes it.
     pub fn put(&self, offer: Option<Arc<Offer>>) {
         *self.0.lock() = offer;
     }
 
-    /// The copy as of an index.
+    /// The current copy, if it has this index.
     #[must_use]
     pub fn find(&self, index: u64) -> Option<Arc<Offer>> {
         self.0.lock().clone().filter(|offer| offer.at.index == index)
     }
 }
 
-/// Ticks that a copy is kept for after the last member got it: the entries behind it are, too, and it will ask for them.
+/// For how many ticks a copy is kept after it was last sent. The entries after it are kept as long, because the member that
+/// received it needs them next.
 const KEPT_TICKS: u32 = 300;
 
-/// What the raft thread knows of the copy that it gives away.
+/// The raft thread's record of the copy that is sent to other members.
 #[derive(Debug, Default)]
-pub struct Giving {
-    /// Where the transport finds it.
+pub struct OutboundTracker {
+    /// Where the transport finds the copy.
     pub shelf: Arc<Shelf>,
     offer: Option<Arc<Offer>>,
-    /// One is being made.
-    asked: bool,
-    /// Who is being sent one.
+    /// Whether a copy is being made.
+    requested: bool,
+    /// The members that are being sent one.
     sending: BTreeSet<u64>,
     idle_ticks: u32,
 }
 
-impl Giving {
-    /// Nothing yet; what there will be is put on this shelf.
+impl OutboundTracker {
+    /// There is no copy yet; future ones are put here.
     #[must_use]
     pub fn new(shelf: Arc<Shelf>) -> Self {
         Self { shelf, ..Self::default() }
     }
 
-    /// One is wanted; false if it is being made already.
-    pub fn ask(&mut self) -> bool {
-        !std::mem::replace(&mut self.asked, true)
+    /// Call when a copy is needed; false if one is being made already.
+    pub fn request(&mut self) -> bool {
+        !std::mem::replace(&mut self.requested, true)
     }
 
-    /// It could not be made.
+    /// Call when a copy could not be made.
     pub fn failed(&mut self) {
-        self.asked = false;
+        self.requested = false;
     }
 
-    /// It is made. Returns the one before, to be dropped where there is time to remove files.
+    /// Sets the new copy. Returns the previous one, to be dropped on a thread that may spend time on removing files.
     pub fn offer(&mut self, offer: Arc<Offer>) -> Option<Arc<Offer>> {
-        self.asked = false;
+        self.requested = false;
         self.idle_ticks = 0;
         self.shelf.put(Some(offer.clone()));
         self.offer.replace(offer)
     }
 
-    /// These are about to be sent.
-    pub fn note(&mut self, messages: &[Message]) {
+    /// Records the snapshots among messages that are about to be sent.
+    pub fn note_sends(&mut self, messages: &[Message]) {
         let snapshots = messages.iter().filter(|message| message.msg_type == MessageType::MsgSnapshot);
         self.sending.extend(snapshots.map(|message| message.to));
     }
 
-    /// A member got it, or did not.
-    pub fn ended(&mut self, to: u64) {
+    /// Call when sending to this member has ended, successfully or not.
+    pub fn send_ended(&mut self, to: u64) {
         self.sending.remove(&to);
         self.idle_ticks = 0;
     }
 
-    /// Time goes by; returns the copy if it has lain there for long enough, to be dropped where there is time for it.
-    pub fn grow_old(&mut self, ticks: u32) -> Option<Arc<Offer>> {
+    /// Advances time. Returns the copy once it has been unused for long enough, to be dropped on a thread that may spend time on
+    /// removing files.
+    pub fn expire(&mut self, ticks: u32) -> Option<Arc<Offer>> {
         if self.offer.is_none() || !self.sending.is_empty() {
             return None;
         }
@@ -180,16 +180,16 @@ impl Giving {
         self.offer.take()
     }
 
-    /// The lowest index that somebody who is given a copy now will ask for next.
+    /// The copy's index: a member that receives it needs the entries after that.
     #[must_use]
-    pub fn pins(&self) -> Option<u64> {
+    pub fn pinned_index(&self) -> Option<u64> {
         self.offer.as_ref().map(|offer| offer.at.index)
     }
 }
 
-/// A copy of another member's database, complete and opened.
+/// A copy of another member's database, received completely and opened.
 pub struct Incoming {
-    /// The state that it holds.
+    /// The state in it.
     pub machine: Machine,
     /// Makes it this member's database, durably.
     pub adopt: Box<dyn FnOnce() -> Result<(), Halt> + Send>,

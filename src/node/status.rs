@@ -1,4 +1,4 @@
-//! What everybody may know about this node, as numbers that one thread writes and any thread reads.
+//! The node's indexes, terms and sizes. Each is an atomic that one thread writes and any thread reads.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -8,40 +8,40 @@ use std::{
 use super::clock::Clock;
 use crate::{error::Halt, metrics, storage::Engine};
 
-/// The node in numbers.
+/// The node's indexes, terms and sizes.
 #[derive(Debug)]
 pub struct Status {
     clock: Clock,
-    /// A raft thread that counts no tick for longer than this is away: paused, or without its disk.
-    away_after: Duration,
-    /// When it counted the last one, in nanoseconds.
+    /// A raft thread that counts no tick for longer than this has stalled: it was paused, or its disk does not respond.
+    stalled_after: Duration,
+    /// When it counted the last tick, in nanoseconds.
     ticked_at: AtomicU64,
-    /// How often it was away.
-    absences: AtomicU64,
+    /// How often it has stalled.
+    stalls: AtomicU64,
     leader: AtomicU64,
-    reign: AtomicU64,
+    leader_term: AtomicU64,
     term: AtomicU64,
     committed: AtomicU64,
     applied: AtomicU64,
     applied_term: AtomicU64,
     /// Whether this member leads a cluster that has no other member, and has caught up.
-    rules_alone: AtomicBool,
+    is_sole_leader: AtomicBool,
     is_learner: AtomicBool,
-    /// Bytes that the log has taken since the last flush of the database, by an earlier life of this member too.
+    /// Bytes written to the log since the last flush of the database, including those of earlier runs of this member.
     unflushed_log_bytes: AtomicU64,
-    /// What was ever written, as the quota charges for it, and how much of that is in the last measurement.
+    /// The total cost of all writes, as the quota charges for them, and how much of that is in the last measurement.
     written_bytes: AtomicU64,
     measured_bytes: AtomicU64,
     total_bytes: AtomicI64,
     in_use_bytes: AtomicI64,
 }
 
-/// What entitles this member to decide about leases: the term in which it leads, and how often it was away since it started.
-/// Two that are equal were taken while nothing happened that another member could have used to take over.
+/// What entitles this member to decide about leases: the term in which it leads, and how often its raft thread has stalled since
+/// it started. If two values are equal, nothing happened between them that could have let another member take over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Authority {
     pub term: u64,
-    pub absences: u64,
+    pub stalls: u64,
 }
 
 impl Default for Status {
@@ -51,22 +51,22 @@ impl Default for Status {
 }
 
 impl Status {
-    /// A node that has done nothing yet. A raft thread is away when it counts no tick for longer than `away_after`.
+    /// The raft thread is considered stalled when it counts no tick for longer than `stalled_after`.
     #[must_use]
-    pub fn new(clock: Clock, away_after: Duration) -> Self {
+    pub fn new(clock: Clock, stalled_after: Duration) -> Self {
         let ticked_at = AtomicU64::new(nanos(clock.now()));
         Self {
             clock,
-            away_after,
+            stalled_after,
             ticked_at,
-            absences: AtomicU64::default(),
+            stalls: AtomicU64::default(),
             leader: AtomicU64::default(),
-            reign: AtomicU64::default(),
+            leader_term: AtomicU64::default(),
             term: AtomicU64::default(),
             committed: AtomicU64::default(),
             applied: AtomicU64::default(),
             applied_term: AtomicU64::default(),
-            rules_alone: AtomicBool::default(),
+            is_sole_leader: AtomicBool::default(),
             is_learner: AtomicBool::default(),
             unflushed_log_bytes: AtomicU64::default(),
             written_bytes: AtomicU64::default(),
@@ -76,17 +76,17 @@ impl Status {
         }
     }
 
-    /// The time, as this node reads it.
+    /// The node's clock.
     pub(super) fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// The leader's ID, or zero.
+    /// The leader's ID; zero if none is known.
     pub fn leader(&self) -> u64 {
         self.leader.load(Ordering::Relaxed)
     }
 
-    /// The present term of raft.
+    /// Raft's current term.
     pub fn term(&self) -> u64 {
         self.term.load(Ordering::Relaxed)
     }
@@ -101,71 +101,71 @@ impl Status {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// The term of the last applied entry: what headers show.
+    /// The term of the last applied entry, which is the one in response headers.
     pub fn applied_term(&self) -> u64 {
         self.applied_term.load(Ordering::Acquire)
     }
 
-    /// Whether this member leads a cluster that has no other member, and has applied an entry of its own term: then nothing
-    /// was ever acknowledged that cannot be read here, and there is nobody to ask.
+    /// Whether this member leads a cluster that has no other member, and has applied an entry of its own term: then everything
+    /// that was ever acknowledged can be read here, without a round of ReadIndex.
     pub fn rules_alone(&self) -> bool {
-        self.rules_alone.load(Ordering::Acquire)
+        self.is_sole_leader.load(Ordering::Acquire)
     }
 
-    /// Whether this member is in the cluster and only learns.
+    /// Whether this member is a learner.
     pub fn is_learner(&self) -> bool {
         self.is_learner.load(Ordering::Relaxed)
     }
 
-    /// Size of the database, as last measured.
+    /// The size of the database, as last measured.
     pub fn total_bytes(&self) -> i64 {
         self.total_bytes.load(Ordering::Relaxed)
     }
 
-    /// Size of the database by now: as last measured, and what was written since.
+    /// The estimated current size of the database: as last measured, plus the cost of writes since then.
     pub fn estimated_bytes(&self) -> i64 {
         let measured = self.measured_bytes.load(Ordering::Acquire);
         let since = self.written_bytes.load(Ordering::Relaxed).saturating_sub(measured);
         self.total_bytes().saturating_add_unsigned(since)
     }
 
-    /// The part of it that holds data, as last measured.
+    /// The part of the database's size that holds live data, as last measured.
     pub fn in_use_bytes(&self) -> i64 {
         self.in_use_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that the log holds behind the last flush of the database.
+    /// Bytes in the log that are newer than the last flush of the database.
     pub fn unflushed_log_bytes(&self) -> u64 {
         self.unflushed_log_bytes.load(Ordering::Relaxed)
     }
 
-    /// What entitles this member to decide about leases now; None if it does not lead, or is away.
+    /// What entitles this member to decide about leases now; None if it does not lead, or its raft thread has stalled.
     pub(super) fn authority(&self) -> Option<Authority> {
-        // In this order: an absence is counted before the tick that ends it, and a pause of the calling thread shows in the
-        // time that is read last.
+        // The order matters: a stall is counted before the tick that ends it, and reading the time last accounts for a pause of
+        // the calling thread.
         let ticked_at = Duration::from_nanos(self.ticked_at.load(Ordering::Acquire));
-        let authority = Authority { absences: self.absences.load(Ordering::Acquire), term: self.reign() };
-        let is_away = self.clock.now().saturating_sub(ticked_at) > self.away_after;
-        (authority.term != 0 && !is_away).then_some(authority)
+        let authority = Authority { stalls: self.stalls.load(Ordering::Acquire), term: self.leader_term() };
+        let is_stalled = self.clock.now().saturating_sub(ticked_at) > self.stalled_after;
+        (authority.term != 0 && !is_stalled).then_some(authority)
     }
 
-    /// The raft thread has counted a tick, and its disk works.
+    /// Call when the raft thread has counted a tick, and its disk responds.
     pub(super) fn set_ticked(&self) {
         let now = self.clock.now();
         let before = Duration::from_nanos(self.ticked_at.load(Ordering::Relaxed));
-        if now.saturating_sub(before) > self.away_after {
-            self.absences.fetch_add(1, Ordering::Release);
+        if now.saturating_sub(before) > self.stalled_after {
+            self.stalls.fetch_add(1, Ordering::Release);
         }
         self.ticked_at.store(nanos(now), Ordering::Release);
     }
 
-    /// The term in which this member leads, as raft knows it; zero if it does not.
-    pub(super) fn reign(&self) -> u64 {
-        self.reign.load(Ordering::Acquire)
+    /// The term in which this member leads, according to raft; zero if it does not lead.
+    pub(super) fn leader_term(&self) -> u64 {
+        self.leader_term.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_reign(&self, term: u64) {
-        self.reign.store(term, Ordering::Release);
+    pub(super) fn set_leader_term(&self, term: u64) {
+        self.leader_term.store(term, Ordering::Release);
     }
 
     pub(super) fn set_leader(&self, leader: u64) {
@@ -178,8 +178,8 @@ impl Status {
         metrics::METRICS.is_learner.set(i64::from(learner));
     }
 
-    pub(super) fn set_rules_alone(&self, alone: bool) {
-        self.rules_alone.store(alone, Ordering::Release);
+    pub(super) fn set_is_sole_leader(&self, sole: bool) {
+        self.is_sole_leader.store(sole, Ordering::Release);
     }
 
     pub(super) fn set_term(&self, term: u64) {
@@ -195,8 +195,8 @@ impl Status {
         self.applied.store(index, Ordering::Release);
     }
 
-    /// Something of this cost was written. It is in the database already, so no measurement misses it.
-    pub(super) fn wrote(&self, cost: u64) {
+    /// Adds the cost of a write. The write must be in the database already, so that no measurement misses it.
+    pub(super) fn add_written(&self, cost: u64) {
         self.written_bytes.fetch_add(cost, Ordering::Relaxed);
     }
 
@@ -211,7 +211,7 @@ impl Status {
         Ok(())
     }
 
-    pub(super) fn logged(&self, bytes: u64, write: Duration, sync: Duration) {
+    pub(super) fn add_log_write(&self, bytes: u64, write: Duration, sync: Duration) {
         self.unflushed_log_bytes.fetch_add(bytes, Ordering::Relaxed);
         metrics::logged(bytes, write, sync);
     }

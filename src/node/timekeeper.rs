@@ -1,42 +1,44 @@
-//! The timekeeper: knows when leases end, while this member leads, and has those revoked whose time is over.
+//! Lease expiry: tracks the deadlines of leases while this member leads, and proposes the revocation of leases that have expired.
 //!
-//! The apply thread tells it what happened to leases *before* it answers the request that did it: a client that was granted a
-//! lease may renew it at once. Handlers renew and look up. A thread of its own looks at the clock and proposes an ordinary
-//! LeaseRevoke for each lease that is over; nothing ends here, everything ends when that entry is applied.
+//! The apply thread reports grants and revocations *before* it answers the request that caused them: a client that was granted a
+//! lease may renew it at once. Handlers renew and look up. A thread of its own watches the clock and proposes an ordinary
+//! LeaseRevoke for each expired lease; a lease ends only when that entry is applied.
 //!
 //! ```text
 //! apply ── granted, revoked, promote ──▶ deadlines ◀── renew, remaining ── handlers
 //!                                          │ expired, every quarter second
 //!                                          ▼
-//!                                       thread ── LeaseRevoke, at most REVOKES_UNDER_WAY ──▶ raft
+//!                                       thread ── LeaseRevoke, at most MAX_REVOKES_IN_FLIGHT ──▶ raft
 //! ```
 //!
-//! # Why no lease is lost to a pause
+//! # Why a pause loses no lease
 //!
-//! A leader that is paused, or whose disk stalls, is replaced without noticing. When it goes on, all deadlines lie in the past, and
-//! clients have renewed their leases through its successor. Two rules keep it from doing harm:
+//! A leader that is paused, or whose disk stalls, is replaced without noticing. When it continues, all deadlines are in the past,
+//! while clients have renewed their leases through its successor. Two rules keep it from doing harm:
 //!
-//! * A revocation is proposed for the term in which it was decided ([`Input::ProposeInTerm`]): where this member does not lead in
+//! * A revocation is proposed for the term in which it was decided ([`Input::ProposeInTerm`]): if this member does not lead in
 //!   that term any more, it is dropped. So a revocation takes effect only if every renewal of that term came here.
-//! * Nothing is decided, neither that a lease is over nor that it lives on nor how long it has left, without a proof of leadership:
-//!   a round of ReadIndex that was answered and whose index is applied. A proof is good for one election timeout from the beginning
-//!   of its round, and ends before that when leadership changes or the raft thread was away.
+//! * Nothing is decided without a proof of leadership: not that a lease has expired, nor that it is alive, nor how long it
+//!   has left. A proof is a round of ReadIndex that was answered and whose index is applied. It is valid for one election
+//!   timeout from the beginning of its round, or until leadership changes or the raft thread stalls.
 //!
 //! The second rule is what a client's renewal relies on. Let a proof's round begin at b. A member that is elected in a later term
-//! needs the vote of one that took part in the round, so it is elected after b, and gives every lease its TTL and an election
-//! timeout from then on. A renewal that rests on the proof is given before b + election timeout, so the lease it promises does not
-//! outlast what the new leader gives. Clocks need to agree on the length of a second for that, and on nothing else.
+//! needs the vote of one that took part in the round, so it is elected after b, and gives every lease its TTL plus an election
+//! timeout from then on. A renewal that rests on the proof is given before b + election timeout, so the deadline it promises is
+//! not later than the one the new leader sets. The clocks of the members have to agree on the length of a second, and on nothing
+//! else.
 //!
-//! A leader that was away lets no lease end for another half election timeout, so that renewals which were sent meanwhile count.
+//! After a stall the leader lets no lease expire for another half election timeout, so that renewals that were sent meanwhile
+//! count.
 //!
-//! What cannot be answered yet leaves a waiter: a renewal of a lease that is over waits until the lease is gone, and what only a
-//! leader with a proof can tell waits until this member is one.
+//! Requests that cannot be answered yet leave a waiter: the renewal of an expired lease waits until the lease is gone, and
+//! requests that need a leader with a proof wait until this member is one.
 //!
 //! INVARIANTS
-//! * The deadlines are kept from when the first entry of a term that this member leads is applied, until it leads no more. By
-//!   then every lease of earlier terms is in the table.
-//! * The lock is held for a few leases at a time, but for a promotion (0.2 s for a million of them), and no waiter is called
-//!   under it.
+//! * Deadlines are tracked from when the first entry of a term in which this member leads is applied, until it leads no more. At
+//!   that entry the table holds every lease of earlier terms.
+//! * The lock is held for a few leases at a time, except for a promotion (0.2 s for a million leases), and no waiter is called
+//!   while it is held.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -62,302 +64,306 @@ use crate::{
     state::{Command, Effect, Kind, Response},
 };
 
-/// Revocations that may be proposed and not yet applied. Clients' writes queue behind them, so there are not too many; a
-/// group of this size every few milliseconds is still far more than the 10,000 a second that a promotion lets end.
-const REVOKES_UNDER_WAY: usize = 512;
-/// How often the thread looks around when no lease wants it sooner.
+/// The maximum number of revocations that are proposed and not yet applied. Clients' writes queue behind them, so it is limited;
+/// a group of this size every few milliseconds is still far more than the 10,000 a second that a promotion lets expire.
+const MAX_REVOKES_IN_FLIGHT: usize = 512;
+/// How often the thread wakes up when no lease expires sooner.
 const ROUND: Duration = Duration::from_millis(500);
-/// A raft thread that has not counted a tick for so many is away.
-pub(super) const TICKS_AWAY: u32 = 3;
+/// The raft thread has stalled if it has not counted a tick for the time of this many.
+pub(super) const STALLED_AFTER_TICKS: u32 = 3;
 
-/// What the timekeeper counts with.
+/// The durations that lease expiry depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
     /// Between two ticks of raft.
     pub tick: Duration,
-    /// What every lease gets on top when leadership comes here: nobody could renew while there was no leader.
+    /// Added to every lease when this member becomes the leader: leases could not be renewed while there was no leader.
     pub election_timeout: Duration,
-    /// How long a proposal may be under way, and how long a request waits for a leader.
-    pub patience: Duration,
+    /// How long a proposal may take, and how long a request waits for a leader.
+    pub request_timeout: Duration,
 }
 
-/// The deadlines of all leases, and what waits for one.
+/// The deadlines of all leases, and the requests that wait for one.
 pub struct Timekeeper {
     times: Times,
     status: Arc<Status>,
     raft: Arc<Inbox<Input>>,
     ids: Arc<RequestIds>,
-    book: Mutex<Book>,
-    room: Condvar,
+    state: Mutex<State>,
+    wake: Condvar,
 }
 
-struct Book {
+struct State {
     deadlines: Deadlines,
-    /// The term in which this member last began to keep them.
+    /// The term in which this member last began to track them.
     term: u64,
     /// The last round of ReadIndex that was answered.
     proof: Option<Proof>,
-    /// The one that is under way.
+    /// The round that is in progress.
     asked: Option<Proof>,
-    /// Since when something has waited for a proof.
+    /// Since when a request or an expired lease has waited for a proof.
     unproven_since: Option<Duration>,
-    /// Renewals that came too late, until their lease is gone.
-    too_late: BTreeMap<LeaseId, Vec<ReadWaiter>>,
+    /// Renewals of expired leases, until the lease is gone.
+    late_renewals: BTreeMap<LeaseId, Vec<ReadWaiter>>,
     /// Requests that need a leader with a proof, and until when they wait.
-    leaderless: VecDeque<(Duration, ReadWaiter)>,
-    under_way: usize,
+    awaiting_leader: VecDeque<(Duration, ReadWaiter)>,
+    /// Revocations that are proposed and not yet answered.
+    in_flight: usize,
     stopped: bool,
 }
 
 /// A round of ReadIndex.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Proof {
-    /// What it proves.
+    /// What the round proves.
     authority: Authority,
     begun: Duration,
 }
 
 impl Timekeeper {
-    /// A timekeeper of a member that does not lead. Its proposals go to `raft`, under IDs of `ids`.
+    /// For a member that does not lead. Proposals go to `raft`, with IDs from `ids`.
     #[must_use]
     pub fn new(times: Times, status: Arc<Status>, raft: Arc<Inbox<Input>>, ids: Arc<RequestIds>) -> Self {
-        let book = Book {
-            deadlines: Deadlines::new(times.patience),
+        let state = State {
+            deadlines: Deadlines::new(times.request_timeout),
             term: 0,
             proof: None,
             asked: None,
             unproven_since: None,
-            too_late: BTreeMap::new(),
-            leaderless: VecDeque::new(),
-            under_way: 0,
+            late_renewals: BTreeMap::new(),
+            awaiting_leader: VecDeque::new(),
+            in_flight: 0,
             stopped: false,
         };
-        Self { times, status, raft, ids, book: Mutex::new(book), room: Condvar::new() }
+        Self { times, status, raft, ids, state: Mutex::new(state), wake: Condvar::new() }
     }
 
-    /// This member leads in this term, and everything from before it is applied.
+    /// Call when this member leads in this term and all entries of earlier terms are applied.
     pub fn promote(self: &Arc<Self>, leases: Vec<(LeaseId, i64)>, term: u64) {
-        let mut book = self.book.lock();
+        let mut state = self.state.lock();
         tracing::info!(leases = leases.len(), term, "lease deadlines reset after a leader change");
         let now = self.now();
-        (book.term, book.unproven_since) = (term, None);
-        book.deadlines.promote(leases, now, self.times.election_timeout);
-        self.ask(&mut book, now);
+        (state.term, state.unproven_since) = (term, None);
+        state.deadlines.promote(leases, now, self.times.election_timeout);
+        self.start_round(&mut state, now);
     }
 
-    /// This member leads no more, if it did. What waits asks again, and then waits for a leader.
+    /// Call when this member is no longer the leader, or starts a new term. Waiting requests are retried, and then wait for a
+    /// leader.
     pub fn demote(&self) {
-        let mut book = self.book.lock();
-        book.deadlines.demote();
-        (book.proof, book.asked, book.unproven_since) = (None, None, None);
-        let too_late = std::mem::take(&mut book.too_late);
-        let leaderless = std::mem::take(&mut book.leaderless);
-        drop(book);
-        let waiting = too_late.into_values().flatten().chain(leaderless.into_iter().map(|(_, waiter)| waiter));
+        let mut state = self.state.lock();
+        state.deadlines.demote();
+        (state.proof, state.asked, state.unproven_since) = (None, None, None);
+        let late_renewals = std::mem::take(&mut state.late_renewals);
+        let awaiting_leader = std::mem::take(&mut state.awaiting_leader);
+        drop(state);
+        let waiting =
+            late_renewals.into_values().flatten().chain(awaiting_leader.into_iter().map(|(_, waiter)| waiter));
         waiting.for_each(|waiter| waiter(Ok(())));
     }
 
-    /// Something happened to leases; other effects are ignored.
+    /// Updates the deadlines of leases that were granted or revoked; ignores other effects.
     pub fn note(&self, effects: &[Effect]) {
         let mut gone = Vec::new();
         let now = self.now();
-        let mut book = None;
+        let mut state = None;
         for effect in effects {
             match *effect {
                 Effect::LeaseGranted { id, ttl } => {
                     METRICS.leases_granted.inc();
                     METRICS.lease_ttls.observe(seconds(ttl));
-                    book.get_or_insert_with(|| self.book.lock()).deadlines.granted(LeaseId(id), ttl, now);
+                    state.get_or_insert_with(|| self.state.lock()).deadlines.granted(LeaseId(id), ttl, now);
                 }
                 Effect::LeaseRevoked { id } => {
                     METRICS.leases_revoked.inc();
-                    let book = book.get_or_insert_with(|| self.book.lock());
-                    book.deadlines.revoked(LeaseId(id));
-                    gone.extend(book.too_late.remove(&LeaseId(id)).into_iter().flatten());
+                    let state = state.get_or_insert_with(|| self.state.lock());
+                    state.deadlines.revoked(LeaseId(id));
+                    gone.extend(state.late_renewals.remove(&LeaseId(id)).into_iter().flatten());
                 }
                 Effect::CompactionScheduled { .. } | Effect::AlarmsChanged | Effect::MembersChanged => (),
             }
         }
-        drop(book);
+        drop(state);
         for waiter in gone {
             waiter(Ok(()));
         }
     }
 
-    /// Renews a lease, if this member is certain to lead and knows it, and it is not over.
+    /// Renews a lease, if this member is certain to lead, and the lease exists and has not expired.
     pub fn renew(self: &Arc<Self>, id: LeaseId) -> Renewal {
-        let mut book = self.book.lock();
+        let mut state = self.state.lock();
         let now = self.now();
-        let Some(proof) = self.valid_proof(&book, now) else { return Renewal::NotPrimary };
-        let renewal = book.deadlines.renewed(id, now);
+        let Some(proof) = self.valid_proof(&state, now) else { return Renewal::NotPrimary };
+        let renewal = state.deadlines.renewed(id, now);
         if now.saturating_sub(proof.begun) > self.times.election_timeout / 2 {
-            self.ask(&mut book, now); // So that the next renewals need not wait.
+            self.start_round(&mut state, now); // Early, so that the next renewals need not wait.
         }
-        drop(book);
+        drop(state);
         if matches!(renewal, Renewal::Renewed(_)) {
             METRICS.leases_renewed.inc();
         }
         renewal
     }
 
-    /// How many whole seconds a lease has left, zero or less if it is over but still there; None if there is no such lease, or
-    /// this member is not certain to lead.
+    /// How many whole seconds a lease has left, zero or less if it has expired but still exists; None if there is no such lease,
+    /// or this member is not certain to lead.
     #[must_use]
     pub fn remaining(&self, id: LeaseId) -> Option<i64> {
-        let book = self.book.lock();
+        let state = self.state.lock();
         let now = self.now();
-        self.valid_proof(&book, now)?;
-        book.deadlines.remaining(id, now)
+        self.valid_proof(&state, now)?;
+        state.deadlines.remaining(id, now)
     }
 
-    /// When each of some leases ends, on a clock of our own; None where this member keeps no deadline of it. Ask for few at once.
+    /// When each of these leases ends, on the node's own clock; None for a lease whose deadline this member does not track.
+    /// Ask for few at once, since the lock is held meanwhile.
     #[must_use]
     pub fn ends(&self, ids: &[LeaseId]) -> Vec<Option<Duration>> {
-        let book = self.book.lock();
-        ids.iter().map(|&id| book.deadlines.end(id)).collect()
+        let state = self.state.lock();
+        ids.iter().map(|&id| state.deadlines.end(id)).collect()
     }
 
-    /// Whether this member keeps the deadlines and is certain to lead.
+    /// Whether this member tracks the deadlines and is certain to lead.
     #[must_use]
     pub fn is_primary(&self) -> bool {
-        let book = self.book.lock();
-        self.valid_proof(&book, self.now()).is_some()
+        let state = self.state.lock();
+        self.valid_proof(&state, self.now()).is_some()
     }
 
-    /// The proof on which a decision made now can rest.
-    fn valid_proof(&self, book: &Book, now: Duration) -> Option<Proof> {
-        let proof = book.proof?;
+    /// The proof that a decision made now can rest on.
+    fn valid_proof(&self, state: &State, now: Duration) -> Option<Proof> {
+        let proof = state.proof?;
         let is_fresh = now.saturating_sub(proof.begun) <= self.times.election_timeout;
-        (is_fresh && self.authority(book) == Some(proof.authority)).then_some(proof)
+        (is_fresh && self.authority(state) == Some(proof.authority)).then_some(proof)
     }
 
-    /// What a round of ReadIndex that begins now could prove. The apply thread says when deadlines begin and end, and may be late:
-    /// raft knows sooner that another member leads.
-    fn authority(&self, book: &Book) -> Option<Authority> {
+    /// What a round of ReadIndex that begins now could prove. Promotion and demotion come from the apply thread, which may be
+    /// late: the status shows sooner that another member leads.
+    fn authority(&self, state: &State) -> Option<Authority> {
         let authority = self.status.authority()?;
-        (book.deadlines.is_primary() && authority.term == book.term).then_some(authority)
+        (state.deadlines.is_primary() && authority.term == state.term).then_some(authority)
     }
 
-    /// Begins a round of ReadIndex, unless one is under way that will do.
-    fn ask(self: &Arc<Self>, book: &mut Book, now: Duration) {
-        let Some(authority) = self.authority(book) else { return };
-        if book
-            .asked
-            .is_some_and(|asked| asked.authority == authority && now.saturating_sub(asked.begun) < self.times.patience)
-        {
+    /// Begins a round of ReadIndex, unless one is in progress that will do.
+    fn start_round(self: &Arc<Self>, state: &mut State, now: Duration) {
+        let Some(authority) = self.authority(state) else { return };
+        if state.asked.is_some_and(|asked| {
+            asked.authority == authority && now.saturating_sub(asked.begun) < self.times.request_timeout
+        }) {
             return;
         }
         let asked = Proof { authority, begun: now };
-        book.asked = Some(asked);
+        state.asked = Some(asked);
         let this = self.clone();
-        // An inbox that is closed drops the waiter: everything stops.
-        let _ = self.raft.send(Input::ConfirmLeadership(Box::new(move |outcome| this.proven(asked, &outcome))));
+        // A closed inbox drops the waiter: the node stops.
+        let _ = self.raft.send(Input::ConfirmLeadership(Box::new(move |outcome| this.round_finished(asked, &outcome))));
     }
 
-    /// A round has come to its end.
-    fn proven(&self, asked: Proof, outcome: &Result<(), Error>) {
-        let mut book = self.book.lock();
-        book.asked.take_if(|waiting| *waiting == asked);
-        if outcome.is_err() || self.authority(&book) != Some(asked.authority) {
-            return; // The thread asks again, if there is reason to.
+    /// Handles the outcome of a round.
+    fn round_finished(&self, asked: Proof, outcome: &Result<(), Error>) {
+        let mut state = self.state.lock();
+        state.asked.take_if(|waiting| *waiting == asked);
+        if outcome.is_err() || self.authority(&state) != Some(asked.authority) {
+            return; // The thread starts another round if one is needed.
         }
         let now = self.now();
-        let unproven_since = book.unproven_since.take();
-        let was_away = book.proof.is_some_and(|before| before.authority != asked.authority)
-            || unproven_since.is_some_and(|since| now.saturating_sub(since) > self.times.tick * TICKS_AWAY);
-        if was_away {
+        let unproven_since = state.unproven_since.take();
+        let has_stalled = state.proof.is_some_and(|before| before.authority != asked.authority)
+            || unproven_since.is_some_and(|since| now.saturating_sub(since) > self.times.tick * STALLED_AFTER_TICKS);
+        if has_stalled {
             tracing::info!(
                 term = asked.authority.term,
-                "leadership confirmed after a pause: leases end no sooner than renewals that were sent meanwhile are answered"
+                "leadership confirmed after a pause: no lease expires until renewals that were sent meanwhile are answered"
             );
-            book.deadlines.hold(now + self.times.election_timeout / 2);
+            state.deadlines.hold(now + self.times.election_timeout / 2);
         }
-        book.proof = Some(asked);
-        let waiting = std::mem::take(&mut book.leaderless);
-        drop(book);
-        self.room.notify_one();
+        state.proof = Some(asked);
+        let waiting = std::mem::take(&mut state.awaiting_leader);
+        drop(state);
+        self.wake.notify_one();
         for (_, waiter) in waiting {
             waiter(Ok(()));
         }
     }
 
-    /// Calls the waiter when a lease, which is over, is gone; or when this member leads no more.
+    /// Calls the waiter when an expired lease is gone, or when this member leads no more.
     pub fn await_end(&self, id: LeaseId, waiter: ReadWaiter) {
-        let mut book = self.book.lock();
-        if !book.stopped && book.deadlines.end(id).is_some() {
-            book.too_late.entry(id).or_default().push(waiter);
+        let mut state = self.state.lock();
+        if !state.stopped && state.deadlines.end(id).is_some() {
+            state.late_renewals.entry(id).or_default().push(waiter);
             return;
         }
-        drop(book);
+        drop(state);
         waiter(Ok(()));
     }
 
     /// Calls the waiter when this member is certain to lead, when leadership changes, or with an error when that takes too long.
     pub fn await_primary(self: &Arc<Self>, waiter: ReadWaiter) {
-        let mut book = self.book.lock();
+        let mut state = self.state.lock();
         let now = self.now();
-        if book.stopped || self.valid_proof(&book, now).is_some() {
-            drop(book);
+        if state.stopped || self.valid_proof(&state, now).is_some() {
+            drop(state);
             return waiter(Ok(()));
         }
-        book.leaderless.push_back((now + self.times.patience, waiter));
-        self.want_proof(&mut book, now);
+        state.awaiting_leader.push_back((now + self.times.request_timeout, waiter));
+        self.require_proof(&mut state, now);
     }
 
-    /// Something has to wait for a proof.
-    fn want_proof(self: &Arc<Self>, book: &mut Book, now: Duration) {
-        if book.deadlines.is_primary() {
-            book.unproven_since.get_or_insert(now);
+    /// Notes that something has to wait for a proof, and starts a round for it.
+    fn require_proof(self: &Arc<Self>, state: &mut State, now: Duration) {
+        if state.deadlines.is_primary() {
+            state.unproven_since.get_or_insert(now);
         }
-        self.ask(book, now);
+        self.start_round(state, now);
     }
 
-    /// The thread: runs until stopped.
+    /// The thread's loop: runs until stopped.
     pub fn run(self: &Arc<Self>) -> Result<(), Halt> {
-        let mut book = self.book.lock();
-        while !book.stopped {
-            let until = self.look_at(&mut book);
-            self.room.wait_for(&mut book, until.saturating_sub(self.now()));
+        let mut state = self.state.lock();
+        while !state.stopped {
+            let until = self.poll_locked(&mut state);
+            self.wake.wait_for(&mut state, until.saturating_sub(self.now()));
         }
         Ok(())
     }
 
-    /// Has those leases revoked whose time is over, and refuses requests that have waited too long. Returns when to look again.
+    /// Proposes the revocation of expired leases, and refuses requests that have waited too long. Returns when to call it again.
     pub fn look(self: &Arc<Self>) -> Duration {
-        self.look_at(&mut self.book.lock())
+        self.poll_locked(&mut self.state.lock())
     }
 
-    fn look_at(self: &Arc<Self>, book: &mut MutexGuard<'_, Book>) -> Duration {
+    fn poll_locked(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) -> Duration {
         loop {
-            self.lose_patience(book);
+            self.refuse_overdue(state);
             let now = self.now();
-            let Some(proof) = self.valid_proof(book, now) else {
-                let is_due = book.deadlines.next_deadline().is_some_and(|due| due <= now);
-                if !is_due && book.leaderless.is_empty() {
-                    return self.next_look(book, now);
+            let Some(proof) = self.valid_proof(state, now) else {
+                let is_due = state.deadlines.next_deadline().is_some_and(|due| due <= now);
+                if !is_due && state.awaiting_leader.is_empty() {
+                    return self.next_poll(state, now);
                 }
-                self.want_proof(book, now);
+                self.require_proof(state, now);
                 return now + self.times.tick;
             };
-            let room = REVOKES_UNDER_WAY - book.under_way;
-            let over = book.deadlines.expired(now, room);
+            let capacity = MAX_REVOKES_IN_FLIGHT - state.in_flight;
+            let over = state.deadlines.expired(now, capacity);
             if over.is_empty() {
-                return self.next_look(book, now);
+                return self.next_poll(state, now);
             }
-            book.under_way += over.len();
-            MutexGuard::unlocked(book, || over.into_iter().for_each(|id| self.revoke(id, proof.authority.term)));
+            state.in_flight += over.len();
+            MutexGuard::unlocked(state, || over.into_iter().for_each(|id| self.revoke(id, proof.authority.term)));
         }
     }
 
-    /// Ends the thread; what waits is refused.
+    /// Ends the thread, and refuses waiting requests.
     pub fn stop(&self) {
-        let mut book = self.book.lock();
-        book.stopped = true;
-        let too_late = std::mem::take(&mut book.too_late);
-        let leaderless = std::mem::take(&mut book.leaderless);
-        drop(book);
-        self.room.notify_all();
-        let waiting = too_late.into_values().flatten().chain(leaderless.into_iter().map(|(_, waiter)| waiter));
+        let mut state = self.state.lock();
+        state.stopped = true;
+        let late_renewals = std::mem::take(&mut state.late_renewals);
+        let awaiting_leader = std::mem::take(&mut state.awaiting_leader);
+        drop(state);
+        self.wake.notify_all();
+        let waiting =
+            late_renewals.into_values().flatten().chain(awaiting_leader.into_iter().map(|(_, waiter)| waiter));
         waiting.for_each(|waiter| waiter(Err(Error::Stopped)));
     }
 
@@ -365,48 +371,48 @@ impl Timekeeper {
         let request_id = self.ids.next();
         let data = Command::encode(request_id, Kind::LeaseRevoke, &LeaseRevokeRequest { id: id.0 }.encode_to_vec());
         let this = self.clone();
-        let waiter = Box::new(move |outcome| this.heard(id, outcome));
+        let waiter = Box::new(move |outcome| this.revoke_finished(id, outcome));
         let proposal = Input::ProposeInTerm { term, id: request_id, data, waiter };
         if let Err(Input::ProposeInTerm { waiter, .. }) = self.raft.send(proposal) {
             waiter(Err(Error::Stopped));
         }
     }
 
-    /// A proposal of ours has an outcome. Whatever it is: a lease that is still there will be offered again.
-    fn heard(&self, id: LeaseId, outcome: Result<Response, Error>) {
+    /// Handles the outcome of a revocation. If the lease still exists, [`Deadlines`] will report it as expired again.
+    fn revoke_finished(&self, id: LeaseId, outcome: Result<Response, Error>) {
         match outcome {
             Ok(_) => METRICS.leases_expired.inc(),
-            // Its owner was faster; another member leads; or nothing matters any more.
+            // The client has revoked it; another member leads; the node stops.
             Err(Error::LeaseNotFound | Error::NotPrimary | Error::Stopped) => (),
             Err(error) => tracing::warn!(lease = %id, %error, "failed to revoke an expired lease"),
         }
-        let mut book = self.book.lock();
-        book.under_way -= 1;
-        if book.under_way == REVOKES_UNDER_WAY / 2 {
-            drop(book);
-            self.room.notify_one();
+        let mut state = self.state.lock();
+        state.in_flight -= 1;
+        if state.in_flight == MAX_REVOKES_IN_FLIGHT / 2 {
+            drop(state);
+            self.wake.notify_one();
         }
     }
 
     /// Refuses requests that have waited too long for a leader.
-    fn lose_patience(&self, book: &mut MutexGuard<'_, Book>) {
+    fn refuse_overdue(&self, state: &mut MutexGuard<'_, State>) {
         let (mut over, now) = (Vec::new(), self.now());
-        while let Some((_, waiter)) = book.leaderless.pop_front_if(|(until, _)| *until <= now) {
+        while let Some((_, waiter)) = state.awaiting_leader.pop_front_if(|(until, _)| *until <= now) {
             over.push(waiter);
         }
         if !over.is_empty() {
             let error = if self.status.leader() == 0 { Error::NoLeader } else { Error::Timeout };
-            MutexGuard::unlocked(book, || over.into_iter().for_each(|waiter| waiter(Err(error.clone()))));
+            MutexGuard::unlocked(state, || over.into_iter().for_each(|waiter| waiter(Err(error.clone()))));
         }
     }
 
-    /// No lease can be granted for less than a round, so none can be over before.
-    fn next_look(&self, book: &Book, now: Duration) -> Duration {
+    /// When to poll again. No lease can be granted for less than [`ROUND`], so none that is granted meanwhile expires before.
+    fn next_poll(&self, state: &State, now: Duration) -> Duration {
         let next_round = now + ROUND;
-        if book.under_way == REVOKES_UNDER_WAY {
-            return next_round; // Or when there is room.
+        if state.in_flight == MAX_REVOKES_IN_FLIGHT {
+            return next_round; // Or sooner, when enough revocations are answered.
         }
-        let due = book.deadlines.next_deadline().map(|due| due.max(now + self.times.tick));
+        let due = state.deadlines.next_deadline().map(|due| due.max(now + self.times.tick));
         due.map_or(next_round, |due| due.min(next_round))
     }
 
@@ -415,7 +421,7 @@ impl Timekeeper {
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "a histogram does not look that closely")]
+#[allow(clippy::cast_precision_loss, reason = "a histogram needs no such precision")]
 fn seconds(ttl: i64) -> f64 {
     ttl as f64
 }
@@ -435,26 +441,26 @@ mod tests {
     const TICK: Duration = Duration::from_millis(100);
     const ELECTION: Duration = Duration::from_secs(1);
 
-    /// A timekeeper without a thread, its clock, and what it sends to the raft thread.
+    /// Lease expiry without its thread, its clock, and what it sends to the raft thread.
     struct Rig {
         timekeeper: Arc<Timekeeper>,
         raft: Arc<Inbox<Input>>,
         nanos: Arc<AtomicU64>,
-        heard: Vec<Input>,
+        inputs: Vec<Input>,
     }
 
     impl Rig {
         fn new() -> Self {
             let (raft, nanos) = (Arc::new(Inbox::default()), Arc::new(AtomicU64::new(0)));
             let ids = Arc::new(RequestIds::new(MemberId::new(1).unwrap(), 1));
-            let times = Times { tick: TICK, election_timeout: ELECTION, patience: Duration::from_mins(1) };
-            let status = Arc::new(Status::new(Clock::simulated(nanos.clone()), TICK * TICKS_AWAY));
-            status.set_reign(TERM);
+            let times = Times { tick: TICK, election_timeout: ELECTION, request_timeout: Duration::from_mins(1) };
+            let status = Arc::new(Status::new(Clock::simulated(nanos.clone()), TICK * STALLED_AFTER_TICKS));
+            status.set_leader_term(TERM);
             let timekeeper = Arc::new(Timekeeper::new(times, status, raft.clone(), ids));
-            Self { timekeeper, raft, nanos, heard: Vec::new() }
+            Self { timekeeper, raft, nanos, inputs: Vec::new() }
         }
 
-        /// Time goes by, and the raft thread counts its ticks.
+        /// Advances the clock, with the raft thread counting its ticks.
         fn pass(&self, time: Duration) {
             let mut left = time;
             while !left.is_zero() {
@@ -465,16 +471,16 @@ mod tests {
             }
         }
 
-        /// Time goes by, and no thread runs.
+        /// Advances the clock while no thread runs.
         fn sleep(&self, time: Duration) {
             self.nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap(), Ordering::Relaxed);
         }
 
         /// Takes what was sent.
         fn sent(&mut self) -> (Vec<ReadWaiter>, Vec<(u64, crate::node::waiters::ProposalWaiter)>) {
-            self.raft.drain(&mut self.heard);
+            self.raft.drain(&mut self.inputs);
             let (mut rounds, mut revokes) = (Vec::new(), Vec::new());
-            for input in self.heard.drain(..) {
+            for input in self.inputs.drain(..) {
                 match input {
                     Input::ConfirmLeadership(waiter) => rounds.push(waiter),
                     Input::ProposeInTerm { term, waiter, .. } => revokes.push((term, waiter)),
@@ -484,7 +490,7 @@ mod tests {
             (rounds, revokes)
         }
 
-        /// The one round that was asked for is answered.
+        /// Answers the one round that was started.
         fn prove(&mut self) {
             let (mut rounds, revokes) = self.sent();
             assert_eq!((rounds.len(), revokes.len()), (1, 0));
@@ -520,10 +526,10 @@ mod tests {
         assert_eq!(told_1.try_recv(), Ok(Ok(())));
         assert!(told_2.try_recv().is_err());
         timekeeper.demote();
-        assert_eq!(told_2.try_recv(), Ok(Ok(())), "another member knows now");
+        assert_eq!(told_2.try_recv(), Ok(Ok(())), "now another member tracks the lease");
         let (waiter_3, told_3) = waiter();
         timekeeper.await_end(LeaseId(2), waiter_3);
-        assert_eq!(told_3.try_recv(), Ok(Ok(())), "no member will say that it is gone");
+        assert_eq!(told_3.try_recv(), Ok(Ok(())), "this member does not track the lease");
     }
 
     #[test]
@@ -562,31 +568,31 @@ mod tests {
         let mut rig = Rig::new();
         rig.timekeeper.promote(vec![], TERM);
         rig.prove();
-        let leases = i64::try_from(REVOKES_UNDER_WAY).unwrap() * 3;
+        let leases = i64::try_from(MAX_REVOKES_IN_FLIGHT).unwrap() * 3;
         rig.timekeeper.note(&(1..=leases).map(|id| granted(id, 0)).collect::<Vec<_>>());
         for _ in 0..3 {
             rig.timekeeper.look();
             rig.timekeeper.look();
             let (rounds, revokes) = rig.sent();
-            assert_eq!((rounds.len(), revokes.len()), (0, REVOKES_UNDER_WAY));
+            assert_eq!((rounds.len(), revokes.len()), (0, MAX_REVOKES_IN_FLIGHT));
             for (term, waiter) in revokes {
                 assert_eq!(term, TERM);
                 waiter(Ok(Response::bare(1)));
             }
         }
-        assert_eq!(rig.timekeeper.book.lock().under_way, 0);
+        assert_eq!(rig.timekeeper.state.lock().in_flight, 0);
     }
 
     #[test]
-    fn the_thread_goes_on_when_some_revocations_are_done_and_ends_when_told() {
+    fn the_thread_continues_when_some_revocations_are_done_and_ends_when_stopped() {
         let rig = Rig::new();
         rig.timekeeper.promote(vec![], TERM);
         let running = rig.timekeeper.clone();
         let thread = std::thread::spawn(move || running.run().unwrap());
-        let leases = i64::try_from(REVOKES_UNDER_WAY).unwrap() * 3;
+        let leases = i64::try_from(MAX_REVOKES_IN_FLIGHT).unwrap() * 3;
         rig.timekeeper.note(&(1..=leases).map(|id| granted(id, 0)).collect::<Vec<_>>());
         let (mut inputs, mut revoked) = (Vec::new(), 0);
-        while revoked < REVOKES_UNDER_WAY * 3 {
+        while revoked < MAX_REVOKES_IN_FLIGHT * 3 {
             assert!(rig.raft.receive(&mut inputs, None));
             for input in inputs.drain(..) {
                 match input {
@@ -601,7 +607,7 @@ mod tests {
         }
         rig.timekeeper.stop();
         thread.join().unwrap();
-        assert_eq!(rig.timekeeper.book.lock().under_way, 0);
+        assert_eq!(rig.timekeeper.state.lock().in_flight, 0);
     }
 
     #[test]
@@ -610,8 +616,8 @@ mod tests {
         rig.timekeeper.promote(vec![(LeaseId(1), 10), (LeaseId(2), 0)], TERM);
         rig.prove();
         rig.pass(ELECTION);
-        for reign in [0, TERM + 2] {
-            rig.timekeeper.status.set_reign(reign);
+        for leader_term in [0, TERM + 2] {
+            rig.timekeeper.status.set_leader_term(leader_term);
             assert_eq!(rig.renew(1), Renewal::NotPrimary);
             assert!(!rig.timekeeper.is_primary());
             rig.timekeeper.look();
@@ -636,11 +642,11 @@ mod tests {
         let (rounds, revokes) = rig.sent();
         assert_eq!((rounds.len(), revokes.len()), (0, 0), "no lease ends at once");
         rig.pass(ELECTION / 4);
-        assert_eq!(rig.renew(1), Renewal::Renewed(5), "it was sent while the leader was away");
+        assert_eq!(rig.renew(1), Renewal::Renewed(5), "it was sent during the pause");
         rig.pass(ELECTION / 4);
         rig.timekeeper.look();
         let (_, revokes) = rig.sent();
-        assert_eq!(revokes.len(), 1, "the other one was not");
+        assert_eq!(revokes.len(), 1, "the other lease was not renewed");
         assert_eq!(rig.renew(2), Renewal::Expired);
     }
 
@@ -672,11 +678,11 @@ mod tests {
         rig.pass(ELECTION / 2);
         assert_eq!(rig.renew(1), Renewal::Renewed(5), "by the second proof");
         rig.pass(ELECTION);
-        assert_eq!(rig.renew(1), Renewal::NotPrimary, "none was asked for in time");
+        assert_eq!(rig.renew(1), Renewal::NotPrimary, "no round was started in time");
     }
 
     #[test]
-    fn a_round_that_fails_is_asked_again() {
+    fn a_round_that_fails_is_started_again() {
         let mut rig = Rig::new();
         rig.timekeeper.promote(vec![(LeaseId(1), 0)], TERM);
         let (mut rounds, _) = rig.sent();

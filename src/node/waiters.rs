@@ -1,4 +1,5 @@
-//! Who waits for what. A waiter is called once, from whatever thread has the outcome, and must be quick.
+//! Requests that wait for a proposal or an index. A waiter is called once, on whichever thread has the outcome, and must be
+//! quick.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,42 +14,42 @@ use crate::{
     state::{Members, Response},
 };
 
-/// Waits for the outcome of a proposal.
+/// Called with the outcome of a proposal.
 pub type ProposalWaiter = Box<dyn FnOnce(Result<Response, Error>) + Send>;
-/// Waits until what was acknowledged before can be read here.
+/// Called when a read can be served on this member, or with the error why not.
 pub type ReadWaiter = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
-/// Those who wait for entries to be applied, by the ID inside the entry, and those who wait for an index.
+/// The requests that wait for an entry to be applied, by the ID inside the entry, and those that wait for an index.
 pub struct Waiters {
     proposals: HashMap<u64, ProposalWaiter>,
-    /// In the order of their deadlines. IDs whose wait is over stay until their time comes.
+    /// In the order of their deadlines. The IDs of answered proposals stay until their deadline.
     deadlines: VecDeque<(Instant, u64)>,
-    reads: Line,
-    catching_up: Line,
-    patience: Duration,
+    reads: IndexQueue,
+    catching_up: IndexQueue,
+    timeout: Duration,
 }
 
-/// How long somebody waits for what was already committed when he came.
-const CATCH_UP_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a request waits until the commit index of its arrival is applied.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Those who wait for an index: both indexes and deadlines ascend.
-struct Line {
+/// Requests that wait until an index is applied. Both indexes and deadlines ascend.
+struct IndexQueue {
     waiting: VecDeque<(Instant, u64, Vec<ReadWaiter>)>,
-    patience: Duration,
-    /// What they are told when their time is over.
+    timeout: Duration,
+    /// The error of requests that time out.
     error: Error,
 }
 
-impl Line {
-    fn new(patience: Duration, error: Error) -> Self {
-        Self { waiting: VecDeque::new(), patience, error }
+impl IndexQueue {
+    fn new(timeout: Duration, error: Error) -> Self {
+        Self { waiting: VecDeque::new(), timeout, error }
     }
 
-    fn join(&mut self, index: u64, waiters: Vec<ReadWaiter>, now: Instant) {
-        self.waiting.push_back((now + self.patience, index, waiters));
+    fn push(&mut self, index: u64, waiters: Vec<ReadWaiter>, now: Instant) {
+        self.waiting.push_back((now + self.timeout, index, waiters));
     }
 
-    fn open(&mut self, applied: u64) {
+    fn release(&mut self, applied: u64) {
         while let Some((_, _, waiters)) = self.waiting.pop_front_if(|&mut (_, index, _)| index <= applied) {
             for waiter in waiters {
                 waiter(Ok(()));
@@ -70,23 +71,22 @@ impl Line {
     }
 }
 
-/// What this member knows of the chances that a proposal had.
-pub struct Hopes {
+/// Finds out which of etcd's timeout errors a proposal gets, from what this member knows of leaders and connections.
+pub struct TimeoutCause {
     /// This member.
     pub id: u64,
-    /// Who is connected, and since when.
+    /// Which members are connected, and since when.
     pub links: Arc<Links>,
-    /// How long the others wait for a leader.
     pub election_timeout: Duration,
     /// When this member was last elected.
     pub elected_at: Option<Instant>,
-    /// Since when it has not known a leader, if it has known one before.
+    /// When this member last lost a leader that it knew.
     pub leaderless_since: Option<Instant>,
 }
 
-impl Hopes {
-    /// Leadership has changed, as far as this member knows.
-    pub fn follow(&mut self, leadership: Leadership, now: Instant) {
+impl TimeoutCause {
+    /// Call when leadership has changed, as far as this member knows.
+    pub fn leadership_changed(&mut self, leadership: Leadership, now: Instant) {
         if leadership.is_self {
             self.elected_at = Some(now);
         }
@@ -95,9 +95,9 @@ impl Hopes {
         }
     }
 
-    /// Why a proposal that came at `since` has come to nothing, as far as can be seen from here.
+    /// The error for a proposal that was made at `since` and has timed out.
     #[must_use]
-    pub fn why_in_vain(&self, since: Instant, leader: u64, members: &Members) -> Error {
+    pub fn error_for(&self, since: Instant, leader: u64, members: &Members) -> Error {
         let straddles = |elected: Instant| since < elected && elected - since < 2 * self.election_timeout;
         if self.elected_at.is_some_and(straddles) {
             return Error::TimeoutLeaderFailure;
@@ -105,13 +105,13 @@ impl Hopes {
         let age = since.elapsed();
         let connected = |member: u64| member == self.id || self.links.active_for(member).is_some_and(|time| time > age);
         match leader {
-            // Some leader was handed it, and is lost; or nobody ever was.
+            // Either it was handed to a leader that was lost later, or there was no leader all the time.
             0 if self.leaderless_since.is_some_and(|lost| lost > since) => Error::Timeout,
             0 => Error::DeadlineExceeded,
             leader if leader == self.id => {
                 let voters = members.electorate().voters;
-                let heard = voters.iter().filter(|&&voter| connected(voter)).count();
-                if heard > voters.len() / 2 { Error::Timeout } else { Error::TimeoutConnectionLost }
+                let reachable = voters.iter().filter(|&&voter| connected(voter)).count();
+                if reachable > voters.len() / 2 { Error::Timeout } else { Error::TimeoutConnectionLost }
             }
             leader if connected(leader) => Error::Timeout,
             _ => Error::TimeoutConnectionLost,
@@ -120,51 +120,51 @@ impl Hopes {
 }
 
 impl Waiters {
-    /// Nobody yet; nobody waits longer than `patience`.
+    /// `timeout` applies to proposals and linearizable reads.
     #[must_use]
-    pub fn new(patience: Duration) -> Self {
+    pub fn new(timeout: Duration) -> Self {
         Self {
             proposals: HashMap::new(),
             deadlines: VecDeque::new(),
-            reads: Line::new(patience, Error::Timeout),
-            catching_up: Line::new(CATCH_UP_PATIENCE, Error::TimeoutWaitAppliedIndex),
-            patience,
+            reads: IndexQueue::new(timeout, Error::Timeout),
+            catching_up: IndexQueue::new(CATCH_UP_TIMEOUT, Error::TimeoutWaitAppliedIndex),
+            timeout,
         }
     }
 
-    /// Somebody waits for the entry with this ID.
+    /// Adds a waiter for the entry with this ID.
     pub fn wait(&mut self, id: u64, waiter: ProposalWaiter, now: Instant) {
         self.proposals.insert(id, waiter);
-        self.deadlines.push_back((now + self.patience, id));
+        self.deadlines.push_back((now + self.timeout, id));
     }
 
-    /// Some reads wait until `index` is applied.
+    /// Adds reads that wait until `index` is applied.
     pub fn wait_for(&mut self, index: u64, reads: Vec<ReadWaiter>, now: Instant) {
-        self.reads.join(index, reads, now);
+        self.reads.push(index, reads, now);
     }
 
-    /// Somebody waits until `index`, which is committed, is applied; but not for long.
-    pub fn wait_briefly_for(&mut self, index: u64, waiter: ReadWaiter, now: Instant) {
-        self.catching_up.join(index, vec![waiter], now);
+    /// Adds a request that waits until `index`, which is committed, is applied. It has a short timeout of its own.
+    pub fn wait_to_catch_up(&mut self, index: u64, waiter: ReadWaiter, now: Instant) {
+        self.catching_up.push(index, vec![waiter], now);
     }
 
-    /// The waiter for an entry, if anybody here still waits.
+    /// Removes and returns the waiter for an entry, if there still is one.
     pub fn take(&mut self, id: u64) -> Option<ProposalWaiter> {
         self.proposals.remove(&id)
     }
 
-    /// Lets those go who waited for an index up to `applied`.
-    pub fn open_reads(&mut self, applied: u64) {
-        self.reads.open(applied);
-        self.catching_up.open(applied);
+    /// Answers requests that wait for an index up to `applied`.
+    pub fn release_reads(&mut self, applied: u64) {
+        self.reads.release(applied);
+        self.catching_up.release(applied);
     }
 
-    /// Tells those whose time is over; for a proposal `why` says in which words, from when it came.
+    /// Answers requests that have timed out. For a proposal, `why` maps the time at which it was made to the error.
     pub fn expire(&mut self, now: Instant, why: impl Fn(Instant) -> Error) {
         while let Some((deadline, id)) = self.deadlines.pop_front_if(|&mut (deadline, _)| deadline <= now) {
             if let Some(waiter) = self.proposals.remove(&id) {
                 METRICS.proposals_failed.inc();
-                let since = deadline.checked_sub(self.patience).expect("this is how the deadline was made");
+                let since = deadline.checked_sub(self.timeout).expect("a deadline is a time plus the timeout");
                 waiter(Err(why(since)));
             }
         }
@@ -172,13 +172,13 @@ impl Waiters {
         self.catching_up.expire(now);
     }
 
-    /// How many proposals are waited for.
+    /// The number of proposals without an outcome.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.proposals.len()
     }
 
-    /// Tells everybody that the node stops.
+    /// Answers all requests with the error that the node stops.
     pub fn stop(&mut self) {
         self.proposals.drain().for_each(|(_, waiter)| waiter(Err(Error::Stopped)));
         self.reads.stop();
@@ -191,8 +191,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_loses_its_leader_says_something_else_than_who_never_had_one() {
-        let mut hopes = Hopes {
+    fn the_error_of_a_timeout_says_whether_the_leader_was_lost() {
+        let mut timeout_cause = TimeoutCause {
             id: 1,
             links: Arc::default(),
             election_timeout: Duration::from_secs(1),
@@ -201,12 +201,20 @@ mod tests {
         };
         let (start, members) = (Instant::now(), Members::default());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(hopes.why_in_vain(start, 0, &members), Error::DeadlineExceeded, "there was nobody to hand it to");
-        hopes.follow(Leadership { leader: 1, is_self: true, term: 2 }, at(1));
-        hopes.follow(Leadership::default(), at(20));
-        assert_eq!(hopes.why_in_vain(at(15), 0, &members), Error::Timeout, "it was handed over, and its leader lost");
-        assert_eq!(hopes.why_in_vain(at(21), 0, &members), Error::DeadlineExceeded, "it came when all was lost");
-        hopes.follow(Leadership { leader: 1, is_self: true, term: 3 }, at(22));
-        assert_eq!(hopes.why_in_vain(at(21), 1, &members), Error::TimeoutLeaderFailure);
+        assert_eq!(
+            timeout_cause.error_for(start, 0, &members),
+            Error::DeadlineExceeded,
+            "there was no leader to hand it to"
+        );
+        timeout_cause.leadership_changed(Leadership { leader: 1, is_self: true, term: 2 }, at(1));
+        timeout_cause.leadership_changed(Leadership::default(), at(20));
+        assert_eq!(timeout_cause.error_for(at(15), 0, &members), Error::Timeout, "its leader was lost");
+        assert_eq!(
+            timeout_cause.error_for(at(21), 0, &members),
+            Error::DeadlineExceeded,
+            "it was made when there was no leader"
+        );
+        timeout_cause.leadership_changed(Leadership { leader: 1, is_self: true, term: 3 }, at(22));
+        assert_eq!(timeout_cause.error_for(at(21), 1, &members), Error::TimeoutLeaderFailure);
     }
 }

@@ -1,4 +1,5 @@
-//! The log thread: everything that waits becomes one group, one write, one sync; then its promises are sent.
+//! The log thread: all waiting writes become one group, which is written and synced at once. Then the messages that had to wait
+//! for the sync (the writes' promises) are sent.
 
 use std::{sync::Arc, time::Instant};
 
@@ -12,28 +13,26 @@ use super::{
 };
 use crate::error::Halt;
 
-/// What the log thread hears.
+/// The inputs of the log thread.
 pub enum LogTask {
-    /// Make this durable, then send what it promises.
+    /// Make this durable, then send its promises.
     Write(Write),
-    /// Forget everything up to here.
-    Cut(Position),
+    /// Remove everything up to and including this position.
+    Truncate(Position),
 }
 
-/// The log thread's belongings.
+/// The log thread's state.
 pub struct LogWriter {
-    /// Where groups are kept.
     pub log: Box<dyn LogStore>,
-    /// The raft thread's ear.
+    /// The raft thread's inbox.
     pub raft: Arc<Inbox<Input>>,
-    /// Who carries promises.
+    /// Sends the promises.
     pub post: Arc<dyn Post>,
-    /// What everybody may know.
     pub status: Arc<Status>,
 }
 
 impl LogWriter {
-    /// Runs until the inbox is closed; returns why this node cannot go on, if so.
+    /// Runs until the inbox is closed. An error is fatal to the node.
     pub fn run(&mut self, inbox: &Inbox<LogTask>) -> Result<(), Halt> {
         let mut tasks = Vec::new();
         while inbox.receive(&mut tasks, None) {
@@ -42,7 +41,7 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Everything that is waiting becomes one group.
+    /// Carries out the tasks, writing consecutive writes as one group.
     pub fn take(&mut self, tasks: &mut Vec<LogTask>) -> Result<(), Halt> {
         let mut gathered: Option<Write> = None;
         for task in tasks.drain(..) {
@@ -51,7 +50,7 @@ impl LogWriter {
                     Some(earlier) => earlier.absorb(write),
                     None => gathered = Some(write),
                 },
-                LogTask::Cut(at) => {
+                LogTask::Truncate(at) => {
                     self.persist(gathered.take())?;
                     self.log.cut(at)?;
                 }
@@ -60,8 +59,8 @@ impl LogWriter {
         self.persist(gathered)
     }
 
-    /// Starts the log over behind a snapshot. `adopt` makes the snapshot this member's database; a crash before or after it
-    /// is told apart at the next start by the mark that stands in the log meanwhile.
+    /// Resets the log to begin after a snapshot. `adopt` makes the snapshot this member's database. Meanwhile the log holds a
+    /// mark, by which the next start finds out whether a crash came before or after `adopt`.
     pub fn install(&mut self, install: &Install, adopt: impl FnOnce() -> Result<(), Halt>) -> Result<(), Halt> {
         self.log.set_installing(Some(install.at))?;
         adopt()?;
@@ -75,9 +74,9 @@ impl LogWriter {
             let bytes = self.log.write(&write.group)?;
             let written = Instant::now();
             self.log.sync()?;
-            self.status.logged(bytes, written - started, written.elapsed());
+            self.status.add_log_write(bytes, written - started, written.elapsed());
         }
-        // Raft first: it must know that it is durable what it asks votes for before it can hear of any.
+        // Raft first: the promises may be vote requests, and it must know that the write is durable before it receives votes.
         let _ = self.raft.send(Input::Persisted(write.number));
         if !write.promises.is_empty() {
             self.post.send(write.promises);

@@ -1,19 +1,19 @@
-//! raft-rs as a value: inputs go in, one [`Turn`] after another comes out. No thread, no clock, no disk.
+//! raft-rs as a value: inputs go in, one [`Ready`] after another comes out. No thread, no clock, no disk.
 //!
-//! The owner carries a turn out in this order: send `messages` (a leader replicates while its own disk works), put a
-//! snapshot in place if there is one, hand `committed` to the applier, hand `write` to the log. When a write is durable its
-//! promises are sent and [`Replica::persisted`] is called with its number.
+//! The owner carries out a `Ready` in this order: send `messages` (a leader replicates while its own disk works), install the
+//! snapshot if there is one, hand `committed` to the apply thread, hand `write` to the log thread. When a write is durable, its
+//! promises (the messages that had to wait for it) are sent, and [`Replica::persisted`] is called with its number.
 //!
-//! A disk that stands still is a kind of death that others cannot see. A leader whose oldest write has been under way for
-//! most of an election timeout hands over; after a whole one it is silent, so that the others elect another. A follower
-//! then holds back even what promises nothing, so that no leader counts on it.
+//! A stalled disk is a failure that other members cannot see. A leader whose oldest write has been in flight for most of an
+//! election timeout transfers its leadership; after a whole one it sends nothing, so that the others elect another leader. A
+//! follower in that state holds back even messages that need no sync, so that no leader counts on it.
 //!
 //! INVARIANTS
-//! * Persisted numbers are acknowledged in order, and a turn that writes nothing is acknowledged with the write before it.
-//! * Proposals wait here while [`WRITES_IN_FLIGHT`] writes are under way: the batch grows while the disk works.
-//! * One change of the members at a time: the next is proposed when the one before is applied. raft-rs would turn it into
-//!   an empty entry without a word.
-//! * raft hears that a change of the members is applied when it has followed it, not before.
+//! * Persisted numbers are acknowledged in order, and a `Ready` without a write is acknowledged with the write before it.
+//! * Proposals wait here while [`WRITES_IN_FLIGHT`] writes are in flight: the batch grows while the disk works.
+//! * There is one membership change at a time: the next is proposed when the one before is applied. raft-rs would silently turn
+//!   it into an empty entry.
+//! * raft-rs is told that a membership change is applied only after it has updated its own configuration.
 
 mod agreement;
 mod elections;
@@ -38,90 +38,96 @@ use raft::{
 use super::log::{Group, MemoryLog, Position};
 use crate::error::{Error, Halt};
 use proposals::Proposals;
-use rounds::{Patience, Rounds};
-pub use turn::{Install, Leadership, Turn, Write};
+use rounds::{Rounds, Timeouts};
+pub use turn::{Install, Leadership, Ready, Write};
 
-/// One group is being synced while the next one gathers.
+/// One group is being synced while the next one is collected.
 const WRITES_IN_FLIGHT: usize = 2;
-/// Bounds on what raft-rs hands out or keeps at once.
+/// Limits on what raft-rs hands out or keeps at once.
 const COMMITTED_BYTES_PER_TURN: u64 = 16 << 20;
 const UNCOMMITTED_BYTES: u64 = 128 << 20;
 const MESSAGE_MAX_BYTES: u64 = 1 << 20;
 const MESSAGES_IN_FLIGHT: usize = 512;
-/// A round of reads without an answer is asked again after so many milliseconds.
+/// A round of reads without an answer is repeated after this many milliseconds.
 const READ_RETRY_MS: u64 = 500;
 
-/// How time is counted.
+/// Raft's intervals and timeouts.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// Milliseconds per tick; the leader is heard once per tick.
+    /// Milliseconds per tick; a leader sends heartbeats once per tick.
     pub tick_ms: u64,
-    /// Ticks without a leader until a new one is wanted.
+    /// The election timeout in ticks.
     pub election_ticks: usize,
-    /// Ask before disturbing a leader that others still hear.
+    /// Whether a pre-vote precedes an election, so that a leader which the others still follow is not disturbed.
     pub pre_vote: bool,
     /// How long a proposal or a read may wait, in milliseconds.
     pub patience_ms: u64,
-    /// The election timeout is drawn between `election_ticks` and its double; with this, it is this many ticks exactly.
+    /// The election timeout is drawn between `election_ticks` and twice that; if this is set, it is exactly this many ticks.
     pub fixed_timeout: Option<usize>,
 }
 
-/// Which member, in which of its lives.
+/// One run of a member, from start to stop.
 #[derive(Debug, Clone, Copy)]
-pub struct Life {
-    /// The member.
+pub struct Incarnation {
     pub member: u64,
-    /// A number that no other life of this member has, nor any other near it.
+    /// A number far from that of any other incarnation of this member.
     pub number: u64,
 }
 
-struct UnderWay {
+struct InFlightWrite {
     number: u64,
-    /// The number to acknowledge with it: later turns may have had nothing to write.
+    /// The number to acknowledge when it is durable: higher than `number` if later `Ready`s had nothing to write.
     covers: u64,
     since: u64,
     /// The commit index that is on disk once this write is.
     commit: u64,
 }
 
-/// One member's part in the agreement. `R` is whatever the owner needs to find a waiting read again.
+/// One member's instance of raft. `R` is what the owner needs to identify a waiting read.
 pub struct Replica<R> {
     raft: RawNode<MemoryLog>,
     election_ticks: u64,
     ticks: u64,
     proposals: Proposals,
-    /// Changes that were handed out to be applied, and not followed yet: their indexes.
-    to_follow: VecDeque<u64>,
-    writes: VecDeque<UnderWay>,
-    /// When something was last applied, or there was nothing to apply.
+    /// The indexes of membership changes that were handed out to be applied, and that raft-rs has not applied yet.
+    unapplied_changes: VecDeque<u64>,
+    writes: VecDeque<InFlightWrite>,
+    /// The last tick at which an entry was applied, or there was none to apply.
     applied_at: u64,
-    /// When leadership last changed.
-    leads_since: u64,
-    /// Members that nothing can be sent to. What this one would pass on to such a leader waits here for the next.
-    cut_off: BTreeSet<u64>,
-    /// A commit index that is not on disk: it rides with the next write.
-    unsaved: Option<HardState>,
+    /// The tick at which leadership last changed.
+    leadership_since: u64,
+    /// Members without a connection. Proposals are not forwarded to such a leader, but wait here for the next.
+    unreachable_members: BTreeSet<u64>,
+    /// A hard state that differs only in its commit index from the one on disk: it is written with the next group.
+    unsaved_state: Option<HardState>,
     /// The commit index that is on disk.
     saved_commit: u64,
-    /// The highest commit index that another member told as leader.
-    told_commit: u64,
-    /// Agreed entries that are not applied yet, from a change of the members on whose agreement is not on disk.
+    /// The highest commit index that was received from a leader.
+    leader_commit: u64,
+    /// Committed entries that are not handed out yet, from the first membership change whose commit is not on disk.
     held: VecDeque<Entry>,
-    /// The write that makes the present term durable, while it is under way.
+    /// The write that makes the current term durable, while it is in flight.
     term_write: Option<u64>,
     rounds: Rounds<R>,
     leadership: Leadership,
-    /// The term in which a message was ignored, and a line said so.
-    contradicted_in: Option<u64>,
+    /// The last term in which it was logged that a message was ignored.
+    contradiction_logged_in: Option<u64>,
 }
 
 impl<R> Replica<R> {
-    /// A member that goes on from what `log` holds, everything up to `applied` being in its database.
-    pub fn new(life: Life, applied: u64, log: MemoryLog, timing: Timing, logger: &slog::Logger) -> Result<Self, Halt> {
+    /// Continues from what `log` holds. Everything up to `applied` is in the database.
+    pub fn new(
+        incarnation: Incarnation,
+        applied: u64,
+        log: MemoryLog,
+        timing: Timing,
+        logger: &slog::Logger,
+    ) -> Result<Self, Halt> {
         let saved_commit = log.hard_state().commit;
-        let sole = raft::Storage::initial_state(&log).is_ok_and(|state| state.conf_state.voters == [life.member]);
+        let sole =
+            raft::Storage::initial_state(&log).is_ok_and(|state| state.conf_state.voters == [incarnation.member]);
         let config = Config {
-            id: life.member,
+            id: incarnation.member,
             applied,
             election_tick: timing.election_ticks,
             heartbeat_tick: 1,
@@ -138,49 +144,49 @@ impl<R> Replica<R> {
         let cannot = |error: raft::Error| Halt::Refused(format!("raft cannot start from this log: {error}"));
         let mut raft = RawNode::new(&config, log, logger).map_err(cannot)?;
         if sole {
-            // Nobody else can lead, so there is nobody to wait for.
+            // No other member can lead, so there is no reason to wait.
             raft.campaign().map_err(cannot)?;
         }
         let ticks = |ms: u64| ms / timing.tick_ms.max(1);
-        let patience = Patience { retry: ticks(READ_RETRY_MS), read: ticks(timing.patience_ms).max(1) };
+        let timeouts = Timeouts { retry: ticks(READ_RETRY_MS), read: ticks(timing.patience_ms).max(1) };
         Ok(Self {
             raft,
             election_ticks: timing.election_ticks as u64,
             ticks: 0,
-            proposals: Proposals::new(patience.read),
-            to_follow: VecDeque::new(),
+            proposals: Proposals::new(timeouts.read),
+            unapplied_changes: VecDeque::new(),
             writes: VecDeque::new(),
             applied_at: 0,
-            leads_since: 0,
-            cut_off: BTreeSet::new(),
-            unsaved: None,
+            leadership_since: 0,
+            unreachable_members: BTreeSet::new(),
+            unsaved_state: None,
             saved_commit,
-            told_commit: 0,
+            leader_commit: 0,
             held: VecDeque::new(),
             term_write: None,
-            rounds: Rounds::new(life.member, life.number, patience),
+            rounds: Rounds::new(incarnation.member, incarnation.number, timeouts),
             leadership: Leadership::default(),
-            contradicted_in: None,
+            contradiction_logged_in: None,
         })
     }
 
-    /// Time goes by.
     pub fn tick(&mut self) {
         self.ticks += 1;
         self.tick_election();
         self.rounds.tick();
         self.proposals.tick();
-        self.hand_over_if_stuck();
+        self.transfer_leadership_if_stuck();
     }
 
-    /// Takes a message of another member. What makes no sense is ignored: no peer can stop this node. False if it was.
+    /// Handles a message of another member. Returns false if it was ignored because it contradicts this member's log: no peer can
+    /// crash this node.
     pub fn step(&mut self, mut message: Message) -> bool {
         if !self.is_plausible(&message) {
             return false;
         }
         if matches!(message.msg_type, MessageType::MsgAppend | MessageType::MsgHeartbeat) && message.term >= self.term()
         {
-            self.told_commit = self.told_commit.max(message.commit);
+            self.leader_commit = self.leader_commit.max(message.commit);
         }
         if message.msg_type == MessageType::MsgPropose && self.leads() {
             self.proposals.take_changes(&mut message);
@@ -193,52 +199,52 @@ impl<R> Replica<R> {
             tracing::debug!(%error, "a peer's message was ignored");
         }
         if let Some((candidate, next_term)) = candidate {
-            outgoing::refuse_in_its_term(&mut self.raft.raft.msgs, candidate, next_term.saturating_sub(1));
+            outgoing::raise_refusal_term(&mut self.raft.raft.msgs, candidate, next_term.saturating_sub(1));
         }
         true
     }
 
-    /// Wants `data` in the log.
+    /// Proposes an entry.
     pub fn propose(&mut self, data: Bytes) {
         self.proposals.add(data);
     }
 
-    /// Wants `data` in the log if this member leads in this term; drops it where it does not. `id` is the one inside the entry.
+    /// Proposes an entry if this member leads in this term, and drops it otherwise. `id` is the one inside the entry.
     pub fn propose_in_term(&mut self, term: u64, id: u64, data: Bytes) {
         self.proposals.add_in_term(term, id, data);
     }
 
-    /// The IDs of proposals that were bound to a term in which this member leads no more.
+    /// The IDs of proposals that were dropped because this member no longer leads in their term.
     pub fn take_dropped_proposals(&mut self) -> Vec<u64> {
         self.proposals.take_dropped()
     }
 
-    /// Wants a change of the members in the log.
+    /// Proposes a membership change.
     pub fn propose_change(&mut self, change: &ConfChange) {
-        let data = change.write_to_bytes().expect("a change of our own making can be encoded");
+        let data = change.write_to_bytes().expect("a change that this process has made can be encoded");
         self.proposals.add_change(data.into());
     }
 
-    /// Wants to know when everything that was acknowledged before now can be read here.
+    /// Adds a linearizable read, which can be served when everything that was acknowledged before now is applied here.
     pub fn read(&mut self, read: R) {
-        self.rounds.join(read);
+        self.rounds.add(read);
     }
 
-    /// Reads that will not be answered, and what they are told.
+    /// Reads that will not be answered, with their errors.
     pub fn take_refused_reads(&mut self) -> Vec<(R, Error)> {
         self.rounds.take_refused()
     }
 
-    /// The write with this number is durable, and so are all before it.
+    /// Call when the write with this number is durable, and so are all before it.
     pub fn persisted(&mut self, number: u64) {
         self.term_write.take_if(|write| *write <= number);
         let mut acknowledged = None;
         while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
             acknowledged = Some(write.covers);
-            let was_withheld = self.may_tell_of_change(self.saved_commit);
+            let was_withheld = self.would_reveal_change(self.saved_commit);
             self.saved_commit = write.commit;
-            if was_withheld && !self.may_tell_of_change(self.saved_commit) {
-                self.raft.ping(); // Heartbeats tell what was not told.
+            if was_withheld && !self.would_reveal_change(self.saved_commit) {
+                self.raft.ping(); // Heartbeats carry the commit index that was withheld.
             }
         }
         if let Some(number) = acknowledged {
@@ -246,60 +252,62 @@ impl<R> Replica<R> {
         }
     }
 
-    /// Everything up to this index is in the database. Raft hears of no change of the members before it has followed it.
+    /// Call when everything up to this index is in the database. raft-rs is told only up to the first membership change that it
+    /// has not applied to its configuration.
     pub fn applied(&mut self, index: u64) {
-        let index = self.to_follow.front().map_or(index, |change| index.min(change - 1));
+        let index = self.unapplied_changes.front().map_or(index, |change| index.min(change - 1));
         if index > self.raft.raft.raft_log.applied() {
             self.raft.advance_apply_to(index);
             self.applied_at = self.ticks;
         }
     }
 
-    /// Forgets entries up to `index`, but none that raft does not know to be applied: it looks at all others when it calls an
+    /// Drops entries up to `index`, but only those that raft-rs knows to be applied: it reads the others when it calls an
     /// election. Returns where the log begins now.
-    pub fn cut(&mut self, index: u64) -> Position {
+    pub fn truncate(&mut self, index: u64) -> Position {
         let index = index.min(self.raft.raft.raft_log.applied());
         self.raft.mut_store().cut(index);
         self.raft.store().truncated()
     }
 
-    /// There is a connection to this member.
+    /// Call when there is a connection to this member.
     pub fn reachable(&mut self, member: u64) {
-        self.cut_off.remove(&member);
+        self.unreachable_members.remove(&member);
     }
 
-    /// The connection to this member is broken: what was sent may be lost, and nothing can be.
+    /// Call when the connection to this member is broken: messages that were sent may be lost, and none can be sent.
     pub fn unreachable(&mut self, member: u64) {
-        self.cut_off.insert(member);
+        self.unreachable_members.insert(member);
         self.lost(member);
     }
 
-    /// Something that was sent to this member is lost.
+    /// Call when a message to this member was lost.
     pub fn lost(&mut self, member: u64) {
         self.raft.report_unreachable(member);
     }
 
-    /// A snapshot for this member is in place there, or was lost on the way.
+    /// Call when sending a snapshot to this member has ended: it is installed there, or was lost on the way.
     pub fn snapshot_sent(&mut self, member: u64, arrived: bool) {
         let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         self.raft.report_snapshot(member, status);
     }
 
-    /// The log, where snapshots are offered to raft.
+    /// The log in memory, through which snapshots are offered to raft-rs.
     pub fn log(&mut self) -> &mut MemoryLog {
         self.raft.mut_store()
     }
 
-    /// Lets another voter lead, as soon as it has everything; nothing happens where this one does not lead, or is at it.
+    /// Transfers leadership to another voter as soon as that has all entries. Does nothing if this member does not lead, or is
+    /// transferring to that voter already.
     pub fn transfer_leader(&mut self, to: u64) {
         if self.leads() && self.raft.raft.lead_transferee != Some(to) {
             self.raft.transfer_leader(to);
         }
     }
 
-    /// Whether the oldest write has been under way for an election timeout.
+    /// Whether the oldest write has been in flight for an election timeout.
     #[must_use]
-    pub fn disk_stands_still(&self) -> bool {
+    pub fn disk_is_stalled(&self) -> bool {
         self.oldest_write_ticks() >= self.election_ticks
     }
 
@@ -307,24 +315,28 @@ impl<R> Replica<R> {
         self.writes.front().map_or(0, |write| self.ticks - write.since)
     }
 
-    /// When the disk or the applier has stood still for most of an election timeout; again, if raft has given that up.
-    fn hand_over_if_stuck(&mut self) {
+    /// Transfers leadership when the disk or the apply thread has made no progress for most of an election timeout. Tries
+    /// again if raft-rs has given up a transfer.
+    fn transfer_leadership_if_stuck(&mut self) {
         let raft = &self.raft.raft;
         if raft.raft_log.applied() >= raft.raft_log.committed.min(raft.raft_log.persisted) {
             self.applied_at = self.ticks;
         }
-        let stuck = self.oldest_write_ticks().max(self.ticks - self.applied_at).min(self.ticks - self.leads_since);
+        let stuck = self.oldest_write_ticks().max(self.ticks - self.applied_at).min(self.ticks - self.leadership_since);
         if !self.leads() || stuck < (self.election_ticks * 3 / 4).max(1) || raft.lead_transferee.is_some() {
             return;
         }
-        if let Some(best) = self.best_other_voter() {
-            tracing::warn!(to = format!("{best:x}"), "the disk does not keep up: handing leadership over");
+        if let Some(best) = self.transfer_target() {
+            tracing::warn!(
+                to = format!("{best:x}"),
+                "the disk or the apply thread has stalled, transferring leadership"
+            );
             self.raft.transfer_leader(best);
         }
     }
 
-    /// Who would lead in this leader's place: of those that were heard lately, the one that has most.
-    fn best_other_voter(&self) -> Option<u64> {
+    /// The voter to transfer leadership to: of those that were active recently, the one with the most entries.
+    fn transfer_target(&self) -> Option<u64> {
         let raft = &self.raft.raft;
         let voters = &raft.prs().conf().to_conf_state().voters;
         let others = voters.iter().filter(|&&voter| voter != raft.id);
@@ -332,13 +344,13 @@ impl<R> Replica<R> {
         lively.max_by_key(|&&voter| raft.prs().get(voter).map(|progress| progress.matched)).copied()
     }
 
-    /// What is to be done next, if anything.
-    pub fn turn(&mut self) -> Option<Turn<R>> {
+    /// What the owner has to do next, if anything.
+    pub fn next_ready(&mut self) -> Option<Ready<R>> {
         self.propose_waiting();
         self.propose_waiting_change();
         self.start_rounds();
         if !self.raft.has_ready() {
-            return self.take_released().map(Turn::of_committed);
+            return self.take_released().map(Ready::of_committed);
         }
         let mut ready = self.raft.ready();
         let term = self.raft.raft.term;
@@ -349,7 +361,7 @@ impl<R> Replica<R> {
         });
         let leadership = leadership.filter(|now| *now != self.leadership);
         if let Some(leadership) = leadership {
-            (self.leadership, self.leads_since) = (leadership, self.ticks);
+            (self.leadership, self.leadership_since) = (leadership, self.ticks);
         }
         for state in ready.take_read_states() {
             self.rounds.answer(state.index, &state.request_ctx);
@@ -357,9 +369,9 @@ impl<R> Replica<R> {
         let mut messages = ready.take_messages();
         let committed = ready.take_committed_entries();
         let changes = committed.iter().filter(|entry| entry.entry_type != EntryType::EntryNormal);
-        let followed_before = self.to_follow.len();
-        self.to_follow.extend(changes.map(|entry| entry.index));
-        let has_changes = self.to_follow.len() > followed_before;
+        let followed_before = self.unapplied_changes.len();
+        self.unapplied_changes.extend(changes.map(|entry| entry.index));
+        let has_changes = self.unapplied_changes.len() > followed_before;
         let hard_state = ready.hs().cloned();
         let install = self.accept(ready.snapshot(), hard_state.as_ref());
         let entries = ready.take_entries();
@@ -374,28 +386,29 @@ impl<R> Replica<R> {
         let mut promises = ready.take_persisted_messages();
         let number = ready.number();
         self.raft.advance_append_async(ready);
-        self.unsaved = hard_state.or(self.unsaved.take());
-        must_sync |= (has_changes || self.may_tell_of_change(self.commit_after_writes())) && self.unsaved.is_some();
-        let saved = self.unsaved.as_ref().filter(|_| must_sync).map(|state| state.commit);
+        self.unsaved_state = hard_state.or(self.unsaved_state.take());
+        must_sync |=
+            (has_changes || self.would_reveal_change(self.commit_after_writes())) && self.unsaved_state.is_some();
+        let saved = self.unsaved_state.as_ref().filter(|_| must_sync).map(|state| state.commit);
         let commit = saved.unwrap_or_else(|| self.commit_after_writes());
-        self.choose_what_to_say(&mut messages, &mut promises, commit);
+        self.filter_messages(&mut messages, &mut promises, commit);
         let committed = self.hold_changes(committed);
         let write = if must_sync {
-            let group = Group { entries, hard_state: self.unsaved.take() };
+            let group = Group { entries, hard_state: self.unsaved_state.take() };
             Some(Write { group, promises, number })
         } else {
             self.after_writes(number, promises, &mut messages)
         };
         if write.is_some() {
-            self.writes.push_back(UnderWay { number, covers: number, since: self.ticks, commit });
+            self.writes.push_back(InFlightWrite { number, covers: number, since: self.ticks, commit });
         }
         if leadership.is_some_and(|now| now.leader != 0) {
             self.rounds.leader_changed();
         }
-        Some(Turn { leadership, messages, install, committed, reads: self.rounds.take_answered(), write })
+        Some(Ready { leadership, messages, install, committed, reads: self.rounds.take_answered(), write })
     }
 
-    /// Starts the log in memory over behind a snapshot, if raft has accepted one.
+    /// Resets the log in memory to begin after a snapshot, if raft has accepted one.
     fn accept(&mut self, snapshot: &raft::eraftpb::Snapshot, hard_state: Option<&HardState>) -> Option<Install> {
         if snapshot.is_empty() {
             return None;
@@ -404,25 +417,27 @@ impl<R> Replica<R> {
         let at = Position { index: metadata.index, term: metadata.term };
         let conf_state = metadata.get_conf_state().clone();
         let mut hard_state = hard_state.unwrap_or(self.raft.store().hard_state()).clone();
-        // Entries behind the snapshot may have come and be committed already. They are written afterwards: if the power fails
-        // in between, a commit index above the last entry would be taken for damage.
+        // Entries after the snapshot may have been received and committed already. They are written later: if the power fails in
+        // between, a commit index above the last entry would be taken for corruption.
         hard_state.commit = at.index;
         self.raft.mut_store().restore(at, hard_state.clone(), conf_state.clone());
-        self.to_follow.clear();
+        self.unapplied_changes.clear();
         self.held.clear();
         Some(Install { at, conf_state, hard_state })
     }
 
-    /// What promises nothing goes at once, what others will hear anyway does not go at all, and who has no disk is silent.
-    /// `commit` is the commit index that is on disk when the promises are sent.
+    /// Decides which messages are sent at once, and which wait for the write. Messages that need no sync are sent at once,
+    /// redundant ones are dropped, and if the disk has stalled, nothing is sent. `commit` is the commit index that is on disk
+    /// when the promises are sent.
     ///
-    /// A leader was elected by what was durable, so it may speak before its own disk is done. But a sole voter elects itself
-    /// without a word: until that is durable it could be elected to the same term again, and say something else to learners.
-    fn choose_what_to_say(&mut self, messages: &mut Vec<Message>, promises: &mut Vec<Message>, commit: u64) {
-        outgoing::report_no_more(promises, commit);
-        if self.disk_stands_still() {
+    /// A leader was elected by votes that are durable, so it may send before its own disk is done. But a sole voter elects itself
+    /// without any message: until that is durable, a restart could elect it to the same term again, and it would send different
+    /// entries to learners.
+    fn filter_messages(&mut self, messages: &mut Vec<Message>, promises: &mut Vec<Message>, commit: u64) {
+        outgoing::cap_reported_commit(promises, commit);
+        if self.disk_is_stalled() {
             for kept_back in messages.drain(..).filter(|message| message.msg_type == MessageType::MsgSnapshot) {
-                self.snapshot_sent(kept_back.to, false); // Raft waits for a word of it.
+                self.snapshot_sent(kept_back.to, false); // raft-rs waits for a report on each snapshot.
             }
             return;
         }
@@ -430,18 +445,18 @@ impl<R> Replica<R> {
             promises.append(messages);
             return;
         }
-        if self.may_tell_of_change(self.saved_commit) {
+        if self.would_reveal_change(self.saved_commit) {
             outgoing::withhold_commit(messages, self.raft.raft.pending_conf_index, promises);
         }
-        messages.extend(promises.extract_if(.., |message| outgoing::promises_nothing(message)));
-        outgoing::report_no_more(messages, self.saved_commit);
+        messages.extend(promises.extract_if(.., |message| outgoing::needs_no_sync(message)));
+        outgoing::cap_reported_commit(messages, self.saved_commit);
         let progress = self.raft.raft.prs();
-        outgoing::drop_stale_news(messages, |member| {
+        outgoing::drop_redundant_appends(messages, |member| {
             progress.get(member).is_some_and(|progress| progress.state == ProgressState::Replicate)
         });
     }
 
-    /// A turn that writes nothing: what it promises waits for the writes under way, if there are any.
+    /// Handles a `Ready` without a write: its promises wait for the writes in flight, if there are any.
     fn after_writes(&mut self, number: u64, promises: Vec<Message>, messages: &mut Vec<Message>) -> Option<Write> {
         let Some(last) = self.writes.back_mut() else {
             self.raft.on_persist_ready(number);
@@ -455,28 +470,28 @@ impl<R> Replica<R> {
         Some(Write { group: Group::default(), promises, number })
     }
 
-    /// Whether there is a leader who would hear a proposal: what is sent in vain is lost without a word.
-    fn has_ear(&self) -> bool {
+    /// Whether there is a leader that a proposal can be sent to: a message to an unreachable member is lost silently.
+    fn can_reach_leader(&self) -> bool {
         let leader = self.raft.raft.leader_id;
-        leader != 0 && !self.cut_off.contains(&leader)
+        leader != 0 && !self.unreachable_members.contains(&leader)
     }
 
     fn propose_waiting(&mut self) {
         self.proposals.drop_unless(self.leads().then(|| self.term()));
-        if self.writes.len() >= WRITES_IN_FLIGHT || !self.has_ear() {
+        if self.writes.len() >= WRITES_IN_FLIGHT || !self.can_reach_leader() {
             return;
         }
         while let Some(message) = self.proposals.next(self.raft.raft.id) {
             let taken = message.entries.len();
             if self.raft.step(message).is_err() {
-                return; // Raft takes nothing now: too much is uncommitted, or leadership is moving. Later, then.
+                return; // raft-rs refuses proposals now: too much is uncommitted, or leadership is being transferred.
             }
             self.proposals.taken(taken);
         }
     }
 
     fn propose_waiting_change(&mut self) {
-        if !self.has_ear() || (self.leads() && self.raft.raft.has_pending_conf()) {
+        if !self.can_reach_leader() || (self.leads() && self.raft.raft.has_pending_conf()) {
             return;
         }
         let Some(message) = self.proposals.next_change(self.raft.raft.id) else { return };
@@ -485,8 +500,9 @@ impl<R> Replica<R> {
         }
     }
 
-    /// A leader that has committed nothing in its term knows no commit index, and raft-rs drops what it is asked; and
-    /// whatever it will say, who asks must have applied up to there.
+    /// Starts a round of ReadIndex, but only when an entry of the current term is committed here. A leader that has committed
+    /// nothing in its term does not know the commit index, and raft-rs drops its requests. A follower loses nothing by waiting:
+    /// the index that it gets is no lower than that entry's, so it has to apply up to there anyway.
     fn start_rounds(&mut self) {
         if self.raft.raft.leader_id == 0 || !self.raft.raft.commit_to_current_term() {
             return;

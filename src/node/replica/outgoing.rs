@@ -1,24 +1,25 @@
-//! What a member says to others, and when it may.
+//! Outgoing messages: which of them have to wait for a sync, and what they may say.
 //!
-//! A leader's messages go out at once. Everything else waits until what it promises is durable: votes, acknowledgements,
-//! answers to snapshots. Exactly three kinds promise nothing and need not wait for a disk: an answer to a heartbeat, and a
-//! proposal or a read that is passed on to the leader. (A heartbeat's answer says only that its sender knows of no newer
-//! leader, and how far its disk knows the log to be agreed on. A leader that is heard in a new term has a quorum of durable votes behind it already.)
+//! A leader's messages are sent at once. All others wait until what they promise is durable: votes, acknowledgements, answers to
+//! snapshots. Exactly three kinds promise nothing and need no sync: the response to a heartbeat, and a proposal or a read that
+//! is forwarded to the leader. (A heartbeat response says only that its sender knows of no newer leader, and which commit index
+//! is on its disk. A leader that sends in a new term has been elected by a quorum of durable votes already.)
 
 use std::collections::BTreeMap;
 
 use raft::eraftpb::{Message, MessageType};
 
-/// Whether a follower may send this before its disk is done.
-pub(super) fn promises_nothing(message: &Message) -> bool {
+/// Whether a follower may send this message before its write is durable.
+pub(super) fn needs_no_sync(message: &Message) -> bool {
     matches!(message.msg_type, MessageType::MsgHeartbeatResponse | MessageType::MsgReadIndex | MessageType::MsgPropose)
 }
 
-/// Lets a candidate hear that it is refused, even if its term is later than ours. Raft ignores what comes from an earlier one,
-/// and with the refusal what it brings: how far the log is agreed on. Usually the one who refuses will be elected instead;
-/// but one that was removed, and whose log is longer, would refuse the one who is left for ever. A refusal promises nothing.
-pub(super) fn refuse_in_its_term(said: &mut [Message], candidate: u64, its_term: u64) {
-    let refusals = said.iter_mut().filter(|message| {
+/// Raises the term of pre-vote refusals so that the candidate does not ignore them, even if its term is later than this member's.
+/// Raft ignores messages of an earlier term, and with the refusal it would ignore the commit index in it. Usually the refusing
+/// member is elected instead. But a member that was removed, and whose log is longer, would refuse the remaining one for ever. A
+/// refusal promises nothing.
+pub(super) fn raise_refusal_term(messages: &mut [Message], candidate: u64, its_term: u64) {
+    let refusals = messages.iter_mut().filter(|message| {
         message.msg_type == MessageType::MsgRequestPreVoteResponse && message.reject && message.to == candidate
     });
     for refusal in refusals {
@@ -26,8 +27,8 @@ pub(super) fn refuse_in_its_term(said: &mut [Message], candidate: u64, its_term:
     }
 }
 
-/// Reports to a leader no later commit index than the one that is on disk when it hears of it.
-pub(super) fn report_no_more(messages: &mut [Message], saved_commit: u64) {
+/// Limits the commit index that is reported to a leader to the one that is on disk when the message is sent.
+pub(super) fn cap_reported_commit(messages: &mut [Message], saved_commit: u64) {
     for message in messages {
         if matches!(message.msg_type, MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse) {
             message.commit = message.commit.min(saved_commit);
@@ -35,24 +36,24 @@ pub(super) fn report_no_more(messages: &mut [Message], saved_commit: u64) {
     }
 }
 
-/// Lets a leader's messages say only of entries before `unsaved` that they are agreed. An answer to a read that says more
-/// waits with the promises.
+/// Limits the commit index in a leader's messages to entries before `unsaved`. Responses to ReadIndex with a later index become
+/// promises.
 pub(super) fn withhold_commit(messages: &mut Vec<Message>, unsaved: u64, promises: &mut Vec<Message>) {
-    let says_more =
+    let is_later =
         |message: &mut Message| message.msg_type == MessageType::MsgReadIndexResp && message.index >= unsaved;
-    promises.extend(messages.extract_if(.., says_more));
+    promises.extend(messages.extract_if(.., is_later));
     for message in messages.iter_mut().filter(|message| message.commit >= unsaved) {
         if message.commit_term == 0 {
             message.commit = unsaved - 1;
         } else {
-            (message.commit, message.commit_term) = (0, 0); // An answer to a candidate, which need not say it.
+            (message.commit, message.commit_term) = (0, 0); // In a response to a candidate it is optional.
         }
     }
 }
 
-/// Drops news of the commit index that a later message to the same member brings as well. `replicating` says whether a
-/// member takes appends without being asked for each; to others an empty append is a question.
-pub(super) fn drop_stale_news(messages: &mut Vec<Message>, replicating: impl Fn(u64) -> bool) {
+/// Drops empty appends whose commit index a later append to the same member carries as well. `replicating` says whether a member
+/// is in raft's replicate state; to other members an empty append is a probe.
+pub(super) fn drop_redundant_appends(messages: &mut Vec<Message>, replicating: impl Fn(u64) -> bool) {
     if messages.len() < 2 {
         return;
     }
@@ -60,8 +61,8 @@ pub(super) fn drop_stale_news(messages: &mut Vec<Message>, replicating: impl Fn(
     let mut kept: Vec<Message> = Vec::with_capacity(messages.len());
     for message in messages.drain(..).rev() {
         if message.msg_type == MessageType::MsgAppend {
-            let told = later_commit.get(&message.to).is_some_and(|later| *later >= message.commit);
-            if told && message.entries.is_empty() && replicating(message.to) {
+            let is_redundant = later_commit.get(&message.to).is_some_and(|later| *later >= message.commit);
+            if is_redundant && message.entries.is_empty() && replicating(message.to) {
                 continue;
             }
             let later = later_commit.entry(message.to).or_default();
@@ -73,9 +74,9 @@ pub(super) fn drop_stale_news(messages: &mut Vec<Message>, replicating: impl Fn(
     *messages = kept;
 }
 
-/// Drops acknowledgements that a later one to the same leader includes. One of index 0 tells a leader of an earlier term that
-/// there is a later one.
-pub(super) fn drop_included_acks(promises: &mut Vec<Message>) {
+/// Drops acknowledgements that a later one to the same leader includes. (One of index 0 tells a leader of an earlier term that
+/// there is a later term.)
+pub(super) fn drop_superseded_acks(promises: &mut Vec<Message>) {
     if promises.len() < 2 {
         return;
     }
@@ -111,28 +112,32 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_append_goes_if_a_later_one_says_as_much() {
+    fn an_empty_append_is_dropped_if_a_later_one_has_its_commit_index() {
         let mut messages = vec![append(2, 0, 5), append(3, 0, 5), append(2, 3, 5), append(2, 0, 6), append(3, 1, 4)];
-        drop_stale_news(&mut messages, |_| true);
+        drop_redundant_appends(&mut messages, |_| true);
         assert_eq!(messages, [append(3, 0, 5), append(2, 3, 5), append(2, 0, 6), append(3, 1, 4)]);
         let mut probes = vec![append(2, 0, 5), append(2, 0, 5)];
-        drop_stale_news(&mut probes, |_| false);
-        assert_eq!(probes.len(), 2, "who is probed gets every question");
+        drop_redundant_appends(&mut probes, |_| false);
+        assert_eq!(probes.len(), 2, "a member that is probed gets every probe");
     }
 
     #[test]
-    fn only_the_newest_acknowledgement_is_worth_sending() {
+    fn only_the_newest_acknowledgement_is_sent() {
         let mut promises =
             vec![ack(1, 5, false), ack(1, 3, true), ack(1, 6, false), ack(1, 7, false), ack(2, 1, false)];
-        drop_included_acks(&mut promises);
+        drop_superseded_acks(&mut promises);
         assert_eq!(promises, [ack(1, 3, true), ack(1, 7, false), ack(2, 1, false)]);
         let mut lone = vec![ack(3, 0, false), ack(1, 7, false)];
-        drop_included_acks(&mut lone);
-        assert_eq!(lone, [ack(3, 0, false), ack(1, 7, false)], "a leader of the past hears that it is one");
+        drop_superseded_acks(&mut lone);
+        assert_eq!(
+            lone,
+            [ack(3, 0, false), ack(1, 7, false)],
+            "a leader of an earlier term is told that there is a later one"
+        );
     }
 
     #[test]
-    fn what_is_not_on_disk_is_withheld_and_heartbeats_go_on() {
+    fn a_commit_index_that_is_not_on_disk_is_withheld() {
         let answer = |commit| Message {
             msg_type: MessageType::MsgRequestPreVoteResponse,
             commit,
@@ -148,8 +153,8 @@ mod tests {
     }
 
     #[test]
-    fn three_kinds_promise_nothing() {
-        let free = |msg_type| promises_nothing(&Message { msg_type, ..Message::default() });
+    fn three_kinds_of_messages_need_no_sync() {
+        let free = |msg_type| needs_no_sync(&Message { msg_type, ..Message::default() });
         let all = [MessageType::MsgHeartbeatResponse, MessageType::MsgReadIndex, MessageType::MsgPropose];
         assert!(all.into_iter().all(free));
         for held in [

@@ -1,23 +1,23 @@
-//! What this member wants in the log and raft has not taken yet.
+//! Proposals that raft-rs has not accepted yet.
 //!
-//! Proposals go to raft many at a time, in one message: one message to each follower then carries them all. Changes of the
-//! members go one by one.
+//! Proposals are passed to raft-rs many at a time, in one message: one message to each follower then carries them all. Membership
+//! changes are passed one by one.
 //!
-//! A proposal may be bound to a term: it goes to raft only while this member leads in that term. Where that has changed it is
-//! dropped, and never passed on to another leader.
+//! A proposal may be bound to a term: it is passed to raft-rs only while this member leads in that term. Otherwise it is dropped,
+//! and never forwarded to another leader.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
-/// Bounds of one proposal message.
+/// Limits of one proposal message.
 const MAX_ENTRIES: usize = 4096;
 const MAX_BYTES: usize = 1 << 20;
 
 struct Waiting {
     data: Bytes,
-    came_at: u64,
+    added_at: u64,
     bound: Option<Bound>,
 }
 
@@ -27,22 +27,22 @@ struct Bound {
     id: u64,
 }
 
-/// All that waits, in the order in which it came.
+/// The waiting proposals, in the order in which they were added.
 pub(super) struct Proposals {
-    patience_ticks: u64,
+    timeout_ticks: u64,
     now: u64,
     waiting: VecDeque<Waiting>,
     changes: VecDeque<Waiting>,
-    /// How many of those that wait are bound to a term.
+    /// How many of the waiting proposals are bound to a term.
     bound: usize,
     dropped: Vec<u64>,
 }
 
 impl Proposals {
-    /// Nothing yet. Nothing waits for longer than so many ticks: its proposer has given up by then.
-    pub fn new(patience_ticks: u64) -> Self {
+    /// A proposal is dropped after waiting for this many ticks: its client has got an error by then.
+    pub fn new(timeout_ticks: u64) -> Self {
         Self {
-            patience_ticks,
+            timeout_ticks,
             now: 0,
             waiting: VecDeque::new(),
             changes: VecDeque::new(),
@@ -52,16 +52,16 @@ impl Proposals {
     }
 
     pub fn add(&mut self, data: Bytes) {
-        self.waiting.push_back(Waiting { data, came_at: self.now, bound: None });
+        self.waiting.push_back(Waiting { data, added_at: self.now, bound: None });
     }
 
-    /// Adds what only a leader of this term may propose; `id` is the one inside the entry.
+    /// Adds a proposal that is bound to this term; `id` is the one inside the entry.
     pub fn add_in_term(&mut self, term: u64, id: u64, data: Bytes) {
-        self.waiting.push_back(Waiting { data, came_at: self.now, bound: Some(Bound { term, id }) });
+        self.waiting.push_back(Waiting { data, added_at: self.now, bound: Some(Bound { term, id }) });
         self.bound += 1;
     }
 
-    /// Drops what is bound to another term than the one in which this member leads, if it does.
+    /// Drops proposals that are bound to another term than `leading`, the term in which this member leads, if it does.
     pub fn drop_unless(&mut self, leading: Option<u64>) {
         if self.bound == 0 {
             return;
@@ -75,7 +75,7 @@ impl Proposals {
         self.count_bound();
     }
 
-    /// The IDs of those that were dropped.
+    /// The IDs of proposals that were dropped because of their term.
     pub fn take_dropped(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.dropped)
     }
@@ -87,10 +87,10 @@ impl Proposals {
     }
 
     pub fn add_change(&mut self, data: Bytes) {
-        self.changes.push_back(Waiting { data, came_at: self.now, bound: None });
+        self.changes.push_back(Waiting { data, added_at: self.now, bound: None });
     }
 
-    /// Takes changes of the members out of what a follower passes on: they have to wait for each other.
+    /// Takes membership changes out of a message that a follower has forwarded: they have to wait for each other.
     pub fn take_changes(&mut self, message: &mut Message) {
         let is_change = |entry: &Entry| entry.entry_type != EntryType::EntryNormal;
         if message.entries.iter().any(is_change) {
@@ -102,11 +102,10 @@ impl Proposals {
         }
     }
 
-    /// Time goes by.
     pub fn tick(&mut self) {
         self.now += 1;
-        let (now, patience) = (self.now, self.patience_ticks);
-        let over = |waiting: &mut Waiting| now - waiting.came_at >= patience;
+        let (now, timeout) = (self.now, self.timeout_ticks);
+        let over = |waiting: &mut Waiting| now - waiting.added_at >= timeout;
         while self.waiting.pop_front_if(over).is_some() {}
         while self.changes.pop_front_if(over).is_some() {}
         self.count_bound();
@@ -124,19 +123,19 @@ impl Proposals {
         (!entries.is_empty()).then(|| message(from, entries))
     }
 
-    /// Raft has taken the first so many.
+    /// Call when raft-rs has accepted the first `count` proposals.
     pub fn taken(&mut self, count: usize) {
         self.waiting.drain(..count);
         self.count_bound();
     }
 
-    /// The next change of the members; it stays until [`Proposals::change_taken`].
+    /// The next membership change; it stays until [`Proposals::change_taken`].
     pub fn next_change(&self, from: u64) -> Option<Message> {
         let change = self.changes.front()?;
         Some(message(from, vec![entry(EntryType::EntryConfChange, &change.data)]))
     }
 
-    /// Raft has taken it.
+    /// Call when raft-rs has accepted it.
     pub fn change_taken(&mut self) {
         self.changes.pop_front();
     }
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_bound_to_a_term_goes_to_raft_in_that_term_only() {
+    fn a_proposal_that_is_bound_to_a_term_is_passed_to_raft_only_in_that_term() {
         let (ordinary, bound) = (Bytes::from_static(b"ordinary"), Bytes::from_static(b"bound"));
         for (leading, dropped) in [(Some(7), vec![]), (Some(8), vec![42]), (None, vec![42])] {
             let mut proposals = Proposals::new(10);
@@ -172,12 +171,12 @@ mod tests {
             assert_eq!(data(proposals.next(1)), expected);
             proposals.taken(expected.len());
             proposals.drop_unless(None);
-            assert!(proposals.take_dropped().is_empty(), "raft has taken it");
+            assert!(proposals.take_dropped().is_empty(), "raft has accepted it");
         }
     }
 
     #[test]
-    fn what_is_bound_to_a_term_waits_no_longer_than_anything_else() {
+    fn a_proposal_that_is_bound_to_a_term_waits_no_longer_than_others() {
         let mut proposals = Proposals::new(2);
         proposals.add_in_term(7, 42, Bytes::from_static(b"bound"));
         (0..2).for_each(|_| proposals.tick());

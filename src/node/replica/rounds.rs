@@ -1,26 +1,26 @@
-//! Reads that must see every acknowledged write, and the rounds that they wait for.
+//! Linearizable reads, and the rounds of ReadIndex that they wait for.
 //!
-//! In a round the leader proves that it still leads, and says how far the log was committed then. Whoever comes before a
-//! round starts shares it. A round that gets no answer is asked again under a fresh context, because raft-rs may drop one
-//! without a word, and answers a repeated one with an old index.
+//! In a round the leader proves that it still leads, and returns its commit index. All reads that were added before a round
+//! starts share it. A round without an answer is repeated with a new context, because raft-rs may silently drop a request, and
+//! answers a repeated context with an old index.
 //!
 //! INVARIANTS
-//! * A context is used once: by no other member, and by no other life of this one.
-//! * Every read ends: answered, or refused when a new leader turns up or its patience is over.
+//! * A context is used only once: by no other member, and by no other run of this one.
+//! * Every read ends: it is answered, or refused when the leader changes or the read times out.
 
 use std::collections::VecDeque;
 
 use crate::error::Error;
 
-/// Rounds that may wait for an answer at once.
+/// The maximum number of rounds in progress.
 const MAX_ROUNDS: usize = 2;
 
-/// Counted in ticks.
+/// In ticks.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
-    /// A round without an answer is asked again after so many.
+pub(super) struct Timeouts {
+    /// A round without an answer is repeated after this many.
     pub retry: u64,
-    /// A read waits for no longer than so many.
+    /// A read times out after this many.
     pub read: u64,
 }
 
@@ -31,84 +31,83 @@ struct Round<R> {
 }
 
 struct Read<R> {
-    came_at: u64,
+    added_at: u64,
     waiter: R,
 }
 
-/// All reads of one member that wait for a round.
+/// All reads of one member that wait for an answer.
 pub(super) struct Rounds<R> {
-    patience: Patience,
+    timeouts: Timeouts,
     member: u64,
     next_context: u64,
     now: u64,
-    under_way: VecDeque<Round<R>>,
+    in_flight: VecDeque<Round<R>>,
     waiting: Vec<Read<R>>,
     answered: Vec<(u64, Vec<R>)>,
     refused: Vec<(R, Error)>,
 }
 
 impl<R> Rounds<R> {
-    /// None yet. Contexts are counted from `first_context`, which no other life of this member counts from.
-    pub fn new(member: u64, first_context: u64, patience: Patience) -> Self {
+    /// Contexts are numbered from `first_context`, which must be different for each run of this member.
+    pub fn new(member: u64, first_context: u64, timeouts: Timeouts) -> Self {
         Self {
-            patience,
+            timeouts,
             member,
             next_context: first_context,
             now: 0,
-            under_way: VecDeque::new(),
+            in_flight: VecDeque::new(),
             waiting: Vec::new(),
             answered: Vec::new(),
             refused: Vec::new(),
         }
     }
 
-    /// Somebody wants to read.
-    pub fn join(&mut self, waiter: R) {
-        self.waiting.push(Read { came_at: self.now, waiter });
+    /// Adds a read to the next round.
+    pub fn add(&mut self, waiter: R) {
+        self.waiting.push(Read { added_at: self.now, waiter });
     }
 
-    /// The context of a round that shall be asked for now, if one should.
+    /// Starts a round if reads are waiting and not too many rounds are in progress. Returns its context.
     pub fn start(&mut self) -> Option<Vec<u8>> {
-        if self.waiting.is_empty() || self.under_way.len() >= MAX_ROUNDS {
+        if self.waiting.is_empty() || self.in_flight.len() >= MAX_ROUNDS {
             return None;
         }
         let context = [self.member.to_be_bytes(), self.next_context.to_be_bytes()].concat();
         self.next_context = self.next_context.wrapping_add(1);
         let reads = std::mem::take(&mut self.waiting);
-        self.under_way.push_back(Round { context: context.clone(), asked_at: self.now, reads });
+        self.in_flight.push_back(Round { context: context.clone(), asked_at: self.now, reads });
         Some(context)
     }
 
-    /// A round was answered: everything acknowledged before it lies at or below `index`.
+    /// Call when a round was answered: everything that was acknowledged before it is at or below `index`.
     pub fn answer(&mut self, index: u64, context: &[u8]) {
-        let asked = self.under_way.iter().position(|round| round.context == context);
-        if let Some(round) = asked.and_then(|place| self.under_way.remove(place)) {
+        let asked = self.in_flight.iter().position(|round| round.context == context);
+        if let Some(round) = asked.and_then(|position| self.in_flight.remove(position)) {
             self.answered.push((index, round.reads.into_iter().map(|read| read.waiter).collect()));
         }
     }
 
-    /// Time goes by.
     pub fn tick(&mut self) {
         self.now += 1;
-        let retry = self.patience.retry.max(1);
-        if self.under_way.front().is_some_and(|oldest| self.now - oldest.asked_at >= retry) {
-            self.ask_again();
+        let retry = self.timeouts.retry.max(1);
+        if self.in_flight.front().is_some_and(|oldest| self.now - oldest.asked_at >= retry) {
+            self.retry_all();
         }
-        let over = |read: &mut Read<R>| self.now - read.came_at >= self.patience.read;
+        let over = |read: &mut Read<R>| self.now - read.added_at >= self.timeouts.read;
         for read in self.waiting.extract_if(.., over) {
             self.refused.push((read.waiter, Error::Timeout));
         }
     }
 
-    /// Gives up on all unanswered rounds: whoever waits for them takes part in the next one.
-    pub fn ask_again(&mut self) {
-        let reads = self.under_way.drain(..).flat_map(|round| round.reads);
+    /// Gives up all unanswered rounds. Their reads join the next one.
+    pub fn retry_all(&mut self) {
+        let reads = self.in_flight.drain(..).flat_map(|round| round.reads);
         self.waiting.splice(..0, reads);
     }
 
-    /// A leader turned up: what the one before was asked is answered no more.
+    /// Call when the leader has changed: the previous one will not answer its rounds any more.
     pub fn leader_changed(&mut self) {
-        let asked = self.under_way.drain(..).flat_map(|round| round.reads);
+        let asked = self.in_flight.drain(..).flat_map(|round| round.reads);
         self.refused.extend(asked.map(|read| (read.waiter, Error::LeaderChanged)));
     }
 
@@ -117,7 +116,7 @@ impl<R> Rounds<R> {
         std::mem::take(&mut self.answered)
     }
 
-    /// Reads that will not be answered, and why.
+    /// Reads that will not be answered, with their errors.
     pub fn take_refused(&mut self) -> Vec<(R, Error)> {
         std::mem::take(&mut self.refused)
     }
@@ -128,20 +127,20 @@ mod tests {
     use super::*;
 
     fn rounds() -> Rounds<&'static str> {
-        Rounds::new(7, 100, Patience { retry: 5, read: 20 })
+        Rounds::new(7, 100, Timeouts { retry: 5, read: 20 })
     }
 
     #[test]
-    fn reads_share_a_round_and_latecomers_take_the_next() {
+    fn reads_share_a_round_and_later_ones_join_the_next() {
         let mut rounds = rounds();
         assert_eq!(rounds.start(), None);
-        rounds.join("a");
-        rounds.join("b");
+        rounds.add("a");
+        rounds.add("b");
         let first = rounds.start().unwrap();
-        rounds.join("c");
+        rounds.add("c");
         let second = rounds.start().unwrap();
-        rounds.join("d");
-        assert_eq!(rounds.start(), None, "two are under way");
+        rounds.add("d");
+        assert_eq!(rounds.start(), None, "two are in progress");
         rounds.answer(9, &second);
         rounds.answer(8, &first);
         rounds.answer(8, &first);
@@ -150,25 +149,25 @@ mod tests {
     }
 
     #[test]
-    fn a_round_without_an_answer_is_asked_again_under_another_context() {
+    fn a_round_without_an_answer_is_repeated_with_another_context() {
         let mut rounds = rounds();
-        rounds.join("a");
+        rounds.add("a");
         let first = rounds.start().unwrap();
         (0..5).for_each(|_| rounds.tick());
         let second = rounds.start().unwrap();
         assert_ne!(first, second);
         rounds.answer(3, &first);
-        assert_eq!(rounds.take_answered(), [], "an answer to what was given up is nobody's");
+        assert_eq!(rounds.take_answered(), [], "an answer to a round that was given up is ignored");
         rounds.answer(4, &second);
         assert_eq!(rounds.take_answered(), [(4, vec!["a"])]);
     }
 
     #[test]
-    fn nobody_waits_for_ever() {
+    fn no_read_waits_for_ever() {
         let mut rounds = rounds();
-        rounds.join("asked");
+        rounds.add("asked");
         rounds.start().unwrap();
-        rounds.join("never asked");
+        rounds.add("never asked");
         (0..25).for_each(|_| rounds.tick());
         let refused = rounds.take_refused();
         assert_eq!(refused, [("asked", Error::Timeout), ("never asked", Error::Timeout)]);
@@ -177,11 +176,11 @@ mod tests {
     #[test]
     fn a_new_leader_ends_the_rounds_of_the_old_one() {
         let mut rounds = rounds();
-        rounds.join("asked");
+        rounds.add("asked");
         rounds.start().unwrap();
-        rounds.join("waiting");
+        rounds.add("waiting");
         rounds.leader_changed();
         assert_eq!(rounds.take_refused(), [("asked", Error::LeaderChanged)]);
-        assert!(rounds.start().is_some(), "who had not been asked for asks the new one");
+        assert!(rounds.start().is_some(), "a read without a round yet is sent to the new leader");
     }
 }

@@ -23,18 +23,18 @@ use crate::{
 };
 
 const MEMBER: u64 = 7;
-const PATIENCE: Duration = Duration::from_secs(30);
-/// What the member has room for beyond what it begins with.
-const ROOM: u32 = 20_000;
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How much the member's quota exceeds the initial size of its database.
+const FREE_BYTES: u32 = 20_000;
 
-/// A member alone, on memory.
-struct Alone {
+/// A cluster of one member, in memory.
+struct SingleMember {
     node: Arc<Node>,
     threads: Threads,
     ids: Arc<RequestIds>,
 }
 
-impl Alone {
+impl SingleMember {
     fn start() -> Self {
         let origin = Position { index: 1, term: 1 };
         let hard_state = HardState { term: 1, commit: 1, ..HardState::default() };
@@ -46,7 +46,7 @@ impl Alone {
         let (publisher, _, _) =
             watch::Hub::assemble(machine.readers().keys, watch::Settings::default(), watch::Gauges::detached());
         let ids = Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), 0));
-        let bytes = engine.size().unwrap().total_bytes.cast_signed() + i64::from(ROOM);
+        let bytes = engine.size().unwrap().total_bytes.cast_signed() + i64::from(FREE_BYTES);
         let settings = settings(Quota { bytes }, ids.clone());
         let recovered = log.open().unwrap();
         let parts = Parts::alone(engine, machine, publisher, Box::new(log), recovered);
@@ -54,11 +54,11 @@ impl Alone {
         Self { node, threads, ids }
     }
 
-    fn ask(&self, kind: Kind, request: &impl Message) -> Result<Response, Error> {
+    fn request(&self, kind: Kind, request: &impl Message) -> Result<Response, Error> {
         let (tell, told) = mpsc::channel();
         let waiter = Box::new(move |outcome| _ = tell.send(outcome));
         self.node.propose(self.ids.next(), kind, &request.encode_to_vec(), waiter);
-        told.recv_timeout(PATIENCE).expect("a proposal has an outcome")
+        told.recv_timeout(TIMEOUT).expect("a proposal has an outcome")
     }
 
     fn is_full(&self) -> bool {
@@ -79,7 +79,7 @@ fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
         ids,
         clock: Clock::default(),
         timing: Timing { tick_ms: 10, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
-        request_timeout: PATIENCE,
+        request_timeout: TIMEOUT,
         catchup_entries: 50,
         laggard_log_bytes: usize::MAX,
         quota,
@@ -90,10 +90,10 @@ fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
             compaction_range: 2,
             hashed_bytes: 0,
             flush_after_bytes: 1 << 20,
-            flush_after: PATIENCE,
+            flush_after: TIMEOUT,
             flush_after_entries: u64::MAX,
         },
-        slow_apply: PATIENCE,
+        slow_apply: TIMEOUT,
         backlog: 5000,
     }
 }
@@ -102,33 +102,33 @@ fn put(key: &'static str, bytes: u32) -> PutRequest {
     PutRequest { key: key.into(), value: vec![b'v'; bytes as usize].into(), ..PutRequest::default() }
 }
 
-/// Trap 31: a write that was admitted and did not fit stays, though its author is told that it does not; the alarm stands
-/// by then, and what comes later is refused for real.
+/// Trap 31: a write that was admitted and did not fit stays, although its client gets "no space". The alarm is raised by then,
+/// and later writes are really refused.
 #[test]
-fn what_was_one_too_many_stays_and_raises_the_alarm() {
-    let member = Alone::start();
+fn a_write_that_exceeds_the_quota_stays_and_raises_the_alarm() {
+    let member = SingleMember::start();
     // Small enough to fit even if it is measured just before it is counted.
-    let first = member.ask(Kind::Put, &put("first", ROOM / 3)).expect("there is room");
+    let first = member.request(Kind::Put, &put("first", FREE_BYTES / 3)).expect("it fits");
     assert!(!member.is_full());
-    assert_eq!(member.ask(Kind::Put, &put("second", ROOM - ROOM / 3)), Err(Error::NoSpace));
-    assert!(member.is_full(), "who is told can see why");
+    assert_eq!(member.request(Kind::Put, &put("second", FREE_BYTES - FREE_BYTES / 3)), Err(Error::NoSpace));
+    assert!(member.is_full(), "a client that got the error can see the alarm");
     let head = member.node.readers().keys.head();
     assert_eq!(head, first.revision + 1, "it is stored");
-    assert_eq!(member.ask(Kind::Put, &put("third", 1)), Err(Error::NoSpace));
-    assert_eq!(member.ask(Kind::LeaseGrant, &LeaseGrantRequest { id: 1, ttl: 1 }), Err(Error::NoSpace));
+    assert_eq!(member.request(Kind::Put, &put("third", 1)), Err(Error::NoSpace));
+    assert_eq!(member.request(Kind::LeaseGrant, &LeaseGrantRequest { id: 1, ttl: 1 }), Err(Error::NoSpace));
     assert_eq!(member.node.readers().keys.head(), head, "nothing else is");
     assert!(!member.node.readers().leases.exists(crate::lease::LeaseId(1)));
     member.stop();
 }
 
-/// A write of which nobody here waits for the outcome, as on the members that did not propose it, raises the alarm too.
+/// A write without a waiter on this member, as on the members that did not propose it, raises the alarm too.
 #[test]
-fn a_write_that_nobody_waits_for_counts() {
-    let member = Alone::start();
-    let request = put("foreign", ROOM).encode_to_vec();
+fn a_write_without_a_waiter_counts() {
+    let member = SingleMember::start();
+    let request = put("foreign", FREE_BYTES).encode_to_vec();
     let foreign = Command::encode(12345, Kind::Put, &request);
     member.node.propose_entry(member.ids.next(), foreign, Box::new(|_| ()));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !member.is_full() {
         assert!(Instant::now() < deadline, "the alarm is not raised");
         std::thread::yield_now();
@@ -138,17 +138,17 @@ fn a_write_that_nobody_waits_for_counts() {
 
 /// Between two measurements the estimate grows with what is written.
 #[test]
-fn what_was_written_since_the_last_measurement_counts() {
+fn writes_since_the_last_measurement_count() {
     let engine = Memory::default();
     let status = Arc::new(Status::default());
     status.measure(&engine).unwrap();
     let before = status.estimated_bytes();
     let (quota, ids) = (Quota { bytes: before + 100 }, Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), 0)));
-    let room = Room::new(quota, MEMBER, status.clone(), Arc::new(Inbox::default()), ids);
-    assert!(room.charge(60));
+    let enforcer = QuotaEnforcer::new(quota, MEMBER, status.clone(), Arc::new(Inbox::default()), ids);
+    assert!(enforcer.charge(60));
     assert_eq!(status.estimated_bytes(), before + 60);
-    assert!(!room.charge(40), "exactly full is too full");
-    assert!(room.charge(0), "what costs nothing always fits");
+    assert!(!enforcer.charge(40), "reaching the quota exceeds it");
+    assert!(enforcer.charge(0), "a write without cost always fits");
     status.measure(&engine).unwrap();
-    assert_eq!(status.estimated_bytes(), before, "measured: it is not there");
+    assert_eq!(status.estimated_bytes(), before, "the measurement replaces the estimate");
 }
