@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 00000000000000000007.segment   │ header │ group │ group │ … │ group │ (too short for the next group)
-//! 00000000000000000008.segment   │ header │ group │ group │ zeros, or what the file held before …
+//! 00000000000000000008.segment   │ header │ group │ group │ zeros, or old data …
 //! 00000000000000000012.spare     │ anything
 //! ```
 //!

@@ -39,9 +39,9 @@ pub(super) fn max_bytes(largest_request: u64) -> usize {
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Raft's messages.
+    /// Frames with raft's messages.
     Messages = 1,
-    /// A copy of the database.
+    /// A snapshot, which is a copy of the database.
     Snapshot = 2,
 }
 

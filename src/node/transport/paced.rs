@@ -1,11 +1,11 @@
-//! A reader that fails if the sender is too slow, so that a sender cannot hold a connection by sending a byte at a time.
+//! A reader with a minimum rate, so that a sender cannot occupy a connection by sending a byte at a time.
 
 use std::{
     io::{self, ErrorKind, Read},
     time::{Duration, Instant},
 };
 
-/// A reader that demands a minimum rate. Only the time spent in reads counts, not the time between them.
+/// A reader that fails below a minimum rate. Only the time spent in reads counts, not the time between them.
 ///
 /// The rate is checked after each read, so reads of the underlying reader must have a timeout of their own.
 pub(super) struct Paced<R> {

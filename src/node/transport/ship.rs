@@ -359,7 +359,7 @@ fn read_array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Writes the files that come in, which must have so many bytes together; all of them are durable when this returns.
+/// Receives files into a directory. Their total size must be `total`; all of them are durable when this returns.
 fn receive_files(directory: &Path, total: u64, max_files: usize, stream: &mut impl Read) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let mut left = total;
