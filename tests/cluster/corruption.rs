@@ -1,4 +1,4 @@
-//! A member whose data is not what the others' is, is found.
+//! Detection of a member whose data differs from that of the others.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ use metastore::{
 use tonic::Code;
 
 use super::{
-    harness::{Cluster, PATIENCE, QUICK},
+    harness::{Cluster, QUICK, TIMEOUT},
     support::assert_refused,
 };
 
-/// Founds a cluster, writes, and changes a byte in the database of a follower behind its back. That member does not run then.
+/// Starts a cluster, writes some keys, stops a follower and changes a byte in its database. Returns the stopped follower.
 async fn with_a_changed_byte(arguments: &[&str]) -> (Cluster, usize) {
-    let mut cluster = Cluster::found(3, arguments);
+    let mut cluster = Cluster::bootstrap(3, arguments);
     let leader = cluster.leader().await;
     for key in ["a", "b", "c"] {
         cluster.client(leader).await.put(key, "needle", None).await.unwrap();
@@ -31,8 +31,8 @@ async fn with_a_changed_byte(arguments: &[&str]) -> (Cluster, usize) {
     engine
         .scan(Table::History, &[], &[], &mut |key, record| {
             let mut record = record.to_vec();
-            if let Some(place) = record.windows(6).position(|window| window == b"needle").filter(|_| changed == 0) {
-                record[place] = b'N';
+            if let Some(at) = record.windows(6).position(|window| window == b"needle").filter(|_| changed == 0) {
+                record[at] = b'N';
                 batch.put(Table::History, key, record);
                 changed += 1;
             }
@@ -45,22 +45,22 @@ async fn with_a_changed_byte(arguments: &[&str]) -> (Cluster, usize) {
     (cluster, victim)
 }
 
-/// The members that the CORRUPT alarm is raised for, as soon as it is.
+/// Waits for a CORRUPT alarm, and returns the members that it is raised for.
 async fn alarmed(cluster: &Cluster, via: usize) -> Vec<u64> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let request = AlarmRequest { action: AlarmAction::Get as i32, member_id: 0, alarm: AlarmType::Corrupt as i32 };
         let alarms = cluster.servers[via].maintenance().await.alarm(request).await.unwrap().into_inner().alarms;
         if !alarms.is_empty() {
             return alarms.into_iter().map(|alarm| alarm.member_id).collect();
         }
-        assert!(Instant::now() < deadline, "nobody noticed");
+        assert!(Instant::now() < deadline, "no alarm is raised");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_leader_compares_and_stops_every_write() {
+async fn the_leader_finds_a_corrupt_member_and_all_writes_are_refused() {
     let (mut cluster, victim) = with_a_changed_byte(&["--corrupt-check-time=500ms"]).await;
     let others = cluster.others(victim);
     cluster.restart(victim);
@@ -68,29 +68,29 @@ async fn the_leader_compares_and_stops_every_write() {
     let put = PutRequest { key: "a".into(), ..PutRequest::default() };
     let refused = cluster.servers[others[1]].kv().await.put(put).await;
     assert_refused(refused, Code::DataLoss, "etcdserver: corrupt cluster");
-    assert_eq!(cluster.client(others[0]).await.get("a", None).await.unwrap().count(), 1, "reads go on");
+    assert_eq!(cluster.client(others[0]).await.get("a", None).await.unwrap().count(), 1, "reads still work");
     let health = cluster.servers[others[0]].http("GET", "/health");
     assert_eq!((health.status, health.body.as_str()), (503, "{\"health\":\"false\",\"reason\":\"ALARM CORRUPT\"}\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_differs_does_not_start_where_that_is_asked_for() {
+async fn a_corrupt_member_does_not_start_if_the_initial_check_is_enabled() {
     let gate = "--feature-gates=InitialCorruptCheck=true";
     let (mut cluster, victim) = with_a_changed_byte(&[gate]).await;
     cluster.servers[victim].launch();
     let id = cluster.ids[victim];
     cluster.servers[victim].wait_for_refusal(&format!("{id:x} found data inconsistency with peers"));
-    // One that does not, does; and nobody raised an alarm.
+    // A member that is not corrupt starts, and no alarm was raised.
     let leader = cluster.leader_among(&cluster.others(victim)).await;
-    let sound = *cluster.others(victim).iter().find(|nth| **nth != leader).unwrap();
-    cluster.servers[sound].kill();
-    cluster.servers[sound].set_arguments(&[QUICK, &[gate]].concat());
-    cluster.restart(sound);
-    cluster.client(sound).await.put("a", "1", None).await.unwrap();
+    let intact = *cluster.others(victim).iter().find(|nth| **nth != leader).unwrap();
+    cluster.servers[intact].kill();
+    cluster.servers[intact].set_arguments(&[QUICK, &[gate]].concat());
+    cluster.restart(intact);
+    cluster.client(intact).await.put("a", "1", None).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn compactions_are_compared_and_the_minority_is_wrong() {
+async fn compaction_hashes_are_compared_and_the_alarm_is_raised_for_the_minority() {
     let arguments = ["--feature-gates=CompactHashCheck=true", "--compact-hash-check-time=500ms"];
     let (mut cluster, victim) = with_a_changed_byte(&arguments).await;
     let others = cluster.others(victim);
@@ -99,10 +99,10 @@ async fn compactions_are_compared_and_the_minority_is_wrong() {
     assert_eq!(alarmed(&cluster, others[0]).await, [cluster.ids[victim]]);
 }
 
-/// No flag is needed for that: what a compaction is remembered by depends on the log alone.
+/// This needs no flag: the hash that is stored for a compaction depends on the log alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn all_members_remember_compactions_alike() {
-    let cluster = Cluster::found(3, &[]);
+async fn all_members_store_the_same_compaction_hashes() {
+    let cluster = Cluster::bootstrap(3, &[]);
     let leader = cluster.leader().await;
     let mut client = cluster.client(leader).await;
     for nth in 0..200 {
@@ -124,13 +124,13 @@ async fn all_members_remember_compactions_alike() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sound_members_raise_no_alarm() {
+async fn members_without_corruption_raise_no_alarm() {
     let arguments = [
         "--feature-gates=CompactHashCheck=true,InitialCorruptCheck=true",
         "--compact-hash-check-time=100ms",
         "--corrupt-check-time=100ms",
     ];
-    let cluster = Cluster::found(3, &arguments);
+    let cluster = Cluster::bootstrap(3, &arguments);
     let leader = cluster.leader().await;
     let mut client = cluster.client(leader).await;
     for round in 1..=10 {
@@ -138,7 +138,7 @@ async fn sound_members_raise_no_alarm() {
             client.put("a", round.to_string(), None).await.unwrap();
         }
         client.compact(round * 10, None).await.unwrap();
-        // A member that does several compactions in one go has no hash to compare.
+        // A member that does several compactions at once has no hash to compare.
         let done = format!("\"finished scheduled compaction\",\"compact-revision\":{},", round * 10);
         for server in &cluster.servers {
             server.wait_for_log(&done);

@@ -1,4 +1,4 @@
-//! Members die, and come back.
+//! Members are killed or stopped, and restarted.
 
 use std::time::Duration;
 
@@ -12,29 +12,29 @@ fn load(cluster: &Cluster) -> Load {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_acknowledged_write_is_lost_when_leaders_are_killed() {
-    let mut cluster = Cluster::found(3, &[]);
+    let mut cluster = Cluster::bootstrap(3, &[]);
     let load = load(&cluster);
     for round in 0..4 {
         load.progress(300).await;
-        load.book().forget_gaps();
+        load.writes().reset_longest_gap();
         let leader = cluster.leader().await;
         cluster.servers[leader].kill();
         load.progress(300).await;
-        println!("round {round}: {:?} without service", load.book().longest_gap());
-        assert!(load.book().longest_gap() < Duration::from_secs(10));
+        println!("round {round}: {:?} without service", load.writes().longest_gap());
+        assert!(load.writes().longest_gap() < Duration::from_secs(10));
         cluster.restart(leader);
     }
-    let book = load.stop().await;
-    println!("{} writes were acknowledged", book.count());
+    let writes = load.stop().await;
+    println!("{} writes were acknowledged", writes.count());
     cluster.assert_all_equal().await;
     for nth in 0..3 {
-        book.assert_kept(cluster.client(nth).await).await;
+        writes.assert_kept(cluster.client(nth).await).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rolling_restart_hands_leadership_over() {
-    let mut cluster = Cluster::found(3, &[]);
+async fn a_rolling_restart_transfers_leadership() {
+    let mut cluster = Cluster::bootstrap(3, &[]);
     let load = load(&cluster);
     for nth in 0..3 {
         load.progress(200).await;
@@ -46,25 +46,22 @@ async fn a_rolling_restart_hands_leadership_over() {
         load.progress(200).await;
         cluster.restart(nth);
     }
-    let book = load.stop().await;
+    let writes = load.stop().await;
     cluster.assert_all_equal().await;
-    book.assert_kept(cluster.client(0).await).await;
+    writes.assert_kept(cluster.client(0).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_quorum_nothing_is_written_and_only_serializable_reads_are_answered() {
-    let mut cluster = Cluster::found(3, &[]);
+    let mut cluster = Cluster::bootstrap(3, &[]);
     cluster.client(0).await.put("a", "1", None).await.unwrap();
     cluster.assert_all_equal().await;
     cluster.servers[1].kill();
     cluster.servers[2].kill();
     let mut client = cluster.client(0).await;
     let short = Duration::from_secs(2);
-    assert!(tokio::time::timeout(short, client.put("a", "2", None)).await.is_err(), "nobody agreed to it");
-    assert!(
-        tokio::time::timeout(short, client.get("a", None)).await.is_err(),
-        "nobody confirmed that it is the newest"
-    );
+    assert!(tokio::time::timeout(short, client.put("a", "2", None)).await.is_err(), "a write needs a quorum");
+    assert!(tokio::time::timeout(short, client.get("a", None)).await.is_err(), "a linearizable read needs a quorum");
     let serializable = etcd_client::GetOptions::new().with_serializable();
     let found = client.get("a", Some(serializable)).await.unwrap();
     assert_eq!(found.kvs()[0].value_str().unwrap(), "1");
@@ -77,8 +74,8 @@ async fn without_a_quorum_nothing_is_written_and_only_serializable_reads_are_ans
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_members_go_on_without_two() {
-    let mut cluster = Cluster::found(5, &[]);
+async fn five_members_tolerate_the_loss_of_two() {
+    let mut cluster = Cluster::bootstrap(5, &[]);
     let load = load(&cluster);
     load.progress(200).await;
     let leader = cluster.leader().await;
@@ -89,9 +86,9 @@ async fn five_members_go_on_without_two() {
     cluster.restart(other);
     cluster.restart(leader);
     load.progress(100).await;
-    let book = load.stop().await;
+    let writes = load.stop().await;
     cluster.assert_all_equal().await;
     for nth in 0..5 {
-        book.assert_kept(cluster.client(nth).await).await;
+        writes.assert_kept(cluster.client(nth).await).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A cluster of three begins, and every member serves.
+//! Bootstrapping a cluster of three members.
 
 use etcd_client::GetOptions;
 use metastore::{
@@ -9,8 +9,8 @@ use metastore::{
 use super::harness::Cluster;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_members_agree_on_who_they_are_and_on_every_write() {
-    let cluster = Cluster::found(3, &[]);
+async fn three_members_agree_on_the_member_list_and_on_every_write() {
+    let cluster = Cluster::bootstrap(3, &[]);
     let leader = cluster.leader().await;
     let founders: Vec<_> = cluster.ids.iter().map(|id| MemberId::new(*id).unwrap()).collect();
     let cluster_id = ClusterId::of_founders(&founders).get();
@@ -30,14 +30,14 @@ async fn three_members_agree_on_who_they_are_and_on_every_write() {
         let mut client = cluster.client(nth).await;
         client.put(format!("key/{nth}"), "value", None).await.unwrap();
         let found = client.get("key/", Some(GetOptions::new().with_prefix())).await.unwrap();
-        assert_eq!(found.kvs().len(), nth + 1, "a member shows at once what another has acknowledged");
+        assert_eq!(found.kvs().len(), nth + 1, "a read on one member sees a write acknowledged by another");
     }
     cluster.assert_all_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_stopped_as_a_whole_goes_on() {
-    let mut cluster = Cluster::found(3, &[]);
+async fn a_cluster_continues_after_all_members_were_stopped() {
+    let mut cluster = Cluster::bootstrap(3, &[]);
     cluster.client(0).await.put("kept", "1", None).await.unwrap();
     for server in &mut cluster.servers {
         server.stop();

@@ -1,4 +1,4 @@
-//! Several real members, a network between them that can be cut, and what every test wants to know of them.
+//! The test harness: a cluster of real member processes, whose network links can be cut, and helpers that all tests use.
 
 use std::{
     sync::{Arc, Mutex},
@@ -17,36 +17,36 @@ use super::{
     support::{Server, http},
 };
 
-/// Whatever takes longer than this has failed.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+/// An operation that takes longer than this has failed.
+pub const TIMEOUT: Duration = Duration::from_mins(1);
 const TOKEN: &str = "etcd-cluster";
 
-/// Short ticks, so that elections are over soon.
+/// Short ticks, for fast elections.
 pub const QUICK: &[&str] = &["--heartbeat-interval", "50", "--election-timeout", "500"];
 pub const ELECTION: Duration = Duration::from_millis(500);
 
-/// Members that were founded together.
+/// A cluster of members.
 pub struct Cluster {
     pub servers: Vec<Server>,
     pub ids: Vec<u64>,
     pub proxies: Vec<Proxy>,
     pub network: Network,
-    /// Where clients find the members: a new place after every start.
+    /// The client URLs of the members, which change with every start.
     pub urls: Urls,
 }
 
-/// Shared with whoever calls the members for a while.
+/// Shared with clients that run in the background.
 pub type Urls = Arc<Mutex<Vec<String>>>;
 
 impl Cluster {
-    /// Founds a cluster of so many, and waits until all of them serve.
-    pub fn found(size: usize, arguments: &[&str]) -> Self {
+    /// Starts a new cluster of this size, and waits until all members serve clients.
+    pub fn bootstrap(size: usize, arguments: &[&str]) -> Self {
         let mut cluster = Self::prepare(size, arguments);
         cluster.start_all();
         cluster
     }
 
-    /// A cluster to be, none of whose members was started.
+    /// A new cluster, whose members are not started.
     pub fn prepare(size: usize, arguments: &[&str]) -> Self {
         let network = Network::default();
         let proxies: Vec<Proxy> = (0..size).map(|_| Proxy::start(&network)).collect();
@@ -60,31 +60,31 @@ impl Cluster {
         Self { servers: servers.collect(), ids, proxies, network, urls }
     }
 
-    /// Adds a member through another one. It is the last of the servers then, and does not run yet.
-    pub async fn admit(&mut self, via: usize, is_learner: bool) -> Result<usize, Status> {
+    /// Adds a member to the cluster through another member. It is appended to `servers`, but not started.
+    pub async fn add_member(&mut self, via: usize, is_learner: bool) -> Result<usize, Status> {
         let proxy = Proxy::start(&self.network);
         let request = MemberAddRequest { peer_ur_ls: vec![proxy.url()], is_learner };
         let mut client = self.servers[via].cluster().await;
-        let adding = tokio::time::timeout(PATIENCE, client.member_add(request));
-        let added = adding.await.expect("a change is answered")?.into_inner();
+        let adding = tokio::time::timeout(TIMEOUT, client.member_add(request));
+        let added = adding.await.expect("the request is answered in time")?.into_inner();
         let nth = self.servers.len();
         let (name, url) = (format!("m{nth}"), proxy.url());
-        let names = added.members.iter().zip(0..).map(|(member, place)| {
-            let name = if member.peer_ur_ls == [url.clone()] { name.clone() } else { format!("other{place}") };
+        let names = added.members.iter().zip(0..).map(|(member, nth)| {
+            let name = if member.peer_ur_ls == [url.clone()] { name.clone() } else { format!("other{nth}") };
             format!("{name}={}", member.peer_ur_ls.join(&format!(",{name}=")))
         });
         let all = names.collect::<Vec<_>>().join(",");
         let arguments = [QUICK, &["--initial-cluster-state=existing"]].concat();
         self.servers.push(Server::member(&name, &url, &all, &arguments));
         self.proxies.push(proxy);
-        self.ids.push(added.member.expect("it names the new member").id);
+        self.ids.push(added.member.expect("the response contains the new member").id);
         self.urls.lock().unwrap().push(String::new());
         Ok(nth)
     }
 
-    /// All members as one of them lists them, though leadership may be changing.
+    /// The member list of one member. Retries while leadership is changing.
     pub async fn members(&self, nth: usize) -> Vec<Member> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let request = MemberListRequest { linearizable: true };
             match self.servers[nth].cluster().await.member_list(request).await {
@@ -94,19 +94,19 @@ impl Cluster {
         }
     }
 
-    /// Starts a member without waiting until it serves.
+    /// Starts a member without waiting until it serves clients.
     pub fn launch(&mut self, nth: usize) {
         self.servers[nth].launch();
-        self.proxies[nth].lead_to(self.servers[nth].peer_address());
+        self.proxies[nth].set_target(self.servers[nth].peer_address());
     }
 
-    /// Starts a member and waits until it serves.
+    /// Starts a member and waits until it serves clients.
     pub fn restart(&mut self, nth: usize) {
         self.launch(nth);
         self.await_serving(nth);
     }
 
-    /// Starts all members and waits until they serve.
+    /// Starts all members and waits until they serve clients.
     pub fn start_all(&mut self) {
         (0..self.servers.len()).for_each(|nth| self.launch(nth));
         (0..self.servers.len()).for_each(|nth| self.await_serving(nth));
@@ -117,12 +117,12 @@ impl Cluster {
         self.urls.lock().unwrap()[nth] = self.servers[nth].url();
     }
 
-    /// A client of one member.
+    /// A client that is connected to one member.
     pub async fn client(&self, nth: usize) -> Client {
         self.servers[nth].client().await
     }
 
-    /// What a member says of itself, if it says anything.
+    /// A member's status, if it answers.
     pub async fn status(&self, nth: usize) -> Option<StatusResponse> {
         if !self.servers[nth].is_running() {
             return None;
@@ -132,18 +132,18 @@ impl Cluster {
         Some(status.into_inner())
     }
 
-    /// The member that leads, as soon as all of `among` agree on it.
+    /// Waits until all of `among` agree on a leader, and returns it.
     pub async fn leader_among(&self, among: &[usize]) -> usize {
         self.agreed_leader(among, |_| true).await
     }
 
-    /// The same, but another one than `old`.
+    /// Waits until all members except `old` agree on another leader, and returns it.
     pub async fn leader_after(&self, old: usize) -> usize {
         self.agreed_leader(&self.others(old), |leader| leader != old).await
     }
 
     async fn agreed_leader(&self, among: &[usize], fits: impl Fn(usize) -> bool) -> usize {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let mut leaders = Vec::new();
             for &nth in among {
@@ -155,35 +155,35 @@ impl Cluster {
             {
                 return first;
             }
-            assert!(Instant::now() < deadline, "no leader that all agree on: {leaders:x?}");
+            assert!(Instant::now() < deadline, "the members do not agree on a leader: {leaders:x?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// The member that leads, as soon as all agree on it.
+    /// Waits until all members agree on a leader, and returns it.
     pub async fn leader(&self) -> usize {
         let all: Vec<_> = (0..self.servers.len()).collect();
         self.leader_among(&all).await
     }
 
-    /// All but one.
+    /// All members except one.
     pub fn others(&self, nth: usize) -> Vec<usize> {
         (0..self.servers.len()).filter(|other| *other != nth).collect()
     }
 
-    /// Cuts a member off from all others, or heals every link.
+    /// Cuts all links between a member and the others.
     pub fn isolate(&self, nth: usize) {
         let others: Vec<u64> = self.others(nth).into_iter().map(|other| self.ids[other]).collect();
         self.network.isolate(self.ids[nth], &others);
     }
 
-    /// Waits until these members have applied the same, and asserts that they hold the same.
+    /// Waits until these members have applied the same entries, and asserts that their data is the same.
     pub async fn assert_equal(&self, members: &[usize]) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let mut applied = Vec::new();
             for &nth in members {
-                let status = self.status(nth).await.expect("it runs");
+                let status = self.status(nth).await.expect("the member is running");
                 applied.push((status.raft_applied_index, status.header.unwrap().revision));
             }
             if applied.iter().all(|progress| *progress == applied[0]) {
@@ -198,12 +198,12 @@ impl Cluster {
                 );
                 return;
             }
-            assert!(Instant::now() < deadline, "members do not come to the same index: {applied:?}");
+            assert!(Instant::now() < deadline, "the members do not reach the same index: {applied:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// The hash of what a member holds, and from which revision on. The port for members gives it on learners, too.
+    /// The hash of a member's data, and its compact revision. It is read from the peer port, which learners serve, too.
     pub fn hash(&self, nth: usize, revision: i64) -> (u64, i64) {
         let request = format!(r#"{{"revision":{revision}}}"#);
         let page = http(&self.servers[nth].peer_address(), "GET", "/members/hashkv", "", request.as_bytes());
@@ -212,7 +212,7 @@ impl Cluster {
         (hash["hash"].as_u64().unwrap(), hash["compact_revision"].as_i64().unwrap())
     }
 
-    /// Asserts that all members hold the same.
+    /// The same for all members.
     pub async fn assert_all_equal(&self) {
         let all: Vec<_> = (0..self.servers.len()).collect();
         self.assert_equal(&all).await;

@@ -1,5 +1,5 @@
-//! Whoever calls the port for members and is none, or is one that has lost its mind: refused with a line on both sides, and
-//! the cluster goes on untouched.
+//! Connections to the peer port that are not from a member of the cluster, or that send invalid messages: refused with a log line
+//! on both sides, without an effect on the cluster.
 
 use std::{
     io::{Read, Write},
@@ -12,15 +12,15 @@ use raft::eraftpb::{Entry, Message, MessageType};
 
 use metastore::proto::etcdserverpb::MemberAddRequest;
 
-use super::harness::{Cluster, PATIENCE};
+use super::harness::{Cluster, TIMEOUT};
 
-pub const WELCOME: [u8; 3] = [0; 3];
+pub const ACCEPTED: [u8; 3] = [0; 3];
 pub const RELEASE: [u8; 4] = [3, 7, 3, 0];
 pub const PREFACE: &[u8] = b"metastore raft 3";
-pub const FOR_MESSAGES: u8 = 1;
-pub const FOR_A_SNAPSHOT: u8 = 2;
+pub const PURPOSE_MESSAGES: u8 = 1;
+pub const PURPOSE_SNAPSHOT: u8 = 2;
 
-/// How a call begins.
+/// The handshake.
 #[derive(Clone, Copy)]
 pub struct Hello {
     pub preface: &'static [u8],
@@ -28,7 +28,7 @@ pub struct Hello {
     pub cluster: u64,
     pub from: u64,
     pub to: u64,
-    pub life: u64,
+    pub incarnation: u64,
     pub largest_request: u64,
     pub release: [u8; 4],
 }
@@ -37,11 +37,11 @@ impl Hello {
     pub fn new(cluster: u64, from: u64, to: u64) -> Self {
         Self {
             preface: PREFACE,
-            purpose: FOR_MESSAGES,
+            purpose: PURPOSE_MESSAGES,
             cluster,
             from,
             to,
-            life: 7,
+            incarnation: 7,
             largest_request: 0,
             release: RELEASE,
         }
@@ -49,29 +49,29 @@ impl Hello {
 
     pub fn bytes(&self) -> Vec<u8> {
         let numbers =
-            [self.cluster, self.from, self.to, self.life, self.largest_request].map(u64::to_be_bytes).concat();
+            [self.cluster, self.from, self.to, self.incarnation, self.largest_request].map(u64::to_be_bytes).concat();
         [self.preface, &[self.purpose], &numbers, &self.release, &[0, 0]].concat()
     }
 
-    pub fn call(&self, address: &str) -> TcpStream {
+    pub fn send(&self, address: &str) -> TcpStream {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(&self.bytes()).unwrap();
         stream
     }
 
-    /// A stream on which it may go on.
-    pub fn is_welcome(&self, address: &str) -> TcpStream {
-        let mut stream = self.call(address);
+    /// Connects, and asserts that the handshake is accepted.
+    pub fn connect(&self, address: &str) -> TcpStream {
+        let mut stream = self.send(address);
         let mut verdict = [9; 3];
         stream.read_exact(&mut verdict).unwrap();
-        assert_eq!(verdict, WELCOME);
+        assert_eq!(verdict, ACCEPTED);
         stream
     }
 
-    /// What it is told; nobody is welcome here.
+    /// Connects, asserts that the handshake is refused, and returns the reason.
     fn refusal(&self, address: &str) -> String {
-        let mut stream = self.call(address);
+        let mut stream = self.send(address);
         stream.shutdown(Shutdown::Write).unwrap();
         let mut verdict = Vec::new();
         stream.read_to_end(&mut verdict).unwrap();
@@ -79,15 +79,15 @@ impl Hello {
         String::from_utf8(verdict.split_off(3)).unwrap()
     }
 
-    /// Says something that ends the call; what it is told then.
-    pub fn say(&self, address: &str, frame: &[u8]) -> String {
-        let mut stream = self.is_welcome(address);
+    /// Connects, sends something that must be refused, and returns the reason.
+    pub fn refused_after(&self, address: &str, frame: &[u8]) -> String {
+        let mut stream = self.connect(address);
         stream.write_all(frame).unwrap();
-        // Closed by the other side, with or without having read everything.
-        let mut last_words = Vec::new();
-        let _ = stream.read_to_end(&mut last_words);
-        assert_eq!(last_words[0], 2, "refused");
-        String::from_utf8(last_words.split_off(3)).unwrap()
+        // The peer closes the connection, possibly before it has read everything.
+        let mut verdict = Vec::new();
+        let _ = stream.read_to_end(&mut verdict);
+        assert_eq!(verdict[0], 2, "refused");
+        String::from_utf8(verdict.split_off(3)).unwrap()
     }
 }
 
@@ -98,28 +98,28 @@ pub fn frame(message: &Message) -> Vec<u8> {
     [header, body].concat()
 }
 
-/// Messages that can be read but make no sense, and what the log says to them.
-fn nonsense(from: u64, to: u64, term: u64) -> Vec<(Message, &'static str)> {
-    let says = |msg_type, term| Message { msg_type, from, to, term, ..Message::default() };
+/// Messages that can be decoded but are invalid, and the reason in the log.
+fn invalid_messages(from: u64, to: u64, term: u64) -> Vec<(Message, &'static str)> {
+    let message = |msg_type, term| Message { msg_type, from, to, term, ..Message::default() };
     let gap = vec![Entry { index: 90, term, ..Entry::default() }];
-    let append = Message { index: 5, log_term: term, entries: gap.into(), ..says(MessageType::MsgAppend, term) };
+    let append = Message { index: 5, log_term: term, entries: gap.into(), ..message(MessageType::MsgAppend, term) };
     vec![
-        (says(MessageType::MsgReadIndex, 0), "a MsgReadIndex must have one entry"),
-        (says(MessageType::MsgPropose, 0), "a MsgPropose proposes nothing"),
-        (says(MessageType::MsgSnapshot, term), "a MsgSnapshot comes with its files"),
-        (says(MessageType::MsgHup, term), "a MsgHup is between a member and itself"),
-        (says(MessageType::MsgHeartbeat, 0), "a MsgHeartbeat must have a term"),
-        (Message { from: 99, ..says(MessageType::MsgHeartbeat, term) }, "from 63 to"),
-        (append, "has entries that do not follow each other"),
-        (says(MessageType::MsgHeartbeat, u64::MAX), "no term and no index"),
+        (message(MessageType::MsgReadIndex, 0), "a MsgReadIndex must have one entry"),
+        (message(MessageType::MsgPropose, 0), "a MsgPropose proposes nothing"),
+        (message(MessageType::MsgSnapshot, term), "a MsgSnapshot must be sent with its files"),
+        (message(MessageType::MsgHup, term), "a MsgHup is only for use within a member"),
+        (message(MessageType::MsgHeartbeat, 0), "a MsgHeartbeat must have a term"),
+        (Message { from: 99, ..message(MessageType::MsgHeartbeat, term) }, "from 63 to"),
+        (append, "has entries that are not contiguous"),
+        (message(MessageType::MsgHeartbeat, u64::MAX), "term or index out of range"),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_no_business_here_is_told_so_and_disturbs_nobody() {
-    let cluster = Cluster::found(3, &["--strict-reconfig-check=false"]);
+async fn invalid_handshakes_and_messages_are_refused_without_disturbing_the_cluster() {
+    let cluster = Cluster::bootstrap(3, &["--strict-reconfig-check=false"]);
     let leader = cluster.leader().await;
-    // A member that never starts: in the name of those that run nobody else may speak.
+    // A member that never starts, because connections as a member that is running are refused.
     let request = MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()], is_learner: true };
     let added = cluster.servers[leader].cluster().await.member_add(request).await.unwrap().into_inner();
     let absent = added.member.unwrap().id;
@@ -135,30 +135,30 @@ async fn who_has_no_business_here_is_told_so_and_disturbs_nobody() {
         let (from, to) = (absent, cluster.ids[nth]);
         let own = Hello::new(cluster_id, from, to);
         for (hello, refusal) in [
-            (Hello { from: cluster.ids[other], ..own }, "another process speaks for member"),
+            (Hello { from: cluster.ids[other], ..own }, "another process runs as member"),
             (Hello { cluster: 5, ..own }, "cluster ID mismatch"),
             (Hello { to: from, ..own }, "member ID mismatch: this is"),
-            (Hello { from: to, ..own }, "member ID mismatch: the caller cannot be"),
-            (Hello { from: 0, ..own }, "member ID mismatch: the caller cannot be 0"),
+            (Hello { from: to, ..own }, "member ID mismatch: the sender cannot be"),
+            (Hello { from: 0, ..own }, "member ID mismatch: the sender cannot be 0"),
             (Hello { release: [2, 9, 2, 0], ..own }, "incompatible version"),
             (Hello { preface: b"metastore raft 7", ..own }, "incompatible version"),
         ] {
-            let told = hello.refusal(&address);
-            assert!(told.starts_with(refusal), "{told}");
+            let reason = hello.refusal(&address);
+            assert!(reason.starts_with(refusal), "{reason}");
             server.wait_for_log(refusal);
         }
         let mut bad = vec![
             (vec![0xff; 16], "a frame of 4294967295 bytes is too large"),
-            (vec![0, 0, 0, 4, 1, 2, 3, 4, 5, 6, 7, 8], "a frame was damaged on its way"),
+            (vec![0, 0, 0, 4, 1, 2, 3, 4, 5, 6, 7, 8], "the checksum of a frame does not match"),
         ];
-        let nonsense = nonsense(from, to, before.raft_term).into_iter();
-        bad.extend(nonsense.map(|(message, line)| (frame(&message), line)));
+        let messages = invalid_messages(from, to, before.raft_term).into_iter();
+        bad.extend(messages.map(|(message, line)| (frame(&message), line)));
         for (bytes, line) in bad {
-            let told = own.say(&address, &bytes);
-            assert!(told.contains(line), "{told}");
+            let reason = own.refused_after(&address, &bytes);
+            assert!(reason.contains(line), "{reason}");
             server.wait_for_log(line);
         }
-        // This one only the log gives the lie: the stream stands, and the message is ignored.
+        // This one contradicts only the log: the message is ignored, and the stream stays open.
         let ahead = Message {
             msg_type: MessageType::MsgHeartbeat,
             from,
@@ -167,12 +167,12 @@ async fn who_has_no_business_here_is_told_so_and_disturbs_nobody() {
             commit: 1 << 40,
             ..Message::default()
         };
-        let mut stream = own.call(&address);
+        let mut stream = own.send(&address);
         stream.write_all(&frame(&ahead)).unwrap();
         server.wait_for_log("said to have been acknowledged");
     }
     cluster.client(leader).await.put("a", "2", None).await.unwrap();
-    assert_eq!(cluster.leader().await, leader, "nobody was disturbed");
+    assert_eq!(cluster.leader().await, leader, "the leader has not changed");
     assert_eq!(cluster.status(leader).await.unwrap().raft_term, before.raft_term);
     cluster.assert_all_equal().await;
     tokio::time::timeout(Duration::from_secs(5), cluster.client(leader).await.get("a", None)).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! Who may join, who may not, and who must not found a cluster again.
+//! Members that join a cluster, and members whose attempt to join or to bootstrap again is refused.
 
 use std::time::Instant;
 
@@ -7,33 +7,33 @@ use metastore::{node::identity::MemberId, proto::etcdserverpb::MemberRemoveReque
 use tonic::Code;
 
 use super::{
-    harness::{Cluster, PATIENCE, QUICK},
+    harness::{Cluster, QUICK, TIMEOUT},
     proxy::Proxy,
     support::Server,
 };
 
-const LOOSE: &[&str] = &["--strict-reconfig-check=false"];
+const NO_RECONFIG_CHECK: &[&str] = &["--strict-reconfig-check=false"];
 
 fn joiner(name: &str, url: &str, initial_cluster: &str) -> Server {
     Server::member(name, url, initial_cluster, &[QUICK, &["--initial-cluster-state=existing"]].concat())
 }
 
-/// What a learner that serves holds for the key `a`.
+/// The value of the key `a` on a running learner.
 async fn learned(cluster: &Cluster, nth: usize) -> String {
     let serializable = etcd_client::GetOptions::new().with_serializable();
     let found = cluster.client(nth).await.get("a", Some(serializable)).await.unwrap();
     found.kvs()[0].value_str().unwrap().to_owned()
 }
 
-/// Removes a member, with patience: on a busy machine the new leader may be lost at once, and what it was asked for with it.
+/// Removes a member, with retries: on a busy machine the new leader may lose leadership at once, and the request with it.
 async fn remove(cluster: &Cluster, via: usize, nth: usize) {
     let mut client = cluster.servers[via].cluster().await;
     let request = MemberRemoveRequest { id: cluster.ids[nth] };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while let Err(status) = client.member_remove(request).await {
         assert!(Instant::now() < deadline, "{status}");
         match status.code() {
-            Code::NotFound => return, // It had been agreed to after all.
+            Code::NotFound => return, // An earlier attempt was committed after all.
             code => assert_eq!(code, Code::Unavailable, "{status}"),
         }
     }
@@ -42,38 +42,38 @@ async fn remove(cluster: &Cluster, via: usize, nth: usize) {
 fn assert_refused(mut server: Server, reason: &str) {
     server.launch();
     server.wait_for_refusal(reason);
-    assert!(!server.data_dir().exists(), "nothing was touched");
+    assert!(!server.data_dir().exists(), "no data directory was created");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_was_not_added_or_knows_others_cannot_join() {
-    let mut cluster = Cluster::found(1, LOOSE);
-    let (proxy, stranger) = (Proxy::start(&cluster.network), Proxy::start(&cluster.network));
+async fn a_member_cannot_join_unless_it_was_added_and_its_initial_cluster_matches() {
+    let mut cluster = Cluster::bootstrap(1, NO_RECONFIG_CHECK);
+    let (proxy, other) = (Proxy::start(&cluster.network), Proxy::start(&cluster.network));
     let (known, url) = (format!("m0={}", cluster.proxies[0].url()), proxy.url());
-    // Not added yet: the others count one less.
+    // It was not added yet, so the cluster has one member less.
     assert_refused(joiner("new", &url, &format!("{known},new={url}")), "member count is unequal");
     cluster.client(0).await.put("a", "1", None).await.unwrap();
-    let added = cluster.admit(0, true).await.unwrap();
-    // Added under another address than it says.
-    let elsewhere = format!("{known},new={}", stranger.url());
-    assert_refused(joiner("new", &stranger.url(), &elsewhere), "PeerURLs: no match found for existing member");
-    // A list that is out of date.
+    let added = cluster.add_member(0, true).await.unwrap();
+    // It was added with another peer URL than its own.
+    let elsewhere = format!("{known},new={}", other.url());
+    assert_refused(joiner("new", &other.url(), &elsewhere), "PeerURLs: no match found for existing member");
+    // Its initial cluster is out of date.
     let stale = format!("{known},new={},gone=http://127.0.0.1:1", cluster.proxies[added].url());
     assert_refused(joiner("new", &cluster.proxies[added].url(), &stale), "member count is unequal");
-    // Nobody there.
-    let nobody = format!("gone=http://127.0.0.1:1,new={url}");
-    assert_refused(joiner("new", &url, &nobody), "could not retrieve cluster information from the given URLs");
-    // Not in its own list.
+    // No member of its initial cluster answers.
+    let unreachable = format!("gone=http://127.0.0.1:1,new={url}");
+    assert_refused(joiner("new", &url, &unreachable), "could not retrieve cluster information from the given URLs");
+    // Its initial cluster does not contain itself.
     assert_refused(joiner("new", &url, &known), "couldn't find local name");
-    assert_eq!(cluster.members(0).await.len(), 2, "the cluster has not noticed");
+    assert_eq!(cluster.members(0).await.len(), 2, "the member list has not changed");
     cluster.restart(added);
     assert_eq!(learned(&cluster, added).await, "1");
     cluster.assert_all_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_founder_that_lost_its_data_comes_back_as_somebody_else() {
-    let mut cluster = Cluster::found(3, LOOSE);
+async fn a_member_that_lost_its_data_cannot_bootstrap_again_and_joins_as_a_new_one() {
+    let mut cluster = Cluster::bootstrap(3, NO_RECONFIG_CHECK);
     cluster.client(0).await.put("kept", "1", None).await.unwrap();
     cluster.servers[2].kill();
     cluster.servers[2].wipe();
@@ -85,7 +85,7 @@ async fn a_founder_that_lost_its_data_comes_back_as_somebody_else() {
     assert!(!cluster.servers[2].data_dir().exists());
     cluster.leader_among(&[0, 1]).await;
     remove(&cluster, 0, 2).await;
-    let replaced = cluster.admit(0, false).await.unwrap();
+    let replaced = cluster.add_member(0, false).await.unwrap();
     cluster.restart(replaced);
     let found = cluster.client(replaced).await.get("kept", None).await.unwrap();
     assert_eq!(found.kvs()[0].value_str().unwrap(), "1");
@@ -93,11 +93,11 @@ async fn a_founder_that_lost_its_data_comes_back_as_somebody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_joiner_that_dies_before_it_was_told_anything_goes_on_joining() {
-    let mut cluster = Cluster::found(3, LOOSE);
+async fn a_joining_member_that_is_killed_before_it_hears_from_the_cluster_continues_to_join() {
+    let mut cluster = Cluster::bootstrap(3, NO_RECONFIG_CHECK);
     cluster.client(0).await.put("a", "1", None).await.unwrap();
-    let added = cluster.admit(0, true).await.unwrap();
-    // Nothing of raft's reaches it, so it knows only whom it was introduced to.
+    let added = cluster.add_member(0, true).await.unwrap();
+    // No raft messages reach it, so it knows only its initial cluster.
     cluster.isolate(added);
     cluster.launch(added);
     cluster.servers[added].wait_for_log("first start of this member");
@@ -109,10 +109,10 @@ async fn a_joiner_that_dies_before_it_was_told_anything_goes_on_joining() {
     cluster.assert_all_equal().await;
 }
 
-/// It would vote twice in one term.
+/// It could vote twice in one term.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_lost_its_data_does_not_join_as_itself() {
-    let mut cluster = Cluster::found(3, LOOSE);
+async fn a_member_that_lost_its_data_cannot_join_with_its_old_id() {
+    let mut cluster = Cluster::bootstrap(3, NO_RECONFIG_CHECK);
     cluster.client(0).await.put("kept", "1", None).await.unwrap();
     cluster.servers[2].kill();
     cluster.servers[2].wipe();
@@ -121,11 +121,11 @@ async fn a_member_that_lost_its_data_does_not_join_as_itself() {
     let refusal = format!("member {:x} has already been bootstrapped", cluster.ids[2]);
     cluster.servers[2].wait_for_refusal(&refusal);
     cluster.servers[0].wait_for_log(&refusal);
-    assert!(!cluster.servers[2].data_dir().exists(), "nothing was touched");
+    assert!(!cluster.servers[2].data_dir().exists(), "no data directory was created");
     cluster.leader_among(&[0, 1]).await;
-    assert_eq!(cluster.members(0).await.len(), 3, "the cluster has not noticed");
+    assert_eq!(cluster.members(0).await.len(), 3, "the member list has not changed");
     remove(&cluster, 0, 2).await;
-    let replaced = cluster.admit(0, false).await.unwrap();
+    let replaced = cluster.add_member(0, false).await.unwrap();
     cluster.restart(replaced);
     cluster.assert_equal(&[0, 1, replaced]).await;
 }

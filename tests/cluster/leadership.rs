@@ -1,4 +1,4 @@
-//! Leadership is moved, and missed.
+//! Transfers of leadership, and a cluster without a leader.
 
 use std::time::{Duration, Instant};
 
@@ -13,32 +13,32 @@ use super::{
 /// Trap 44.
 #[tokio::test(flavor = "multi_thread")]
 async fn leadership_moves_to_a_voter_and_only_from_the_leader() {
-    let mut cluster = Cluster::found(3, &["--strict-reconfig-check=false"]);
+    let mut cluster = Cluster::bootstrap(3, &["--strict-reconfig-check=false"]);
     let leader = cluster.leader().await;
     let target = cluster.others(leader)[0];
-    let learner = cluster.admit(leader, true).await.unwrap();
+    let learner = cluster.add_member(leader, true).await.unwrap();
     let ask = |via: usize, target_id: u64| {
         let client = cluster.servers[via].maintenance();
         async move { client.await.move_leader(MoveLeaderRequest { target_id }).await }
     };
-    // Whoever does not lead says so, even where the target makes no sense.
+    // A member that is not the leader says so, even if the target is invalid.
     assert_refused(ask(target, 77).await, Code::FailedPrecondition, "etcdserver: not leader");
-    for nobody in [77, 0, cluster.ids[learner]] {
+    for invalid in [77, 0, cluster.ids[learner]] {
         let bad = "etcdserver: bad leader transferee";
-        assert_refused(ask(leader, nobody).await, Code::FailedPrecondition, bad);
+        assert_refused(ask(leader, invalid).await, Code::FailedPrecondition, bad);
     }
     let moved = ask(leader, cluster.ids[leader]).await.unwrap().into_inner();
-    assert_eq!(moved.header, None, "it leads already");
+    assert_eq!(moved.header, None, "it is the leader already");
     assert_eq!(ask(leader, cluster.ids[target]).await.unwrap().into_inner().header, None);
     assert_eq!(cluster.leader_among(&[0, 1, 2]).await, target);
     cluster.client(leader).await.put("a", "1", None).await.unwrap();
     cluster.assert_equal(&[0, 1, 2]).await;
 }
 
-/// Raft gives a transfer up after an election timeout, without a word; whoever asked for it still waits.
+/// Raft aborts a transfer after an election timeout without reporting it; the request is still waiting then.
 #[tokio::test(flavor = "multi_thread")]
-async fn leadership_moves_to_a_voter_that_is_away_for_a_while() {
-    let cluster = Cluster::found(3, &[]);
+async fn leadership_moves_to_a_voter_that_is_unreachable_for_a_while() {
+    let cluster = Cluster::bootstrap(3, &[]);
     let leader = cluster.leader().await;
     let target = cluster.others(leader)[0];
     cluster.isolate(target);
@@ -55,8 +55,8 @@ async fn leadership_moves_to_a_voter_that_is_away_for_a_while() {
 
 /// Traps 47 and 55.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_leader_writes_run_out_of_time_and_stale_reads_go_on() {
-    let mut cluster = Cluster::found(3, &[]);
+async fn without_a_leader_writes_time_out_and_serializable_reads_are_answered() {
+    let mut cluster = Cluster::bootstrap(3, &[]);
     cluster.client(0).await.put("a", "1", None).await.unwrap();
     cluster.assert_all_equal().await;
     cluster.servers[1].kill();
@@ -64,7 +64,7 @@ async fn without_a_leader_writes_run_out_of_time_and_stale_reads_go_on() {
     let alone = &cluster.servers[0];
     let deadline = Instant::now() + Duration::from_mins(1);
     while cluster.status(0).await.unwrap().leader != 0 {
-        assert!(Instant::now() < deadline, "it still believes that somebody leads");
+        assert!(Instant::now() < deadline, "it still reports a leader");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut kv = alone.kv().await;

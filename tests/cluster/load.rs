@@ -1,4 +1,4 @@
-//! Clients that write without a pause, to any member, and remember what was acknowledged.
+//! Clients that write continuously, to all members, and record which writes were acknowledged.
 
 use std::{
     collections::BTreeMap,
@@ -14,30 +14,30 @@ use tokio::task::JoinSet;
 
 use super::harness::Urls;
 
-/// Writers at work.
+/// Writers that run in the background.
 pub struct Load {
     stopped: Arc<AtomicBool>,
-    book: Arc<Book>,
+    writes: Arc<Writes>,
     tasks: JoinSet<()>,
 }
 
-/// What is known of the writes.
+/// The acknowledged writes.
 #[derive(Default)]
-pub struct Book {
+pub struct Writes {
     acknowledged: Mutex<BTreeMap<String, u64>>,
     count: AtomicU64,
-    /// When the last write was acknowledged, and the longest time without one.
+    /// When the last write was acknowledged, and the longest time between two.
     last: Mutex<Option<Instant>>,
     longest_gap: Mutex<Duration>,
 }
 
-impl Book {
-    /// How many writes were acknowledged.
+impl Writes {
+    /// The number of acknowledged writes.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// The longest time without an acknowledgement, between two of them.
+    /// The longest time between two acknowledgements.
     pub fn longest_gap(&self) -> Duration {
         *self.longest_gap.lock().unwrap()
     }
@@ -52,18 +52,18 @@ impl Book {
         }
     }
 
-    /// Forgets how long the longest gap was.
-    pub fn forget_gaps(&self) {
+    /// Measures the longest gap anew from now on.
+    pub fn reset_longest_gap(&self) {
         *self.longest_gap.lock().unwrap() = Duration::ZERO;
     }
 }
 
 impl Load {
-    /// So many writers; each writes ascending numbers to keys of its own, to these servers in turn.
+    /// Starts this many writers. Each writes ascending numbers to its own keys, through these servers in turn.
     pub fn start(writers: usize, urls: &Urls) -> Self {
-        let mut load = Self { stopped: Arc::default(), book: Arc::default(), tasks: JoinSet::new() };
+        let mut load = Self { stopped: Arc::default(), writes: Arc::default(), tasks: JoinSet::new() };
         for writer in 0..writers {
-            let (stopped, book, urls) = (load.stopped.clone(), load.book.clone(), urls.clone());
+            let (stopped, writes, urls) = (load.stopped.clone(), load.writes.clone(), urls.clone());
             load.tasks.spawn(async move {
                 let mut number = 0;
                 let mut server = writer;
@@ -74,52 +74,57 @@ impl Load {
                         urls[server % urls.len()].clone()
                     };
                     let Ok(client) = Client::connect([url], None).await else { continue };
-                    write(client, writer, &mut number, &stopped, &book).await;
+                    write(client, writer, &mut number, &stopped, &writes).await;
                 }
             });
         }
         load
     }
 
-    /// What is known so far.
-    pub fn book(&self) -> &Book {
-        &self.book
+    /// The writes acknowledged so far.
+    pub fn writes(&self) -> &Writes {
+        &self.writes
     }
 
-    /// Waits until so many more writes were acknowledged.
+    /// Waits until this many more writes were acknowledged.
     pub async fn progress(&self, more: u64) {
-        let goal = self.book.count() + more;
-        let deadline = Instant::now() + super::harness::PATIENCE;
-        while self.book.count() < goal {
-            assert!(Instant::now() < deadline, "{} writes were acknowledged, {goal} were expected", self.book.count());
+        let goal = self.writes.count() + more;
+        let deadline = Instant::now() + super::harness::TIMEOUT;
+        while self.writes.count() < goal {
+            assert!(
+                Instant::now() < deadline,
+                "{} writes were acknowledged, {goal} were expected",
+                self.writes.count()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Ends the writers.
-    pub async fn stop(mut self) -> Arc<Book> {
+    /// Stops the writers.
+    pub async fn stop(mut self) -> Arc<Writes> {
         self.stopped.store(true, Ordering::Relaxed);
         while self.tasks.join_next().await.is_some() {}
-        self.book
+        self.writes
     }
 }
 
-/// Writes until something fails. A write without an answer may have happened, or may happen yet: its key is not used again.
-async fn write(mut client: Client, writer: usize, number: &mut u64, stopped: &AtomicBool, book: &Book) {
+/// Writes until a request fails. A write without an answer may have been applied, or may be applied later, so its key is not used
+/// again.
+async fn write(mut client: Client, writer: usize, number: &mut u64, stopped: &AtomicBool, writes: &Writes) {
     *number += 1;
     let key = format!("load/{writer}/{number}");
     while !stopped.load(Ordering::Relaxed) {
         *number += 1;
         let put = client.put(key.as_str(), number.to_string(), None);
         match tokio::time::timeout(Duration::from_secs(2), put).await {
-            Ok(Ok(_)) => book.note(key.clone(), *number),
+            Ok(Ok(_)) => writes.note(key.clone(), *number),
             Ok(Err(_)) | Err(_) => return,
         }
     }
 }
 
-impl Book {
-    /// Asserts that a member shows every acknowledged write, or a later one of the same writer.
+impl Writes {
+    /// Asserts that a member has every acknowledged write, or a later one of the same writer.
     pub async fn assert_kept(&self, mut client: Client) {
         let found = client.get("load/", Some(GetOptions::new().with_prefix())).await.unwrap();
         let found: BTreeMap<String, u64> = found
@@ -129,7 +134,7 @@ impl Book {
             .collect();
         for (key, value) in &*self.acknowledged.lock().unwrap() {
             let kept = found.get(key).copied().unwrap_or_default();
-            assert!(kept >= *value, "{key}={value} was acknowledged, but {kept} is there");
+            assert!(kept >= *value, "{key}={value} was acknowledged, but the value is {kept}");
         }
     }
 }

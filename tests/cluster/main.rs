@@ -1,4 +1,4 @@
-//! Real members in real clusters, and whatever happens to them.
+//! Tests of clusters of real member processes.
 
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test may panic")]
 

@@ -1,4 +1,4 @@
-//! Members are added, promoted and moved.
+//! Members are added, promoted and moved to other URLs.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use metastore::proto::etcdserverpb::{
 use tonic::{Code, Status};
 
 use super::{
-    harness::{Cluster, PATIENCE},
+    harness::{Cluster, TIMEOUT},
     proxy::Proxy,
     support::assert_refused,
 };
 
-const LOOSE: &[&str] = &["--strict-reconfig-check=false"];
+const NO_RECONFIG_CHECK: &[&str] = &["--strict-reconfig-check=false"];
 const FOR_LEARNERS: &str = "etcdserver: rpc not supported for learner";
 
 async fn promote(cluster: &Cluster, via: usize, id: u64) -> Result<usize, Status> {
@@ -27,7 +27,7 @@ async fn promote(cluster: &Cluster, via: usize, id: u64) -> Result<usize, Status
 
 /// Promotes a learner as soon as it is ready.
 async fn promote_when_ready(cluster: &Cluster, via: usize, id: u64) -> usize {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match promote(cluster, via, id).await {
             Ok(voters) => return voters,
@@ -60,23 +60,23 @@ async fn assert_learns_only(cluster: &Cluster, nth: usize) {
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     let check = tonic_health::pb::HealthCheckRequest::default();
     assert_refused(health.check(check).await.map(drop), refused, FOR_LEARNERS);
-    assert_eq!(kv.range(range(true)).await.unwrap().into_inner().count, 1, "what may be stale is answered");
+    assert_eq!(kv.range(range(true)).await.unwrap().into_inner().count, 1, "a serializable read is answered");
     let status = server.maintenance().await.status(StatusRequest::default()).await.unwrap().into_inner();
     assert!(status.is_learner);
     assert_eq!(server.http("GET", "/health").status, 200, "the leader answers its linearizable read");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_learner_is_added_taught_and_promoted_through_any_member() {
-    let mut cluster = Cluster::found(3, LOOSE);
+async fn a_learner_can_be_added_and_promoted_through_any_member() {
+    let mut cluster = Cluster::bootstrap(3, NO_RECONFIG_CHECK);
     let leader = cluster.leader().await;
     let follower = cluster.others(leader)[0];
     cluster.client(leader).await.put("a", "1", None).await.unwrap();
-    let learner = cluster.admit(follower, true).await.unwrap();
+    let learner = cluster.add_member(follower, true).await.unwrap();
     let id = cluster.ids[learner];
-    let refused = cluster.admit(follower, true).await.map(drop);
+    let refused = cluster.add_member(follower, true).await.map(drop);
     assert_refused(refused, Code::FailedPrecondition, "etcdserver: too many learner members in cluster");
-    // A follower asks the leader, who knows best.
+    // A follower forwards the request to the leader.
     for via in [leader, follower] {
         let not_ready = "etcdserver: can only promote a learner member which is in sync with leader";
         assert_refused(promote(&cluster, via, id).await, Code::FailedPrecondition, not_ready);
@@ -92,7 +92,7 @@ async fn a_learner_is_added_taught_and_promoted_through_any_member() {
     assert_learns_only(&cluster, learner).await;
     assert_eq!(promote_when_ready(&cluster, follower, id).await, 4);
     while cluster.status(learner).await.unwrap().is_learner {
-        tokio::time::sleep(Duration::from_millis(10)).await; // It hears of it last.
+        tokio::time::sleep(Duration::from_millis(10)).await; // It applies the change last.
     }
     cluster.client(learner).await.put("b", "2", None).await.unwrap();
     cluster.assert_all_equal().await;
@@ -101,26 +101,26 @@ async fn a_learner_is_added_taught_and_promoted_through_any_member() {
     }
     cluster.servers[learner].stop();
     cluster.restart(learner);
-    assert_eq!(cluster.members(learner).await, cluster.members(leader).await, "it remembers who they are");
+    assert_eq!(cluster.members(learner).await, cluster.members(leader).await, "it has stored the member list");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_that_could_cost_the_quorum_are_refused() {
+async fn changes_that_could_lose_the_quorum_are_refused() {
     let started = "etcdserver: re-configuration failed due to not enough started members";
-    let mut cluster = Cluster::found(1, &[]);
+    let mut cluster = Cluster::bootstrap(1, &[]);
     let mut client = cluster.servers[0].cluster().await;
     let remove = |id| MemberRemoveRequest { id };
     assert_refused(client.member_remove(remove(cluster.ids[0])).await, Code::Unknown, started);
     assert_refused(client.member_remove(remove(77)).await, Code::NotFound, "etcdserver: member not found");
-    let second = cluster.admit(0, false).await.expect("a second member is always admitted");
-    // One of two has started: nothing can be agreed until the other one has.
-    assert_refused(cluster.admit(0, false).await.map(drop), Code::Unknown, started);
+    let second = cluster.add_member(0, false).await.expect("a second member can always be added");
+    // One of two members has started: there is no quorum until the other one has.
+    assert_refused(cluster.add_member(0, false).await.map(drop), Code::Unknown, started);
     assert_refused(client.member_remove(remove(cluster.ids[0])).await, Code::Unknown, started);
     cluster.restart(second);
-    // Now both have, but they have not known each other for long enough.
-    let deadline = Instant::now() + PATIENCE;
+    // Both have started, but have not been connected for long enough.
+    let deadline = Instant::now() + TIMEOUT;
     let third = loop {
-        match cluster.admit(0, false).await {
+        match cluster.add_member(0, false).await {
             Ok(third) => break third,
             Err(status) => assert_refused::<()>(Err(status), Code::Unavailable, "etcdserver: unhealthy cluster"),
         }
@@ -132,18 +132,18 @@ async fn changes_that_could_cost_the_quorum_are_refused() {
     cluster.assert_all_equal().await;
 }
 
-/// A list that may be stale needs no quorum.
+/// A serializable member list needs no quorum.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_members_are_listed_without_a_quorum_where_that_is_enough() {
-    let cluster = Cluster::found(1, &[]);
+async fn a_serializable_member_list_needs_no_quorum() {
+    let cluster = Cluster::bootstrap(1, &[]);
     let mut client = cluster.servers[0].cluster().await;
     let request = MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()], is_learner: false };
-    // Its own answer may come or not: the member that was added is one of two from then on.
+    // It may be answered or not: once it is applied, one of two members is missing.
     let adding = tokio::spawn({
         let mut client = client.clone();
         async move { client.member_add(request).await }
     });
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let stale = client.member_list(MemberListRequest { linearizable: false }).await.unwrap().into_inner();
         if stale.members.len() == 2 {
@@ -161,7 +161,7 @@ async fn the_members_are_listed_without_a_quorum_where_that_is_enough() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_changes_at_once_are_both_answered() {
-    let cluster = Cluster::found(3, LOOSE);
+    let cluster = Cluster::bootstrap(3, NO_RECONFIG_CHECK);
     let leader = cluster.leader().await;
     let mut adding = tokio::task::JoinSet::new();
     for nth in 0..6 {
@@ -180,14 +180,14 @@ async fn two_changes_at_once_are_both_answered() {
             ),
         }
     }
-    assert_eq!(added, 1, "one learner is allowed, and the others heard so");
+    assert_eq!(added, 1, "one learner is allowed, and the other requests are refused");
     assert_eq!(cluster.members(leader).await.len(), 4);
     cluster.assert_all_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_addresses_are_refused_and_good_ones_can_change() {
-    let mut cluster = Cluster::found(3, LOOSE);
+    let mut cluster = Cluster::bootstrap(3, NO_RECONFIG_CHECK);
     let leader = cluster.leader().await;
     let moving = cluster.others(leader)[0];
     let mut client = cluster.servers[leader].cluster().await;
@@ -214,7 +214,7 @@ async fn bad_addresses_are_refused_and_good_ones_can_change() {
     assert_refused(unknown, Code::NotFound, "etcdserver: member not found");
     let taken = update(cluster.ids[moving], &cluster.proxies[leader].url());
     assert_refused(client.member_update(taken).await, Code::FailedPrecondition, "etcdserver: Peer URLs already exists");
-    // The member moves to where nothing of the old address is left.
+    // The member moves to another proxy; the old one is dropped.
     let proxy = Proxy::start(&cluster.network);
     let moved = client.member_update(update(cluster.ids[moving], &proxy.url())).await.unwrap().into_inner();
     let listed = moved.members.iter().find(|member| member.id == cluster.ids[moving]).unwrap();

@@ -1,4 +1,4 @@
-//! Streams at a member that loses its leader: those that were opened with `hasleader` end, all others go on.
+//! Streams on a member that loses its leader: those that were opened with `hasleader` end, all others stay open.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, codec::Streaming};
 
 use super::{
-    harness::{Cluster, ELECTION, PATIENCE},
+    harness::{Cluster, ELECTION, TIMEOUT},
     support::{Server, assert_refused},
 };
 
@@ -26,7 +26,7 @@ fn request<M>(message: M, want_leader: bool) -> Request<M> {
     request
 }
 
-/// One stream of each kind, at one member. Each was answered once.
+/// One stream of each kind on one member, after its first response.
 struct Streams {
     watch: Streaming<WatchResponse>,
     renewals: mpsc::Sender<LeaseKeepAliveRequest>,
@@ -48,7 +48,7 @@ impl Streams {
 async fn watch(server: &Server, want_leader: bool) -> Result<Streaming<WatchResponse>, Status> {
     let create = WatchCreateRequest { key: "a".into(), ..WatchCreateRequest::default() };
     let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-    // That nothing more is asked does not end the stream.
+    // The end of the requests does not end the stream.
     let request = request(tokio_stream::once(create), want_leader);
     Ok(WatchClient::new(server.channel().await).watch(request).await?.into_inner())
 }
@@ -61,44 +61,44 @@ async fn keep_alive(
     Ok(LeaseClient::new(server.channel().await).lease_keep_alive(request(renewals, want_leader)).await?.into_inner())
 }
 
-/// A member that follows, then the one that leads, is cut off from all others.
+/// First a follower, then the leader is isolated from all others.
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_want_a_leader_end_without_one_and_all_others_go_on() {
-    let cluster = Cluster::found(3, &[]);
+async fn streams_that_require_a_leader_end_without_one_and_all_others_stay_open() {
+    let cluster = Cluster::bootstrap(3, &[]);
     for (lease, leads) in [(1, false), (2, true)] {
         let leader = cluster.leader().await;
         let lost = if leads { leader } else { cluster.others(leader)[0] };
         let server = &cluster.servers[lost];
         let grant = LeaseGrantRequest { id: lease, ttl: TTL };
         LeaseClient::new(server.channel().await).lease_grant(grant).await.unwrap();
-        let mut wanting = Streams::open(server, lease, true).await;
-        let mut content = Streams::open(server, lease, false).await;
+        let mut requiring = Streams::open(server, lease, true).await;
+        let mut others = Streams::open(server, lease, false).await;
         cluster.isolate(lost);
         let began = Instant::now();
-        let ended = timeout(PATIENCE, wanting.watch.message()).await.expect("it ends");
+        let ended = timeout(TIMEOUT, requiring.watch.message()).await.expect("it ends");
         let took = began.elapsed();
         assert_refused(ended, Code::Unavailable, NO_LEADER);
-        assert!(took >= 2 * ELECTION, "it takes three looks that find no leader, not {took:?}");
-        let ended = timeout(PATIENCE, wanting.renewed.message()).await.expect("it ends");
+        assert!(took >= 2 * ELECTION, "it takes three checks that find no leader, but took {took:?}");
+        let ended = timeout(TIMEOUT, requiring.renewed.message()).await.expect("it ends");
         assert_refused(ended, Code::Unavailable, NO_LEADER);
         assert_all_refused(server).await;
-        let silence = timeout(ELECTION, content.watch.message()).await;
-        assert!(silence.is_err(), "it waits for its leader: {silence:?}");
+        let silence = timeout(ELECTION, others.watch.message()).await;
+        assert!(silence.is_err(), "it stays open without a response: {silence:?}");
 
         cluster.network.heal();
         cluster.leader().await;
         cluster.client(cluster.others(lost)[0]).await.put("a", "1", None).await.unwrap();
-        let heard = timeout(PATIENCE, content.watch.message()).await.expect("it goes on").unwrap().unwrap();
-        assert_eq!(heard.events.len(), 1);
-        content.renewals.send(LeaseKeepAliveRequest { id: lease }).await.unwrap();
-        let renewed = timeout(PATIENCE, content.renewed.message()).await.expect("it goes on").unwrap().unwrap();
+        let response = timeout(TIMEOUT, others.watch.message()).await.expect("it is still open").unwrap().unwrap();
+        assert_eq!(response.events.len(), 1);
+        others.renewals.send(LeaseKeepAliveRequest { id: lease }).await.unwrap();
+        let renewed = timeout(TIMEOUT, others.renewed.message()).await.expect("it is still open").unwrap().unwrap();
         assert_eq!(renewed.ttl, TTL);
         Streams::open(server, lease, true).await;
     }
     cluster.assert_all_equal().await;
 }
 
-/// Whoever wants a leader where there is none is refused at once.
+/// Requests that require a leader are refused at once if there is none.
 async fn assert_all_refused(server: &Server) {
     assert_refused(watch(server, true).await.map(|_| ()), Code::Unavailable, NO_LEADER);
     let (_renewals, outgoing) = mpsc::channel(1);

@@ -1,5 +1,5 @@
-//! A leader whose process is paused for longer than an election takes, and leases that are renewed in time meanwhile, through the
-//! others: none is lost, and what the leader says when it goes on is true.
+//! A leader whose process is paused for longer than an election takes. Leases that are renewed in time through the other members
+//! meanwhile do not expire, and what the old leader answers when it is resumed is true.
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
 use super::{
-    harness::{Cluster, PATIENCE},
+    harness::{Cluster, TIMEOUT},
     leases::grant,
     load::Load,
 };
@@ -27,23 +27,23 @@ const TTL: i64 = 5;
 const RENEW_EVERY: Duration = Duration::from_millis(700);
 const WRITERS: usize = 16;
 const PAUSE: Duration = Duration::from_secs(8);
-/// Leases that are renewed through the paused leader only. They last long enough to outlive the pause by themselves.
+/// The number of leases that are renewed through the paused leader only. Their TTL is longer than the pause.
 const OWN_LEASES: i64 = 20;
 const OWN_TTL: i64 = 60;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_lease_is_lost_to_a_paused_leader() {
+async fn no_lease_expires_early_because_of_a_paused_leader() {
     pause_leaders(5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long"]
-async fn no_lease_is_lost_to_fifty_paused_leaders() {
+async fn no_lease_expires_early_because_of_fifty_paused_leaders() {
     pause_leaders(50).await;
 }
 
 async fn pause_leaders(rounds: i64) {
-    let cluster = Cluster::found(3, &[]);
+    let cluster = Cluster::bootstrap(3, &[]);
     for round in 0..rounds {
         pause_leader(&cluster, round * 1000).await;
     }
@@ -59,10 +59,10 @@ async fn pause_leader(cluster: &Cluster, first: i64) {
     for &id in &own {
         grant_with_key(&mut client, id, OWN_TTL).await;
     }
-    let owners = Owners::start(cluster, &others, &own).await;
+    let renewers = Renewers::start(cluster, &others, &own).await;
     for &id in &short {
         grant_with_key(&mut client, id, TTL).await;
-        owners.take(id);
+        renewers.add(id);
     }
     let urls = others.iter().map(|&nth| cluster.servers[nth].url()).collect();
     let load = Load::start(WRITERS, &Arc::new(Mutex::new(urls)));
@@ -70,22 +70,22 @@ async fn pause_leader(cluster: &Cluster, first: i64) {
     load.progress(100).await;
 
     cluster.servers[paused].signal(Signal::STOP);
-    sleep(PAUSE).await; // What a pause costs is time.
+    sleep(PAUSE).await; // The length of the pause is what is tested.
     for &id in &own {
-        through_paused.ask(id).await; // It lies in the socket when the process goes on.
+        through_paused.ask(id).await; // It is in the socket when the process is resumed.
     }
     cluster.servers[paused].signal(Signal::CONT);
     for &id in &own {
         let renewed = through_paused.answer().await;
         assert_eq!(renewed, (id, OWN_TTL), "it was renewed in time");
         let left = client.lease_time_to_live(id, None).await.unwrap().ttl();
-        assert!(left > OWN_TTL - 4, "lease {id} was renewed by a member that does not lead: {left} s are left");
+        assert!(left > OWN_TTL - 4, "lease {id} was renewed by a member that is not the leader: {left} s are left");
     }
-    // Whatever the old leader proposed has come to the others by then.
+    // Anything that the old leader proposed has reached the others by then.
     load.progress(1000).await;
     sleep(2 * RENEW_EVERY).await;
 
-    owners.stop().await;
+    renewers.stop().await;
     let mut lost = Vec::new();
     for &id in short.iter().chain(&own) {
         let key = client.get(format!("leased/{id}"), None).await.unwrap();
@@ -93,7 +93,7 @@ async fn pause_leader(cluster: &Cluster, first: i64) {
             lost.push(id);
         }
     }
-    assert!(lost.is_empty(), "{} leases of {} are lost: {lost:?}", lost.len(), short.len() + own.len());
+    assert!(lost.is_empty(), "{} leases of {} have expired: {lost:?}", lost.len(), short.len() + own.len());
     load.stop().await.assert_kept(cluster.client(paused).await).await;
     revoke_all(&mut client, short.iter().chain(&own)).await;
 }
@@ -116,7 +116,7 @@ struct KeepAlive {
 }
 
 impl KeepAlive {
-    /// Opens it with the renewal of a lease: a server says nothing before it has an answer.
+    /// Opens a stream with the renewal of a lease, because a server sends no headers before its first response.
     async fn open(channel: Channel, id: i64) -> Self {
         let (requests, from) = mpsc::channel(1000);
         requests.send(LeaseKeepAliveRequest { id }).await.unwrap();
@@ -130,30 +130,30 @@ impl KeepAlive {
         self.requests.send(LeaseKeepAliveRequest { id }).await.unwrap();
     }
 
-    /// The next answer: which lease, and how long it lives.
+    /// The lease ID and the TTL of the next response.
     async fn answer(&mut self) -> (i64, i64) {
-        let answer = tokio::time::timeout(PATIENCE, self.answers.message()).await.expect("it is answered");
-        let answer = answer.unwrap().expect("the stream goes on");
+        let answer = tokio::time::timeout(TIMEOUT, self.answers.message()).await.expect("it is answered");
+        let answer = answer.unwrap().expect("the stream is open");
         (answer.id, answer.ttl)
     }
 }
 
-/// Clients that renew leases in time: each those that were given to it so far.
-struct Owners {
+/// Clients that renew leases in time.
+struct Renewers {
     leases: Vec<Arc<Mutex<Vec<i64>>>>,
     stopped: Arc<AtomicBool>,
     tasks: JoinSet<()>,
 }
 
-impl Owners {
-    /// A client through each of these members; its stream begins with a lease that lives long.
+impl Renewers {
+    /// Starts a client through each of these members. Its stream is opened with a lease from `long`, which has a long TTL.
     async fn start(cluster: &Cluster, through: &[usize], long: &[i64]) -> Self {
-        let mut owners = Self { leases: Vec::new(), stopped: Arc::default(), tasks: JoinSet::new() };
+        let mut renewers = Self { leases: Vec::new(), stopped: Arc::default(), tasks: JoinSet::new() };
         for (&nth, &id) in through.iter().zip(long) {
             let mut stream = KeepAlive::open(cluster.servers[nth].channel().await, id).await;
-            let (stopped, given) = (owners.stopped.clone(), Arc::<Mutex<Vec<i64>>>::default());
-            owners.leases.push(given.clone());
-            owners.tasks.spawn(async move {
+            let (stopped, given) = (renewers.stopped.clone(), Arc::<Mutex<Vec<i64>>>::default());
+            renewers.leases.push(given.clone());
+            renewers.tasks.spawn(async move {
                 while !stopped.load(Ordering::Relaxed) {
                     let started = Instant::now();
                     let leases = given.lock().unwrap().clone();
@@ -167,11 +167,11 @@ impl Owners {
                 }
             });
         }
-        owners
+        renewers
     }
 
-    /// Renews this lease from now on.
-    fn take(&self, id: i64) {
+    /// Adds a lease, which is renewed from now on.
+    fn add(&self, id: i64) {
         let nth = usize::try_from(id).unwrap() % self.leases.len();
         self.leases[nth].lock().unwrap().push(id);
     }

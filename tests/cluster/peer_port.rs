@@ -1,4 +1,4 @@
-//! What members tell each other over HTTP, as anybody may ask.
+//! The HTTP endpoints of the peer port.
 
 use metastore::proto::{
     etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseTimeToLiveRequest},
@@ -32,8 +32,8 @@ fn port(cluster: &Cluster, nth: usize) -> Port {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_peer_port_speaks_as_etcds_does() {
-    let cluster = Cluster::found(3, &[]);
+async fn the_peer_port_answers_as_etcds_does() {
+    let cluster = Cluster::bootstrap(3, &[]);
     let leader = cluster.leader().await;
     cluster.client(leader).await.put("a", "1", None).await.unwrap();
     cluster.assert_all_equal().await;
@@ -66,41 +66,41 @@ async fn the_peer_port_speaks_as_etcds_does() {
     cluster.assert_all_equal().await;
 }
 
-/// Trap 48: whoever asks says which cluster he means, and another one gives no hash that could be compared.
+/// Trap 48: a request names its cluster, and a member of another cluster returns no hash that could be compared.
 #[tokio::test(flavor = "multi_thread")]
-async fn hashes_are_given_to_the_own_cluster() {
-    let cluster = Cluster::found(1, &[]);
+async fn hashes_are_refused_to_other_clusters() {
+    let cluster = Cluster::bootstrap(1, &[]);
     let mut client = cluster.client(0).await;
     client.put("a", "1", None).await.unwrap();
     client.put("a", "2", None).await.unwrap();
     let cluster_id = cluster.status(0).await.unwrap().header.unwrap().cluster_id;
     let port = port(&cluster, 0);
     let own = format!("X-Etcd-Cluster-ID: {cluster_id:x}\r\n");
-    let told = port.hash(&own, r#"{"revision":2}"#);
-    assert_eq!(told.status, 200);
+    let answer = port.hash(&own, r#"{"revision":2}"#);
+    assert_eq!(answer.status, 200);
     let request = metastore::proto::etcdserverpb::HashKvRequest { revision: 2 };
     let expected = cluster.servers[0].maintenance().await.hash_kv(request).await.unwrap().into_inner();
     let text =
         format!(r#"{{"header":{{"revision":3}},"hash":{},"compact_revision":-1,"hash_revision":2}}"#, expected.hash);
-    assert_eq!(told.body, text);
-    assert_eq!(port.hash("", "{}").status, 200, "who names no cluster is answered");
+    assert_eq!(answer.body, text);
+    assert_eq!(port.hash("", "{}").status, 200, "a request that names no cluster is answered");
     let other = port.hash("X-Etcd-Cluster-ID: 1\r\n", "{}");
     assert_eq!((other.status, other.body.as_str()), (412, "cluster ID mismatch\n"));
     client.compact(3, None).await.unwrap();
-    for (body, told) in [
+    for (body, answer) in [
         (r#"{"revision":2}"#, "mvcc: required revision has been compacted\n"),
         (r#"{"revision":9}"#, "mvcc: required revision is a future revision\n"),
         ("nonsense", "error unmarshalling request\n"),
         ("", "error unmarshalling request\n"),
     ] {
         let page = port.hash(&own, body);
-        assert_eq!((page.status, page.body.as_str()), (400, told), "{body}");
+        assert_eq!((page.status, page.body.as_str()), (400, answer), "{body}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_leader_renews_for_others() {
-    let cluster = Cluster::found(3, &[]);
+async fn only_the_leader_renews_leases_for_other_members() {
+    let cluster = Cluster::bootstrap(3, &[]);
     let leader = cluster.leader().await;
     let options = etcd_client::LeaseGrantOptions::new().with_id(7);
     cluster.client(leader).await.lease_grant(30, Some(options)).await.unwrap();

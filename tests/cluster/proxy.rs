@@ -1,8 +1,8 @@
-//! A network between members that a test can cut, link by link and one way at a time.
+//! A network between members whose links a test can cut, each direction separately.
 //!
-//! Members are told to reach each other at proxies. A stream of raft's says at its beginning from whom it is and to whom, and
-//! goes in one direction only, so a proxy knows which link it carries. A cut link takes nothing any more, as if every packet
-//! were lost; when it heals, connections that stalled are closed, as they would be sooner or later.
+//! The peer URLs of the members are those of proxies. The handshake of a raft stream contains the IDs of its sender and receiver,
+//! and a stream carries data in one direction only, so a proxy knows which link a connection uses. A cut link forwards nothing,
+//! as if every packet were lost; when it heals, connections that stalled are closed, as they would be sooner or later.
 
 use std::{
     collections::HashSet,
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-/// As members greet each other: the preface, the purpose, and three numbers.
+/// The beginning of the handshake: the preface, the purpose, and three numbers.
 const PREFACE: &[u8] = b"metastore raft ";
 const HELLO_BYTES: usize = 41;
 const FROM_AT: usize = 25;
@@ -24,19 +24,19 @@ pub struct Network(Arc<(Mutex<Cuts>, Condvar)>);
 
 #[derive(Default)]
 struct Cuts {
-    /// From whom to whom, by ID.
+    /// The IDs of sender and receiver.
     links: HashSet<(u64, u64)>,
-    /// Grows whenever links heal: whoever stalled before must connect again.
+    /// Increased whenever links heal: connections that stalled before are closed.
     healed: u64,
 }
 
 impl Network {
-    /// Nothing goes from one to the other any more.
+    /// Cuts the link from one member to another.
     pub fn cut(&self, from: u64, to: u64) {
         self.0.0.lock().unwrap().links.insert((from, to));
     }
 
-    /// Nothing goes between one and all these others any more.
+    /// Cuts all links between a member and these others, in both directions.
     pub fn isolate(&self, member: u64, others: &[u64]) {
         for &other in others {
             self.cut(member, other);
@@ -44,7 +44,7 @@ impl Network {
         }
     }
 
-    /// Everything goes everywhere again.
+    /// Restores all links.
     pub fn heal(&self) {
         let mut cuts = self.0.0.lock().unwrap();
         cuts.links.clear();
@@ -52,7 +52,7 @@ impl Network {
         self.0.1.notify_all();
     }
 
-    /// Returns at once where a link is whole: true if nothing stalled. Waits where it is cut, until it heals: false.
+    /// Returns true at once if the link works. If it is cut, waits until it heals and returns false.
     fn pass(&self, from: u64, to: u64) -> bool {
         let mut cuts = self.0.0.lock().unwrap();
         let before = cuts.healed;
@@ -63,15 +63,15 @@ impl Network {
     }
 }
 
-/// Where a member is reached.
+/// A proxy for the peer port of one member.
 pub struct Proxy {
     address: String,
-    /// Where it really listens; it changes with every start.
+    /// The address where the member listens, which changes with every start.
     target: Arc<Mutex<Option<String>>>,
 }
 
 impl Proxy {
-    /// A proxy on a port of the system's choice. Until it is told where to, nobody is reached.
+    /// Starts a proxy on a free port. Connections are closed until the target is set.
     pub fn start(network: &Network) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -80,24 +80,24 @@ impl Proxy {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (network, target) = (network.clone(), shared.clone());
-                thread::spawn(move || _ = carry(stream, &network, &target));
+                thread::spawn(move || _ = serve(stream, &network, &target));
             }
         });
         Self { address, target }
     }
 
-    /// What members are told.
+    /// The peer URL for the member list.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The member listens there now.
-    pub fn lead_to(&self, address: String) {
+    /// Sets the address where the member listens.
+    pub fn set_target(&self, address: String) {
         *self.target.lock().unwrap() = Some(address);
     }
 }
 
-fn carry(mut inside: TcpStream, network: &Network, target: &Mutex<Option<String>>) -> std::io::Result<()> {
+fn serve(mut inside: TcpStream, network: &Network, target: &Mutex<Option<String>>) -> std::io::Result<()> {
     let mut first = [0; PREFACE.len()];
     inside.read_exact(&mut first)?;
     let mut begin = first.to_vec();
@@ -118,13 +118,13 @@ fn carry(mut inside: TcpStream, network: &Network, target: &Mutex<Option<String>
     inside.set_nodelay(true)?;
     outside.write_all(&begin)?;
     let (back_from, back_to) = (outside.try_clone()?, inside.try_clone()?);
-    // What comes back on a stream are words about it, not messages of the other member: they pass.
-    thread::spawn(move || pour(back_from, back_to, || true));
-    pour(inside, outside, || passes(link));
+    // Data in the other direction is the verdict about the stream, not messages of the other member: it passes.
+    thread::spawn(move || forward(back_from, back_to, || true));
+    forward(inside, outside, || passes(link));
     Ok(())
 }
 
-fn pour(mut from: TcpStream, mut to: TcpStream, passes: impl Fn() -> bool) {
+fn forward(mut from: TcpStream, mut to: TcpStream, passes: impl Fn() -> bool) {
     let mut bytes = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut bytes) {
         if !passes() || to.write_all(&bytes[..count]).is_err() {

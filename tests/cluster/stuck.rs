@@ -1,7 +1,7 @@
-//! Disks that stand still: every write and every sync hangs, and nothing fails.
+//! Disks that hang: writes and syncs do not return, and nothing fails.
 //!
-//! A member's data lies on a file system of its own, in a file, which is frozen. That takes root and loop devices; where
-//! they are missing, these tests say so and do nothing.
+//! Each member's data is on a file system of its own, in an image file, which can be frozen. That takes root and loop devices;
+//! without them, these tests are skipped with a message.
 
 use std::{
     fs::File,
@@ -28,12 +28,12 @@ struct Disk {
     _image: TempDir,
 }
 
-/// A disk that stands still until this is dropped. Processes that wait for it cannot even be killed: thaw before.
+/// A disk that is frozen until this is dropped. Processes that wait for it cannot be killed before that.
 struct Frozen(PathBuf);
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        run("fsfreeze", &["-u", text(&self.0)]).expect("what was frozen can be thawed");
+        run("fsfreeze", &["-u", text(&self.0)]).expect("a frozen file system can be thawed");
     }
 }
 
@@ -57,7 +57,7 @@ impl Disk {
         run("mkfs.ext4", &["-q", "-F", text(&image)])?;
         run("mount", &["-o", "loop", text(&image), text(mount.path())])?;
         let disk = Self { mount, _image: image_dir };
-        // A directory of its own: what the file system puts there itself is not ours.
+        // A directory below the root of the file system, which contains `lost+found`.
         std::fs::create_dir(disk.home()).unwrap();
         Ok(disk)
     }
@@ -74,19 +74,19 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: a process may still be ending.
+        // Lazily, because a process may still be exiting.
         let _ = run("umount", &["-l", text(self.mount.path())]);
     }
 }
 
-/// A cluster whose members each have such a disk; None, with a word about it, where that cannot be.
+/// A cluster whose members each have such a disk; None, with a message, if such disks cannot be made.
 fn cluster_on_disks() -> Option<(Vec<Disk>, Cluster)> {
     let mut disks = Vec::new();
     for _ in 0..3 {
         match Disk::make() {
             Ok(disk) => disks.push(disk),
             Err(error) => {
-                skip(&format!("no file system of one's own can be made here: {error}"));
+                skip(&format!("cannot create a file system: {error}"));
                 return None;
             }
         }
@@ -100,29 +100,29 @@ fn cluster_on_disks() -> Option<(Vec<Disk>, Cluster)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_whose_disk_stands_still_gives_way() {
+async fn a_leader_whose_disk_hangs_is_replaced() {
     let Some((disks, cluster)) = cluster_on_disks() else { return };
     let load = Load::start(8, &cluster.urls);
     load.progress(200).await;
     let old = cluster.leader().await;
-    load.book().forget_gaps();
+    load.writes().reset_longest_gap();
     let frozen = disks[old].freeze();
     cluster.leader_after(old).await;
     load.progress(200).await;
-    println!("{:?} without service", load.book().longest_gap());
-    assert!(load.book().longest_gap() < Duration::from_secs(8));
+    println!("{:?} without service", load.writes().longest_gap());
+    assert!(load.writes().longest_gap() < Duration::from_secs(8));
     drop(frozen);
-    let book = load.stop().await;
+    let writes = load.stop().await;
     cluster.assert_all_equal().await;
-    book.assert_kept(cluster.client(old).await).await;
+    writes.assert_kept(cluster.client(old).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_whose_disk_stands_still_stops_nobody_else() {
+async fn a_follower_whose_disk_hangs_does_not_affect_the_others() {
     let Some((disks, cluster)) = cluster_on_disks() else { return };
     let leader = cluster.leader().await;
     let slow = cluster.others(leader)[0];
-    // Clients of the slow member wait for it; these ask the others.
+    // Clients of the stuck member have to wait; these are connected to the leader.
     let mut client = cluster.client(leader).await;
     client.put("a", "0", None).await.unwrap();
     let frozen = disks[slow].freeze();
@@ -130,21 +130,21 @@ async fn a_follower_whose_disk_stands_still_stops_nobody_else() {
         let put = client.put("a", nth.to_string(), None);
         tokio::time::timeout(Duration::from_secs(5), put).await.expect("two of three are enough").unwrap();
     }
-    assert_eq!(cluster.leader_among(&cluster.others(slow)).await, leader, "nobody was disturbed");
+    assert_eq!(cluster.leader_among(&cluster.others(slow)).await, leader, "the leader has not changed");
     drop(frozen);
     cluster.assert_all_equal().await;
 }
 
 /// Fault 32.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_whose_disk_stands_still_ends_and_renews_no_lease() {
+async fn a_leader_whose_disk_hangs_neither_expires_nor_renews_leases() {
     let Some((disks, cluster)) = cluster_on_disks() else { return };
     let old = cluster.leader().await;
     let mut stuck = cluster.client(old).await;
     grant(&mut stuck, 1, 3).await;
     stuck.put("kept", "", Some(PutOptions::new().with_lease(1))).await.unwrap();
     let frozen = disks[old].freeze();
-    // Something must be written for the disk to be missed.
+    // The hang is noticed only if something is written.
     let mut writer = cluster.client(old).await;
     let writing = tokio::spawn(async move { writer.put("a", "1", None).await });
     let new = cluster.leader_after(old).await;
@@ -152,7 +152,7 @@ async fn a_leader_whose_disk_stands_still_ends_and_renews_no_lease() {
     keep_alive_despite(&mut stuck, &mut outside, 1, 3).await;
     drop(frozen);
     assert_eq!(renew(&mut outside, 1).await, 3);
-    let _ = writing.await.unwrap(); // Agreed to or not, it has an answer.
+    let _ = writing.await.unwrap(); // Committed or not, it is answered.
     cluster.assert_all_equal().await;
-    assert_eq!(outside.get("kept", None).await.unwrap().count(), 1, "nobody has ended the lease");
+    assert_eq!(outside.get("kept", None).await.unwrap().count(), 1, "the lease has not expired");
 }

@@ -1,21 +1,21 @@
-//! Watches on members that do not lead, whatever happens around them.
+//! Watches on followers, during changes of leader and snapshot installs.
 
 use etcd_client::{Client, WatchOptions, WatchStream};
 
 use super::{
-    harness::{Cluster, PATIENCE},
-    snapshots::{FORGETFUL, leave_behind},
+    harness::{Cluster, TIMEOUT},
+    snapshots::{SHORT_LOG, leave_behind},
 };
 
 async fn watch(client: &mut Client) -> WatchStream {
     client.watch("w/", Some(WatchOptions::new().with_prefix())).await.unwrap()
 }
 
-/// Each of the next so many events, once and in order.
+/// Asserts that the next `count` events arrive once and in order.
 async fn assert_seen(stream: &mut WatchStream, count: usize, last_revision: &mut i64) {
     let mut seen = 0;
     while seen < count {
-        let message = tokio::time::timeout(PATIENCE, stream.message()).await.expect("events come").unwrap().unwrap();
+        let message = tokio::time::timeout(TIMEOUT, stream.message()).await.expect("events come").unwrap().unwrap();
         assert!(!message.canceled(), "{message:?}");
         for event in message.events() {
             let revision = event.kv().unwrap().mod_revision();
@@ -28,8 +28,8 @@ async fn assert_seen(stream: &mut WatchStream, count: usize, last_revision: &mut
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_on_a_follower_outlives_the_leader() {
-    let mut cluster = Cluster::found(3, &[]);
+async fn a_watch_on_a_follower_survives_the_loss_of_the_leader() {
+    let mut cluster = Cluster::bootstrap(3, &[]);
     let leader = cluster.leader().await;
     let mut client = cluster.client(cluster.others(leader)[0]).await;
     let (mut stream, mut last) = (watch(&mut client).await, 0);
@@ -48,20 +48,20 @@ async fn a_watch_on_a_follower_outlives_the_leader() {
     cluster.assert_all_equal().await;
 }
 
-/// What happened meanwhile comes out of the snapshot.
+/// The events of the meantime are read from the snapshot.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_on_a_follower_outlives_the_install_of_a_snapshot() {
-    let cluster = Cluster::found(3, FORGETFUL);
+async fn a_watch_on_a_follower_survives_the_install_of_a_snapshot() {
+    let cluster = Cluster::bootstrap(3, SHORT_LOG);
     let leader = cluster.leader().await;
-    let laggard = cluster.others(leader)[0];
-    let (mut client, mut behind) = (cluster.client(leader).await, cluster.client(laggard).await);
+    let lagging = cluster.others(leader)[0];
+    let (mut client, mut behind) = (cluster.client(leader).await, cluster.client(lagging).await);
     let (mut stream, mut last) = (watch(&mut behind).await, 0);
     client.put("w/first", "", None).await.unwrap();
     assert_seen(&mut stream, 1, &mut last).await;
-    cluster.isolate(laggard);
+    cluster.isolate(lagging);
     let written = leave_behind(&cluster, leader, &mut client, "w/").await;
     cluster.network.heal();
-    cluster.servers[laggard].wait_for_log("installed a snapshot");
+    cluster.servers[lagging].wait_for_log("installed a snapshot");
     assert_seen(&mut stream, written, &mut last).await;
     client.put("w/last", "", None).await.unwrap();
     assert_seen(&mut stream, 1, &mut last).await;

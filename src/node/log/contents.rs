@@ -1,7 +1,7 @@
-//! What a log holds, as its records say one after the other.
+//! The content of a log, computed by replaying its records.
 //!
-//! The same few rules serve three times: recovery replays the records of the segment files through them, the volatile
-//! store *is* them, and the tests use them as the model.
+//! The same few rules are used three times: recovery replays the records of the segment files, the volatile store consists of
+//! nothing else, and tests use them as the model.
 
 use std::path::PathBuf;
 
@@ -10,29 +10,29 @@ use raft::eraftpb::{Entry, HardState};
 use super::{Group, Identity, Position};
 use crate::error::Halt;
 
-/// One step of a log's life.
+/// A record: one change of the log.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Record {
     /// Entries that supersede everything from the first one's index on; never empty.
     Entries(Vec<Entry>),
-    /// Term, vote and commit.
+    /// Term, vote and commit index.
     HardState(HardState),
-    /// Everything up to here is forgotten.
-    Cut(Position),
-    /// Everything is forgotten, and the log goes on behind here.
+    /// All entries up to this position are removed.
+    Truncate(Position),
+    /// All entries are removed; the next one is the one after this position.
     Reset(Position),
-    /// A snapshot install begins, or is called off.
+    /// A snapshot install begins, or is cancelled.
     Installing(Option<Position>),
 }
 
 impl Record {
-    /// The highest index of an entry that it brings.
+    /// The highest index of its entries, or 0.
     pub fn last_index(&self) -> u64 {
         if let Self::Entries(entries) = self { entries.last().map_or(0, |last| last.index) } else { 0 }
     }
 
-    /// Whether no earlier entry counts after it.
-    pub fn forgets_all(&self) -> bool {
+    /// Whether it removes all earlier entries.
+    pub fn is_reset(&self) -> bool {
         matches!(self, Self::Reset(_))
     }
 
@@ -43,46 +43,44 @@ impl Record {
     }
 }
 
-/// What is true of the log between two records, entries aside. Each segment begins with it, so that the segments before
-/// it can go.
+/// The state of the log between two records, without the entries. Each segment begins with it, so that earlier segments can be
+/// removed.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Summary {
-    /// The last position that was forgotten.
+    /// The truncation point: the position of the last entry that was removed.
     pub truncated: Position,
-    /// Term, vote and commit.
     pub hard_state: HardState,
     /// The snapshot that was about to replace the database.
     pub installing: Option<Position>,
-    /// One above the last index.
+    /// The last index plus one.
     pub next_index: u64,
 }
 
 impl Summary {
-    /// A log without entries, behind `truncated`.
+    /// A log without entries, with its truncation point at `truncated`.
     pub fn new(truncated: Position, hard_state: HardState) -> Self {
         Self { truncated, hard_state, installing: None, next_index: truncated.index + 1 }
     }
 
-    /// Follows one record.
-    pub fn follow(&mut self, record: &Record) {
+    pub fn replay(&mut self, record: &Record) {
         match record {
             Record::Entries(entries) => self.next_index = entries.last().map_or(self.next_index, |last| last.index + 1),
             Record::HardState(hard_state) => self.hard_state = hard_state.clone(),
-            Record::Cut(at) => self.truncated = *at,
+            Record::Truncate(at) => self.truncated = *at,
             Record::Reset(at) => *self = Self::new(*at, self.hard_state.clone()),
             Record::Installing(snapshot) => self.installing = *snapshot,
         }
     }
 
-    /// Follows the records of a group.
-    pub fn follow_group(&mut self, group: &Group) {
+    /// The same as replaying the records of the group.
+    pub fn replay_group(&mut self, group: &Group) {
         self.next_index = group.entries.last().map_or(self.next_index, |last| last.index + 1);
         if let Some(hard_state) = &group.hard_state {
             self.hard_state = hard_state.clone();
         }
     }
 
-    /// What makes `entries` impossible here, if anything: they must be contiguous and leave no gap.
+    /// Returns the reason why `entries` cannot come next, if there is one: they must be contiguous and leave no gap.
     pub fn refuses(&self, entries: &[Entry]) -> Option<String> {
         let first = entries.first()?.index;
         if entries.windows(2).any(|pair| pair[0].index + 1 != pair[1].index) {
@@ -100,8 +98,8 @@ impl Summary {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Contents {
     pub summary: Summary,
-    /// Ascending and contiguous, up to the next index. While old segments are missing they may begin late: the cut that
-    /// let those segments go comes with a later record.
+    /// Ascending and contiguous, up to the next index. During replay they may begin above the truncation point plus one: the
+    /// truncation that allowed earlier segments to be removed is in a later record.
     entries: Vec<Entry>,
 }
 
@@ -110,8 +108,8 @@ impl Contents {
         Self { summary, entries: Vec::new() }
     }
 
-    /// Follows one record; `Err` says why the log cannot have held it.
-    pub fn follow(&mut self, record: Record) -> Result<(), String> {
+    /// Replays one record; `Err` says why the record is impossible here.
+    pub fn replay(&mut self, record: Record) -> Result<(), String> {
         match &record {
             Record::Entries(entries) => {
                 if let Some(reason) = self.summary.refuses(entries) {
@@ -120,21 +118,21 @@ impl Contents {
                 let first = entries[0].index;
                 self.entries.truncate(self.entries.partition_point(|entry| entry.index < first));
             }
-            Record::Cut(at) => {
+            Record::Truncate(at) => {
                 let gone = self.entries.partition_point(|entry| entry.index <= at.index);
                 self.entries.drain(..gone);
             }
             Record::Reset(_) => self.entries.clear(),
             Record::HardState(_) | Record::Installing(_) => {}
         }
-        self.summary.follow(&record);
+        self.summary.replay(&record);
         if let Record::Entries(entries) = record {
             self.entries.extend(entries);
         }
         Ok(())
     }
 
-    /// The end of the replay; `Err` says what is missing.
+    /// Ends the replay; `Err` says what is missing.
     pub fn finish(self, identity: Identity, torn_tail: Option<TornTail>) -> Result<Recovered, String> {
         let Summary { truncated, mut hard_state, installing, next_index } = self.summary;
         let first = next_index - self.entries.len() as u64;
@@ -144,97 +142,96 @@ impl Contents {
         if hard_state.commit >= next_index {
             return Err(format!("the commit index is {}, but the last entry is {}", hard_state.commit, next_index - 1));
         }
-        // A commit index alone is never synced, so it may lag behind a cut.
+        // A commit index alone is never synced, so it may lag behind a truncation.
         hard_state.commit = hard_state.commit.max(truncated.index);
         Ok(Recovered { identity, hard_state, truncated, entries: self.entries, installing, torn_tail })
     }
 }
 
-/// What a log held when it was opened.
+/// The content of a log when it was opened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recovered {
-    /// Whose log it is.
     pub identity: Identity,
-    /// Term, vote and commit; the commit index may be older than the applied index of the database.
+    /// Term, vote and commit index. The commit index may be lower than the applied index of the database.
     pub hard_state: HardState,
-    /// The last position that was forgotten.
+    /// The truncation point: the position of the last entry that was removed.
     pub truncated: Position,
-    /// All entries behind it.
+    /// All entries after it.
     pub entries: Vec<Entry>,
     /// The snapshot that was about to replace the database.
     pub installing: Option<Position>,
-    /// What was cut off, if the last write was torn.
+    /// What was removed, if the last write was torn.
     pub torn_tail: Option<TornTail>,
 }
 
-/// The remains of a write that was never synced, and are gone now.
+/// An incomplete write at the end of the log, which was never synced and has been removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TornTail {
-    /// The segment that held them.
+    /// The segment file.
     pub file: PathBuf,
-    /// Where they began.
+    /// Where it began.
     pub offset: u64,
-    /// How long the group would have been.
+    /// How long the complete group would have been.
     pub bytes: u64,
 }
 
 impl Recovered {
-    /// Index of the last entry, or of the truncation point if there is none.
+    /// The index of the last entry, or of the truncation point if there is none.
     #[must_use]
     pub fn last_index(&self) -> u64 {
         self.truncated.index + self.entries.len() as u64
     }
 
-    /// Bytes in the entries behind an index: what has to be applied again if the database ends there.
+    /// The size of the entries after an index, which must be applied again if the database's applied index is this one.
     #[must_use]
     pub fn bytes_behind(&self, index: u64) -> u64 {
         let applied = self.entries.partition_point(|entry| entry.index <= index);
         self.entries[applied..].iter().map(|entry| (entry.data.len() + entry.context.len()) as u64).sum()
     }
 
-    /// The term at an index that the log knows: the truncation point or any entry.
+    /// The term at an index, if it is that of an entry or the truncation point.
     #[must_use]
     pub fn term(&self, index: u64) -> Option<u64> {
         if index == self.truncated.index {
             return Some(self.truncated.term);
         }
-        let place = usize::try_from(index.checked_sub(self.truncated.index + 1)?).ok()?;
-        self.entries.get(place).map(|entry| entry.term)
+        let nth = usize::try_from(index.checked_sub(self.truncated.index + 1)?).ok()?;
+        self.entries.get(nth).map(|entry| entry.term)
     }
 
     /// The snapshot whose install was interrupted after the database had been replaced and before the log was reset: the
     /// caller must [`reset`](super::LogStore::reset) the log to it before anything else.
     ///
-    /// A mark alone does not say so: it may be left over from an install that never came to the database. It counts only
-    /// where the database stands exactly at the mark while the log knows no such entry.
+    /// The marker alone does not imply that: it may be left over from an install that never changed the database. It counts only
+    /// if the database's applied position is exactly the marker's while the log has no such entry.
     #[must_use]
     pub fn interrupted_install(&self, applied: Position) -> Option<Position> {
-        self.installing.filter(|mark| *mark == applied && self.term(mark.index) != Some(mark.term))
+        self.installing.filter(|marker| *marker == applied && self.term(marker.index) != Some(marker.term))
     }
 
-    /// As if the log had been opened after it was [`reset`](super::LogStore::reset) to a snapshot.
+    /// Changes this to what opening the log would return after a [`reset`](super::LogStore::reset) to a snapshot.
     pub fn restart_behind(&mut self, at: Position, hard_state: HardState) {
         (self.truncated, self.hard_state, self.installing) = (at, hard_state, None);
         self.entries.clear();
     }
 
-    /// Refuses a log that cannot belong to a database which has applied everything up to `applied`.
+    /// Returns an error if the log cannot belong to a database that has applied everything up to `applied`.
     ///
-    /// Everything applied was synced here first and stays until the database is durable, so a log that ends before, begins
-    /// behind, or disagrees at `applied` has lost data or is not this database's.
+    /// Entries are synced here before they are applied, and stay until the database is durable. So a log that ends before
+    /// `applied`, begins after it, or has another term there has lost data or belongs to another database.
     pub fn check_applied(&self, applied: Position) -> Result<(), Halt> {
         let problem = if applied.index > self.last_index() {
             format!("the log ends at index {}: entries that were synced are missing", self.last_index())
         } else if applied.index < self.truncated.index {
-            format!("the log begins behind {}: the database is older than the log", self.truncated)
+            format!("the log begins after {}: the database is older than the log", self.truncated)
         } else if self.term(applied.index) != Some(applied.term) {
-            "the log has another term there: log and database do not belong together".to_owned()
+            "the log has another term there: the log and the database do not belong together".to_owned()
         } else {
             return Ok(());
         };
         Err(Halt::Refused(format!(
-            "the database has applied {applied}, but {problem}. Put back both from one copy, or remove this member from \
-             the cluster and add it again with an empty data directory"
+            "the database has applied {applied}, but {problem}. Restore both from the same backup, or remove this member \
+             from the cluster and add it again with an empty data directory"
         )))
     }
 }
@@ -251,17 +248,17 @@ mod tests {
         Position { index, term }
     }
 
-    fn follow(records: Vec<Record>) -> Result<Recovered, String> {
+    fn replay(records: Vec<Record>) -> Result<Recovered, String> {
         let mut contents = Contents::new(Summary::new(at(3, 1), HardState::default()));
         for record in records {
-            contents.follow(record)?;
+            contents.replay(record)?;
         }
         contents.finish(Identity::default(), None)
     }
 
     #[test]
-    fn later_entries_supersede_and_cuts_forget() {
-        let log = follow(vec![entries(4, 9, 1), entries(7, 8, 2), Record::Cut(at(5, 1))]).unwrap();
+    fn later_entries_supersede_earlier_ones_and_truncation_removes_them() {
+        let log = replay(vec![entries(4, 9, 1), entries(7, 8, 2), Record::Truncate(at(5, 1))]).unwrap();
         let left: Vec<_> = log.entries.iter().map(|entry| (entry.index, entry.term)).collect();
         assert_eq!(left, [(6, 1), (7, 2), (8, 2)]);
         assert_eq!((log.last_index(), log.term(5), log.term(8)), (8, Some(1), Some(2)));
@@ -269,30 +266,30 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_do_not_fit_are_refused() {
-        assert!(follow(vec![entries(5, 6, 1)]).is_err(), "a gap");
-        assert!(follow(vec![entries(3, 6, 1)]).is_err(), "below the truncation point");
-        assert!(follow(vec![entries(4, 6, 1), Record::Reset(at(9, 2)), entries(7, 7, 2)]).is_err(), "before the reset");
+    fn entries_that_are_not_contiguous_are_refused() {
+        assert!(replay(vec![entries(5, 6, 1)]).is_err(), "a gap");
+        assert!(replay(vec![entries(3, 6, 1)]).is_err(), "below the truncation point");
+        assert!(replay(vec![entries(4, 6, 1), Record::Reset(at(9, 2)), entries(7, 7, 2)]).is_err(), "before the reset");
     }
 
     #[test]
-    fn a_commit_index_may_lag_behind_a_cut_but_not_lead_the_log() {
+    fn a_commit_index_may_lag_behind_the_truncation_point_but_not_exceed_the_last_index() {
         let commit = |commit| Record::HardState(HardState { commit, ..HardState::default() });
-        let log = follow(vec![entries(4, 9, 1), commit(5), Record::Cut(at(8, 1))]).unwrap();
+        let log = replay(vec![entries(4, 9, 1), commit(5), Record::Truncate(at(8, 1))]).unwrap();
         assert_eq!(log.hard_state.commit, 8);
-        assert!(follow(vec![entries(4, 9, 1), commit(10)]).is_err());
+        assert!(replay(vec![entries(4, 9, 1), commit(10)]).is_err());
     }
 
     #[test]
-    fn an_install_was_interrupted_only_if_the_database_is_there_and_the_log_is_not() {
+    fn an_install_was_interrupted_only_if_the_database_is_at_the_marker_and_the_log_is_not() {
         let marked = |records: Vec<Record>| {
-            follow(records.into_iter().chain([Record::Installing(Some(at(6, 2)))]).collect()).unwrap()
+            replay(records.into_iter().chain([Record::Installing(Some(at(6, 2)))]).collect()).unwrap()
         };
         assert_eq!(marked(vec![]).interrupted_install(at(6, 2)), Some(at(6, 2)));
         assert_eq!(marked(vec![entries(4, 9, 1)]).interrupted_install(at(6, 2)), Some(at(6, 2)), "a conflicting log");
         assert_eq!(marked(vec![]).interrupted_install(at(3, 1)), None, "the database was not replaced");
-        assert_eq!(marked(vec![entries(4, 9, 2)]).interrupted_install(at(6, 2)), None, "the log came there by itself");
-        let reset = follow(vec![Record::Installing(Some(at(6, 2))), Record::Reset(at(6, 2))]).unwrap();
+        assert_eq!(marked(vec![entries(4, 9, 2)]).interrupted_install(at(6, 2)), None, "the log has that entry itself");
+        let reset = replay(vec![Record::Installing(Some(at(6, 2))), Record::Reset(at(6, 2))]).unwrap();
         assert_eq!(reset.interrupted_install(at(6, 2)), None);
     }
 }

@@ -1,12 +1,12 @@
-//! Small writes past the page cache, each durable when it returns.
+//! Small direct writes (`O_DIRECT`), each durable when it returns (`RWF_DSYNC`).
 //!
 //! The log appends a few hundred bytes and waits for the disk, over and over. Through the page cache that is a copy, a search
-//! for dirty pages, a write and a flush; like this it is the write alone, and where the disk can, the flush rides on it. An
-//! error is told to whoever wrote, too, not to whoever asks first. Such writes are whole blocks from memory that is aligned
-//! to them, so the block in which the last write ended is kept.
+//! for dirty pages, a write and a flush; a direct write is only the write, and if the disk supports it, the flush is part of it
+//! (FUA). Also, an error is returned by the write that failed, not by the next call that happens to ask. Direct writes must
+//! consist of whole blocks, from memory aligned to blocks, so the block in which the last write ended is kept in memory.
 //!
-//! The page cache may keep what such a write has replaced on the disk. So a file that is written like this is read like this,
-//! too: here, where a write begins inside a block, and at the next start, where the log is read back.
+//! The page cache may still hold data that a direct write has replaced on the disk. So a file that is written with direct writes
+//! is also read with direct reads: here, where a write begins inside a block, and at the next start, when the log is recovered.
 
 use std::fs;
 use std::io;
@@ -17,111 +17,110 @@ use rustix::fs::OFlags;
 
 use super::handle::Handle;
 
-/// What writes are multiples of. Disks may have smaller blocks, and hardly any has larger ones.
+/// The alignment and granularity of writes. Disks may have smaller blocks; hardly any has larger ones.
 pub(super) const BLOCK: usize = 4096;
 
-/// Larger writes gain nothing: there the disk's own work counts.
-const ROOM: usize = 256 << 10;
+/// The limit for direct writes. Larger ones gain nothing, because the time the disk takes dominates.
+const MAX_WRITE_BYTES: usize = 256 << 10;
 
-/// So much is read at once.
+/// The size of one read.
 const READ_BYTES: usize = 1 << 20;
 
-/// Opens a file past the page cache.
+/// Opens a file for direct I/O.
 pub(super) fn open(path: &Path) -> io::Result<fs::File> {
     let flags = OFlags::DIRECT.bits().cast_signed();
     fs::File::options().read(true).write(true).custom_flags(flags).open(path)
 }
 
-/// Whether an error says that a file cannot be used past the page cache, or not in pieces of this size. Some file systems
-/// let it be opened so all the same.
+/// Whether an error says that a file does not support direct I/O, or not with this block size. Some file systems return it only
+/// when the file is used, not when it is opened.
 pub(super) fn is_refusal(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }
 
-/// A file that is written so, and what it will be given next.
+/// A file that is open for direct I/O, and the write that is prepared for it.
 pub(super) struct Direct<H> {
     file: H,
-    /// Blocks of the file, from the first multiple of a block's size in memory on. Empty until the first write.
-    room: Vec<u8>,
-    /// Where the first of them lies in the file.
+    /// Holds blocks of the file, from its first address that is aligned to a block on. Empty until the first write.
+    buffer: Vec<u8>,
+    /// The offset of the first of these blocks in the file.
     block: u64,
-    /// So many of their bytes are known.
+    /// How many of their bytes are known to be the file's content.
     known: usize,
-    /// From which on they are not written yet; None if all are.
+    /// The offset in the buffer from which on the bytes are not written yet; None if all are written.
     staged: Option<usize>,
 }
 
 impl<H: Handle> Direct<H> {
     pub fn over(file: H) -> Self {
-        Self { file, room: Vec::new(), block: 0, known: 0, staged: None }
+        Self { file, buffer: Vec::new(), block: 0, known: 0, staged: None }
     }
 
-    /// Takes bytes that are to be written at this offset of a file of this size; false if they are not for this kind of
-    /// write.
+    /// Prepares a write of these bytes at this offset of a file of this size; false if it cannot be a direct write.
     pub fn stage(&mut self, offset: u64, bytes: &[u8], file_bytes: u64) -> io::Result<bool> {
-        let before = in_block(offset);
+        let before = offset_in_block(offset);
         let end = before + bytes.len();
         let padded = end.next_multiple_of(BLOCK);
-        if self.staged.is_some() || padded > ROOM || offset - before as u64 + padded as u64 > file_bytes {
+        if self.staged.is_some() || padded > MAX_WRITE_BYTES || offset - before as u64 + padded as u64 > file_bytes {
             return Ok(false);
         }
-        let room = self.begin_at(offset)?;
-        room[before..end].copy_from_slice(bytes);
-        room[end..padded].fill(0);
+        let buffer = self.load_block(offset)?;
+        buffer[before..end].copy_from_slice(bytes);
+        buffer[end..padded].fill(0);
         (self.known, self.staged) = (end, Some(before));
         Ok(true)
     }
 
-    /// What the block holds before this offset, for a write that goes through the page cache: it would complete the block
-    /// with what it finds there. Nothing may be staged.
+    /// The content of the block before this offset, for a write through the page cache: the page cache would complete the block
+    /// with stale data. Nothing may be staged.
     pub fn head(&mut self, offset: u64) -> io::Result<&[u8]> {
-        let before = in_block(offset);
+        let before = offset_in_block(offset);
         if before == 0 {
             self.known = 0;
             return Ok(&[]);
         }
-        Ok(&self.begin_at(offset)?[..before])
+        Ok(&self.load_block(offset)?[..before])
     }
 
-    /// Makes the block at this offset the first one here, its bytes before the offset being known.
-    fn begin_at(&mut self, offset: u64) -> io::Result<&mut [u8]> {
-        if self.room.is_empty() {
-            self.room = vec![0; ROOM + BLOCK];
+    /// Makes the block at this offset the first one in the buffer, with the bytes before the offset filled in.
+    fn load_block(&mut self, offset: u64) -> io::Result<&mut [u8]> {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; MAX_WRITE_BYTES + BLOCK];
         }
-        let (before, known) = (in_block(offset), std::mem::take(&mut self.known));
-        let room = blocks(&mut self.room);
+        let (before, known) = (offset_in_block(offset), std::mem::take(&mut self.known));
+        let buffer = blocks(&mut self.buffer);
         if self.block + known as u64 == offset && known >= before {
-            room.copy_within(known - before..known, 0);
+            buffer.copy_within(known - before..known, 0);
         } else if before > 0 {
-            let read = self.file.read_at(&mut room[..BLOCK], offset - before as u64)?;
-            room[read.min(before)..before].fill(0); // Behind the end of the file.
+            let read = self.file.read_at(&mut buffer[..BLOCK], offset - before as u64)?;
+            buffer[read.min(before)..before].fill(0); // Beyond the end of the file.
         }
         (self.block, self.known) = (offset - before as u64, before);
-        Ok(room)
+        Ok(buffer)
     }
 
-    /// What was staged and is not written, from the beginning of its block on, and where it belongs. Somebody else writes, so
-    /// nothing is known of the file now.
-    pub fn take_back(&mut self) -> Option<(u64, &[u8])> {
+    /// Returns the staged bytes that are not written, from the beginning of their block on, and their offset, for the caller to
+    /// write. The content of the buffer counts as unknown afterwards.
+    pub fn take_staged(&mut self) -> Option<(u64, &[u8])> {
         let end = std::mem::take(&mut self.known);
         self.staged.take()?;
-        Some((self.block, &blocks(&mut self.room)[..end]))
+        Some((self.block, &blocks(&mut self.buffer)[..end]))
     }
 
-    /// Writes what was staged. After an error it is still staged.
+    /// Writes the staged bytes. After an error they are still staged.
     pub fn write(&mut self) -> io::Result<()> {
         if self.staged.is_some() {
             let padded = self.known.next_multiple_of(BLOCK);
-            let written = self.file.write_durably_at(&blocks(&mut self.room)[..padded], self.block)?;
+            let written = self.file.write_durably_at(&blocks(&mut self.buffer)[..padded], self.block)?;
             if written < padded {
-                return Err(io::Error::other(format!("the disk took {written} of {padded} bytes")));
+                return Err(io::Error::other(format!("only {written} of {padded} bytes were written")));
             }
             self.staged = None;
         }
         Ok(())
     }
 
-    /// All bytes of the file, as they are on the disk.
+    /// All bytes of the file, read from the disk.
     pub fn read_all(&self, file_bytes: u64) -> io::Result<Vec<u8>> {
         let file_bytes = usize::try_from(file_bytes).map_err(io::Error::other)?;
         let mut piece = vec![0; READ_BYTES.min(file_bytes.next_multiple_of(BLOCK)) + BLOCK];
@@ -130,7 +129,7 @@ impl<H: Handle> Direct<H> {
         while all.len() < file_bytes {
             let read = self.file.read_at(piece, all.len() as u64)?;
             all.extend_from_slice(&piece[..read]);
-            // Less than whole blocks comes only at the end.
+            // A read returns a partial block only at the end of the file.
             if read == 0 || !read.is_multiple_of(BLOCK) {
                 break;
             }
@@ -139,14 +138,14 @@ impl<H: Handle> Direct<H> {
     }
 }
 
-/// How far behind the beginning of a block an offset lies.
-fn in_block(offset: u64) -> usize {
+/// The offset within its block.
+fn offset_in_block(offset: u64) -> usize {
     usize::try_from(offset % BLOCK as u64).expect("less than a block")
 }
 
-/// The whole blocks in memory that has a block more: where they begin depends on where it was allocated.
-fn blocks(room: &mut [u8]) -> &mut [u8] {
-    let start = room.as_ptr().align_offset(BLOCK);
-    let end = start + room.len() - BLOCK;
-    &mut room[start..end]
+/// The aligned blocks in a buffer that is one block larger: where they begin depends on the address of the buffer.
+fn blocks(buffer: &mut [u8]) -> &mut [u8] {
+    let start = buffer.as_ptr().align_offset(BLOCK);
+    let end = start + buffer.len() - BLOCK;
+    &mut buffer[start..end]
 }

@@ -1,8 +1,8 @@
-//! The file operations that the log needs, and no others.
+//! The file operations that the log needs.
 //!
-//! The log sees files only through these two traits, so a test can stand between it and the disk: see
-//! [`lossy`](super::lossy). What an operation promises is what POSIX promises, which is little: written bytes are durable
-//! after [`File::sync`], a created, renamed or removed name after [`Files::sync_dir`], and not before.
+//! The log uses files only through these two traits, so that tests can replace the disk: see [`lossy`](super::lossy). An
+//! operation guarantees what POSIX guarantees, which is little: written bytes are durable after [`File::sync`], a created,
+//! renamed or removed name after [`Files::sync_dir`], and not before.
 
 use std::fs;
 use std::io;
@@ -15,34 +15,33 @@ use super::handle::{FileSystem, Handle};
 
 /// A directory tree.
 pub trait Files: Send + Sync {
-    /// Makes a directory, and those above it, unless it is there.
+    /// Creates a directory and its parents, unless it exists.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
 
-    /// Makes an empty file; fails if the name is taken.
+    /// Creates an empty file; fails if it exists.
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
 
-    /// Opens a file that is there.
+    /// Opens an existing file.
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>>;
 
-    /// All bytes of a file.
+    /// Reads all bytes of a file.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
 
     /// The names in a directory, in no particular order.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
 
-    /// Gives a file another name in the same directory.
+    /// Renames a file within its directory.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Makes the names in a directory durable.
+    /// Makes created, renamed and removed names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
-    /// How much more can be stored in a directory.
+    /// The free space on the directory's file system.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 
-    /// Whether a helper thread may prepare files beside the caller. Tests that count operations say no.
+    /// Whether a helper thread may prepare files concurrently. Tests that count operations return false.
     fn allows_helpers(&self) -> bool {
         true
     }
@@ -50,24 +49,22 @@ pub trait Files: Send + Sync {
 
 /// An open file.
 pub trait File: Send {
-    /// Writes all bytes at an offset; beyond the end the file grows. What lies behind them in their last block, of 4,096 bytes,
-    /// may become zeros.
+    /// Writes all bytes at an offset; beyond the end the file grows. The rest of their last block of 4,096 bytes may be zeroed.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Makes everything written durable, with as little metadata as reading it back needs.
+    /// Makes everything that was written durable, with no more metadata than reading it back requires.
     fn sync(&mut self) -> io::Result<()>;
 
-    /// How long the file is.
     fn size_bytes(&self) -> io::Result<u64>;
 
-    /// How what is written becomes durable, in words for the operator.
+    /// A description for operators of how writes become durable.
     fn how_it_syncs(&self) -> String;
 }
 
 /// The operating system's files.
 #[derive(Debug, Clone, Copy)]
 pub struct OsFiles {
-    /// Whether it is waited for the disk. Without that a crash of the machine loses what was acknowledged.
+    /// Whether to wait for the disk. If not, a crash of the machine loses acknowledged writes.
     pub syncs: bool,
 }
 
@@ -121,19 +118,19 @@ impl Files for OsFiles {
     }
 }
 
-/// A file that is written past the page cache where its file system can be trusted with that, and through it elsewhere.
+/// A file that is written with direct I/O if its file system is known to honour it, and through the page cache otherwise.
 pub(super) struct OsFile<H> {
     file: H,
     file_system: FileSystem,
     bytes: u64,
     syncs: bool,
-    /// Whether the page cache holds what the disk may not.
+    /// Whether the page cache may hold data that is not on the disk.
     is_dirty: bool,
     direct: Option<Direct<H>>,
 }
 
 impl<H: Handle> OsFile<H> {
-    /// `open_direct` opens the same file once more, past the page cache.
+    /// `open_direct` opens the same file a second time, for direct I/O.
     pub fn new(file: H, syncs: bool, open_direct: impl FnOnce() -> io::Result<H>) -> io::Result<Self> {
         let (bytes, file_system) = (file.size_bytes()?, file.file_system()?);
         let mut opened = Self { file, file_system, bytes, syncs, is_dirty: false, direct: None };
@@ -147,11 +144,10 @@ impl<H: Handle> OsFile<H> {
     }
 
     fn give_up_direct(&mut self, error: &io::Error) {
-        tracing::info!(%error, "no writes past the page cache for this file of the raft log: it is written through it and synced");
+        tracing::info!(%error, "no direct I/O for this file of the raft log, using cached writes and fdatasync");
         self.direct = None;
     }
 
-    /// All bytes of the file.
     pub fn read_all(&mut self) -> io::Result<Vec<u8>> {
         match self.direct.as_ref().map(|direct| direct.read_all(self.bytes)) {
             Some(Err(error)) if direct::is_refusal(&error) => self.give_up_direct(&error),
@@ -181,7 +177,7 @@ impl<H: Handle> OsFile<H> {
         }
     }
 
-    /// Writes through the page cache; the first block as a whole, because what the cache has of it may be old.
+    /// Writes through the page cache. The first block is written from its beginning, because the cache may hold stale data of it.
     fn write_cached(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if let Some(direct) = &mut self.direct {
             match direct.head(offset) {
@@ -197,9 +193,9 @@ impl<H: Handle> OsFile<H> {
         Ok(())
     }
 
-    /// What was to go past the page cache goes there, after all.
+    /// Writes staged bytes through the page cache instead.
     fn unstage(&mut self) -> io::Result<()> {
-        if let Some((offset, bytes)) = self.direct.as_mut().and_then(Direct::take_back) {
+        if let Some((offset, bytes)) = self.direct.as_mut().and_then(Direct::take_staged) {
             self.file.write_all_at(bytes, offset)?;
             self.is_dirty = true;
         }
@@ -256,7 +252,7 @@ mod tests {
     use super::*;
     use crate::node::log::direct::BLOCK;
 
-    /// The log's way of writing: on and on, and from the front again when the file has a new life.
+    /// How the log uses a file: it appends, and starts again at the beginning when the file is reused.
     #[derive(Debug, Clone)]
     enum Step {
         Append(Vec<u8>),
@@ -274,7 +270,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
         #[test]
-        fn what_was_synced_lies_there_and_nothing_else_has_changed_but_the_rest_of_its_block(steps in steps()) {
+        fn synced_bytes_are_in_the_file_and_only_the_rest_of_their_block_may_change(steps in steps()) {
             const BYTES: usize = 1_000_003; // The last block is short.
             let dir = tempfile::tempdir().unwrap();
             let (files, path) = (OsFiles { syncs: true }, dir.path().join("file"));
@@ -305,15 +301,16 @@ mod tests {
         }
     }
 
-    /// A file on ext4 that is `refused` in one way past the page cache, and has no room for anything if it is not.
-    struct Strange {
+    /// A file on ext4 that fails the direct I/O call named in `refused` with `InvalidInput`, or, if that is "nothing", fails
+    /// direct writes with `StorageFull`.
+    struct RefusingHandle {
         file: fs::File,
         is_direct: bool,
         refused: &'static str,
     }
 
-    impl Strange {
-        fn answer(&self, call: &str) -> io::Result<()> {
+    impl RefusingHandle {
+        fn check(&self, call: &str) -> io::Result<()> {
             match (self.is_direct, self.refused) {
                 (true, refused) if refused == call => Err(io::ErrorKind::InvalidInput.into()),
                 (true, "nothing") if call == "write" => Err(io::ErrorKind::StorageFull.into()),
@@ -322,9 +319,9 @@ mod tests {
         }
     }
 
-    impl Handle for Strange {
+    impl Handle for RefusingHandle {
         fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-            self.answer("read")?;
+            self.check("read")?;
             Handle::read_at(&self.file, bytes, offset)
         }
 
@@ -335,7 +332,7 @@ mod tests {
 
         fn write_durably_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
             assert!(self.is_direct);
-            self.answer("write")?;
+            self.check("write")?;
             Handle::write_durably_at(&self.file, bytes, offset)
         }
 
@@ -352,20 +349,20 @@ mod tests {
         }
     }
 
-    fn strange(path: &Path, refused: &'static str) -> OsFile<Strange> {
+    fn refusing_file(path: &Path, refused: &'static str) -> OsFile<RefusingHandle> {
         let open = || fs::File::options().read(true).write(true).open(path).unwrap();
-        let direct = Strange { file: open(), is_direct: true, refused };
+        let direct = RefusingHandle { file: open(), is_direct: true, refused };
         let opens = if refused == "open" { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(direct) };
-        OsFile::new(Strange { file: open(), is_direct: false, refused }, true, || opens).unwrap()
+        OsFile::new(RefusingHandle { file: open(), is_direct: false, refused }, true, || opens).unwrap()
     }
 
     #[test]
-    fn a_file_that_cannot_be_used_past_the_page_cache_is_used_through_it() {
+    fn a_file_that_does_not_support_direct_io_is_used_through_the_page_cache() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         for refused in ["open", "read", "write"] {
             fs::write(&path, [0xEE; 10_000]).unwrap();
-            let mut file = strange(&path, refused);
+            let mut file = refusing_file(&path, refused);
             for (offset, group) in [(5, b"one"), (8, b"two")] {
                 file.write_at(offset, group).unwrap();
                 file.sync().unwrap();
@@ -373,22 +370,22 @@ mod tests {
             }
             assert_eq!(file.how_it_syncs(), "cached writes and fdatasync (file system: ext4)");
             assert_eq!(fs::read(&path).unwrap()[..12], *b"\xEE\xEE\xEE\xEE\xEEonetwo\xEE");
-            assert_eq!(strange(&path, refused).read_all().unwrap(), fs::read(&path).unwrap());
+            assert_eq!(refusing_file(&path, refused).read_all().unwrap(), fs::read(&path).unwrap());
         }
     }
 
     #[test]
-    fn any_other_error_is_told() {
+    fn any_other_error_is_returned() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, [0xEE; 10_000]).unwrap();
-        let mut file = strange(&path, "nothing");
+        let mut file = refusing_file(&path, "nothing");
         file.write_at(0, b"group").unwrap();
         assert_eq!(file.sync().unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read(&path).unwrap(), [0xEE; 10_000]);
     }
 
-    /// Whether the first bytes of a file lie in the page cache. Asking may bring them there.
+    /// Whether the first bytes of a file are in the page cache. The check itself may bring them there.
     fn is_cached(path: &Path) -> bool {
         let file = fs::File::open(path).unwrap();
         let read = preadv2(&file, &mut [IoSliceMut::new(&mut [0; BLOCK])], 0, ReadWriteFlags::NOWAIT);
@@ -396,8 +393,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_written_past_the_page_cache_is_read_past_it() {
-        // Where this program is: temporary files may lie in memory alone.
+    fn a_file_that_is_written_with_direct_io_is_read_with_direct_io() {
+        // In the directory of this program, because the one for temporary files may be on tmpfs.
         let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         let bytes: Vec<u8> = (0..=250).cycle().take(1_500_000).collect(); // The last block is short.
         let uncached = |name| {
@@ -414,11 +411,11 @@ mod tests {
         assert_eq!(is_cached(&path), !has_durable_writes);
         let (other, _) = uncached("other");
         assert!(fs::read(&other).unwrap() == bytes);
-        assert!(is_cached(&other), "reading through the page cache can be told from that");
+        assert!(is_cached(&other), "the check detects cached files");
     }
 
     #[test]
-    fn only_known_file_systems_get_writes_past_the_page_cache() {
+    fn direct_io_is_used_on_known_file_systems_only() {
         let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
         let path = dir.path().join("file");
         let mut file = OsFiles { syncs: true }.create(&path).unwrap();

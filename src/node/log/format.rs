@@ -1,32 +1,32 @@
 //! The bytes of a segment file. Numbers are little-endian.
 //!
-//! A segment is a row of groups, each beginning at a multiple of eight, the first one holding the segment header. Behind
-//! the last group lie zeros, or whatever the file held when it was another segment.
+//! A segment is a sequence of groups, each beginning at a multiple of eight, the first one holding the segment header. The last
+//! group is followed by zeros, or by data from an earlier use of the file as another segment.
 //!
 //! ```text
 //! group    magic u32 │ crc u32 │ payload bytes u32 │ previous crc u32 │ group number u64 │ segment number u64 │ payload
 //! ```
 //!
-//! The crc covers everything behind itself. Each group names the crc of the group before it, across segments, and the
-//! segment it was written for; so what a recycled file held before can never pass for what comes next.
-//! The crc starts from a random salt that the segment header tells. Without it a client could store bytes that look like a
-//! group, and whoever searches behind a damaged group for an intact one would find it.
+//! The crc covers everything after itself. Each group contains the crc of the group before it, across segments, and the number of
+//! the segment that it was written to; so old data in a recycled file can never be taken for the next group. The crc starts from
+//! a random salt, which is in the segment header. Without it a client could store bytes that look like a group, and the search
+//! for an intact group after a damaged one would find it.
 //!
 //! ```text
-//! payload  records, one behind the other; a byte for the kind, then
+//! payload  records, one after the other; a byte for the kind, then
 //!
 //! 1 entries      first index u64, entries u32, runs u32; per run: term u64, entries u32;
 //!                per entry: type u8, data bytes u32, context bytes u32; per entry: data, context
 //! 2 hard state   term u64, vote u64, commit u64
-//! 3 cut          index u64, term u64
+//! 3 truncate     index u64, term u64
 //! 4 reset        index u64, term u64
 //! 5 installing   index u64, term u64; 0 and 0 for none
 //! 9 segment      version u32, salt u32, cluster ID u64, member ID u64, next index u64,
-//!                and the bodies of a cut, a hard state and an installing record: the log up to here in brief
+//!                and the bodies of a truncate, a hard state and an installing record: the state of the log up to here
 //! ```
 //!
-//! A group that a segment header is in has the salt 0, and the header begins with the version, so that any version can
-//! tell which version it meets.
+//! The group with the segment header has the salt 0, and the header begins with the version, so that every version of the program
+//! can determine the version of a file.
 
 use bytes::{Buf, BufMut, Bytes};
 use protobuf::ProtobufEnum;
@@ -35,39 +35,39 @@ use raft::eraftpb::{Entry, EntryType, HardState};
 use super::contents::{Record, Summary};
 use super::{Group, Identity, Position};
 
-/// The version of everything above.
+/// The version of this format.
 pub(super) const VERSION: u32 = 1;
 
-/// What comes before a group's payload.
+/// The length of a group's header, which precedes the payload.
 pub(super) const HEAD_BYTES: usize = 32;
 
-/// What the group takes that begins a segment.
+/// The length of the group that begins a segment.
 pub(super) const SEGMENT_GROUP_BYTES: u64 = 128;
 
 /// Groups begin at multiples of this.
 pub(super) const ALIGNMENT: usize = 8;
 
 const MAGIC: [u8; 4] = *b"mlog";
-/// Where the bytes begin that the crc covers.
+/// Where the bytes covered by the crc begin.
 const COVERED: usize = 8;
 
 const ENTRIES: u8 = 1;
 const HARD_STATE: u8 = 2;
-const CUT: u8 = 3;
+const TRUNCATE: u8 = 3;
 const RESET: u8 = 4;
 const INSTALLING: u8 = 5;
 const SEGMENT: u8 = 9;
 
-/// What the next group must name: the last group and its crc.
+/// What the next group must refer to: the number and crc of the last group.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Link {
     pub group: u64,
     pub crc: u32,
 }
 
-/// The head of a group, as found.
+/// The header of a group, as read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Head {
+pub(super) struct GroupHeader {
     crc: u32,
     payload_bytes: usize,
     pub previous_crc: u32,
@@ -75,13 +75,13 @@ pub(super) struct Head {
     pub segment: u64,
 }
 
-impl Head {
-    /// Reads what may be a head.
+impl GroupHeader {
+    /// Reads a header, if the bytes begin with the magic number.
     pub fn read(bytes: &[u8]) -> Option<Self> {
         if bytes.starts_with(&MAGIC) { Self::read_any(bytes) } else { None }
     }
 
-    /// Reads what should be a head, even if it does not look like one.
+    /// Reads bytes as a header, even if the magic number does not match.
     pub fn read_any(bytes: &[u8]) -> Option<Self> {
         let mut bytes = bytes.get(MAGIC.len()..HEAD_BYTES)?;
         Some(Self {
@@ -93,36 +93,36 @@ impl Head {
         })
     }
 
-    /// How far behind the start of this group the next one begins.
+    /// The length of the group, up to the beginning of the next one.
     pub fn group_bytes(&self) -> usize {
         (HEAD_BYTES + self.payload_bytes).next_multiple_of(ALIGNMENT)
     }
 
-    /// What the next group must name.
+    /// What the next group must refer to.
     pub fn link(&self) -> Link {
         Link { group: self.group, crc: self.crc }
     }
 }
 
-/// The group at the start of `bytes`, if it is intact: its head and its payload.
-pub(super) fn intact(bytes: &[u8], salt: u32) -> Option<(Head, &[u8])> {
-    let head = Head::read(bytes)?;
+/// The group at the start of `bytes`, if it is intact: its header and its payload.
+pub(super) fn intact(bytes: &[u8], salt: u32) -> Option<(GroupHeader, &[u8])> {
+    let head = GroupHeader::read(bytes)?;
     let covered = bytes.get(COVERED..HEAD_BYTES + head.payload_bytes)?;
     (crc32c::crc32c_append(salt, covered) == head.crc).then(|| (head, &covered[HEAD_BYTES - COVERED..]))
 }
 
-/// Empties `buffer` for the records of a new group.
+/// Clears `buffer` for the records of a new group.
 pub(super) fn begin(buffer: &mut Vec<u8>) {
     buffer.clear();
     buffer.resize(HEAD_BYTES, 0);
 }
 
-/// How much room the group in `buffer` takes.
+/// The length of the group in `buffer` once it is sealed.
 pub(super) fn sealed_bytes(buffer: &[u8]) -> u64 {
     buffer.len().next_multiple_of(ALIGNMENT) as u64
 }
 
-/// Completes the group whose records are in `buffer`.
+/// Completes the group whose records are in `buffer`: fills in its header and pads it.
 pub(super) fn seal(buffer: &mut Vec<u8>, salt: u32, segment: u64, previous: Link) -> Link {
     let payload_bytes = u32::try_from(buffer.len() - HEAD_BYTES).expect("a group is far smaller than 4 GiB");
     let group = previous.group + 1;
@@ -139,7 +139,7 @@ pub(super) fn seal(buffer: &mut Vec<u8>, salt: u32, segment: u64, previous: Link
     Link { group, crc }
 }
 
-/// Adds what a group holds, straight from raft's own entries.
+/// Appends the records of a group, without copying raft's entries first.
 pub(super) fn put_group(buffer: &mut Vec<u8>, group: &Group) {
     if !group.entries.is_empty() {
         put_entries(buffer, &group.entries);
@@ -149,7 +149,7 @@ pub(super) fn put_group(buffer: &mut Vec<u8>, group: &Group) {
     }
 }
 
-/// Adds one record.
+/// Appends one record.
 pub(super) fn put_record(buffer: &mut Vec<u8>, record: &Record) {
     match record {
         Record::Entries(entries) => put_entries(buffer, entries),
@@ -157,8 +157,8 @@ pub(super) fn put_record(buffer: &mut Vec<u8>, record: &Record) {
             buffer.put_u8(HARD_STATE);
             put_hard_state(buffer, hard_state);
         }
-        Record::Cut(at) => {
-            buffer.put_u8(CUT);
+        Record::Truncate(at) => {
+            buffer.put_u8(TRUNCATE);
             put_position(buffer, *at);
         }
         Record::Reset(at) => {
@@ -207,14 +207,14 @@ fn put_hard_state(buffer: &mut Vec<u8>, hard_state: &HardState) {
     buffer.put_u64_le(hard_state.commit);
 }
 
-/// All records of a payload, or None if this version cannot read them.
+/// All records of a payload, or None if this version cannot decode them.
 pub(super) fn records(mut payload: &[u8]) -> Option<Vec<Record>> {
     let mut records = Vec::new();
     while let Ok(kind) = payload.try_get_u8() {
         records.push(match kind {
             ENTRIES => Record::Entries(take_entries(&mut payload)?),
             HARD_STATE => Record::HardState(take_hard_state(&mut payload)?),
-            CUT => Record::Cut(take_position(&mut payload)?),
+            TRUNCATE => Record::Truncate(take_position(&mut payload)?),
             RESET => Record::Reset(take_position(&mut payload)?),
             INSTALLING => Record::Installing(position_or_none(take_position(&mut payload)?)),
             _ => return None,
@@ -239,7 +239,7 @@ fn take_entries(payload: &mut &[u8]) -> Option<Vec<Entry>> {
     payload.advance(lengths.len());
     for entry in &mut entries {
         entry.entry_type = EntryType::from_i32(i32::from(lengths.get_u8()))?;
-        // Copied, because a slice would keep the whole segment in memory for as long as one entry lives.
+        // Copied, because a slice would keep the whole segment in memory as long as one of its entries exists.
         entry.data = take_bytes(payload, lengths.get_u32_le())?;
         entry.context = take_bytes(payload, lengths.get_u32_le())?;
     }
@@ -256,7 +256,7 @@ fn take_position(payload: &mut &[u8]) -> Option<Position> {
     Some(Position { index: payload.try_get_u64_le().ok()?, term: payload.try_get_u64_le().ok()? })
 }
 
-/// A position where 0 and 0 stand for none.
+/// Decodes a position where index 0 and term 0 mean none.
 fn position_or_none(at: Position) -> Option<Position> {
     (at != Position::default()).then_some(at)
 }
@@ -283,7 +283,7 @@ pub(super) struct SegmentHeader {
 pub(super) enum HeaderError {
     /// It is of a later version.
     Newer(u32),
-    /// It is none.
+    /// It is not a segment header.
     Malformed,
 }
 
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_into_a_group_comes_out_again() {
+    fn records_are_decoded_to_what_was_encoded() {
         let mut change = entry(7, 3, b"change");
         change.entry_type = EntryType::EntryConfChangeV2;
         change.context = Bytes::from_static(b"why");
@@ -346,7 +346,7 @@ mod tests {
         let group =
             Group { entries: vec![entry(5, 2, b""), entry(6, 2, b"six"), change], hard_state: Some(hard_state) };
         let at = Position { index: 4, term: 2 };
-        let extra = [Record::Cut(at), Record::Reset(at), Record::Installing(Some(at)), Record::Installing(None)];
+        let extra = [Record::Truncate(at), Record::Reset(at), Record::Installing(Some(at)), Record::Installing(None)];
 
         let mut buffer = Vec::new();
         begin(&mut buffer);
@@ -379,10 +379,10 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_not_one_under_another_salt() {
+    fn a_group_is_not_intact_under_another_salt() {
         let mut buffer = Vec::new();
         begin(&mut buffer);
-        put_record(&mut buffer, &Record::Cut(Position::default()));
+        put_record(&mut buffer, &Record::Truncate(Position::default()));
         seal(&mut buffer, 5, 1, Link::default());
         assert!(intact(&buffer, 6).is_none());
     }
@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(segment_header(&buffer[HEAD_BYTES..]), Ok(header));
         buffer[HEAD_BYTES + 1] = 2;
         assert_eq!(segment_header(&buffer[HEAD_BYTES..]), Err(HeaderError::Newer(2)));
-        buffer[HEAD_BYTES] = CUT;
+        buffer[HEAD_BYTES] = TRUNCATE;
         assert_eq!(segment_header(&buffer[HEAD_BYTES..]), Err(HeaderError::Malformed));
     }
 }

@@ -1,7 +1,7 @@
-//! What the operating system does for one open file, and what is known of the file system that it lies on.
+//! The system calls for one open file, and what is known about its file system.
 //!
-//! [`OsFile`](super::files::OsFile) is made of these few calls. Tests put a disk that loses power beneath them, so that the
-//! decisions above them are what is tested.
+//! [`OsFile`](super::files::OsFile) uses only these few calls. Tests replace them with a disk that loses power, so that the logic
+//! above them is tested.
 
 use std::fmt;
 use std::fs;
@@ -11,24 +11,22 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::fstatfs;
 use rustix::io::{ReadWriteFlags, pwritev2, retry_on_intr};
 
-/// An open file. Whether its calls go through the page cache was decided when it was opened.
+/// An open file. Whether its calls use the page cache or direct I/O was decided when it was opened.
 pub(super) trait Handle: Send {
-    /// Reads up to as many bytes as there is room for; none at the end of the file.
+    /// Reads up to as many bytes as fit into the buffer; none at the end of the file.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes all bytes, which are durable after [`sync_data`](Self::sync_data).
+    /// Writes all bytes. They are durable after [`sync_data`](Self::sync_data).
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Writes bytes that are durable when this returns, and returns how many.
+    /// Writes bytes, which are durable when this returns, and returns how many were written.
     fn write_durably_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
 
-    /// Makes durable what was written, and how long the file is.
+    /// Makes the written bytes and the file's length durable.
     fn sync_data(&self) -> io::Result<()>;
 
-    /// How long the file is.
     fn size_bytes(&self) -> io::Result<u64>;
 
-    /// Where the file lies.
     fn file_system(&self) -> io::Result<FileSystem>;
 }
 
@@ -59,23 +57,23 @@ impl Handle for fs::File {
     }
 }
 
-/// A file system, by the number that `fstatfs` gives for it.
+/// A file system type, as the number that `fstatfs` returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileSystem(pub u64);
 
 impl FileSystem {
-    /// One that nothing is known of.
+    /// An unknown type.
     pub const UNKNOWN: Self = Self(0);
 
-    /// ext4, and those before it.
+    /// ext4, ext3 and ext2.
     pub const EXT4: Self = Self(0xEF53);
 
-    /// Those that do what `O_DIRECT` and `RWF_DSYNC` ask for. Others accept the flags and may ignore them: layers over
-    /// another file system, file systems in user space or on the network. There only a sync can be relied upon.
+    /// The types that honour `O_DIRECT` and `RWF_DSYNC`. Others accept the flags and may ignore them: overlay, user-space and
+    /// network file systems. On those only a sync can be relied upon.
     const WITH_DURABLE_WRITES: [(Self, &'static str); 4] =
         [(Self::EXT4, "ext4"), (Self(0x5846_5342), "xfs"), (Self(0x9123_683E), "btrfs"), (Self(0xF2F5_2010), "f2fs")];
 
-    /// Whether a write past the page cache that is to be durable when it returns is durable then.
+    /// Whether a direct write with `RWF_DSYNC` is durable when it returns.
     pub(super) fn has_durable_writes(self) -> bool {
         self.name().is_some()
     }
@@ -112,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_system_of_a_file_is_the_systems_word() {
+    fn the_file_system_of_a_file_is_read_from_the_system() {
         let proc = fs::File::open("/proc/self/stat").unwrap();
         assert_eq!(proc.file_system().unwrap(), FileSystem(0x9FA0));
     }

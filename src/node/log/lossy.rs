@@ -1,17 +1,16 @@
-//! FOR TESTS: files that lose power.
+//! FOR TESTS: files on a disk that can lose power.
 //!
-//! [`LossyFiles`] works on real files and remembers, for each of them, what a power cut would leave: the bytes at the last
-//! sync, and of the writes since then whatever the disk felt like; the names at the last directory sync, and of the changes
-//! since then the first few. [`crash`](LossyFiles::crash) puts the directory into that state;
-//! [`power_cut`](LossyFiles::power_cut) lays that state down elsewhere, while whoever works here goes on and notices nothing.
+//! [`LossyFiles`] works on real files and keeps, for each of them, what a power failure would leave: the bytes at the last sync
+//! and an arbitrary part of the writes since then; the names at the last directory sync and the first few of the changes since
+//! then. [`crash`](LossyFiles::crash) changes the directory to such a state; [`power_cut`](LossyFiles::power_cut) writes such a
+//! state to another directory, without an effect on the code that uses this one.
 //!
-//! What the log holds in its hands is either a file that keeps nothing but the contract of [`File`], or, with
-//! [`under_os_files`](LossyFiles::under_os_files), the same type as on the operating system, over a disk that loses power:
-//! writes past the page cache are durable at once, if the disk does what it is asked for, and the page cache never hears of
-//! them.
+//! The log uses either a file that guarantees only the contract of [`File`] or, with
+//! [`under_os_files`](LossyFiles::under_os_files), the same type as on the operating system, over a simulated disk: direct writes
+//! are durable at once, unless the disk ignores that flag, and do not update the page cache.
 //!
-//! [`fail_at`](LossyFiles::fail_at) breaks the disk at the n-th operation, so that a test can go through a procedure and
-//! crash at each of its steps.
+//! [`fail_at`](LossyFiles::fail_at) makes the disk fail from the n-th operation on, so that a test can crash at each step of a
+//! procedure.
 
 mod inode;
 
@@ -25,20 +24,20 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::direct::BLOCK;
 use super::files::{File, Files, OsFile};
 use super::handle::{FileSystem, Handle};
-use inode::{Dice, Inode};
+use inode::{Inode, SplitMix64};
 
-/// What a crash costs.
+/// What a crash loses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// The process is gone, the machine is not: nothing, for now.
+    /// Nothing, because only the process crashed, not the machine.
     Nothing,
     /// Everything that was not synced.
     Unsynced,
-    /// Of what was not synced, parts chosen by this seed: sectors of the writes, and the later ones of the name changes.
+    /// Parts of what was not synced, chosen by this seed: sectors of the writes, and the later ones of the name changes.
     Parts(u64),
 }
 
-/// Files on a disk that can lose power; a handle to be cloned.
+/// Files on a disk that can lose power. Clones share the disk.
 #[derive(Debug, Clone, Default)]
 pub struct LossyFiles {
     disk: Arc<Mutex<Disk>>,
@@ -47,15 +46,15 @@ pub struct LossyFiles {
 #[derive(Debug, Default, Clone)]
 struct Disk {
     inodes: Vec<Inode>,
-    /// Every name, as the process sees it, and as it would be after a power cut.
+    /// All names, as the process sees them, and as they would be after a power failure.
     names: BTreeMap<PathBuf, usize>,
     durable_names: BTreeMap<PathBuf, usize>,
     unsynced_changes: Vec<Change>,
     operations: u64,
     fail_at: Option<u64>,
-    lies: bool,
+    ignores_syncs: bool,
     ignores_durable_writes: bool,
-    /// Where files lie that are of the operating system's type; None if they are not.
+    /// The simulated file system below files of the operating system's type; None if files are of the other type.
     file_system: Option<FileSystem>,
 }
 
@@ -73,13 +72,13 @@ impl Change {
         }
     }
 
-    fn make(&self, names: &mut BTreeMap<PathBuf, usize>) {
+    fn apply(&self, names: &mut BTreeMap<PathBuf, usize>) {
         match self {
             Self::Create(path, inode) => {
                 names.insert(path.clone(), *inode);
             }
             Self::Rename(from, to) => {
-                let inode = names.remove(from).expect("changes become durable in their order");
+                let inode = names.remove(from).expect("changes become durable in order");
                 names.insert(to.clone(), inode);
             }
             Self::Remove(path) => {
@@ -90,44 +89,43 @@ impl Change {
 }
 
 impl LossyFiles {
-    /// An intact disk.
+    /// A working disk.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An intact disk with this file system, and the operating system's type of file over it.
+    /// A working disk with this file system, used through the operating system's type of file.
     #[must_use]
     pub fn under_os_files(file_system: FileSystem) -> Self {
         let disk = Disk { file_system: Some(file_system), ..Disk::default() };
         Self { disk: Arc::new(Mutex::new(disk)) }
     }
 
-    /// Breaks the disk at the n-th operation from now on, counted from 1: it and all later ones fail, and whether that one
-    /// has an effect is up to the crash.
+    /// Makes the disk fail at the n-th operation from now on, counted from 1: it and all later ones return an error. Whether they
+    /// have an effect is decided by the crash.
     pub fn fail_at(&self, operation: u64) {
         let mut disk = self.disk();
         disk.fail_at = Some(disk.operations + operation);
     }
 
-    /// From now on a sync of a file reports success and does nothing: for tests that must find out.
+    /// From now on a sync of a file reports success and does nothing, for tests that must detect it.
     pub fn lie_about_syncs(&self) {
-        self.disk().lies = true;
+        self.disk().ignores_syncs = true;
     }
 
-    /// From now on a write that is to be durable when it returns is like any other, as where a file system does not know
-    /// `RWF_DSYNC`. Syncs are honest.
+    /// From now on a write with `RWF_DSYNC` is like any other, as on a file system that ignores the flag. Syncs work.
     pub fn ignore_durable_writes(&self) {
         self.disk().ignores_durable_writes = true;
     }
 
-    /// How many operations that change something there were.
+    /// The number of operations so far that change something.
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.disk().operations
     }
 
-    /// Loses what the crash costs, and repairs the disk. Files that were open before must not be used any more.
+    /// Simulates a crash with this loss; the disk works again afterwards. Files that were open before must not be used any more.
     pub fn crash(&self, loss: Loss) -> io::Result<()> {
         let mut disk = self.disk();
         let before: BTreeSet<PathBuf> = disk.names.keys().chain(disk.durable_names.keys()).cloned().collect();
@@ -140,26 +138,28 @@ impl LossyFiles {
                 Ok(()) | Err(_) => {}
             }
         }
-        disk.lay_down()
+        disk.write_files()
     }
 
-    /// Lays down in another directory what a power cut at this very moment would leave; all files must lie in one. Whoever
-    /// works on this disk goes on, and cannot reach its successor.
+    /// Writes to another directory what a power failure at this moment would leave; all files must be in one directory. Code
+    /// that uses this disk is not affected, and cannot change the new one.
     pub fn power_cut(&self, loss: Loss, to: &Path) -> io::Result<Self> {
-        assert!(loss != Loss::Nothing, "a power cut takes at least what only the process knew");
+        assert!(loss != Loss::Nothing, "a power failure loses at least what only the process had");
         let mut disk = self.disk().clone();
         disk.lose(loss);
-        let elsewhere = |names: &BTreeMap<PathBuf, usize>| {
-            let moved = names.iter().map(|(path, inode)| (to.join(path.file_name().expect("of a file")), *inode));
-            moved.collect::<BTreeMap<_, _>>()
+        let moved = |names: &BTreeMap<PathBuf, usize>| {
+            let names = names
+                .iter()
+                .map(|(path, inode)| (to.join(path.file_name().expect("the path of a file has a name")), *inode));
+            names.collect::<BTreeMap<_, _>>()
         };
-        (disk.names, disk.durable_names) = (elsewhere(&disk.names), elsewhere(&disk.durable_names));
+        (disk.names, disk.durable_names) = (moved(&disk.names), moved(&disk.durable_names));
         fs::create_dir_all(to)?;
-        disk.lay_down()?;
+        disk.write_files()?;
         Ok(Self { disk: Arc::new(Mutex::new(disk)) })
     }
 
-    /// Changes a file's bytes behind everybody's back, as a decaying disk does.
+    /// Changes the bytes of a file, as disk corruption does.
     pub fn rewrite(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut disk = self.disk();
         let inode = *disk.names.get(path).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
@@ -168,7 +168,7 @@ impl LossyFiles {
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.disk.lock().expect("a test that panics here has failed already")
+        self.disk.lock().expect("the lock is poisoned only if the test has failed")
     }
 
     fn file(&self, path: &Path, inode: usize) -> io::Result<LossyFile> {
@@ -176,7 +176,7 @@ impl LossyFiles {
         Ok(LossyFile { disk: Arc::clone(&self.disk), real, inode })
     }
 
-    /// Opens the real file behind a name.
+    /// Opens the real file with this name.
     fn handle(&self, path: &Path, inode: usize) -> io::Result<Box<dyn File>> {
         if self.disk().file_system.is_none() {
             return Ok(Box::new(self.file(path, inode)?));
@@ -193,38 +193,38 @@ impl LossyFiles {
         self.disk().names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Notes a change of names and whether it is reported as failed.
-    fn change(&self, change: Change, really: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    /// Makes a change of names, and returns an error if the disk is broken.
+    fn change(&self, change: Change, make: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let mut disk = self.disk();
         let outcome = disk.count();
-        really()?;
-        change.make(&mut disk.names);
+        make()?;
+        change.apply(&mut disk.names);
         disk.unsynced_changes.push(change);
         outcome
     }
 }
 
 impl Disk {
-    /// Becomes what the crash leaves, and intact again; false if the real files need no change.
+    /// Applies a crash, and repairs the disk; false if the real files need no change.
     fn lose(&mut self, loss: Loss) -> bool {
         self.fail_at = None;
         if loss == Loss::Nothing {
             self.inodes.iter_mut().for_each(Inode::restart);
             return false;
         }
-        let mut dice = if let Loss::Parts(seed) = loss { Some(Dice(seed)) } else { None };
-        let survivors = dice.as_mut().map_or(0, |dice| dice.below(self.unsynced_changes.len() + 1));
+        let mut random = if let Loss::Parts(seed) = loss { Some(SplitMix64(seed)) } else { None };
+        let survivors = random.as_mut().map_or(0, |random| random.below(self.unsynced_changes.len() + 1));
         let Self { unsynced_changes, durable_names, names, inodes, .. } = self;
-        unsynced_changes.drain(..).take(survivors).for_each(|change| change.make(durable_names));
+        unsynced_changes.drain(..).take(survivors).for_each(|change| change.apply(durable_names));
         for inode in inodes {
-            inode.lose(dice.as_mut());
+            inode.lose(random.as_mut());
         }
         names.clone_from(durable_names);
         true
     }
 
-    /// Writes every file as it is on the disk.
-    fn lay_down(&self) -> io::Result<()> {
+    /// Writes the durable content of every file.
+    fn write_files(&self) -> io::Result<()> {
         self.names.iter().try_for_each(|(path, inode)| fs::write(path, &self.inodes[*inode].durable))
     }
 
@@ -232,14 +232,14 @@ impl Disk {
     fn count(&mut self) -> io::Result<()> {
         self.operations += 1;
         match self.fail_at {
-            Some(fail_at) if self.operations >= fail_at => Err(io::Error::other("the test broke the disk")),
+            Some(fail_at) if self.operations >= fail_at => Err(io::Error::other("the simulated disk is broken")),
             Some(_) | None => Ok(()),
         }
     }
 }
 
 impl Files for LossyFiles {
-    /// Directories are durable at once: the log makes none but its own, whose caller sees to that.
+    /// Directories are durable at once: the log creates only its own, and making that durable is up to its caller.
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         fs::create_dir_all(dir)
     }
@@ -285,7 +285,7 @@ impl Files for LossyFiles {
         disk.count()?;
         let Disk { unsynced_changes, durable_names, .. } = &mut *disk;
         let synced = unsynced_changes.extract_if(.., |change| change.dir() == Some(dir));
-        synced.for_each(|change| change.make(durable_names));
+        synced.for_each(|change| change.apply(durable_names));
         Ok(())
     }
 
@@ -298,7 +298,7 @@ impl Files for LossyFiles {
     }
 }
 
-/// A file that promises what [`File`] promises, and no more.
+/// A file that guarantees only the contract of [`File`].
 struct LossyFile {
     disk: Arc<Mutex<Disk>>,
     real: fs::File,
@@ -307,17 +307,17 @@ struct LossyFile {
 
 impl LossyFile {
     fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.disk.lock().expect("a test that panics here has failed already")
+        self.disk.lock().expect("the lock is poisoned only if the test has failed")
     }
 
     fn sync_all(&self) -> io::Result<()> {
         let mut disk = self.disk();
         let outcome = disk.count();
-        let lies = disk.lies;
+        let ignores_syncs = disk.ignores_syncs;
         let inode = &mut disk.inodes[self.inode];
         if outcome.is_ok() {
-            if !lies {
-                inode.settle();
+            if !ignores_syncs {
+                inode.sync();
             }
         } else {
             inode.sync_failed = true;
@@ -330,28 +330,28 @@ impl LossyFile {
         let mut disk = self.disk();
         let outcome = disk.count();
         FileExt::write_all_at(&self.real, &bytes, offset)?;
-        disk.inodes[self.inode].unsynced_writes.push((place(offset), bytes));
+        disk.inodes[self.inode].unsynced_writes.push((to_usize(offset), bytes));
         outcome
     }
 }
 
-fn place(offset: u64) -> usize {
+fn to_usize(offset: u64) -> usize {
     usize::try_from(offset).expect("tests write small files")
 }
 
-/// Half of all writes clear the rest of their last block, unless the file ends there: both is allowed.
-fn with_rest_of_block(place: usize, bytes: &[u8], file_bytes: u64) -> Vec<u8> {
-    let (mut bytes, end) = (bytes.to_vec(), place + bytes.len());
+/// Zeroes the rest of the last block for half of all writes, unless the file ends there: both are allowed.
+fn with_rest_of_block(start: usize, bytes: &[u8], file_bytes: u64) -> Vec<u8> {
+    let (mut bytes, end) = (bytes.to_vec(), start + bytes.len());
     let block_end = end.next_multiple_of(BLOCK);
     if end.is_multiple_of(2) && block_end as u64 <= file_bytes {
-        bytes.resize(block_end - place, 0);
+        bytes.resize(block_end - start, 0);
     }
     bytes
 }
 
 impl File for LossyFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.write(offset, with_rest_of_block(place(offset), bytes, self.real.metadata()?.len()))
+        self.write(offset, with_rest_of_block(to_usize(offset), bytes, self.real.metadata()?.len()))
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -363,11 +363,11 @@ impl File for LossyFile {
     }
 
     fn how_it_syncs(&self) -> String {
-        "until a test cuts the power".to_owned()
+        "on a simulated disk".to_owned()
     }
 }
 
-/// What the operating system would do with such a file, opened through the page cache or past it.
+/// Simulates the operating system's file handle, with the page cache or with direct I/O.
 struct LossyHandle {
     file: LossyFile,
     is_direct: bool,
@@ -381,17 +381,17 @@ impl Handle for LossyHandle {
         assert_aligned(bytes, offset);
         let left = usize::try_from(self.size_bytes()?.saturating_sub(offset)).expect("tests write small files");
         let read = bytes.len().min(left);
-        self.file.disk().inodes[self.file.inode].read(place(offset), &mut bytes[..read]);
+        self.file.disk().inodes[self.file.inode].read(to_usize(offset), &mut bytes[..read]);
         Ok(read)
     }
 
-    /// The page cache holds whole pages: with the bytes it writes what else it believes to be in them.
+    /// The page cache writes whole pages, with its own, possibly stale, content around the bytes.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        assert!(!self.is_direct, "past the page cache only durable writes go");
-        let (start, end) = (place(offset), place(offset) + bytes.len());
+        assert!(!self.is_direct, "direct writes are durable writes");
+        let (start, end) = (to_usize(offset), to_usize(offset) + bytes.len());
         let size = usize::try_from(self.size_bytes()?).expect("tests write small files").max(end);
-        let (first, behind) = (start / BLOCK * BLOCK, end.next_multiple_of(BLOCK).min(size));
-        let mut pages = vec![0; behind - first];
+        let (first, after) = (start / BLOCK * BLOCK, end.next_multiple_of(BLOCK).min(size));
+        let mut pages = vec![0; after - first];
         let mut read = 0;
         while let more @ 1.. = FileExt::read_at(&self.file.real, &mut pages[read..], (first + read) as u64)? {
             read += more;
@@ -400,17 +400,17 @@ impl Handle for LossyHandle {
         self.file.write(first as u64, pages)
     }
 
-    /// The page cache keeps what it has, as it may if it was busy.
+    /// The page cache keeps its content, as the real one may if it is in use.
     fn write_durably_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        assert!(self.is_direct, "only past the page cache");
+        assert!(self.is_direct, "durable writes are direct writes");
         assert_aligned(bytes, offset);
         let mut disk = self.file.disk();
         let (outcome, ignored) = (disk.count(), disk.ignores_durable_writes);
         let inode = &mut disk.inodes[self.file.inode];
         if outcome.is_ok() && !ignored {
-            inode.put_durably(place(offset), bytes);
+            inode.put_durably(to_usize(offset), bytes);
         } else {
-            inode.unsynced_writes.push((place(offset), bytes.to_vec()));
+            inode.unsynced_writes.push((to_usize(offset), bytes.to_vec()));
         }
         outcome.map(|()| bytes.len())
     }
@@ -424,11 +424,11 @@ impl Handle for LossyHandle {
     }
 
     fn file_system(&self) -> io::Result<FileSystem> {
-        Ok(self.file.disk().file_system.expect("files of this type have one"))
+        Ok(self.file.disk().file_system.expect("files of this type have a file system"))
     }
 }
 
 fn assert_aligned(bytes: &[u8], offset: u64) {
     let is_aligned = offset.is_multiple_of(BLOCK as u64) && bytes.len().is_multiple_of(BLOCK);
-    assert!(is_aligned && bytes.as_ptr().addr().is_multiple_of(BLOCK), "the system would refuse this");
+    assert!(is_aligned && bytes.as_ptr().addr().is_multiple_of(BLOCK), "direct I/O must be aligned");
 }

@@ -1,14 +1,14 @@
-//! The entries that raft can see.
+//! The entries that raft reads.
 //!
-//! raft-rs reads its log through [`raft::Storage`], from its own thread, at every step; so everything it may ask for lies
-//! in memory: all entries behind the truncation point. A follower that needs older ones gets a snapshot.
+//! raft-rs reads its log through [`raft::Storage`], on its own thread, at every step. So everything that it may read is in
+//! memory: all entries after the truncation point. A follower that needs older ones gets a snapshot.
 //!
-//! Entries are put here before raft is told that they are written, and reach the disk through the
-//! [`LogStore`](super::LogStore) on their own way. After a restart both begin with the same [`Recovered`].
+//! Entries are appended here before raft is told that they are written; they are written to disk independently, through the
+//! [`LogStore`](super::LogStore). After a restart both start from the same [`Recovered`].
 //!
 //! INVARIANTS
 //! * Indexes are contiguous from the truncation point on.
-//! * The term at the truncation point is known, although the entry is gone.
+//! * The term at the truncation point is known, although the entry is removed.
 
 use std::{cell::Cell, collections::VecDeque};
 
@@ -18,7 +18,7 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::{Position, Recovered};
 
-/// A log in memory, as raft wants to see it.
+/// The log in memory, as raft's storage.
 #[derive(Debug, Default, Clone)]
 pub struct MemoryLog {
     truncated: Position,
@@ -26,16 +26,16 @@ pub struct MemoryLog {
     hard_state: HardState,
     conf_state: ConfState,
     size_bytes: usize,
-    /// A copy of the database that may be sent, by what it holds.
+    /// The position and configuration of the snapshot that can be sent.
     offer: Option<(Position, ConfState)>,
-    /// Somebody needs what only a copy of the database still says.
+    /// Raft asked for a snapshot, and there was none that fits.
     wants_offer: Cell<bool>,
 }
 
 impl MemoryLog {
-    /// Starts from what the log on disk held, under the configuration in force at the applied index of the database.
+    /// Starts from the content of the log on disk, with the configuration at the applied index of the database.
     ///
-    /// The caller has [checked](Recovered::check_applied) that the two belong together.
+    /// The caller must have [checked](Recovered::check_applied) that log and database belong together.
     #[must_use]
     pub fn new(recovered: &Recovered, applied_index: u64, conf_state: ConfState) -> Self {
         assert!(applied_index <= recovered.last_index(), "what is applied was in the log before");
@@ -47,7 +47,7 @@ impl MemoryLog {
         log
     }
 
-    /// Takes new entries; from the first one's index on they supersede what is here.
+    /// Appends entries; they supersede existing ones from the first one's index on.
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         assert!(first.index > self.truncated.index, "entries at or below the truncation point were committed");
@@ -63,9 +63,9 @@ impl MemoryLog {
         }
     }
 
-    /// Forgets everything up to and including `index`; does nothing if that is forgotten already.
+    /// Removes all entries up to and including `index`, if they have not been removed already.
     pub fn cut(&mut self, index: u64) {
-        assert!(index < self.next_index(), "only what is in the log can be cut from it");
+        assert!(index < self.next_index(), "the truncation point is in the log");
         while self.truncated.index < index {
             let gone = self.entries.pop_front().expect("the index is in the log");
             self.size_bytes -= footprint(&gone);
@@ -73,63 +73,58 @@ impl MemoryLog {
         }
     }
 
-    /// Starts over behind an installed snapshot.
+    /// Resets the log after a snapshot was installed.
     pub fn restore(&mut self, at: Position, hard_state: HardState, conf_state: ConfState) {
         *self = Self { truncated: at, hard_state, conf_state, ..Self::default() };
     }
 
-    /// Remembers term, vote and commit.
     pub fn set_hard_state(&mut self, hard_state: HardState) {
         self.hard_state = hard_state;
     }
 
-    /// Remembers the configuration.
     pub fn set_conf_state(&mut self, conf_state: ConfState) {
         self.conf_state = conf_state;
     }
 
-    /// Lets raft send a copy of the database as of a position, under the configuration in force there; or, with None, no
-    /// longer.
+    /// Sets the snapshot that raft can send, by its position and the configuration there; None if there is none any more.
     pub fn offer(&mut self, offer: Option<(Position, ConfState)>) {
         self.offer = offer;
     }
 
-    /// Whether a copy of the database was asked for in vain since the last time.
+    /// Whether raft has asked for a snapshot and got none since the last call.
     pub fn take_wants_offer(&self) -> bool {
         self.wants_offer.take()
     }
 
-    /// Term, vote and commit, as last remembered.
     #[must_use]
     pub fn hard_state(&self) -> &HardState {
         &self.hard_state
     }
 
-    /// The last position that was forgotten.
+    /// The truncation point: the position of the last entry that was removed.
     #[must_use]
     pub fn truncated(&self) -> Position {
         self.truncated
     }
 
-    /// The entry at an index, and where it stands, if it is here.
+    /// The position at an index, if its term is known.
     #[must_use]
     pub fn position(&self, index: u64) -> Option<Position> {
         Some(Position { index, term: self.term(index).ok()? })
     }
 
-    /// How many entries are here.
+    /// The number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// About how much memory the entries take.
+    /// The approximate memory use of the entries.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         self.size_bytes
@@ -139,13 +134,13 @@ impl MemoryLog {
         self.truncated.index + self.entries.len() as u64 + 1
     }
 
-    /// Where an index is in the deque; only for indexes behind the truncation point.
-    fn place(&self, index: u64) -> usize {
-        usize::try_from(index - self.truncated.index - 1).expect("as many entries as fit into memory")
+    /// The offset of an index in the deque. The index must be above the truncation point.
+    fn offset(&self, index: u64) -> usize {
+        usize::try_from(index - self.truncated.index - 1).expect("the entries fit into memory")
     }
 }
 
-/// What an entry costs in memory.
+/// The memory use of an entry.
 fn footprint(entry: &Entry) -> usize {
     size_of::<Entry>() + entry.data.len() + entry.context.len()
 }
@@ -165,15 +160,15 @@ impl Storage for MemoryLog {
         if low <= self.truncated.index {
             return Err(StorageError::Compacted.into());
         }
-        assert!(high <= self.next_index(), "raft asks for nothing behind the last entry");
-        let mut room = max_size.into().unwrap_or(u64::MAX);
+        assert!(high <= self.next_index(), "raft asks for no entries after the last one");
+        let mut left = max_size.into().unwrap_or(u64::MAX);
         let fits = |(nth, entry): &(usize, &Entry)| {
             let size = u64::from(entry.compute_size());
-            let fits = *nth == 0 || size <= room;
-            room = room.saturating_sub(size);
+            let fits = *nth == 0 || size <= left;
+            left = left.saturating_sub(size);
             fits
         };
-        let range = self.entries.range(self.place(low)..self.place(high));
+        let range = self.entries.range(self.offset(low)..self.offset(high));
         Ok(range.enumerate().take_while(fits).map(|(_, entry)| entry.clone()).collect())
     }
 
@@ -184,7 +179,7 @@ impl Storage for MemoryLog {
         if index == self.truncated.index {
             return Ok(self.truncated.term);
         }
-        self.entries.get(self.place(index)).map(|entry| entry.term).ok_or_else(|| StorageError::Unavailable.into())
+        self.entries.get(self.offset(index)).map(|entry| entry.term).ok_or_else(|| StorageError::Unavailable.into())
     }
 
     fn first_index(&self) -> raft::Result<u64> {
@@ -195,12 +190,12 @@ impl Storage for MemoryLog {
         Ok(self.next_index() - 1)
     }
 
-    /// A member ignores a snapshot that does not name it, and one that ends before the log begins leads nowhere: then
-    /// another is wanted.
+    /// A member ignores a snapshot whose configuration does not contain it, and a snapshot from before the truncation point
+    /// cannot be continued from the log. In both cases a new snapshot is requested.
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        let names = |conf: &ConfState| conf.voters.contains(&to) || conf.learners.contains(&to);
+        let contains = |conf: &ConfState| conf.voters.contains(&to) || conf.learners.contains(&to);
         let lowest = request_index.max(self.truncated.index);
-        let fits = |(at, conf): &&(Position, ConfState)| at.index >= lowest && names(conf);
+        let fits = |(at, conf): &&(Position, ConfState)| at.index >= lowest && contains(conf);
         let Some((at, conf_state)) = self.offer.as_ref().filter(fits) else {
             self.wants_offer.set(true);
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
@@ -225,7 +220,7 @@ mod tests {
         Entry { index, term, data: Bytes::from(vec![0; 100]), ..Entry::default() }
     }
 
-    /// Entries 11 to 20 of term 2 behind (10, 1).
+    /// Entries 11 to 20 of term 2, after the truncation point (10, 1).
     fn log() -> MemoryLog {
         let mut log = MemoryLog { truncated: Position { index: 10, term: 1 }, ..MemoryLog::default() };
         log.append(&(11..=20).map(|index| entry(index, 2)).collect::<Vec<_>>());
@@ -238,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn raft_gets_at_least_one_entry_however_small_the_limit() {
+    fn raft_gets_at_least_one_entry_however_small_the_limit_is() {
         let log = log();
         assert_eq!(indexes(&log, 12, 21, 0), [12]);
         assert_eq!(indexes(&log, 12, 15, u64::MAX), [12, 13, 14]);
@@ -268,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_follows_what_comes_and_goes() {
+    fn the_size_is_that_of_the_entries_in_the_log() {
         let mut log = log();
         let one = footprint(&entry(1, 1));
         assert_eq!(log.size_bytes(), 10 * one);
@@ -281,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_applied_counts_as_committed() {
+    fn applied_entries_count_as_committed() {
         let recovered = Recovered {
             identity: super::super::Identity::default(),
             hard_state: HardState { term: 2, commit: 12, ..HardState::default() },

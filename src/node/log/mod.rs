@@ -1,29 +1,29 @@
-//! The raft log: what this member promised, in the order in which it promised it.
+//! The raft log on disk: votes, terms and entries, in the order in which they were persisted.
 //!
-//! A vote, a term, an acknowledged entry are promises to the other members, so they must outlive a power cut. All that one
-//! turn of raft wants kept is one [`Group`]; a group is one write, one checksum and one sync, and it is there afterwards
-//! either whole or not at all.
+//! A vote, a term or an acknowledged entry is a promise to the other members, so it must survive a power failure. Everything
+//! that one iteration of raft must persist is one [`Group`]. A group is one write, one checksum and one sync; after a crash it is
+//! there either completely or not at all.
 //!
 //! ```text
 //! raft thread ──Group──▶ LogStore::write ──▶ LogStore::sync ──▶ "persisted n", acknowledgements
 //!      │
-//!      └── entries ──▶ MemoryLog: what raft itself reads back
+//!      └── entries ──▶ MemoryLog: what raft reads
 //! ```
 //!
-//! Three stores keep groups. [`SegmentLog`] is the real one, on files. [`volatile::VolatileLog`] keeps them in memory and
-//! forgets on [`crash`](volatile::VolatileLog::crash) what was not synced, for the single-threaded simulation. Under the
-//! real one, [`lossy::LossyFiles`] can take the place of the operating system and lose power at any step.
+//! There are two stores. [`SegmentLog`] is the real one, on files. [`volatile::VolatileLog`] keeps groups in memory and drops
+//! unsynced ones on [`crash`](volatile::VolatileLog::crash), for the single-threaded simulation. In tests, [`lossy::LossyFiles`]
+//! can replace the operating system below the real one, and simulate a power failure at any operation.
 //!
-//! Why files of our own: overwriting a file that is already full of bytes and syncing it costs a fraction of what a growing
-//! file or a general-purpose store costs, and only a format whose groups prove one another can tell a write that the power
-//! cut tore (harmless: nobody was promised anything) from damage to what was promised (never to be cut off in silence).
+//! Why a file format of our own: overwriting a preallocated file and syncing it costs a fraction of what a growing file or a
+//! general-purpose store costs. And only a format in which each group proves that the one before it was synced can distinguish a
+//! torn write (harmless: nothing in it was acknowledged) from corruption of synced data (which must never be truncated silently).
 //!
 //! INVARIANTS
 //! * A group is written only after the group before it was synced.
 //! * Indexes are contiguous from the truncation point on; entries at or below the last index supersede the tail.
-//! * The truncation point, the hard state and an unfinished snapshot install survive every cut.
-//! * After the first error of a write or a sync the log refuses everything: a sync is never tried again, because the
-//!   operating system may report success next time without having written.
+//! * The truncation point, the hard state and an unfinished snapshot install survive every truncation.
+//! * After the first error of a write or a sync the log refuses all further operations: a sync is never retried, because the
+//!   operating system may report success the next time without having written the data.
 
 #![allow(clippy::missing_errors_doc, reason = "a `Halt` says what failed, and each failure is final")]
 #![allow(clippy::missing_panics_doc, reason = "what panics is a bug of ours, and its message says which")]
@@ -51,12 +51,12 @@ pub use handle::FileSystem;
 pub use memory::MemoryLog;
 pub use segment::{Place, SegmentLog};
 
-/// A place in the log: an index and the term of the entry there.
+/// A position in the log: an index and the term of the entry there.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// Index of the entry; 0 stands before the first one.
+    /// The index of the entry, or 0 for the position before the first one.
     pub index: u64,
-    /// Term of the entry.
+    /// The term of the entry.
     pub term: u64,
 }
 
@@ -66,7 +66,8 @@ impl fmt::Display for Position {
     }
 }
 
-/// Whose log this is; written into every segment, so that files of different members never mix.
+/// The cluster and member that a log belongs to. It is written into every segment, so that files of different members cannot be
+/// mixed up.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster.
@@ -75,23 +76,23 @@ pub struct Identity {
     pub member_id: u64,
 }
 
-/// What one write makes durable: all of it or nothing.
+/// What one write makes durable, atomically.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Group {
     /// New entries, contiguous; from the first one's index on they supersede what the log holds.
     pub entries: Vec<Entry>,
-    /// The newest term, vote and commit, if they changed.
+    /// The newest term, vote and commit index, if they changed.
     pub hard_state: Option<HardState>,
 }
 
 impl Group {
-    /// Whether there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.hard_state.is_none()
     }
 
-    /// Takes in a later group, so that both become one write: its entries supersede ours where they overlap.
+    /// Merges a later group into this one, so that both become one write: its entries supersede those of this one where they
+    /// overlap.
     pub fn absorb(&mut self, later: Self) {
         if let Some(first) = later.entries.first() {
             let kept = self.entries.partition_point(|entry| entry.index < first.index);
@@ -104,30 +105,30 @@ impl Group {
     }
 }
 
-/// Where groups are kept. One owner writes; what was kept comes back as [`Recovered`] when the store is opened.
+/// Stores groups durably. It has one owner, which writes; opening a store returns its content as [`Recovered`].
 ///
-/// Any `Err` is final: the store refuses all further calls, and the process should end.
+/// Any `Err` is final: the store refuses all further calls, and the process should exit.
 pub trait LogStore: Send {
-    /// Writes a group, which is durable only after [`sync`](Self::sync); returns the bytes written. Separate from the
-    /// sync, so that the caller can time either.
+    /// Writes a group, which is durable only after [`sync`](Self::sync); returns the number of bytes written. Writing and
+    /// syncing are separate so that the caller can measure each.
     fn write(&mut self, group: &Group) -> Result<u64, Halt>;
 
-    /// Makes the written group durable. Must follow each [`write`](Self::write).
+    /// Makes the written group durable. Must be called after each [`write`](Self::write).
     fn sync(&mut self) -> Result<(), Halt>;
 
-    /// Forgets all entries up to and including `at`, which becomes the truncation point; durable when this returns. At or
-    /// below the present truncation point it does nothing.
+    /// Removes all entries up to and including `at`, which becomes the truncation point; durable when this returns. Does nothing
+    /// if `at` is not above the current truncation point.
     fn cut(&mut self, at: Position) -> Result<(), Halt>;
 
-    /// Notes that the database is about to be replaced by the snapshot at this position, or, with None, that this will not
-    /// happen after all; durable when this returns.
+    /// Records that the database is about to be replaced by the snapshot at this position or, with None, that the install was
+    /// cancelled; durable when this returns.
     fn set_installing(&mut self, snapshot: Option<Position>) -> Result<(), Halt>;
 
-    /// Starts over behind an installed snapshot: no entries, the truncation point at `at`, no install under way. All of it
-    /// in one group, durable when this returns.
+    /// Resets the log after a snapshot was installed: no entries, the truncation point at `at`, no install in progress. All of
+    /// it is one group, durable when this returns.
     fn reset(&mut self, at: Position, hard_state: &HardState) -> Result<(), Halt>;
 
-    /// Room that the log takes where it is kept.
+    /// The space that the log takes on disk.
     fn size_bytes(&self) -> u64;
 
     /// Writes and syncs a group.
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_absorbs_a_later_one_as_the_log_would() {
+    fn merging_groups_gives_what_the_log_would_hold_after_writing_both() {
         let mut group_of_both = group(4, 8, 1, Some(3));
         group_of_both.absorb(group(9, 9, 1, None));
         group_of_both.absorb(group(7, 7, 2, Some(5)));

@@ -1,53 +1,53 @@
-//! Reading a log back: which bytes count, which were torn off by a crash, and which are damage.
+//! Recovery: reads a log, and distinguishes valid data, a write torn by a crash, and corruption.
 //!
 //! Since a group is written only after the one before it was synced, an intact group proves that all earlier ones were
-//! durable. So when a group is not intact there are two cases. If nothing intact with a higher number lies behind it, it was
-//! the last write, its sync never returned, and nobody was promised anything: a torn tail, which is cut off with a warning.
-//! If something does, the group *was* synced and its bytes have changed since: damage, and going on without it could break
-//! a promise. The log is refused then, and this member must come back through its peers.
+//! durable. So if a group is not intact there are two cases. If no intact group with a higher number follows it, it was the last
+//! write, its sync never returned, and nothing in it was acknowledged: a torn write, which is removed with a warning. If one
+//! follows, the group *was* synced and its bytes have changed since: the log is corrupt, and continuing without the group could
+//! break a promise to other members. Opening the log fails then, and this member must be restored from its peers.
 //!
-//! A bit that flips in the very last group looks like a torn tail. No rule about one log can tell them apart; hence the
-//! warning, and [`Recovered::check_applied`].
+//! A bit that flips in the very last group looks like a torn write. No rule about the log alone can distinguish the two; hence
+//! the warning, and [`Recovered::check_applied`].
 //!
-//! Only the unbroken row of segments up to the newest one counts. Segments before a gap are left over from a cut whose
-//! removals became durable in part; that nothing is missing is proved by the entries, which must reach back to the
+//! Only the segments with contiguous numbers up to the newest one count. Segments before a gap are left over from a truncation
+//! whose removals became durable only in part. That no segment is missing is proved by the entries, which must reach back to the
 //! truncation point.
 
 use std::path::PathBuf;
 
 use super::contents::{Contents, Recovered, Summary, TornTail};
-use super::format::{self, Head, HeaderError, Link, SegmentHeader};
+use super::format::{self, GroupHeader, HeaderError, Link, SegmentHeader};
 use super::segment::{Place, Segment};
 use crate::error::Halt;
 
-/// A log, as found on disk.
-pub(super) struct Found {
+/// A log as read from disk.
+pub(super) struct LogOnDisk {
     pub recovered: Recovered,
     pub summary: Summary,
     pub salt: u32,
     /// The segments that count, ascending; never empty.
     pub segments: Vec<Segment>,
-    /// Segments that do not count any more, and their sizes.
+    /// Segments that are no longer needed, and their sizes.
     pub leftovers: Vec<(PathBuf, u64)>,
-    /// The last intact group, which lies in the newest segment: where it begins, its bytes, and what the next one names.
+    /// The last intact group, which is in the newest segment: where it begins, its bytes, and what the next one must refer to.
     pub last_group_start: u64,
     pub last_group: Vec<u8>,
     pub link: Link,
 }
 
-/// Reads the log in a directory with these names.
-pub(super) fn read(place: &Place, names: &[String]) -> Result<Found, Halt> {
+/// Reads the log in a directory that contains these names.
+pub(super) fn read(place: &Place, names: &[String]) -> Result<LogOnDisk, Halt> {
     let numbers = Place::segments(names);
     let Some(newest) = numbers.last() else {
         return Err(Halt::Refused(format!("{}: there is no log here", place.dir.display())));
     };
-    // In a row of ascending numbers, distance to the end equals distance in value exactly where nothing is missing.
-    let counts = |(place, number): &(usize, &u64)| newest - **number == (numbers.len() - 1 - place) as u64;
-    let first = numbers.iter().enumerate().find(counts).map_or(0, |(place, _)| place);
-    let (leftovers, row) = numbers.split_at(first);
+    // In an ascending sequence, the distance to the end equals the difference of the numbers exactly if no number is missing.
+    let counts = |(nth, number): &(usize, &u64)| newest - **number == (numbers.len() - 1 - nth) as u64;
+    let first = numbers.iter().enumerate().find(counts).map_or(0, |(nth, _)| nth);
+    let (leftovers, contiguous) = numbers.split_at(first);
 
     let mut replay = Replay::new(place);
-    for number in row {
+    for number in contiguous {
         let path = place.segment_path(*number);
         let bytes = place.files.read(&path).map_err(Halt::io("read", &path))?;
         replay.segment(*number, path, bytes)?;
@@ -61,17 +61,17 @@ pub(super) fn read(place: &Place, names: &[String]) -> Result<Found, Halt> {
     replay.finish(leftovers.collect::<Result<_, _>>()?)
 }
 
-/// Refuses a segment whose bytes cannot be what was written.
+/// The error for a segment that is corrupt.
 fn damaged(path: &std::path::Path, offset: u64, what: &str) -> Halt {
     Halt::Refused(format!(
-        "{}: damaged at offset {offset}: {what}. Nothing was changed. Put the log and the database back from one copy, or \
-         remove this member from the cluster and add it again with an empty data directory",
+        "{}: damaged at offset {offset}: {what}. Nothing was changed. Restore the log and the database from the same backup, \
+         or remove this member from the cluster and add it again with an empty data directory",
         path.display()
     ))
 }
 
-/// A segment as read.
-struct Page {
+/// The content of a segment file, and the part of it that was replayed.
+struct SegmentFile {
     number: u64,
     path: PathBuf,
     bytes: Vec<u8>,
@@ -80,7 +80,7 @@ struct Page {
     end: usize,
 }
 
-impl Page {
+impl SegmentFile {
     fn damaged(&self, what: &str) -> Halt {
         damaged(&self.path, self.end as u64, what)
     }
@@ -93,7 +93,7 @@ struct Replay<'a> {
     link: Link,
     segments: Vec<Segment>,
     /// The segment read last.
-    newest: Option<Page>,
+    newest: Option<SegmentFile>,
 }
 
 impl<'a> Replay<'a> {
@@ -101,36 +101,36 @@ impl<'a> Replay<'a> {
         Self { place, log: None, link: Link::default(), segments: Vec::new(), newest: None }
     }
 
-    /// Follows all groups of one segment.
+    /// Replays all groups of one segment.
     fn segment(&mut self, number: u64, path: PathBuf, bytes: Vec<u8>) -> Result<(), Halt> {
-        let mut page = Page { number, path, bytes, group_start: 0, end: 0 };
-        self.segments.push(Segment { number, bytes: page.bytes.len() as u64, last_index: 0 });
-        self.header(&mut page)?;
-        while self.group(&mut page)? {}
-        self.newest = Some(page);
+        let mut file = SegmentFile { number, path, bytes, group_start: 0, end: 0 };
+        self.segments.push(Segment { number, bytes: file.bytes.len() as u64, last_index: 0 });
+        self.header(&mut file)?;
+        while self.group(&mut file)? {}
+        self.newest = Some(file);
         Ok(())
     }
 
-    /// Reads the group that begins a segment and holds it against what came before.
-    fn header(&mut self, page: &mut Page) -> Result<(), Halt> {
-        let Some((head, payload)) = format::intact(&page.bytes, 0) else {
-            return Err(page.damaged("the segment header is not intact"));
+    /// Reads the group that begins a segment, and checks that it continues the segment before.
+    fn header(&mut self, file: &mut SegmentFile) -> Result<(), Halt> {
+        let Some((head, payload)) = format::intact(&file.bytes, 0) else {
+            return Err(file.damaged("the segment header is not intact"));
         };
         let header = format::segment_header(payload).map_err(|error| match error {
             HeaderError::Newer(version) => Halt::Refused(format!(
-                "{}: written in version {version} of the log format, but this program knows only version {}: start the \
-                 newer program again",
-                page.path.display(),
+                "{}: written in version {version} of the log format, but this program supports only version {}: use a newer \
+                 program",
+                file.path.display(),
                 format::VERSION
             )),
-            HeaderError::Malformed => page.damaged("this is not a segment header"),
+            HeaderError::Malformed => file.damaged("this is not a segment header"),
         })?;
-        if head.segment != page.number {
-            return Err(page.damaged(&format!("this is the header of segment {}", head.segment)));
+        if head.segment != file.number {
+            return Err(file.damaged(&format!("this is the header of segment {}", head.segment)));
         }
         if let (Some((first, _)), Some(before)) = (&self.log, &self.newest) {
             if (first.salt, first.identity) != (header.salt, header.identity) {
-                return Err(page.damaged("the segment belongs to another log"));
+                return Err(file.damaged("the segment belongs to another log"));
             }
             if !follows(&head, self.link) {
                 return Err(before.damaged(&format!("groups from {} on are not intact", self.link.group + 1)));
@@ -139,90 +139,91 @@ impl<'a> Replay<'a> {
             self.log = Some((header.clone(), Contents::new(header.summary)));
         }
         self.link = head.link();
-        page.end = head.group_bytes();
+        file.end = head.group_bytes();
         Ok(())
     }
 
-    /// Follows the next group of a segment; false if there is none.
-    fn group(&mut self, page: &mut Page) -> Result<bool, Halt> {
+    /// Replays the next group of a segment; false if there is none.
+    fn group(&mut self, file: &mut SegmentFile) -> Result<bool, Halt> {
         let (header, contents) = self.log.as_mut().expect("a header comes first");
-        let Some((head, payload)) = format::intact(page.bytes.get(page.end..).unwrap_or_default(), header.salt) else {
+        let Some((head, payload)) = format::intact(file.bytes.get(file.end..).unwrap_or_default(), header.salt) else {
             return Ok(false);
         };
-        if head.segment != page.number || !follows(&head, self.link) {
+        if head.segment != file.number || !follows(&head, self.link) {
             return Ok(false);
         }
-        let records = format::records(payload).ok_or_else(|| page.damaged("the group holds no known records"))?;
+        let records = format::records(payload).ok_or_else(|| file.damaged("the group holds no known records"))?;
         for record in records {
             let segment = self.segments.last_mut().expect("pushed before its groups are read");
             segment.last_index = segment.last_index.max(record.last_index());
-            if record.forgets_all() {
+            if record.is_reset() {
                 self.segments.iter_mut().for_each(|segment| segment.last_index = 0);
             }
-            contents.follow(record).map_err(|reason| page.damaged(&reason))?;
+            contents.replay(record).map_err(|reason| file.damaged(&reason))?;
         }
         self.link = head.link();
-        page.group_start = page.end;
-        page.end += head.group_bytes();
+        file.group_start = file.end;
+        file.end += head.group_bytes();
         Ok(true)
     }
 
-    /// What lies behind the last intact group of the newest segment: nothing, a torn tail, or damage.
-    fn tail(&self, page: &Page, salt: u32) -> Result<Option<TornTail>, Halt> {
-        let rest = page.bytes.get(page.end..).unwrap_or_default();
+    /// Checks what follows the last intact group of the newest segment: nothing, a torn write, or corruption.
+    fn tail(&self, file: &SegmentFile, salt: u32) -> Result<Option<TornTail>, Halt> {
+        let rest = file.bytes.get(file.end..).unwrap_or_default();
         for offset in (0..rest.len()).step_by(format::ALIGNMENT) {
-            let Some(head) = Head::read(&rest[offset..]) else { continue };
-            let later = head.segment == page.number && head.group > self.link.group;
+            let Some(head) = GroupHeader::read(&rest[offset..]) else { continue };
+            let later = head.segment == file.number && head.group > self.link.group;
             if later && format::intact(&rest[offset..], salt).is_some() {
-                let (next, at) = (self.link.group + 1, page.end + offset);
-                return Err(page.damaged(&format!(
+                let (next, at) = (self.link.group + 1, file.end + offset);
+                return Err(file.damaged(&format!(
                     "group {next} is not intact, but group {} at offset {at} is, so both were synced",
                     head.group
                 )));
             }
         }
-        let Some(bytes) = torn_bytes(rest, page.number, self.link) else { return Ok(None) };
-        let torn = TornTail { file: page.path.clone(), offset: page.end as u64, bytes };
-        tracing::warn!(file = %torn.file.display(), offset = torn.offset, bytes, "the log ends in a torn write, cut off");
+        let Some(bytes) = torn_bytes(rest, file.number, self.link) else { return Ok(None) };
+        let torn = TornTail { file: file.path.clone(), offset: file.end as u64, bytes };
+        let path = torn.file.display();
+        tracing::warn!(file = %path, offset = torn.offset, bytes, "removed a torn write at the end of the raft log");
         Ok(Some(torn))
     }
 
-    fn finish(self, leftovers: Vec<(PathBuf, u64)>) -> Result<Found, Halt> {
-        let page = self.newest.as_ref().expect("the newest segment was read");
+    fn finish(self, leftovers: Vec<(PathBuf, u64)>) -> Result<LogOnDisk, Halt> {
+        let file = self.newest.as_ref().expect("the newest segment was read");
         let salt = self.log.as_ref().expect("with its header").0.salt;
-        let torn_tail = self.tail(page, salt)?;
+        let torn_tail = self.tail(file, salt)?;
         let (header, contents) = self.log.expect("checked above");
         let summary = contents.summary.clone();
         let refuse = |reason: String| damaged(&self.place.dir, 0, &reason);
         let recovered = contents.finish(header.identity, torn_tail).map_err(refuse)?;
-        let mut last_group = page.bytes[page.group_start..page.end.min(page.bytes.len())].to_vec();
-        last_group.resize(page.end - page.group_start, 0); // Only the padding can be cut off from an intact group.
-        Ok(Found {
+        let mut last_group = file.bytes[file.group_start..file.end.min(file.bytes.len())].to_vec();
+        last_group.resize(file.end - file.group_start, 0); // Of an intact group only the padding can be missing.
+        Ok(LogOnDisk {
             recovered,
             summary,
             salt,
             segments: self.segments,
             leftovers,
-            last_group_start: page.group_start as u64,
+            last_group_start: file.group_start as u64,
             last_group,
             link: self.link,
         })
     }
 }
 
-/// Whether a group is the one that comes after `link`.
-fn follows(head: &Head, link: Link) -> bool {
+/// Whether a group is the one after `link`.
+fn follows(head: &GroupHeader, link: Link) -> bool {
     (head.group, head.previous_crc) == (link.group + 1, link.crc)
 }
 
-/// How long the group would have been that somebody began to write at the start of `rest`, if anybody did.
+/// The length of the group whose write was begun at the start of `rest`, if any.
 ///
-/// A head that is zero or that of a recycled group agrees with the awaited one in nothing; one whose write was torn, or in
-/// which a bit flipped, agrees in most.
+/// If no write was begun, there are zeros or a header from an earlier use of the file, whose fields all differ from the expected
+/// ones. If a write was torn, or a bit flipped, most fields match.
 fn torn_bytes(rest: &[u8], segment: u64, link: Link) -> Option<u64> {
-    let head = Head::read_any(rest)?;
-    let agrees = [head.segment == segment, head.group == link.group + 1, head.previous_crc == link.crc];
-    let begun = agrees.into_iter().filter(|agrees| *agrees).count() >= 2;
+    let head = GroupHeader::read_any(rest)?;
+    let matches = [head.segment == segment, head.group == link.group + 1, head.previous_crc == link.crc];
+    let begun = matches.into_iter().filter(|matches| *matches).count() >= 2;
     begun.then(|| head.group_bytes().min(rest.len()) as u64)
 }
 
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_of_a_later_version_is_refused_by_name() {
+    fn a_log_of_a_later_version_is_refused_with_both_versions() {
         let root = tempfile::tempdir().unwrap();
         let place = empty_log(root.path());
         rewrite(&place, |bytes| {
@@ -265,13 +266,13 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_a_client_that_look_like_a_group_are_none() {
+    fn bytes_of_a_client_that_look_like_a_group_are_not_taken_for_one() {
         let root = tempfile::tempdir().unwrap();
         let place = empty_log(root.path());
         let mut forged = Vec::new();
         format::begin(&mut forged);
         format::seal(&mut forged, 0, 1, Link { group: 1000, crc: 0 });
-        // At one of these offsets the forged group lies where groups may begin.
+        // One of these copies of the forged group is aligned like a group.
         let data: Vec<u8> =
             (0..8).flat_map(|shift| [vec![0; shift], forged.clone(), vec![0; 8 - shift]].concat()).collect();
         let entry = Entry { index: 1, term: 1, data: Bytes::from(data), ..Entry::default() };

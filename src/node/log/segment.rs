@@ -1,19 +1,19 @@
-//! The log on files: segments of a fixed size, filled beforehand, written from front to back, used again.
+//! The log on files: segments of a fixed size, which are preallocated, written from front to back, and recycled.
 //!
 //! ```text
 //! 00000000000000000007.segment   │ header │ group │ group │ … │ group │ (too short for the next group)
-//! 00000000000000000008.segment   │ header │ group │ group │ zeros, or what the file held before …
+//! 00000000000000000008.segment   │ header │ group │ group │ zeros, or old data …
 //! 00000000000000000012.spare     │ anything
 //! ```
 //!
-//! The newest segment takes the writes. When a group does not fit, a spare gets a header and the next number; a group
-//! larger than a segment gets a segment of its own size. A segment whose entries are all forgotten becomes a spare. The
-//! header repeats everything but the entries (see `format.rs`), so segments can go without a trace.
+//! Groups are written to the newest segment. When a group does not fit, a spare file gets a header and the next number; a group
+//! larger than a segment gets a segment of its own size. A segment whose entries are all at or below the truncation point becomes
+//! a spare. The header contains the complete state except the entries (see `format.rs`), so nothing else is lost with a segment.
 //!
 //! INVARIANTS
 //! * A segment has an intact, synced header before it has its name, and its name is durable before its first group.
-//! * The newest segment is never recycled, so segment and group numbers only rise.
-//! * Segments go from the oldest on, and only after the cut that allows it was synced.
+//! * The newest segment is never recycled, so segment and group numbers only increase.
+//! * Segments are removed from the oldest on, and only after the truncation that allows it was synced.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -24,32 +24,32 @@ use raft::eraftpb::HardState;
 use super::contents::{Record, Recovered, Summary};
 use super::files::{File, Files, OsFiles};
 use super::format::{self, Link, SegmentHeader};
-use super::recovery::{self, Found};
+use super::recovery::{self, LogOnDisk};
 use super::spares::{self, Spare, Spares};
 use super::{Group, Identity, LogStore, Position};
 use crate::error::Halt;
 
-/// Where a log lies, and how it is cut into files.
+/// The location of a log, and the size of its files.
 #[derive(Clone)]
 pub struct Place {
-    /// The directory, for this log alone.
+    /// The directory, which is for this log alone.
     pub dir: PathBuf,
-    /// How files are reached.
+    /// Access to the files.
     pub files: Arc<dyn Files>,
     /// The size of a segment.
     pub segment_bytes: u64,
 }
 
 impl Place {
-    /// What a segment's size is where nobody says otherwise.
+    /// The default size of a segment.
     pub const SEGMENT_BYTES: u64 = 16 << 20;
 
-    /// A directory of the operating system, with segments of the usual size.
+    /// A directory of the operating system, with segments of the default size.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), files: Arc::new(OsFiles { syncs: true }), segment_bytes: Self::SEGMENT_BYTES }
     }
 
-    /// The same, but nothing waits for the disk.
+    /// The same location without syncs.
     #[must_use]
     pub fn without_syncs(self) -> Self {
         Self { files: Arc::new(OsFiles { syncs: false }), ..self }
@@ -82,7 +82,7 @@ impl Place {
         self.files.sync_dir(&self.dir).map_err(Halt::io("sync", &self.dir))
     }
 
-    /// Turns a spare into the segment with this number.
+    /// Turns a spare file into the segment with this number.
     fn begin_segment(&self, spare: Spare, header: &SegmentHeader, number: u64, previous: Link) -> Result<Active, Halt> {
         let Spare { path: old, mut file, bytes } = spare;
         let path = self.segment_path(number);
@@ -102,29 +102,29 @@ impl Place {
 pub(super) struct Segment {
     pub number: u64,
     pub bytes: u64,
-    /// The highest index of any entry in it; 0 if there is none that could still count.
+    /// The highest index of any entry in it; 0 if it has none that could still be needed.
     pub last_index: u64,
 }
 
-/// The segment that takes the writes.
+/// The segment to which groups are written.
 struct Active {
     segment: Segment,
     path: PathBuf,
     file: Box<dyn File>,
     /// Where the next group begins.
     end: u64,
-    /// The last group.
+    /// The last group, to which the next one refers.
     link: Link,
 }
 
-/// What the log can take next.
+/// Which operation is allowed next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// A write.
+    /// Everything is synced; a write is next.
     Synced,
-    /// A sync.
+    /// A group was written; a sync is next.
     Written,
-    /// Nothing any more.
+    /// An operation failed; no operation is allowed.
     Failed,
 }
 
@@ -138,14 +138,14 @@ pub struct SegmentLog {
     active: Active,
     summary: Summary,
     spares: Spares,
-    /// The group being written; kept for its room.
+    /// The group being written. The buffer is kept to reuse its memory.
     buffer: Vec<u8>,
     state: State,
 }
 
 impl SegmentLog {
-    /// Makes a log without entries behind `truncated`, in a directory that has none. When this returns, the files and the
-    /// directory itself are durable; that the directory is found again is up to the caller.
+    /// Creates a log without entries, with its truncation point at `truncated`, in a directory that contains none. When this
+    /// returns, the files and the directory's content are durable; the caller must make the directory's own name durable.
     pub fn create(place: &Place, identity: Identity, truncated: Position, hard_state: &HardState) -> Result<(), Halt> {
         place.files.create_dir(&place.dir).map_err(Halt::io("create", &place.dir))?;
         let names = place.names()?;
@@ -159,12 +159,12 @@ impl SegmentLog {
         Ok(())
     }
 
-    /// Opens a log and tells what it holds. A torn tail is cut off with a warning; damage is refused.
+    /// Opens a log and returns its content. A torn write at its end is removed with a warning; corruption is an error.
     pub fn open(place: &Place) -> Result<(Self, Recovered), Halt> {
         let names = place.names()?;
         let found = recovery::read(place, &names)?;
-        let active = Self::take_up(place, &found)?;
-        let Found { salt, recovered, summary, mut segments, leftovers, .. } = found;
+        let active = Self::activate(place, &found)?;
+        let LogOnDisk { salt, recovered, summary, mut segments, leftovers, .. } = found;
         segments.pop();
         let mut log = Self {
             place: place.clone(),
@@ -185,10 +185,9 @@ impl SegmentLog {
 
     /// Makes the newest segment ready for the next write.
     ///
-    /// The last group may be no further than a cache, the system's or the disk's: the process may have ended before its sync, or
-    /// because of it. It counts from now on, so it is written once more, since after a failed sync only a new write reaches the
-    /// disk.
-    fn take_up(place: &Place, found: &Found) -> Result<Active, Halt> {
+    /// The last group may be only in a cache, the system's or the disk's: the process may have ended before the sync, or because
+    /// it failed. The group counts from now on, so it is written again: after a failed sync only a new write reaches the disk.
+    fn activate(place: &Place, found: &LogOnDisk) -> Result<Active, Halt> {
         let mut segment = found.segments.last().expect("recovery refuses a log without segments").clone();
         let path = place.segment_path(segment.number);
         let mut file = place.files.open(&path).map_err(Halt::io("open", &path))?;
@@ -202,17 +201,19 @@ impl SegmentLog {
         Ok(Active { segment, path, file, end, link: found.link })
     }
 
-    /// Where the log lies.
+    /// The directory of the log.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.place.dir
     }
 
-    /// Runs one step, unless an earlier one failed. A failure is the last thing that happens to this log.
+    /// Runs one operation, unless an earlier one failed. A failure is final: all later operations are refused.
     fn step<T>(&mut self, expected: State, step: impl FnOnce(&mut Self) -> Result<T, Halt>) -> Result<T, Halt> {
         if self.state == State::Failed {
             let dir = self.place.dir.display();
-            return Err(Halt::Refused(format!("{dir}: the log failed before and takes nothing more")));
+            return Err(Halt::Refused(format!(
+                "{dir}: an earlier operation on the log failed, so it accepts no more writes"
+            )));
         }
         assert_eq!(self.state, expected, "each write is synced before the next one");
         let result = step(self);
@@ -242,18 +243,18 @@ impl SegmentLog {
         Ok(())
     }
 
-    /// Begins the next segment, with room for a group of this size.
+    /// Begins the next segment, which must be large enough for a group of this size.
     fn rotate(&mut self, group_bytes: u64) -> Result<(), Halt> {
         let header = SegmentHeader { salt: self.salt, identity: self.identity, summary: self.summary.clone() };
         let spare = self.spares.take(group_bytes + format::SEGMENT_GROUP_BYTES)?;
         let next = self.place.begin_segment(spare, &header, self.active.segment.number + 1, self.active.link)?;
         let full = std::mem::replace(&mut self.active, next);
         self.older.push_back(full.segment);
-        self.spares.order_if_none()
+        self.spares.request_if_none()
     }
 
-    /// Writes and syncs a group of records that say something about the log itself.
-    fn note(&mut self, records: &[Record]) -> Result<(), Halt> {
+    /// Writes and syncs a group of records other than entries.
+    fn write_synced(&mut self, records: &[Record]) -> Result<(), Halt> {
         format::begin(&mut self.buffer);
         for record in records {
             format::put_record(&mut self.buffer, record);
@@ -261,12 +262,12 @@ impl SegmentLog {
         self.write_buffer()?;
         self.sync_active()?;
         for record in records {
-            self.summary.follow(record);
+            self.summary.replay(record);
         }
         Ok(())
     }
 
-    /// Gives away the older segments that hold nothing above the truncation point.
+    /// Recycles the older segments that hold no entry above the truncation point.
     fn recycle(&mut self) -> Result<(), Halt> {
         let truncated = self.summary.truncated.index;
         let gone = self.older.iter().take_while(|segment| segment.last_index <= truncated).count();
@@ -285,7 +286,7 @@ impl LogStore for SegmentLog {
             format::begin(&mut log.buffer);
             format::put_group(&mut log.buffer, group);
             let bytes = log.write_buffer()?;
-            log.summary.follow_group(group);
+            log.summary.replay_group(group);
             if let Some(last) = group.entries.last() {
                 log.active.segment.last_index = log.active.segment.last_index.max(last.index);
             }
@@ -299,23 +300,23 @@ impl LogStore for SegmentLog {
 
     fn cut(&mut self, at: Position) -> Result<(), Halt> {
         self.step(State::Synced, |log| {
-            assert!(at.index < log.summary.next_index, "only what is in the log can be cut from it");
+            assert!(at.index < log.summary.next_index, "the truncation point is in the log");
             if at.index <= log.summary.truncated.index {
                 return Ok(());
             }
-            log.note(&[Record::Cut(at)])?;
+            log.write_synced(&[Record::Truncate(at)])?;
             log.recycle()
         })
     }
 
     fn set_installing(&mut self, snapshot: Option<Position>) -> Result<(), Halt> {
-        assert_ne!(snapshot, Some(Position::default()), "a snapshot holds something");
-        self.step(State::Synced, |log| log.note(&[Record::Installing(snapshot)]))
+        assert_ne!(snapshot, Some(Position::default()), "a snapshot has an index and a term");
+        self.step(State::Synced, |log| log.write_synced(&[Record::Installing(snapshot)]))
     }
 
     fn reset(&mut self, at: Position, hard_state: &HardState) -> Result<(), Halt> {
         self.step(State::Synced, |log| {
-            log.note(&[Record::Reset(at), Record::HardState(hard_state.clone())])?;
+            log.write_synced(&[Record::Reset(at), Record::HardState(hard_state.clone())])?;
             log.active.segment.last_index = 0;
             log.older.iter_mut().for_each(|segment| segment.last_index = 0);
             log.recycle()

@@ -1,17 +1,17 @@
-//! Files that wait to become segments.
+//! Spare files, which will become segments.
 //!
-//! The first sync of bytes in a new part of a file makes the file system write down where they are, which costs more than
-//! the bytes. So a segment is filled before it is used: with zeros once, afterwards with whatever it held when it was
-//! another segment, since nothing in the log depends on what lies behind the last group. A helper thread does the filling
-//! and the renaming, so that the log rarely waits for either.
+//! The first sync of bytes in a new part of a file makes the file system record their location, which costs more than writing
+//! the bytes. So a segment file is filled before it is used: a new one with zeros, a recycled one is left with its old content,
+//! since nothing in the log depends on what follows the last group. A helper thread fills and renames files, so that the log
+//! rarely waits for either.
 //!
-//! A spare is a convenience. If none can be filled, because the disk is full, that is logged and tried again once in a while;
-//! only the segment that is needed at this moment must be had. A failed sync ends the log even here, unless it only says
-//! that there is no room.
+//! A spare is an optimization. If none can be filled because the disk is full, that is logged and retried from time to time; only
+//! a segment that is needed immediately must be created. A failed sync is fatal for the log even here, unless its reason is that
+//! the disk is full.
 //!
 //! INVARIANTS
-//! * A file is a spare only after its new name is durable. Otherwise a crash could show the next segment's bytes under
-//!   the old segment's name.
+//! * A file becomes a spare only after its new name is durable. Otherwise, after a crash, the next segment's bytes could be found
+//!   under the old segment's name.
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,75 +24,75 @@ use super::files::File;
 use super::segment::Place;
 use crate::error::Halt;
 
-/// How many spares are kept; what a cut frees beyond that is removed.
-const KEPT: usize = 3;
+/// How many spares are kept. Further segments that a truncation frees are removed.
+const MAX_SPARES: usize = 3;
 
 const FILL_BYTES: usize = 1 << 20;
 
-/// A spare that could not be filled is tried again after this. It costs one look at the free space while there is too little.
-const RETRY: Duration = Duration::from_secs(1);
+/// The interval for retrying to fill a spare. While there is too little space, an attempt only reads the free space.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A file full of bytes that mean nothing.
+/// A preallocated file, whose content is irrelevant.
 pub(super) struct Spare {
     pub path: PathBuf,
     pub file: Box<dyn File>,
     pub bytes: u64,
 }
 
-enum Order {
-    /// Make a new file under this name.
+enum Job {
+    /// Create and fill a new file with this name.
     Fill(PathBuf),
-    /// Rename the old segments to the spare names beside them, or remove them.
+    /// Rename the old segments to the given spare names, or remove those without one.
     Recycle(Vec<(PathBuf, Option<PathBuf>)>),
 }
 
-/// What came of an order.
+/// The result of a job.
 #[derive(Default)]
-struct Delivery {
+struct JobResult {
     spares: Vec<Spare>,
-    /// So many spares that were ordered are not to be waited for any longer: they are here, or will not come.
-    settled: usize,
+    /// The number of requested spares that are no longer pending: they are ready, or could not be made.
+    resolved: usize,
 }
 
-/// The spares of one log, and whoever makes them.
+/// The spares of one log, and the thread that makes them.
 pub(super) struct Spares {
     place: Place,
     ready: VecDeque<Spare>,
-    /// Spares that the helper will still deliver.
-    ordered: usize,
+    /// The number of spares that were requested from the helper thread and are pending.
+    pending: usize,
     next_name: u64,
-    /// None if everything is to happen in the caller's own steps.
-    helper: Option<Helper>,
+    /// None if everything is done on the caller's thread.
+    helper: Option<HelperThread>,
 }
 
 impl Spares {
-    /// Takes over the spares that lie about, and removes those of another size.
+    /// Opens the existing spares, and removes surplus ones and those of another size.
     pub fn open(place: &Place, names: &[String]) -> Result<Self, Halt> {
-        let mut spares = Self { place: place.clone(), ready: VecDeque::new(), ordered: 0, next_name: 1, helper: None };
+        let mut spares = Self { place: place.clone(), ready: VecDeque::new(), pending: 0, next_name: 1, helper: None };
         for (number, path) in names.iter().filter_map(|name| place.spare_number(name)) {
             spares.next_name = spares.next_name.max(number + 1);
             let spare = place.open_spare(path)?;
-            if spare.bytes == place.segment_bytes && spares.ready.len() < KEPT {
+            if spare.bytes == place.segment_bytes && spares.ready.len() < MAX_SPARES {
                 spares.ready.push_back(spare);
             } else {
                 place.files.remove(&spare.path).map_err(Halt::io("remove", &spare.path))?;
             }
         }
         if place.files.allows_helpers() {
-            spares.helper = Some(Helper::start(place)?);
+            spares.helper = Some(HelperThread::start(place)?);
         }
-        spares.order_if_none()?;
+        spares.request_if_none()?;
         Ok(spares)
     }
 
-    /// A spare of at least this size.
+    /// Takes a spare of at least this size.
     pub fn take(&mut self, bytes: u64) -> Result<Spare, Halt> {
         if bytes > self.place.segment_bytes {
             let path = self.new_name();
             return self.place.fill(path, bytes);
         }
         self.collect(false)?;
-        if self.ready.is_empty() && self.ordered > 0 {
+        if self.ready.is_empty() && self.pending > 0 {
             self.collect(true)?;
         }
         if let Some(spare) = self.ready.pop_front() {
@@ -102,57 +102,57 @@ impl Spares {
         self.place.fill(path, self.place.segment_bytes)
     }
 
-    /// Sees to it that there will be a spare when the next segment is needed.
-    pub fn order_if_none(&mut self) -> Result<(), Halt> {
+    /// Requests a spare if none is ready or pending, so that there is one when the next segment is needed.
+    pub fn request_if_none(&mut self) -> Result<(), Halt> {
         self.collect(false)?;
-        if self.ready.is_empty() && self.ordered == 0 {
+        if self.ready.is_empty() && self.pending == 0 {
             let path = self.new_name();
-            self.order(Order::Fill(path), 1)?;
+            self.submit(Job::Fill(path), 1)?;
         }
         Ok(())
     }
 
-    /// Makes spares of segments that are no longer needed, given in ascending order with their sizes.
+    /// Makes spares of segments that are no longer needed, which are given in ascending order with their sizes.
     pub fn recycle(&mut self, segments: Vec<(PathBuf, u64)>) -> Result<(), Halt> {
         self.collect(false)?;
-        let mut kept = self.ready.len() + self.ordered;
-        let mut coming = 0;
+        let mut kept = self.ready.len() + self.pending;
+        let mut requested = 0;
         let mut changes = Vec::new();
         for (path, bytes) in segments {
-            let keep = kept < KEPT && bytes == self.place.segment_bytes;
+            let keep = kept < MAX_SPARES && bytes == self.place.segment_bytes;
             kept += usize::from(keep);
-            coming += usize::from(keep);
+            requested += usize::from(keep);
             changes.push((path, keep.then(|| self.new_name())));
         }
-        if changes.is_empty() { Ok(()) } else { self.order(Order::Recycle(changes), coming) }
+        if changes.is_empty() { Ok(()) } else { self.submit(Job::Recycle(changes), requested) }
     }
 
-    fn order(&mut self, order: Order, spares: usize) -> Result<(), Halt> {
+    fn submit(&mut self, job: Job, spares: usize) -> Result<(), Halt> {
         if let Some(helper) = &self.helper {
-            self.ordered += spares;
-            return helper.send(order);
+            self.pending += spares;
+            return helper.send(job);
         }
-        let delivery = match order {
-            Order::Fill(path) => match self.place.fill_ahead(path.clone())? {
-                Ok(spare) => Delivery { spares: vec![spare], settled: 0 },
+        let result = match job {
+            Job::Fill(path) => match self.place.fill_ahead(path.clone())? {
+                Ok(spare) => JobResult { spares: vec![spare], resolved: 0 },
                 Err(error) => {
                     warn_no_spare(&path, &error);
-                    Delivery::default()
+                    JobResult::default()
                 }
             },
-            Order::Recycle(changes) => self.place.recycle(changes)?,
+            Job::Recycle(changes) => self.place.recycle(changes)?,
         };
-        self.ready.extend(delivery.spares);
+        self.ready.extend(result.spares);
         Ok(())
     }
 
-    /// Takes what the helper has delivered, waiting for a spare if told to.
+    /// Collects the results of the helper thread. Waits for a spare if `wait` is set.
     fn collect(&mut self, wait: bool) -> Result<(), Halt> {
         loop {
-            let waits = wait && self.ready.is_empty() && self.ordered > 0;
-            let Some(delivery) = self.helper.as_ref().and_then(|helper| helper.receive(waits)) else { return Ok(()) };
-            let Delivery { spares, settled } = delivery?;
-            self.ordered -= settled;
+            let waits = wait && self.ready.is_empty() && self.pending > 0;
+            let Some(result) = self.helper.as_ref().and_then(|helper| helper.receive(waits)) else { return Ok(()) };
+            let JobResult { spares, resolved } = result?;
+            self.pending -= resolved;
             self.ready.extend(spares);
         }
     }
@@ -164,20 +164,20 @@ impl Spares {
 }
 
 impl Place {
-    /// Makes a file of zeros. Its name becomes durable when it becomes a segment's.
+    /// Creates a file filled with zeros. Its name becomes durable when the file becomes a segment.
     pub(super) fn fill(&self, path: PathBuf, bytes: u64) -> Result<Spare, Halt> {
         let mut file = self.create_filled(&path, bytes).map_err(Halt::io("fill", &path))?;
         file.sync().map_err(Halt::io("sync", &path))?;
         Ok(Spare { path, file, bytes })
     }
 
-    /// The same for a file that nothing needs yet: the inner error says why there is none.
+    /// The same for a file that is not needed yet: the inner error is not fatal.
     fn fill_ahead(&self, path: PathBuf) -> Result<io::Result<Spare>, Halt> {
         let bytes = self.segment_bytes;
-        // Not by trying: until the failure is noticed and the file is removed, all others would be without room, too.
+        // Checked beforehand, because a failed attempt would leave no free space for anything else until its file is removed.
         if let Some(free) = self.files.free_bytes(&self.dir).ok().filter(|free| *free < bytes) {
-            let lack = format!("{free} bytes are free, {bytes} are needed");
-            return Ok(Err(io::Error::new(io::ErrorKind::StorageFull, lack)));
+            let reason = format!("{free} bytes are free, {bytes} are needed");
+            return Ok(Err(io::Error::new(io::ErrorKind::StorageFull, reason)));
         }
         let mut file = match self.create_filled(&path, bytes) {
             Ok(file) => file,
@@ -202,15 +202,15 @@ impl Place {
         filled.map(|()| file)
     }
 
-    /// Gives back the room that an unfinished file takes. If that fails, the next start removes it.
+    /// Removes an unfinished file, to free its space. If that fails, the next start removes it.
     fn discard(&self, path: &Path) {
         if let Err(error) = self.files.remove(path) {
-            tracing::debug!(file = %path.display(), %error, "an unfinished file of the raft log was left");
+            tracing::debug!(file = %path.display(), %error, "cannot remove an unfinished file of the raft log");
         }
     }
 
-    fn recycle(&self, changes: Vec<(PathBuf, Option<PathBuf>)>) -> Result<Delivery, Halt> {
-        let settled = changes.iter().filter(|(_, new)| new.is_some()).count();
+    fn recycle(&self, changes: Vec<(PathBuf, Option<PathBuf>)>) -> Result<JobResult, Halt> {
+        let resolved = changes.iter().filter(|(_, new)| new.is_some()).count();
         let mut recycled = Vec::new();
         for (old, new) in changes {
             let Some(new) = new else {
@@ -219,14 +219,14 @@ impl Place {
             };
             match self.files.rename(&old, &new) {
                 Ok(()) => recycled.push(new),
-                // Some file systems need room for the new name, but none of them for removing the old one.
+                // Some file systems need free space for the new name, but none for removing the old one.
                 Err(error) if is_full(&error) => self.files.remove(&old).map_err(Halt::io("remove", &old))?,
                 Err(error) => return Err(Halt::io("rename", &old)(error)),
             }
         }
         self.sync_dir()?;
         let spares = recycled.into_iter().map(|path| self.open_spare(path)).collect::<Result<_, _>>()?;
-        Ok(Delivery { spares, settled })
+        Ok(JobResult { spares, resolved })
     }
 
     fn open_spare(&self, path: PathBuf) -> Result<Spare, Halt> {
@@ -236,7 +236,7 @@ impl Place {
     }
 }
 
-/// Whether there is no room, on the disk or for this user.
+/// Whether the disk or the user's disk quota is full.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
@@ -263,113 +263,115 @@ pub(super) fn zero(file: &mut dyn File, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A thread that fulfils orders in turn. Its first error is its last word.
-struct Helper {
-    orders: Option<Sender<Order>>,
-    deliveries: Receiver<Result<Delivery, Halt>>,
+/// A thread that runs jobs one after the other. It ends after its first error.
+struct HelperThread {
+    jobs: Option<Sender<Job>>,
+    results: Receiver<Result<JobResult, Halt>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Helper {
+impl HelperThread {
     fn start(place: &Place) -> Result<Self, Halt> {
-        let (orders, inbox) = channel();
-        let (outbox, deliveries) = channel();
-        let mut work = Work { place: place.clone(), failed: None };
+        let (jobs, queue) = channel();
+        let (sender, results) = channel();
+        let mut work = HelperState { place: place.clone(), failed: None };
         let run = move || {
-            while let Some(delivery) = work.next(&inbox) {
-                let failed = delivery.is_err();
-                if outbox.send(delivery).is_err() || failed {
+            while let Some(result) = work.next(&queue) {
+                let failed = result.is_err();
+                if sender.send(result).is_err() || failed {
                     return;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("log-spares".to_owned()).spawn(run);
         let thread = thread.map_err(Halt::io("start a helper thread for", &place.dir))?;
-        Ok(Self { orders: Some(orders), deliveries, thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), results, thread: Some(thread) })
     }
 
-    fn send(&self, order: Order) -> Result<(), Halt> {
-        let orders = self.orders.as_ref().expect("taken only when dropped");
-        // The helper ends before us only by an error, which is the last thing it delivered.
-        orders.send(order).map_err(|_| self.deliveries.iter().find_map(Result::err).unwrap_or_else(Self::gone))
+    fn send(&self, job: Job) -> Result<(), Halt> {
+        let jobs = self.jobs.as_ref().expect("taken only when dropped");
+        // The thread ends before its owner only after an error, which is its last result.
+        jobs.send(job).map_err(|_| self.results.iter().find_map(Result::err).unwrap_or_else(Self::gone))
     }
 
-    fn receive(&self, wait: bool) -> Option<Result<Delivery, Halt>> {
+    fn receive(&self, wait: bool) -> Option<Result<JobResult, Halt>> {
         if wait {
-            return Some(self.deliveries.recv().unwrap_or_else(|_| Err(Self::gone())));
+            return Some(self.results.recv().unwrap_or_else(|_| Err(Self::gone())));
         }
-        self.deliveries.try_recv().ok()
+        self.results.try_recv().ok()
     }
 
     fn gone() -> Halt {
-        Halt::Refused("the log's helper thread ended".to_owned())
+        Halt::Refused("the helper thread of the raft log has ended".to_owned())
     }
 }
 
-impl Drop for Helper {
+impl Drop for HelperThread {
     fn drop(&mut self) {
-        self.orders.take();
+        self.jobs.take();
         if let Some(thread) = self.thread.take() {
-            // It panicked, if at all, on an error that its owner has or will never need.
+            // If it panicked, the owner has the error already, or will not need it.
             let _ = thread.join();
         }
     }
 }
 
-/// What the helper thread does.
-struct Work {
+/// The state of the helper thread.
+struct HelperState {
     place: Place,
-    /// The spare that could not be filled, and is tried again.
+    /// A spare that could not be filled, which is retried.
     failed: Option<PathBuf>,
 }
 
-impl Work {
-    /// Fulfils the next order, or tries again what failed, if there is something new to say; None if nothing is wanted any
-    /// more.
-    fn next(&mut self, inbox: &Receiver<Order>) -> Option<Result<Delivery, Halt>> {
+impl HelperState {
+    /// Runs jobs, and retries what failed, until there is a result to report; None if the owner is gone.
+    fn next(&mut self, queue: &Receiver<Job>) -> Option<Result<JobResult, Halt>> {
         loop {
-            let order =
-                if self.failed.is_some() { inbox.recv_timeout(RETRY) } else { inbox.recv().map_err(Into::into) };
-            match order {
-                Ok(Order::Fill(path)) => return Some(self.fill(path, 1)),
-                Ok(Order::Recycle(changes)) => return Some(self.recycle(changes)),
+            let job = if self.failed.is_some() {
+                queue.recv_timeout(RETRY_INTERVAL)
+            } else {
+                queue.recv().map_err(Into::into)
+            };
+            match job {
+                Ok(Job::Fill(path)) => return Some(self.fill(path, 1)),
+                Ok(Job::Recycle(changes)) => return Some(self.recycle(changes)),
                 Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {
-                    let path = self.failed.clone().expect("only then there is a timeout");
+                    let path = self.failed.clone().expect("there is a timeout only if a spare failed");
                     match self.fill(path, 0) {
-                        Ok(Delivery { spares, .. }) if spares.is_empty() => (),
-                        news => return Some(news),
+                        Ok(JobResult { spares, .. }) if spares.is_empty() => (),
+                        result => return Some(result),
                     }
                 }
             }
         }
     }
 
-    /// Fills a file. `settled` spares were ordered with it: none if this is another attempt.
-    fn fill(&mut self, path: PathBuf, settled: usize) -> Result<Delivery, Halt> {
+    /// Fills a file. `resolved` is the number of requested spares that this resolves: none if it is a retry.
+    fn fill(&mut self, path: PathBuf, resolved: usize) -> Result<JobResult, Halt> {
         match self.place.fill_ahead(path.clone())? {
             Ok(spare) => {
-                self.no_longer_failed(&path);
-                Ok(Delivery { spares: vec![spare], settled })
+                self.clear_failed(&path);
+                Ok(JobResult { spares: vec![spare], resolved })
             }
             Err(error) => {
                 if self.failed.replace(path.clone()).is_none() {
                     warn_no_spare(&path, &error);
                 }
-                Ok(Delivery { spares: Vec::new(), settled })
+                Ok(JobResult { spares: Vec::new(), resolved })
             }
         }
     }
 
-    fn recycle(&mut self, changes: Vec<(PathBuf, Option<PathBuf>)>) -> Result<Delivery, Halt> {
-        let delivery = self.place.recycle(changes)?;
-        if let Some(spare) = delivery.spares.first() {
-            self.no_longer_failed(&spare.path);
+    fn recycle(&mut self, changes: Vec<(PathBuf, Option<PathBuf>)>) -> Result<JobResult, Halt> {
+        let result = self.place.recycle(changes)?;
+        if let Some(spare) = result.spares.first() {
+            self.clear_failed(&spare.path);
         }
-        Ok(delivery)
+        Ok(result)
     }
 
-    fn no_longer_failed(&mut self, spare: &Path) {
+    fn clear_failed(&mut self, spare: &Path) {
         if self.failed.take().is_some() {
             tracing::info!(file = %spare.display(), "the raft log has a spare segment again");
         }

@@ -1,7 +1,7 @@
-//! A log in memory that forgets what was not synced, for the single-threaded simulation.
+//! A log in memory that loses unsynced writes in a simulated crash, for the single-threaded simulation.
 //!
-//! The store is a handle: the node owns one, the simulation keeps a clone. When the node dies the simulation drops it, says
-//! [`crash`](VolatileLog::crash), and starts the next one from [`open`](VolatileLog::open).
+//! The store is a handle: the node owns one, the simulation keeps a clone. To simulate a crash, the simulation drops the node,
+//! calls [`crash`](VolatileLog::crash), and starts the next one from [`open`](VolatileLog::open).
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -11,7 +11,7 @@ use super::contents::{Contents, Record, Summary};
 use super::{Group, Identity, LogStore, Position, Recovered};
 use crate::error::Halt;
 
-/// A log whose disk is a value.
+/// A log on a simulated disk.
 #[derive(Debug, Clone)]
 pub struct VolatileLog {
     disk: Arc<Mutex<Disk>>,
@@ -21,14 +21,14 @@ pub struct VolatileLog {
 struct Disk {
     identity: Identity,
     durable: Contents,
-    /// Written, but not synced.
+    /// Written but not synced.
     pending: Option<Vec<Record>>,
     size_bytes: u64,
     broken: bool,
 }
 
 impl VolatileLog {
-    /// Makes a log without entries behind `truncated`.
+    /// Creates a log without entries, with its truncation point at `truncated`.
     #[must_use]
     pub fn create(identity: Identity, truncated: Position, hard_state: &HardState) -> Self {
         let durable = Contents::new(Summary::new(truncated, hard_state.clone()));
@@ -36,31 +36,30 @@ impl VolatileLog {
         Self { disk: Arc::new(Mutex::new(disk)) }
     }
 
-    /// What a node that starts now finds.
+    /// The content that a node finds when it starts now.
     pub fn open(&self) -> Result<Recovered, Halt> {
         let disk = self.disk();
         assert!(disk.pending.is_none(), "a store is opened after a crash or a sync");
         disk.durable.clone().finish(disk.identity, None).map_err(Halt::Refused)
     }
 
-    /// The node is gone, and with it what was not synced, unless the disk happened to be quick enough. A broken disk works
-    /// again.
+    /// Simulates a crash: an unsynced write is lost unless `the_last_write_survives`. A broken disk works again.
     pub fn crash(&self, the_last_write_survives: bool) {
         let mut disk = self.disk();
         disk.broken = false;
         if the_last_write_survives {
-            disk.settle();
+            disk.make_durable();
         }
         disk.pending = None;
     }
 
-    /// From now on every call fails, until the next crash.
+    /// Makes every call fail until the next crash.
     pub fn break_disk(&self) {
         self.disk().broken = true;
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.disk.lock().expect("no step of this file panics between its changes")
+        self.disk.lock().expect("no function of this file panics while it holds the lock")
     }
 
     fn working_disk(&self) -> Result<MutexGuard<'_, Disk>, Halt> {
@@ -68,23 +67,23 @@ impl VolatileLog {
         if disk.broken { Err(Halt::Refused("the simulated disk is broken".to_owned())) } else { Ok(disk) }
     }
 
-    fn note(&mut self, records: Vec<Record>) -> Result<(), Halt> {
+    fn write_synced(&mut self, records: Vec<Record>) -> Result<(), Halt> {
         let mut disk = self.working_disk()?;
-        disk.take(records);
-        disk.settle();
+        disk.stage(records);
+        disk.make_durable();
         Ok(())
     }
 }
 
 impl Disk {
-    fn take(&mut self, records: Vec<Record>) {
+    fn stage(&mut self, records: Vec<Record>) {
         assert!(self.pending.is_none(), "each write is synced before the next one");
         self.pending = Some(records);
     }
 
-    fn settle(&mut self) {
+    fn make_durable(&mut self) {
         for record in self.pending.take().into_iter().flatten() {
-            self.durable.follow(record).expect("raft appends without gaps and never below the truncation point");
+            self.durable.replay(record).expect("raft appends without gaps and never below the truncation point");
         }
     }
 }
@@ -93,7 +92,7 @@ impl LogStore for VolatileLog {
     fn write(&mut self, group: &Group) -> Result<u64, Halt> {
         assert!(!group.is_empty(), "an empty group needs no write");
         let mut disk = self.working_disk()?;
-        disk.take(Record::of(group));
+        disk.stage(Record::of(group));
         let bytes = group.entries.iter().map(|entry| (entry.data.len() + entry.context.len()) as u64).sum();
         disk.size_bytes += bytes;
         Ok(bytes)
@@ -102,7 +101,7 @@ impl LogStore for VolatileLog {
     fn sync(&mut self) -> Result<(), Halt> {
         let mut disk = self.working_disk()?;
         assert!(disk.pending.is_some(), "there is a write to sync");
-        disk.settle();
+        disk.make_durable();
         Ok(())
     }
 
@@ -111,16 +110,16 @@ impl LogStore for VolatileLog {
             let disk = self.disk();
             (disk.durable.summary.truncated, disk.durable.summary.next_index)
         };
-        assert!(at.index < next_index, "only what is in the log can be cut from it");
-        if at.index > truncated.index { self.note(vec![Record::Cut(at)]) } else { Ok(()) }
+        assert!(at.index < next_index, "the truncation point is in the log");
+        if at.index > truncated.index { self.write_synced(vec![Record::Truncate(at)]) } else { Ok(()) }
     }
 
     fn set_installing(&mut self, snapshot: Option<Position>) -> Result<(), Halt> {
-        self.note(vec![Record::Installing(snapshot)])
+        self.write_synced(vec![Record::Installing(snapshot)])
     }
 
     fn reset(&mut self, at: Position, hard_state: &HardState) -> Result<(), Halt> {
-        self.note(vec![Record::Reset(at), Record::HardState(hard_state.clone())])
+        self.write_synced(vec![Record::Reset(at), Record::HardState(hard_state.clone())])
     }
 
     fn size_bytes(&self) -> u64 {
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_takes_what_was_not_synced_unless_the_disk_was_quick() {
+    fn a_crash_loses_an_unsynced_write_unless_told_otherwise() {
         for (survives, last) in [(false, 1), (true, 2)] {
             let mut log = log();
             log.append(&group(1)).unwrap();
@@ -154,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_disk_takes_nothing_until_the_crash() {
+    fn a_broken_disk_fails_every_write_until_the_crash() {
         let mut log = log();
         log.clone().break_disk();
         assert!(log.append(&group(1)).is_err());

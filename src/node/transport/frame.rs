@@ -1,15 +1,15 @@
-//! What members say to each other before and between messages, byte for byte.
+//! The wire format of the handshake and of frames. Lengths in bytes are in parentheses.
 //!
 //! ```text
-//! hello     preface, kind (1), cluster, from, to, life, largest request (8 each, big-endian), version and oldest version
-//!           that it works with (major and minor, 1 each), length (2), the caller's URLs with commas between
+//! hello     preface, kind (1), cluster, from, to, incarnation, largest request (8 each, big-endian), version and oldest
+//!           compatible version (major and minor, 1 each), length (2), the sender's peer URLs, separated by commas
 //! verdict   code (1), length (2), text
 //! frame     length (4), CRC-32C of the rest (4), then messages: length (4), raft's encoding
 //! ```
 //!
-//! The largest request is the largest that the caller has in its log or may have: a frame holds an entry whole, so its bound
-//! follows from that. A stream carries frames in one direction only; after the verdict its receiver says nothing. A frame without messages says
-//! that the sender is still there.
+//! The largest request is the largest that the sender's log contains or may contain: a frame holds whole entries, so the limit
+//! for a frame follows from it. A stream carries frames in one direction only; the receiver sends nothing after the verdict,
+//! except another verdict if it closes the stream because of an error. A frame without messages is a keep-alive.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -17,78 +17,76 @@ use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
-/// Begins every connection of a member; its last byte is the version of all this. No HTTP request begins so.
+/// The first bytes of every connection of a member; the last byte is the version of this format. No HTTP request begins with
+/// them.
 pub const PREFACE: &[u8; 16] = b"metastore raft 3";
-/// Frames may be this large whatever requests are allowed: the largest request fits many times, unless it is set otherwise.
-pub(super) const FRAME_BYTES_ALLOWED: usize = 64 << 20;
-/// What a frame may hold beside the largest request: messages that were put together with it, and what is around them.
-const FRAME_BYTES_BESIDE: usize = 2 << 20;
-/// No frame may be larger than this, whatever a caller says of its requests.
-const FRAME_BYTES_MOST: usize = 512 << 20;
-/// The largest request that needs to be announced.
-pub(super) const REQUEST_BYTES_MOST: u64 = (FRAME_BYTES_MOST - FRAME_BYTES_BESIDE) as u64;
+/// The limit for a frame, unless larger requests are allowed. It is many times the default limit for a request.
+pub(super) const DEFAULT_MAX_FRAME_BYTES: usize = 64 << 20;
+/// What a frame may hold in addition to a request of the largest size: other messages in the same frame, and framing.
+const FRAME_OVERHEAD_BYTES: usize = 2 << 20;
+/// The limit for a frame whatever request size the sender announces.
+const MAX_FRAME_BYTES: usize = 512 << 20;
+/// The largest request size that is announced.
+pub(super) const MAX_REQUEST_BYTES: u64 = (MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES) as u64;
 const HEADER_BYTES: usize = 8;
 
-/// How large a frame may be if the largest request is this large.
+/// The limit for a frame, given the largest request.
 pub(super) fn max_bytes(largest_request: u64) -> usize {
-    let request = usize::try_from(largest_request.min(REQUEST_BYTES_MOST)).unwrap_or(usize::MAX);
-    FRAME_BYTES_ALLOWED.max(request + FRAME_BYTES_BESIDE)
+    let request = usize::try_from(largest_request.min(MAX_REQUEST_BYTES)).unwrap_or(usize::MAX);
+    DEFAULT_MAX_FRAME_BYTES.max(request + FRAME_OVERHEAD_BYTES)
 }
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Raft's messages.
+    /// Frames with raft's messages.
     Messages = 1,
-    /// A copy of the database.
+    /// A snapshot, which is a copy of the database.
     Snapshot = 2,
 }
 
-/// A version of the whole program: major and minor.
+/// A version of the program: major and minor.
 pub type Release = (u8, u8);
 
-/// Which members can work together: neither is older than what the other works with.
+/// Decides which members are compatible: neither is older than the oldest version that the other is compatible with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Speech {
-    /// What a member is.
+    /// The member's own version.
     pub version: Release,
-    /// The oldest that it works with.
+    /// The oldest version that it is compatible with.
     pub oldest: Release,
 }
 
 impl Speech {
-    pub(super) fn agrees_with(self, other: Self) -> bool {
+    pub(super) fn is_compatible_with(self, other: Self) -> bool {
         self.version >= other.oldest && other.version >= self.oldest
     }
 }
 
-/// Who calls, and whom.
+/// The first message of every connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
-    /// What for.
     pub purpose: Purpose,
-    /// The caller's cluster.
+    /// The sender's cluster ID.
     pub cluster: u64,
-    /// The caller.
+    /// The sender's member ID.
     pub from: u64,
-    /// Whom it wants.
+    /// The ID of the member that the sender wants to reach.
     pub to: u64,
-    /// Which of the processes that this member has been it is.
-    pub life: u64,
-    /// The largest request that it may pass on, in bytes.
+    /// A random number that identifies the sender's process.
+    pub incarnation: u64,
+    /// The largest request that it may forward, in bytes.
     pub largest_request: u64,
-    /// What it speaks.
     pub speech: Speech,
-    /// Where it can be reached, as far as it knows.
+    /// The sender's peer URLs, as far as it knows them.
     pub urls: Vec<String>,
 }
 
 impl Hello {
-    /// Says it.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let mut bytes = PREFACE.to_vec();
         bytes.push(self.purpose as u8);
-        for number in [self.cluster, self.from, self.to, self.life, self.largest_request] {
+        for number in [self.cluster, self.from, self.to, self.incarnation, self.largest_request] {
             bytes.extend(number.to_be_bytes());
         }
         let Speech { version, oldest } = self.speech;
@@ -99,7 +97,6 @@ impl Hello {
         to.write_all(&bytes)
     }
 
-    /// Hears it.
     pub fn read(from: &mut impl Read) -> io::Result<Self> {
         let mut preface = [0; PREFACE.len()];
         from.read_exact(&mut preface)?;
@@ -113,79 +110,77 @@ impl Hello {
         let purpose = match rest[0] {
             1 => Purpose::Messages,
             2 => Purpose::Snapshot,
-            other => return Err(invalid(format!("nothing is known about connections of kind {other}"))),
+            other => return Err(invalid(format!("unknown kind of connection: {other}"))),
         };
         let mut urls = vec![0; usize::from(u16::from_be_bytes([rest[45], rest[46]]))];
         from.read_exact(&mut urls)?;
-        let urls = String::from_utf8(urls).map_err(|_| invalid("the caller's URLs are not text".to_owned()))?;
+        let urls = String::from_utf8(urls)
+            .map_err(|_| invalid("the peer URLs in the handshake are not valid UTF-8".to_owned()))?;
         let urls = urls.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect();
         let speech = Speech { version: (rest[41], rest[42]), oldest: (rest[43], rest[44]) };
-        let [cluster, from, to, life, largest_request] = [1, 9, 17, 25, 33].map(number);
-        Ok(Self { purpose, cluster, from, to, life, largest_request, speech, urls })
+        let [cluster, from, to, incarnation, largest_request] = [1, 9, 17, 25, 33].map(number);
+        Ok(Self { purpose, cluster, from, to, incarnation, largest_request, speech, urls })
     }
 }
 
-/// What comes of a call, or of a snapshot.
+/// The answer to a [`Hello`] or to a snapshot, or the reason for closing a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Go on; or: it is in place.
-    Welcome,
-    /// The caller was removed from the cluster and must not come back.
+    /// The handshake succeeded, or the snapshot is installed.
+    Accepted,
+    /// The sender was removed from the cluster; it must not reconnect.
     Removed,
-    /// Something else is wrong.
+    /// Refused for any other reason.
     Refused(String),
 }
 
 impl Verdict {
-    /// What is wrong, in words.
     pub fn text(&self) -> &str {
         match self {
-            Self::Welcome => "",
+            Self::Accepted => "",
             Self::Removed => "this member was removed from the cluster",
             Self::Refused(text) => text,
         }
     }
 
-    /// Says it.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let code = match self {
-            Self::Welcome => 0,
+            Self::Accepted => 0,
             Self::Removed => 1,
             Self::Refused(_) => 2,
         };
         let text = self.text();
         let text = &text.as_bytes()[..text.len().min(usize::from(u16::MAX))];
-        let length = u16::try_from(text.len()).expect("it was cut to fit");
+        let length = u16::try_from(text.len()).expect("the text was truncated to fit");
         to.write_all(&[&[code], length.to_be_bytes().as_slice(), text].concat())
     }
 
-    /// Hears it.
     pub fn read(from: &mut impl Read) -> io::Result<Self> {
         let mut head = [0; 3];
         from.read_exact(&mut head)?;
         if head[0] > 2 {
-            return Err(invalid("it does not answer as a metastore does: is it an etcd?".to_owned()));
+            return Err(invalid("the reply is not that of a metastore: is it an etcd?".to_owned()));
         }
         let mut text = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
         from.read_exact(&mut text)?;
         Ok(match head[0] {
-            0 => Self::Welcome,
+            0 => Self::Accepted,
             1 => Self::Removed,
             _ => Self::Refused(String::from_utf8_lossy(&text).into_owned()),
         })
     }
 }
 
-/// Appends a frame of these messages.
+/// Appends a frame with these messages.
 pub fn encode(messages: &[Message], into: &mut Vec<u8>) {
     let start = into.len();
     into.extend([0; HEADER_BYTES]);
     for message in messages {
-        let place = into.len();
+        let at = into.len();
         into.extend([0; 4]);
-        message.write_to_vec(into).expect("a message of raft's making can be encoded");
-        let length = length(into.len() - place - 4);
-        into[place..place + 4].copy_from_slice(&length);
+        message.write_to_vec(into).expect("raft messages can be encoded");
+        let length = length(into.len() - at - 4);
+        into[at..at + 4].copy_from_slice(&length);
     }
     let body = start + HEADER_BYTES;
     let header = [length(into.len() - body), crc32c::crc32c(&into[body..]).to_be_bytes()].concat();
@@ -193,19 +188,19 @@ pub fn encode(messages: &[Message], into: &mut Vec<u8>) {
 }
 
 fn length(bytes: usize) -> [u8; 4] {
-    u32::try_from(bytes).expect("a frame is cut long before that").to_be_bytes()
+    u32::try_from(bytes).expect("frames are far smaller than 4 GiB").to_be_bytes()
 }
 
-/// What stands before a frame.
+/// The header of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Of the rest.
+    /// The length of the frame after the header.
     pub length: usize,
     crc: u32,
 }
 
 impl Header {
-    /// The next frame's. One of more than `max_bytes` is refused.
+    /// Reads the next frame's header. A frame of more than `max_bytes` is an error.
     pub fn read(from: &mut impl Read, max_bytes: usize) -> io::Result<Self> {
         let mut header = [0; HEADER_BYTES];
         from.read_exact(&mut header)?;
@@ -220,16 +215,16 @@ impl Header {
         Ok(Self { length, crc: number(4) })
     }
 
-    /// The frame's messages, whose entries share its bytes, and how long all of it was.
+    /// Reads the frame's messages, whose entries share its memory, and returns them with the total length of the frame.
     pub fn read_messages(self, from: &mut impl Read) -> io::Result<(Vec<Message>, u64)> {
-        // Filled as it comes, so that a length alone takes no memory.
+        // Grown as bytes arrive, so that a header with a large length alone does not allocate that much.
         let mut body = Vec::with_capacity(self.length.min(1 << 20));
         from.take(self.length as u64).read_to_end(&mut body)?;
         if body.len() < self.length {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         if crc32c::crc32c(&body) != self.crc {
-            return Err(invalid("a frame was damaged on its way".to_owned()));
+            return Err(invalid("the checksum of a frame does not match".to_owned()));
         }
         Ok((decode(Bytes::from(body))?, (HEADER_BYTES + self.length) as u64))
     }
@@ -251,7 +246,7 @@ fn decode(mut body: Bytes) -> io::Result<Vec<Message>> {
     Ok(messages)
 }
 
-/// An error about what the other side has said.
+/// An error for data from the peer that is invalid.
 pub fn invalid(text: String) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, text)
 }
@@ -263,7 +258,7 @@ mod tests {
     use super::*;
 
     fn read(from: &mut impl Read) -> io::Result<(Vec<Message>, u64)> {
-        Header::read(from, FRAME_BYTES_ALLOWED)?.read_messages(from)
+        Header::read(from, DEFAULT_MAX_FRAME_BYTES)?.read_messages(from)
     }
 
     fn messages() -> Vec<Message> {
@@ -279,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_as_they_went() {
+    fn frames_are_decoded_to_what_was_encoded() {
         let mut bytes = Vec::new();
         encode(&messages(), &mut bytes);
         encode(&[], &mut bytes);
@@ -290,21 +285,21 @@ mod tests {
     }
 
     #[test]
-    fn no_damage_passes_and_nothing_panics() {
+    fn a_corrupt_or_truncated_frame_is_an_error_and_nothing_panics() {
         let mut bytes = Vec::new();
         encode(&messages(), &mut bytes);
-        for place in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[place] ^= 1 << (place % 8);
-            assert!(read(&mut damaged.as_slice()).is_err(), "a flipped bit at {place}");
-            assert!(read(&mut &bytes[..place]).is_err(), "cut at {place}");
+        for at in 0..bytes.len() {
+            let mut corrupt = bytes.clone();
+            corrupt[at] ^= 1 << (at % 8);
+            assert!(read(&mut corrupt.as_slice()).is_err(), "a flipped bit at {at}");
+            assert!(read(&mut &bytes[..at]).is_err(), "truncated at {at}");
         }
         assert!(decode(Bytes::from_static(&[0, 0, 0, 9, 1])).is_err());
         assert!(decode(Bytes::from_static(&[0, 0, 0])).is_err());
     }
 
     #[test]
-    fn a_frame_is_as_large_as_requests_may_be() {
+    fn the_frame_size_limit_follows_from_the_largest_request() {
         for (request, allowed) in [(0, 64 << 20), (10 << 20, 64 << 20), (100 << 20, 102 << 20), (u64::MAX, 512 << 20)] {
             assert_eq!(max_bytes(request), allowed, "{request}");
         }
@@ -315,22 +310,23 @@ mod tests {
     }
 
     #[test]
-    fn members_work_together_if_neither_is_too_old() {
+    fn members_are_compatible_if_neither_is_too_old() {
         let speech = |version, oldest| Speech { version, oldest };
         let ours = speech((3, 7), (3, 5));
-        for (theirs, agree) in [
+        for (theirs, compatible) in [
             (speech((3, 7), (3, 5)), true),
             (speech((3, 5), (3, 0)), true),
             (speech((4, 0), (3, 7)), true),
             (speech((3, 4), (3, 0)), false),
             (speech((4, 0), (3, 8)), false),
         ] {
-            assert_eq!((ours.agrees_with(theirs), theirs.agrees_with(ours)), (agree, agree), "{theirs:?}");
+            let both = (ours.is_compatible_with(theirs), theirs.is_compatible_with(ours));
+            assert_eq!(both, (compatible, compatible), "{theirs:?}");
         }
     }
 
     #[test]
-    fn who_calls_is_told_apart_from_who_does_not() {
+    fn handshakes_round_trip_and_other_protocols_are_recognized() {
         let urls = vec!["http://a:1".to_owned(), "http://b:2".to_owned()];
         let mut bytes = Vec::new();
         for urls in [Vec::new(), urls] {
@@ -340,7 +336,7 @@ mod tests {
                 cluster: 1,
                 from: 2,
                 to: 3,
-                life: 4,
+                incarnation: 4,
                 largest_request: 5,
                 speech,
                 urls,
@@ -349,18 +345,18 @@ mod tests {
             hello.write(&mut bytes).unwrap();
             assert_eq!(Hello::read(&mut bytes.as_slice()).unwrap(), hello);
         }
-        for (place, byte) in [(15, b'1'), (16, 9)] {
+        for (at, byte) in [(15, b'1'), (16, 9)] {
             let mut other = bytes.clone();
-            other[place] = byte;
+            other[at] = byte;
             assert!(Hello::read(&mut other.as_slice()).is_err());
         }
         let other = Verdict::read(&mut b"HTTP/1.1 400 Bad Request\r\n".as_slice()).unwrap_err();
         assert!(other.to_string().contains("is it an etcd?"), "{other}");
-        for verdict in [Verdict::Welcome, Verdict::Refused("no".repeat(40_000))] {
+        for verdict in [Verdict::Accepted, Verdict::Refused("no".repeat(40_000))] {
             let mut bytes = Vec::new();
             verdict.write(&mut bytes).unwrap();
-            let heard = Verdict::read(&mut bytes.as_slice()).unwrap();
-            assert!(heard == verdict || matches!(heard, Verdict::Refused(text) if text.len() == 65_535));
+            let received = Verdict::read(&mut bytes.as_slice()).unwrap();
+            assert!(received == verdict || matches!(received, Verdict::Refused(text) if text.len() == 65_535));
         }
     }
 }

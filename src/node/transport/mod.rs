@@ -1,17 +1,19 @@
-//! Between members: one long-lived stream per pair and direction, and a connection of its own for each snapshot.
+//! The transport between members: one long-lived stream per pair of members and direction, and a separate connection for each
+//! snapshot.
 //!
 //! ```text
-//! raft, log ──send──▶ Outbox ──take──▶ line's thread ══ frames ══▶ receiver's thread ──▶ the other's raft inbox
+//! raft, log ──send──▶ Outbox ──take──▶ sender thread ══ frames ══▶ receiver thread ──▶ raft inbox of the other member
 //! ```
 //!
-//! A thread for each line writes what its outbox holds, all of it with one system call; a thread for each stream that comes
-//! in reads frame after frame. Both block, which is the cheapest way to wait, and a cluster has few members. What cannot be
-//! carried is lost and raft is told so once; nothing here waits for a member that does not listen, and nothing that is sent
-//! waits in unbounded memory.
+//! One thread per peer writes the content of the peer's outbox, all of it with one system call; one thread per incoming stream
+//! reads frame after frame. Both use blocking I/O, which is the cheapest way to wait, and a cluster has few members. A message
+//! that cannot be sent is dropped and raft is told once; nothing here waits for a member that does not read, and the memory for
+//! unsent messages is bounded.
 //!
-//! Who calls says to which cluster it belongs, who it is and whom it wants; who was removed, belongs elsewhere or speaks
-//! another language is refused with a line on both sides. It also says where it can be reached: a member that was away may
-//! not know it yet, and hears of it from nobody else if the caller leads.
+//! A connecting member states its cluster, its own ID and the ID of the member that it wants to reach. A member that was removed,
+//! belongs to another cluster or has an incompatible protocol version is refused, with a log line on both sides. It also states
+//! its peer URLs: a member that was down may not know them yet and, if the connecting member is the leader, can learn them from
+//! no other member.
 
 mod callers;
 mod connections;
@@ -48,152 +50,154 @@ use super::{
     snapshot::{Incoming, Scratch, Shelf},
 };
 use crate::{error::Halt, metrics::METRICS};
-use callers::Callers;
+use callers::PeerSessions;
+use connections::{AcceptedConnections, MAX_UNKNOWN_STREAMS};
 pub use connections::{Admitted, ConnectionLimits, Stage};
-use connections::{Connections, MOST_GUESTS};
 use frame::Hello;
 pub use frame::{PREFACE, Speech};
-use line::Line;
+use line::PeerConnection;
 pub use manners::check;
-use refusals::Refusals;
-use ship::Receiving;
+use refusals::RefusalLog;
+use ship::ReceiveSlot;
 
-/// Where the copies of other members' databases go.
+/// Stores snapshots that are received from other members.
 pub trait Depot: Send + Sync {
-    /// A directory, not there yet, for the copy as of an index.
+    /// The directory for the snapshot at an index. It does not exist yet.
     fn place(&self, index: u64) -> Scratch;
 
-    /// How many bytes the disk still takes.
+    /// The free space on the disk.
     fn free_bytes(&self) -> std::io::Result<u64>;
 
-    /// Opens what was put there, and has been made durable.
+    /// Opens a received snapshot, whose files have been synced.
     fn open(&self, files: Scratch) -> Result<Incoming, Halt>;
 }
 
-/// How patient and how large the transport is.
+/// Timeouts, rates and queue sizes of the transport.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// To connect to a member.
+    /// For connecting to a member.
     pub dial: Duration,
-    /// For a member to take what is sent to it, before the connection counts as broken.
+    /// How long a write may block before the connection counts as broken.
     pub write: Duration,
-    /// For either side of a snapshot, while the other one is busy with its disk.
+    /// How long either side of a snapshot transfer waits while the other one is busy with its disk.
     pub stall: Duration,
-    /// Bytes of a snapshot per second.
+    /// The rate at which a snapshot is sent, in bytes per second.
     pub snapshot_rate: u64,
-    /// Bytes that may wait for one member.
+    /// The limit for the bytes queued for one member.
     pub queue_bytes: usize,
-    /// A sender of a frame or of a snapshot that is slower than so many bytes a second is given up.
+    /// A connection that sends a frame or a snapshot more slowly than this is closed.
     pub min_bytes_per_second: u64,
 }
 
-/// What the transport is made of.
+/// The parts from which a transport is built.
 pub struct Parts {
-    /// Whose it is.
+    /// The cluster and the member that it belongs to.
     pub identity: Identity,
-    /// What this member speaks.
+    /// The protocol versions that this member supports.
     pub speech: Speech,
-    /// The raft thread's ear.
+    /// The inbox of the raft thread.
     pub raft: Arc<Inbox<Input>>,
-    /// Who is told which members are connected.
+    /// Records which members are connected.
     pub links: Arc<Links>,
-    /// Where copies of the database lie that raft wants sent.
+    /// The snapshots that raft can send.
     pub shelf: Arc<Shelf>,
-    /// Where copies go that come in.
+    /// Stores received snapshots.
     pub depot: Box<dyn Depot>,
-    /// Called when the others say that this member was removed.
+    /// Called when another member reports that this one was removed from the cluster.
     pub farewell: Arc<dyn Fn() + Send + Sync>,
-    /// Whether raft is told that it need not wait for its first election, once there is company.
+    /// Whether raft is told to shorten the wait for its first election as soon as enough peers are connected.
     pub hurries: bool,
-    /// How long it waits.
+    /// Timeouts, rates and queue sizes.
     pub patience: Patience,
-    /// How many connections there may be.
+    /// Limits for incoming connections.
     pub connections: ConnectionLimits,
-    /// The largest request that this member takes, in bytes.
+    /// The largest request that this member accepts, in bytes.
     pub max_request_bytes: u64,
 }
 
-/// Carries messages between this member and all others.
+/// Sends messages to the other members and receives theirs.
 pub struct Transport {
     parts: Parts,
-    lines: Mutex<BTreeMap<u64, Arc<Line>>>,
+    peer_connections: Mutex<BTreeMap<u64, Arc<PeerConnection>>>,
     removed: Mutex<BTreeSet<u64>>,
-    /// Where this member can be reached, as the others know it.
+    /// The peer URLs of this member, as listed in the member table.
     urls: Mutex<Vec<String>>,
-    /// A snapshot is coming in: one at a time.
-    receiving: Receiving,
-    /// Large frames of members that are not known here are read one at a time.
-    large_guest_frame: Mutex<()>,
-    /// Connections that are open.
-    connections: Connections,
-    /// The largest request that is known to be allowed anywhere among the members.
+    /// At most one snapshot is received at a time.
+    receiving: ReceiveSlot,
+    /// Held while reading a large frame from an unknown member, so that only one is in memory at a time.
+    unknown_member_frame: Mutex<()>,
+    /// Incoming connections that are open.
+    accepted: AcceptedConnections,
+    /// The largest request that any member is known to accept.
     largest_request: AtomicU64,
-    /// Who speaks on them.
-    callers: Callers,
-    /// Tells this process from others that the member has been, or that think they are it.
-    life: u64,
-    /// Whoever was not welcome.
-    refusals: Mutex<Refusals>,
-    /// The first election may come sooner, and has not yet.
-    hurries: AtomicBool,
+    /// The process that currently sends for each member.
+    sessions: PeerSessions,
+    /// Distinguishes this process from earlier ones of the same member, and from ones that run on a copy of its data.
+    incarnation: u64,
+    refusals: Mutex<RefusalLog>,
+    /// Raft should shorten the wait for its first election, and has not been told yet.
+    advance_first_election: AtomicBool,
 }
 
 impl Transport {
-    /// A transport that knows nobody yet.
+    /// A transport without peers.
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
-        let hurries = AtomicBool::new(parts.hurries);
-        let connections = Connections::new(parts.connections);
-        let largest_request = AtomicU64::new(parts.max_request_bytes.min(frame::REQUEST_BYTES_MOST));
+        let advance_first_election = AtomicBool::new(parts.hurries);
+        let accepted = AcceptedConnections::new(parts.connections);
+        let largest_request = AtomicU64::new(parts.max_request_bytes.min(frame::MAX_REQUEST_BYTES));
         Arc::new(Self {
             parts,
-            lines: Mutex::default(),
+            peer_connections: Mutex::default(),
             removed: Mutex::default(),
             urls: Mutex::default(),
-            receiving: Receiving::default(),
-            large_guest_frame: Mutex::default(),
-            connections,
+            receiving: ReceiveSlot::default(),
+            unknown_member_frame: Mutex::default(),
+            accepted,
             largest_request,
-            callers: Callers::default(),
-            life: rand::random(),
+            sessions: PeerSessions::default(),
+            incarnation: rand::random(),
             refusals: Mutex::default(),
-            hurries,
+            advance_first_election,
         })
     }
 
-    /// Ends all lines and all streams that come in.
+    /// Closes all connections, outgoing and incoming.
     pub fn stop(&self) {
-        self.connections.close();
-        for line in std::mem::take(&mut *self.lines.lock()).into_values() {
-            line.close();
+        self.accepted.close();
+        for connection in std::mem::take(&mut *self.peer_connections.lock()).into_values() {
+            connection.close();
         }
     }
 
-    fn line(&self, member: u64) -> Option<Arc<Line>> {
-        self.lines.lock().get(&member).cloned()
+    fn connection(&self, member: u64) -> Option<Arc<PeerConnection>> {
+        self.peer_connections.lock().get(&member).cloned()
     }
 
-    /// Lets a caller be answered that is not known here yet: it joined while this member was away, and may be the only one
-    /// who can tell it so. Of those that were answered so far, the ones that call no longer give way.
-    fn greet(self: &Arc<Self>, hello: &Hello) {
-        let mut lines = self.lines.lock();
-        if hello.urls.is_empty() || lines.contains_key(&hello.from) {
+    /// Connects back to an unknown member: it may have joined while this member was down, and be the only one that can send this
+    /// member the log entries about it. If there are too many unknown members, the connections to those that no longer send are
+    /// closed.
+    fn connect_back(self: &Arc<Self>, hello: &Hello) {
+        let mut peer_connections = self.peer_connections.lock();
+        if hello.urls.is_empty() || peer_connections.contains_key(&hello.from) {
             return;
         }
-        if lines.values().filter(|line| line.is_guest).count() >= MOST_GUESTS {
-            let is_silent = |member: &u64, line: &mut Arc<Line>| line.is_guest && !self.callers.speaks(*member);
-            for (member, line) in lines.extract_if(.., is_silent) {
-                self.hang_up(member, &line);
+        if peer_connections.values().filter(|connection| connection.is_unknown).count() >= MAX_UNKNOWN_STREAMS {
+            let is_silent = |member: &u64, connection: &mut Arc<PeerConnection>| {
+                connection.is_unknown && !self.sessions.is_open(*member)
+            };
+            for (member, connection) in peer_connections.extract_if(.., is_silent) {
+                self.disconnect(member, &connection);
             }
         }
         let peer = Peer { id: hello.from, urls: hello.urls.clone() };
-        lines.insert(hello.from, Line::start(self.clone(), peer, true));
+        peer_connections.insert(hello.from, PeerConnection::start(self.clone(), peer, true));
     }
 
-    /// Ends a line, and says so to all who counted on it.
-    fn hang_up(&self, member: u64, line: &Line) {
-        if line.close() {
-            // What waited is lost, and nothing can be sent until there is another line.
+    /// Closes the connection to a peer, and updates the metrics and raft.
+    fn disconnect(&self, member: u64, connection: &PeerConnection) {
+        if connection.close() {
+            // Queued messages are lost, and nothing can be sent until there is another connection.
             METRICS
                 .active_peers
                 .with_label_values(&[&format!("{:x}", self.parts.identity.member_id), &format!("{member:x}")])
@@ -202,9 +206,9 @@ impl Transport {
         }
     }
 
-    /// Whether a caller is a member, as far as this one knows.
+    /// Whether a peer is in this member's member list.
     fn is_known(&self, member: u64) -> bool {
-        self.lines.lock().get(&member).is_some_and(|line| !line.is_guest)
+        self.peer_connections.lock().get(&member).is_some_and(|connection| !connection.is_unknown)
     }
 
     fn is_removed(&self, member: u64) -> bool {
@@ -214,18 +218,18 @@ impl Transport {
 
 impl Post for Arc<Transport> {
     fn send(&self, messages: Vec<Message>) {
-        let mut letters: BTreeMap<u64, Vec<Message>> = BTreeMap::new();
+        let mut by_member: BTreeMap<u64, Vec<Message>> = BTreeMap::new();
         for message in messages {
             if message.msg_type == MessageType::MsgSnapshot {
                 ship::send(self, message);
             } else {
-                letters.entry(message.to).or_default().push(message);
+                by_member.entry(message.to).or_default().push(message);
             }
         }
-        let lines = self.lines.lock();
-        for (member, messages) in letters {
-            if let Some(line) = lines.get(&member) {
-                line.outbox.push(messages);
+        let peer_connections = self.peer_connections.lock();
+        for (member, messages) in by_member {
+            if let Some(connection) = peer_connections.get(&member) {
+                connection.outbox.push(messages);
             }
         }
     }
@@ -236,54 +240,55 @@ impl Post for Arc<Transport> {
         if let Some(own) = own.into_iter().next() {
             *self.urls.lock() = own.urls;
         }
-        let mut lines = self.lines.lock();
-        let gone = lines.extract_if(.., |member, line| match peers.iter().find(|peer| peer.id == *member) {
-            Some(peer) => peer.urls != line.peer.urls,
-            None => !line.is_guest || removed.contains(member),
-        });
-        for (member, line) in gone {
-            self.hang_up(member, &line);
+        let mut peer_connections = self.peer_connections.lock();
+        let gone =
+            peer_connections.extract_if(.., |member, connection| match peers.iter().find(|peer| peer.id == *member) {
+                Some(peer) => peer.urls != connection.peer.urls,
+                None => !connection.is_unknown || removed.contains(member),
+            });
+        for (member, connection) in gone {
+            self.disconnect(member, &connection);
         }
         *self.removed.lock() = removed.into_iter().collect();
         for peer in peers {
-            lines.entry(peer.id).or_insert_with(|| Line::start(self.clone(), peer, false));
+            peer_connections.entry(peer.id).or_insert_with(|| PeerConnection::start(self.clone(), peer, false));
         }
     }
 }
 
-/// The addresses behind a member's URL. Names are looked up each time: members move.
+/// The addresses of a peer URL. Host names are resolved each time, because a member may move.
 fn addresses(url: &str) -> Result<Vec<SocketAddr>, String> {
-    let place =
-        url.strip_prefix("http://").ok_or_else(|| format!("{url}: only http is supported between members yet"))?;
-    let found = place.to_socket_addrs().map_err(|error| format!("{url}: {error}"))?;
+    let address =
+        url.strip_prefix("http://").ok_or_else(|| format!("{url}: only http is supported between members"))?;
+    let found = address.to_socket_addrs().map_err(|error| format!("{url}: {error}"))?;
     Ok(found.collect())
 }
 
-/// Connects to the first of a member's URLs that answers.
-fn dial(peer: &Peer, patience: Patience) -> Result<TcpStream, String> {
-    let mut trouble = format!("member {:x} has no URLs", peer.id);
+/// Connects to the first of a member's URLs that accepts a connection.
+fn dial(peer: &Peer, limits: Patience) -> Result<TcpStream, String> {
+    let mut last_error = format!("member {:x} has no URLs", peer.id);
     for url in &peer.urls {
         match addresses(url) {
             Ok(addresses) => {
                 for address in addresses {
-                    match TcpStream::connect_timeout(&address, patience.dial) {
-                        Ok(stream) => return prepared(stream, patience).map_err(|error| format!("{url}: {error}")),
-                        Err(error) => trouble = format!("{url}: {error}"),
+                    match TcpStream::connect_timeout(&address, limits.dial) {
+                        Ok(stream) => return prepared(stream, limits).map_err(|error| format!("{url}: {error}")),
+                        Err(error) => last_error = format!("{url}: {error}"),
                     }
                 }
             }
-            Err(error) => trouble = error,
+            Err(error) => last_error = error,
         }
     }
-    Err(trouble)
+    Err(last_error)
 }
 
-/// Sends at once, and notices when the other side has gone without a word.
-fn prepared(stream: TcpStream, patience: Patience) -> std::io::Result<TcpStream> {
+/// Disables Nagle's algorithm, and sets the timeouts that detect a peer which is gone without closing the connection.
+fn prepared(stream: TcpStream, limits: Patience) -> std::io::Result<TcpStream> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(patience.dial))?;
-    stream.set_write_timeout(Some(patience.write))?;
-    let unacknowledged_ms = u32::try_from(patience.write.as_millis()).unwrap_or(u32::MAX);
+    stream.set_read_timeout(Some(limits.dial))?;
+    stream.set_write_timeout(Some(limits.write))?;
+    let unacknowledged_ms = u32::try_from(limits.write.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_user_timeout(&stream, unacknowledged_ms)?;
     Ok(stream)
 }

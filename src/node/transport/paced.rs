@@ -1,18 +1,18 @@
-//! A reader that does not wait for ever for a sender that is slow on purpose.
+//! A reader with a minimum rate, so that a sender cannot occupy a connection by sending a byte at a time.
 
 use std::{
     io::{self, ErrorKind, Read},
     time::{Duration, Instant},
 };
 
-/// Reads what a sender has to send at some pace. Only waiting for it counts, not what is done with it in between.
+/// A reader that fails below a minimum rate. Only the time spent in reads counts, not the time between them.
 ///
-/// The time is looked at after each read, so the reader below must end each by itself, sooner or later.
+/// The rate is checked after each read, so reads of the underlying reader must have a timeout of their own.
 pub(super) struct Paced<R> {
     from: R,
-    /// So long it may keep us waiting in any case.
+    /// The waiting time that is allowed in any case.
     grace: Duration,
-    /// And a second for so many bytes.
+    /// The minimum rate beyond that.
     bytes_per_second: u64,
     waited: Duration,
     bytes: u64,
@@ -23,8 +23,8 @@ impl<R: Read> Paced<R> {
         Self { from, grace, bytes_per_second: bytes_per_second.max(1), waited: Duration::ZERO, bytes: 0 }
     }
 
-    /// What comes now is counted from the beginning.
-    pub fn start_over(&mut self) {
+    /// Measures the rate anew from now on.
+    pub fn restart(&mut self) {
         (self.waited, self.bytes) = (Duration::ZERO, 0);
     }
 }
@@ -49,10 +49,10 @@ impl<R: Read> Read for Paced<R> {
 mod tests {
     use super::*;
 
-    /// Sends a byte at a time, so many milliseconds apart.
-    struct Drip(u64);
+    /// Yields one byte per read, after this many milliseconds.
+    struct SlowReader(u64);
 
-    impl Read for Drip {
+    impl Read for SlowReader {
         fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
             std::thread::sleep(Duration::from_millis(self.0));
             into[0] = 7;
@@ -61,15 +61,15 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_that_drips_is_given_up_and_one_that_keeps_the_pace_is_not() {
+    fn a_sender_below_the_minimum_rate_fails_and_one_above_it_does_not() {
         let grace = Duration::from_millis(30);
-        let mut slow = Paced::new(Drip(10), grace, 1000);
+        let mut slow = Paced::new(SlowReader(10), grace, 1000);
         let error = slow.read_exact(&mut [0; 100]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         assert!(error.to_string().starts_with("the sender is too slow: "), "{error}");
-        let mut steady = Paced::new(Drip(1), Duration::from_secs(20), 1000);
+        let mut steady = Paced::new(SlowReader(1), Duration::from_secs(20), 1000);
         steady.read_exact(&mut [0; 50]).unwrap();
-        steady.start_over();
+        steady.restart();
         assert_eq!(steady.bytes, 0);
     }
 }

@@ -1,52 +1,53 @@
-//! What was refused and why, so that the log hears of it once a minute and not once an attempt: a member of another cluster
-//! that has this one's address tries again every second, for as long as it runs. A caller that invents names, or says
-//! something else that is wrong each time, is heard so often and no more.
+//! Limits log lines about refused connections: the same refusal is logged once a minute, not once per attempt. A member of
+//! another cluster that is configured with this one's address retries every second, for as long as it runs. A client that uses a
+//! different member ID, or fails in a different way, each time is logged up to a limit.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-/// The same refusal is news again after this.
-const NEWS_AFTER: Duration = Duration::from_mins(1);
-/// No more lines than this within that time.
-const MOST_LINES: usize = 128;
+/// The same refusal is logged again after this time.
+const LOG_AGAIN_AFTER: Duration = Duration::from_mins(1);
+/// The limit for lines within that time.
+const MAX_LINES: usize = 128;
 
-/// What was said lately.
+/// The refusals that were logged lately.
 #[derive(Default)]
-pub(super) struct Refusals {
-    said: HashMap<(u64, String), Said>,
-    /// How many were worth a line and got none, since the last line.
-    unsaid: u32,
+pub(super) struct RefusalLog {
+    logged: HashMap<(u64, String), Logged>,
+    /// How many new refusals were not logged because of the limit, since the last line.
+    suppressed: u32,
 }
 
-struct Said {
+struct Logged {
     at: Instant,
-    since: u32,
+    /// How often it was not logged since.
+    suppressed: u32,
 }
 
-impl Refusals {
-    /// Whether this is worth a line now; and how often it has happened since the last line about it, or, if it is new, how
-    /// often anything new has happened that there was no line for.
-    pub fn is_news(&mut self, from: u64, why: &str, now: Instant) -> Option<u32> {
+impl RefusalLog {
+    /// Returns `Some` if the refusal should be logged now, with the number of times that it was not logged since the last line
+    /// about it; or, if it is new, the number of new refusals that were not logged because of the limit.
+    pub fn should_log(&mut self, from: u64, why: &str, now: Instant) -> Option<u32> {
         let key = (from, why.to_owned());
-        if let Some(said) = self.said.get_mut(&key) {
-            if now - said.at < NEWS_AFTER {
-                said.since += 1;
+        if let Some(logged) = self.logged.get_mut(&key) {
+            if now - logged.at < LOG_AGAIN_AFTER {
+                logged.suppressed += 1;
                 return None;
             }
-            said.at = now;
-            return Some(std::mem::take(&mut said.since));
+            logged.at = now;
+            return Some(std::mem::take(&mut logged.suppressed));
         }
-        if self.said.len() >= MOST_LINES {
-            self.said.retain(|_, said| now - said.at < NEWS_AFTER);
+        if self.logged.len() >= MAX_LINES {
+            self.logged.retain(|_, logged| now - logged.at < LOG_AGAIN_AFTER);
         }
-        if self.said.len() >= MOST_LINES {
-            self.unsaid += 1;
+        if self.logged.len() >= MAX_LINES {
+            self.suppressed += 1;
             return None;
         }
-        self.said.insert(key, Said { at: now, since: 0 });
-        Some(std::mem::take(&mut self.unsaid))
+        self.logged.insert(key, Logged { at: now, suppressed: 0 });
+        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -55,20 +56,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_is_said_once_a_minute_and_another_reason_at_once() {
-        let (mut refusals, start) = (Refusals::default(), Instant::now());
+    fn the_same_refusal_is_logged_once_a_minute_and_another_reason_at_once() {
+        let (mut log, start) = (RefusalLog::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(refusals.is_news(1, "a", at(0)), Some(0));
-        assert_eq!(refusals.is_news(1, "a", at(1)), None);
-        assert_eq!(refusals.is_news(2, "a", at(1)), Some(0));
-        assert_eq!(refusals.is_news(1, "b", at(2)), Some(0));
-        assert_eq!(refusals.is_news(1, "a", at(59)), None);
-        assert_eq!(refusals.is_news(1, "a", at(60)), Some(2));
-        assert_eq!(refusals.is_news(1, "a", at(61)), None);
-        let lines = (10..400).filter(|&invented| refusals.is_news(invented, "a", at(62)).is_some()).count();
-        assert_eq!(lines, MOST_LINES - 1, "an invented name is news, but not for ever; two are old");
-        let unsaid = u32::try_from(390 - lines).unwrap();
-        assert_eq!(refusals.is_news(1000, "a", at(122)), Some(unsaid), "it is told how many were not");
-        assert_eq!(refusals.is_news(1001, "a", at(122)), Some(0));
+        assert_eq!(log.should_log(1, "a", at(0)), Some(0));
+        assert_eq!(log.should_log(1, "a", at(1)), None);
+        assert_eq!(log.should_log(2, "a", at(1)), Some(0));
+        assert_eq!(log.should_log(1, "b", at(2)), Some(0));
+        assert_eq!(log.should_log(1, "a", at(59)), None);
+        assert_eq!(log.should_log(1, "a", at(60)), Some(2));
+        assert_eq!(log.should_log(1, "a", at(61)), None);
+        let lines = (10..400).filter(|&invented| log.should_log(invented, "a", at(62)).is_some()).count();
+        assert_eq!(lines, MAX_LINES - 1, "new member IDs are logged up to the limit; two are old");
+        let suppressed = u32::try_from(390 - lines).unwrap();
+        assert_eq!(
+            log.should_log(1000, "a", at(122)),
+            Some(suppressed),
+            "with the number of those that were not logged"
+        );
+        assert_eq!(log.should_log(1001, "a", at(122)), Some(0));
     }
 }

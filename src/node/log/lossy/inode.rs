@@ -1,18 +1,18 @@
-//! The bytes of one file on a disk that can lose power: those that stay, and those that may go.
+//! The bytes of one file on a disk that can lose power: the durable ones, and those that a crash may lose.
 
-/// A file's bytes, whatever it is called.
+/// A file's content, independent of its name.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Inode {
-    /// What a power cut leaves in any case.
+    /// What survives every power failure.
     pub durable: Vec<u8>,
-    /// Where each was written, and what.
+    /// The offset and the bytes of each write.
     pub unsynced_writes: Vec<(usize, Vec<u8>)>,
-    /// Whether a sync failed. The system may then take the writes for done, so that no later sync writes them.
+    /// Whether a sync failed. The system may then treat the writes as done, so that no later sync writes them.
     pub sync_failed: bool,
 }
 
 impl Inode {
-    /// What lies on the disk and in its cache.
+    /// Reads the content with all unsynced writes.
     pub fn read(&self, from: usize, bytes: &mut [u8]) {
         let whole = (0, &self.durable);
         let writes = self.unsynced_writes.iter().map(|(offset, bytes)| (*offset, bytes));
@@ -25,21 +25,21 @@ impl Inode {
         }
     }
 
-    /// What was written here before, and is not synced, is overwritten by it.
+    /// Overwrites a part of the content durably, including earlier unsynced writes to it.
     pub fn put_durably(&mut self, from: usize, bytes: &[u8]) {
         let to = from + bytes.len();
         for (offset, written) in std::mem::take(&mut self.unsynced_writes) {
             let end = offset + written.len();
-            let (before, behind) = (from.clamp(offset, end), to.clamp(offset, end));
-            let rest = [(offset, &written[..before - offset]), (behind, &written[behind - offset..])];
+            let (before, after) = (from.clamp(offset, end), to.clamp(offset, end));
+            let rest = [(offset, &written[..before - offset]), (after, &written[after - offset..])];
             let rest = rest.into_iter().filter(|(_, bytes)| !bytes.is_empty());
             self.unsynced_writes.extend(rest.map(|(offset, bytes)| (offset, bytes.to_vec())));
         }
         self.put(from, bytes);
     }
 
-    /// All that was written stays.
-    pub fn settle(&mut self) {
+    /// Makes all writes durable.
+    pub fn sync(&mut self) {
         for (offset, bytes) in std::mem::take(&mut self.unsynced_writes) {
             self.put(offset, &bytes);
         }
@@ -51,35 +51,36 @@ impl Inode {
         self.durable[offset..end].copy_from_slice(bytes);
     }
 
-    /// The next process finds all bytes, but those of a failed sync only in the page cache.
+    /// Simulates a crash of the process: the next one finds all bytes, except that those of a failed sync are only in the page
+    /// cache.
     pub fn restart(&mut self) {
         if std::mem::take(&mut self.sync_failed) {
             self.unsynced_writes.clear();
         }
     }
 
-    /// Of each write there survives, as the dice fall, nothing, all, a beginning, or any of the sectors.
-    pub fn lose(&mut self, dice: Option<&mut Dice>) {
+    /// Simulates a power failure: of each unsynced write nothing, all, a prefix, or some of the sectors survive, at random.
+    pub fn lose(&mut self, random: Option<&mut SplitMix64>) {
         let writes = std::mem::take(&mut self.unsynced_writes);
         self.sync_failed = false;
-        let Some(dice) = dice else { return };
+        let Some(random) = random else { return };
         for (offset, bytes) in writes {
-            match dice.below(4) {
+            match random.below(4) {
                 0 => {}
                 1 => self.put(offset, &bytes),
-                2 => self.put(offset, &bytes[..dice.below(bytes.len() + 1)]),
-                _ => self.put_sectors(offset, &bytes, dice),
+                2 => self.put(offset, &bytes[..random.below(bytes.len() + 1)]),
+                _ => self.put_sectors(offset, &bytes, random),
             }
         }
     }
 
-    fn put_sectors(&mut self, offset: usize, bytes: &[u8], dice: &mut Dice) {
+    fn put_sectors(&mut self, offset: usize, bytes: &[u8], random: &mut SplitMix64) {
         const SECTOR: usize = 512;
         let end = offset + bytes.len();
         let mut from = offset;
         while from < end {
             let to = (from / SECTOR * SECTOR + SECTOR).min(end);
-            if dice.below(2) == 0 {
+            if random.below(2) == 0 {
                 self.put(from, &bytes[from - offset..to - offset]);
             }
             from = to;
@@ -87,11 +88,11 @@ impl Inode {
     }
 }
 
-/// Numbers from a seed, by the splitmix64 sequence.
+/// Pseudorandom numbers from a seed, by the splitmix64 algorithm.
 #[derive(Debug)]
-pub(super) struct Dice(pub u64);
+pub(super) struct SplitMix64(pub u64);
 
-impl Dice {
+impl SplitMix64 {
     /// A number below the limit.
     pub fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
