@@ -1,4 +1,4 @@
-//! One operation, asked of one server, and the answer in a form that can be compared.
+//! The operations that a server can be sent, and its answers in a form that can be compared.
 
 use metastore::proto::{
     etcdserverpb::{
@@ -19,11 +19,11 @@ use metastore::proto::{
 };
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-/// What a server can be asked in one call.
+/// A request to a server.
 #[derive(Debug, Clone)]
 pub enum Operation {
     Range(RangeRequest),
-    /// All parts, merged.
+    /// All parts of the stream, merged.
     RangeStream(RangeRequest),
     Put(PutRequest),
     DeleteRange(DeleteRangeRequest),
@@ -32,7 +32,7 @@ pub enum Operation {
     HashKv(HashKvRequest),
     LeaseGrant(LeaseGrantRequest),
     LeaseRevoke(LeaseRevokeRequest),
-    /// One round on a stream of its own.
+    /// One request on a stream of its own.
     LeaseKeepAlive(LeaseKeepAliveRequest),
     LeaseTimeToLive(LeaseTimeToLiveRequest),
     LeaseLeases,
@@ -47,12 +47,12 @@ pub enum Operation {
     Campaign(CampaignRequest),
     Proclaim(ProclaimRequest),
     Leader(LeaderRequest),
-    /// The first answer.
+    /// The first response of the stream.
     Observe(LeaderRequest),
     Resign(ResignRequest),
 }
 
-/// What a server said.
+/// The answer of a server.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     Range(RangeResponse),
@@ -126,14 +126,14 @@ impl Clients {
         }
     }
 
-    /// Asks, and takes from the answer what two servers need not agree on.
+    /// Sends an operation, and removes from the answer what may differ between two servers.
     pub async fn ask(&self, operation: &Operation) -> Answer {
         let mut answer = self.call(operation.clone()).await.unwrap_or_else(Answer::from);
-        settle(&mut answer);
+        normalize(&mut answer);
         answer
     }
 
-    /// The leaders of an election, as they come.
+    /// The stream of the leaders of an election.
     pub async fn observe(&self, name: &'static str) -> Streaming<LeaderResponse> {
         self.election.clone().observe(LeaderRequest { name: name.into() }).await.unwrap().into_inner()
     }
@@ -183,14 +183,14 @@ impl Clients {
     }
 }
 
-/// The parts of a streamed range put together; only the last one may say more than keys.
+/// Merges the parts of a streamed range; only the last part may contain more than keys.
 async fn merged(mut kv: KvClient<Channel>, request: RangeRequest) -> Result<RangeResponse, Status> {
     let mut parts = kv.range_stream(request).await?.into_inner();
     let mut whole = RangeResponse::default();
     while let Some(part) = parts.message().await? {
         let part = part.range_response.expect("a part has a response");
         assert!(whole.header.is_none(), "a part came after the one with the header");
-        assert!(part.header.is_some() || (!part.more && part.count == 0), "only the last part counts: {part:?}");
+        assert!(part.header.is_some() || (!part.more && part.count == 0), "only the last part has a count: {part:?}");
         whole.header = part.header;
         (whole.more, whole.count) = (part.more, part.count);
         whole.kvs.extend(part.kvs);
@@ -198,16 +198,16 @@ async fn merged(mut kv: KvClient<Channel>, request: RangeRequest) -> Result<Rang
     Ok(whole)
 }
 
-/// Takes out what depends on the moment or on how a server is built, and orders what has no order.
-fn settle(answer: &mut Answer) {
+/// Removes what depends on timing or on the implementation, and sorts what has no defined order.
+fn normalize(answer: &mut Answer) {
     match answer {
         Answer::Status(status) => {
             assert!(status.db_size > 0 && status.db_size_in_use > 0, "a size is missing: {status:?}");
-            assert!(status.raft_index >= status.raft_applied_index, "applied before it was agreed on: {status:?}");
+            assert!(status.raft_index >= status.raft_applied_index, "applied before it was committed: {status:?}");
             (status.db_size, status.db_size_in_use) = (0, 0);
             (status.raft_index, status.raft_applied_index) = (0, 0);
             status.errors.sort();
-            // etcd puts one blank or two between fields, at the whim of its build.
+            // etcd puts one space or two between fields, depending on its build.
             for error in &mut status.errors {
                 *error = error.replace("  ", " ");
             }
@@ -216,7 +216,7 @@ fn settle(answer: &mut Answer) {
         Answer::LeaseLeases(answer) => answer.leases.sort_by_key(|lease| lease.id),
         Answer::LeaseTimeToLive(answer) => {
             answer.keys.sort();
-            // Time passes between the two questions, and after a restart a lease has an election timeout more.
+            // Time passes between the two requests, and after a restart a lease has an election timeout more.
             if answer.granted_ttl > 0 && (answer.ttl - answer.granted_ttl).abs() <= 60 {
                 answer.ttl = answer.granted_ttl;
             }

@@ -1,13 +1,13 @@
-//! Draws operations from a seed: mostly sensible ones on few keys, so that they meet, and some of every odd kind.
+//! Generates operations from a seed: mostly sensible ones on few keys, so that they interact, and some odd ones of every kind.
 //!
-//! What is never drawn, because etcd has no answer that could be compared:
+//! What is never generated, because etcd has no answer that could be compared:
 //!
-//! * a transaction that deletes up to `"\0"` and puts: depending on what follows, etcd's process dies of it;
-//! * an alarm action that does not exist: etcd's process dies of it;
+//! * a transaction that deletes up to `"\0"` and puts: depending on what follows, etcd's process crashes;
+//! * an alarm action that does not exist: etcd's process crashes;
 //! * a streamed range with a sort target and no sort order: etcd's pages overlap or miss keys;
-//! * a watch in fragments: where they are cut depends on how much history is told at a time (`directed` has one).
+//! * a watch with fragments: where they are split depends on how much history is sent at a time (`directed` has one).
 //!
-//! A sorted range inside a transaction asks for few keys, because above twelve etcd leaves the order of ties open.
+//! A sorted range inside a transaction covers few keys, because above twelve etcd leaves the order of ties open.
 
 use bytes::Bytes;
 use metastore::proto::etcdserverpb::{
@@ -23,36 +23,36 @@ use super::answers::{Answer, Operation};
 const MEMBER: u64 = 0x8e9e_05c5_2164_694d;
 /// Both servers refuse transactions with more operations than this on one level.
 pub const MAX_TXN_OPS: usize = 12;
-/// The answers to this many compactions are remembered by etcd.
-const REMEMBERED_COMPACTIONS: usize = 10;
+/// etcd stores the hashes of this many compactions.
+const STORED_HASHES: usize = 10;
 
-/// One turn of the test.
+/// One step of the test.
 #[derive(Debug, Clone)]
-pub enum Turn {
+pub enum Action {
     Ask(Operation),
     Watch(WatchCreateRequest),
     /// Cancels the watch of this stream and ID.
     Cancel((usize, i64)),
 }
 
-/// Draws turns, and learns from the answers what is worth asking.
-pub struct Chooser {
+/// Generates actions; the answers to earlier ones determine which make sense.
+pub struct Generator {
     rng: StdRng,
     head: i64,
     compacted: i64,
     /// The compactions since the servers were started.
     compactions: Vec<i64>,
-    /// Those before that.
+    /// The compactions before that.
     compactions_before: Vec<i64>,
     leases: Vec<i64>,
-    /// The watches that live, as (stream, ID).
+    /// The existing watches, as (stream, ID).
     watches: Vec<(usize, i64)>,
     next_watch: i64,
-    /// The alarms that are on, as (member, type).
+    /// The active alarms, as (member, type).
     alarms: Vec<(u64, i32)>,
 }
 
-impl Chooser {
+impl Generator {
     pub fn new(seed: u64) -> Self {
         Self {
             rng: StdRng::seed_from_u64(seed),
@@ -67,34 +67,34 @@ impl Chooser {
         }
     }
 
-    /// The newest revision that was heard of.
+    /// The newest known revision.
     pub fn head(&self) -> i64 {
         self.head
     }
 
-    /// The revision below which nothing is left; -1 as long as all is there.
+    /// The compact revision; -1 before the first compaction.
     pub fn compacted(&self) -> i64 {
         self.compacted
     }
 
-    /// Whether etcd may answer a hash at this revision from memory, as it was before a compaction.
-    pub fn hash_is_remembered(&self, revision: i64) -> bool {
-        self.compactions.iter().rev().take(REMEMBERED_COMPACTIONS).any(|&compaction| compaction == revision)
+    /// Whether etcd may answer HashKV at this revision with a hash that it stored at a compaction.
+    pub fn etcd_may_have_stored_hash(&self, revision: i64) -> bool {
+        self.compactions.iter().rev().take(STORED_HASHES).any(|&compaction| compaction == revision)
     }
 
-    /// Whether it was compacted at this revision before the servers were started anew.
+    /// Whether there was a compaction at this revision before the servers were restarted.
     pub fn was_compacted_before_the_restart(&self, revision: i64) -> bool {
         self.compactions_before.contains(&revision)
     }
 
-    /// Takes in that the servers forgot what they only had in memory.
-    pub fn servers_restarted(&mut self) {
+    /// The servers were restarted and lost what they had only in memory.
+    pub fn forget_volatile_state(&mut self) {
         self.watches.clear();
         self.compactions_before = std::mem::take(&mut self.compactions);
     }
 
-    /// Takes in what was answered.
-    pub fn learn(&mut self, operation: &Operation, answer: &Answer) {
+    /// Takes note of an answer.
+    pub fn observe(&mut self, operation: &Operation, answer: &Answer) {
         self.head = self.head.max(answer.revision().unwrap_or_default());
         match (operation, answer) {
             (Operation::Compact(request), Answer::Compact(_)) => {
@@ -113,8 +113,8 @@ impl Chooser {
         }
     }
 
-    /// Takes in that a watch lives, or that it does not; tells whether it did.
-    pub fn learn_watch(&mut self, watch: (usize, i64), lives: bool) -> bool {
+    /// Records whether a watch exists; returns whether it did before.
+    pub fn record_watch(&mut self, watch: (usize, i64), lives: bool) -> bool {
         let known = self.watches.contains(&watch);
         self.watches.retain(|&other| other != watch);
         if lives {
@@ -123,26 +123,26 @@ impl Chooser {
         known
     }
 
-    /// Of so many turns, this one?
-    fn once_in(&mut self, turns: u32) -> bool {
-        self.rng.random_ratio(1, turns)
+    /// True with a probability of one in `times`.
+    fn once_in(&mut self, times: u32) -> bool {
+        self.rng.random_ratio(1, times)
     }
 
     fn percent(&mut self, percent: u32) -> bool {
         self.rng.random_ratio(percent, 100)
     }
 
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        *of.choose(&mut self.rng).expect("there is something to choose from")
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        *of.choose(&mut self.rng).expect("the slice is not empty")
     }
 
-    pub fn turn(&mut self) -> Turn {
-        // Alarms stop nearly everything, so they do not last.
+    pub fn next_action(&mut self) -> Action {
+        // Alarms block nearly everything, so they are soon disarmed.
         if !self.alarms.is_empty() && self.once_in(8) {
             let (member_id, alarm) = self.alarms[0];
-            return Turn::Ask(Operation::Alarm(AlarmRequest { action: 2, member_id, alarm }));
+            return Action::Ask(Operation::Alarm(AlarmRequest { action: 2, member_id, alarm }));
         }
-        Turn::Ask(match self.rng.random_range(0..1000) {
+        Action::Ask(match self.rng.random_range(0..1000) {
             0..240 => Operation::Range(self.range()),
             240..300 => Operation::RangeStream(self.range_to_stream()),
             300..520 => Operation::Put(self.put()),
@@ -152,8 +152,8 @@ impl Chooser {
             810..870 => Operation::HashKv(HashKvRequest { revision: self.revision() }),
             870..940 => self.lease_call(),
             940..955 => self.rare_call(),
-            955..985 if self.watches.len() < 24 => return Turn::Watch(self.watch()),
-            _ => return Turn::Cancel(self.watch_to_cancel()),
+            955..985 if self.watches.len() < 24 => return Action::Watch(self.watch()),
+            _ => return Action::Cancel(self.watch_to_cancel()),
         })
     }
 
@@ -163,7 +163,7 @@ impl Chooser {
         }
         if self.percent(15) {
             let odd: [&[u8]; 8] = [b"\0", b"a", b"a\0", b"a\0b", b"k", b"k1\xff", b"\xff", b"\xff\xff"];
-            return Bytes::from_static(self.one(&odd));
+            return Bytes::from_static(self.pick(&odd));
         }
         Bytes::from(format!("k{:02}", self.rng.random_range(0..40)))
     }
@@ -181,7 +181,7 @@ impl Chooser {
         }
     }
 
-    /// Now, then, not yet, no longer, never.
+    /// A current, past, future, compacted or invalid revision.
     fn revision(&mut self) -> i64 {
         match self.rng.random_range(0..100) {
             0..40 => 0,
@@ -223,8 +223,8 @@ impl Chooser {
             request.sort_order = self.rng.random_range(0..3);
             request.sort_target = self.rng.random_range(0..5);
         } else if self.percent(4) {
-            request.sort_order = self.one(&[-1, 0, 3, i32::MAX]);
-            request.sort_target = self.one(&[-1, 0, 5, i32::MIN]);
+            request.sort_order = self.pick(&[-1, 0, 3, i32::MAX]);
+            request.sort_target = self.pick(&[-1, 0, 5, i32::MIN]);
         }
         if self.percent(25) {
             let filters = [
@@ -246,7 +246,7 @@ impl Chooser {
         let request = self.range();
         let sorted = request.sort_order == 0 && (1..5).contains(&request.sort_target);
         if self.percent(80) {
-            // What streams can do.
+            // Only what streams support.
             let RangeRequest { key, range_end, limit, revision, serializable, keys_only, count_only, .. } = request;
             let plain = RangeRequest { key, range_end, limit, revision, ..RangeRequest::default() };
             return RangeRequest { serializable, keys_only, count_only, ..plain };
@@ -258,7 +258,7 @@ impl Chooser {
         match self.rng.random_range(0..1000) {
             0..800 => Bytes::from(format!("v{}", self.rng.random_range(0..10))),
             800..900 => Bytes::new(),
-            // Around the limit of a request, and around that of a message.
+            // Around the size limits of a request and of a message.
             900 => vec![b'x'; 1_572_864 - self.rng.random_range(0..60)].into(),
             901 => vec![b'x'; 2_097_152 - self.rng.random_range(0..60)].into(),
             902..920 => vec![b'y'; self.rng.random_range(1000..100_000)].into(),
@@ -269,7 +269,7 @@ impl Chooser {
     fn lease(&mut self) -> i64 {
         match self.rng.random_range(0..100) {
             0..80 if !self.leases.is_empty() => self.leases[self.rng.random_range(0..self.leases.len())],
-            _ => self.one(&[1, 2, 7, 0x1234_5678_90ab_cdef, -1, -77, i64::MIN, i64::MAX, 404]),
+            _ => self.pick(&[1, 2, 7, 0x1234_5678_90ab_cdef, -1, -77, i64::MIN, i64::MAX, 404]),
         }
     }
 
@@ -288,7 +288,7 @@ impl Chooser {
     fn delete_range(&mut self) -> DeleteRangeRequest {
         let key = self.key();
         let mut range_end = self.range_end(&key);
-        // Seldom all at once, or there would never be much.
+        // Rarely all keys at once, or there would never be many.
         if range_end.as_ref() == b"\0" && self.percent(80) {
             range_end = Bytes::new();
         }
@@ -298,7 +298,7 @@ impl Chooser {
     fn txn(&mut self) -> TxnRequest {
         let mut txn = self.txn_of_depth(3);
         if puts(&txn) {
-            close_deletes(&mut txn);
+            bound_deletes(&mut txn);
         }
         txn
     }
@@ -333,13 +333,13 @@ impl Chooser {
 
     fn compare(&mut self) -> Compare {
         let key = self.key();
-        let target = if self.percent(4) { self.one(&[-1, 5, i32::MAX]) } else { self.rng.random_range(0..5) };
+        let target = if self.percent(4) { self.pick(&[-1, 5, i32::MAX]) } else { self.rng.random_range(0..5) };
         let union = if self.percent(85) { target } else { self.rng.random_range(0..6) };
         Compare {
             range_end: if self.percent(70) { Bytes::new() } else { self.range_end(&key) },
             key,
             target,
-            result: if self.percent(4) { self.one(&[-1, 4, i32::MIN]) } else { self.rng.random_range(0..4) },
+            result: if self.percent(4) { self.pick(&[-1, 4, i32::MIN]) } else { self.rng.random_range(0..4) },
             target_union: match union {
                 0 => Some(TargetUnion::Version(self.rng.random_range(-1..4))),
                 1 => Some(TargetUnion::CreateRevision(self.revision())),
@@ -360,13 +360,13 @@ impl Chooser {
         CompactionRequest { revision, physical: self.percent(30) }
     }
 
-    /// Leases last longer than the test, except where the length is refused.
+    /// A lease call. TTLs are longer than the test, or too long and refused.
     fn lease_call(&mut self) -> Operation {
         let id = self.lease();
         match self.rng.random_range(0..100) {
             0..45 => {
                 let ttl = match self.rng.random_range(0..10) {
-                    0 => self.one(&[9_000_000_000, 9_000_000_001, i64::MAX]),
+                    0 => self.pick(&[9_000_000_000, 9_000_000_001, i64::MAX]),
                     _ => self.rng.random_range(600..100_000),
                 };
                 let id = if self.percent(30) { self.rng.random_range(1..1000) } else { id };
@@ -383,16 +383,16 @@ impl Chooser {
         match self.rng.random_range(0..20) {
             0..6 => Operation::Alarm(AlarmRequest {
                 action: self.rng.random_range(0..3),
-                member_id: self.one(&[0, 7, MEMBER]),
-                alarm: self.one(&[0, 1, 1, 2, 9]),
+                member_id: self.pick(&[0, 7, MEMBER]),
+                alarm: self.pick(&[0, 1, 1, 2, 9]),
             }),
             6..12 => Operation::Status,
             12..14 => Operation::MemberList(MemberListRequest { linearizable: self.percent(50) }),
-            14 => Operation::MoveLeader(MoveLeaderRequest { target_id: self.one(&[0, 7, MEMBER]) }),
+            14 => Operation::MoveLeader(MoveLeaderRequest { target_id: self.pick(&[0, 7, MEMBER]) }),
             15 => Operation::Defragment,
             _ => Operation::Downgrade(DowngradeRequest {
-                action: self.one(&[0, 0, 0, 2, 3, -1]),
-                version: self.one(&["", "3", "3.6", "3.6.0", "3.5.0", "3.7.0", "4.0.0", "v3.6.0", "x"]).to_owned(),
+                action: self.pick(&[0, 0, 0, 2, 3, -1]),
+                version: self.pick(&["", "3", "3.6", "3.6.0", "3.5.0", "3.7.0", "4.0.0", "v3.6.0", "x"]).to_owned(),
             }),
         }
     }
@@ -412,12 +412,12 @@ impl Chooser {
         WatchCreateRequest {
             range_end: self.range_end(&key),
             key,
-            // No more than a little ahead, or nothing would ever come.
+            // Not far in the future, or no event would ever arrive.
             start_revision: start.min(self.head + 20),
             filters: if self.percent(70) {
                 Vec::new()
             } else {
-                vec![self.one(&[0, 1, 2, -1]), self.one(&[0, 1, 1, 5])]
+                vec![self.pick(&[0, 1, 2, -1]), self.pick(&[0, 1, 1, 5])]
             },
             prev_kv: self.percent(50),
             watch_id: id,
@@ -428,7 +428,7 @@ impl Chooser {
 
     fn watch_to_cancel(&mut self) -> (usize, i64) {
         if self.watches.is_empty() || self.percent(15) {
-            return self.one(&[(0, 77_777), (1, -1), (0, -404)]);
+            return self.pick(&[(0, 77_777), (1, -1), (0, -404)]);
         }
         self.watches[self.rng.random_range(0..self.watches.len())]
     }
@@ -446,14 +446,14 @@ fn puts(txn: &TxnRequest) -> bool {
     })
 }
 
-/// Gives deletes without an end one.
-fn close_deletes(txn: &mut TxnRequest) {
+/// Gives deletes without an end a range end.
+fn bound_deletes(txn: &mut TxnRequest) {
     for request in operations(txn) {
         match request {
             Request::RequestDeleteRange(delete) if delete.range_end.as_ref() == b"\0" => {
                 delete.range_end = Bytes::from_static(b"l");
             }
-            Request::RequestTxn(txn) => close_deletes(txn),
+            Request::RequestTxn(txn) => bound_deletes(txn),
             _ => {}
         }
     }

@@ -1,4 +1,4 @@
-//! What chance does not find: calls that wait for one another, and corners that need several steps.
+//! What random operations do not reach: calls that wait for one another, and corner cases that need several steps.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ use super::{
     pair::Pair,
 };
 
-/// A lease that nobody was granted.
+/// A lease that was never granted.
 const NO_LEASE: i64 = 404;
 
 async fn pair() -> Option<Pair> {
     Some(Pair::start(&etcd()?, 0, 0).await)
 }
 
-fn agreed(pair: &Pair) {
+fn assert_no_differences(pair: &Pair) {
     assert!(pair.differences.is_empty(), "{}", pair.differences.join("\n\n"));
 }
 
@@ -34,7 +34,7 @@ fn put(key: &'static [u8], value: impl Into<Bytes>) -> PutRequest {
     PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() }
 }
 
-fn everything() -> Operation {
+fn range_all() -> Operation {
     Operation::Range(RangeRequest { key: b"\0"[..].into(), range_end: b"\0"[..].into(), ..RangeRequest::default() })
 }
 
@@ -46,7 +46,7 @@ impl Pair {
         self
     }
 
-    /// Waits until so many keys begin with `prefix`, on both.
+    /// Waits until both servers have this many keys with the prefix.
     async fn until_keys(&mut self, prefix: &str, keys: i64) {
         let mut end = prefix.as_bytes().to_vec();
         *end.last_mut().unwrap() += 1;
@@ -55,16 +55,16 @@ impl Pair {
             range_end: end.into(),
             ..RangeRequest::default()
         };
-        let question = Operation::Range(request);
+        let operation = Operation::Range(request);
         for clients in self.clients() {
             let waiting = async {
-                while !matches!(clients.ask(&question).await, Answer::Range(answer) if answer.count == keys) {
+                while !matches!(clients.ask(&operation).await, Answer::Range(answer) if answer.count == keys) {
                     tokio::task::yield_now().await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("so many keys come");
+            tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("the keys are written");
         }
-        self.ask(&question).await;
+        self.ask(&operation).await;
     }
 }
 
@@ -80,8 +80,8 @@ fn unlock(key: &'static [u8]) -> Operation {
 async fn locks_are_held_awaited_and_lost_as_in_etcd() {
     let Some(pair) = pair().await else { return };
     let mut pair = pair.with_leases(&[11, 12, 13, -14]).await;
-    for question in [lock(11), lock(11), lock(NO_LEASE), unlock(b""), unlock(b"m/nobody")] {
-        pair.ask(&question).await;
+    for operation in [lock(11), lock(11), lock(NO_LEASE), unlock(b""), unlock(b"m/nobody")] {
+        pair.ask(&operation).await;
     }
     let second = pair.begin(&lock(12));
     pair.until_keys("m/", 2).await;
@@ -89,8 +89,8 @@ async fn locks_are_held_awaited_and_lost_as_in_etcd() {
     pair.until_keys("m/", 3).await;
     let fourth = pair.begin(&lock(-14));
     pair.until_keys("m/", 4).await;
-    pair.ask(&everything()).await;
-    // One who waits hangs up; another's lease ends while it waits.
+    pair.ask(&range_all()).await;
+    // One waiting client disconnects; the lease of another ends while it waits.
     fourth.cancel();
     pair.until_keys("m/", 3).await;
     pair.ask(&Operation::LeaseRevoke(LeaseRevokeRequest { id: 13 })).await;
@@ -99,14 +99,14 @@ async fn locks_are_held_awaited_and_lost_as_in_etcd() {
     pair.finish(second).await;
     pair.ask(&unlock(b"m/c")).await;
     pair.finish(third).await;
-    pair.ask(&everything()).await;
-    agreed(&pair);
+    pair.ask(&range_all()).await;
+    assert_no_differences(&pair);
 }
 
 type Leaders = Streaming<LeaderResponse>;
 
-/// Takes the next leader from both observers.
-async fn agree_on_leader((ours, theirs): &mut (Leaders, Leaders), value: &str) {
+/// Expects both observers to report the same next leader.
+async fn expect_same_leader((ours, theirs): &mut (Leaders, Leaders), value: &str) {
     let both = async { tokio::join!(ours.message(), theirs.message()) };
     let (ours, theirs) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("a leader is seen");
     let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
@@ -115,7 +115,7 @@ async fn agree_on_leader((ours, theirs): &mut (Leaders, Leaders), value: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn elections_are_won_watched_and_given_up_as_in_etcd() {
+async fn elections_are_won_observed_and_resigned_as_in_etcd() {
     let Some(pair) = pair().await else { return };
     let mut pair = pair.with_leases(&[11, 12]).await;
     let name = Bytes::from_static(b"e");
@@ -125,50 +125,54 @@ async fn elections_are_won_watched_and_given_up_as_in_etcd() {
     let proclaim = |leader: Option<LeaderKey>, value: &'static [u8]| {
         Operation::Proclaim(ProclaimRequest { leader, value: value.into() })
     };
-    let who = Operation::Leader(LeaderRequest { name: name.clone() });
-    for question in
-        [who.clone(), campaign(NO_LEASE, b"x"), proclaim(None, b"x"), Operation::Resign(ResignRequest::default())]
-    {
-        pair.ask(&question).await;
+    let query_leader = Operation::Leader(LeaderRequest { name: name.clone() });
+    for operation in [
+        query_leader.clone(),
+        campaign(NO_LEASE, b"x"),
+        proclaim(None, b"x"),
+        Operation::Resign(ResignRequest::default()),
+    ] {
+        pair.ask(&operation).await;
     }
     let first = pair.begin(&Operation::Observe(LeaderRequest { name }));
-    let Answer::Campaign(won) = pair.ask(&campaign(11, b"one")).await else { panic!("nobody else wants to lead") };
+    let Answer::Campaign(won) = pair.ask(&campaign(11, b"one")).await else { panic!("there is no other candidate") };
     let leader = won.leader.unwrap();
     pair.finish(first).await;
     let [ours, theirs] = pair.clients();
     let mut observers = tokio::join!(ours.observe("e"), theirs.observe("e"));
-    agree_on_leader(&mut observers, "one").await;
+    expect_same_leader(&mut observers, "one").await;
     pair.ask(&campaign(11, b"one")).await;
     pair.ask(&campaign(11, b"again")).await;
-    agree_on_leader(&mut observers, "again").await;
+    expect_same_leader(&mut observers, "again").await;
     pair.ask(&proclaim(Some(leader.clone()), b"still")).await;
-    agree_on_leader(&mut observers, "still").await;
-    pair.ask(&who).await;
+    expect_same_leader(&mut observers, "still").await;
+    pair.ask(&query_leader).await;
     let second = pair.begin(&campaign(12, b"two"));
     pair.until_keys("e/", 2).await;
     let stale = LeaderKey { rev: leader.rev + 1, ..leader.clone() };
     let orphan = LeaderKey { lease: NO_LEASE, ..leader.clone() };
-    for question in [
+    for operation in [
         proclaim(Some(stale.clone()), b"x"),
         proclaim(Some(orphan), b"x"),
         Operation::Resign(ResignRequest { leader: Some(stale) }),
-        who.clone(),
+        query_leader.clone(),
         Operation::Resign(ResignRequest { leader: Some(leader.clone()) }),
         proclaim(Some(leader), b"x"),
     ] {
-        pair.ask(&question).await;
+        pair.ask(&operation).await;
     }
     pair.finish(second).await;
-    agree_on_leader(&mut observers, "two").await;
-    pair.ask(&who).await;
-    pair.ask(&everything()).await;
-    agreed(&pair);
+    expect_same_leader(&mut observers, "two").await;
+    pair.ask(&query_leader).await;
+    pair.ask(&range_all()).await;
+    assert_no_differences(&pair);
 }
 
-/// One revision that is larger than a message may be comes in parts, cut at the same places. (Where several revisions are
-/// together larger, ours sends them apart and whole, which a client cannot tell from events that came one by one.)
+/// A single revision that is larger than a message may be is sent in fragments, split at the same places. (Where several
+/// revisions together are larger, ours sends each in a response of its own, which a client cannot tell from events that
+/// occurred one by one.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_revision_comes_in_the_same_fragments() {
+async fn a_large_revision_is_sent_in_the_same_fragments() {
     let Some(mut pair) = pair().await else { return };
     let keys: [&[u8]; 7] = [b"large/1", b"large/2", b"large/3", b"large/4", b"large/5", b"large/6", b"large/7"];
     for (key, bytes) in keys.into_iter().zip([400_000, 900_000, 1_500_000, 100, 700_000, 700_000, 697_000]) {
@@ -182,14 +186,14 @@ async fn a_large_revision_comes_in_the_same_fragments() {
     pair.watch(whole).await;
     let WatchCreateRequest { key, range_end, .. } = fragmented.clone();
     pair.ask(&Operation::DeleteRange(DeleteRangeRequest { key, range_end, prev_kv: false })).await;
-    let deleted_at = pair.chooser.head();
-    pair.agree_on_watches().await;
+    let deleted_at = pair.generator.head();
+    pair.compare_watches().await;
     pair.watch(WatchCreateRequest { start_revision: deleted_at, ..fragmented }).await;
-    pair.agree_on_watches().await;
-    agreed(&pair);
+    pair.compare_watches().await;
+    assert_no_differences(&pair);
 }
 
-/// To the rule against naming a key twice an end of `"\0"` is an end before everything.
+/// For the check against duplicate keys, a range end of `"\0"` is smaller than every key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delete_to_the_end_and_a_put_may_share_a_transaction() {
     let Some(mut pair) = pair().await else { return };
@@ -205,11 +209,11 @@ async fn a_delete_to_the_end_and_a_put_may_share_a_transaction() {
     let operations = [Request::RequestDeleteRange(delete), Request::RequestPut(put(b"b", "new"))];
     let success = operations.map(|request| RequestOp { request: Some(request) }).into();
     pair.ask(&Operation::Txn(TxnRequest { success, ..TxnRequest::default() })).await;
-    pair.ask(&everything()).await;
-    pair.agree_on_watches().await;
-    // Later than that transaction: at its own revision a compaction kills etcd.
-    let revision = pair.chooser.head();
+    pair.ask(&range_all()).await;
+    pair.compare_watches().await;
+    // After that transaction: a compaction at its own revision crashes etcd.
+    let revision = pair.generator.head();
     pair.ask(&Operation::Compact(CompactionRequest { revision, physical: true })).await;
-    pair.ask(&everything()).await;
-    agreed(&pair);
+    pair.ask(&range_all()).await;
+    assert_no_differences(&pair);
 }

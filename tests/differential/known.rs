@@ -1,4 +1,4 @@
-//! The differences that are meant. Each names what differs and why, and says precisely whom it excuses.
+//! The intended differences. Each states what differs and why, and matches precisely the answers that it covers.
 
 use metastore::proto::etcdserverpb::{
     HashKvResponse, RangeRequest, StatusResponse, TxnRequest, TxnResponse, request_op::Request, response_op::Response,
@@ -7,85 +7,85 @@ use metastore::proto::etcdserverpb::{
 use super::{
     Etcd,
     answers::{Answer, Operation},
-    chooser::{self, Chooser},
+    chooser::{self, Generator},
 };
 
-/// One difference that is meant.
-pub struct Known {
+/// One intended difference.
+pub struct KnownDifference {
     /// What differs, and why that is right.
     pub what: &'static str,
-    /// Whether it is this one: what was known before the operation, the operation, our answer, etcd's.
-    pub excuses: fn(&Chooser, &Operation, &Answer, &Answer) -> bool,
+    /// Whether it covers this case, given the state before the operation, the operation, our answer, and etcd's.
+    pub applies: fn(&Generator, &Operation, &Answer, &Answer) -> bool,
 }
 
-/// All of them.
-pub const KNOWN: &[Known] = &[
-    Known {
-        what: "HashKV at revision 0, once that was compacted at: etcd remembers the hash of it, and ours none.",
-        excuses: remembered_hash,
+/// The differences from etcd 3.7.
+pub const KNOWN: &[KnownDifference] = &[
+    KnownDifference {
+        what: "HashKV at revision 0 after a compaction at it: etcd stores the hash of that, ours does not.",
+        applies: stored_compaction_hash,
     },
-    Known {
-        what: "HashKV at a revision that was compacted at before a restart: etcd has forgotten the hash, ours knows it again \
-               where its log plays the compaction again.",
-        excuses: known_again,
+    KnownDifference {
+        what: "HashKV at the revision of a compaction before a restart: etcd has lost the hash, ours has it again where the \
+               compaction is replayed from its log.",
+        applies: hash_stored_again,
     },
-    Known {
-        what: "A range sorted by something of which more than twelve keys may have the same: etcd leaves their order \
+    KnownDifference {
+        what: "A range of more than twelve keys sorted by something that can be equal: etcd leaves the order of ties \
                open, ours is by key.",
-        excuses: |_, operation, ours, theirs| open_ties_beyond(12, operation, ours, theirs),
+        applies: |_, operation, ours, theirs| unordered_ties_beyond(12, operation, ours, theirs),
     },
-    Known {
-        what: "Downgrade: not yet.",
-        excuses: |_, operation, ours, _| {
+    KnownDifference {
+        what: "Downgrade: not implemented yet.",
+        applies: |_, operation, ours, _| {
             matches!((operation, ours), (Operation::Downgrade(_), Answer::Refused(tonic::Code::Unimplemented, _)))
         },
     },
 ];
 
-/// What an etcd older than 3.7 answers otherwise, beside all the rest.
-pub const OF_OLD: &[Known] = &[
-    Known {
+/// The additional differences from an etcd older than 3.7.
+pub const KNOWN_OF_OLD_ETCD: &[KnownDifference] = &[
+    KnownDifference {
         what: "RangeStream: new in 3.7.",
-        excuses: |_, operation, _, theirs| {
+        applies: |_, operation, _, theirs| {
             matches!((operation, theirs), (Operation::RangeStream(_), Answer::Refused(tonic::Code::Unimplemented, _)))
         },
     },
-    Known {
-        what: "HashKV does not say of which revision the hash is: that is new in 3.6.",
-        excuses: |_, _, ours, theirs| {
+    KnownDifference {
+        what: "HashKV has no hash revision: that is new in 3.6.",
+        applies: |_, _, ours, theirs| {
             let (Answer::HashKv(ours), Answer::HashKv(theirs)) = (ours, theirs) else { return false };
             HashKvResponse { hash_revision: 0, ..*ours } == *theirs
         },
     },
-    Known {
+    KnownDifference {
         what: "HashKV at the compact revision itself is refused as compacted.",
-        excuses: |before, operation, ours, theirs| {
+        applies: |before, operation, ours, theirs| {
             let (Operation::HashKv(request), Answer::HashKv(_)) = (operation, ours) else { return false };
             request.revision <= before.compacted()
                 && matches!(theirs, Answer::Refused(_, text) if text.ends_with("has been compacted"))
         },
     },
-    Known {
-        what: "The order of equals is open from seven keys on: an older Go sorts otherwise.",
-        excuses: |_, operation, ours, theirs| open_ties_beyond(6, operation, ours, theirs),
+    KnownDifference {
+        what: "The order of ties is open from seven keys on: an older Go sorts differently.",
+        applies: |_, operation, ours, theirs| unordered_ties_beyond(6, operation, ours, theirs),
     },
-    Known {
-        what: "The same in a transaction's ranges.",
-        excuses: |_, _, ours, theirs| {
+    KnownDifference {
+        what: "The same in the ranges of a transaction.",
+        applies: |_, _, ours, theirs| {
             let (Answer::Txn(ours), Answer::Txn(theirs)) = (ours, theirs) else { return false };
             in_key_order(ours) == in_key_order(theirs)
         },
     },
-    Known {
-        what: "Of a put in a transaction that lacks its lease and its key, the key is missed first.",
-        excuses: |_, operation, ours, theirs| {
+    KnownDifference {
+        what: "A put in a transaction whose lease and key are both missing: the missing key is reported first.",
+        applies: |_, operation, ours, theirs| {
             let missed = |answer: &Answer, what| matches!(answer, Answer::Refused(_, text) if text.ends_with(what));
             matches!(operation, Operation::Txn(_)) && missed(ours, "lease not found") && missed(theirs, "key not found")
         },
     },
-    Known {
-        what: "Status has another version, and not what is new in 3.6: storage version, quota, downgrade.",
-        excuses: |_, _, ours, theirs| {
+    KnownDifference {
+        what: "Status has another version, and lacks what is new in 3.6: storage version, quota, downgrade.",
+        applies: |_, _, ours, theirs| {
             let (Answer::Status(ours), Answer::Status(theirs)) = (ours, theirs) else { return false };
             let old = StatusResponse {
                 version: theirs.version.clone(),
@@ -99,39 +99,40 @@ pub const OF_OLD: &[Known] = &[
     },
 ];
 
-/// Takes out of an operation what an old etcd does otherwise and what would drive the two apart. It takes a sort that does not
-/// exist for none, where 3.7 refuses the request; with `keys_only` it still tells leases; a restart forgets leases with
-/// negative IDs and the largest; an alarm of no known type ends it; and without space it takes nested transactions for free.
-pub fn spare_old(operation: &mut Operation) {
+/// Changes what an old etcd would execute differently, so that the two servers keep the same state. An old etcd treats an
+/// invalid sort as none, where 3.7 refuses the request; with `keys_only` it still returns leases; at a restart it loses leases
+/// with negative IDs and with the largest one; an alarm of an unknown type crashes it; and without space it counts nested
+/// transactions as free.
+pub fn adapt_to_old_etcd(operation: &mut Operation) {
     const CORRUPT: i32 = 2;
     match operation {
-        Operation::Range(range) => spare_range(range),
-        Operation::Txn(txn) => spare_txn(txn),
+        Operation::Range(range) => adapt_range(range),
+        Operation::Txn(txn) => adapt_txn(txn),
         Operation::Alarm(alarm) if alarm.action == 1 => alarm.alarm = CORRUPT,
         Operation::LeaseGrant(grant) if grant.id != 0 => grant.id = (grant.id & i64::MAX).clamp(1, i64::MAX - 1),
         _ => {}
     }
 }
 
-fn spare_txn(txn: &mut TxnRequest) {
+fn adapt_txn(txn: &mut TxnRequest) {
     for request in chooser::operations(txn) {
         match request {
-            Request::RequestRange(range) => spare_range(range),
-            Request::RequestTxn(txn) => spare_txn(txn),
+            Request::RequestRange(range) => adapt_range(range),
+            Request::RequestTxn(txn) => adapt_txn(txn),
             Request::RequestPut(_) | Request::RequestDeleteRange(_) => {}
         }
     }
 }
 
-fn spare_range(range: &mut RangeRequest) {
+fn adapt_range(range: &mut RangeRequest) {
     range.sort_order = range.sort_order.clamp(0, 2);
     range.sort_target = range.sort_target.clamp(0, 4);
     range.keys_only = false;
 }
 
-/// Those that count beside an etcd.
-pub fn beside(etcd: &Etcd) -> Vec<&'static Known> {
-    KNOWN.iter().chain(OF_OLD.iter().filter(|_| etcd.is_old)).collect()
+/// The differences to expect from this etcd.
+pub fn applicable(etcd: &Etcd) -> Vec<&'static KnownDifference> {
+    KNOWN.iter().chain(KNOWN_OF_OLD_ETCD.iter().filter(|_| etcd.is_old)).collect()
 }
 
 fn in_key_order(answer: &TxnResponse) -> TxnResponse {
@@ -146,15 +147,15 @@ fn in_key_order(answer: &TxnResponse) -> TxnResponse {
     answer
 }
 
-fn remembered_hash(before: &Chooser, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
+fn stored_compaction_hash(before: &Generator, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
     let (Operation::HashKv(request), Answer::HashKv(ours), Answer::HashKv(theirs)) = (operation, ours, theirs) else {
         return false;
     };
-    // It is a revision of its own to etcd then, and no longer a word for the head.
-    request.revision == 0 && ours.header == theirs.header && before.hash_is_remembered(0)
+    // To etcd it is then a revision of its own, and no longer a synonym for the head.
+    request.revision == 0 && ours.header == theirs.header && before.etcd_may_have_stored_hash(0)
 }
 
-fn known_again(before: &Chooser, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
+fn hash_stored_again(before: &Generator, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
     let (Operation::HashKv(request), Answer::HashKv(ours)) = (operation, ours) else { return false };
     let is_forgotten = match theirs {
         Answer::HashKv(theirs) => {
@@ -167,7 +168,7 @@ fn known_again(before: &Chooser, operation: &Operation, ours: &Answer, theirs: &
     is_forgotten && before.was_compacted_before_the_restart(request.revision)
 }
 
-fn open_ties_beyond(keys: i64, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
+fn unordered_ties_beyond(keys: i64, operation: &Operation, ours: &Answer, theirs: &Answer) -> bool {
     let (Operation::Range(request), Answer::Range(ours), Answer::Range(theirs)) = (operation, ours, theirs) else {
         return false;
     };
@@ -180,7 +181,7 @@ fn open_ties_beyond(keys: i64, operation: &Operation, ours: &Answer, theirs: &An
 
 type Rank = fn(&metastore::proto::mvccpb::KeyValue) -> (i64, bytes::Bytes);
 
-/// By what a range is sorted, if several keys can have the same of it.
+/// The value by which a range is sorted, if it can be equal for several keys.
 fn rank(request: &RangeRequest) -> Option<Rank> {
     Some(match request.sort_target {
         1 => |kv| (kv.version, bytes::Bytes::new()),

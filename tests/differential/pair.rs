@@ -1,4 +1,4 @@
-//! Both servers, and what they are asked in lockstep.
+//! Both servers, which are sent the same operations in lockstep.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,24 +11,24 @@ use tonic::transport::Endpoint;
 use super::{
     Etcd,
     answers::{Answer, Clients, Operation},
-    chooser::{Chooser, MAX_TXN_OPS, Turn},
-    known::{self, Known},
+    chooser::{Action, Generator, MAX_TXN_OPS},
+    known::{self, KnownDifference},
     process::Server,
     shortened, watches,
 };
 
-/// After so many differences the rest says nothing new.
-const MOST_DIFFERENCES: usize = 5;
-/// So many of the changes before a difference are shown with it.
+/// A run stops after this many differences.
+const MAX_DIFFERENCES: usize = 5;
+/// This many of the changes before a difference are printed with it.
 const CHANGES_SHOWN: usize = 6;
-/// So often the watches of both servers are compared.
-const TURNS_BETWEEN_AGREEMENTS: usize = 60;
+/// The watches of both servers are compared after this many actions.
+const ACTIONS_BETWEEN_COMPARISONS: usize = 60;
 
 /// One of the two servers.
 struct Side {
     server: Server,
     clients: Clients,
-    /// Watches that begin in the past or now, and those that begin later.
+    /// The streams of watches that begin in the past or now, and of those that begin later.
     streams: [watches::Stream; 2],
 }
 
@@ -36,7 +36,7 @@ impl Side {
     async fn new(server: Server) -> Self {
         let channel = Endpoint::from_shared(server.url()).unwrap().tcp_nodelay(true).connect().await.unwrap();
         let clients = Clients::new(&channel);
-        until_the_version_is_agreed_on(&clients).await;
+        until_version_is_set(&clients).await;
         let streams = [watches::Stream::open(&channel).await, watches::Stream::open(&channel).await];
         Self { server, clients, streams }
     }
@@ -47,68 +47,68 @@ impl Side {
     }
 }
 
-/// A fresh server finds out its version a moment after it serves.
-async fn until_the_version_is_agreed_on(clients: &Clients) {
+/// A new server sets the cluster version shortly after it begins to serve.
+async fn until_version_is_set(clients: &Clients) {
     let mut tries = tokio::time::interval(Duration::from_millis(20));
     for _ in 0..500 {
         tries.tick().await;
         let Answer::Status(status) = clients.ask(&Operation::Status).await else { panic!("there is no status") };
-        // An old one does not tell.
+        // An old etcd has no storage version.
         if status.storage_version == "3.7.0" || status.storage_version.is_empty() && status.version.starts_with("3.5.")
         {
             return;
         }
     }
-    panic!("no version was agreed on");
+    panic!("no cluster version was set");
 }
 
-/// Both servers, asked the same.
+/// Both servers.
 pub struct Pair {
     seed: u64,
-    turns: usize,
+    actions: usize,
     ours: Side,
     theirs: Side,
-    pub chooser: Chooser,
-    /// What may differ.
-    known: Vec<&'static Known>,
-    /// Whether etcd is older than what ours answers as.
+    pub generator: Generator,
+    /// The differences that are allowed.
+    known: Vec<&'static KnownDifference>,
+    /// Whether etcd is older than the version that ours implements.
     is_old: bool,
-    /// The newest changes, to show with a difference.
+    /// The latest changes, to print with a difference.
     changes: VecDeque<String>,
     pub differences: Vec<String>,
-    /// How often each kind of question found each kind of answer.
-    pub asked: BTreeMap<String, usize>,
+    /// How often each kind of operation got each kind of answer.
+    pub outcomes: BTreeMap<String, usize>,
     pub excused: BTreeMap<&'static str, usize>,
 }
 
-/// A question that both are still thinking about.
+/// An operation that both servers have not answered yet.
 pub struct Pending {
     operation: Operation,
     sides: [tokio::task::JoinHandle<Answer>; 2],
 }
 
 impl Pending {
-    /// The client hangs up.
+    /// The client disconnects.
     pub fn cancel(self) {
         self.sides.into_iter().for_each(|side| side.abort());
     }
 }
 
 impl Pair {
-    pub async fn start(etcd: &Etcd, seed: u64, turns: usize) -> Self {
-        let most = MAX_TXN_OPS.to_string();
-        let flags = ["--max-txn-ops", &most, "--unsafe-no-fsync", "--log-level", "info"];
+    pub async fn start(etcd: &Etcd, seed: u64, actions: usize) -> Self {
+        let max_ops = MAX_TXN_OPS.to_string();
+        let flags = ["--max-txn-ops", &max_ops, "--unsafe-no-fsync", "--log-level", "info"];
         Self {
             seed,
-            turns,
+            actions,
             ours: Side::new(Server::ours(&flags)).await,
             theirs: Side::new(Server::start(&etcd.program, &flags)).await,
-            known: known::beside(etcd),
+            known: known::applicable(etcd),
             is_old: etcd.is_old,
-            chooser: Chooser::new(seed),
+            generator: Generator::new(seed),
             changes: VecDeque::new(),
             differences: Vec::new(),
-            asked: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
             excused: BTreeMap::new(),
         }
     }
@@ -119,66 +119,67 @@ impl Pair {
     }
 
     pub async fn run(mut self) -> Self {
-        self.look_around().await;
-        self.take_turns(self.turns / 2).await;
-        self.look_around().await;
+        self.compare_state().await;
+        self.run_actions(self.actions / 2).await;
+        self.compare_state().await;
         if self.differences.is_empty() {
             self = self.restarted().await;
-            self.look_around().await;
-            self.take_turns(self.turns - self.turns / 2).await;
-            self.look_around().await;
+            self.compare_state().await;
+            self.run_actions(self.actions - self.actions / 2).await;
+            self.compare_state().await;
         }
         self
     }
 
     async fn restarted(mut self) -> Self {
-        self.chooser.servers_restarted();
+        self.generator.forget_volatile_state();
         Self { ours: self.ours.restarted().await, theirs: self.theirs.restarted().await, ..self }
     }
 
-    async fn take_turns(&mut self, turns: usize) {
-        for number in 0..turns {
-            if self.differences.len() >= MOST_DIFFERENCES {
+    async fn run_actions(&mut self, actions: usize) {
+        for number in 0..actions {
+            if self.differences.len() >= MAX_DIFFERENCES {
                 return;
             }
-            match self.chooser.turn() {
-                Turn::Ask(mut operation) => {
+            match self.generator.next_action() {
+                Action::Ask(mut operation) => {
                     if self.is_old {
-                        known::spare_old(&mut operation);
+                        known::adapt_to_old_etcd(&mut operation);
                     }
-                    // What a watch shows of the past depends on when it is compacted away.
+                    // Which past events a watch gets depends on when they are compacted.
                     if matches!(operation, Operation::Compact(_)) {
-                        self.agree_on_watches().await;
+                        self.compare_watches().await;
                     }
                     self.ask(&operation).await;
                     if let Operation::Compact(request) = operation {
-                        // Waits until it is done, as a compaction that has nothing to do does too: hashes depend on that.
+                        // A physical compaction waits until the compaction is done, even if nothing is left to do: hashes
+                        // depend on that.
                         self.ask(&Operation::Compact(CompactionRequest { physical: true, ..request })).await;
                     }
                 }
-                Turn::Watch(mut request) => {
+                Action::Watch(mut request) => {
                     if self.is_old {
-                        request.start_revision = request.start_revision.max(0); // 3.7 refuses less.
+                        request.start_revision = request.start_revision.max(0); // 3.7 refuses negative ones.
                     }
                     self.watch(request).await;
                 }
-                Turn::Cancel(watch) => self.cancel(watch).await,
+                Action::Cancel(watch) => self.cancel(watch).await,
             }
-            if number % TURNS_BETWEEN_AGREEMENTS == 0 {
-                self.agree_on_watches().await;
+            if number % ACTIONS_BETWEEN_COMPARISONS == 0 {
+                self.compare_watches().await;
             }
         }
     }
 
-    /// Puts one question to both and compares the answers; returns etcd's.
+    /// Sends an operation to both and compares the answers; returns etcd's.
     pub async fn ask(&mut self, operation: &Operation) -> Answer {
         let (ours, theirs) = tokio::join!(self.ours.clients.ask(operation), self.theirs.clients.ask(operation));
-        self.judge(operation, &ours, &theirs);
-        self.chooser.learn(operation, &theirs);
+        self.compare(operation, &ours, &theirs);
+        self.generator.observe(operation, &theirs);
         theirs
     }
 
-    /// Puts a question to both that is not answered before something else happens.
+    /// Sends an operation to both that waits for another one.
     pub fn begin(&self, operation: &Operation) -> Pending {
         let sides = [&self.ours, &self.theirs].map(|side| {
             let (clients, operation) = (side.clients.clone(), operation.clone());
@@ -187,25 +188,26 @@ impl Pair {
         Pending { operation: operation.clone(), sides }
     }
 
-    /// Waits until such a question is answered by both.
+    /// Waits until both have answered such an operation, and compares the answers.
     pub async fn finish(&mut self, pending: Pending) {
         let [ours, theirs] = pending.sides;
         let (ours, theirs) = tokio::join!(ours, theirs);
-        self.judge(&pending.operation, &ours.unwrap(), &theirs.unwrap());
+        self.compare(&pending.operation, &ours.unwrap(), &theirs.unwrap());
     }
 
-    fn judge(&mut self, operation: &Operation, ours: &Answer, theirs: &Answer) {
+    fn compare(&mut self, operation: &Operation, ours: &Answer, theirs: &Answer) {
         let kind = format!("{operation:?}");
         let kind = kind.split('(').next().unwrap_or_default();
         let answer = if let Answer::Refused(_, text) = theirs { text } else { "answered" };
-        *self.asked.entry(format!("{kind}: {}", answer.split(" (").next().unwrap_or_default())).or_default() += 1;
+        *self.outcomes.entry(format!("{kind}: {}", answer.split(" (").next().unwrap_or_default())).or_default() += 1;
         if ours != theirs {
-            if let Some(known) = self.known.iter().find(|known| (known.excuses)(&self.chooser, operation, ours, theirs))
+            if let Some(known) =
+                self.known.iter().find(|known| (known.applies)(&self.generator, operation, ours, theirs))
             {
                 *self.excused.entry(known.what).or_default() += 1;
             } else {
                 let [ours, theirs] = [ours, theirs].map(|answer| shortened(&format!("{answer:?}")));
-                self.differ(&shortened(&format!("{operation:?}")), &format!("ours: {ours}\netcd: {theirs}"));
+                self.report_difference(&shortened(&format!("{operation:?}")), &format!("ours: {ours}\netcd: {theirs}"));
             }
         }
         if matches!(theirs, Answer::Put(_) | Answer::DeleteRange(_) | Answer::Txn(_) | Answer::Compact(_)) {
@@ -216,22 +218,22 @@ impl Pair {
         }
     }
 
-    fn differ(&mut self, what: &str, how: &str) {
+    fn report_difference(&mut self, what: &str, how: &str) {
         let before = self.changes.iter().fold(String::new(), |all, change| all + "before: " + change + "\n");
         self.differences.push(format!(
-            "seed {}, head {}\n{before}asked: {what}\n{how}",
+            "seed {}, head {}\n{before}operation: {what}\n{how}",
             self.seed,
-            self.chooser.head()
+            self.generator.head()
         ));
     }
 
-    /// Asks for all there is.
-    async fn look_around(&mut self) {
-        self.agree_on_watches().await;
+    /// Compares everything that can be read from both.
+    async fn compare_state(&mut self) {
+        self.compare_watches().await;
         let all = RangeRequest { key: b"\0"[..].into(), range_end: b"\0"[..].into(), ..RangeRequest::default() };
         self.ask(&Operation::Range(all.clone())).await;
         self.ask(&Operation::RangeStream(all)).await;
-        for revision in self.chooser.compacted().max(0)..=self.chooser.head() {
+        for revision in self.generator.compacted().max(0)..=self.generator.head() {
             self.ask(&Operation::HashKv(HashKvRequest { revision })).await;
         }
         self.ask(&Operation::LeaseLeases).await;
@@ -240,56 +242,56 @@ impl Pair {
 
     pub async fn watch(&mut self, request: WatchCreateRequest) {
         let (ours, theirs) = (&self.ours.streams, &self.theirs.streams);
-        let stream = usize::from(request.start_revision > self.chooser.head());
-        let lost = request.start_revision > 0 && request.start_revision < self.chooser.compacted();
+        let stream = usize::from(request.start_revision > self.generator.head());
+        let lost = request.start_revision > 0 && request.start_revision < self.generator.compacted();
         let (ours, theirs) = (&ours[stream], &theirs[stream]);
         let ids = tokio::join!(ours.create(request.clone()), theirs.create(request.clone()));
         if ids.0 != ids.1 {
-            self.differ(&format!("{request:?}"), &format!("ours: watch {}\netcd: watch {}", ids.0, ids.1));
+            self.report_difference(&format!("{request:?}"), &format!("ours: watch {}\netcd: watch {}", ids.0, ids.1));
             return;
         }
         let outcome = match (ids.1, lost) {
             (-1, _) => "refused",
-            (_, true) => "canceled, for it begins in what was compacted",
+            (_, true) => "canceled, because its start revision is compacted",
             _ => "answered",
         };
-        *self.asked.entry(format!("Watch: {outcome}")).or_default() += 1;
+        *self.outcomes.entry(format!("Watch: {outcome}")).or_default() += 1;
         if ids.1 != -1 && lost {
             tokio::join!(ours.until_canceled(ids.0), theirs.until_canceled(ids.1));
-            // To etcd the watch exists until this; ours has forgotten it.
+            // In etcd the watch exists until it is canceled; ours has removed it already.
             tokio::join!(ours.cancel(ids.0, false), theirs.cancel(ids.1, false));
         } else if ids.1 != -1 {
-            self.chooser.learn_watch((stream, ids.1), true);
+            self.generator.record_watch((stream, ids.1), true);
         }
     }
 
     async fn cancel(&mut self, (stream, id): (usize, i64)) {
-        self.agree_on_watches().await;
+        self.compare_watches().await;
         let (ours, theirs) = (&self.ours.streams, &self.theirs.streams);
-        let exists = self.chooser.learn_watch((stream, id), false);
+        let exists = self.generator.record_watch((stream, id), false);
         tokio::join!(ours[stream].cancel(id, exists), theirs[stream].cancel(id, exists));
     }
 
-    /// Compares what the watches have told, after all of it has come.
-    pub async fn agree_on_watches(&mut self) {
+    /// Waits until all watches have received everything, and compares what they have received.
+    pub async fn compare_watches(&mut self) {
         let put = PutRequest { key: watches::OWN_KEY.into(), ..PutRequest::default() };
         let put = self.ask(&Operation::Put(put)).await;
-        let head = self.chooser.head();
+        let head = self.generator.head();
         let (ours, theirs) = (&self.ours.streams, &self.theirs.streams);
         tokio::join!(ours[0].until_progress(head), theirs[0].until_progress(head));
-        // An alarm may have refused it.
+        // An alarm may have caused the put to be refused.
         if let Answer::Put(_) = put {
             tokio::join!(ours[1].until_own_event(head), theirs[1].until_own_event(head));
         }
         for (ours, theirs) in ours.iter().zip(theirs) {
             if self.is_old {
-                // It ends some watches as compacted that begin later; what they tell is not compared.
-                ours.forget();
-                theirs.forget();
+                // It cancels some watches that begin later as compacted; what they receive is not compared.
+                ours.clear_received();
+                theirs.clear_received();
                 continue;
             }
-            match ours.agree(theirs).await {
-                Ok(told) => *self.asked.entry("told by watches, equally".to_owned()).or_default() += told,
+            match ours.take_equal(theirs).await {
+                Ok(count) => *self.outcomes.entry("equal watch notifications".to_owned()).or_default() += count,
                 Err(difference) => {
                     self.differences.push(format!("seed {}, head {head}, watches\n{difference}", self.seed));
                     return;

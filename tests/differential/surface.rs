@@ -1,4 +1,4 @@
-//! What lies around the operations: calls that are odd or broken, and the names of what is counted.
+//! Everything besides the operations: unusual or malformed calls, and the names of metrics.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,7 @@ use std::{
 
 use super::{Etcd, etcd, odd_calls, process::Server};
 
-/// A real etcd of the release that ours answers as, and its address.
+/// A real etcd of the release that ours implements, and its address.
 fn start() -> Option<(Server, String)> {
     let Etcd { program, is_old: false } = etcd()? else { return None };
     let server = Server::start(&program, &[]);
@@ -20,9 +20,9 @@ fn address(server: &Server) -> String {
     server.url().trim_start_matches("http://").to_owned()
 }
 
-/// The test of our own server expects these answers, too.
+/// The test of our own server expects the same answers.
 #[test]
-fn odd_calls_are_still_answered_by_etcd_as_is_written_down() {
+fn etcd_still_answers_odd_calls_as_recorded() {
     let Some((_etcd, address)) = start() else { return };
     for call in odd_calls::all() {
         assert_eq!(call.ask(&address), call.answer, "{}", call.name());
@@ -36,11 +36,11 @@ fn series(address: &str) -> BTreeSet<String> {
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
     let lines = page.lines().filter(|line| line.starts_with("grpc_server_"));
-    lines.map(|line| line.split_once("} ").expect("all have labels").0.to_owned()).collect()
+    lines.map(|line| line.split_once("} ").expect("every series has labels").0.to_owned()).collect()
 }
 
 #[test]
-fn all_calls_that_etcd_counts_from_the_start_are_counted_here() {
+fn every_call_that_etcd_counts_from_the_start_is_counted_here() {
     let Some((_etcd, theirs)) = start() else { return };
     let ours = Server::ours(&[]);
     let (ours, theirs) = (series(&address(&ours)), series(&theirs));

@@ -1,15 +1,14 @@
-// A client of etcd as programs in the field are: the official Go library, version 3.7.3, against one server.
+// A client that uses the official Go library of etcd, version 3.7.3, as real programs do, and checks one server.
 //
 //	goclient ENDPOINT
 //
-// Now and then it writes the line "restart" and waits for a line: whoever started it kills the server in between and starts
-// it again on the same data and address. It exits with 1 and says what was wrong, or with 0.
+// When it needs a restart it prints the line "restart" and waits for a line: meanwhile the calling process kills the server
+// and starts it again on the same data and address. It exits with 0, or prints what failed and exits with 1.
 package main
 
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -19,11 +18,11 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// patience is how long anything may take.
-const patience = 30 * time.Second
+// timeout limits each check.
+const timeout = 30 * time.Second
 
-// A setting is what every check needs.
-type setting struct {
+// testEnv is what every check needs.
+type testEnv struct {
 	client   *clientv3.Client
 	endpoint string
 	restart  func() error // Kills the server and returns when it serves again.
@@ -35,32 +34,32 @@ func main() {
 		os.Exit(2)
 	}
 	answers := bufio.NewReader(os.Stdin)
-	s := setting{endpoint: os.Args[1], restart: func() error {
+	env := testEnv{endpoint: os.Args[1], restart: func() error {
 		fmt.Println("restart")
 		_, err := answers.ReadString('\n')
 		return err
 	}}
 	checks := []struct {
 		name string
-		run  func(context.Context, setting) error
+		run  func(context.Context, testEnv) error
 	}{
-		{"put, get and delete", keys},
-		{"get with options", lists},
-		{"get as a stream", streams},
+		{"put, get and delete", putGetDelete},
+		{"get with options", getWithOptions},
+		{"get as a stream", getStream},
 		{"transactions", transactions},
-		{"depths", depths},
+		{"nested transactions", nestedTransactions},
 		{"compaction", compaction},
 		{"status and hash", maintenance},
 		{"watch", watch},
 		{"watch through a restart", watchResumes},
-		{"watch of what was compacted", watchCompacted},
-		{"lease that runs out", leaseEnds},
-		{"lease kept alive through a restart", leaseLives},
+		{"watch from a compacted revision", watchCompacted},
+		{"lease that expires", leaseExpires},
+		{"lease kept alive through a restart", leaseKeptAlive},
 		{"mutex", mutex},
 		{"election", election},
 	}
 	for _, check := range checks {
-		if err := alone(s, check.run); err != nil {
+		if err := runCheck(env, check.run); err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", check.name, err)
 			os.Exit(1)
 		}
@@ -68,14 +67,14 @@ func main() {
 	}
 }
 
-// alone runs a check with a client of its own on an empty key space.
-func alone(s setting, check func(context.Context, setting) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+// runCheck runs a check with a client of its own on an empty key space.
+func runCheck(env testEnv, check func(context.Context, testEnv) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	client, err := clientv3.New(clientv3.Config{
-		Endpoints:   []string{s.endpoint},
-		DialTimeout: patience,
-		Logger:      zap.NewNop(), // What it retries is its own affair.
+		Endpoints:   []string{env.endpoint},
+		DialTimeout: timeout,
+		Logger:      zap.NewNop(), // Its retries are of no interest.
 	})
 	if err != nil {
 		return err
@@ -84,17 +83,14 @@ func alone(s setting, check func(context.Context, setting) error) error {
 	if _, err := client.Delete(ctx, "", clientv3.WithFromKey()); err != nil {
 		return fmt.Errorf("cannot empty the key space: %w", err)
 	}
-	s.client = client
-	return check(ctx, s)
+	env.client = client
+	return check(ctx, env)
 }
 
-// must tells what went wrong unless it is as it has to be.
-func must(is bool, format string, args ...any) error {
-	if is {
+// expectf returns an error with this text unless the condition holds.
+func expectf(holds bool, format string, args ...any) error {
+	if holds {
 		return nil
 	}
 	return fmt.Errorf(format, args...)
 }
-
-// wrong joins what several checks found.
-func wrong(found ...error) error { return errors.Join(found...) }

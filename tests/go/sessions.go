@@ -11,65 +11,65 @@ import (
 	"go.etcd.io/etcd/client/v3/concurrency"
 )
 
-func leaseEnds(ctx context.Context, s setting) error {
-	lease, err := s.client.Grant(ctx, 1)
+func leaseExpires(ctx context.Context, env testEnv) error {
+	lease, err := env.client.Grant(ctx, 1)
 	if err != nil {
 		return err
 	}
 	granted := time.Now()
-	put, err := s.client.Put(ctx, "l", "x", clientv3.WithLease(lease.ID))
+	put, err := env.client.Put(ctx, "l", "x", clientv3.WithLease(lease.ID))
 	if err != nil {
 		return err
 	}
-	left, err := s.client.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys())
+	left, err := env.client.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys())
 	if err != nil {
 		return err
 	}
-	leases, err := s.client.Leases(ctx)
+	leases, err := env.client.Leases(ctx)
 	if err != nil {
 		return err
 	}
-	if err := wrong(
-		must(lease.TTL == 2, "the shortest lease lasts %d s", lease.TTL),
-		must(left.GrantedTTL == 2 && len(left.Keys) == 1 && string(left.Keys[0]) == "l", "the lease is %v", left),
-		must(len(leases.Leases) == 1 && leases.Leases[0].ID == lease.ID, "the leases are %v", leases.Leases),
-		expect(ctx, s.client.Watch(ctx, "l", clientv3.WithRev(put.Header.Revision+1)), "-l"),
+	if err := errors.Join(
+		expectf(lease.TTL == 2, "the shortest lease lasts %d s", lease.TTL),
+		expectf(left.GrantedTTL == 2 && len(left.Keys) == 1 && string(left.Keys[0]) == "l", "the lease is %v", left),
+		expectf(len(leases.Leases) == 1 && leases.Leases[0].ID == lease.ID, "the leases are %v", leases.Leases),
+		expectEvents(ctx, env.client.Watch(ctx, "l", clientv3.WithRev(put.Header.Revision+1)), "-l"),
 	); err != nil {
 		return err
 	}
 	lasted := time.Since(granted)
-	gone, err := s.client.TimeToLive(ctx, lease.ID)
+	gone, err := env.client.TimeToLive(ctx, lease.ID)
 	if err != nil {
 		return err
 	}
-	_, revoked := s.client.Revoke(ctx, lease.ID)
-	_, renewed := s.client.KeepAliveOnce(ctx, lease.ID)
-	_, late := s.client.Put(ctx, "l", "x", clientv3.WithLease(lease.ID))
-	return wrong(
-		must(lasted > 1900*time.Millisecond && lasted < 6*time.Second, "a lease of 2 s lasted %v", lasted),
-		must(gone.TTL == -1, "a lease that has ended: %v", gone),
-		must(errors.Is(revoked, rpctypes.ErrLeaseNotFound), "revoking it: %v", revoked),
-		must(errors.Is(renewed, rpctypes.ErrLeaseNotFound), "renewing it: %v", renewed),
-		must(errors.Is(late, rpctypes.ErrLeaseNotFound), "putting with it: %v", late),
+	_, revoked := env.client.Revoke(ctx, lease.ID)
+	_, renewed := env.client.KeepAliveOnce(ctx, lease.ID)
+	_, late := env.client.Put(ctx, "l", "x", clientv3.WithLease(lease.ID))
+	return errors.Join(
+		expectf(lasted > 1900*time.Millisecond && lasted < 6*time.Second, "a lease of 2 s lasted %v", lasted),
+		expectf(gone.TTL == -1, "a lease that has ended: %v", gone),
+		expectf(errors.Is(revoked, rpctypes.ErrLeaseNotFound), "revoking it: %v", revoked),
+		expectf(errors.Is(renewed, rpctypes.ErrLeaseNotFound), "renewing it: %v", renewed),
+		expectf(errors.Is(late, rpctypes.ErrLeaseNotFound), "putting with it: %v", late),
 	)
 }
 
-func leaseLives(ctx context.Context, s setting) error {
-	lease, err := s.client.Grant(ctx, 2)
+func leaseKeptAlive(ctx context.Context, env testEnv) error {
+	lease, err := env.client.Grant(ctx, 2)
 	if err != nil {
 		return err
 	}
-	if _, err := s.client.Put(ctx, "alive", "x", clientv3.WithLease(lease.ID)); err != nil {
+	if _, err := env.client.Put(ctx, "alive", "x", clientv3.WithLease(lease.ID)); err != nil {
 		return err
 	}
-	renewals, err := s.client.KeepAlive(ctx, lease.ID)
+	renewals, err := env.client.KeepAlive(ctx, lease.ID)
 	if err != nil {
 		return err
 	}
-	// Longer than the lease would last by itself, with a restart in the middle.
+	// Longer than the TTL of the lease, with a restart in the middle.
 	for renewal := range 8 {
 		if renewal == 4 {
-			if err := s.restart(); err != nil {
+			if err := env.restart(); err != nil {
 				return fmt.Errorf("cannot restart the server: %w", err)
 			}
 		}
@@ -78,32 +78,32 @@ func leaseLives(ctx context.Context, s setting) error {
 			return fmt.Errorf("renewal %d is %v", renewal, answer)
 		}
 	}
-	got, err := s.client.Get(ctx, "alive")
+	got, err := env.client.Get(ctx, "alive")
 	if err != nil {
 		return err
 	}
-	if _, err := s.client.Revoke(ctx, lease.ID); err != nil {
+	if _, err := env.client.Revoke(ctx, lease.ID); err != nil {
 		return err
 	}
-	none, err := s.client.Get(ctx, "alive")
-	return wrong(
+	none, err := env.client.Get(ctx, "alive")
+	return errors.Join(
 		err,
-		must(got.Count == 1, "the key of a lease that is kept alive is gone"),
-		must(err != nil || none.Count == 0, "the key of a lease that was revoked is there"),
+		expectf(got.Count == 1, "the key of a lease that is kept alive is gone"),
+		expectf(err != nil || none.Count == 0, "the key of a lease that was revoked still exists"),
 	)
 }
 
-// pair opens two sessions on clients of their own.
-func pair(s setting) (one, other *concurrency.Session, err error) {
-	if one, err = concurrency.NewSession(s.client, concurrency.WithTTL(10)); err != nil {
+// newSessions opens two sessions on the same client.
+func newSessions(env testEnv) (one, other *concurrency.Session, err error) {
+	if one, err = concurrency.NewSession(env.client, concurrency.WithTTL(10)); err != nil {
 		return nil, nil, err
 	}
-	other, err = concurrency.NewSession(s.client, concurrency.WithTTL(10))
+	other, err = concurrency.NewSession(env.client, concurrency.WithTTL(10))
 	return one, other, err
 }
 
-func mutex(ctx context.Context, s setting) error {
-	one, other, err := pair(s)
+func mutex(ctx context.Context, env testEnv) error {
+	one, other, err := newSessions(env)
 	if err != nil {
 		return err
 	}
@@ -118,38 +118,38 @@ func mutex(ctx context.Context, s setting) error {
 	entered := make(chan error, 1)
 	go func() { entered <- waiter.Lock(ctx) }()
 	// The waiter's key shows that it waits.
-	err = eventually(ctx, func() error {
-		got, err := s.client.Get(ctx, "mutex/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	err = retry(ctx, func() error {
+		got, err := env.client.Get(ctx, "mutex/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 		if err != nil {
 			return err
 		}
-		return must(got.Count == 2, "there are %d keys", got.Count)
+		return expectf(got.Count == 2, "there are %d keys", got.Count)
 	})
 	if err != nil {
 		return err
 	}
 	select {
 	case err := <-entered:
-		return fmt.Errorf("two hold one mutex: %w", err)
+		return fmt.Errorf("two sessions hold the mutex: %w", err)
 	default:
 	}
-	owner, err := s.client.Txn(ctx).If(holder.IsOwner()).Commit()
+	owner, err := env.client.Txn(ctx).If(holder.IsOwner()).Commit()
 	if err != nil {
 		return err
 	}
-	// Closing the session lets go of the mutex with the lease.
+	// Closing the session revokes its lease, which releases the mutex.
 	if err := one.Close(); err != nil {
 		return err
 	}
-	return wrong(
-		must(owner.Succeeded, "the holder is not the owner"),
+	return errors.Join(
+		expectf(owner.Succeeded, "the holder is not the owner"),
 		<-entered,
 		waiter.Unlock(ctx),
 	)
 }
 
-func election(ctx context.Context, s setting) error {
-	one, other, err := pair(s)
+func election(ctx context.Context, env testEnv) error {
+	one, other, err := newSessions(env)
 	if err != nil {
 		return err
 	}
@@ -165,7 +165,7 @@ func election(ctx context.Context, s setting) error {
 	}
 	observed := func(want string) error {
 		got, open := <-seen
-		return must(open && string(got.Kvs[0].Value) == want, "%v is seen to lead and not %s", got, want)
+		return expectf(open && string(got.Kvs[0].Value) == want, "the observed leader is %v and not %s", got, want)
 	}
 	elected := make(chan error, 1)
 	if err := observed("one"); err != nil {
@@ -180,22 +180,22 @@ func election(ctx context.Context, s setting) error {
 	}
 	select {
 	case err := <-elected:
-		return fmt.Errorf("two lead: %w", err)
+		return fmt.Errorf("there are two leaders: %w", err)
 	default:
 	}
 	if err := leader.Resign(ctx); err != nil {
 		return err
 	}
-	if err := wrong(<-elected, observed("other")); err != nil {
+	if err := errors.Join(<-elected, observed("other")); err != nil {
 		return err
 	}
 	now, err := leader.Leader(ctx)
 	if err != nil {
 		return err
 	}
-	return wrong(
-		must(string(now.Kvs[0].Value) == "other", "%v leads", now),
-		must(errors.Is(leader.Proclaim(ctx, "x"), concurrency.ErrElectionNotLeader), "one who resigned proclaims"),
+	return errors.Join(
+		expectf(string(now.Kvs[0].Value) == "other", "the leader is %v", now),
+		expectf(errors.Is(leader.Proclaim(ctx, "x"), concurrency.ErrElectionNotLeader), "a leader that resigned can still proclaim"),
 		candidate.Resign(ctx),
 	)
 }

@@ -1,19 +1,19 @@
-//! What will happen, and when: virtual time goes from one event to the next.
+//! The queue of future events. Virtual time advances from one event to the next.
 
 use std::{
     collections::{BTreeMap, btree_map::OccupiedEntry},
     time::Duration,
 };
 
-/// Events in the order of their times; of one time, in the order in which they were put down.
+/// Events ordered by time; events at the same time in the order in which they were scheduled.
 #[derive(Debug)]
-pub struct Agenda<E> {
+pub struct EventQueue<E> {
     now: Duration,
     count: u64,
     events: BTreeMap<(Duration, u64), E>,
 }
 
-impl<E> Agenda<E> {
+impl<E> EventQueue<E> {
     pub fn new() -> Self {
         Self { now: Duration::ZERO, count: 0, events: BTreeMap::new() }
     }
@@ -23,13 +23,13 @@ impl<E> Agenda<E> {
         self.now
     }
 
-    /// Lets something happen after a while.
-    pub fn after(&mut self, delay: Duration, event: E) {
+    /// Schedules an event `delay` from now.
+    pub fn schedule(&mut self, delay: Duration, event: E) {
         self.count += 1;
         self.events.insert((self.now + delay, self.count), event);
     }
 
-    /// The next event, and it is now; or, if nothing comes until then, `end`.
+    /// Removes the next event up to `end` and advances the time to it; without one, advances the time to `end`.
     pub fn next(&mut self, end: Duration) -> Option<E> {
         let next = self.events.first_entry().filter(|entry| entry.key().0 <= end);
         self.now = next.as_ref().map_or(end, |next| next.key().0);

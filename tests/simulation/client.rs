@@ -1,4 +1,4 @@
-//! What clients and operators want: commands, made up by the dice.
+//! The random commands of clients, and the membership changes of operators.
 
 use bytes::Bytes;
 use metastore::{
@@ -12,24 +12,24 @@ use metastore::{
 };
 use prost::Message;
 
-use super::dice::Dice;
+use super::dice::Rng;
 
-/// Key spaces: so few keys that commands meet, or so many that the index has more than one leaf.
+/// Numbers of keys: so few that commands contend, or so many that the index has more than one leaf.
 pub const KEY_SPACES: [usize; 3] = [6, 12, 300];
 const LEASES: i64 = 4;
 
-/// The next command of some client who believes that the head is about there.
-pub fn command(dice: &mut Dice, keys: usize, id: u64, head: i64) -> Request {
-    match dice.below(100) {
-        0..50 => Request::Put(put(dice, keys, id)),
-        50..62 => Request::DeleteRange(delete(dice, keys)),
-        62..82 => Request::Txn(txn(dice, keys, id, head)),
+/// A random command of a client that assumes the head revision to be about `head`.
+pub fn command(rng: &mut Rng, keys: usize, id: u64, head: i64) -> Request {
+    match rng.below(100) {
+        0..50 => Request::Put(put(rng, keys, id)),
+        50..62 => Request::DeleteRange(delete(rng, keys)),
+        62..82 => Request::Txn(txn(rng, keys, id, head)),
         82..88 => {
-            let revision = dice.between((head - 30).max(1), head + 2);
+            let revision = rng.between((head - 30).max(1), head + 2);
             Request::Compact(CompactionRequest { revision, physical: false })
         }
-        88..95 => Request::LeaseGrant(LeaseGrantRequest { id: dice.between(1, LEASES), ttl: *dice.pick(&[2, 5, 60]) }),
-        _ => Request::LeaseRevoke(LeaseRevokeRequest { id: dice.between(1, LEASES) }),
+        88..95 => Request::LeaseGrant(LeaseGrantRequest { id: rng.between(1, LEASES), ttl: *rng.pick(&[2, 5, 60]) }),
+        _ => Request::LeaseRevoke(LeaseRevokeRequest { id: rng.between(1, LEASES) }),
     }
 }
 
@@ -49,20 +49,20 @@ pub fn encode(request: &Request) -> (Kind, Vec<u8>) {
         | Request::MemberRemove(_)
         | Request::MemberPromote(_)
         | Request::MemberUpdate(_)
-        | Request::Foreign(_) => panic!("no client of the simulation wants {request:?}"),
+        | Request::Foreign(_) => panic!("clients of the simulation send no {request:?}"),
     }
 }
 
-/// A change of the members, as an operator wants it.
+/// A membership change requested by an operator.
 #[derive(Debug, Clone, Copy)]
-pub enum Change {
+pub enum MembershipChange {
     Add { id: u64, learner: bool, max_learners: Option<u64> },
     Remove(u64),
     Promote(u64),
 }
 
-impl Change {
-    /// The entry that asks for it.
+impl MembershipChange {
+    /// The entry that proposes it.
     pub fn encode(self, request_id: u64) -> Bytes {
         let (kind, bytes) = match self {
             Self::Add { id, learner, max_learners } => {
@@ -81,51 +81,51 @@ fn key(nth: usize) -> Bytes {
     Bytes::from(format!("key{nth:03}"))
 }
 
-fn put(dice: &mut Dice, keys: usize, id: u64) -> PutRequest {
-    let nth = dice.below(keys);
-    put_to(dice, id, nth)
+fn put(rng: &mut Rng, keys: usize, id: u64) -> PutRequest {
+    let nth = rng.below(keys);
+    put_to(rng, id, nth)
 }
 
-fn put_to(dice: &mut Dice, id: u64, nth: usize) -> PutRequest {
-    let lease = if dice.percent(20) { dice.between(1, LEASES) } else { 0 };
+fn put_to(rng: &mut Rng, id: u64, nth: usize) -> PutRequest {
+    let lease = if rng.percent(20) { rng.between(1, LEASES) } else { 0 };
     let mut put = PutRequest { key: key(nth), value: format!("value {id}").into(), lease, ..PutRequest::default() };
-    put.prev_kv = dice.percent(20);
-    if dice.percent(5) {
+    put.prev_kv = rng.percent(20);
+    if rng.percent(5) {
         (put.ignore_value, put.value) = (true, Bytes::new());
     }
-    if dice.percent(5) {
+    if rng.percent(5) {
         (put.ignore_lease, put.lease) = (true, 0);
     }
     put
 }
 
-fn delete(dice: &mut Dice, keys: usize) -> DeleteRangeRequest {
-    let first = dice.below(keys);
-    let range_end = match dice.below(10) {
+fn delete(rng: &mut Rng, keys: usize) -> DeleteRangeRequest {
+    let first = rng.below(keys);
+    let range_end = match rng.below(10) {
         0..7 => Bytes::new(),
-        7..9 => key(first + dice.below(4)),
+        7..9 => key(first + rng.below(4)),
         _ => Bytes::from_static(&[0]),
     };
-    DeleteRangeRequest { key: key(first), range_end, prev_kv: dice.percent(30) }
+    DeleteRangeRequest { key: key(first), range_end, prev_kv: rng.percent(30) }
 }
 
-/// No key twice in one branch, as the API demands.
-fn txn(dice: &mut Dice, keys: usize, id: u64, head: i64) -> TxnRequest {
-    let compare = (0..dice.below(3)).map(|_| compare(dice, keys, head)).collect();
+/// A transaction that names no key twice in one branch, as the API requires.
+fn txn(rng: &mut Rng, keys: usize, id: u64, head: i64) -> TxnRequest {
+    let compare = (0..rng.below(3)).map(|_| compare(rng, keys, head)).collect();
     let mut branch = || {
-        let first = dice.below(keys);
-        (first..(first + dice.below(4)).min(keys)).map(|nth| op(dice, id, nth, head)).collect()
+        let first = rng.below(keys);
+        (first..(first + rng.below(4)).min(keys)).map(|nth| op(rng, id, nth, head)).collect()
     };
     TxnRequest { compare, success: branch(), failure: branch() }
 }
 
-fn op(dice: &mut Dice, id: u64, nth: usize, head: i64) -> RequestOp {
+fn op(rng: &mut Rng, id: u64, nth: usize, head: i64) -> RequestOp {
     use request_op::Request;
-    let request = match dice.below(10) {
-        0..6 => Request::RequestPut(put_to(dice, id, nth)),
+    let request = match rng.below(10) {
+        0..6 => Request::RequestPut(put_to(rng, id, nth)),
         6..8 => Request::RequestDeleteRange(DeleteRangeRequest { key: key(nth), ..DeleteRangeRequest::default() }),
         _ => {
-            let revision = if dice.percent(50) { 0 } else { dice.between((head - 10).max(1), head) };
+            let revision = if rng.percent(50) { 0 } else { rng.between((head - 10).max(1), head) };
             Request::RequestRange(RangeRequest {
                 key: key(0),
                 range_end: Bytes::from_static(&[0]),
@@ -137,17 +137,17 @@ fn op(dice: &mut Dice, id: u64, nth: usize, head: i64) -> RequestOp {
     RequestOp { request: Some(request) }
 }
 
-fn compare(dice: &mut Dice, keys: usize, head: i64) -> Compare {
+fn compare(rng: &mut Rng, keys: usize, head: i64) -> Compare {
     let results = [CompareResult::Equal, CompareResult::NotEqual, CompareResult::Greater, CompareResult::Less];
-    let (target, union) = if dice.percent(50) {
-        (CompareTarget::Mod, TargetUnion::ModRevision(dice.between((head - 20).max(0), head)))
+    let (target, union) = if rng.percent(50) {
+        (CompareTarget::Mod, TargetUnion::ModRevision(rng.between((head - 20).max(0), head)))
     } else {
-        (CompareTarget::Version, TargetUnion::Version(dice.between(0, 3)))
+        (CompareTarget::Version, TargetUnion::Version(rng.between(0, 3)))
     };
     Compare {
-        result: *dice.pick(&results) as i32,
+        result: *rng.pick(&results) as i32,
         target: target as i32,
-        key: key(dice.below(keys)),
+        key: key(rng.below(keys)),
         range_end: Bytes::new(),
         target_union: Some(union),
     }

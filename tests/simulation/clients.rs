@@ -1,4 +1,4 @@
-//! What clients want of members, what they are told, and whether that is true.
+//! The requests of clients, the answers of members, and whether these are correct.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,51 +13,52 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use super::{
-    client::{self, Change},
+    client::{self, MembershipChange},
     model::Model,
     world::{Event, World},
 };
 
-/// What clients have been told and not yet looked at.
+/// An answer of a member that has not been checked yet.
 #[derive(Debug)]
-pub enum Told {
+pub enum Completion {
     Outcome(u64, Result<Response, Error>),
-    /// A read that wants at least this revision may read now at this member.
-    MayRead {
+    /// A linearizable read that must see at least revision `wanted` may now read at this member.
+    Read {
         member: u64,
-        life: u64,
+        incarnation: u64,
         wanted: i64,
         outcome: Result<(), Error>,
     },
-    /// A member is certain to lead, or leads no more, or has let a lease end: a request to renew one can be looked at again.
+    /// A request to renew a lease can be processed again: the member has confirmed that it leads, or leads no more, or the
+    /// lease has ended.
     Renewable {
         lease: i64,
         at: u64,
-        life: u64,
+        incarnation: u64,
     },
-    /// A copy of a database is in place, or was not wanted.
+    /// A snapshot was installed or rejected.
     Installed {
-        shipment: u64,
+        transfer: u64,
         installed: bool,
     },
 }
 
-pub type Mailbox = Arc<Mutex<Vec<Told>>>;
+pub type Completions = Arc<Mutex<Vec<Completion>>>;
 
 impl World {
-    /// Some client does something, and will again.
-    pub fn wish(&mut self) {
-        if self.peace {
+    /// Sends a request of a client, and schedules its next one.
+    pub fn client_request(&mut self) {
+        if self.quiescent {
             return;
         }
-        let pause = self.dice.millis(0, self.climate.think);
-        self.agenda.after(pause, Event::Wish);
+        let pause = self.rng.millis(0, self.config.think_time);
+        self.events.schedule(pause, Event::ClientRequest);
         let running = self.running();
         if running.is_empty() {
             return;
         }
-        let id = *self.dice.pick(&running);
-        match self.dice.below(100) {
+        let id = *self.rng.pick(&running);
+        match self.rng.below(100) {
             0..70 => self.propose(id),
             70..95 => self.read(id),
             95..98 => self.check_state(id, false),
@@ -68,7 +69,7 @@ impl World {
     pub fn propose(&mut self, at: u64) {
         let id = self.next_id;
         self.next_id += 1;
-        let request = client::command(&mut self.dice, self.climate.keys, id, self.history.model.head);
+        let request = client::command(&mut self.rng, self.config.keys, id, self.history.model.head);
         let (kind, bytes) = client::encode(&request);
         self.note(|_| format!("{at}: propose {id}: {request:?}"));
         self.propose_as(id, at, kind, &bytes);
@@ -84,60 +85,63 @@ impl World {
         let waiter = self.outcome_waiter(id);
         let Some(member) = self.member(at) else { return };
         member.node.propose(id, kind, bytes, waiter);
-        self.arrange(at);
+        self.schedule_threads(at);
     }
 
-    pub fn change_members(&mut self, at: u64, change: Change) {
+    pub fn change_members(&mut self, at: u64, change: MembershipChange) {
         let id = self.next_id;
         self.next_id += 1;
-        self.note(|_| format!("{at}: wanted {id}: {change:?}"));
+        self.note(|_| format!("{at}: propose {id}: {change:?}"));
         let waiter = self.outcome_waiter(id);
         let Some(member) = self.member(at) else { return };
         member.node.change_members(id, change.encode(id), waiter);
-        self.arrange(at);
+        self.schedule_threads(at);
     }
 
     fn outcome_waiter(&self, id: u64) -> Box<dyn FnOnce(Result<Response, Error>) + Send> {
-        let mailbox = self.mailbox.clone();
-        Box::new(move |outcome| mailbox.lock().push(Told::Outcome(id, outcome)))
+        let completions = self.completions.clone();
+        Box::new(move |outcome| completions.lock().push(Completion::Outcome(id, outcome)))
     }
 
     pub fn read(&mut self, at: u64) {
-        let (wanted, mailbox) = (self.acknowledged, self.mailbox.clone());
-        self.note(|_| format!("{at}: read what is acknowledged up to {wanted}"));
+        let (wanted, completions) = (self.acknowledged, self.completions.clone());
+        self.note(|_| format!("{at}: read, revision {wanted} is acknowledged"));
         let Some(member) = self.member(at) else { return };
-        let life = member.life;
-        let waiter = move |outcome| mailbox.lock().push(Told::MayRead { member: at, life, wanted, outcome });
+        let incarnation = member.incarnation;
+        let waiter =
+            move |outcome| completions.lock().push(Completion::Read { member: at, incarnation, wanted, outcome });
         member.node.read_barrier(Box::new(waiter));
-        self.arrange(at);
+        self.schedule_threads(at);
     }
 
     fn move_watcher(&mut self, to: u64) {
         if self.watchers.is_empty() {
             return;
         }
-        let nth = self.dice.below(self.watchers.len());
-        self.note(|world| format!("{to}: watcher {nth} comes, {} is next", world.watchers[nth].next));
-        let member = self.seats[&to].member.as_ref().expect("it runs");
-        self.watchers[nth].go_to(to, member);
+        let nth = self.rng.below(self.watchers.len());
+        self.note(|world| format!("{to}: watcher {nth} connects, next revision {}", world.watchers[nth].next));
+        let member = self.slots[&to].member.as_ref().expect("it is running");
+        self.watchers[nth].watch_at(to, member);
         self.deliver(to).expect("memory does not fail");
     }
 
-    /// Clients look at what they were told.
-    pub fn listen(&mut self) {
-        let told = std::mem::take(&mut *self.mailbox.lock());
-        for told in told {
-            match told {
-                Told::Renewable { lease, at, life } => {
-                    if self.member_in(at, life).is_some() {
+    /// Checks the answers that have arrived.
+    pub fn handle_completions(&mut self) {
+        let completions = std::mem::take(&mut *self.completions.lock());
+        for completion in completions {
+            match completion {
+                Completion::Renewable { lease, at, incarnation } => {
+                    if self.member_in(at, incarnation).is_some() {
                         self.renew_lease(lease, at);
                     }
                 }
-                Told::Installed { shipment, installed } => self.report_later(shipment, installed),
-                Told::MayRead { member, life, wanted, outcome } => self.may_read(member, life, wanted, outcome),
+                Completion::Installed { transfer, installed } => self.schedule_report(transfer, installed),
+                Completion::Read { member, incarnation, wanted, outcome } => {
+                    self.check_read(member, incarnation, wanted, outcome);
+                }
                 // The outcome is unknown: the command may be in the history or not.
-                Told::Outcome(_, Err(error)) if is_silence(&error) => (),
-                Told::Outcome(id, outcome) => {
+                Completion::Outcome(_, Err(error)) if is_unknown_outcome(&error) => (),
+                Completion::Outcome(id, outcome) => {
                     self.report.answers += 1;
                     if let Some(revision) = self.history.check_answer(id, outcome) {
                         self.acknowledged = self.acknowledged.max(revision);
@@ -148,30 +152,30 @@ impl World {
         }
     }
 
-    fn may_read(&mut self, id: u64, life: u64, wanted: i64, outcome: Result<(), Error>) {
-        let Some(member) = self.member_in(id, life) else { return };
+    fn check_read(&mut self, id: u64, incarnation: u64, wanted: i64, outcome: Result<(), Error>) {
+        let Some(member) = self.member_in(id, incarnation) else { return };
         let head = member.node.readers().keys.head();
         match outcome {
             Ok(()) => {
-                assert!(head >= wanted, "a read of {id} at {head} follows an acknowledgement of {wanted}");
+                assert!(head >= wanted, "a read at {id} saw revision {head} after {wanted} was acknowledged");
                 self.report.reads += 1;
-                self.acknowledged = self.acknowledged.max(head); // Who reads later sees no less.
-                self.note(|_| format!("{id}: a read sees {head}"));
+                self.acknowledged = self.acknowledged.max(head); // Later reads must see at least this.
+                self.note(|_| format!("{id}: a read sees revision {head}"));
             }
             Err(error) => self.note(|_| format!("{id}: a read is refused: {error}")),
         }
     }
 
-    /// Holds what can be read of a member against the model. Members may be behind it.
+    /// Compares what can be read from a member with the model. Members may be behind it.
     pub fn check_state(&mut self, id: u64, all_revisions: bool) {
-        let Some(member) = self.seats[&id].member.as_ref() else { return };
+        let Some(member) = self.slots[&id].member.as_ref() else { return };
         let (keys, model) = (member.node.readers().keys.clone(), &self.history.model);
         let head = keys.head();
-        assert!(head <= model.head, "the head of {id} is {head}, but all that was agreed comes to {}", model.head);
+        assert!(head <= model.head, "the head of {id} is {head}, but the committed history ends at {}", model.head);
         assert!(keys.compacted() <= model.compacted, "compacted at {}", keys.compacted());
         let oldest = keys.compacted().max(1);
         let revisions =
-            if all_revisions { (oldest..=head).collect() } else { vec![head, self.dice.between(oldest, head)] };
+            if all_revisions { (oldest..=head).collect() } else { vec![head, self.rng.between(oldest, head)] };
         for revision in revisions {
             assert_eq!(state_at(&keys, revision), model.state_at(revision), "{id} at revision {revision}");
         }
@@ -179,12 +183,12 @@ impl World {
             assert_eq!((head, keys.compacted()), (model.head, model.compacted));
             check_leases(&member.node.readers(), model);
         }
-        self.note(|_| format!("{id}: looked at revision {head}"));
+        self.note(|_| format!("{id}: state checked at revision {head}"));
     }
 }
 
-/// Whether nobody knows what became of a command.
-fn is_silence(error: &Error) -> bool {
+/// Whether an error leaves open if the command was executed.
+fn is_unknown_outcome(error: &Error) -> bool {
     matches!(
         error,
         Error::Timeout
@@ -196,8 +200,8 @@ fn is_silence(error: &Error) -> bool {
     )
 }
 
-/// How long clients wait at most for what they want.
-pub const PATIENCE: Duration = Duration::from_secs(4);
+/// The longest that a client waits for an answer.
+pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(4);
 
 fn state_at(keys: &Reader, revision: i64) -> Vec<KeyValue> {
     let query = Query { revision, ..Query::all(Interval::From(Bytes::new())) };

@@ -1,68 +1,69 @@
-//! What a seed's world is like: how large the cluster is, how bad the network and the disks are, and what goes wrong.
+//! The configuration drawn from a seed: how large the cluster is, how unreliable the network and the disks are, and which
+//! disruptions occur.
 //!
-//! Not everything goes wrong everywhere: a world with few kinds of trouble gets further into what these alone bring about.
+//! Not every world has every kind of disruption: one with only a few kinds explores their combinations more deeply.
 
 use std::time::Duration;
 
-use super::{client, dice::Dice};
+use super::{client, dice::Rng};
 
-/// Something that goes wrong, or that an operator does.
+/// A fault, or an action of an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum Disruption {
     /// A member's power fails.
     Crash,
     /// A member's power fails at one of the next operations of its disks.
-    Fuse,
-    /// Everybody's power fails.
-    Blackout,
-    /// Nobody hears a member, and it hears nobody.
+    CrashDuringIo,
+    /// The power of all members fails.
+    CrashAll,
+    /// One member is cut off from all others.
     Isolation,
-    /// Some members do not hear the others.
+    /// Some members are cut off from the others.
     Partition,
-    /// One member does not hear one other, which may hear it.
-    OneWay,
-    /// A member's log takes its time.
-    StuckLog,
-    /// A member applies nothing for a while.
-    StuckApply,
-    /// A member's process sleeps.
+    /// Messages from one member to another are lost; the opposite direction may work.
+    OneWayPartition,
+    /// A member's log thread stalls.
+    StalledLog,
+    /// A member's apply thread stalls.
+    StalledApply,
+    /// A member's process is paused.
     Pause,
-    /// Somebody else shall lead.
-    Transfer,
-    /// Members come and go.
+    /// Leadership is transferred to another member.
+    LeaderTransfer,
+    /// Members are added, removed or promoted.
     Reconfiguration,
 }
 
-const ALL: [Trouble; 11] = [
-    Trouble::Crash,
-    Trouble::Fuse,
-    Trouble::Blackout,
-    Trouble::Isolation,
-    Trouble::Partition,
-    Trouble::OneWay,
-    Trouble::StuckLog,
-    Trouble::StuckApply,
-    Trouble::Pause,
-    Trouble::Transfer,
-    Trouble::Reconfiguration,
+const ALL: [Disruption; 11] = [
+    Disruption::Crash,
+    Disruption::CrashDuringIo,
+    Disruption::CrashAll,
+    Disruption::Isolation,
+    Disruption::Partition,
+    Disruption::OneWayPartition,
+    Disruption::StalledLog,
+    Disruption::StalledApply,
+    Disruption::Pause,
+    Disruption::LeaderTransfer,
+    Disruption::Reconfiguration,
 ];
 
-/// A world's settings.
+/// The configuration of a world.
 #[derive(Debug, Clone)]
-pub struct Climate {
+pub struct WorldConfig {
     pub founders: u64,
-    /// For how long there is trouble.
+    /// How long disruptions go on.
     pub length: Duration,
-    pub troubles: Vec<Trouble>,
-    /// Milliseconds between two of them, at most.
-    pub trouble_every: u64,
+    pub disruptions: Vec<Disruption>,
+    /// Milliseconds between two disruptions, at most.
+    pub disruption_interval: u64,
     /// Messages lost, in percent.
     pub loss: usize,
-    /// Messages that come twice, in percent.
-    pub doubles: usize,
+    /// Messages that arrive twice, in percent.
+    pub duplicates: usize,
     /// Messages that take seconds, in percent.
     pub late: usize,
-    /// Messages between two members come in the order in which they were sent, and once, as on a real connection.
+    /// Messages between two members arrive once and in the order in which they were sent, as on a real connection.
     pub in_order: bool,
     /// Milliseconds that a message takes, at most.
     pub latency: u64,
@@ -70,67 +71,68 @@ pub struct Climate {
     pub sync: u64,
     /// Syncs that take much longer, in percent.
     pub slow_syncs: usize,
-    /// Logs lie in segment files on a disk that can tear writes, not in memory.
+    /// Logs are segment files on a disk that can tear writes, instead of being in memory.
     pub segment_files: bool,
     pub clients: usize,
-    /// Milliseconds between two wishes of a client, at most.
-    pub think: u64,
-    /// How many keys they know.
+    /// Milliseconds between two requests of a client, at most.
+    pub think_time: u64,
+    /// How many keys clients use.
     pub keys: usize,
     pub watchers: usize,
-    /// Members that ask before they call an election, in percent.
+    /// Members with pre-vote enabled, in percent.
     pub pre_vote: usize,
-    /// Clients that hold a short lease each, and renew it or fall silent.
+    /// Clients that each hold a short lease, and renew it or stop doing so.
     pub lease_owners: usize,
 }
 
-impl Climate {
-    pub fn draw(dice: &mut Dice) -> Self {
-        let founders = *dice.pick(&[1, 1, 2, 3, 3, 3, 3, 4, 5, 5]);
-        let kinds = *dice.pick(&[30, 60, 100]);
-        let latency = *dice.pick(&[2, 20, 80]);
-        let mut climate = Self {
+impl WorldConfig {
+    pub fn random(rng: &mut Rng) -> Self {
+        let founders = *rng.pick(&[1, 1, 2, 3, 3, 3, 3, 4, 5, 5]);
+        let kinds = *rng.pick(&[30, 60, 100]);
+        let latency = *rng.pick(&[2, 20, 80]);
+        let mut config = Self {
             founders,
-            length: dice.millis(4000, 14_000),
-            troubles: ALL.into_iter().filter(|_| dice.percent(kinds)).collect(),
-            trouble_every: *dice.pick(&[400, 1200, 3000]),
-            loss: *dice.pick(&[0, 0, 3, 15]),
-            doubles: *dice.pick(&[0, 2, 10]),
-            late: *dice.pick(&[0, 0, 2, 10]),
-            in_order: dice.percent(40),
+            length: rng.millis(4000, 14_000),
+            disruptions: ALL.into_iter().filter(|_| rng.percent(kinds)).collect(),
+            disruption_interval: *rng.pick(&[400, 1200, 3000]),
+            loss: *rng.pick(&[0, 0, 3, 15]),
+            duplicates: *rng.pick(&[0, 2, 10]),
+            late: *rng.pick(&[0, 0, 2, 10]),
+            in_order: rng.percent(40),
             latency,
-            sync: *dice.pick(&[1, 10, 60]),
-            slow_syncs: *dice.pick(&[0, 0, 3]),
-            segment_files: dice.percent(40),
-            clients: 1 + dice.below(3),
-            think: *dice.pick(&[30, 100, 300]),
-            keys: *dice.pick(&client::KEY_SPACES),
-            watchers: dice.below(3),
+            sync: *rng.pick(&[1, 10, 60]),
+            slow_syncs: *rng.pick(&[0, 0, 3]),
+            segment_files: rng.percent(40),
+            clients: 1 + rng.below(3),
+            think_time: *rng.pick(&[30, 100, 300]),
+            keys: *rng.pick(&client::KEY_SPACES),
+            watchers: rng.below(3),
             pre_vote: 80,
-            lease_owners: *dice.pick(&[0, 3, 12]),
+            lease_owners: *rng.pick(&[0, 3, 12]),
         };
-        if dice.percent(20) {
-            climate.dwell_on_leases();
+        if rng.percent(20) {
+            config.focus_on_leases();
         }
-        climate
+        config
     }
 
-    /// Many leases, and what makes members lead that should not or do not know it.
-    pub fn dwell_on_leases(&mut self) {
+    /// Many leases, and the disruptions that leave a member believing that it leads when it does not, or the reverse.
+    pub fn focus_on_leases(&mut self) {
         self.founders = self.founders.max(3);
-        self.troubles = vec![Trouble::Pause, Trouble::StuckLog, Trouble::Transfer, Trouble::Isolation];
+        self.disruptions =
+            vec![Disruption::Pause, Disruption::StalledLog, Disruption::LeaderTransfer, Disruption::Isolation];
         self.lease_owners = 20;
     }
 
-    /// Everything works.
-    pub fn calm(founders: u64) -> Self {
+    /// Nothing fails.
+    pub fn fault_free(founders: u64) -> Self {
         Self {
             founders,
             length: Duration::ZERO,
-            troubles: Vec::new(),
-            trouble_every: 1000,
+            disruptions: Vec::new(),
+            disruption_interval: 1000,
             loss: 0,
-            doubles: 0,
+            duplicates: 0,
             late: 0,
             in_order: true,
             latency: 2,
@@ -138,7 +140,7 @@ impl Climate {
             slow_syncs: 0,
             segment_files: false,
             clients: 0,
-            think: 100,
+            think_time: 100,
             keys: 6,
             watchers: 0,
             pre_vote: 100,
@@ -147,7 +149,7 @@ impl Climate {
     }
 
     /// How long the next sync takes.
-    pub fn sync(&self, dice: &mut Dice) -> Duration {
-        if dice.percent(self.slow_syncs) { dice.millis(50, 900) } else { dice.millis(0, self.sync) }
+    pub fn sync(&self, rng: &mut Rng) -> Duration {
+        if rng.percent(self.slow_syncs) { rng.millis(50, 900) } else { rng.millis(0, self.sync) }
     }
 }

@@ -1,13 +1,13 @@
-//! Numbers from a seed, by the splitmix64 sequence: the same on every machine and with every version of every library, so
-//! that a seed that failed once can be kept.
+//! A random number generator of our own, splitmix64: its sequence is the same on every machine and with every version of
+//! every library, so that a seed that failed once can be kept.
 
 use std::time::Duration;
 
-/// A source of numbers.
+/// The generator.
 #[derive(Debug, Clone)]
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
+impl Rng {
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -20,34 +20,34 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// One of `0..limit`.
+    /// A number of `0..limit`.
     pub fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.next() % limit as u64).expect("below a usize")
     }
 
-    /// One of `first..=last`.
+    /// A number of `first..=last`.
     pub fn between(&mut self, first: i64, last: i64) -> i64 {
         let span = usize::try_from(last - first + 1).expect("first comes before last");
         first + i64::try_from(self.below(span)).expect("below a span of i64")
     }
 
-    /// True in so many cases of a hundred.
+    /// True with a probability of `percent`.
     pub fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    /// So many milliseconds at least, and fewer than so many, to the microsecond.
+    /// A duration of `from..to` milliseconds, in whole microseconds.
     pub fn millis(&mut self, from: u64, to: u64) -> Duration {
         let span = usize::try_from((to - from) * 1000).expect("a short time").max(1);
         Duration::from_micros(from * 1000 + self.below(span) as u64)
     }
 
-    /// A sequence of its own.
+    /// An independent generator, seeded from this one.
     pub fn split(&mut self) -> Self {
         Self(self.next())
     }
 
-    /// One of a few.
+    /// An element of a slice.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
     }

@@ -1,8 +1,8 @@
-//! What a member writes to, and how it can fail him.
+//! The disks of a member, and how they fail.
 //!
-//! A log is the real one, on files that tear what was not synced, or [`VolatileLog`], which forgets it; a database is
-//! [`Memory`], which forgets what was not flushed. Here they get what only the simulation wants: a power cut between two
-//! operations, checks on what is written and cut, and faults that are planted on purpose.
+//! A log is the real one, on files that tear what was not synced, or [`VolatileLog`], which loses it; a database is
+//! [`Memory`], which loses what was not flushed. The wrappers here add what only the simulation needs: a power failure
+//! between two operations, checks on what is written and truncated, and planted faults.
 
 use std::{
     collections::BTreeMap,
@@ -28,25 +28,24 @@ use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState};
 use tempfile::TempDir;
 
-use super::{dice::Dice, fault::Fault, oaths::Ledger};
+use super::{dice::Rng, fault::Fault, oaths::Ledger};
 
-/// So small that a log has several.
+/// So small that a log has several segments.
 const SEGMENT_BYTES: u64 = 4096;
 
-/// The end of the world, for one member.
-fn power_cut() -> Halt {
-    Halt::Refused("the simulation cut the power".to_owned())
+fn power_failure() -> Halt {
+    Halt::Refused("simulated power failure".to_owned())
 }
 
-/// What a member's disks and the simulation both know.
+/// The state of a member's disks, shared with the simulation.
 #[derive(Debug, Default)]
-pub struct Gauge {
-    /// Operations until the power fails; zero is never.
-    fuse: AtomicU64,
+pub struct DiskState {
+    /// Operations until the power fails; zero means never.
+    operations_left: AtomicU64,
     durable: Mutex<Durable>,
 }
 
-/// What the log has called durable.
+/// What the log has reported as durable.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Durable {
     pub last_index: u64,
@@ -55,46 +54,46 @@ pub struct Durable {
     pub commit: u64,
 }
 
-impl Gauge {
-    /// The power fails at the n-th operation from now on.
-    pub fn light(&self, operations: u64) {
-        self.fuse.store(operations, Ordering::Relaxed);
+impl DiskState {
+    /// The power fails at the n-th operation from now.
+    pub fn cut_power_after(&self, operations: u64) {
+        self.operations_left.store(operations, Ordering::Relaxed);
     }
 
     /// Whether the power may fail, or has failed.
-    pub fn is_lit(&self) -> bool {
-        self.fuse.load(Ordering::Relaxed) > 0
+    pub fn may_lose_power(&self) -> bool {
+        self.operations_left.load(Ordering::Relaxed) > 0
     }
 
     pub fn durable(&self) -> Durable {
         *self.durable.lock()
     }
 
-    fn burn(&self) -> Result<(), Halt> {
-        match self.fuse.load(Ordering::Relaxed) {
+    fn count_operation(&self) -> Result<(), Halt> {
+        match self.operations_left.load(Ordering::Relaxed) {
             0 => Ok(()),
-            1 => Err(power_cut()),
+            1 => Err(power_failure()),
             left => {
-                self.fuse.store(left - 1, Ordering::Relaxed);
+                self.operations_left.store(left - 1, Ordering::Relaxed);
                 Ok(())
             }
         }
     }
 }
 
-/// Where a log lies when nobody runs on it.
+/// The storage of a log, which outlives the member that runs on it.
 pub enum LogDisk {
     Memory(VolatileLog),
     Files { _root: TempDir, files: LossyFiles, place: Place },
 }
 
 impl LogDisk {
-    /// A log without entries behind a position.
+    /// A log without entries that begins after a position.
     pub fn create(on_files: bool, identity: Identity, at: Position, hard_state: &HardState) -> Self {
         if !on_files {
             return Self::Memory(VolatileLog::create(identity, at, hard_state));
         }
-        let root = tempfile::tempdir().expect("there is room for small files");
+        let root = tempfile::tempdir().expect("there is space for small files");
         let files = LossyFiles::new();
         let place =
             Place { dir: root.path().join("log"), files: Arc::new(files.clone()), segment_bytes: SEGMENT_BYTES };
@@ -112,36 +111,36 @@ impl LogDisk {
         }
     }
 
-    /// Whoever ran on it is gone, and with it what the dice say of what was not synced.
-    pub fn crash(&self, dice: &mut Dice) {
+    /// The member is gone, and a random part of what was not synced is lost.
+    pub fn crash(&self, rng: &mut Rng) {
         match self {
-            Self::Memory(log) => log.crash(dice.percent(50)),
+            Self::Memory(log) => log.crash(rng.percent(50)),
             Self::Files { files, .. } => {
-                let seed = dice.below(usize::MAX) as u64;
-                let loss = *dice.pick(&[Loss::Nothing, Loss::Unsynced, Loss::Parts(seed), Loss::Parts(seed)]);
-                files.crash(loss).expect("the disk behind the disk works");
+                let seed = rng.below(usize::MAX) as u64;
+                let loss = *rng.pick(&[Loss::Nothing, Loss::Unsynced, Loss::Parts(seed), Loss::Parts(seed)]);
+                files.crash(loss).expect("the real disk works");
             }
         }
     }
 }
 
-/// Which database a member has: changes when a snapshot takes its place, durably.
-pub type Current = Arc<Mutex<Arc<SimulatedEngine>>>;
+/// The database of a member; a snapshot replaces it, durably.
+pub type CurrentEngine = Arc<Mutex<Arc<SimulatedEngine>>>;
 
 /// The log of one member.
 pub struct SimulatedLog {
     store: Box<dyn LogStore>,
-    current: Current,
-    gauge: Arc<Gauge>,
+    current: CurrentEngine,
+    disk_state: Arc<DiskState>,
     ledger: Arc<Mutex<Ledger>>,
     fault: Option<Fault>,
-    /// Something is written that the log itself has not been told to sync.
-    owes_sync: bool,
-    /// What is durable once the last write is.
+    /// A write has been acknowledged without a sync of the log underneath (a planted fault).
+    sync_owed: bool,
+    /// What is durable once the last write is synced.
     written: Durable,
     /// The term of each entry, and of the one before the first.
     terms: BTreeMap<u64, u64>,
-    /// What was written last, and the term of the entry before.
+    /// The entries written last, and the term of the entry before them.
     unsynced: (u64, Vec<Entry>),
 }
 
@@ -149,23 +148,23 @@ impl SimulatedLog {
     pub fn new(
         store: Box<dyn LogStore>,
         recovered: &Recovered,
-        current: Current,
+        current: CurrentEngine,
         ledger: Arc<Mutex<Ledger>>,
         fault: Option<Fault>,
     ) -> Self {
         let HardState { term, vote, commit, .. } = recovered.hard_state;
-        // What is in the database was agreed.
+        // What is in the database was committed.
         let applied = Progress::durable(current.lock().as_ref()).ok().flatten().map_or(0, |applied| applied.index);
         let written = Durable { last_index: recovered.last_index(), term, vote, commit: commit.max(applied) };
         let first = (recovered.truncated.index, recovered.truncated.term);
         let terms = recovered.entries.iter().map(|entry| (entry.index, entry.term)).chain([first]).collect();
-        let gauge = current.lock().gauge.clone();
-        *gauge.durable.lock() = written;
-        Self { store, current, gauge, ledger, fault, owes_sync: false, written, terms, unsynced: (0, Vec::new()) }
+        let disk_state = current.lock().disk_state.clone();
+        *disk_state.durable.lock() = written;
+        Self { store, current, disk_state, ledger, fault, sync_owed: false, written, terms, unsynced: (0, Vec::new()) }
     }
 
-    fn settle(&mut self) -> Result<(), Halt> {
-        if std::mem::take(&mut self.owes_sync) { self.store.sync() } else { Ok(()) }
+    fn sync_if_owed(&mut self) -> Result<(), Halt> {
+        if std::mem::take(&mut self.sync_owed) { self.store.sync() } else { Ok(()) }
     }
 
     fn note_hard_state(&mut self, hard_state: &HardState) {
@@ -176,8 +175,8 @@ impl SimulatedLog {
 
 impl LogStore for SimulatedLog {
     fn write(&mut self, group: &Group) -> Result<u64, Halt> {
-        self.settle()?;
-        self.gauge.burn()?;
+        self.sync_if_owed()?;
+        self.disk_state.count_operation()?;
         if let Some(first) = group.entries.first() {
             drop(self.terms.split_off(&first.index));
             let before = self.terms.get(&(first.index - 1)).copied().expect("entries leave no gap");
@@ -192,40 +191,43 @@ impl LogStore for SimulatedLog {
     }
 
     fn sync(&mut self) -> Result<(), Halt> {
-        self.gauge.burn()?;
+        self.disk_state.count_operation()?;
         if self.fault == Some(Fault::AcknowledgedBeforeSync) {
-            self.owes_sync = true;
+            self.sync_owed = true;
         } else {
             self.store.sync()?;
         }
         let (before, entries) = std::mem::take(&mut self.unsynced);
         self.ledger.lock().note_all(&entries, before);
-        *self.gauge.durable.lock() = self.written;
+        *self.disk_state.durable.lock() = self.written;
         Ok(())
     }
 
     fn cut(&mut self, at: Position) -> Result<(), Halt> {
-        self.settle()?;
+        self.sync_if_owed()?;
         let durable = Progress::durable(self.current.lock().as_ref())?.expect("initialised");
-        assert!(at.index <= durable.index, "the log is cut at {at}, but the database is durable up to {durable:?}");
-        self.gauge.burn()?;
+        assert!(
+            at.index <= durable.index,
+            "the log is truncated at {at}, but the database is durable up to {durable:?}"
+        );
+        self.disk_state.count_operation()?;
         self.store.cut(at)
     }
 
     fn set_installing(&mut self, snapshot: Option<Position>) -> Result<(), Halt> {
-        self.settle()?;
-        self.gauge.burn()?;
+        self.sync_if_owed()?;
+        self.disk_state.count_operation()?;
         self.store.set_installing(snapshot)
     }
 
     fn reset(&mut self, at: Position, hard_state: &HardState) -> Result<(), Halt> {
-        self.settle()?;
-        self.gauge.burn()?;
+        self.sync_if_owed()?;
+        self.disk_state.count_operation()?;
         self.store.reset(at, hard_state)?;
         self.written.last_index = at.index;
         self.note_hard_state(hard_state);
         self.terms = [(at.index, at.term)].into();
-        *self.gauge.durable.lock() = self.written;
+        *self.disk_state.durable.lock() = self.written;
         Ok(())
     }
 
@@ -234,7 +236,7 @@ impl LogStore for SimulatedLog {
     }
 }
 
-/// Copies of databases, by the path that they were given.
+/// Copies of databases, by path.
 pub type Copies = Arc<Mutex<BTreeMap<PathBuf, Memory>>>;
 
 /// The database of one member.
@@ -242,7 +244,7 @@ pub type Copies = Arc<Mutex<BTreeMap<PathBuf, Memory>>>;
 pub struct SimulatedEngine {
     pub memory: Memory,
     pub fault: Option<Fault>,
-    pub gauge: Arc<Gauge>,
+    pub disk_state: Arc<DiskState>,
     pub copies: Copies,
 }
 
@@ -264,7 +266,7 @@ impl SimulatedEngine {
 
 impl Engine for SimulatedEngine {
     fn write(&self, batch: &Batch) -> Result<(), Halt> {
-        self.gauge.burn()?;
+        self.disk_state.count_operation()?;
         let mut parts = match self.fault {
             Some(Fault::AppliedIndexLate | Fault::AppliedIndexEarly) => Self::split(batch),
             _ => return self.memory.write(batch),
@@ -298,7 +300,7 @@ impl Engine for SimulatedEngine {
     }
 
     fn flush(&self) -> Result<(), Halt> {
-        self.gauge.burn()?;
+        self.disk_state.count_operation()?;
         self.memory.flush()
     }
 

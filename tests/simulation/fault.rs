@@ -1,4 +1,4 @@
-//! Mistakes that the checks must find: each is one that a real system has made, or that only a rule of ours prevents.
+//! Planted faults that the checks must detect: each is a bug that a real system has had, or that only a rule of ours prevents.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,30 +6,30 @@ use bytes::Bytes;
 use metastore::node::driver::Input;
 use raft::eraftpb::{Message, MessageType};
 
-/// A mistake, planted on purpose.
+/// A bug, planted on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// "It is synced", says the log, and syncs when the next group comes.
+    /// The log reports a group as synced, and syncs it only when the next one is written.
     AcknowledgedBeforeSync,
     /// The applied index is written after the batch that it belongs to.
     AppliedIndexLate,
     /// The applied index is written before the batch that it belongs to.
     AppliedIndexEarly,
-    /// A round of reads that is asked again is asked under its old context.
+    /// A ReadIndex round that is retried reuses its old context.
     ReusedContext,
-    /// Entries are acknowledged to the leader before the disk is done.
+    /// Entries are acknowledged to the leader before they are durable.
     EarlyAcknowledgement,
-    /// A vote is given, or asked for, before the disk is done.
+    /// A vote is granted, or requested, before it is durable.
     EarlyVote,
-    /// A revocation of a lease whose time is over is proposed like anything else, and passed on to whichever member leads.
+    /// The revocation of an expired lease is an ordinary proposal, which is forwarded to whichever member leads.
     ForwardedRevoke,
     /// A member that counts a tick takes that as proof that it still leads.
     TickAsProof,
 }
 
 impl Fault {
-    /// Whether it lets this message leave before the disk is done.
-    pub fn hastens(self, message: &Message) -> bool {
+    /// Whether the fault lets this message leave before the disk write that it depends on.
+    pub fn skips_disk_wait(self, message: &Message) -> bool {
         match self {
             Self::EarlyAcknowledgement => message.msg_type == MessageType::MsgAppendResponse,
             Self::EarlyVote => {
@@ -44,13 +44,13 @@ impl Fault {
         }
     }
 
-    /// Whether only leases show it.
+    /// Whether only lease checks can detect it.
     pub fn is_about_leases(self) -> bool {
         matches!(self, Self::ForwardedRevoke | Self::TickAsProof)
     }
 
-    /// What the raft thread hears in place of an input; nothing if it is dealt with.
-    pub fn corrupts(self, input: Input) -> Option<Input> {
+    /// What the raft thread receives in place of an input; `None` if the fault has handled the input itself.
+    pub fn alter(self, input: Input) -> Option<Input> {
         match (self, input) {
             (Self::ForwardedRevoke, Input::ProposeInTerm { id, data, waiter, .. }) => {
                 Some(Input::Propose { id, data, waiter })
@@ -64,45 +64,45 @@ impl Fault {
     }
 }
 
-/// After so long a round is one that is asked again.
+/// A round that follows an earlier one by at least this long is a retry.
 const RETRY: Duration = Duration::from_millis(500);
 
-struct Asked {
+struct ReadRound {
     at: Duration,
     real: Bytes,
     sent: Bytes,
 }
 
-/// Has members ask again under an old context, on the way between them and their leader.
+/// Rewrites the ReadIndex messages between members and their leader, so that retries reuse an old context.
 #[derive(Default)]
-pub struct Forger {
-    asked: BTreeMap<u64, Vec<Asked>>,
+pub struct ContextReuse {
+    rounds: BTreeMap<u64, Vec<ReadRound>>,
 }
 
-impl Forger {
+impl ContextReuse {
     pub fn outgoing(&mut self, message: &mut Message, now: Duration) {
         if message.msg_type != MessageType::MsgReadIndex {
             return;
         }
-        let asked = self.asked.entry(message.from).or_default();
+        let rounds = self.rounds.entry(message.from).or_default();
         let Some(entry) = message.mut_entries().first_mut() else { return };
         let real = entry.data.clone();
-        if let Some(old) = asked.iter().find(|old| now.saturating_sub(old.at) >= RETRY) {
+        if let Some(old) = rounds.iter().find(|old| now.saturating_sub(old.at) >= RETRY) {
             entry.data = old.sent.clone();
         }
-        asked.push(Asked { at: now, real, sent: entry.data.clone() });
+        rounds.push(ReadRound { at: now, real, sent: entry.data.clone() });
     }
 
     pub fn incoming(&mut self, message: &mut Message) {
         if message.msg_type != MessageType::MsgReadIndexResp {
             return;
         }
-        let asked = self.asked.entry(message.to).or_default();
+        let rounds = self.rounds.entry(message.to).or_default();
         let Some(entry) = message.mut_entries().first_mut() else { return };
         let sent = entry.data.clone();
-        if let Some(newest) = asked.iter().rfind(|asked| asked.sent == sent) {
+        if let Some(newest) = rounds.iter().rfind(|round| round.sent == sent) {
             entry.data = newest.real.clone();
         }
-        asked.retain(|asked| asked.sent != sent);
+        rounds.retain(|round| round.sent != sent);
     }
 }

@@ -1,4 +1,4 @@
-//! What was agreed, and what it comes to: nothing that happens to a member may change it or make it shorter.
+//! The committed history and its result: nothing that happens to a member may change it or make it shorter.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -21,48 +21,48 @@ use super::{
     model::{Answer, Model, Outcome},
 };
 
-/// One state in so many is compared between members.
-const COMPARED: u64 = 3;
+/// The state at every n-th index is compared between members.
+const COMPARE_EVERY: u64 = 3;
 
-/// The agreed history.
+/// The committed history.
 pub struct History {
     founders: Members,
-    pub origin: u64,
+    pub bootstrap_index: u64,
     entries: BTreeMap<u64, state::Entry>,
     pub model: Model,
     /// By the command's ID.
     outcomes: BTreeMap<u64, Outcome>,
-    /// What the state was found to be at an index, by whoever came there first.
+    /// The state at an index, as the first member to reach it had it.
     digests: BTreeMap<u64, Digest>,
-    /// What happened to leases, and was not looked at yet.
+    /// Leases that were granted or revoked, not checked yet.
     pub lease_changes: Vec<LeaseChange>,
-    /// Who was taken in, with the index, and not looked at yet.
-    pub newcomers: Vec<u64>,
-    /// When each of those who were removed was.
+    /// Members that were added and not started yet.
+    pub added_members: Vec<u64>,
+    /// The index at which each removed member was removed.
     pub removals: BTreeMap<u64, u64>,
 }
 
-/// A lease begins or ends.
+/// A lease was granted or revoked.
 #[derive(Debug, Clone, Copy)]
 pub enum LeaseChange {
     Granted { lease: i64, ttl_seconds: i64 },
     Revoked { lease: i64, command: u64 },
 }
 
-/// A state in numbers.
+/// A state as hashes and counters.
 type Digest = (u64, i64, i64, u32, u32);
 
 impl History {
     pub fn new(founders: Members) -> Self {
         Self {
-            origin: founders.iter().count() as u64,
+            bootstrap_index: founders.iter().count() as u64,
             model: Model::new(founders.iter().map(|member| member.id)),
             founders,
             entries: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             digests: BTreeMap::new(),
             lease_changes: Vec::new(),
-            newcomers: Vec::new(),
+            added_members: Vec::new(),
             removals: BTreeMap::new(),
         }
     }
@@ -72,34 +72,34 @@ impl History {
     }
 
     pub fn last_index(&self) -> u64 {
-        self.entries.last_key_value().map_or(self.origin, |(last, _)| *last)
+        self.entries.last_key_value().map_or(self.bootstrap_index, |(last, _)| *last)
     }
 
-    /// The last entry that was agreed in an earlier term than this.
+    /// The index and term of the last entry that was committed in an earlier term than this.
     pub fn last_before(&self, term: u64) -> Option<(u64, u64)> {
         let entry = self.entries.values().rev().find(|entry| entry.term < term)?;
         Some((entry.index, entry.term))
     }
 
-    /// An entry is about to be applied by a member: for the first time, or again.
-    pub fn see(&mut self, entry: &Entry) {
-        let entry = plain(entry);
+    /// A member is about to apply an entry, as the first one or again.
+    pub fn observe(&mut self, entry: &Entry) {
+        let entry = to_state_entry(entry);
         if let Some(before) = self.entries.get(&entry.index) {
             let same =
                 (before.term, &before.data, before.changes_members) == (entry.term, &entry.data, entry.changes_members);
-            assert!(same, "entry {} was agreed to be {before:?}, and is now {entry:?}", entry.index);
+            assert!(same, "entry {} was committed as {before:?}, and is now {entry:?}", entry.index);
             return;
         }
         let next = self.last_index() + 1;
         assert_eq!(entry.index, next, "entries are handed over without gaps");
         if !entry.data.is_empty() {
-            let command = Command::decode(entry.data.clone()).expect("the simulation proposes what it can read");
+            let command = Command::decode(entry.data.clone()).expect("the simulation proposes only what it can decode");
             let outcome = self.model.apply(&command.request);
             if outcome.is_ok() {
                 self.note(entry.index, command.id, &command.request);
             }
             let before = self.outcomes.insert(command.id, outcome);
-            assert!(before.is_none(), "command {} is agreed twice", command.id);
+            assert!(before.is_none(), "command {} is committed twice", command.id);
         }
         self.entries.insert(entry.index, entry);
     }
@@ -112,37 +112,38 @@ impl History {
             Request::LeaseRevoke(revoke) => {
                 self.lease_changes.push(LeaseChange::Revoked { lease: revoke.id, command: id });
             }
-            Request::MemberAdd(newcomer) => self.newcomers.push(newcomer.member.id),
+            Request::MemberAdd(newcomer) => self.added_members.push(newcomer.member.id),
             Request::MemberRemove(remove) => _ = self.removals.insert(remove.id, index),
             _ => (),
         }
     }
 
-    /// Somebody was told what came of a command. Returns the revision that he was told of, if it succeeded.
+    /// Checks the answer to a command. Returns its revision if the command succeeded.
     pub fn check_answer(&self, id: u64, outcome: Result<Response, Error>) -> Option<i64> {
         let expected = self.outcomes.get(&id);
-        let expected = expected.unwrap_or_else(|| panic!("command {id} is answered before it is agreed"));
+        let expected = expected.unwrap_or_else(|| panic!("command {id} is answered before it is committed"));
         let outcome = outcome.map(|response| {
-            let like = expected.as_ref().map_or(&Answer::Nothing, |(_, answer)| answer);
-            (response.revision, decode(like, &response.body))
+            let expected_kind = expected.as_ref().map_or(&Answer::Nothing, |(_, answer)| answer);
+            (response.revision, decode(expected_kind, &response.body))
         });
         assert_eq!(&outcome, expected, "the answer to command {id}");
         outcome.ok().map(|(revision, _)| revision)
     }
 
-    /// A member has come to this state. One in a few is compared with what others found there.
+    /// A member has reached this state: at some indexes it is compared with the state of other members there.
     pub fn check_state(&mut self, index: u64, readers: &Readers) {
-        if index.is_multiple_of(COMPARED) {
+        if index.is_multiple_of(COMPARE_EVERY) {
             let digest = digest(index, readers);
             let first = *self.digests.entry(index).or_insert(digest);
             assert_eq!(digest, first, "members differ at index {index}");
         }
     }
 
-    /// A member that lived through all of it in peace.
+    /// The state of a member that applies the whole history without any fault.
     pub fn replay(&self) -> Readers {
         let memory = Arc::new(Memory::default());
-        Machine::bootstrap(memory.as_ref(), CLUSTER, &self.founders, (self.origin, 1)).expect("memory does not fail");
+        Machine::bootstrap(memory.as_ref(), CLUSTER, &self.founders, (self.bootstrap_index, 1))
+            .expect("memory does not fail");
         let mut machine = Machine::open(memory, 0).expect("memory does not fail");
         for entry in self.entries.values() {
             machine.apply(entry).expect("memory does not fail");
@@ -153,11 +154,11 @@ impl History {
     }
 }
 
-/// The entry as the state sees it.
-fn plain(entry: &Entry) -> state::Entry {
+/// The entry as the state machine receives it.
+fn to_state_entry(entry: &Entry) -> state::Entry {
     let changes_members = entry.entry_type != EntryType::EntryNormal;
     let data = if changes_members {
-        ConfChange::parse_from_carllerche_bytes(&entry.data).expect("a change of the members").context
+        ConfChange::parse_from_carllerche_bytes(&entry.data).expect("a membership change").context
     } else {
         entry.data.clone()
     };
@@ -181,21 +182,21 @@ fn digest(index: u64, readers: &Readers) -> Digest {
     (index, readers.keys.head(), readers.keys.compacted(), hash.hash, rest)
 }
 
-/// Compares all that can be read of two key spaces. Where nothing is ever removed no compaction remembers a hash, so there is
-/// nothing to compare those with.
+/// Compares the hashes of two key spaces at every revision that can be read. Revisions with a stored compaction hash are left
+/// out: in a replay that never removes anything, compactions store no hash to compare with.
 pub fn check_hashes(ours: &Reader, theirs: &Reader) {
-    let remembered = ours.compaction_hashes();
-    let is_remembered = |revision: i64| remembered.iter().any(|hash| hash.hash_revision == revision);
-    for revision in (ours.compacted().max(1)..=ours.head()).chain([0]).filter(|revision| !is_remembered(*revision)) {
+    let stored = ours.compaction_hashes();
+    let has_stored_hash = |revision: i64| stored.iter().any(|hash| hash.hash_revision == revision);
+    for revision in (ours.compacted().max(1)..=ours.head()).chain([0]).filter(|revision| !has_stored_hash(*revision)) {
         let (ours, theirs) = (ours.hash_kv(revision), theirs.hash_kv(revision));
         let equal = matches!((&ours, &theirs), (Ok(ours), Ok(theirs)) if ours == theirs);
-        assert!(equal, "the hash at revision {revision}: {ours:?}, and without trouble {theirs:?}");
+        assert!(equal, "the hash at revision {revision}: {ours:?}, and without faults {theirs:?}");
     }
 }
 
-/// Reads an answer, headers left out.
-fn decode(like: &Answer, body: &[u8]) -> Answer {
-    match like {
+/// Decodes an answer, without headers.
+fn decode(expected_kind: &Answer, body: &[u8]) -> Answer {
+    match expected_kind {
         Answer::Put(_) => Answer::Put(PutResponse::decode(body).expect("an answer")),
         Answer::Delete(_) => Answer::Delete(DeleteRangeResponse::decode(body).expect("an answer")),
         Answer::Grant(_) => Answer::Grant(LeaseGrantResponse::decode(body).expect("an answer")),

@@ -1,4 +1,4 @@
-//! Where a member leaves its messages: they lie there until the world carries them.
+//! Where a member puts its outgoing messages, until the simulation sends them.
 
 use std::{
     collections::BTreeSet,
@@ -10,46 +10,46 @@ use metastore::node::peers::{Peer, Post};
 use parking_lot::Mutex;
 use raft::eraftpb::Message;
 
-/// A member's mailroom.
+/// The outgoing messages of a member, and what it knows of other members.
 #[derive(Debug, Default)]
-pub struct Mailroom {
+pub struct Outbox {
     sent: Mutex<Vec<Message>>,
     peers: Mutex<BTreeSet<u64>>,
-    /// Those who have called without being known here yet.
-    guests: Mutex<BTreeSet<u64>>,
+    /// Members that have connected without being in the member list here yet.
+    unknown_callers: Mutex<BTreeSet<u64>>,
     removed: Mutex<BTreeSet<u64>>,
-    /// The cluster has removed this member, and it knows.
-    farewell: AtomicBool,
+    /// This member has been removed from the cluster and knows it.
+    knows_of_removal: AtomicBool,
 }
 
-impl Mailroom {
-    pub fn take(&self) -> Vec<Message> {
+impl Outbox {
+    pub fn take_messages(&self) -> Vec<Message> {
         mem::take(&mut self.sent.lock())
     }
 
-    /// Whether this member would let another one in.
+    /// Whether this member refuses connections of another one, because that one was removed.
     pub fn refuses(&self, member: u64) -> bool {
         self.removed.lock().contains(&member)
     }
 
-    /// Somebody calls, and says where he can be reached.
+    /// Another member connects, and thereby becomes reachable.
     pub fn note_caller(&self, member: u64) {
-        self.guests.lock().insert(member);
+        self.unknown_callers.lock().insert(member);
     }
 
-    pub fn say_farewell(&self) {
-        self.farewell.store(true, Ordering::Relaxed);
+    pub fn notice_removal(&self) {
+        self.knows_of_removal.store(true, Ordering::Relaxed);
     }
 
-    pub fn said_farewell(&self) -> bool {
-        self.farewell.load(Ordering::Relaxed)
+    pub fn knows_of_removal(&self) -> bool {
+        self.knows_of_removal.load(Ordering::Relaxed)
     }
 }
 
-impl Post for Mailroom {
+impl Post for Outbox {
     fn send(&self, messages: Vec<Message>) {
-        let (peers, guests, removed) = (self.peers.lock(), self.guests.lock(), self.removed.lock());
-        let known = |to: &u64| peers.contains(to) || guests.contains(to) && !removed.contains(to);
+        let (peers, unknown_callers, removed) = (self.peers.lock(), self.unknown_callers.lock(), self.removed.lock());
+        let known = |to: &u64| peers.contains(to) || unknown_callers.contains(to) && !removed.contains(to);
         self.sent.lock().extend(messages.into_iter().filter(|message| known(&message.to)));
     }
 

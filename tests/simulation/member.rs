@@ -1,4 +1,4 @@
-//! One member: its two disks, and the rooms that run on them until the power fails.
+//! One member: its two disks, and the threads that run on them until the power fails.
 
 use std::{
     collections::VecDeque,
@@ -34,22 +34,22 @@ use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState, Message};
 
 use super::{
-    dice::Dice,
-    disk::{Copies, Current, Durable, Gauge, LogDisk, SimulatedEngine, SimulatedLog},
+    dice::Rng,
+    disk::{Copies, CurrentEngine, DiskState, Durable, LogDisk, SimulatedEngine, SimulatedLog},
     fault::Fault,
-    mailroom::Mailroom,
+    mailroom::Outbox,
     oaths::Ledger,
 };
 
 pub const CLUSTER: u64 = 70;
 pub const TICK: Duration = Duration::from_millis(100);
 pub const ELECTION_TICKS: u64 = 10;
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 pub const CACHE_BYTES: u64 = 10_000;
-/// Ticks that a process which was asleep hears of.
+/// The most ticks that a process receives at once after a pause.
 pub const LATE_TICKS: u32 = 3;
 
-/// What survives: the disks.
+/// What survives a crash: the disks.
 pub struct Disks {
     pub member: u64,
     pub log: LogDisk,
@@ -68,26 +68,26 @@ impl Disks {
     }
 }
 
-/// What a member finds when it starts, beside its disks.
-pub struct Surroundings {
+/// What a member starts with, besides its disks.
+pub struct StartContext {
     pub now: Instant,
-    /// The time by which leases end.
+    /// The clock for leases.
     pub clock: Clock,
-    /// Larger for every life of any member.
-    pub life: u64,
-    /// For one that joins.
+    /// Larger for every incarnation of any member.
+    pub incarnation: u64,
+    /// For a member that joins.
     pub first_peers: Vec<Peer>,
     pub pre_vote: bool,
     pub ledger: Arc<Mutex<Ledger>>,
     pub fault: Option<Fault>,
 }
 
-/// How a member is set up: drawn once for each life.
-fn settings(member: u64, life: u64, pre_vote: bool, clock: Clock, dice: &mut Dice) -> Settings {
-    let timeout = 10 + (member * 3 + life) % 10;
+/// The settings of a member, partly random, drawn once for each incarnation.
+fn settings(member: u64, incarnation: u64, pre_vote: bool, clock: Clock, rng: &mut Rng) -> Settings {
+    let timeout = 10 + (member * 3 + incarnation) % 10;
     Settings {
         member_id: member,
-        ids: Arc::new(RequestIds::new(MemberId::new(member).expect("it is not zero"), life * 1000)),
+        ids: Arc::new(RequestIds::new(MemberId::new(member).expect("it is not zero"), incarnation * 1000)),
         clock,
         timing: Timing {
             tick_ms: 100,
@@ -96,17 +96,17 @@ fn settings(member: u64, life: u64, pre_vote: bool, clock: Clock, dice: &mut Dic
             patience_ms: 3000,
             fixed_timeout: Some(usize::try_from(timeout).expect("it is short")),
         },
-        request_timeout: PATIENCE,
-        catchup_entries: *dice.pick(&[0, 3, 30]),
+        request_timeout: REQUEST_TIMEOUT,
+        catchup_entries: *rng.pick(&[0, 3, 30]),
         laggard_log_bytes: usize::MAX,
         quota: Quota { bytes: -1 },
         retention: retention::Policy::All,
         habits: Habits {
-            compaction_batch: *dice.pick(&[10, 30, 200]),
+            compaction_batch: *rng.pick(&[10, 30, 200]),
             compaction_pause: Duration::ZERO,
-            compaction_range: *dice.pick(&[2, 5, 1024]),
+            compaction_range: *rng.pick(&[2, 5, 1024]),
             hashed_bytes: HASHED_BYTES,
-            flush_after_bytes: *dice.pick(&[0, 200, 2000]),
+            flush_after_bytes: *rng.pick(&[0, 200, 2000]),
             flush_after: Duration::from_secs(5),
             flush_after_entries: u64::MAX,
         },
@@ -115,92 +115,93 @@ fn settings(member: u64, life: u64, pre_vote: bool, clock: Clock, dice: &mut Dic
     }
 }
 
-/// A part of a member that acts by itself.
+/// A thread of a member, which here runs in steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Room {
+pub enum MemberThread {
     Raft,
     Log,
     Apply,
-    Keeper,
+    Background,
     LeaseExpiry,
     Hub,
 }
 
-impl Room {
-    pub const ALL: [Self; 6] = [Self::Raft, Self::Log, Self::Apply, Self::Keeper, Self::LeaseExpiry, Self::Hub];
+impl MemberThread {
+    pub const ALL: [Self; 6] = [Self::Raft, Self::Log, Self::Apply, Self::Background, Self::LeaseExpiry, Self::Hub];
 }
 
-/// A member that runs. Each step is one that its threads could take next.
+/// A running member. Each step is one that its threads could take next.
 pub struct Member {
-    pub life: u64,
+    pub incarnation: u64,
     pub pre_vote: bool,
     pub node: Arc<Node>,
-    pub rooms: Rooms,
+    pub threads: Rooms,
     pub inbox: Arc<Inbox<Input>>,
-    pub mailroom: Arc<Mailroom>,
-    pub gauge: Arc<Gauge>,
+    pub outbox: Arc<Outbox>,
+    pub disk_state: Arc<DiskState>,
     pub hub: Arc<Hub>,
     pub shelf: Arc<Shelf>,
     hub_core: HubCore,
     work: Work,
-    current: Current,
+    current: CurrentEngine,
     copies: Copies,
     log: LogDisk,
     fault: Option<Fault>,
-    /// What has arrived at a room, but was not taken up.
+    /// What has been handed to a thread and was not processed yet.
     inputs: Vec<Input>,
     tasks: Vec<LogTask>,
     handoffs: Vec<Handoff>,
     chores: Vec<Chore>,
-    /// Ticks that have become due and were not counted.
+    /// Ticks that are due and were not processed yet.
     due: u32,
     ticks: u64,
-    /// When each write that waits for the disk was handed over.
+    /// The tick at which each write that waits for the disk was handed over.
     writes: VecDeque<u64>,
 }
 
 impl Member {
-    /// Starts on these disks.
-    pub fn start(disks: Disks, around: Surroundings, dice: &mut Dice) -> Result<Self, Halt> {
+    pub fn start(disks: Disks, context: StartContext, rng: &mut Rng) -> Result<Self, Halt> {
         let Disks { member, log, memory } = disks;
-        let Surroundings { now, clock, life, first_peers, pre_vote, ledger, fault } = around;
+        let StartContext { now, clock, incarnation, first_peers, pre_vote, ledger, fault } = context;
         let (store, recovered) = log.open()?;
-        let (gauge, copies) = (Arc::new(Gauge::default()), Copies::default());
-        let engine = Arc::new(SimulatedEngine { memory, fault, gauge: gauge.clone(), copies: copies.clone() });
-        let current: Current = Arc::new(Mutex::new(engine.clone()));
+        let (disk_state, copies) = (Arc::new(DiskState::default()), Copies::default());
+        let engine =
+            Arc::new(SimulatedEngine { memory, fault, disk_state: disk_state.clone(), copies: copies.clone() });
+        let current: CurrentEngine = Arc::new(Mutex::new(engine.clone()));
         let machine = Machine::open(engine.clone(), CACHE_BYTES)?;
         let store = SimulatedLog::new(store, &recovered, current.clone(), ledger, fault);
         let watching = watch::Settings {
-            ring_bytes: *dice.pick(&[0, 500, 1 << 20]),
-            pending_bytes: *dice.pick(&[300, 1 << 20]),
+            ring_bytes: *rng.pick(&[0, 500, 1 << 20]),
+            pending_bytes: *rng.pick(&[300, 1 << 20]),
             ..watch::Settings::default()
         };
         let (publisher, hub, hub_core) = Hub::assemble(machine.readers().keys, watching, watch::Gauges::detached());
-        let mailroom = Arc::new(Mailroom::default());
-        let (shelf, farewell) = (Arc::new(Shelf::default()), mailroom.clone());
+        let outbox = Arc::new(Outbox::default());
+        let (shelf, removed_outbox) = (Arc::new(Shelf::default()), outbox.clone());
         let parts = Parts {
-            post: mailroom.clone(),
+            post: outbox.clone(),
             first_peers,
             shelf: shelf.clone(),
-            // Nothing real can be there.
-            copies: PathBuf::from(format!("/dev/null/{member}/{life}")),
-            farewell: Arc::new(move || farewell.say_farewell()),
+            // No real file can exist there.
+            copies: PathBuf::from(format!("/dev/null/{member}/{incarnation}")),
+            farewell: Arc::new(move || removed_outbox.notice_removal()),
             ..Parts::alone(engine, machine, publisher, Box::new(store), recovered)
         };
         let inbox = Arc::new(Inbox::default());
-        let (node, rooms) = Node::assemble(&settings(member, life, pre_vote, clock, dice), inbox.clone(), parts)?;
-        if dice.percent(50) {
+        let (node, threads) =
+            Node::assemble(&settings(member, incarnation, pre_vote, clock, rng), inbox.clone(), parts)?;
+        if rng.percent(50) {
             let _ = inbox.send(Input::Hurry);
         }
-        let work = rooms.keeper.begin(now);
+        let work = threads.keeper.begin(now);
         Ok(Self {
-            life,
+            incarnation,
             pre_vote,
             node,
-            rooms,
+            threads,
             inbox,
-            mailroom,
-            gauge,
+            outbox,
+            disk_state,
             hub,
             shelf,
             hub_core,
@@ -219,109 +220,108 @@ impl Member {
         })
     }
 
-    /// Collects what was left at the doors.
+    /// Moves the contents of all inboxes into the queues here.
     fn collect(&mut self) {
-        let driver = &self.rooms.core.driver;
+        let driver = &self.threads.core.driver;
         let before = self.inputs.len();
         driver.inbox.drain(&mut self.inputs);
         if let Some(fault) = self.fault {
             let added = self.inputs.split_off(before);
-            self.inputs.extend(added.into_iter().filter_map(|input| fault.corrupts(input)));
+            self.inputs.extend(added.into_iter().filter_map(|input| fault.alter(input)));
         }
         driver.log.drain(&mut self.tasks);
         driver.applier.drain(&mut self.handoffs);
-        self.rooms.keeper.inbox.drain(&mut self.chores);
+        self.threads.keeper.inbox.drain(&mut self.chores);
     }
 
-    /// Whether a room has something to do.
-    pub fn is_wanted(&mut self, room: Room) -> bool {
+    /// Whether a thread has something to do.
+    pub fn has_work(&mut self, thread: MemberThread) -> bool {
         self.collect();
-        match room {
-            Room::Raft => self.is_installing() || self.due > 0 || !self.inputs.is_empty(),
-            Room::Log => !self.tasks.is_empty(),
-            Room::Apply => !self.handoffs.is_empty(),
-            Room::Keeper => !self.chores.is_empty() || !self.compaction_is_done(),
-            Room::LeaseExpiry => false, // It looks at the clock by itself.
-            Room::Hub => self.hub_core.has_news(),
+        match thread {
+            MemberThread::Raft => self.is_installing() || self.due > 0 || !self.inputs.is_empty(),
+            MemberThread::Log => !self.tasks.is_empty(),
+            MemberThread::Apply => !self.handoffs.is_empty(),
+            MemberThread::Background => !self.chores.is_empty() || !self.compaction_is_done(),
+            MemberThread::LeaseExpiry => false, // It runs by the clock.
+            MemberThread::Hub => self.hub_core.has_news(),
         }
     }
 
-    /// Another member's letters are here.
+    /// A message of another member has arrived.
     pub fn receive(&self, message: Message) {
         let _ = self.inbox.send(Input::Messages(vec![message]));
     }
 
-    /// Time went by.
     pub fn tick(&mut self, ticks: u32) {
         self.due = (self.due + ticks).min(LATE_TICKS);
     }
 
-    /// The raft thread hears the first so many inputs and the ticks that are due.
-    pub fn turn(&mut self, share: Share) -> Said {
-        let waited = !self.writes.is_empty();
-        let led = self.rooms.core.driver.replica.leads();
+    /// The raft thread processes a share of its inputs, and the ticks that are due.
+    pub fn step_raft(&mut self, share: Share) -> RaftOutput {
+        let disk_busy = !self.writes.is_empty();
+        let led = self.threads.core.driver.replica.leads();
         self.collect();
         let handed_over = self.tasks.len();
         let ticks = mem::take(&mut self.due);
         self.ticks += u64::from(ticks);
-        self.rooms.core.driver.take(&mut share.of(&mut self.inputs), ticks);
+        self.threads.core.driver.take(&mut share.of(&mut self.inputs), ticks);
         self.collect();
-        let messages = self.mailroom.take();
-        let stands_still = self.writes.front().is_some_and(|since| self.ticks - since >= ELECTION_TICKS);
-        let leads = self.rooms.core.driver.replica.leads();
-        let mut said = Said { messages, waited: waited && !led && !leads, stands_still };
+        let messages = self.outbox.take_messages();
+        let disk_stalled = self.writes.front().is_some_and(|since| self.ticks - since >= ELECTION_TICKS);
+        let leads = self.threads.core.driver.replica.leads();
+        let mut output = RaftOutput { messages, disk_busy: disk_busy && !led && !leads, disk_stalled };
         for task in &mut self.tasks[handed_over..] {
             let LogTask::Write(write) = task else { continue };
             self.writes.push_back(self.ticks);
             if let Some(fault) = self.fault {
-                said.messages.extend(write.promises.extract_if(.., |message| fault.hastens(message)));
+                output.messages.extend(write.promises.extract_if(.., |message| fault.skips_disk_wait(message)));
             }
         }
-        said
+        output
     }
 
-    /// A snapshot has been accepted, and nothing else happens before it is in place.
+    /// A snapshot has been accepted; the raft thread does nothing else until it is installed.
     pub fn is_installing(&self) -> bool {
-        self.rooms.core.driver.accepted.is_some()
+        self.threads.core.driver.accepted.is_some()
     }
 
-    /// Puts it in place, when all that was handed over before is done.
-    pub fn install(&mut self, now: Instant, see: impl FnMut(&Entry)) -> Result<(), Halt> {
+    /// Installs the snapshot, after everything that was handed over before is done.
+    pub fn install(&mut self, now: Instant, observe: impl FnMut(&Entry)) -> Result<(), Halt> {
         self.write_log(Share::All)?;
-        self.apply(Share::All, now, see)?;
-        self.rooms.core.install()?;
+        self.apply(Share::All, now, observe)?;
+        self.threads.core.install()?;
         self.collect();
         let writes = self.tasks.iter().filter(|task| matches!(task, LogTask::Write(_))).count();
         self.writes = std::iter::repeat_n(self.ticks, writes).collect();
         Ok(())
     }
 
-    /// The log thread carries out the first so many tasks.
+    /// The log thread executes a share of its tasks.
     pub fn write_log(&mut self, share: Share) -> Result<(), Halt> {
         self.collect();
         let mut tasks = share.of(&mut self.tasks);
         let writes = tasks.iter().filter(|task| matches!(task, LogTask::Write(_))).count();
-        self.rooms.core.writer.take(&mut tasks)?;
+        self.threads.core.writer.take(&mut tasks)?;
         self.writes.drain(..writes);
         Ok(())
     }
 
-    /// The apply thread takes the first so many handoffs; `see` is shown their entries before.
-    pub fn apply(&mut self, share: Share, now: Instant, mut see: impl FnMut(&Entry)) -> Result<(), Halt> {
+    /// The apply thread processes a share of its handoffs; `observe` gets their entries before.
+    pub fn apply(&mut self, share: Share, now: Instant, mut observe: impl FnMut(&Entry)) -> Result<(), Halt> {
         self.collect();
         let mut handoffs = share.of(&mut self.handoffs);
-        let synced = self.gauge.durable().last_index;
+        let synced = self.disk_state.durable().last_index;
         for entry in handoffs.iter().flat_map(|handoff| &handoff.entries) {
-            assert!(entry.index <= synced, "entry {} is applied, but synced is {synced}", entry.index);
-            see(entry);
+            assert!(entry.index <= synced, "entry {} is applied, but the log is synced up to {synced}", entry.index);
+            observe(entry);
         }
-        self.rooms.core.applier.take(&mut handoffs, now)
+        self.threads.core.applier.take(&mut handoffs, now)
     }
 
-    /// The keeper looks around once.
-    pub fn keep(&mut self, now: Instant) -> Result<(), Halt> {
+    /// The background thread runs one round.
+    pub fn run_background(&mut self, now: Instant) -> Result<(), Halt> {
         self.collect();
-        let (keeper, work) = (&mut self.rooms.keeper, &mut self.work);
+        let (keeper, work) = (&mut self.threads.keeper, &mut self.work);
         keeper.hear(work, &mut self.chores, now);
         keeper.compact(work)?;
         keeper.flush(work, now)?;
@@ -329,37 +329,37 @@ impl Member {
         Ok(())
     }
 
-    /// The thread of lease expiry looks around once. Returns when it wants to look again.
+    /// The lease expiry thread runs one round. Returns when the next one is due.
     pub fn expire_leases(&mut self) -> Duration {
         self.node.timekeeper().look()
     }
 
-    /// The hub delivers what was published.
+    /// The hub delivers the published events.
     pub fn deliver(&mut self, now: Duration) -> Result<(), Halt> {
         self.hub.settle(&mut self.hub_core, now).map(|_| ())
     }
 
-    /// Whether nothing is left of what was compacted.
+    /// Whether no compaction is unfinished.
     pub fn compaction_is_done(&self) -> bool {
-        Compaction::pending(&self.rooms.keeper.keys).is_none()
+        Compaction::pending(&self.threads.keeper.keys).is_none()
     }
 
-    /// Whether nothing is on its way from room to room.
-    pub fn is_quiet(&mut self) -> bool {
-        [Room::Raft, Room::Log, Room::Apply].into_iter().all(|room| !self.is_wanted(room))
+    /// Whether no work is pending between the raft, log and apply threads.
+    pub fn is_idle(&mut self) -> bool {
+        [MemberThread::Raft, MemberThread::Log, MemberThread::Apply].into_iter().all(|thread| !self.has_work(thread))
     }
 
     /// The last applied entry.
     pub fn applied(&self) -> Progress {
-        self.rooms.core.applier.machine.applied()
+        self.threads.core.applier.machine.applied()
     }
 
-    /// Who votes and who learns, by the database.
+    /// The voters and learners according to the database.
     pub fn electorate(&self) -> Electorate {
-        self.rooms.core.applier.machine.members().electorate()
+        self.threads.core.applier.machine.members().electorate()
     }
 
-    /// Breaks the disk of the log at one of its next operations, if it lies on files.
+    /// Makes one of the next operations of the log fail, if it is on files.
     pub fn break_files(&self, operations: u64) -> bool {
         let LogDisk::Files { files, .. } = &self.log else { return false };
         files.fail_at(operations);
@@ -367,19 +367,19 @@ impl Member {
     }
 
     pub fn durable(&self) -> Durable {
-        self.gauge.durable()
+        self.disk_state.durable()
     }
 
-    /// A copy of the database as of an index, if it still lies there.
+    /// The copy of the database as of an index, if it still exists.
     pub fn copy(&self, index: u64) -> Option<Memory> {
         let offer = self.shelf.find(index)?;
         Some(self.copies.lock().get(offer.files.path())?.crash(0))
     }
 
-    /// Opens another member's copy.
+    /// Opens the copy of another member's database.
     pub fn open_copy(&self, copy: Memory) -> Result<Incoming, Halt> {
-        let (gauge, copies) = (self.gauge.clone(), self.copies.clone());
-        let engine = Arc::new(SimulatedEngine { memory: copy, fault: self.fault, gauge, copies });
+        let (disk_state, copies) = (self.disk_state.clone(), self.copies.clone());
+        let engine = Arc::new(SimulatedEngine { memory: copy, fault: self.fault, disk_state, copies });
         let machine = Machine::open(engine.clone(), CACHE_BYTES)?;
         let current = self.current.clone();
         let adopt = Box::new(move || {
@@ -389,29 +389,29 @@ impl Member {
         Ok(Incoming { machine, adopt })
     }
 
-    /// The power fails. Returns what is found afterwards: of the log what was synced, of the database anything from the last
-    /// flush on.
-    pub fn crash(self, dice: &mut Dice) -> Disks {
-        let Self { rooms, log, current, node, .. } = self;
-        let member = rooms.core.driver.id;
-        drop((rooms, node));
-        log.crash(dice);
+    /// The power fails. Returns what is left: of the log what was synced, of the database its state at the last flush or any
+    /// later one.
+    pub fn crash(self, rng: &mut Rng) -> Disks {
+        let Self { threads, log, current, node, .. } = self;
+        let member = threads.core.driver.id;
+        drop((threads, node));
+        log.crash(rng);
         let engine = current.lock().clone();
-        let memory = engine.memory.crash(dice.below(engine.memory.unflushed() + 1));
+        let memory = engine.memory.crash(rng.below(engine.memory.unflushed() + 1));
         Disks { member, log, memory }
     }
 }
 
-/// What the raft thread said in a turn.
-pub struct Said {
+/// The output of one step of the raft thread.
+pub struct RaftOutput {
     pub messages: Vec<Message>,
-    /// It followed, and its disk was at work all the while.
-    pub waited: bool,
-    /// Its disk has stood still for an election timeout.
-    pub stands_still: bool,
+    /// The member was a follower, and its disk was busy, during the whole step.
+    pub disk_busy: bool,
+    /// Its disk has completed nothing for an election timeout.
+    pub disk_stalled: bool,
 }
 
-/// How much of what has arrived a room takes up.
+/// How many of its pending items a thread processes in one step.
 #[derive(Debug, Clone, Copy)]
 pub enum Share {
     All,
@@ -419,14 +419,14 @@ pub enum Share {
 }
 
 impl Share {
-    pub fn draw(dice: &mut Dice) -> Self {
-        if dice.percent(70) { Self::All } else { Self::First(1 + dice.below(3)) }
+    pub fn random(rng: &mut Rng) -> Self {
+        if rng.percent(70) { Self::All } else { Self::First(1 + rng.below(3)) }
     }
 
-    fn of<T>(self, letters: &mut Vec<T>) -> Vec<T> {
+    fn of<T>(self, items: &mut Vec<T>) -> Vec<T> {
         match self {
-            Self::All => mem::take(letters),
-            Self::First(count) => letters.drain(..count.min(letters.len())).collect(),
+            Self::All => mem::take(items),
+            Self::First(count) => items.drain(..count.min(items.len())).collect(),
         }
     }
 }

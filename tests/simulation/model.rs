@@ -1,6 +1,6 @@
-//! What etcd's key space is, in the fewest words: ordered maps, nothing shared, nothing durable, nothing fast.
+//! A minimal model of etcd's key space: ordered maps, with no sharing, durability or optimisation.
 //!
-//! It keeps every change for ever, so it can be asked for any revision, and it knows what each command answers.
+//! It keeps every change for ever, so any revision can be read, and it computes the answer to each command.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,28 +19,28 @@ use metastore::{
     state::Request,
 };
 
-/// What a command answers, the header's revision apart.
+/// The answer to a command, without the revision of its header.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     Put(PutResponse),
     Delete(DeleteRangeResponse),
     Txn(TxnResponse),
     Grant(LeaseGrantResponse),
-    /// The members, by ID, and whether they only learn; with one that was added, or without.
+    /// The member that was added, if any; and all members, with whether they are learners.
     Members(Option<u64>, Vec<(u64, bool)>),
     Nothing,
 }
 
-/// A revision and an answer, or a refusal.
+/// A revision and an answer, or an error.
 pub type Outcome = Result<(i64, Answer), Error>;
 
 /// The key space.
 #[derive(Debug, Clone)]
 pub struct Model {
-    /// Each key's states, by the revision that made them; None is deleted.
+    /// Each key's states, by the revision that created them; `None` means deleted.
     keys: BTreeMap<Bytes, BTreeMap<i64, Option<KeyValue>>>,
     pub leases: BTreeMap<i64, BTreeSet<Bytes>>,
-    /// Whether each member only learns.
+    /// Members by ID; true for learners.
     pub members: BTreeMap<u64, bool>,
     removed: BTreeSet<u64>,
     pub head: i64,
@@ -62,7 +62,7 @@ impl Model {
 
     /// Executes a command.
     pub fn apply(&mut self, request: &Request) -> Outcome {
-        // Everything else is refused before it changes anything.
+        // Other commands fail before they change anything.
         let before = matches!(request, Request::Txn(_)).then(|| self.clone());
         let outcome = self.execute(request);
         if let Some(before) = before.filter(|_| outcome.is_err()) {
@@ -71,14 +71,14 @@ impl Model {
         outcome
     }
 
-    /// What each key was changed to at a revision, by key; None is deleted.
+    /// The changes of a revision, by key; `None` means deleted.
     pub fn changes_at(&self, revision: i64) -> Vec<(Bytes, Option<KeyValue>)> {
         let change =
             |(key, states): (&Bytes, &BTreeMap<i64, _>)| Some((key.clone(), Option::clone(states.get(&revision)?)));
         self.keys.iter().filter_map(change).collect()
     }
 
-    /// All keys that are alive at a revision.
+    /// All keys that exist at a revision.
     pub fn state_at(&self, revision: i64) -> Vec<KeyValue> {
         self.keys.keys().filter_map(|key| self.get(key, revision)).collect()
     }
@@ -103,7 +103,7 @@ impl Model {
                 }
                 Answer::Nothing
             }
-            // Headers of these answers carry no revision.
+            // The headers of these answers have no revision.
             Request::MemberAdd(newcomer) => {
                 return self.add(&newcomer.member, newcomer.max_learners).map(|answer| (0, answer));
             }
@@ -121,7 +121,7 @@ impl Model {
     }
 
     fn listed(&self, added: Option<u64>) -> Answer {
-        Answer::Members(added, self.members.iter().map(|(id, learns)| (*id, *learns)).collect())
+        Answer::Members(added, self.members.iter().map(|(id, is_learner)| (*id, *is_learner)).collect())
     }
 
     fn add(&mut self, member: &Member, max_learners: Option<u64>) -> Result<Answer, Error> {
@@ -131,7 +131,7 @@ impl Model {
         if self.members.contains_key(&member.id) {
             return Err(Error::MemberExists);
         }
-        let learners = self.members.values().filter(|learns| **learns).count() as u64;
+        let learners = self.members.values().filter(|is_learner| **is_learner).count() as u64;
         if member.is_learner && max_learners.is_some_and(|most| learners >= most) {
             return Err(Error::TooManyLearners);
         }
@@ -140,8 +140,8 @@ impl Model {
     }
 
     fn remove(&mut self, id: u64) -> Result<Answer, Error> {
-        let learns = *self.members.get(&id).ok_or(Error::MemberNotFound)?;
-        if !learns && self.members.values().filter(|learns| !**learns).count() == 1 {
+        let is_learner = *self.members.get(&id).ok_or(Error::MemberNotFound)?;
+        if !is_learner && self.members.values().filter(|is_learner| !**is_learner).count() == 1 {
             return Err(Error::MemberNotEnoughStarted);
         }
         self.members.remove(&id);
@@ -150,8 +150,8 @@ impl Model {
     }
 
     fn promote(&mut self, id: u64) -> Result<Answer, Error> {
-        let learns = self.members.get_mut(&id).ok_or(Error::MemberNotFound)?;
-        if !std::mem::replace(learns, false) {
+        let is_learner = self.members.get_mut(&id).ok_or(Error::MemberNotFound)?;
+        if !std::mem::replace(is_learner, false) {
             return Err(Error::MemberNotLearner);
         }
         Ok(self.listed(None))
@@ -217,8 +217,8 @@ impl Model {
         Ok(LeaseGrantResponse { id: grant.id, ttl: grant.ttl, ..LeaseGrantResponse::default() })
     }
 
-    /// What the whole transaction needs is checked before any of it is done; here a refusal in the middle undoes it, which
-    /// is the same while its operations meet no key twice.
+    /// The real state machine checks all of a transaction before it executes any of it; here an error in the middle rolls it
+    /// back, which is equivalent as long as its operations name no key twice.
     fn txn(&mut self, txn: &TxnRequest, revision: i64) -> Result<TxnResponse, Error> {
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
         let ops = if succeeded { &txn.success } else { &txn.failure };
@@ -228,7 +228,7 @@ impl Model {
 
     fn op(&mut self, op: &RequestOp, revision: i64) -> Result<ResponseOp, Error> {
         use response_op::Response;
-        let response = match op.request.as_ref().expect("the simulation leaves no operation empty") {
+        let response = match op.request.as_ref().expect("the simulation sends no empty operation") {
             request_op::Request::RequestRange(range) => Response::ResponseRange(self.read(range, revision)?),
             request_op::Request::RequestPut(put) => Response::ResponsePut(self.put(put, revision)?),
             request_op::Request::RequestDeleteRange(delete) => {

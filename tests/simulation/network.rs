@@ -1,8 +1,8 @@
-//! What lies between members: links that lose, delay, double and reorder messages, and that are cut, in one direction or both.
+//! The network between members: links that lose, delay, duplicate and reorder messages, and that can be blocked in one
+//! direction or both.
 //!
-//! The real transport keeps the order of what it sends over one connection and brings nothing twice. Raft must not depend on
-//! that, so here some worlds have it and some do not; but a proposal that is passed on is never doubled, because it would be
-//! agreed twice.
+//! The real transport keeps messages of one connection in order and delivers none twice. Raft must not depend on that, so some
+//! worlds guarantee it and some do not; but a forwarded proposal is never duplicated, because it would be committed twice.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,53 +11,53 @@ use std::{
 
 use raft::eraftpb::{Message, MessageType};
 
-use super::{climate::Climate, dice::Dice};
+use super::{climate::WorldConfig, dice::Rng};
 
-/// All links.
+/// The links between all members.
 #[derive(Debug, Default)]
 pub struct Network {
-    /// From whom to whom nothing comes through.
-    cuts: BTreeSet<(u64, u64)>,
-    /// When the last message of a link will have come.
+    /// Blocked links, as (from, to).
+    blocked: BTreeSet<(u64, u64)>,
+    /// When the last message of each link arrives.
     last: BTreeMap<(u64, u64), Duration>,
 }
 
 impl Network {
-    /// How long each copy of a message is under way; none if it is lost.
-    pub fn carry(
+    /// The delay of each copy of a message; empty if it is lost.
+    pub fn transmit(
         &mut self,
         via: u64,
         message: &Message,
         now: Duration,
-        climate: &Climate,
-        dice: &mut Dice,
+        config: &WorldConfig,
+        rng: &mut Rng,
     ) -> Vec<Duration> {
         let link = (via, message.to);
-        if self.is_cut(link.0, link.1) || dice.percent(climate.loss) {
+        if self.is_blocked(link.0, link.1) || rng.percent(config.loss) {
             return Vec::new();
         }
-        if climate.in_order {
+        if config.in_order {
             let last = self.last.entry(link).or_default();
-            *last = (*last).max(now + delay(climate, dice));
+            *last = (*last).max(now + delay(config, rng));
             return vec![last.saturating_sub(now)];
         }
-        let doubled = message.msg_type != MessageType::MsgPropose && dice.percent(climate.doubles);
-        (0..=usize::from(doubled)).map(|_| delay(climate, dice)).collect()
+        let duplicated = message.msg_type != MessageType::MsgPropose && rng.percent(config.duplicates);
+        (0..=usize::from(duplicated)).map(|_| delay(config, rng)).collect()
     }
 
-    pub fn is_cut(&self, from: u64, to: u64) -> bool {
-        self.cuts.contains(&(from, to))
+    pub fn is_blocked(&self, from: u64, to: u64) -> bool {
+        self.blocked.contains(&(from, to))
     }
 
-    pub fn cut(&mut self, from: u64, to: u64) {
-        self.cuts.insert((from, to));
+    pub fn block(&mut self, from: u64, to: u64) {
+        self.blocked.insert((from, to));
     }
 
     pub fn heal(&mut self) {
-        self.cuts.clear();
+        self.blocked.clear();
     }
 }
 
-fn delay(climate: &Climate, dice: &mut Dice) -> Duration {
-    if dice.percent(climate.late) { dice.millis(100, 3000) } else { dice.millis(0, climate.latency) }
+fn delay(config: &WorldConfig, rng: &mut Rng) -> Duration {
+    if rng.percent(config.late) { rng.millis(100, 3000) } else { rng.millis(0, config.latency) }
 }

@@ -1,4 +1,4 @@
-//! The end of a run: nothing goes wrong any more, and everything has to come to rest, everywhere alike.
+//! The end of a run, the quiescent phase: there are no more faults, and all members have to converge to the same state.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,85 +7,86 @@ use super::{
     world::{Event, World},
 };
 
-/// Members have so long to come to rest.
-const REST: Duration = Duration::from_secs(90);
-/// So long something may stand still that began to before, and somebody may wait for an answer.
-const STUCK: Duration = Duration::from_secs(5);
+/// The longest that members may take to converge.
+const CONVERGENCE_TIMEOUT: Duration = Duration::from_secs(90);
+/// The longest that a stall from before may still last, and that a request may still wait for its answer.
+const STALL_MAX: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(200);
 
 impl World {
-    /// Ends all trouble, waits for rest, and looks at what is left.
-    pub fn make_peace(&mut self) {
-        self.note(|_| "peace".to_owned());
-        self.peace = true;
+    /// Ends all disruptions, waits until the members have converged, and checks their state.
+    pub fn quiesce(&mut self) {
+        self.note(|_| "quiescent phase".to_owned());
+        self.quiescent = true;
         self.network.heal();
-        (self.climate.loss, self.climate.doubles, self.climate.late, self.climate.slow_syncs) = (0, 0, 0, 0);
+        (self.config.loss, self.config.duplicates, self.config.late, self.config.slow_syncs) = (0, 0, 0, 0);
         self.crash_many();
-        self.run_for(STUCK);
-        self.wait_for_rest();
+        self.run_for(STALL_MAX);
+        self.wait_until_converged();
         self.wait_for_leases_to_end();
-        self.ask_everybody();
-        self.wait_for_rest();
+        self.check_every_member_serves();
+        self.wait_until_converged();
         self.check_end();
     }
 
-    /// What survives this was really kept. Nobody is left who calls elections without asking: as timeouts are fixed here, a
-    /// member that cannot win could go on calling them before all others.
+    /// Crashes some members: what survives was really durable. All members without pre-vote are among them and restart with
+    /// it: as election timeouts are fixed here, a member that cannot win could otherwise start elections before all others
+    /// for ever.
     fn crash_many(&mut self) {
         for id in self.running() {
-            if self.dice.percent(50) || !self.member(id).expect("it runs").pre_vote {
+            if self.rng.percent(50) || !self.member(id).expect("it is running").pre_vote {
                 self.crash(id);
             }
         }
-        let ids: Vec<u64> = self.seats.keys().copied().collect();
+        let ids: Vec<u64> = self.slots.keys().copied().collect();
         for id in ids {
-            self.agenda.after(STEP, Event::Start(id));
+            self.events.schedule(STEP, Event::Start(id));
         }
         self.run_for(2 * STEP);
-        // A fuse that is still lit goes out.
+        // Power failures that are still planned happen now.
         for id in self.running() {
-            let member = self.member(id).expect("it runs");
-            if member.gauge.is_lit() {
+            let member = self.member(id).expect("it is running");
+            if member.disk_state.may_lose_power() {
                 self.crash(id);
-                self.agenda.after(STEP, Event::Start(id));
+                self.events.schedule(STEP, Event::Start(id));
             }
         }
     }
 
-    pub fn wait_for_rest(&mut self) {
-        let end = self.agenda.now() + REST;
-        while !self.rests() {
-            assert!(self.agenda.now() < end, "the cluster does not come to rest: {}", self.describe());
+    pub fn wait_until_converged(&mut self) {
+        let end = self.events.now() + CONVERGENCE_TIMEOUT;
+        while !self.has_converged() {
+            assert!(self.events.now() < end, "the cluster does not converge: {}", self.describe());
             self.run_for(STEP);
-            self.settle_watchers();
+            self.reattach_watchers();
         }
     }
 
-    /// Everybody has applied all there is.
-    fn rests(&mut self) -> bool {
+    /// Whether every member has applied, and every watcher received, everything.
+    fn has_converged(&mut self) -> bool {
         let (last, head) = (self.history.last_index(), self.history.model.head);
         let ids: Vec<u64> = self.history.model.members.keys().copied().collect();
-        let rests = |id| {
-            let seat = self.seats.get_mut(&id);
-            let Some(member) = seat.and_then(|seat| seat.member.as_mut()) else { return false };
-            let replica = &member.rooms.core.driver.replica;
-            let led = self.history.model.members.contains_key(&replica.leadership().leader);
-            let complete = replica.position(last + 1).is_none() && led;
+        let converged = |id| {
+            let slot = self.slots.get_mut(&id);
+            let Some(member) = slot.and_then(|slot| slot.member.as_mut()) else { return false };
+            let replica = &member.threads.core.driver.replica;
+            let has_leader = self.history.model.members.contains_key(&replica.leadership().leader);
+            let complete = replica.position(last + 1).is_none() && has_leader;
             complete && member.applied().index == last && !member.is_installing()
         };
-        let all = ids.into_iter().map(rests).filter(|rests| !rests).count() == 0;
-        all && self.shipments.is_empty() && self.watchers.iter().all(|watcher| watcher.next == head + 1)
+        let all = ids.into_iter().map(converged).filter(|converged| !converged).count() == 0;
+        all && self.transfers.is_empty() && self.watchers.iter().all(|watcher| watcher.next == head + 1)
     }
 
-    /// Watchers that have lost their member find another.
-    fn settle_watchers(&mut self) {
+    /// Connects watchers that have lost their member to another one.
+    fn reattach_watchers(&mut self) {
         let ids: Vec<u64> = self.history.model.members.keys().copied().collect();
         for nth in 0..self.watchers.len() {
             let watched = self.watchers[nth].member();
             if watched.is_none_or(|id| !ids.contains(&id)) {
-                let to = *self.dice.pick(&ids);
-                if let Some(member) = self.seats.get(&to).and_then(|seat| seat.member.as_ref()) {
-                    self.watchers[nth].go_to(to, member);
+                let to = *self.rng.pick(&ids);
+                if let Some(member) = self.slots.get(&to).and_then(|slot| slot.member.as_ref()) {
+                    self.watchers[nth].watch_at(to, member);
                 }
             }
             if let Some(at) = self.watchers[nth].member() {
@@ -94,29 +95,29 @@ impl World {
         }
     }
 
-    /// Every member, whoever leads, takes a write and answers a read. Nobody learns what became of a write that reaches its
-    /// member inside a snapshot; then all are asked again.
-    pub fn ask_everybody(&mut self) {
+    /// Every member, leading or not, executes a write and answers a read. If a write reaches its member inside a snapshot, its
+    /// outcome stays unknown; then all members are asked again.
+    pub fn check_every_member_serves(&mut self) {
         loop {
             let before = self.report.snapshots;
-            if self.everybody_answers() {
+            if self.every_member_answers() {
                 return;
             }
-            assert!(self.report.snapshots > before, "not all of it is answered: {}", self.describe());
+            assert!(self.report.snapshots > before, "not every request is answered: {}", self.describe());
         }
     }
 
-    fn everybody_answers(&mut self) -> bool {
-        // Who asked before has been answered by then, or refused, and is not counted for one of these.
-        self.run_for(super::member::PATIENCE + STEP);
+    fn every_member_answers(&mut self) -> bool {
+        // Earlier requests are answered or have timed out by then, so that they are not counted for these.
+        self.run_for(super::member::REQUEST_TIMEOUT + STEP);
         let ids: Vec<u64> = self.history.model.members.keys().copied().collect();
         let (answers, reads) = (self.report.answers + ids.len(), self.report.reads + ids.len());
         for &id in &ids {
             self.propose(id);
             self.read(id);
         }
-        let end = self.agenda.now() + super::clients::PATIENCE;
-        while self.agenda.now() < end && (self.report.answers, self.report.reads) != (answers, reads) {
+        let end = self.events.now() + super::clients::CLIENT_TIMEOUT;
+        while self.events.now() < end && (self.report.answers, self.report.reads) != (answers, reads) {
             self.run_for(STEP);
         }
         (self.report.answers, self.report.reads) == (answers, reads)
@@ -124,51 +125,52 @@ impl World {
 
     fn check_end(&mut self) {
         let ids: Vec<u64> = self.history.model.members.keys().copied().collect();
-        let peaceful = self.history.replay();
-        let chosen = *self.dice.pick(&ids);
-        let mut remembered = BTreeMap::new();
+        let fault_free = self.history.replay();
+        let chosen = *self.rng.pick(&ids);
+        let mut hashes = BTreeMap::new();
         self.check_state(chosen, true);
         for id in ids {
             self.check_state(id, false);
             let now = self.now();
-            let member = self.member(id).expect("it runs");
+            let member = self.member(id).expect("it is running");
             let keys = member.node.readers().keys.clone();
             if id == chosen {
-                check_hashes(&keys, &peaceful.keys);
+                check_hashes(&keys, &fault_free.keys);
             }
             while !member.compaction_is_done() {
-                member.keep(now).expect("the disk works");
+                member.run_background(now).expect("the disk works");
             }
-            let (ours, theirs) = (keys.hash_kv(0), peaceful.keys.hash_kv(0));
+            let (ours, theirs) = (keys.hash_kv(0), fault_free.keys.hash_kv(0));
             let equal = matches!((&ours, &theirs), (Ok(ours), Ok(theirs)) if ours == theirs);
-            assert!(equal, "the hash of {id} is {ours:?}, and without trouble {theirs:?}");
+            assert!(equal, "the hash of {id} is {ours:?}, and without faults {theirs:?}");
             for hash in keys.compaction_hashes() {
                 let (at, hash) = (hash.hash_revision, (hash.hash, hash.compact_revision));
-                let other = *remembered.entry(at).or_insert(hash);
-                assert_eq!(hash, other, "the hash that the compaction at {at} is remembered by, at {id}");
+                let other = *hashes.entry(at).or_insert(hash);
+                assert_eq!(hash, other, "the compaction hash of revision {at} at member {id}");
             }
             let members = member.electorate();
-            let ids: Vec<(u64, bool)> = self.history.model.members.iter().map(|(id, learns)| (*id, *learns)).collect();
-            let voters: Vec<u64> = ids.iter().filter(|(_, learns)| !learns).map(|(id, _)| *id).collect();
-            assert_eq!(members.voters, voters, "who votes, at {id}");
-            assert_eq!(members.voters.len() + members.learners.len(), ids.len(), "who is a member, at {id}");
+            let ids: Vec<(u64, bool)> =
+                self.history.model.members.iter().map(|(id, is_learner)| (*id, *is_learner)).collect();
+            let voters: Vec<u64> = ids.iter().filter(|(_, is_learner)| !is_learner).map(|(id, _)| *id).collect();
+            assert_eq!(members.voters, voters, "the voters according to {id}");
+            assert_eq!(members.voters.len() + members.learners.len(), ids.len(), "the members according to {id}");
         }
         self.check_state(chosen, true);
     }
 
-    /// How far everybody is, for who has to find out why.
+    /// The progress of all members, for failure messages.
     pub fn describe(&mut self) -> String {
         let (last, head) = (self.history.last_index(), self.history.model.head);
         let members = self.history.model.members.clone();
-        let mut lines = vec![format!("agreed are {last} entries, revision {head}, members {members:?}")];
-        for (id, seat) in &mut self.seats {
-            let Some(member) = &mut seat.member else {
-                lines.push(format!("{id}: does not run, gone: {}", seat.gone));
+        let mut lines = vec![format!("committed: {last} entries, revision {head}, members {members:?}")];
+        for (id, slot) in &mut self.slots {
+            let Some(member) = &mut slot.member else {
+                lines.push(format!("{id}: not running, gone: {}", slot.gone));
                 continue;
             };
-            let replica = &mut member.rooms.core.driver.replica;
+            let replica = &mut member.threads.core.driver.replica;
             let line = format!(
-                "{id}: term {}, {:?}, committed {}, log behind {} to {:?}, conf {:?}, progress {:?}",
+                "{id}: term {}, {:?}, committed {}, log after {} up to {:?}, conf {:?}, progress {:?}",
                 replica.term(),
                 replica.leadership(),
                 replica.committed(),
@@ -177,10 +179,10 @@ impl World {
                 replica.conf_state(),
                 replica.progress(),
             );
-            lines.push(format!("{line}, applied {:?}, quiet {}", member.applied(), member.is_quiet()));
+            lines.push(format!("{line}, applied {:?}, idle {}", member.applied(), member.is_idle()));
         }
-        lines.extend(self.watchers.iter().map(|it| format!("watcher at {:?}, {} is next", it.member(), it.next)));
-        lines.extend(self.shipments.keys().map(|number| format!("shipment {number} is under way")));
+        lines.extend(self.watchers.iter().map(|it| format!("watcher at {:?}, next revision {}", it.member(), it.next)));
+        lines.extend(self.transfers.keys().map(|number| format!("snapshot transfer {number} is in flight")));
         lines.join("\n")
     }
 }

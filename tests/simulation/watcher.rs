@@ -1,4 +1,4 @@
-//! A client that watches everything, at one member after the other, and must hear each change once and in order.
+//! A client that watches all keys, at one member after the other, and must receive each change once and in order.
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
@@ -19,13 +19,13 @@ use super::{
     model::Model,
 };
 
-/// Larger than anything that is sent.
+/// Larger than any response.
 const FRAGMENT_BYTES: usize = 2 << 20;
 
-/// The client.
+/// The watching client.
 pub struct Watcher {
     stream: Option<Stream>,
-    /// The next revision that it has not heard of.
+    /// The next revision that it expects.
     pub next: i64,
 }
 
@@ -40,13 +40,13 @@ impl Watcher {
         Self { stream: None, next: 2 }
     }
 
-    /// The member that it listens to.
+    /// The member that it is connected to.
     pub fn member(&self) -> Option<u64> {
         self.stream.as_ref().map(|stream| stream.member)
     }
 
-    /// Goes to a member and asks for what it has not heard.
-    pub fn go_to(&mut self, id: u64, member: &Member) {
+    /// Connects to a member and requests what it has not received yet.
+    pub fn watch_at(&mut self, id: u64, member: &Member) {
         let header = Header::new(CLUSTER, id, Arc::new(Status::default()));
         let subscriber = member.hub.open_with_period(std::time::Duration::from_secs(10));
         let conversation = Watching::new(subscriber, header, Box::new(|_, _| Ok(())), FRAGMENT_BYTES);
@@ -55,16 +55,16 @@ impl Watcher {
         self.stream = Some(stream);
     }
 
-    /// Its member is gone.
-    pub fn lose(&mut self) {
+    /// Its member has crashed.
+    pub fn disconnect(&mut self) {
         self.stream = None;
     }
 
-    /// Hears what there is; returns how many events that were.
-    pub fn listen(&mut self, model: &Model) -> usize {
+    /// Receives and checks the pending responses; returns the number of events.
+    pub fn receive(&mut self, model: &Model) -> usize {
         let Some(stream) = &mut self.stream else { return 0 };
         assert_eq!(stream.conversation.step(&mut stream.wire), Step::Wait);
-        let mut heard = 0;
+        let mut received = 0;
         for response in std::mem::take(&mut stream.wire.sent) {
             if response.canceled {
                 let compacted = response.compact_revision;
@@ -74,16 +74,16 @@ impl Watcher {
             }
             let revision = response.header.as_ref().expect("every response has a header").revision;
             for events in response.events.chunk_by(|a, b| revision_of(a) == revision_of(b)) {
-                heard += events.len();
-                assert_eq!(revision_of(&events[0]), self.next, "the next revision to be heard of");
-                assert!(revision >= self.next, "the header says {revision}");
+                received += events.len();
+                assert_eq!(revision_of(&events[0]), self.next, "the next expected revision");
+                assert!(revision >= self.next, "the revision of the header is {revision}");
                 let mut changes: Vec<_> = events.iter().map(change).collect();
                 changes.sort_by(|a, b| a.0.cmp(&b.0));
-                assert_eq!(changes, model.changes_at(self.next), "what happened at revision {}", self.next);
+                assert_eq!(changes, model.changes_at(self.next), "the changes of revision {}", self.next);
                 self.next += 1;
             }
         }
-        heard
+        received
     }
 }
 
@@ -109,7 +109,7 @@ impl Stream {
     }
 }
 
-/// What lies between the client and the member.
+/// The connection between the client and the member.
 #[derive(Default)]
 struct Wire {
     requests: VecDeque<Bytes>,

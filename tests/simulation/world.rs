@@ -1,16 +1,20 @@
-//! One run: a cluster, its clients, a seed that says what happens next, and what must be true all the while.
+//! One run: a cluster, its clients, a seed that determines what happens next, and the invariants that are checked throughout.
 //!
-//! * What a member applied once is the agreed history: no crash changes it or makes it shorter, on any member.
-//! * Whoever got an answer got the model's answer for his command at its place in that history.
-//! * The state is the model's, at the head and at every revision that is not compacted; equal on all members at one index.
-//! * A read behind the barrier sees every write that was acknowledged, and every read that was answered, before it was asked.
-//! * Nothing is applied that the log has not called durable; nothing is cut from it that the database has not.
-//! * No lease ends of itself before its last renewal plus its time to live, and each does soon after that.
-//! * Whoever watches hears everything once and in order.
-//! * Who votes, for raft, is who votes by the member table.
-//! * In peace all members come to the same end, whose hash is that of a member that lived through it without trouble.
+//! * What one member has applied is the committed history: no crash changes it or makes it shorter, on any member.
+//! * Every answer is the model's answer to that command at its position in that history.
+//! * The state is the model's, at the head and at every revision that is not compacted; it is equal on all members at the same
+//!   index.
+//! * A read behind the barrier sees every write that was acknowledged, and everything that an answered read has seen, before the
+//!   read was requested.
+//! * Nothing is applied that the log has not reported as durable; the log is not truncated beyond what the database has made
+//!   durable.
+//! * No lease expires before its last renewal plus its time to live, and each does soon after that.
+//! * Every watcher receives all events, once and in order.
+//! * Raft's voters are the voters of the member table.
+//! * In the quiescent phase all members reach the same state; its hash is that of a member that applied the history without any
+//!   fault.
 //!
-//! What members say is held against [`oaths`](super::oaths).
+//! What members send is checked by [`RaftChecks`] and [`check_durability`](super::oaths::check_durability).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,140 +35,143 @@ use parking_lot::Mutex;
 use raft::eraftpb::Message;
 
 use super::{
-    agenda::Agenda,
-    clients::Mailbox,
-    climate::Climate,
-    courier::Shipment,
-    dice::Dice,
-    fault::{Fault, Forger},
+    agenda::EventQueue,
+    clients::Completions,
+    climate::WorldConfig,
+    courier::SnapshotTransfer,
+    dice::Rng,
+    fault::{ContextReuse, Fault},
     history::History,
     lease_owners::LeaseOwners,
-    member::{Disks, LATE_TICKS, Member, Room, Share, Surroundings, TICK},
+    member::{Disks, LATE_TICKS, Member, MemberThread, Share, StartContext, TICK},
     network::Network,
-    oaths::{Early, Ledger, Oaths},
+    oaths::{EarlyMessages, Ledger, RaftChecks},
     watcher::Watcher,
 };
 
-/// The keeper looks around at least as often.
-const KEEPER_ROUND: Duration = Duration::from_millis(500);
+/// The longest interval between two rounds of the background thread.
+const BACKGROUND_INTERVAL: Duration = Duration::from_millis(500);
 
-/// After so many steps without an event a watcher has heard all there is: the end of a watch, its successor, an answer.
+/// After this many steps without an event a watcher has received everything: the end of a watch, the creation of the next one,
+/// and its answer.
 const QUIET_STEPS: usize = 4;
 
-/// Something that happens.
+/// An event of the simulation.
 #[derive(Debug)]
 pub enum Event {
-    /// A member's clock goes on.
-    Tick { member: u64, life: u64 },
-    /// A part of a member gets to run.
-    Work { member: u64, life: u64, room: Room },
+    /// A member's clock ticks.
+    Tick { member: u64, incarnation: u64 },
+    /// A thread of a member runs.
+    RunThread { member: u64, incarnation: u64, thread: MemberThread },
     /// A message arrives.
     Arrival {
-        /// Who said it, though it may be another's.
+        /// The member that sent it, which may have forwarded another's message.
         via: u64,
         message: Box<Message>,
     },
     /// A member notices that its connection to another is broken.
-    Broken { from: u64, to: u64 },
-    /// It tries to connect again.
-    Mended { from: u64, life: u64, to: u64 },
-    /// A copy of a database has been sent, all of it.
-    Shipped(u64),
-    /// The sender hears what became of it.
-    Reported { shipment: u64, arrived: bool },
-    /// A member starts, on the disks that it has, or for the first time.
+    ConnectionBroken { from: u64, to: u64 },
+    /// A member tries to connect again.
+    Reconnect { from: u64, incarnation: u64, to: u64 },
+    /// A snapshot has been sent completely.
+    SnapshotArrived(u64),
+    /// The sender learns the outcome of a snapshot.
+    SnapshotReported { transfer: u64, arrived: bool },
+    /// A member starts on its disks, for the first time or again.
     Start(u64),
-    /// A member that was removed goes.
-    Leave(u64),
-    /// A client wants something.
-    Wish,
-    /// The owner of a lease does something.
+    /// A member that was removed stops for good.
+    StopRemoved(u64),
+    /// A client sends a request.
+    ClientRequest,
+    /// The owner of a lease acts.
     LeaseOwner(usize),
     /// A request to renew a lease arrives at a member.
     Renewal { lease: i64, at: u64 },
-    /// Something goes wrong.
-    Trouble,
-    /// What was cut is whole again.
+    /// A disruption occurs.
+    Disruption,
+    /// All links work again.
     Heal,
 }
 
-/// A member's place: it may be empty for a while.
+/// A member, running or not.
 #[derive(Default)]
-pub struct Seat {
+pub struct MemberSlot {
     pub member: Option<Member>,
-    /// When nobody runs on them.
+    /// Present while the member is not running.
     pub disks: Option<Disks>,
-    /// Rooms that will get to run.
-    pub scheduled: BTreeSet<Room>,
-    /// Until when the log, or the apply thread, or all of it stands still.
-    pub log_stuck_until: Duration,
-    pub apply_stuck_until: Duration,
-    pub asleep_until: Duration,
-    /// It was removed and knows, or is gone for good.
+    /// Threads that are scheduled to run.
+    pub scheduled: BTreeSet<MemberThread>,
+    /// Until when the log thread, the apply thread, or the whole process stands still.
+    pub log_stalled_until: Duration,
+    pub apply_stalled_until: Duration,
+    pub paused_until: Duration,
+    /// It was removed and knows it; it has stopped for good.
     pub leaving: bool,
     pub gone: bool,
-    /// Between two ticks of its clock.
+    /// The time between two ticks of its clock.
     pub tick: Duration,
 }
 
-impl Seat {
-    /// Until when a room stands still.
-    fn stuck_until(&self, room: Room) -> Duration {
-        let own = match room {
-            Room::Log => self.log_stuck_until,
-            Room::Apply => self.apply_stuck_until,
-            Room::Raft | Room::Keeper | Room::LeaseExpiry | Room::Hub => Duration::ZERO,
+impl MemberSlot {
+    /// Until when a thread is stalled.
+    fn stalled_until(&self, thread: MemberThread) -> Duration {
+        let own = match thread {
+            MemberThread::Log => self.log_stalled_until,
+            MemberThread::Apply => self.apply_stalled_until,
+            MemberThread::Raft | MemberThread::Background | MemberThread::LeaseExpiry | MemberThread::Hub => {
+                Duration::ZERO
+            }
         };
-        own.max(self.asleep_until)
+        own.max(self.paused_until)
     }
 }
 
-/// A run.
+/// The state of a run.
 pub struct World {
-    pub dice: Dice,
-    pub climate: Climate,
-    pub agenda: Agenda<Event>,
+    pub rng: Rng,
+    pub config: WorldConfig,
+    pub events: EventQueue<Event>,
     started: Instant,
     pub fault: Option<Fault>,
-    pub forger: Option<Forger>,
-    pub seats: BTreeMap<u64, Seat>,
+    pub context_reuse: Option<ContextReuse>,
+    pub slots: BTreeMap<u64, MemberSlot>,
     pub network: Network,
-    pub shipments: BTreeMap<u64, Shipment>,
+    pub transfers: BTreeMap<u64, SnapshotTransfer>,
     pub history: History,
-    pub oaths: Oaths,
+    pub raft_checks: RaftChecks,
     pub ledger: Arc<Mutex<Ledger>>,
-    pub mailbox: Mailbox,
+    pub completions: Completions,
     pub watchers: Vec<Watcher>,
     pub lease_owners: LeaseOwners,
-    /// The time that members' clocks show, in nanoseconds.
+    /// The time of members' clocks, in nanoseconds.
     nanos: Arc<AtomicU64>,
-    /// The highest revision that anybody was told of.
+    /// The highest revision that a client was told of.
     pub acknowledged: i64,
     pub next_id: u64,
-    lives: u64,
-    /// Nothing goes wrong any more, and nobody wants anything.
-    pub peace: bool,
+    incarnations: u64,
+    /// There are no more disruptions, and clients send nothing.
+    pub quiescent: bool,
     pub report: Report,
-    /// One line for each event, if anybody wants to read them.
+    /// One line for each event, if tracing is on.
     pub trace: Option<Vec<String>>,
 }
 
-/// What runs came to.
+/// Counters of one or more runs.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Report {
     pub crashes: usize,
     pub entries: usize,
     pub answers: usize,
     pub reads: usize,
-    pub heard: usize,
-    pub reigns: usize,
+    pub events_received: usize,
+    pub leader_terms: usize,
     pub snapshots: usize,
     pub changes: usize,
-    /// Renewals that were answered with a time to live, and leases that ended because their time was over.
+    /// Renewals that were answered with a time to live, and leases that expired.
     pub renewals: usize,
     pub expiries: usize,
-    /// Messages of followers that left before their disk was done, by kind.
-    pub early: Early,
+    /// Messages that followers sent before their disk write was done, by type.
+    pub early: EarlyMessages,
 }
 
 impl Report {
@@ -173,8 +180,8 @@ impl Report {
         self.entries += other.entries;
         self.answers += other.answers;
         self.reads += other.reads;
-        self.heard += other.heard;
-        self.reigns += other.reigns;
+        self.events_received += other.events_received;
+        self.leader_terms += other.leader_terms;
         self.snapshots += other.snapshots;
         self.changes += other.changes;
         self.renewals += other.renewals;
@@ -188,356 +195,362 @@ impl Report {
 impl World {
     /// The world of a seed.
     pub fn new(seed: u64, fault: Option<Fault>, tracing: bool) -> Self {
-        let mut dice = Dice::new(seed);
-        let mut climate = Climate::draw(&mut dice);
+        let mut rng = Rng::new(seed);
+        let mut config = WorldConfig::random(&mut rng);
         if fault.is_some_and(Fault::is_about_leases) {
-            climate.dwell_on_leases();
+            config.focus_on_leases();
         }
-        Self::with(climate, dice, fault, tracing)
+        Self::with(config, rng, fault, tracing)
     }
 
-    pub fn with(climate: Climate, dice: Dice, fault: Option<Fault>, tracing: bool) -> Self {
-        let founders = Members::new((1..=climate.founders).map(|id| etcdserverpb::Member {
+    pub fn with(config: WorldConfig, rng: Rng, fault: Option<Fault>, tracing: bool) -> Self {
+        let founders = Members::new((1..=config.founders).map(|id| etcdserverpb::Member {
             id,
             peer_ur_ls: vec![format!("http://{id}")],
             ..etcdserverpb::Member::default()
         }));
         let mut world = Self {
-            dice,
-            agenda: Agenda::new(),
-            started: Instant::now(), // Only differences count.
+            rng,
+            events: EventQueue::new(),
+            started: Instant::now(), // Only differences matter.
             fault,
-            forger: (fault == Some(Fault::ReusedContext)).then(Forger::default),
-            seats: BTreeMap::new(),
+            context_reuse: (fault == Some(Fault::ReusedContext)).then(ContextReuse::default),
+            slots: BTreeMap::new(),
             network: Network::default(),
-            shipments: BTreeMap::new(),
+            transfers: BTreeMap::new(),
             history: History::new(founders.clone()),
-            oaths: Oaths::default(),
+            raft_checks: RaftChecks::default(),
             ledger: Arc::default(),
-            mailbox: Mailbox::default(),
-            watchers: (0..climate.watchers).map(|_| Watcher::new()).collect(),
-            lease_owners: LeaseOwners::new(climate.lease_owners),
+            completions: Completions::default(),
+            watchers: (0..config.watchers).map(|_| Watcher::new()).collect(),
+            lease_owners: LeaseOwners::new(config.lease_owners),
             nanos: Arc::default(),
             acknowledged: 1,
             next_id: 1,
-            lives: 0,
-            peace: false,
+            incarnations: 0,
+            quiescent: false,
             report: Report::default(),
             trace: tracing.then(Vec::new),
-            climate,
+            config,
         };
-        world.note(|world| format!("{:?}", world.climate));
-        let at = Position { index: world.climate.founders, term: 1 };
-        for id in 1..=world.climate.founders {
-            let disks = Disks::new(id, &founders, at, world.climate.segment_files);
-            world.seats.insert(id, Seat { disks: Some(disks), ..Seat::default() });
-            let delay = world.dice.millis(0, 300);
-            world.agenda.after(delay, Event::Start(id));
+        world.note(|world| format!("{:?}", world.config));
+        let at = Position { index: world.config.founders, term: 1 };
+        for id in 1..=world.config.founders {
+            let disks = Disks::new(id, &founders, at, world.config.segment_files);
+            world.slots.insert(id, MemberSlot { disks: Some(disks), ..MemberSlot::default() });
+            let delay = world.rng.millis(0, 300);
+            world.events.schedule(delay, Event::Start(id));
         }
-        for _ in 0..world.climate.clients {
-            world.agenda.after(Duration::from_millis(1), Event::Wish);
+        for _ in 0..world.config.clients {
+            world.events.schedule(Duration::from_millis(1), Event::ClientRequest);
         }
-        for nth in 0..world.climate.lease_owners {
-            world.agenda.after(Duration::from_secs(1), Event::LeaseOwner(nth));
+        for nth in 0..world.config.lease_owners {
+            world.events.schedule(Duration::from_secs(1), Event::LeaseOwner(nth));
         }
-        if !world.climate.troubles.is_empty() {
-            world.agenda.after(Duration::from_millis(500), Event::Trouble);
+        if !world.config.disruptions.is_empty() {
+            world.events.schedule(Duration::from_millis(500), Event::Disruption);
         }
         world
     }
 
-    /// Lives through all of it, and an end in peace.
+    /// Executes the whole run, including the quiescent phase.
     pub fn run(&mut self) -> Report {
-        self.run_for(self.climate.length);
-        self.make_peace();
+        self.run_for(self.config.length);
+        self.quiesce();
         self.report.entries = self.history.len();
-        self.report.reigns = self.oaths.reigns();
-        self.report.early = std::mem::take(&mut self.oaths.early);
+        self.report.leader_terms = self.raft_checks.leader_terms();
+        self.report.early = std::mem::take(&mut self.raft_checks.early);
         self.report.clone()
     }
 
-    /// Lets everything happen that happens in so much time.
+    /// Handles all events of the next `time`.
     pub fn run_for(&mut self, time: Duration) {
-        let end = self.agenda.now() + time;
-        while self.happen_next(end) {}
+        let end = self.events.now() + time;
+        while self.run_next_event(end) {}
         self.set_clock();
     }
 
-    /// Lets the next event happen, if it comes until then.
-    pub fn happen_next(&mut self, end: Duration) -> bool {
-        let Some(event) = self.agenda.next(end) else { return false };
+    /// Handles the next event, if there is one up to `end`.
+    pub fn run_next_event(&mut self, end: Duration) -> bool {
+        let Some(event) = self.events.next(end) else { return false };
         self.set_clock();
-        self.happen(event);
-        self.listen();
+        self.handle(event);
+        self.handle_completions();
         true
     }
 
     fn set_clock(&self) {
-        let nanos = u64::try_from(self.agenda.now().as_nanos()).expect("a run is short");
+        let nanos = u64::try_from(self.events.now().as_nanos()).expect("a run is short");
         self.nanos.store(nanos, Ordering::Relaxed);
     }
 
     pub fn note(&mut self, line: impl FnOnce(&Self) -> String) {
         if let Some(mut trace) = self.trace.take() {
-            trace.push(format!("{:>9.4} {}", self.agenda.now().as_secs_f64(), line(self)));
+            trace.push(format!("{:>9.4} {}", self.events.now().as_secs_f64(), line(self)));
             self.trace = Some(trace);
         }
     }
 
     /// The time as members know it.
     pub fn now(&self) -> Instant {
-        self.started + self.agenda.now()
+        self.started + self.events.now()
     }
 
     pub fn member(&mut self, id: u64) -> Option<&mut Member> {
-        self.seats.get_mut(&id)?.member.as_mut()
+        self.slots.get_mut(&id)?.member.as_mut()
     }
 
-    /// A member in a life of it, unless that is over.
-    pub fn member_in(&mut self, id: u64, life: u64) -> Option<&mut Member> {
-        self.member(id).filter(|member| member.life == life)
+    /// A member, if it is still running in this incarnation.
+    pub fn member_in(&mut self, id: u64, incarnation: u64) -> Option<&mut Member> {
+        self.member(id).filter(|member| member.incarnation == incarnation)
     }
 
-    /// Those who run.
+    /// The running members.
     pub fn running(&self) -> Vec<u64> {
-        self.seats.iter().filter(|(_, seat)| seat.member.is_some()).map(|(id, _)| *id).collect()
+        self.slots.iter().filter(|(_, slot)| slot.member.is_some()).map(|(id, _)| *id).collect()
     }
 
-    fn happen(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         match event {
-            Event::Tick { member, life } => self.tick(member, life),
-            Event::Work { member, life, room } => self.work(member, life, room),
-            Event::Arrival { via, message } => self.arrive(via, *message),
-            Event::Broken { from, to } => self.broken(from, to),
-            Event::Mended { from, life, to } => self.mended(from, life, to),
-            Event::Shipped(shipment) => self.shipped(shipment),
-            Event::Reported { shipment, arrived } => self.reported(shipment, arrived),
+            Event::Tick { member, incarnation } => self.tick(member, incarnation),
+            Event::RunThread { member, incarnation, thread } => self.run_thread(member, incarnation, thread),
+            Event::Arrival { via, message } => self.receive_message(via, *message),
+            Event::ConnectionBroken { from, to } => self.connection_broken(from, to),
+            Event::Reconnect { from, incarnation, to } => self.try_reconnect(from, incarnation, to),
+            Event::SnapshotArrived(transfer) => self.snapshot_arrived(transfer),
+            Event::SnapshotReported { transfer, arrived } => self.snapshot_reported(transfer, arrived),
             Event::Start(id) => self.start(id),
-            Event::Leave(id) => self.leave(id),
-            Event::Wish => self.wish(),
+            Event::StopRemoved(id) => self.stop_removed(id),
+            Event::ClientRequest => self.client_request(),
             Event::LeaseOwner(nth) => self.lease_owner(nth),
             Event::Renewal { lease, at } => self.renew_lease(lease, at),
-            Event::Trouble => self.trouble(),
+            Event::Disruption => self.disrupt(),
             Event::Heal => {
-                self.note(|_| "the network is whole again".to_owned());
+                self.note(|_| "all links work again".to_owned());
                 self.network.heal();
             }
         }
     }
 
     fn start(&mut self, id: u64) {
-        let Some(disks) = self.seats.get_mut(&id).and_then(|seat| seat.disks.take()) else { return };
-        self.lives += 1;
+        let Some(disks) = self.slots.get_mut(&id).and_then(|slot| slot.disks.take()) else { return };
+        self.incarnations += 1;
         let members = self.history.model.members.keys().filter(|member| **member != id);
         let first_peers = members.map(|&id| Peer { id, urls: vec![format!("http://{id}")] }).collect();
-        let around = Surroundings {
+        let context = StartContext {
             now: self.now(),
             clock: Clock::simulated(self.nanos.clone()),
-            life: self.lives,
+            incarnation: self.incarnations,
             first_peers,
-            pre_vote: self.peace || self.dice.percent(self.climate.pre_vote),
+            pre_vote: self.quiescent || self.rng.percent(self.config.pre_vote),
             ledger: self.ledger.clone(),
             fault: self.fault,
         };
-        let mut dice = self.dice.split();
-        let member = Member::start(disks, around, &mut dice);
+        let mut rng = self.rng.split();
+        let member = Member::start(disks, context, &mut rng);
         let member = member.unwrap_or_else(|halt| panic!("member {id} does not start: {halt}"));
-        let (applied, agreed) = (member.applied(), self.history.last_index());
-        assert!(applied.index <= agreed, "{applied:?} is in the database of {id}, but nobody applied it");
-        let life = member.life;
-        let seat = self.seats.get_mut(&id).expect("it was there");
-        seat.member = Some(member);
-        seat.scheduled.clear();
-        seat.tick = TICK;
-        self.note(|_| format!("{id}: starts its life {life} at {applied:?} of {agreed}"));
-        let delay = self.dice.millis(0, 100);
-        self.agenda.after(delay, Event::Tick { member: id, life });
-        self.agenda.after(KEEPER_ROUND, Event::Work { member: id, life, room: Room::Keeper });
-        self.agenda.after(TICK, Event::Work { member: id, life, room: Room::LeaseExpiry });
-        self.arrange(id);
+        let (applied, committed) = (member.applied(), self.history.last_index());
+        assert!(applied.index <= committed, "{applied:?} is in the database of {id}, but no member applied it");
+        let incarnation = member.incarnation;
+        let slot = self.slots.get_mut(&id).expect("it exists");
+        slot.member = Some(member);
+        slot.scheduled.clear();
+        slot.tick = TICK;
+        self.note(|_| format!("{id}: starts incarnation {incarnation} at {applied:?} of {committed}"));
+        let delay = self.rng.millis(0, 100);
+        self.events.schedule(delay, Event::Tick { member: id, incarnation });
+        self.events.schedule(
+            BACKGROUND_INTERVAL,
+            Event::RunThread { member: id, incarnation, thread: MemberThread::Background },
+        );
+        self.events.schedule(TICK, Event::RunThread { member: id, incarnation, thread: MemberThread::LeaseExpiry });
+        self.schedule_threads(id);
     }
 
-    fn tick(&mut self, id: u64, life: u64) {
-        let now = self.agenda.now();
-        let Some(seat) = self.seats.get_mut(&id) else { return };
-        let (asleep_until, tick) = (seat.asleep_until, seat.tick);
-        let Some(member) = seat.member.as_mut().filter(|member| member.life == life) else { return };
-        if asleep_until > now {
+    fn tick(&mut self, id: u64, incarnation: u64) {
+        let now = self.events.now();
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let (paused_until, tick) = (slot.paused_until, slot.tick);
+        let Some(member) = slot.member.as_mut().filter(|member| member.incarnation == incarnation) else { return };
+        if paused_until > now {
             member.tick(LATE_TICKS);
-            self.agenda.after(asleep_until.saturating_sub(now), Event::Tick { member: id, life });
+            self.events.schedule(paused_until.saturating_sub(now), Event::Tick { member: id, incarnation });
             return;
         }
         member.tick(1);
-        // Clocks run now faster, now slower: else the election timeouts, which are fixed, would always fall alike.
-        if self.dice.percent(4) {
-            self.seats.get_mut(&id).expect("it is there").tick = self.dice.millis(50, 200);
+        // Clock rates vary: otherwise the fixed election timeouts would always expire in the same order.
+        if self.rng.percent(4) {
+            self.slots.get_mut(&id).expect("it exists").tick = self.rng.millis(50, 200);
         }
-        self.agenda.after(tick, Event::Tick { member: id, life });
-        self.arrange(id);
+        self.events.schedule(tick, Event::Tick { member: id, incarnation });
+        self.schedule_threads(id);
     }
 
-    /// A part of a member runs, unless it stands still.
-    fn work(&mut self, id: u64, life: u64, room: Room) {
-        let now = self.agenda.now();
-        if self.member_in(id, life).is_none() {
+    /// Runs a step of a member's thread, unless it is stalled.
+    fn run_thread(&mut self, id: u64, incarnation: u64, thread: MemberThread) {
+        let now = self.events.now();
+        if self.member_in(id, incarnation).is_none() {
             return;
         }
-        let seat = self.seats.get_mut(&id).expect("it has a member");
-        let stuck_until = seat.stuck_until(room);
-        if stuck_until > now {
-            self.agenda.after(stuck_until.saturating_sub(now), Event::Work { member: id, life, room });
+        let slot = self.slots.get_mut(&id).expect("it has a member");
+        let stalled_until = slot.stalled_until(thread);
+        if stalled_until > now {
+            self.events
+                .schedule(stalled_until.saturating_sub(now), Event::RunThread { member: id, incarnation, thread });
             return;
         }
-        seat.scheduled.remove(&room);
-        if room == Room::Keeper {
-            self.agenda.after(KEEPER_ROUND, Event::Work { member: id, life, room });
+        slot.scheduled.remove(&thread);
+        if thread == MemberThread::Background {
+            self.events.schedule(BACKGROUND_INTERVAL, Event::RunThread { member: id, incarnation, thread });
         }
-        let share = Share::draw(&mut self.dice);
-        let done = match room {
-            Room::Raft => self.turn(id, share),
-            Room::Log => {
+        let share = Share::random(&mut self.rng);
+        let done = match thread {
+            MemberThread::Raft => self.step_raft(id, share),
+            MemberThread::Log => {
                 self.note(|_| format!("{id}: log {share:?}"));
-                self.member(id).expect("it runs").write_log(share)
+                self.member(id).expect("it is running").write_log(share)
             }
-            Room::Apply => self.apply(id, share),
-            Room::Keeper => {
+            MemberThread::Apply => self.apply(id, share),
+            MemberThread::Background => {
                 let now = self.now();
-                self.note(|_| format!("{id}: keeper"));
-                self.member(id).expect("it runs").keep(now)
+                self.note(|_| format!("{id}: background"));
+                self.member(id).expect("it is running").run_background(now)
             }
-            Room::LeaseExpiry => {
-                let again = self.member(id).expect("it runs").expire_leases();
+            MemberThread::LeaseExpiry => {
+                let again = self.member(id).expect("it is running").expire_leases();
                 let pause = again.saturating_sub(now).clamp(TICK / 10, TICK);
-                self.agenda.after(pause, Event::Work { member: id, life, room });
+                self.events.schedule(pause, Event::RunThread { member: id, incarnation, thread });
                 Ok(())
             }
-            Room::Hub => self.deliver(id),
+            MemberThread::Hub => self.deliver(id),
         };
         match done {
-            Ok(()) => self.afterwards(id),
+            Ok(()) => self.process_output(id),
             Err(halt) => {
-                let lit = self.member(id).is_some_and(|member| member.gauge.is_lit());
-                assert!(lit, "member {id} cannot go on: {halt}");
+                let planned = self.member(id).is_some_and(|member| member.disk_state.may_lose_power());
+                assert!(planned, "fatal error in member {id}: {halt}");
                 self.crash(id);
             }
         }
     }
 
-    fn turn(&mut self, id: u64, share: Share) -> Result<(), Halt> {
+    fn step_raft(&mut self, id: u64, share: Share) -> Result<(), Halt> {
         let now = self.now();
-        let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
+        let member = self.slots.get_mut(&id).and_then(|slot| slot.member.as_mut()).expect("it is running");
         if member.is_installing() {
-            member.install(now, |entry| self.history.see(entry))?;
+            member.install(now, |entry| self.history.observe(entry))?;
             self.check_lease_ends();
             self.report.snapshots += 1;
-            self.note(|_| format!("{id}: has installed a snapshot"));
+            self.note(|_| format!("{id}: installed a snapshot"));
             self.check_digest(id);
             return Ok(());
         }
-        let said = member.turn(share);
-        self.note(|_| format!("{id}: turn {share:?}, {} messages", said.messages.len()));
-        if said.stands_still && self.fault.is_none() {
-            assert!(said.messages.is_empty(), "the disk of {id} stands still, but it says {:?}", said.messages);
+        let output = member.step_raft(share);
+        self.note(|_| format!("{id}: raft {share:?}, {} messages", output.messages.len()));
+        if output.disk_stalled && self.fault.is_none() {
+            assert!(output.messages.is_empty(), "the disk of {id} is stalled, but it sends {:?}", output.messages);
         }
-        if said.waited && self.fault.is_none() {
-            said.messages.iter().for_each(|message| self.oaths.early(message));
+        if output.disk_busy && self.fault.is_none() {
+            output.messages.iter().for_each(|message| self.raft_checks.record_early(message));
         }
-        self.carry(id, said.messages);
+        self.send_messages(id, output.messages);
         self.check_leadership(id);
         Ok(())
     }
 
     fn apply(&mut self, id: u64, share: Share) -> Result<(), Halt> {
         let now = self.now();
-        let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
-        member.apply(share, now, |entry| self.history.see(entry))?;
+        let member = self.slots.get_mut(&id).and_then(|slot| slot.member.as_mut()).expect("it is running");
+        member.apply(share, now, |entry| self.history.observe(entry))?;
         let applied = member.applied();
         self.check_lease_ends();
         self.note(|_| format!("{id}: apply {share:?}, now at {applied:?}"));
         self.check_digest(id);
-        self.welcome_newcomers();
+        self.start_added_members();
         Ok(())
     }
 
     pub fn deliver(&mut self, id: u64) -> Result<(), Halt> {
-        let now = self.agenda.now();
-        let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
+        let now = self.events.now();
+        let member = self.slots.get_mut(&id).and_then(|slot| slot.member.as_mut()).expect("it is running");
         for watcher in self.watchers.iter_mut().filter(|watcher| watcher.member() == Some(id)) {
             let mut silent = 0;
             while silent < QUIET_STEPS {
                 member.deliver(now)?;
-                let heard = watcher.listen(&self.history.model);
-                self.report.heard += heard;
-                silent = if heard == 0 { silent + 1 } else { 0 };
+                let received = watcher.receive(&self.history.model);
+                self.report.events_received += received;
+                silent = if received == 0 { silent + 1 } else { 0 };
             }
         }
         member.deliver(now)
     }
 
     fn check_digest(&mut self, id: u64) {
-        let member = self.seats[&id].member.as_ref().expect("it runs");
+        let member = self.slots[&id].member.as_ref().expect("it is running");
         self.history.check_state(member.applied().index, &member.node.readers());
     }
 
-    /// A member that leads has all that was agreed before.
+    /// A leader has all entries that were committed in earlier terms.
     fn check_leadership(&mut self, id: u64) {
-        let member = self.seats.get_mut(&id).and_then(|seat| seat.member.as_mut()).expect("it runs");
-        let replica = &mut member.rooms.core.driver.replica;
+        let member = self.slots.get_mut(&id).and_then(|slot| slot.member.as_mut()).expect("it is running");
+        let replica = &mut member.threads.core.driver.replica;
         let leadership = replica.leadership();
-        if !leadership.is_self || !self.oaths.leads(id, leadership.term) {
+        if !leadership.is_self || !self.raft_checks.record_leader(id, leadership.term) {
             return;
         }
         if let Some((index, term)) = self.history.last_before(leadership.term) {
             let has = replica.log().truncated().index >= index
                 || replica.position(index).is_some_and(|position| position.term == term);
-            assert!(has, "{id} leads term {}, but has not entry {index} of term {term}", leadership.term);
+            assert!(has, "{id} leads term {}, but does not have entry {index} of term {term}", leadership.term);
         }
         self.note(|_| format!("{id}: leads term {}", leadership.term));
     }
 
-    /// Whatever a member has left at the doors is taken further.
-    pub fn afterwards(&mut self, id: u64) {
+    /// Processes what a member has put out: its messages, and the knowledge that it was removed.
+    pub fn process_output(&mut self, id: u64) {
         let Some(member) = self.member(id) else { return };
-        let messages = member.mailroom.take();
-        let farewell = member.mailroom.said_farewell();
-        self.carry(id, messages);
-        let seat = self.seats.get_mut(&id).expect("it has a member");
-        if farewell && !std::mem::replace(&mut seat.leaving, true) {
-            let delay = self.dice.millis(0, 1000);
-            self.agenda.after(delay, Event::Leave(id));
+        let messages = member.outbox.take_messages();
+        let knows_of_removal = member.outbox.knows_of_removal();
+        self.send_messages(id, messages);
+        let slot = self.slots.get_mut(&id).expect("it has a member");
+        if knows_of_removal && !std::mem::replace(&mut slot.leaving, true) {
+            let delay = self.rng.millis(0, 1000);
+            self.events.schedule(delay, Event::StopRemoved(id));
         }
-        self.check_electorate(id);
-        self.arrange(id);
+        self.check_voters(id);
+        self.schedule_threads(id);
     }
 
-    /// Raft and the table agree on who votes, where nothing is on its way from one to the other.
-    fn check_electorate(&mut self, id: u64) {
-        let member = self.member(id).expect("it runs");
-        if !member.is_quiet() || member.rooms.core.driver.leaving.is_some() {
+    /// Raft and the member table agree on the voters, unless a change is on its way from one to the other.
+    fn check_voters(&mut self, id: u64) {
+        let member = self.member(id).expect("it is running");
+        if !member.is_idle() || member.threads.core.driver.leaving.is_some() {
             return;
         }
-        let mut raft = member.rooms.core.driver.replica.conf_state();
+        let mut raft = member.threads.core.driver.replica.conf_state();
         raft.voters.sort_unstable();
         raft.learners.sort_unstable();
         assert_eq!(raft, conf_state(&member.electorate()), "raft and the member table of {id}");
     }
 
-    /// Lets every room run that has something to do.
-    pub fn arrange(&mut self, id: u64) {
-        let seat = self.seats.get_mut(&id).expect("it is there");
-        let Some(member) = &mut seat.member else { return };
-        for room in Room::ALL {
-            if seat.scheduled.contains(&room) || !member.is_wanted(room) {
+    /// Schedules every thread that has something to do.
+    pub fn schedule_threads(&mut self, id: u64) {
+        let slot = self.slots.get_mut(&id).expect("it exists");
+        let Some(member) = &mut slot.member else { return };
+        for thread in MemberThread::ALL {
+            if slot.scheduled.contains(&thread) || !member.has_work(thread) {
                 continue;
             }
-            seat.scheduled.insert(room);
-            let delay = match room {
-                Room::Log => self.climate.sync(&mut self.dice),
-                Room::Raft | Room::Apply | Room::Hub if self.dice.percent(5) => self.dice.millis(0, 100),
-                Room::Raft | Room::Apply | Room::Hub => self.dice.millis(0, 1),
-                Room::Keeper | Room::LeaseExpiry => self.dice.millis(0, 50),
+            slot.scheduled.insert(thread);
+            let delay = match thread {
+                MemberThread::Log => self.config.sync(&mut self.rng),
+                MemberThread::Raft | MemberThread::Apply | MemberThread::Hub if self.rng.percent(5) => {
+                    self.rng.millis(0, 100)
+                }
+                MemberThread::Raft | MemberThread::Apply | MemberThread::Hub => self.rng.millis(0, 1),
+                MemberThread::Background | MemberThread::LeaseExpiry => self.rng.millis(0, 50),
             };
-            self.agenda.after(delay, Event::Work { member: id, life: member.life, room });
+            self.events.schedule(delay, Event::RunThread { member: id, incarnation: member.incarnation, thread });
         }
     }
 }
