@@ -1,7 +1,7 @@
-//! What many leases cost: bytes and time for each, with one key on every lease.
+//! Memory and time per lease, for many leases with one key attached to each.
 
-#![allow(clippy::disallowed_methods, reason = "it measures time")]
-#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+#![allow(clippy::disallowed_methods, reason = "measures time")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -32,18 +32,18 @@ fn key(id: LeaseId) -> [u8; KEY_BYTES] {
     key
 }
 
-/// IDs as members draw them: ascending, but never quite in order.
+/// IDs as members generate them: ascending, but not strictly in order.
 fn ids(count: i64) -> impl Iterator<Item = LeaseId> {
     (1..=count).map(|number| LeaseId((number ^ 5) + (7 << 40)))
 }
 
-/// The same in no helpful order, as clients renew them.
+/// The same IDs in a scattered order, as clients renew them.
 fn shuffled(count: i64) -> impl Iterator<Item = LeaseId> {
     let ids: Vec<_> = ids(count).collect();
     (0..ids.len()).map(move |number| ids[number * 7919 % ids.len()])
 }
 
-/// Prints how long something took per lease.
+/// Runs `work` and prints its duration, in total and per lease.
 fn timed<T>(what: &str, count: i64, work: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let done = work();
@@ -76,11 +76,12 @@ fn grant_all(engine: &Memory, count: i64) -> Leases {
     leases
 }
 
-/// The life of many leases on a leader, and a budget for their memory: replicated table, then deadlines.
-fn live(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
-    // The allocator counts for the whole process.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+/// Restores, grants, renews, expires and revokes many leases as a leader does, and checks the memory of the replicated table and
+/// of the deadlines against a budget in bytes per lease.
+fn run(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
+    // The allocator counts for the whole process, so these tests must not overlap.
+    static EXCLUSIVE: Mutex<()> = Mutex::new(());
+    let _guard = EXCLUSIVE.lock().unwrap_or_else(PoisonError::into_inner);
     let engine = Memory::default();
     drop(grant_all(&engine, count));
     engine.flush().unwrap();
@@ -102,7 +103,7 @@ fn live(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
     deadlines.demote();
     grow(&mut deadlines, count);
     deadlines.demote();
-    assert!(allocated() <= before + (1 << 20), "nothing is left behind");
+    assert!(allocated() <= before + (1 << 20), "all memory is freed");
 
     let mut batch = Batch::default();
     timed("revoke", count, || {
@@ -114,14 +115,14 @@ fn live(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
     assert!(leases.reader().is_empty());
 }
 
-/// Promotes, renews everything twice, then lets everything end.
+/// Promotes, renews all leases twice, then lets all of them expire.
 fn expire(all: Vec<(LeaseId, i64)>, count: i64, budget_bytes: usize) -> Deadlines {
     let before = allocated();
     let mut deadlines = Deadlines::new(RETRY);
     timed("promote", count, || deadlines.promote(all, Duration::ZERO, ELECTION_TIMEOUT));
     assert!(per_lease("deadlines after a promotion", before, count) <= budget_bytes);
 
-    // Spread renewals over 50 seconds, as clients do; the first round undoes the spread of the promotion.
+    // Renewals are spread over 50 seconds, as with real clients; the first round cancels the spread of the promotion.
     let spread = |number: i64| Duration::from_millis((number * 50_000 / count).unsigned_abs());
     for (what, start) in [("first renewal", 1), ("second renewal", 52)] {
         timed(what, count, || {
@@ -131,9 +132,9 @@ fn expire(all: Vec<(LeaseId, i64)>, count: i64, budget_bytes: usize) -> Deadline
             }
         });
     }
-    let looked_at =
-        timed("a look at all that were renewed", count, || deadlines.expired(Duration::from_secs(111), usize::MAX));
-    assert!(looked_at.is_empty(), "none of them is over");
+    let expired =
+        timed("check all that were renewed", count, || deadlines.expired(Duration::from_secs(111), usize::MAX));
+    assert!(expired.is_empty(), "no lease has expired yet");
 
     let mut found = 0;
     let mut slowest = Duration::ZERO;
@@ -148,11 +149,11 @@ fn expire(all: Vec<(LeaseId, i64)>, count: i64, budget_bytes: usize) -> Deadline
         }
     });
     println!("{:32} {:8.1} ms", "slowest half second", slowest.as_secs_f64() * 1e3);
-    assert_eq!(found, count, "each was found once, within half a second of its end");
+    assert_eq!(found, count, "each lease is reported once, within half a second of its deadline");
     deadlines
 }
 
-/// Grants one by one on a leader, for the pause when its map grows.
+/// Grants one by one on a leader, to measure the pause when its map grows.
 fn grow(deadlines: &mut Deadlines, count: i64) {
     let before = allocated();
     deadlines.promote([], Duration::ZERO, ELECTION_TIMEOUT);
@@ -170,11 +171,11 @@ fn grow(deadlines: &mut Deadlines, count: i64) {
 
 #[test]
 fn many_leases_are_cheap() {
-    live(50_000, 160, 120);
+    run(50_000, 160, 120);
 }
 
 #[test]
 #[ignore = "long"]
 fn a_million_leases_are_cheap() {
-    live(1_000_000, 160, 120);
+    run(1_000_000, 160, 120);
 }

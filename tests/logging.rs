@@ -1,4 +1,4 @@
-//! What a process logs, read back from the file it logs to. One test, because a process has one log.
+//! The log lines of a process, read back from its log files. There is one test, because a process has one logger.
 
 use std::{fs, thread};
 
@@ -6,10 +6,10 @@ use metastore::logging::{self, Format, Level, Notice, Output, Settings};
 use serde_json::Value;
 use tracing::{debug, error, info, warn};
 
-/// Loses its own line if a value that logs while it is printed does any harm.
-struct Talkative;
+/// A value that logs while it is being formatted. Neither line may be lost.
+struct LogsWhileFormatted;
 
-impl std::fmt::Display for Talkative {
+impl std::fmt::Display for LogsWhileFormatted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         Notice::new(Level::Warn, "from within").log();
         f.write_str("said")
@@ -36,12 +36,12 @@ fn every_line_is_one_json_object_in_zaps_form() {
     debug!(target: "metastore::test", "not at this level");
     info!(target: "h2::codec", "not of another crate");
     warn!(target: "h2::codec", "but its warnings");
-    info!(target: "metastore::test", value = %Talkative, "outer");
+    info!(target: "metastore::test", value = %LogsWhileFormatted, "outer");
     slog::info!(logging::raft_logger(), "became leader"; "term" => 2);
     thread::Builder::new().name("apply".into()).spawn(|| panic!("on {}", "purpose")).unwrap().join().unwrap_err();
     let _code = logging::fatal("discovery failed", "port in use");
 
-    // What fails from here on shall be seen.
+    // Restores the default panic hook, so that the assertions below print their messages.
     drop(std::panic::take_hook());
     let text = fs::read_to_string(&one).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

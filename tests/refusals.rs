@@ -1,4 +1,4 @@
-//! What a server does not start on: one clear line, an exit code, and nothing touched.
+//! Conditions under which a server refuses to start: it logs one clear line, exits with an error code, and changes nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -25,7 +25,7 @@ use support::Server;
 const REFUSED: i32 = 1;
 const ANY_PORT: &str = "http://127.0.0.1:0";
 
-/// Everything below a directory: files with their bytes, directories without.
+/// Everything below a directory: files with their contents, directories with `None`.
 fn tree(path: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(path).unwrap() {
@@ -42,7 +42,7 @@ fn tree(path: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
 fn assert_untouched(before: &BTreeMap<PathBuf, Option<Vec<u8>>>, path: &Path) {
     let after = tree(path);
     let names = |tree: &BTreeMap<PathBuf, Option<Vec<u8>>>| tree.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&after), names(before), "no file came or went");
+    assert_eq!(names(&after), names(before), "no file was created or removed");
     let changed: Vec<_> = before.keys().filter(|path| before[*path] != after[*path]).collect();
     assert!(changed.is_empty(), "{changed:?} have changed");
 }
@@ -60,28 +60,28 @@ fn command(data_dir: &Path, client_url: &str) -> Command {
     command
 }
 
-/// Starts a server that must end by itself; returns its last words.
+/// Starts a server that must exit by itself; returns the error of its one fatal log line.
 #[track_caller]
 fn refusal(data_dir: &Path, client_url: &str) -> String {
     let output = command(data_dir, client_url).output().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(REFUSED), "{log}");
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let complaints: Vec<_> =
-        lines.iter().filter(|line| !["debug", "info", "warn"].contains(&word(line, "level"))).collect();
-    let [complaint] = complaints.as_slice() else { panic!("one line says why, but these do: {complaints:?}") };
-    assert_eq!(word(complaint, "level"), "fatal");
-    assert!(!word(complaint, "error").contains('\n'), "{complaint}");
-    word(complaint, "error").to_owned()
+    let errors: Vec<_> =
+        lines.iter().filter(|line| !["debug", "info", "warn"].contains(&field(line, "level"))).collect();
+    let [fatal_line] = errors.as_slice() else { panic!("expected one error line, got {errors:?}") };
+    assert_eq!(field(fatal_line, "level"), "fatal");
+    assert!(!field(fatal_line, "error").contains('\n'), "{fatal_line}");
+    field(fatal_line, "error").to_owned()
 }
 
-fn word<'a>(line: &'a serde_json::Value, field: &str) -> &'a str {
-    line[field].as_str().unwrap_or_default()
+fn field<'a>(line: &'a serde_json::Value, name: &str) -> &'a str {
+    line[name].as_str().unwrap_or_default()
 }
 
 #[track_caller]
-fn assert_says(said: &str, words: &[&str]) {
-    assert!(words.iter().all(|word| said.contains(word)), "{said:?} does not say all of {words:?}");
+fn assert_contains(message: &str, parts: &[&str]) {
+    assert!(parts.iter().all(|part| message.contains(part)), "{message:?} does not contain all of {parts:?}");
 }
 
 async fn put(server: &Server, key: &str, value: &str) {
@@ -94,8 +94,8 @@ async fn count(server: &Server) -> i64 {
     server.kv().await.range(all).await.unwrap().into_inner().count
 }
 
-/// A data directory in which a member was, and is no more.
-fn left_behind() -> Server {
+/// A stopped member with its data directory.
+fn stopped_member() -> Server {
     let mut server = Server::start(&[]);
     server.stop();
     server
@@ -103,12 +103,12 @@ fn left_behind() -> Server {
 
 #[test]
 fn a_newer_format_is_refused() {
-    let server = left_behind();
+    let server = stopped_member();
     let version = server.data_dir().join("member/VERSION");
     fs::write(&version, "metastore 2\n").unwrap();
     let before = tree(&server.data_dir());
-    let said = refusal(&server.data_dir(), ANY_PORT);
-    assert_says(&said, &["VERSION", "format 2", "newer"]);
+    let message = refusal(&server.data_dir(), ANY_PORT);
+    assert_contains(&message, &["VERSION", "format 2", "newer"]);
     assert_untouched(&before, &server.data_dir());
 }
 
@@ -121,66 +121,66 @@ fn etcds_own_directory_is_refused() {
     fs::write(data.join("member/wal/0000000000000000-0000000000000000.wal"), "a log of etcd's").unwrap();
     fs::write(data.join("member/snap/db"), "a database of etcd's").unwrap();
     let before = tree(root.path());
-    assert_says(&refusal(&data, ANY_PORT), &["default.etcd/member", "not ours", "etcd's"]);
+    assert_contains(&refusal(&data, ANY_PORT), &["default.etcd/member", "not ours", "etcd's"]);
     assert_untouched(&before, root.path());
 }
 
 #[test]
-fn a_directory_with_files_of_somebody_else_is_refused() {
+fn a_directory_with_foreign_files_is_refused() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("thesis.tex"), "all of it").unwrap();
     let before = tree(root.path());
-    assert_says(&refusal(root.path(), ANY_PORT), &["not ours", "thesis.tex"]);
+    assert_contains(&refusal(root.path(), ANY_PORT), &["not ours", "thesis.tex"]);
     assert_untouched(&before, root.path());
 }
 
 #[test]
 fn a_directory_whose_database_is_gone_is_refused() {
-    let server = left_behind();
+    let server = stopped_member();
     let path = server.data_dir();
     fs::remove_dir_all(path.join("member/db")).unwrap();
     let before = tree(&path);
-    assert_says(&refusal(&path, ANY_PORT), &["the database", "member/db", "is not there", "Put it back"]);
+    assert_contains(&refusal(&path, ANY_PORT), &["the database", "member/db", "is not there", "Put it back"]);
     assert_untouched(&before, &path);
 }
 
-/// Somebody has tried the other program on the same directory.
+/// As if etcd had been started on the same directory.
 #[test]
-fn what_an_etcd_has_left_beside_our_data_is_pointed_out() {
-    let mut server = left_behind();
+fn etcd_files_next_to_our_data_are_reported() {
+    let mut server = stopped_member();
     fs::create_dir(server.data_dir().join("member/wal")).unwrap();
     server.restart();
     server.wait_for_log("an etcd has written into this directory");
 }
 
 #[test]
-fn a_port_in_use_is_refused_before_anything_is_made() {
+fn a_port_in_use_is_refused_before_anything_is_created() {
     let root = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let said = refusal(&root.path().join("data"), &format!("http://{address}"));
-    assert_says(&said, &[&address, "address already in use"]);
+    let message = refusal(&root.path().join("data"), &format!("http://{address}"));
+    assert_contains(&message, &[&address, "address already in use"]);
     assert_untouched(&BTreeMap::new(), root.path());
 }
 
 #[test]
-fn a_place_where_nothing_can_be_written_is_refused() {
+fn a_path_that_cannot_be_written_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("file");
     fs::write(&file, "in the way").unwrap();
     let before = tree(root.path());
-    // Not even root can make a directory in the second and third of these.
-    for place in [file.clone(), file.join("data"), PathBuf::from("/proc/metastore")] {
-        let said = refusal(&place, ANY_PORT);
-        assert_says(&said, &["data directory", place.to_str().unwrap()]);
+    // Not even root can create a directory at the second and third of these paths.
+    for path in [file.clone(), file.join("data"), PathBuf::from("/proc/metastore")] {
+        let message = refusal(&path, ANY_PORT);
+        assert_contains(&message, &["data directory", path.to_str().unwrap()]);
     }
     assert_untouched(&before, root.path());
 }
 
-/// Nothing is begun, so there is nothing to end.
+/// SIGTERM ends a process that has not started yet because it waits for the lock.
 #[test]
-fn a_process_that_waits_ends_when_it_is_told_to() {
-    let server = left_behind();
+fn a_process_waiting_for_the_lock_ends_on_sigterm() {
+    let server = stopped_member();
     let path = server.data_dir();
     let first = DataDir::open(&path).unwrap();
     let mut second = command(&path, ANY_PORT).stderr(Stdio::piped()).spawn().unwrap();
@@ -192,10 +192,10 @@ fn a_process_that_waits_ends_when_it_is_told_to() {
     drop(first);
 }
 
-/// Like etcd, it waits for the lock, says so in one line, and takes over when the first process ends.
+/// As in etcd, it waits for the lock of the data directory, logs one line about it, and starts when the first process ends.
 #[test]
-fn a_second_process_waits_and_touches_nothing() {
-    let server = left_behind();
+fn a_second_process_waits_and_changes_nothing() {
+    let server = stopped_member();
     let path = server.data_dir();
     let first = DataDir::open(&path).unwrap();
     let before = tree(&path);
@@ -209,7 +209,7 @@ fn a_second_process_waits_and_touches_nothing() {
                 return seen;
             }
         }
-        panic!("no line says {text:?}: {seen:?}");
+        panic!("no line contains {text:?}: {seen:?}");
     };
     let waiting = until(&mut log, "db file is flocked by another process");
     assert!(waiting.iter().all(|line| !line.contains("serving client traffic")), "{waiting:?}");
@@ -242,33 +242,34 @@ async fn a_log_that_is_shorter_than_the_database_is_refused() {
     fs::rename(&log, &new).unwrap();
     fs::rename(&old, &log).unwrap();
     let before = tree(&log);
-    assert_says(&refusal(&server.data_dir(), ANY_PORT), &["log", "database"]);
+    assert_contains(&refusal(&server.data_dir(), ANY_PORT), &["log", "database"]);
     assert_untouched(&before, &log);
 
     fs::remove_dir_all(&log).unwrap();
     fs::rename(&new, &log).unwrap();
     server.restart();
-    assert_eq!(count(&server).await, 4, "with the log that belongs to it the database is as good as ever");
+    assert_eq!(count(&server).await, 4, "with its own log the database is intact");
 }
 
 #[tokio::test]
 async fn a_flipped_bit_in_the_middle_of_the_log_is_refused() {
     let mut server = Server::start(&[]);
     for nth in 0..20 {
-        put(&server, &format!("key-{nth}"), &format!("needle-{nth};")).await; // One after the other: a group each.
+        // One at a time, so that each is a group of its own.
+        put(&server, &format!("key-{nth}"), &format!("needle-{nth};")).await;
     }
     server.kill();
     let segment = server.data_dir().join("member/log/00000000000000000001.segment");
     let mut bytes = fs::read(&segment).unwrap();
-    let place = bytes.windows(9).position(|window| window == b"needle-9;").unwrap();
-    bytes[place] ^= 1;
+    let offset = bytes.windows(9).position(|window| window == b"needle-9;").unwrap();
+    bytes[offset] ^= 1;
     fs::write(&segment, &bytes).unwrap();
     let before = tree(&server.data_dir());
-    let said = refusal(&server.data_dir(), ANY_PORT);
-    assert_says(&said, &["00000000000000000001.segment", "damaged at offset", "Nothing was changed"]);
+    let message = refusal(&server.data_dir(), ANY_PORT);
+    assert_contains(&message, &["00000000000000000001.segment", "damaged at offset", "Nothing was changed"]);
     assert_untouched(&before, &server.data_dir());
 
-    bytes[place] ^= 1;
+    bytes[offset] ^= 1;
     fs::write(&segment, &bytes).unwrap();
     server.restart();
     assert_eq!(count(&server).await, 20);
