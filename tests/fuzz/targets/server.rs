@@ -100,7 +100,7 @@ impl Method for TestMethod {
         let message = call.message;
         match self.0 {
             Behavior::Later => {
-                // A copy: the buffer of a read is counted while it is referenced, and its size depends on how the input was split.
+                // A copy: the buffer of a read is counted while referenced, and its size depends on how the input was split.
                 self.1.replies.lock().push((Bytes::copy_from_slice(&message), reply));
             }
             Behavior::Refuse => reply.answer(Err(Refusal { code: Code::NotFound, message: "no\u{e4}".into() })),
