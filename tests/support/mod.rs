@@ -1,7 +1,7 @@
 //! Real `metastore` processes in temporary directories, for every test that drives a server from outside.
 //!
-//! The system chooses the client port: a server is told to listen on port 0 and logs its address. Nothing here sleeps: waiting
-//! means waiting for a log line or for the end of the process, and a wait that times out fails with the whole log.
+//! The system chooses the client port: a server listens on port 0 and logs its address. Nothing here sleeps: a test waits for a
+//! log line or for the end of the process, and a wait that times out fails with the whole log.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 

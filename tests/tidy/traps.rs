@@ -45,7 +45,11 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (28, "ignore_value and ignore_lease", &["tests/golden/lease/attachment", "tests/kv/errors.rs"]),
     (29, "a plain put drops the lease", &["tests/golden/lease/attachment"]),
     (30, "what counts as too large", &["tests/kv/errors.rs"]),
-    (31, "the quota is strict", &["src/node/room/tests.rs", "tests/kv/quota.rs", "tests/golden/lease/alarm_nospace"]),
+    (
+        31,
+        "a request that meets the quota exactly is refused",
+        &["src/node/room/tests.rs", "tests/kv/quota.rs", "tests/golden/lease/alarm_nospace"],
+    ),
     (32, "what a transaction costs", &["src/state/command.rs", "tests/golden/lease/alarm_nospace"]),
     (33, "corruption blocks every change", &["tests/golden/lease/alarm_corrupt", "tests/kv/maintenance.rs"]),
     (34, "clearing an alarm names its member", &["tests/golden/lease/alarms", "tests/kv/maintenance.rs"]),

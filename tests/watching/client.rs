@@ -116,7 +116,7 @@ impl Line for Wire {
     }
 
     fn send(&mut self, message: Bytes) {
-        assert!(self.has_room(), "the conversation must check for room before it sends");
+        assert!(self.has_room(), "the conversation must check `has_room` before it sends");
         self.bytes += message.len();
         let response = WatchResponse::decode(message.clone()).unwrap();
         assert_eq!(response.encode_to_vec(), message, "the assembled bytes are the canonical protobuf encoding");

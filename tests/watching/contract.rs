@@ -281,7 +281,7 @@ fn a_large_response_is_fragmented_if_the_client_asks_for_it() {
 }
 
 #[test]
-fn the_fragment_limit_is_exact_and_fragments_wait_for_room() {
+fn the_fragment_limit_is_exact_and_fragments_wait_until_they_can_be_sent() {
     let mut world = World::new();
     world.txn(&[("a", Some("12345")), ("b", Some("12345"))]);
     let create = || WatchCreateRequest { fragment: true, ..from(2, between("a", "z")) };
@@ -298,7 +298,7 @@ fn the_fragment_limit_is_exact_and_fragments_wait_for_room() {
         let mut client = Client::with_gate(world.hub.open(), limit, Box::new(|_, _| Ok(())));
         client.create(create());
         client.line.room = 1;
-        let mut heard = Vec::new();
+        let mut responses = Vec::new();
         for _ in 0..=parts {
             responses.extend(world.receive(&mut client));
             client.create(on("later"));

@@ -359,7 +359,7 @@ fn the_cost_per_event_does_not_grow_with_the_waiting_watches_of_a_stream() {
     let start = Instant::now();
     client.line.room = 2000;
     let first = world.receive(&mut client).len();
-    println!("{first} of {WATCHES} watches that wait for room: {:?}", start.elapsed());
+    println!("{first} of {WATCHES} waiting watches received the event: {:?}", start.elapsed());
     assert_eq!(first, 2000);
     client.line.room = usize::MAX;
     assert_eq!(world.receive(&mut client).len(), WATCHES - first);

@@ -60,7 +60,7 @@ fn a_lagging_watch_suppresses_the_progress_of_its_whole_stream() {
 }
 
 #[test]
-fn progress_never_overtakes_events_that_wait_for_room() {
+fn progress_never_overtakes_events_that_cannot_be_sent_yet() {
     let mut world = World::with(Settings { pending_bytes: 0, ..Settings::default() });
     let mut client = world.client();
     world.watch(&mut client, with_notifications(on("a")));
