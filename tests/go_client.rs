@@ -1,7 +1,8 @@
-//! The official Go client, through a program of ours in `tests/go`, against a real process.
+//! The official Go client, driven by our program in `tests/go`, against a real server process.
 //!
-//! The program prints what it has checked; where it prints `restart` the server is killed and started again under it. The
-//! same program is held against a real etcd, which shows that what it expects is etcd's behaviour and not ours.
+//! The program prints the name of each check that has passed. When it prints `restart`, the server is killed and restarted
+//! while the client stays connected. The same program also runs against a real etcd, to prove that its expectations are
+//! etcd's behaviour and not ours.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -17,22 +18,22 @@ use std::{
 use process::Server;
 
 #[test]
-fn the_go_client_finds_what_it_expects() {
+fn the_go_client_passes_against_metastore() {
     let Some(client) = client() else { return };
     drive(client, Server::ours(&[]));
 }
 
 #[test]
-fn the_go_client_expects_what_etcd_does() {
+fn the_go_client_passes_against_etcd() {
     let Some(client) = client() else { return };
     let Some(etcd) = process::etcd() else {
-        eprintln!("\n*** THERE IS NO ETCD HERE: THE GO CLIENT WAS NOT HELD AGAINST IT ***\n");
+        eprintln!("\n*** NO ETCD FOUND: THE GO CLIENT WAS NOT RUN AGAINST IT ***\n");
         return;
     };
     drive(client, Server::start(&etcd, &[]));
 }
 
-/// Where the program is, once it is built; none on a machine without Go.
+/// The path of the built program; `None` on a machine without Go.
 fn client() -> Option<&'static Path> {
     static CLIENT: OnceLock<Option<PathBuf>> = OnceLock::new();
     CLIENT.get_or_init(build).as_deref()
@@ -40,7 +41,7 @@ fn client() -> Option<&'static Path> {
 
 fn build() -> Option<PathBuf> {
     if Command::new("go").arg("version").output().is_err() {
-        eprintln!("\n*** THERE IS NO GO HERE: THE GO CLIENT WAS NOT TESTED ***\n");
+        eprintln!("\n*** NO GO TOOLCHAIN FOUND: THE GO CLIENT WAS NOT TESTED ***\n");
         return None;
     }
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("goclient");
@@ -66,14 +67,14 @@ fn drive(client: &Path, mut server: Server) {
         if line == "restart" {
             server.kill_and_restart();
             restarts += 1;
-            // A client that gave up meanwhile says why below.
+            // Fails if the client has exited in the meantime; its error is reported below.
             let _ = to_client.write_all(b"restarted\n");
         } else {
             passed.push(line);
         }
     }
     let ended = running.wait_with_output().unwrap();
-    let wrong = String::from_utf8_lossy(&ended.stderr);
-    assert!(ended.status.success(), "the Go client says: {wrong}\nafter\n{}", passed.join("\n"));
-    assert!(passed.len() >= 13 && restarts == 3, "after {restarts} restarts only this was checked: {passed:?}");
+    let errors = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "the Go client failed: {errors}\nafter\n{}", passed.join("\n"));
+    assert!(passed.len() >= 13 && restarts == 3, "only these checks ran, with {restarts} restarts: {passed:?}");
 }

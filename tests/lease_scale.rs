@@ -1,7 +1,7 @@
-//! The cost of many leases: bytes and time per lease, with one key attached to each.
+//! Memory and time per lease, for many leases with one key attached to each.
 
 #![allow(clippy::disallowed_methods, reason = "measures time")]
-#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -32,18 +32,18 @@ fn key(id: LeaseId) -> [u8; KEY_BYTES] {
     key
 }
 
-/// IDs as members generate them: ascending, but not quite in order.
+/// IDs as members generate them: ascending, but not strictly in order.
 fn ids(count: i64) -> impl Iterator<Item = LeaseId> {
     (1..=count).map(|number| LeaseId((number ^ 5) + (7 << 40)))
 }
 
-/// The same in shuffled order, as clients renew them.
+/// The same IDs in a scattered order, as clients renew them.
 fn shuffled(count: i64) -> impl Iterator<Item = LeaseId> {
     let ids: Vec<_> = ids(count).collect();
     (0..ids.len()).map(move |number| ids[number * 7919 % ids.len()])
 }
 
-/// Prints how long something took per lease.
+/// Runs `work` and prints its duration, in total and per lease.
 fn timed<T>(what: &str, count: i64, work: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let done = work();
@@ -76,10 +76,10 @@ fn grant_all(engine: &Memory, count: i64) -> Leases {
     leases
 }
 
-/// Grants, restores, renews, expires and revokes many leases, within a memory budget per lease for the replicated table and for
-/// the deadlines.
-fn check_cost(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
-    // The allocator's statistics are for the whole process, so the tests run one at a time.
+/// Restores, grants, renews, expires and revokes many leases as a leader does, and checks the memory of the replicated table and
+/// of the deadlines against a budget in bytes per lease.
+fn run(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usize) {
+    // The allocator counts for the whole process, so these tests must not overlap.
     static EXCLUSIVE: Mutex<()> = Mutex::new(());
     let _guard = EXCLUSIVE.lock().unwrap_or_else(PoisonError::into_inner);
     let engine = Memory::default();
@@ -103,7 +103,7 @@ fn check_cost(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usi
     deadlines.demote();
     grow(&mut deadlines, count);
     deadlines.demote();
-    assert!(allocated() <= before + (1 << 20), "nothing is left behind");
+    assert!(allocated() <= before + (1 << 20), "all memory is freed");
 
     let mut batch = Batch::default();
     timed("revoke", count, || {
@@ -115,14 +115,14 @@ fn check_cost(count: i64, table_budget_bytes: usize, deadlines_budget_bytes: usi
     assert!(leases.reader().is_empty());
 }
 
-/// Promotes, renews every lease twice, then lets all leases end.
+/// Promotes, renews all leases twice, then lets all of them expire.
 fn expire(all: Vec<(LeaseId, i64)>, count: i64, budget_bytes: usize) -> Deadlines {
     let before = allocated();
     let mut deadlines = Deadlines::new(RETRY);
     timed("promote", count, || deadlines.promote(all, Duration::ZERO, ELECTION_TIMEOUT));
     assert!(per_lease("deadlines after a promotion", before, count) <= budget_bytes);
 
-    // Renewals are spread over 50 seconds, as with real clients; the first round undoes the spread of the promotion.
+    // Renewals are spread over 50 seconds, as with real clients; the first round cancels the spread of the promotion.
     let spread = |number: i64| Duration::from_millis((number * 50_000 / count).unsigned_abs());
     for (what, start) in [("first renewal", 1), ("second renewal", 52)] {
         timed(what, count, || {
@@ -133,12 +133,12 @@ fn expire(all: Vec<(LeaseId, i64)>, count: i64, budget_bytes: usize) -> Deadline
         });
     }
     let expired =
-        timed("scan of all renewed leases", count, || deadlines.expired(Duration::from_secs(111), usize::MAX));
-    assert!(expired.is_empty(), "no lease is over");
+        timed("check all that were renewed", count, || deadlines.expired(Duration::from_secs(111), usize::MAX));
+    assert!(expired.is_empty(), "no lease has expired yet");
 
     let mut found = 0;
     let mut slowest = Duration::ZERO;
-    timed("expire and revoke", count, || {
+    timed("expire and forget", count, || {
         for half_second in 224..=326 {
             let start = Instant::now();
             for id in deadlines.expired(Duration::from_millis(half_second * 500), usize::MAX) {
@@ -149,11 +149,11 @@ fn expire(all: Vec<(LeaseId, i64)>, count: i64, budget_bytes: usize) -> Deadline
         }
     });
     println!("{:32} {:8.1} ms", "slowest half second", slowest.as_secs_f64() * 1e3);
-    assert_eq!(found, count, "each was offered once, within half a second of its end");
+    assert_eq!(found, count, "each lease is reported once, within half a second of its deadline");
     deadlines
 }
 
-/// Grants leases one by one on a leader, to measure the pauses when its map grows.
+/// Grants one by one on a leader, to measure the pause when its map grows.
 fn grow(deadlines: &mut Deadlines, count: i64) {
     let before = allocated();
     deadlines.promote([], Duration::ZERO, ELECTION_TIMEOUT);
@@ -170,12 +170,12 @@ fn grow(deadlines: &mut Deadlines, count: i64) {
 }
 
 #[test]
-fn many_leases_stay_within_their_memory_budget() {
-    check_cost(50_000, 160, 120);
+fn many_leases_are_cheap() {
+    run(50_000, 160, 120);
 }
 
 #[test]
 #[ignore = "long"]
-fn a_million_leases_stay_within_their_memory_budget() {
-    check_cost(1_000_000, 160, 120);
+fn a_million_leases_are_cheap() {
+    run(1_000_000, 160, 120);
 }

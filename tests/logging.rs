@@ -1,4 +1,4 @@
-//! Reads back what a process has logged to a file. A single test, because a process has only one log.
+//! The log lines of a process, read back from its log files. There is one test, because a process has one logger.
 
 use std::{fs, thread};
 
@@ -6,7 +6,7 @@ use metastore::logging::{self, Format, Level, Notice, Output, Settings};
 use serde_json::Value;
 use tracing::{debug, error, info, warn};
 
-/// A value that logs while it is formatted.
+/// A value that logs while it is being formatted. Neither line may be lost.
 struct LogsWhileFormatted;
 
 impl std::fmt::Display for LogsWhileFormatted {
@@ -17,7 +17,7 @@ impl std::fmt::Display for LogsWhileFormatted {
 }
 
 #[test]
-fn every_line_is_one_json_object_in_zaps_format() {
+fn every_line_is_one_json_object_in_zaps_form() {
     let dir = tempfile::tempdir().unwrap();
     let (one, other) = (dir.path().join("one.log"), dir.path().join("other.log"));
     fs::write(&one, "{\"msg\":\"from before\"}\n").unwrap();
@@ -41,7 +41,7 @@ fn every_line_is_one_json_object_in_zaps_format() {
     thread::Builder::new().name("apply".into()).spawn(|| panic!("on {}", "purpose")).unwrap().join().unwrap_err();
     let _code = logging::fatal("discovery failed", "port in use");
 
-    // Panics of the assertions below must be printed.
+    // Restores the default panic hook, so that the assertions below print their messages.
     drop(std::panic::take_hook());
     let text = fs::read_to_string(&one).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -78,7 +78,7 @@ fn every_line_is_one_json_object_in_zaps_format() {
     assert_eq!(lines[8]["thread"], "apply");
     assert!(lines[8]["stacktrace"].as_str().unwrap().contains("logging"));
     assert_eq!(lines[9]["error"], "port in use");
-    assert!(text.lines().nth(1).unwrap().starts_with("{\"level\":\"info\",\"ts\":\""), "the fields are in zap's order");
+    assert!(text.lines().nth(1).unwrap().starts_with("{\"level\":\"info\",\"ts\":\""), "zap's order");
 
     let copy = fs::read_to_string(other).unwrap();
     assert_eq!(text.split_once('\n').unwrap().1, copy, "every output has every line");

@@ -1,5 +1,4 @@
-//! Data directories and addresses with which a server refuses to start: it logs one fatal line, exits with code 1, and leaves
-//! everything as it was.
+//! Conditions under which a server refuses to start: it logs one clear line, exits with an error code, and changes nothing.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -23,10 +22,10 @@ use metastore::{
 use rustix::process::{Pid, Signal, kill_process};
 use support::Server;
 
-const EXIT_CODE: i32 = 1;
+const REFUSED: i32 = 1;
 const ANY_PORT: &str = "http://127.0.0.1:0";
 
-/// Everything below a directory: files with their contents, directories without.
+/// Everything below a directory: files with their contents, directories with `None`.
 fn tree(path: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(path).unwrap() {
@@ -45,7 +44,7 @@ fn assert_untouched(before: &BTreeMap<PathBuf, Option<Vec<u8>>>, path: &Path) {
     let names = |tree: &BTreeMap<PathBuf, Option<Vec<u8>>>| tree.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&after), names(before), "no file was created or removed");
     let changed: Vec<_> = before.keys().filter(|path| before[*path] != after[*path]).collect();
-    assert!(changed.is_empty(), "changed: {changed:?}");
+    assert!(changed.is_empty(), "{changed:?} have changed");
 }
 
 fn command(data_dir: &Path, client_url: &str) -> Command {
@@ -61,28 +60,28 @@ fn command(data_dir: &Path, client_url: &str) -> Command {
     command
 }
 
-/// Starts a server that must exit by itself; returns the error of its fatal log line.
+/// Starts a server that must exit by itself; returns the error of its one fatal log line.
 #[track_caller]
 fn refusal(data_dir: &Path, client_url: &str) -> String {
     let output = command(data_dir, client_url).output().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(EXIT_CODE), "{log}");
+    assert_eq!(output.status.code(), Some(REFUSED), "{log}");
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let errors: Vec<_> =
         lines.iter().filter(|line| !["debug", "info", "warn"].contains(&field(line, "level"))).collect();
-    let [fatal] = errors.as_slice() else { panic!("expected one error, not {errors:?}") };
-    assert_eq!(field(fatal, "level"), "fatal");
-    assert!(!field(fatal, "error").contains('\n'), "{fatal}");
-    field(fatal, "error").to_owned()
+    let [fatal_line] = errors.as_slice() else { panic!("expected one error line, got {errors:?}") };
+    assert_eq!(field(fatal_line, "level"), "fatal");
+    assert!(!field(fatal_line, "error").contains('\n'), "{fatal_line}");
+    field(fatal_line, "error").to_owned()
 }
 
-fn field<'a>(line: &'a serde_json::Value, field: &str) -> &'a str {
-    line[field].as_str().unwrap_or_default()
+fn field<'a>(line: &'a serde_json::Value, name: &str) -> &'a str {
+    line[name].as_str().unwrap_or_default()
 }
 
 #[track_caller]
-fn assert_contains(error: &str, texts: &[&str]) {
-    assert!(texts.iter().all(|text| error.contains(text)), "{error:?} does not contain all of {texts:?}");
+fn assert_contains(message: &str, parts: &[&str]) {
+    assert!(parts.iter().all(|part| message.contains(part)), "{message:?} does not contain all of {parts:?}");
 }
 
 async fn put(server: &Server, key: &str, value: &str) {
@@ -95,8 +94,8 @@ async fn count(server: &Server) -> i64 {
     server.kv().await.range(all).await.unwrap().into_inner().count
 }
 
-/// A stopped server with the data directory of a member.
-fn stopped_server() -> Server {
+/// A stopped member with its data directory.
+fn stopped_member() -> Server {
     let mut server = Server::start(&[]);
     server.stop();
     server
@@ -104,12 +103,12 @@ fn stopped_server() -> Server {
 
 #[test]
 fn a_newer_format_is_refused() {
-    let server = stopped_server();
+    let server = stopped_member();
     let version = server.data_dir().join("member/VERSION");
     fs::write(&version, "metastore 2\n").unwrap();
     let before = tree(&server.data_dir());
-    let error = refusal(&server.data_dir(), ANY_PORT);
-    assert_contains(&error, &["VERSION", "format 2", "newer"]);
+    let message = refusal(&server.data_dir(), ANY_PORT);
+    assert_contains(&message, &["VERSION", "format 2", "newer"]);
     assert_untouched(&before, &server.data_dir());
 }
 
@@ -127,7 +126,7 @@ fn etcds_own_directory_is_refused() {
 }
 
 #[test]
-fn a_directory_with_unknown_files_is_refused() {
+fn a_directory_with_foreign_files_is_refused() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("thesis.tex"), "all of it").unwrap();
     let before = tree(root.path());
@@ -136,8 +135,8 @@ fn a_directory_with_unknown_files_is_refused() {
 }
 
 #[test]
-fn a_directory_without_its_database_is_refused() {
-    let server = stopped_server();
+fn a_directory_whose_database_is_gone_is_refused() {
+    let server = stopped_member();
     let path = server.data_dir();
     fs::remove_dir_all(path.join("member/db")).unwrap();
     let before = tree(&path);
@@ -145,10 +144,10 @@ fn a_directory_without_its_database_is_refused() {
     assert_untouched(&before, &path);
 }
 
-/// An etcd was started on the same directory.
+/// As if etcd had been started on the same directory.
 #[test]
-fn files_of_an_etcd_beside_the_data_are_reported() {
-    let mut server = stopped_server();
+fn etcd_files_next_to_our_data_are_reported() {
+    let mut server = stopped_member();
     fs::create_dir(server.data_dir().join("member/wal")).unwrap();
     server.restart();
     server.wait_for_log("an etcd has written into this directory");
@@ -159,29 +158,29 @@ fn a_port_in_use_is_refused_before_anything_is_created() {
     let root = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let error = refusal(&root.path().join("data"), &format!("http://{address}"));
-    assert_contains(&error, &[&address, "address already in use"]);
+    let message = refusal(&root.path().join("data"), &format!("http://{address}"));
+    assert_contains(&message, &[&address, "address already in use"]);
     assert_untouched(&BTreeMap::new(), root.path());
 }
 
 #[test]
-fn an_unwritable_data_directory_is_refused() {
+fn a_path_that_cannot_be_written_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("file");
     fs::write(&file, "in the way").unwrap();
     let before = tree(root.path());
-    // Not even root can create a directory at the second and third of these.
+    // Not even root can create a directory at the second and third of these paths.
     for path in [file.clone(), file.join("data"), PathBuf::from("/proc/metastore")] {
-        let error = refusal(&path, ANY_PORT);
-        assert_contains(&error, &["data directory", path.to_str().unwrap()]);
+        let message = refusal(&path, ANY_PORT);
+        assert_contains(&message, &["data directory", path.to_str().unwrap()]);
     }
     assert_untouched(&before, root.path());
 }
 
-/// Nothing has been started yet, so there is nothing to shut down.
+/// SIGTERM ends a process that has not started yet because it waits for the lock.
 #[test]
 fn a_process_waiting_for_the_lock_ends_on_sigterm() {
-    let server = stopped_server();
+    let server = stopped_member();
     let path = server.data_dir();
     let first = DataDir::open(&path).unwrap();
     let mut second = command(&path, ANY_PORT).stderr(Stdio::piped()).spawn().unwrap();
@@ -193,10 +192,10 @@ fn a_process_waiting_for_the_lock_ends_on_sigterm() {
     drop(first);
 }
 
-/// Like etcd, it logs one line, waits for the lock, and starts when the first process ends.
+/// As in etcd, it waits for the lock of the data directory, logs one line about it, and starts when the first process ends.
 #[test]
 fn a_second_process_waits_and_changes_nothing() {
-    let server = stopped_server();
+    let server = stopped_member();
     let path = server.data_dir();
     let first = DataDir::open(&path).unwrap();
     let before = tree(&path);
@@ -223,7 +222,7 @@ fn a_second_process_waits_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_behind_the_database_is_refused() {
+async fn a_log_that_is_shorter_than_the_database_is_refused() {
     let mut server = Server::start(&[]);
     put(&server, "a", "1").await;
     server.stop();
@@ -249,14 +248,15 @@ async fn a_log_that_is_behind_the_database_is_refused() {
     fs::remove_dir_all(&log).unwrap();
     fs::rename(&new, &log).unwrap();
     server.restart();
-    assert_eq!(count(&server).await, 4, "the database is intact with the log that belongs to it");
+    assert_eq!(count(&server).await, 4, "with its own log the database is intact");
 }
 
 #[tokio::test]
 async fn a_flipped_bit_in_the_middle_of_the_log_is_refused() {
     let mut server = Server::start(&[]);
     for nth in 0..20 {
-        put(&server, &format!("key-{nth}"), &format!("needle-{nth};")).await; // One after the other: a group each.
+        // One at a time, so that each is a group of its own.
+        put(&server, &format!("key-{nth}"), &format!("needle-{nth};")).await;
     }
     server.kill();
     let segment = server.data_dir().join("member/log/00000000000000000001.segment");
@@ -265,8 +265,8 @@ async fn a_flipped_bit_in_the_middle_of_the_log_is_refused() {
     bytes[offset] ^= 1;
     fs::write(&segment, &bytes).unwrap();
     let before = tree(&server.data_dir());
-    let error = refusal(&server.data_dir(), ANY_PORT);
-    assert_contains(&error, &["00000000000000000001.segment", "damaged at offset", "Nothing was changed"]);
+    let message = refusal(&server.data_dir(), ANY_PORT);
+    assert_contains(&message, &["00000000000000000001.segment", "damaged at offset", "Nothing was changed"]);
     assert_untouched(&before, &server.data_dir());
 
     bytes[offset] ^= 1;

@@ -1,5 +1,5 @@
-//! What the house promises about its own source: that floors know only those below them, that the core knows no clock, no
-//! thread and no network, that the README lists what there is, and a few habits. `ARCHITECTURE.md` says why.
+//! Rules for the source itself: layers depend only on layers below them, the core uses no clock, thread or network, the README
+//! lists all metrics and environment variables, and a few conventions. `ARCHITECTURE.md` gives the reasons.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -14,14 +14,14 @@ use std::collections::BTreeSet;
 
 use source::{Source, sources};
 
-/// The floors, from above. A room may use the rooms of lower floors; rooms of one floor do not know each other.
-const FLOORS: &[&[&str]] = &[
+/// The layers, top down. A module may use the modules of lower layers; modules of one layer do not use each other.
+const LAYERS: &[&[&str]] = &[
     &["api", "http2"],
     &["node", "peer"],
     &["watch"],
-    // What is kept for clients, counted in one place for all of the above.
+    // Counts the memory held for clients, for all layers above.
     &["ledger"],
-    // Measuring is for the edges: nothing below this line does it.
+    // Only the outer layers measure: nothing below this line does.
     &["metrics"],
     &["state"],
     &["mvcc", "lease", "auth"],
@@ -29,11 +29,11 @@ const FLOORS: &[&[&str]] = &[
     &["error", "proto", "call", "inbox", "urls", "version"],
 ];
 
-/// The rooms beside the floors, and which rooms each of them may use.
-const BESIDE: &[(&str, &[&str])] = &[
+/// The modules outside the layers, and the modules that each of them may use.
+const OUTSIDE_LAYERS: &[(&str, &[&str])] = &[
     ("main", &["bench", "config", "server"]),
     ("lib", &[]),
-    // Puts the floors on top of each other.
+    // The composition root.
     (
         "server",
         &[
@@ -42,111 +42,111 @@ const BESIDE: &[(&str, &[&str])] = &[
         ],
     ),
     ("server", &["call", "config", "logging", "urls", "version"]),
-    // A client: it knows the wire, and how durations are written.
+    // A client: uses the wire format and the syntax of durations.
     ("bench", &["proto", "config"]),
     ("config", &["logging", "urls", "version"]),
     ("logging", &[]),
 ];
 
-/// What a room on the floors may use, by name.
-fn below(room: &str) -> Option<BTreeSet<&'static str>> {
-    let floor = FLOORS.iter().position(|rooms| rooms.contains(&room))?;
-    Some(FLOORS[floor + 1..].iter().copied().flatten().copied().collect())
+/// The modules below the layer of `module`; `None` if it belongs to no layer.
+fn below(module: &str) -> Option<BTreeSet<&'static str>> {
+    let layer = LAYERS.iter().position(|modules| modules.contains(&module))?;
+    Some(LAYERS[layer + 1..].iter().copied().flatten().copied().collect())
 }
 
-fn allowed(room: &str) -> BTreeSet<&'static str> {
-    below(room).unwrap_or_else(|| {
-        let beside: Vec<_> = BESIDE.iter().filter(|(name, _)| *name == room).collect();
-        assert!(!beside.is_empty(), "the room {room} has no place in the house: say in tests/tidy.rs where it belongs");
-        beside.into_iter().flat_map(|(_, rooms)| rooms.iter().copied()).collect()
+fn allowed(module: &str) -> BTreeSet<&'static str> {
+    below(module).unwrap_or_else(|| {
+        let outside: Vec<_> = OUTSIDE_LAYERS.iter().filter(|(name, _)| *name == module).collect();
+        assert!(!outside.is_empty(), "the module {module} belongs to no layer: add it to the lists in tests/tidy.rs");
+        outside.into_iter().flat_map(|(_, modules)| modules.iter().copied()).collect()
     })
 }
 
-/// The floors from `state` down, which are synchronous and deterministic. (`proto` is generated, and holds tonic's clients.)
+/// The layers from `state` down, which are synchronous and deterministic. (`proto` is generated and contains tonic's clients.)
 fn is_core(source: &Source) -> bool {
-    let room = source.room();
-    room == "state" || (room != "proto" && below("state").expect("it is a floor").contains(room))
+    let module = source.module();
+    module == "state" || (module != "proto" && below("state").expect("`state` is in a layer").contains(module))
 }
 
-fn complain(complaints: &[String]) {
-    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+fn assert_none(violations: &[String]) {
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }
 
 #[test]
-fn a_floor_knows_only_those_below_it() {
-    let mut complaints = Vec::new();
+fn a_layer_depends_only_on_layers_below_it() {
+    let mut violations = Vec::new();
     for source in sources("src") {
-        let room = source.room().to_owned();
-        let allowed = allowed(&room);
-        for (line, used) in source.rooms_used() {
-            if used != room && !allowed.contains(used.as_str()) {
-                complaints.push(format!("{}:{line}: {room} uses {used}", source.path));
+        let module = source.module().to_owned();
+        let allowed = allowed(&module);
+        for (line, used) in source.modules_used() {
+            if used != module && !allowed.contains(used.as_str()) {
+                violations.push(format!("{}:{line}: {module} uses {used}", source.path));
             }
         }
     }
-    complain(&complaints);
+    assert_none(&violations);
 }
 
 #[test]
-fn the_core_knows_no_network_no_thread_no_clock_and_no_chance() {
+fn the_core_uses_no_network_thread_clock_or_randomness() {
     const FOREIGN: [&str; 9] = ["tokio", "tonic", "axum", "hyper", "hyper_util", "tower", "raft", "rand", "HashMap"];
     const CALLS: [&str; 4] = ["Instant::now", "SystemTime::now", "thread::spawn", "thread::Builder"];
-    /// Files that may use one of them after all, and why.
-    const EXCUSED: &[(&str, &str, &str)] =
-        &[("src/lease/shards.rs", "HashMap", "the leader's deadlines: local, and nobody sees their order")];
-    let excused = |path: &str, name: &str| EXCUSED.iter().any(|excuse| (excuse.0, excuse.1) == (path, name));
-    let mut complaints = Vec::new();
+    /// Files that may use one of them, and why.
+    const EXCEPTIONS: &[(&str, &str, &str)] =
+        &[("src/lease/shards.rs", "HashMap", "the leader's deadlines: local, and their order is never visible")];
+    let is_exception = |path: &str, name: &str| EXCEPTIONS.iter().any(|entry| (entry.0, entry.1) == (path, name));
+    let mut violations = Vec::new();
     for source in sources("src").into_iter().filter(is_core) {
         for (line, text) in source.lines_without_tests() {
-            let words = source::words(text);
-            let found = FOREIGN.iter().filter(|name| words.contains(**name) && !excused(&source.path, name));
+            let names = source::names(text);
+            let found = FOREIGN.iter().filter(|name| names.contains(**name) && !is_exception(&source.path, name));
             let found = found.chain(CALLS.iter().filter(|call| text.contains(**call)));
-            complaints.extend(found.map(|name| format!("{}:{line}: {name}", source.path)));
+            violations.extend(found.map(|name| format!("{}:{line}: {name}", source.path)));
         }
     }
-    complain(&complaints);
+    assert_none(&violations);
 }
 
 #[test]
-fn one_file_of_the_api_names_tonic() {
-    let api = sources("src/api").into_iter().filter(|source| source.words().contains("tonic"));
+fn only_one_file_of_the_api_uses_tonic() {
+    let api = sources("src/api").into_iter().filter(|source| source.names().contains("tonic"));
     assert_eq!(api.map(|source| source.path).collect::<Vec<_>>(), ["src/api/grpc.rs"]);
 }
 
 #[test]
-fn nothing_is_left_to_do_and_nothing_is_unsafe() {
-    /// Files that need it, and why.
+fn no_code_is_unfinished_or_unsafe() {
+    /// Files that need unsafe code, and why.
     const UNSAFE: &[(&str, &str)] = &[];
-    let mut complaints = Vec::new();
+    let mut violations = Vec::new();
     for source in sources("src").into_iter().chain(sources("tests")).chain(sources("build.rs")) {
-        let excused = UNSAFE.iter().any(|(path, _)| *path == source.path);
+        let is_exception = UNSAFE.iter().any(|(path, _)| *path == source.path);
         for (line, text) in source.lines() {
-            let words = source::words(text);
-            if words.contains("unsafe") && !excused {
-                complaints.push(format!("{}:{line}: unsafe", source.path));
+            let names = source::names(text);
+            if names.contains("unsafe") && !is_exception {
+                violations.push(format!("{}:{line}: unsafe", source.path));
             }
             for unfinished in ["todo!", "unimplemented!", "dbg!"] {
                 if text.contains(unfinished) {
-                    complaints.push(format!("{}:{line}: {unfinished}", source.path));
+                    violations.push(format!("{}:{line}: {unfinished}", source.path));
                 }
             }
         }
     }
-    complain(&complaints);
+    assert_none(&violations);
 }
 
 #[test]
 fn files_are_short() {
     const MAX_LINES: usize = 900;
-    /// Longer ones, with the length that they may have.
+    /// Files that may be longer, with their limits.
     const LONGER: &[(&str, usize)] = &[];
-    let mut complaints = Vec::new();
+    let mut violations = Vec::new();
     for source in sources("src").into_iter().chain(sources("tests")) {
         let allowed = LONGER.iter().find(|(path, _)| *path == source.path).map_or(MAX_LINES, |(_, lines)| *lines);
         let lines = source.lines().count();
         if lines > allowed {
-            complaints.push(format!("{}: {lines} lines, {allowed} are allowed", source.path));
+            violations.push(format!("{}: {lines} lines, the limit is {allowed}", source.path));
         }
     }
-    complain(&complaints);
+    assert_none(&violations);
 }

@@ -1,4 +1,4 @@
-//! A server that was given no flag at all, in a network of its own, because it takes the ports that everybody takes.
+//! A server without any flags, in a network namespace of its own, because it uses etcd's default ports.
 
 use std::{
     fs,
@@ -13,19 +13,19 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{self, PATIENCE, Running};
 
-/// A program in a network of its own, of which only the loopback is there.
-fn alone(program: &str) -> Command {
+/// A program in a network namespace of its own, with only the loopback interface.
+fn in_namespace(program: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--net", "--map-root-user", "sh", "-c", "ip link set lo up && exec \"$0\"", program]);
     command
 }
 
-fn can_be_alone() -> bool {
-    alone("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+fn namespaces_are_available() -> bool {
+    in_namespace("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// Runs this program's own client where the server is.
-fn beside(server: &Running, arguments: &[&str]) -> String {
+/// Runs the client of the program under test in the server's namespace.
+fn run_client(server: &Running, arguments: &[&str]) -> String {
     let output = Command::new("nsenter")
         .args(["--preserve-credentials", "--user", "--net", "--target", &server.0.id().to_string()])
         .arg(env!("CARGO_BIN_EXE_metastore"))
@@ -37,12 +37,12 @@ fn beside(server: &Running, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn no_flag_is_needed() {
-    if !can_be_alone() {
-        return support::skip("no network of one's own can be made here");
+fn a_server_starts_without_flags() {
+    if !namespaces_are_available() {
+        return support::skip("network namespaces are not available");
     }
     let directory = tempfile::tempdir().unwrap();
-    let child = alone(env!("CARGO_BIN_EXE_metastore"))
+    let child = in_namespace(env!("CARGO_BIN_EXE_metastore"))
         .current_dir(directory.path())
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -51,17 +51,17 @@ fn no_flag_is_needed() {
         .spawn()
         .unwrap();
     let mut server = Running(child);
-    // Before it says anything it may not be in its own network yet.
-    let (tell, lines) = mpsc::channel();
+    // Before its first log line it may not be in its namespace yet.
+    let (sender, lines) = mpsc::channel();
     let errors = BufReader::new(server.0.stderr.take().unwrap());
-    thread::spawn(move || errors.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
-    let mut said = Vec::new();
-    while !said.last().is_some_and(|line: &String| line.contains("serving client traffic insecurely")) {
-        said.push(lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{error}: {said:#?}")));
+    thread::spawn(move || errors.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let mut log = Vec::new();
+    while !log.last().is_some_and(|line: &String| line.contains("serving client traffic insecurely")) {
+        log.push(lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("{error}: {log:#?}")));
     }
     let pid = server.0.id().to_string();
-    beside(&server, &["bench", "ready", "--endpoint", "127.0.0.1:2379", "--server-pid", &pid]);
-    let report = beside(&server, &["bench", "put", "--total", "10", "--warmup", "0s", "--json"]);
+    run_client(&server, &["bench", "ready", "--endpoint", "127.0.0.1:2379", "--server-pid", &pid]);
+    let report = run_client(&server, &["bench", "put", "--total", "10", "--warmup", "0s", "--json"]);
     assert!(report.contains("\"operations\":10"), "{report}");
     assert!(
         directory.path().join("default.metastore/member").is_dir(),
@@ -69,7 +69,7 @@ fn no_flag_is_needed() {
         fs::read_dir(directory.path()).unwrap()
     );
     let peers = "\"listen-peer-urls\":[\"http://localhost:2380\"]";
-    assert!(said.iter().any(|line| line.contains(peers)), "{said:#?}");
+    assert!(log.iter().any(|line| line.contains(peers)), "{log:#?}");
 
     kill_process(Pid::from_child(&server.0), Signal::TERM).unwrap();
     assert_eq!(server.0.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));

@@ -1,4 +1,4 @@
-//! The bounds that have flags of our own, and what clients see of them.
+//! Limits with flags of our own, as clients see them.
 
 use std::{
     io::{Read, Write},
@@ -13,9 +13,9 @@ use tonic::Code;
 
 use crate::support::{Server, assert_refused};
 
-/// Trap 50: too much between commit and apply is "too many requests", and the code of that is Unknown.
+/// Trap 50: if too many entries are committed but not applied, writes fail with "too many requests" and the code Unknown.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_between_commit_and_apply_refuses_writes() {
+async fn writes_are_refused_during_a_backlog_between_commit_and_apply() {
     const AT_ONCE: usize = 256;
     let server = Server::start(&["--max-apply-backlog=0"]);
     let kv = server.kv().await;
@@ -33,7 +33,7 @@ async fn a_backlog_between_commit_and_apply_refuses_writes() {
             let mut refusal = None;
             for (put, alarms) in calls {
                 refusal = put.await.unwrap().err().or(refusal);
-                let alarms = alarms.await.unwrap().expect("a backlog keeps nobody from looking at the alarms");
+                let alarms = alarms.await.unwrap().expect("a backlog does not stop clients from reading the alarms");
                 assert!(alarms.into_inner().alarms.is_empty());
             }
             if let Some(refusal) = refusal {
@@ -41,12 +41,12 @@ async fn a_backlog_between_commit_and_apply_refuses_writes() {
             }
         }
     });
-    let refusal = refusal.await.expect("some write finds others committed and not applied");
+    let refusal = refusal.await.expect("some write arrives while others are committed but not applied");
     assert_refused(Err::<(), _>(refusal), Code::Unknown, "etcdserver: too many requests");
 }
 
 #[tokio::test]
-async fn a_stream_has_so_many_watches_and_no_more() {
+async fn watches_beyond_the_limit_of_a_stream_are_refused() {
     let server = Server::start(&["--max-watches-per-stream=2"]);
     let mut client = server.client().await;
     let mut stream = client.watch("a", None).await.unwrap();
@@ -65,7 +65,7 @@ async fn a_stream_has_so_many_watches_and_no_more() {
 }
 
 #[test]
-fn who_connects_beyond_the_bound_waits() {
+fn connections_beyond_the_limit_wait() {
     let server = Server::start(&["--max-connections=1"]);
     let mut first = TcpStream::connect(server.address()).unwrap();
     // Answered, and kept open.
@@ -75,7 +75,7 @@ fn who_connects_beyond_the_bound_waits() {
     write!(second, "GET /version HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     server.wait_for_log("too many client connections");
     second.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    assert!(second.read(&mut [0; 1]).is_err(), "nobody answers yet");
+    assert!(second.read(&mut [0; 1]).is_err(), "the connection is not answered yet");
     drop(first);
     second.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     let mut answer = String::new();
@@ -83,9 +83,9 @@ fn who_connects_beyond_the_bound_waits() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-/// A client that does not answer pings is sent away.
+/// The server closes connections that do not answer pings.
 #[test]
-fn a_silent_client_is_asked_whether_it_is_there_and_then_left() {
+fn a_connection_that_does_not_answer_a_ping_is_closed() {
     const PING: u8 = 6;
     let server = Server::start(&["--grpc-keepalive-interval=1s", "--grpc-keepalive-timeout=500ms"]);
     let mut client = TcpStream::connect(server.address()).unwrap();
@@ -94,13 +94,13 @@ fn a_silent_client_is_asked_whether_it_is_there_and_then_left() {
     client.write_all(&settings).unwrap();
     client.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     let started = Instant::now();
-    let mut heard = Vec::new();
-    // To the end of the connection, be it with or without ceremony.
-    let _ = client.read_to_end(&mut heard);
+    let mut received = Vec::new();
+    // Reads up to the end of the connection, whether it is closed or reset.
+    let _ = client.read_to_end(&mut received);
     let took = started.elapsed();
-    assert!((Duration::from_secs(1)..Duration::from_secs(30)).contains(&took), "it was left after {took:?}");
+    assert!((Duration::from_secs(1)..Duration::from_secs(30)).contains(&took), "it was closed after {took:?}");
     let mut kinds = Vec::new();
-    let mut rest = heard.as_slice();
+    let mut rest = received.as_slice();
     while let [a, b, c, kind, more @ ..] = rest {
         kinds.push(*kind);
         rest = &more[5 + usize::from(*a) * 65_536 + usize::from(*b) * 256 + usize::from(*c)..];
@@ -108,7 +108,7 @@ fn a_silent_client_is_asked_whether_it_is_there_and_then_left() {
     assert!(kinds.contains(&PING), "{kinds:?}");
 }
 
-/// What takes longer than is expected has a line in the log.
+/// Calls that take longer than expected are logged.
 #[tokio::test]
 async fn slow_calls_are_logged() {
     let server = Server::start(&["--warning-unary-request-duration=1us"]);
@@ -118,9 +118,9 @@ async fn slow_calls_are_logged() {
     assert_eq!(line["request size"], 3);
 }
 
-/// Every thread that walks through them has the stack for it.
+/// Every thread that processes them has enough stack.
 #[tokio::test]
-async fn transactions_nest_as_deep_as_is_promised_and_no_deeper() {
+async fn transactions_nest_up_to_the_documented_depth() {
     let server = Server::start(&["--max-txn-ops=1000"]);
     let mut kv = server.kv().await;
     let nested = |levels: usize| {
@@ -132,7 +132,7 @@ async fn transactions_nest_as_deep_as_is_promised_and_no_deeper() {
         TxnRequest { success: vec![RequestOp { request: Some(outermost) }], ..TxnRequest::default() }
     };
     let answer = kv.txn(nested(500)).await.unwrap_err();
-    assert!(answer.message().contains("recursion limit"), "the answer is deeper than this client reads: {answer}");
+    assert!(answer.message().contains("recursion limit"), "this client cannot decode an answer that deep: {answer}");
     let found = kv.range(RangeRequest { key: "deep".into(), ..RangeRequest::default() }).await.unwrap().into_inner();
     assert_eq!(found.kvs[0].value, "500");
     let refusal = kv.txn(nested(501)).await;

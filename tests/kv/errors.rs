@@ -1,5 +1,5 @@
-//! Every refusal that one member can be brought to, with etcd's code and words. (That each error has them is a table in
-//! `api/status.rs`.)
+//! Every error that one member can be made to return, with etcd's code and message. (The table of all errors is tested next to
+//! it, in `status.rs`.)
 
 use metastore::proto::etcdserverpb::{
     CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
@@ -28,7 +28,7 @@ fn txn(ops: Vec<Request>) -> TxnRequest {
     TxnRequest { success, ..TxnRequest::default() }
 }
 
-/// A stream's first message. A stream that ends at once may be refused before or behind its headers.
+/// A stream's first message. A stream that fails at once may fail before or after its response headers.
 async fn first<T>(
     opened: Result<tonic::Response<tonic::Streaming<T>>, tonic::Status>,
 ) -> Result<Option<T>, tonic::Status> {
@@ -71,7 +71,7 @@ async fn contradictions_in_a_request_are_refused() {
 
 /// Trap 27.
 #[tokio::test]
-async fn a_sort_that_does_not_exist_is_refused() {
+async fn invalid_sort_options_are_refused() {
     let server = Server::start(&[]);
     let mut kv = server.kv().await;
     for (sort_order, sort_target) in [(3, 0), (0, 5), (-1, 0), (1, i32::MAX)] {
@@ -82,7 +82,7 @@ async fn a_sort_that_does_not_exist_is_refused() {
     }
 }
 
-/// Traps 23, 24 and 53, as far as one server shows them; `api/validate.rs` has the rest.
+/// Traps 23, 24 and 53, as far as one server shows them; unit tests of the validation cover the rest.
 #[tokio::test]
 async fn transactions_that_are_too_large_or_write_twice_are_refused() {
     let server = Server::start(&["--max-txn-ops", "4"]);
@@ -103,7 +103,7 @@ async fn transactions_that_are_too_large_or_write_twice_are_refused() {
 }
 
 #[tokio::test]
-async fn revisions_that_are_gone_or_to_come_are_refused() {
+async fn compacted_and_future_revisions_are_refused() {
     let server = Server::start(&[]);
     let (mut kv, mut maintenance) = (server.kv().await, server.maintenance().await);
     for _ in 0..4 {
@@ -118,7 +118,7 @@ async fn revisions_that_are_gone_or_to_come_are_refused() {
     let at = |revision| RangeRequest { revision, ..range("a") };
     assert_refused(kv.range(at(3)).await, Code::OutOfRange, COMPACTED);
     assert_refused(kv.range(at(6)).await, Code::OutOfRange, FUTURE_REV);
-    // Trap 9: a transaction takes a negative revision at its word, whether it only reads or not.
+    // Trap 9: a transaction takes a negative revision literally, whether it only reads or not.
     kv.range(at(-1)).await.unwrap();
     let in_txn = |revision| txn(vec![Request::RequestRange(at(revision))]);
     assert_refused(kv.txn(in_txn(-1)).await, Code::OutOfRange, COMPACTED);
@@ -131,12 +131,12 @@ async fn revisions_that_are_gone_or_to_come_are_refused() {
     maintenance.hash_kv(hash(4)).await.expect("trap 8: at the compact revision there is a hash");
 }
 
-/// Trap 30: what counts is the entry of the log (17 or 18 bytes around an encoded Put); a message may be larger by 512 KiB.
+/// Trap 30: the limit applies to the log entry (17 or 18 bytes around an encoded Put); a message may be 512 KiB larger.
 #[tokio::test]
 async fn requests_that_are_too_large_are_refused() {
     let server = Server::start(&[]);
     let mut kv = server.kv().await;
-    // A key of one byte, and a value whose length takes three bytes: together 7 more than the value.
+    // A one-byte key and a value whose length takes three bytes: together 7 bytes more than the value.
     let sized = |bytes: usize| PutRequest { value: vec![b'x'; bytes - 7].into(), ..put("a") };
     let limit = 1_572_864;
     assert_eq!(sized(limit).encoded_len(), limit);
@@ -158,7 +158,7 @@ async fn requests_that_are_too_large_are_refused() {
 }
 
 #[tokio::test]
-async fn what_comes_beside_the_message_is_looked_at() {
+async fn request_metadata_is_checked() {
     let server = Server::start(&[]);
     let mut kv = server.kv().await;
     let mut request = tonic::Request::new(range("a"));
@@ -172,13 +172,13 @@ async fn what_comes_beside_the_message_is_looked_at() {
 }
 
 #[tokio::test]
-async fn what_a_range_stream_cannot_do_is_refused() {
+async fn unsupported_options_of_a_range_stream_are_refused() {
     let server = Server::start(&[]);
     let mut kv = server.kv().await;
     let whole = || RangeRequest { range_end: "\0".into(), ..range("\0") };
     let orders = "RangeStream does not support custom sort orders";
     let filters = "RangeStream does not support revision filters";
-    for (request, code, words) in [
+    for (request, code, message) in [
         (RangeRequest { sort_order: 2, ..whole() }, Code::Unimplemented, orders),
         (RangeRequest { sort_order: 1, sort_target: 3, ..whole() }, Code::Unimplemented, orders),
         (RangeRequest { min_mod_revision: 1, ..whole() }, Code::Unimplemented, filters),
@@ -186,7 +186,7 @@ async fn what_a_range_stream_cannot_do_is_refused() {
         (RangeRequest { sort_order: 9, ..whole() }, Code::InvalidArgument, "etcdserver: invalid sort option"),
         (RangeRequest { revision: 99, ..whole() }, Code::OutOfRange, FUTURE_REV),
     ] {
-        assert_refused(first(kv.range_stream(request).await).await, code, words);
+        assert_refused(first(kv.range_stream(request).await).await, code, message);
     }
     for accepted in [RangeRequest { sort_order: 1, ..whole() }, RangeRequest { sort_target: 4, ..whole() }] {
         assert!(first(kv.range_stream(accepted).await).await.unwrap().is_some());

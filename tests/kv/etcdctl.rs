@@ -1,5 +1,5 @@
-//! The stock `etcdctl`, named by the variable `METASTORE_TEST_ETCDCTL` or `ETCDCTL_BIN`. Without it these tests say so and
-//! pass.
+//! The stock `etcdctl`, named by the variable `METASTORE_TEST_ETCDCTL` or `ETCDCTL_BIN`. Without it these tests report that they
+//! are skipped, and pass.
 
 use std::{
     env,
@@ -23,10 +23,10 @@ impl Etcdctl {
         Some(Self { binary, server: Server::start(&[]) })
     }
 
-    fn output(&self, words: &str, input: &str) -> Output {
+    fn output(&self, command: &str, input: &str) -> Output {
         let mut child = Command::new(&self.binary)
             .args(["--endpoints", self.server.address()])
-            .args(words.split_whitespace())
+            .args(command.split_whitespace())
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -37,24 +37,24 @@ impl Etcdctl {
         child.wait_with_output().unwrap()
     }
 
-    /// What a command prints; it must succeed.
+    /// The output of a command, which must succeed.
     #[track_caller]
-    fn run(&self, words: &str) -> String {
-        self.run_with(words, "")
+    fn run(&self, command: &str) -> String {
+        self.run_with(command, "")
     }
 
     #[track_caller]
-    fn run_with(&self, words: &str, input: &str) -> String {
-        let output = self.output(words, input);
-        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+    fn run_with(&self, command: &str, input: &str) -> String {
+        let output = self.output(command, input);
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What a command complains of; it must fail.
+    /// The error output of a command, which must fail.
     #[track_caller]
-    fn fail(&self, words: &str) -> String {
-        let output = self.output(words, "");
-        assert!(!output.status.success(), "{words} succeeded");
+    fn fail(&self, command: &str) -> String {
+        let output = self.output(command, "");
+        assert!(!output.status.success(), "{command} succeeded");
         String::from_utf8(output.stderr).unwrap()
     }
 }
@@ -82,7 +82,7 @@ fn etcdctl_works_with_keys() {
 }
 
 #[test]
-fn etcdctl_looks_after_a_member() {
+fn etcdctl_maintains_a_member() {
     let Some(etcdctl) = Etcdctl::start() else { return };
     etcdctl.run("put foo bar");
     assert!(etcdctl.output("endpoint health", "").status.success());
@@ -96,6 +96,6 @@ fn etcdctl_looks_after_a_member() {
     let member = members.split(',').next().unwrap();
     assert_eq!(etcdctl.run("alarm disarm"), "");
     let moved = etcdctl.output(&format!("move-leader {member}"), "");
-    let said = format!("{}{}", String::from_utf8_lossy(&moved.stdout), String::from_utf8_lossy(&moved.stderr));
-    assert!(said.contains(member), "{said}");
+    let output = format!("{}{}", String::from_utf8_lossy(&moved.stdout), String::from_utf8_lossy(&moved.stderr));
+    assert!(output.contains(member), "{output}");
 }

@@ -1,4 +1,4 @@
-//! A disk with little room left.
+//! A disk with little space left.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::support::{Server, skip};
 
-/// A file system of a test's own, in memory.
+/// A mounted in-memory file system.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
@@ -32,7 +32,7 @@ impl Disk {
         disk.f_bavail * disk.f_frsize
     }
 
-    /// Takes all but so much, once nothing is written any more: what is written in the background would find no room.
+    /// Fills the disk up to `left` bytes, after background writes have stopped, which would fail otherwise.
     async fn fill(&self, left: u64) -> PathBuf {
         let (mut free, mut quiet) = (self.free_bytes(), 0);
         while quiet < 25 {
@@ -48,44 +48,45 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: a process may still be ending.
+        // Lazily, because the process may not have ended yet.
         let _ = Command::new("umount").arg("-l").arg(self.path()).status();
     }
 }
 
-/// Trap 45: a defragmentation that cannot be done does not begin, and everything goes on.
+/// Trap 45: a defragmentation without enough space does not start, and the server keeps working.
 #[tokio::test]
-async fn a_defragmentation_without_room_for_it_is_refused_and_harms_nobody() {
+async fn a_defragmentation_without_enough_space_is_refused_and_does_no_harm() {
     const VALUE_BYTES: usize = 256 << 10;
     let Some(disk) = Disk::make("320m") else {
-        return skip("no file system of one's own can be made here");
+        return skip("file systems cannot be mounted here");
     };
     let mut server = Server::member("one", "http://127.0.0.1:2380", "one=http://127.0.0.1:2380", &[]);
     server.move_to(disk.path());
     server.restart();
     let mut kv = server.kv().await;
     for nth in 0..240_u8 {
-        // Not to be compressed.
-        let value: Vec<u8> = (0..VALUE_BYTES / 8).flat_map(|at| seal(u64::from(nth) << 32 | at as u64)).collect();
+        // Incompressible values.
+        let value: Vec<u8> =
+            (0..VALUE_BYTES / 8).flat_map(|at| incompressible(u64::from(nth) << 32 | at as u64)).collect();
         let put = PutRequest { key: vec![nth].into(), value: value.into(), ..PutRequest::default() };
         kv.put(put).await.unwrap();
     }
-    // Less than the data, more than a flush and a segment of the log.
+    // Less than the data, but more than a flush and a log segment.
     let filler = disk.fill(40 << 20).await;
     let mut maintenance = server.maintenance().await;
     let refusal = maintenance.defragment(DefragmentRequest {}).await.unwrap_err();
     assert_eq!(refusal.code(), Code::Unknown);
     assert!(refusal.message().contains("bytes of free disk space"), "{refusal}");
-    let put = PutRequest { key: "after".into(), value: "it goes on".into(), ..PutRequest::default() };
+    let put = PutRequest { key: "after".into(), value: "still working".into(), ..PutRequest::default() };
     kv.put(put).await.unwrap();
     let found = kv.range(RangeRequest { key: "after".into(), ..RangeRequest::default() }).await.unwrap().into_inner();
-    assert_eq!(found.kvs[0].value, "it goes on");
+    assert_eq!(found.kvs[0].value, "still working");
     fs::remove_file(&filler).unwrap();
     maintenance.defragment(DefragmentRequest {}).await.unwrap();
 }
 
-/// Bytes without a pattern that a compressor finds.
-fn seal(nth: u64) -> [u8; 8] {
+/// Bytes without a pattern that a compressor could use.
+fn incompressible(nth: u64) -> [u8; 8] {
     let mixed = (nth ^ (nth >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes()
 }

@@ -1,18 +1,18 @@
-//! Hashes of the keys, which members of any make have to agree about.
+//! Hashes of the key space, which all members must agree on, metastore and etcd alike.
 
 use etcd_client::{Client, CompactionOptions, DeleteOptions};
 use metastore::proto::etcdserverpb::{HashKvRequest, HashRequest, PutRequest};
 
 use crate::support::Server;
 
-/// Puts between two compactions, but for one.
+/// Puts between two compactions, minus one.
 const CYCLE: i64 = 71;
-/// Puts in the end, and so many before that at least.
+/// Puts after the last of these compactions, and the least number of puts before it.
 const MANY: i64 = 1210;
 
-/// Traps 8 and 15 over the wire; the golden script `mvcc/hash` has all steps.
+/// Traps 8 and 15 over the wire; the golden script `mvcc/hash` shows every step.
 #[tokio::test]
-async fn hashes_are_etcds() {
+async fn hashes_equal_etcds() {
     let mut server = Server::start(&[]);
     let mut kv = server.kv().await;
     let mut maintenance = server.maintenance().await;
@@ -33,7 +33,7 @@ async fn hashes_are_etcds() {
     assert_eq!(after.hash, before.hash, "a restart changes nothing");
 }
 
-/// Seven keys in turn, and now and then another.
+/// Seven keys in turn, and occasionally one of two others.
 fn key(nth: i64) -> &'static str {
     match (nth % (2 * CYCLE), nth % CYCLE) {
         (30, _) => "zenek",
@@ -42,8 +42,8 @@ fn key(nth: i64) -> &'static str {
     }
 }
 
-/// Puts from `first` on, so many and one more; then what the keys hash to at `revision`, the compaction before it, and its
-/// number. Compacts up to there.
+/// Puts `count + 1` values, numbered from `first`, hashes at `revision` (zero: the current one), then compacts there. Returns
+/// the hash, the previous compact revision and the hashed revision.
 async fn hash_and_compact(client: &mut Client, first: i64, count: i64, revision: i64) -> (u32, i64, i64) {
     for nth in first..=first + count {
         client.put(key(nth), nth.to_string(), None).await.unwrap();
@@ -53,22 +53,22 @@ async fn hash_and_compact(client: &mut Client, first: i64, count: i64, revision:
     (answer.hash(), answer.compact_version(), answer.hash_revision())
 }
 
-/// A history of many such, each hashed at the revision that `at` names, given where it begins and how long it is.
+/// A history of many such cycles. `at` maps the first number and the length of a cycle to the revision that is hashed.
 async fn history(at: impl Fn(i64, i64) -> i64) -> Vec<(u32, i64, i64)> {
     let server = Server::start(&[]);
     let mut client = server.client().await;
-    let (mut told, mut first) = (Vec::new(), 0);
+    let (mut hashes, mut first) = (Vec::new(), 0);
     while first < MANY {
-        told.push(hash_and_compact(&mut client, first, CYCLE, at(first, CYCLE)).await);
+        hashes.push(hash_and_compact(&mut client, first, CYCLE, at(first, CYCLE)).await);
         first += CYCLE;
     }
-    told.push(hash_and_compact(&mut client, first, MANY, at(first, MANY)).await);
-    told
+    hashes.push(hash_and_compact(&mut client, first, MANY, at(first, MANY)).await);
+    hashes
 }
 
 /// The numbers that etcd's own tests expect (`TestHashByRevValue`).
 #[tokio::test]
-async fn hashes_in_the_middle_of_a_history_are_etcds() {
+async fn hashes_in_the_middle_of_a_history_equal_etcds() {
     let expected = [
         (4_082_599_214, -1, 35),
         (2_279_933_401, 35, 106),
@@ -95,7 +95,7 @@ async fn hashes_in_the_middle_of_a_history_are_etcds() {
 
 /// The same at the end of a history (`TestHashByRevValueLastRevision`).
 #[tokio::test]
-async fn hashes_at_the_end_of_a_history_are_etcds() {
+async fn hashes_at_the_end_of_a_history_equal_etcds() {
     let expected = [
         (1_913_897_190, -1, 73),
         (224_860_069, 73, 145),
@@ -120,15 +120,15 @@ async fn hashes_at_the_end_of_a_history_are_etcds() {
     assert_eq!(history(|_, _| 0).await, expected);
 }
 
-/// The hash at a revision, and the compaction before it.
+/// The hash at a revision, the compact revision and the hashed revision.
 async fn hash_at(server: &Server, revision: i64) -> (u32, i64, i64) {
     let answer = server.maintenance().await.hash_kv(HashKvRequest { revision }).await.unwrap().into_inner();
     (answer.hash, answer.compact_revision, answer.hash_revision)
 }
 
-/// As etcd's own tests do it (`TestCompactionHash`), with puts and deletions at the revisions that are compacted at.
+/// Like etcd's `TestCompactionHash`, with puts and deletions at the compacted revisions.
 #[tokio::test]
-async fn a_compaction_and_a_defragmentation_leave_the_hash_at_their_revision_as_it_was() {
+async fn compaction_and_defragmentation_do_not_change_the_hash_at_their_revision() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     let mut compacted = -1;
@@ -141,7 +141,7 @@ async fn a_compaction_and_a_defragmentation_leave_the_hash_at_their_revision_as_
         }
         if cycle == 11 {
             client.delete("", Some(DeleteOptions::new().with_all_keys())).await.unwrap();
-            // Where nothing is left at that very revision, etcd's two hashes differ, and so do ours.
+            // If no key is left at the compacted revision itself, etcd's two hashes differ, and so do ours.
             client.put("alone", "1", None).await.unwrap();
         }
         let before = hash_at(&server, 0).await;
@@ -155,12 +155,12 @@ async fn a_compaction_and_a_defragmentation_leave_the_hash_at_their_revision_as_
         assert_eq!(hash_at(&server, revision).await, before, "after defragmentation {cycle}");
         compacted = revision;
     }
-    assert_eq!(remembered_and_left_out(&server), ["12", "0"]);
+    assert_eq!(stored_and_skipped(&server), ["12", "0"]);
 }
 
-/// Compactions that follow each other are done one by one, and each is remembered.
+/// Consecutive compactions are done one by one, and the hash of each is stored.
 #[tokio::test]
-async fn compactions_in_a_row_are_all_remembered() {
+async fn the_hashes_of_consecutive_compactions_are_all_stored() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     for nth in 0..2000 {
@@ -178,18 +178,18 @@ async fn compactions_in_a_row_are_all_remembered() {
     }
 }
 
-/// How many compactions are remembered by their hashes, and of how many that was left out.
-fn remembered_and_left_out(server: &Server) -> [String; 2] {
+/// The number of compactions whose hashes are stored, and of those whose hashes were not computed.
+fn stored_and_skipped(server: &Server) -> [String; 2] {
     let metrics = server.http("GET", "/metrics").body;
     ["remembered", "left_out"].map(|outcome| {
         let start = format!("metastore_compaction_hashes_total{{outcome=\"{outcome}\"}} ");
-        metrics.lines().find_map(|line| line.strip_prefix(&start)).expect("it is there from the start").to_owned()
+        metrics.lines().find_map(|line| line.strip_prefix(&start)).expect("the metric exists from the start").to_owned()
     })
 }
 
-/// More than 64 MiB of history are not hashed by compactions, unless that is asked for.
+/// A compaction does not hash more than 64 MiB of history unless the feature gate is enabled.
 #[tokio::test]
-async fn a_large_history_has_no_hash_that_a_compaction_would_remember() {
+async fn a_compaction_of_a_large_history_stores_no_hash() {
     const MIB: f64 = 1_048_576.0;
     for (flags, forced) in [(&[][..], false), (&["--feature-gates=CompactHashCheck=true"][..], true)] {
         let server = Server::start(flags);
@@ -203,14 +203,14 @@ async fn a_large_history_has_no_hash_that_a_compaction_would_remember() {
         client.compact(66, Some(CompactionOptions::new().with_physical())).await.unwrap();
         let after = hash_at(&server, 66).await;
         if forced {
-            assert_eq!((after, remembered_and_left_out(&server)), (before, ["1".to_owned(), "0".to_owned()]));
+            assert_eq!((after, stored_and_skipped(&server)), (before, ["1".to_owned(), "0".to_owned()]));
         } else {
-            assert_eq!((after.1, after.2), (66, 66), "computed anew, and it says so");
-            assert_eq!(remembered_and_left_out(&server), ["0", "1"]);
+            assert_eq!((after.1, after.2), (66, 66), "computed again, with the new compact revision");
+            assert_eq!(stored_and_skipped(&server), ["0", "1"]);
             let line = server.wait_for_log("is not remembered by its hash");
             assert!(line.contains("\"compact-revision\":66") && line.contains("\"limit-bytes\":67108864"), "{line}");
         }
-        // One value is left, and the next compaction is like any other.
+        // One value is left, and the next compaction is an ordinary one.
         assert!(history_bytes() > MIB && history_bytes() < 1.1 * MIB);
         client.put("small", "x", None).await.unwrap();
         let before = hash_at(&server, 67).await;

@@ -1,4 +1,4 @@
-//! The plain HTTP beside gRPC, on the same port.
+//! The HTTP endpoints on the client port, next to gRPC.
 
 use metastore::proto::etcdserverpb::AlarmRequest;
 
@@ -40,7 +40,7 @@ async fn health_version_and_metrics_are_served() {
     }
 }
 
-/// Rates and sums of what never happened are zero, not unknown: dashboards count on it.
+/// Metrics of calls that never happened are zero, not missing: dashboards rely on it.
 #[test]
 fn all_calls_are_counted_from_the_start() {
     let server = Server::start(&[]);

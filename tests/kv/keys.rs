@@ -70,7 +70,7 @@ async fn a_stock_client_runs_transactions() {
 }
 
 #[tokio::test]
-async fn a_physical_compaction_is_over_when_it_is_answered() {
+async fn a_physical_compaction_is_complete_when_it_is_answered() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     for nth in 0..50 {
@@ -90,7 +90,7 @@ async fn a_physical_compaction_is_over_when_it_is_answered() {
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_survives_a_kill() {
+async fn acknowledged_writes_survive_a_kill() {
     let mut server = Server::start(&[]);
     let client = server.client().await;
     let writers: Vec<_> = (0..16)

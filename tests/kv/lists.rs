@@ -1,9 +1,10 @@
-//! A long list among writers and compactions: one consistent view, and nobody waits for it.
+//! A long Range during writes and compactions: it reads one consistent view, and it does not block writers.
 //!
-//! That nobody waits can only be seen of lists that are much longer than a sync of the log. When a list begins, each writer
-//! has one write under way, which may be acknowledged during the list although the list stops everything behind it. So only
-//! what is beyond that counts. A list of 20,000 keys takes 5 to 30 ms, of which a sync or two may be all: many of them
-//! show consistency. A list of 100,000 keys takes about 80 ms and more and sees ten times what would prove nothing.
+//! That it does not block writers can only be shown with lists that take much longer than a sync of the log. When a list
+//! begins, each writer has one write in flight, which may be acknowledged during the list even if the list blocks all later
+//! writes. So only writes beyond those count. A list of 20,000 keys takes 5 to 30 ms, which may be no more than one or two
+//! syncs: many such lists test consistency. A list of 100,000 keys takes 80 ms or more, and ten times as many writes as would
+//! prove nothing are acknowledged during it.
 
 use std::sync::{
     Arc,
@@ -23,7 +24,7 @@ use crate::support::Server;
 
 const WRITERS: u64 = 8;
 
-/// Key `nth` and its partner from the other end always get the same value in one transaction.
+/// A transaction that puts the same value to key `nth` and to its counterpart, counted from the other end.
 fn pair(keys: u64, nth: u64, value: &str) -> TxnRequest {
     let put = |nth: u64| {
         let request =
@@ -41,7 +42,7 @@ async fn load(kv: &mut KvClient<Channel>, keys: u64) {
     }
 }
 
-/// Writes pairs until told to stop; counts what was acknowledged.
+/// Writes pairs until `stop` is set; counts the acknowledged writes.
 async fn write(mut kv: KvClient<Channel>, keys: u64, writer: u64, written: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
     for turn in 0.. {
         if stop.load(Ordering::Relaxed) {
@@ -53,7 +54,7 @@ async fn write(mut kv: KvClient<Channel>, keys: u64, writer: u64, written: Arc<A
     }
 }
 
-/// Compacts at the present over and over.
+/// Compacts at the current revision over and over.
 async fn compact(mut kv: KvClient<Channel>, stop: Arc<AtomicBool>) -> u32 {
     let mut compactions = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -61,25 +62,25 @@ async fn compact(mut kv: KvClient<Channel>, stop: Arc<AtomicBool>) -> u32 {
         let revision = here.into_inner().header.unwrap().revision;
         match kv.compact(CompactionRequest { revision, physical: compactions % 2 == 0 }).await {
             Ok(_) => compactions += 1,
-            Err(status) => assert_eq!(status.code(), Code::OutOfRange, "nobody wrote in between: {status}"),
+            Err(status) => assert_eq!(status.code(), Code::OutOfRange, "no write happened in between: {status}"),
         }
     }
     compactions
 }
 
-/// That a list is all of one moment: every key, none newer than the header says, and no transaction in half.
+/// Asserts that a list is a consistent view: all keys, none newer than the header's revision, and no half of a transaction.
 fn check(keys: u64, list: &RangeResponse) {
     let revision = list.header.as_ref().unwrap().revision;
     assert_eq!((list.count.cast_unsigned(), list.kvs.len() as u64, list.more), (keys, keys, false));
     assert!(list.kvs.is_sorted_by(|a, b| a.key < b.key));
     let newest = list.kvs.iter().map(|kv| kv.mod_revision).max().unwrap();
-    assert!(newest <= revision, "{newest} is beyond {revision}");
+    assert!(newest <= revision, "{newest} is newer than {revision}");
     let half = list.kvs.len() / 2;
     let same = |(a, b): (&KeyValue, &KeyValue)| a.value == b.value && a.mod_revision == b.mod_revision;
-    assert!(list.kvs[..half].iter().zip(list.kvs.iter().rev()).all(same), "a transaction was seen in half");
+    assert!(list.kvs[..half].iter().zip(list.kvs.iter().rev()).all(same), "only half of a transaction is visible");
 }
 
-/// A list by RangeStream; None if a compaction overtook it.
+/// A list through RangeStream; `None` if a compaction overtook it.
 async fn stream(kv: &mut KvClient<Channel>) -> Option<RangeResponse> {
     let whole = RangeRequest { key: "0".into(), range_end: "1".into(), ..RangeRequest::default() };
     let mut chunks = kv.range_stream(whole).await.unwrap().into_inner();
@@ -100,8 +101,8 @@ async fn stream(kv: &mut KvClient<Channel>) -> Option<RangeResponse> {
     }
 }
 
-/// Lists again and again; returns how many writes were acknowledged while a list was under way.
-async fn lists_among_writers(keys: u64, lists: usize) -> u64 {
+/// Lists repeatedly; returns how many writes were acknowledged during the lists.
+async fn lists_during_writes(keys: u64, lists: usize) -> u64 {
     let server = Server::start(&["--compaction-sleep-interval", "1ms"]);
     let mut kv = server.kv().await;
     load(&mut kv, keys).await;
@@ -124,7 +125,7 @@ async fn lists_among_writers(keys: u64, lists: usize) -> u64 {
         during += written.load(Ordering::Relaxed) - before;
         check(keys, &list);
         let now = list.header.unwrap().revision;
-        assert!(now >= revision, "the present does not go back");
+        assert!(now >= revision, "revisions do not go back");
         revision = now;
     }
     stop.store(true, Ordering::Relaxed);
@@ -139,23 +140,23 @@ async fn lists_among_writers(keys: u64, lists: usize) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_among_writers_and_compactions_is_one_moment() {
-    lists_among_writers(20_000, 12).await;
+async fn a_list_during_writes_and_compactions_is_consistent() {
+    lists_during_writes(20_000, 12).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_list_stops_nobody() {
-    nobody_waits(4).await;
+async fn a_long_list_does_not_block_writers() {
+    assert_writers_are_not_blocked(4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long"]
-async fn a_long_list_among_writers_and_compactions_is_one_moment_and_stops_nobody() {
-    nobody_waits(40).await;
+async fn a_long_list_during_writes_and_compactions_is_consistent_and_does_not_block_writers() {
+    assert_writers_are_not_blocked(40).await;
 }
 
-async fn nobody_waits(lists: usize) {
-    let during = lists_among_writers(100_000, lists).await;
-    let under_way = lists as u64 * WRITERS;
-    assert!(during > under_way, "{during} writes, of which {under_way} may have been under way when a list began");
+async fn assert_writers_are_not_blocked(lists: usize) {
+    let during = lists_during_writes(100_000, lists).await;
+    let in_flight = lists as u64 * WRITERS;
+    assert!(during > in_flight, "{during} writes, of which {in_flight} may have been in flight when a list began");
 }

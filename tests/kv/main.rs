@@ -1,4 +1,5 @@
-//! One server, seen by stock clients and over the bare wire: keys, transactions, streams, upkeep, and the HTTP beside them.
+//! One server, through stock clients and raw gRPC: keys, transactions, streams, maintenance, and the HTTP endpoints on the same
+//! port.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

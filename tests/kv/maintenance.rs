@@ -1,4 +1,4 @@
-//! Looking after one member.
+//! Maintenance of one member.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use tonic::Code;
 use crate::support::{PATIENCE, Server, assert_refused};
 
 #[tokio::test]
-async fn status_says_how_a_member_is() {
+async fn status_describes_a_member() {
     let server = Server::start(&[]);
     let mut kv = server.kv().await;
     kv.put(PutRequest { key: "a".into(), ..PutRequest::default() }).await.unwrap();
@@ -32,12 +32,12 @@ async fn status_says_how_a_member_is() {
     assert_eq!(status.db_size_quota, 2_147_483_648, "trap 41");
     assert!(status.db_size_in_use <= status.db_size);
     assert_eq!((status.errors.len(), status.is_learner), (0, false));
-    let downgrade = status.downgrade_info.expect("it is always there");
+    let downgrade = status.downgrade_info.expect("it is always set");
     assert!(!downgrade.enabled && downgrade.target_version.is_empty());
 }
 
 #[tokio::test]
-async fn a_quota_that_is_switched_off_is_shown_as_it_was_given() {
+async fn a_disabled_quota_is_shown_as_given() {
     let server = Server::start(&["--quota-backend-bytes=-1"]);
     let status = server.maintenance().await.status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status.db_size_quota, -1);
@@ -72,7 +72,7 @@ async fn alarms_are_raised_listed_and_cleared_one_by_one() {
 
 /// Trap 33.
 #[tokio::test]
-async fn corruption_blocks_writes_and_lets_reads_pass() {
+async fn the_corrupt_alarm_blocks_writes_but_not_reads() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     client.put("a", "1", None).await.unwrap();
@@ -104,25 +104,25 @@ async fn a_sole_member_leads_and_is_listed() {
     let mut maintenance = server.maintenance().await;
     let to_itself = maintenance.move_leader(MoveLeaderRequest { target_id: member.id }).await.unwrap();
     assert_eq!(to_itself.into_inner().header, None);
-    let to_nobody = maintenance.move_leader(MoveLeaderRequest { target_id: 404 }).await;
-    assert_refused(to_nobody, Code::FailedPrecondition, "etcdserver: bad leader transferee");
+    let to_unknown = maintenance.move_leader(MoveLeaderRequest { target_id: 404 }).await;
+    assert_refused(to_unknown, Code::FailedPrecondition, "etcdserver: bad leader transferee");
     let defragmented = maintenance.defragment(DefragmentRequest {}).await.unwrap();
     assert_eq!(defragmented.into_inner().header, None);
 }
 
-/// What those who read and write during something saw.
+/// Clients that read and write while something else happens, and what they observe.
 #[derive(Default)]
 struct Traffic {
-    is_over: AtomicBool,
+    stop: AtomicBool,
     rounds: AtomicUsize,
     worst: Mutex<Duration>,
 }
 
 impl Traffic {
-    /// Puts a key and reads it back until it is over. Returns how often.
+    /// Puts a key and reads it back until `stop` is set. Returns the number of rounds.
     async fn drive(self: Arc<Self>, mut client: Client, key: String) -> usize {
         for round in 0.. {
-            if self.is_over.load(Ordering::Relaxed) {
+            if self.stop.load(Ordering::Relaxed) {
                 return round;
             }
             let begun = Instant::now();
@@ -137,9 +137,9 @@ impl Traffic {
     }
 }
 
-/// Nobody waits for files to be rewritten.
+/// Requests do not wait while files are rewritten.
 #[tokio::test]
-async fn a_defragmentation_lets_reads_and_writes_pass() {
+async fn reads_and_writes_continue_during_a_defragmentation() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     for nth in 0..600 {
@@ -154,18 +154,18 @@ async fn a_defragmentation_lets_reads_and_writes_pass() {
     for nth in 0..4 {
         tasks.spawn(traffic.clone().drive(server.client().await, format!("new{nth}")));
     }
-    let mut among_them = 0;
+    let mut overlapping = 0;
     let deadline = Instant::now() + PATIENCE;
-    while among_them < 5 {
-        assert!(Instant::now() < deadline, "nobody gets through while files are rewritten");
+    while overlapping < 5 {
+        assert!(Instant::now() < deadline, "no request completes while files are rewritten");
         let rounds = traffic.rounds.load(Ordering::Relaxed);
         client.defragment().await.unwrap();
-        among_them += usize::from(traffic.rounds.load(Ordering::Relaxed) > rounds + 4);
+        overlapping += usize::from(traffic.rounds.load(Ordering::Relaxed) > rounds + 4);
     }
-    traffic.is_over.store(true, Ordering::Relaxed);
+    traffic.stop.store(true, Ordering::Relaxed);
     assert!(tasks.join_all().await.iter().all(|&rounds| rounds > 0));
     let worst = *traffic.worst.lock().unwrap();
-    assert!(worst < Duration::from_secs(5), "somebody waited {worst:?}");
+    assert!(worst < Duration::from_secs(5), "a request waited {worst:?}");
     let head = client.put("end", "", None).await.unwrap().header().unwrap().revision();
     client.compact(head, Some(CompactionOptions::new().with_physical())).await.unwrap();
     client.defragment().await.unwrap();

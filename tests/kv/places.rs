@@ -1,4 +1,4 @@
-//! Where a server can be found: socket files, and whom it tells that it can.
+//! Unix socket files, and the notification of systemd.
 
 use std::{
     io::{Read, Write},
@@ -14,7 +14,7 @@ use tonic::transport::Endpoint;
 use crate::support::Server;
 
 #[tokio::test]
-async fn clients_are_served_at_a_socket_file() {
+async fn clients_are_served_at_a_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("client.sock");
     let url = format!("unix://{}", path.display());
@@ -39,30 +39,30 @@ async fn clients_are_served_at_a_socket_file() {
 
     let mut silent = UnixStream::connect(&path).unwrap();
     silent.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
-    let mut said = Vec::new();
-    silent.read_to_end(&mut said).expect("it is sent away");
-    assert!(said.is_empty());
+    let mut received = Vec::new();
+    silent.read_to_end(&mut received).expect("a connection that sends nothing is closed");
+    assert!(received.is_empty());
 
     if let Some(etcdctl) = std::env::var_os("METASTORE_TEST_ETCDCTL") {
         let output = Command::new(etcdctl).args(["--endpoints", &url, "get", "k", "--print-value-only"]).output();
         assert_eq!(String::from_utf8_lossy(&output.unwrap().stdout), "v\n");
     }
     server.stop();
-    assert!(!path.exists(), "nothing is left of it");
+    assert!(!path.exists(), "a clean stop removes the socket file");
     server.restart();
     server.kill();
-    assert!(path.exists(), "this time it is");
+    assert!(path.exists(), "a killed server leaves it behind");
     server.restart();
 }
 
 #[test]
-fn systemd_hears_when_clients_are_served() {
+fn systemd_is_notified_when_clients_are_served() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let systemd = UnixDatagram::bind(&path).unwrap();
     let server = Server::start_in(&[("NOTIFY_SOCKET", path.to_str().unwrap())], &[]);
-    let mut heard = [0; 64];
-    let len = systemd.recv(&mut heard).unwrap();
-    assert_eq!(&heard[..len], b"READY=1");
+    let mut message = [0; 64];
+    let len = systemd.recv(&mut message).unwrap();
+    assert_eq!(&message[..len], b"READY=1");
     assert_eq!(server.http("GET", "/health").status, 200);
 }

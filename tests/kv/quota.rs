@@ -1,4 +1,4 @@
-//! Running out of space, and the way back.
+//! Exceeding the quota, and recovering from it.
 
 use etcd_client::{AlarmAction, AlarmType, CompactionOptions, PutOptions};
 use metastore::{
@@ -14,7 +14,7 @@ const VALUE_BYTES: usize = 64 << 10;
 
 /// Traps 31 and 32: full, then compacted, defragmented, disarmed, and usable again.
 #[tokio::test]
-async fn a_full_member_refuses_what_adds_until_there_is_room_again() {
+async fn a_member_over_quota_refuses_puts_until_space_is_reclaimed_and_the_alarm_disarmed() {
     let server = Server::start(&[&format!("--quota-backend-bytes={QUOTA}")]);
     let mut client = server.client().await;
     let mut kv = server.kv().await;
@@ -33,7 +33,7 @@ async fn a_full_member_refuses_what_adds_until_there_is_room_again() {
     assert_eq!(status.errors().len(), 1);
     assert_eq!(server.http("GET", "/health").status, 503);
 
-    // Whatever adds is refused, also what is small; the alarm stands although this member has room for a few bytes.
+    // Even small puts are refused: the alarm stays active although this member has space for a few bytes.
     assert!(client.put("a", "", Some(PutOptions::new())).await.is_err());
     let empty = kv.txn(TxnRequest::default()).await.unwrap().into_inner();
     let head = empty.header.unwrap().revision;
@@ -50,13 +50,13 @@ async fn a_full_member_refuses_what_adds_until_there_is_room_again() {
     let mut options = etcd_client::AlarmOptions::new();
     options.with_member(member);
     client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(options)).await.unwrap();
-    kv.put(put()).await.expect("there is room again");
+    kv.put(put()).await.expect("the quota admits puts again");
     assert_eq!(server.http("GET", "/health").status, 200);
 }
 
-/// A request that is over quota and wrong hears of the quota.
+/// A request that is both over quota and invalid fails because of the quota.
 #[tokio::test]
-async fn the_quota_is_looked_at_before_the_request() {
+async fn the_quota_is_checked_before_the_request() {
     let server = Server::start(&["--quota-backend-bytes=1"]);
     let mut kv = server.kv().await;
     let nothing = PutRequest::default();
@@ -65,12 +65,12 @@ async fn the_quota_is_looked_at_before_the_request() {
     assert!(errors.errors()[0].ends_with("alarm:NOSPACE"), "{:?}", errors.errors());
 }
 
-/// Trap 31: what would fill the quota exactly does not fit any more. What costs nothing always does.
+/// Trap 31: a request that would fill the quota exactly is refused. A request that costs nothing is always admitted.
 #[test]
-fn a_quota_is_reached_when_it_is_met_exactly() {
+fn a_request_that_meets_the_quota_exactly_is_refused() {
     let quota = Quota { bytes: 100 };
     assert!(quota.admits(10, 89));
     assert!(!quota.admits(10, 90));
     assert!(quota.admits(0, 1000));
-    assert!(Quota { bytes: -1 }.admits(10, 1000), "a negative quota is none");
+    assert!(Quota { bytes: -1 }.admits(10, 1000), "a negative quota is no limit");
 }

@@ -1,4 +1,4 @@
-//! What every gRPC server offers beside its own methods, and what this one does not offer yet; with either server of HTTP/2.
+//! The standard gRPC services (reflection, health), and the methods that are not implemented yet, with both HTTP/2 servers.
 
 use std::collections::BTreeSet;
 
@@ -17,12 +17,12 @@ use tonic_reflection::pb::v1::{
 
 use crate::support::{Server, assert_refused};
 
-/// One with each server of HTTP/2.
+/// A server with each HTTP/2 implementation.
 fn both() -> impl Iterator<Item = Server> {
     ["--grpc-server=own", "--grpc-server=tonic"].into_iter().map(|choice| Server::start(&[choice]))
 }
 
-/// All of `proto/`.
+/// The descriptors of all files in `proto/`.
 fn described() -> Vec<FileDescriptorProto> {
     FileDescriptorSet::decode(proto::DESCRIPTORS).unwrap().file
 }
@@ -32,7 +32,7 @@ async fn reflect(server: &Server, request: MessageRequest) -> Result<MessageResp
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(request) };
     let mut answers = client.server_reflection_info(tokio_stream::once(request)).await?.into_inner();
     let answer = answers.message().await?.expect("each request has an answer");
-    Ok(answer.message_response.expect("each answer says something"))
+    Ok(answer.message_response.expect("each answer has content"))
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn reflection_finds_the_file_that_defines_a_symbol() {
 }
 
 #[tokio::test]
-async fn every_method_about_users_says_that_there_are_none_yet() {
+async fn auth_methods_are_not_implemented_yet() {
     let auth = described().into_iter().flat_map(|file| file.service).find(|service| service.name() == "Auth").unwrap();
     assert_eq!(auth.method.len(), 17);
     for server in both() {
@@ -76,16 +76,16 @@ async fn every_method_about_users_says_that_there_are_none_yet() {
             grpc.ready().await.unwrap();
             let path = format!("/etcdserverpb.Auth/{}", method.name()).parse().unwrap();
             let answer = grpc.unary(Request::new(()), path, ProstCodec::<(), ()>::default()).await;
-            let clear = "this version of metastore has no users, roles and permissions yet";
-            assert_refused(answer, Code::Unimplemented, clear);
+            let message = "this version of metastore has no users, roles and permissions yet";
+            assert_refused(answer, Code::Unimplemented, message);
         }
     }
 }
 
 #[tokio::test]
-async fn a_saved_snapshot_is_refused_as_not_there_yet() {
+async fn streaming_snapshots_is_not_implemented_yet() {
     for server in both() {
-        // Where the refusal is found depends on whether headers came before it.
+        // The error arrives with the call or with the first message, depending on whether headers were sent before.
         let refused = match server.maintenance().await.snapshot(SnapshotRequest {}).await {
             Ok(stream) => stream.into_inner().message().await.map(|_| ()),
             Err(status) => Err(status),
@@ -100,7 +100,7 @@ async fn watch_health(server: &Server, service: &str) -> Result<Streaming<Health
 }
 
 #[tokio::test]
-async fn health_is_told_of_the_server_as_a_whole() {
+async fn health_is_reported_for_the_server_as_a_whole() {
     for mut server in both() {
         let mut listing = proto::health::health_client::HealthClient::new(server.channel().await);
         let list = listing.list(HealthListRequest {}).await.unwrap().into_inner();
@@ -112,13 +112,13 @@ async fn health_is_told_of_the_server_as_a_whole() {
         let mut watch = watch_health(&server, "").await.unwrap();
         assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
         server.stop();
-        assert!(!matches!(watch.message().await, Ok(Some(_))), "who has stopped is no longer said to serve");
+        assert!(!matches!(watch.message().await, Ok(Some(_))), "a stopped server is no longer reported as serving");
     }
 }
 
-/// Only the whole server has a name.
+/// Only the whole server, with the empty name, has a health status.
 #[tokio::test]
-async fn the_health_of_anything_else_is_not_known() {
+async fn the_health_of_single_services_is_unknown() {
     for server in both() {
         for service in ["etcdserverpb.KV", "no.such.Service"] {
             let request = HealthCheckRequest { service: service.to_owned() };

@@ -1,4 +1,4 @@
-//! How a server ends, and what it says on its way.
+//! Stopping a server, and log lines that operators and tools rely on.
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -10,28 +10,28 @@ use rustix::process::Signal;
 
 use crate::support::Server;
 
-/// Longer than this nobody waits for a stop.
+/// The time limit for a stop.
 const LIMIT: Duration = Duration::from_millis(1500);
 
 #[tokio::test]
-async fn who_does_not_wait_for_the_disk_is_warned() {
+async fn running_without_fsync_is_warned_about() {
     let server = Server::start(&["--unsafe-no-fsync"]);
     let line = server.wait_for_log("fsync is off");
     assert!(line.contains("\"warn\"") && line.contains("loses acknowledged writes"), "{line}");
     server.client().await.put("k", "v", None).await.unwrap();
 }
 
-/// Streams, a call that waits for ever and a connection that does nothing hold nobody up.
+/// Open streams, a call that waits forever and an idle connection do not delay a stop.
 #[tokio::test]
-async fn a_server_ends_at_once_and_by_the_signal_that_it_was_sent() {
+async fn a_server_ends_at_once_and_by_the_signal_it_received() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut server = Server::start(&[]);
         let mut client = server.client().await;
         client.put("k", "v", None).await.unwrap();
         let mut watch = client.watch("k", None).await.unwrap();
         let lease = client.lease_grant(60, None).await.unwrap().id();
-        let (mut keeper, mut answers) = client.lease_keep_alive(lease).await.unwrap();
-        keeper.keep_alive().await.unwrap();
+        let (mut renewals, mut answers) = client.lease_keep_alive(lease).await.unwrap();
+        renewals.keep_alive().await.unwrap();
         assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 60);
         let held = client.lock("lock", Some(LockOptions::new().with_lease(lease))).await.unwrap();
         let mut other = server.client().await;
@@ -50,7 +50,7 @@ async fn a_server_ends_at_once_and_by_the_signal_that_it_was_sent() {
 }
 
 #[test]
-fn the_lines_that_tools_wait_for_are_there() {
+fn log_lines_that_tools_wait_for_are_written() {
     let server = Server::start(&["--quota-backend-bytes=9000000000", "--snapshot-catchup-entries=77"]);
     let starting = server.wait_for_log("\"starting an etcd server\"");
     for part in [r#""snapshot-catchup-entries":77"#, r#""v2-deprecation":"write-only""#, r#""name":"one""#] {

@@ -1,4 +1,4 @@
-//! RangeStream: a Range in several messages.
+//! RangeStream: a Range whose result comes in several messages.
 
 use metastore::proto::etcdserverpb::{
     CompactionRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, kv_client::KvClient,
@@ -35,7 +35,7 @@ async fn chunks(kv: &mut KvClient<Channel>, request: RangeRequest) -> Vec<RangeR
     chunks
 }
 
-/// All chunks as one answer. Trap 36: only the last has a header, `more` and `count`.
+/// Merges all chunks into one response. Trap 36: only the last one has a header, `more` and `count`.
 fn merged(chunks: Vec<RangeResponse>) -> RangeResponse {
     let last = chunks.len() - 1;
     let mut all = RangeResponse::default();
@@ -50,9 +50,9 @@ fn merged(chunks: Vec<RangeResponse>) -> RangeResponse {
     all
 }
 
-/// Keys without values come in chunks of the same kind, with the same count.
+/// Streams with and without values have the same keys and counts.
 #[tokio::test]
-async fn a_stream_of_keys_alone_is_like_one_with_values() {
+async fn a_keys_only_stream_equals_one_with_values() {
     let server = Server::start(&[]);
     let mut kv = server.kv().await;
     fill(&mut kv, 25, 10).await;
@@ -71,9 +71,9 @@ async fn a_stream_of_keys_alone_is_like_one_with_values() {
     }
 }
 
-/// A target without an order means ascending, here as in a Range. etcd loses keys beyond the tenth.
+/// A sort target without a sort order means ascending, as in Range. etcd loses keys beyond the tenth.
 #[tokio::test]
-async fn a_stream_with_a_sort_target_is_sorted_by_it_as_a_range_is() {
+async fn a_stream_with_a_sort_target_is_sorted_like_a_range() {
     let server = Server::start(&[]);
     let mut kv = server.kv().await;
     for nth in 0..400_u32 {
@@ -101,9 +101,9 @@ async fn a_stream_with_a_sort_target_is_sorted_by_it_as_a_range_is() {
     }
 }
 
-/// No cache holds anything, so every read has to ask the disk.
+/// Without caches, every read goes to the disk.
 #[tokio::test]
-async fn what_lies_on_the_disk_alone_is_read_as_well() {
+async fn uncached_values_are_read_from_disk() {
     let mut server = Server::start(&["--value-cache-bytes=0", "--block-cache-bytes=0"]);
     fill(&mut server.kv().await, 500, 100).await;
     server.stop();
@@ -124,14 +124,14 @@ async fn what_lies_on_the_disk_alone_is_read_as_well() {
 }
 
 #[tokio::test]
-async fn the_chunks_together_are_what_a_range_answers() {
+async fn the_merged_chunks_equal_a_range() {
     let server = Server::start(&[]);
     let mut kv = server.kv().await;
     let nothing = chunks(&mut kv, whole()).await;
     assert_eq!((nothing.len(), nothing[0].count, nothing[0].header.as_ref().unwrap().revision), (1, 0, 1));
     fill(&mut kv, 3000, 10).await;
     let answers = chunks(&mut kv, whole()).await;
-    assert!(answers[0].kvs.len() <= 10, "the first chunk comes at once");
+    assert!(answers[0].kvs.len() <= 10, "the first chunk is small");
     assert!(answers.len() > 5, "{} chunks", answers.len());
     let requests = [
         whole(),
@@ -155,9 +155,9 @@ async fn the_chunks_together_are_what_a_range_answers() {
     }
 }
 
-/// Trap 36: later writes are invisible, and the header is of the beginning.
+/// Trap 36: later writes are invisible, and the header has the revision at which the stream began.
 #[tokio::test]
-async fn a_stream_shows_the_moment_when_it_began() {
+async fn a_stream_is_a_view_of_the_revision_at_which_it_began() {
     let server = Server::start(&[]);
     let mut kv = server.kv().await;
     fill(&mut kv, 2000, 10_000).await;
@@ -184,7 +184,7 @@ async fn a_compaction_ends_a_stream_that_it_overtakes() {
     let mut stream = open(&mut kv, whole()).await;
     let mut seen = stream.message().await.unwrap().unwrap().range_response.unwrap().kvs.len();
     kv.put(PutRequest { key: "a".into(), ..PutRequest::default() }).await.unwrap();
-    // The reader's window holds far less than all of it, so the server cannot have read it all.
+    // The client's flow-control window is far smaller than the result, so the server cannot have read all of it.
     kv.compact(CompactionRequest { revision: 3002, physical: true }).await.unwrap();
     let end = loop {
         match stream.message().await {
@@ -193,18 +193,18 @@ async fn a_compaction_ends_a_stream_that_it_overtakes() {
         }
     };
     assert_refused(end, Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
-    assert!(seen < 3000, "{seen} keys came");
+    assert!(seen < 3000, "{seen} keys were received");
 }
 
 /// Trap 38.
 #[tokio::test]
-async fn a_stream_goes_on_with_values_larger_than_a_chunk() {
+async fn a_stream_handles_values_larger_than_a_chunk() {
     let server = Server::start(&["--max-request-bytes", "100000"]);
     let mut kv = server.kv().await;
     fill(&mut kv, 40, 99_000).await;
     let answers = chunks(&mut kv, whole()).await;
     let sizes: Vec<_> = answers.iter().map(|answer| answer.kvs.len()).collect();
-    // Ten of them are ten times the target, so the chunks halve: to the size where one is less than twice the target.
+    // Ten values exceed the target size about tenfold, so the chunks are halved until one is less than twice the target.
     assert_eq!((sizes[0], sizes[1], sizes[2]), (10, 5, 2), "{sizes:?}");
     assert!(sizes[3..].iter().all(|&size| size <= 2), "{sizes:?}");
     assert_eq!(merged(answers).count, 40);

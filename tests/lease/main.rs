@@ -1,7 +1,9 @@
-//! Leases of a single server, tested through clients.
+//! Leases of one server, through clients.
+//!
+//! "Trap" numbers in this directory are those of the watch and lease contract, not those of `tests/tidy/traps.rs`.
 
-#![allow(clippy::disallowed_methods, reason = "leases are about time")]
-#![allow(clippy::unwrap_used, reason = "helpers of a test")]
+#![allow(clippy::disallowed_methods, reason = "leases depend on real time")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod many;
 #[path = "../support/mod.rs"]
@@ -18,10 +20,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
-/// The minimum TTL with default flags, in seconds.
+/// The shortest TTL that is granted with default flags.
 const MIN_TTL: i64 = 2;
-/// How late after the end of its lease a key may be deleted.
-const LATE: Duration = Duration::from_millis(1500);
+/// No key outlives its lease by more than this.
+const MAX_DELAY: Duration = Duration::from_millis(1500);
 
 async fn grant(client: &mut Client, id: i64, ttl: i64) -> Result<(i64, i64), Error> {
     let options = LeaseGrantOptions::new().with_id(id);
@@ -39,7 +41,7 @@ async fn keys(client: &mut Client) -> (Vec<String>, i64) {
     (keys, found.header().unwrap().revision())
 }
 
-/// Remaining TTL, granted TTL, keys.
+/// The remaining TTL, the granted TTL and the keys of a lease.
 async fn time_to_live(client: &mut Client, id: i64) -> (i64, i64, Vec<String>) {
     let options = LeaseTimeToLiveOptions::new().with_keys();
     let found = client.lease_time_to_live(id, Some(options)).await.unwrap();
@@ -75,7 +77,7 @@ struct KeepAlive {
 }
 
 impl KeepAlive {
-    /// Opens a stream; its headers come with the first answer, so there is a first request.
+    /// Opens a stream. The response headers arrive with the first answer, so a first request is necessary.
     async fn open(server: &Server, first: i64) -> Self {
         let (requests, queue) = mpsc::unbounded_channel();
         requests.send(LeaseKeepAliveRequest { id: first }).unwrap();
@@ -88,14 +90,14 @@ impl KeepAlive {
         self.requests.as_ref().unwrap().send(LeaseKeepAliveRequest { id }).unwrap();
     }
 
-    /// The next answer: which lease, and its time to live.
-    async fn receive(&mut self) -> Option<(i64, i64)> {
+    /// The lease and TTL of the next answer.
+    async fn next(&mut self) -> Option<(i64, i64)> {
         self.answers.message().await.unwrap().map(|answer| (answer.id, answer.ttl))
     }
 }
 
 #[tokio::test]
-async fn a_grant_returns_the_granted_ttl_and_takes_no_revision() {
+async fn a_grant_returns_id_and_ttl_and_takes_no_revision() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     let (chosen, ttl) = grant(&mut client, 0, 1).await.unwrap();
@@ -113,7 +115,7 @@ async fn a_grant_returns_the_granted_ttl_and_takes_no_revision() {
 }
 
 #[tokio::test]
-async fn a_missing_lease_is_an_error_for_put_and_revoke_and_has_a_ttl_of_minus_one() {
+async fn a_missing_lease_fails_puts_and_revocations_and_has_ttl_minus_one() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     let not_found = "etcdserver: requested lease not found";
@@ -126,7 +128,7 @@ async fn a_missing_lease_is_an_error_for_put_and_revoke_and_has_a_ttl_of_minus_o
 
 /// Trap 14.
 #[tokio::test]
-async fn revoking_a_lease_deletes_its_keys_in_one_revision_and_takes_none_without_keys() {
+async fn a_revoked_lease_takes_its_keys_in_one_revision_or_none() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     grant(&mut client, 5, 60).await.unwrap();
@@ -144,7 +146,7 @@ async fn revoking_a_lease_deletes_its_keys_in_one_revision_and_takes_none_withou
 }
 
 #[tokio::test]
-async fn a_key_is_attached_to_the_lease_of_its_last_put() {
+async fn a_key_belongs_to_the_lease_of_its_last_put() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     for id in [1, 2] {
@@ -167,19 +169,19 @@ async fn a_key_is_attached_to_the_lease_of_its_last_put() {
 
 /// Trap 13.
 #[tokio::test]
-async fn one_stream_keeps_many_leases_alive_and_answers_zero_for_missing_ones() {
+async fn one_stream_renews_many_leases_and_returns_ttl_zero_for_missing_ones() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     grant(&mut client, 1, 1).await.unwrap();
     grant(&mut client, -2, 100).await.unwrap();
     let mut stream = KeepAlive::open(&server, 1).await;
-    assert_eq!(stream.receive().await, Some((1, MIN_TTL)));
+    assert_eq!(stream.next().await, Some((1, MIN_TTL)));
     for id in [404, -2, 1, -2, 0] {
         stream.send(id);
     }
-    stream.requests = None; // Requests sent before are answered nevertheless.
+    stream.requests = None; // Requests sent before are still answered.
     let mut received = Vec::new();
-    while let Some(answer) = stream.receive().await {
+    while let Some(answer) = stream.next().await {
         received.push(answer);
     }
     assert_eq!(received, [(404, 0), (-2, 100), (1, MIN_TTL), (-2, 100), (0, 0)]);
@@ -194,8 +196,8 @@ async fn a_lease_can_be_renewed_as_soon_as_it_is_granted() {
         tasks.spawn(async move {
             for _ in 0..20 {
                 let (id, ttl) = grant(&mut client, 0, 30).await.unwrap();
-                let (mut requests, mut answers) = client.lease_keep_alive(id).await.unwrap();
-                requests.keep_alive().await.unwrap();
+                let (mut renewals, mut answers) = client.lease_keep_alive(id).await.unwrap();
+                renewals.keep_alive().await.unwrap();
                 assert_eq!(answers.message().await.unwrap().unwrap().ttl(), ttl);
                 let (left, granted, _) = time_to_live(&mut client, id).await;
                 assert!((ttl - 2..=ttl).contains(&left) && granted == ttl);
@@ -218,7 +220,7 @@ async fn leases_are_listed_by_remaining_ttl() {
 }
 
 #[tokio::test]
-async fn a_lease_ends_when_its_time_is_over_unless_it_is_renewed() {
+async fn a_lease_expires_unless_it_is_renewed() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     let granted = Instant::now();
@@ -232,42 +234,42 @@ async fn a_lease_ends_when_its_time_is_over_unless_it_is_renewed() {
     let mut renewed = Instant::now();
     while leases(&mut client).await != [3] {
         let elapsed = granted.elapsed();
-        assert!(elapsed < Duration::from_secs(2) + LATE, "late");
+        assert!(elapsed < Duration::from_secs(2) + MAX_DELAY, "late");
         stream.send(3);
         renewed = Instant::now();
-        assert_eq!(stream.receive().await, Some((3, MIN_TTL)));
+        assert_eq!(stream.next().await, Some((3, MIN_TTL)));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(granted.elapsed() >= Duration::from_secs(2), "early");
     assert_eq!(
         keys(&mut client).await,
         (vec!["a3".to_owned(), "b3".to_owned()], before + 2),
-        "a revision for each lease"
+        "one revision per expired lease"
     );
     until_gone(&mut client, 3).await;
     let lived = renewed.elapsed();
-    assert!(lived >= Duration::from_secs(2) && lived < Duration::from_secs(2) + LATE, "{lived:?}");
+    assert!(lived >= Duration::from_secs(2) && lived < Duration::from_secs(2) + MAX_DELAY, "{lived:?}");
 }
 
-/// Trap 16. With the CORRUPT alarm nothing is changed, so leases that are over are not revoked.
+/// Trap 16. While the CORRUPT alarm is active nothing is changed, so expired leases stay.
 #[tokio::test]
-async fn a_renewal_of_an_expired_lease_does_not_revive_it_but_waits_until_it_is_revoked() {
+async fn a_renewal_of_an_expired_lease_waits_until_it_is_revoked_and_does_not_revive_it() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     grant(&mut client, 1, MIN_TTL).await.unwrap();
     put(&mut client, "k", 1).await.unwrap();
     client.alarm(AlarmAction::Activate, AlarmType::Corrupt, None).await.unwrap();
     while time_to_live(&mut client, 1).await.0 >= 0 {
-        tokio::time::sleep(Duration::from_millis(50)).await; // Until one second after its end.
+        tokio::time::sleep(Duration::from_millis(50)).await; // It becomes negative a second after the end.
     }
     assert_eq!(time_to_live(&mut client, 1).await, (-1, MIN_TTL, vec!["k".to_owned()]));
     assert_eq!(leases(&mut client).await, [1]);
     let mut waiting = tokio::spawn(async move {
         let mut stream = KeepAlive::open(&server, 1).await;
-        (stream.receive().await, server)
+        (stream.next().await, server)
     });
     let early = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
-    assert!(early.is_err(), "it waits");
+    assert!(early.is_err(), "the renewal waits");
     client.alarm(AlarmAction::Deactivate, AlarmType::Corrupt, None).await.unwrap();
     let (received, server) = waiting.await.unwrap();
     assert_eq!(received, Some((1, 0)));
@@ -277,7 +279,7 @@ async fn a_renewal_of_an_expired_lease_does_not_revive_it_but_waits_until_it_is_
 
 /// Traps 15 and 17.
 #[tokio::test]
-async fn leases_and_their_keys_survive_a_crash_and_restart_with_their_full_ttl() {
+async fn leases_and_their_keys_survive_a_crash_and_their_deadlines_reset() {
     let mut server = Server::start(&[]);
     let mut client = server.client().await;
     for (id, ttl) in [(-7, 3), (i64::MIN, 1000), (9, 50)] {
@@ -294,24 +296,24 @@ async fn leases_and_their_keys_survive_a_crash_and_restart_with_their_full_ttl()
     let mut client = server.client().await;
     assert_eq!(leases(&mut client).await, [-7, 9, i64::MIN]);
     let (left, granted, keys_on) = time_to_live(&mut client, -7).await;
-    assert!(left >= 3 && granted == 3, "its full TTL, and an election timeout");
+    assert!(left >= 3 && granted == 3, "the full TTL and an election timeout");
     assert_eq!(keys_on, ["on-7", "on9"]);
     assert_eq!(time_to_live(&mut client, i64::MIN).await.2, ["on-9223372036854775808"]);
     until_gone(&mut client, -7).await;
     let lived = restarted.elapsed();
-    let earliest = Duration::from_millis(3500); // It became the leader, which starts the TTL, shortly before it served.
-    assert!(lived >= earliest && lived < Duration::from_secs(4) + LATE, "{lived:?}");
+    let earliest = Duration::from_millis(3500); // The clock starts when it becomes leader, a moment before it serves.
+    assert!(lived >= earliest && lived < Duration::from_secs(4) + MAX_DELAY, "{lived:?}");
     assert_eq!(keys(&mut client).await.0, ["on-9223372036854775808"]);
 }
 
-/// With the feature gate disabled every renewal waits until all committed entries are applied; the answers are the same.
+/// Without the feature gate every renewal waits until all committed entries are applied; the answers are the same.
 #[tokio::test]
-async fn keep_alives_are_answered_alike_without_the_fast_path() {
+async fn keep_alives_have_the_same_answers_without_fast_lease_keep_alive() {
     let server = Server::start(&["--feature-gates=FastLeaseKeepAlive=false"]);
     let mut client = server.client().await;
     assert_eq!(grant(&mut client, 7, 60).await.unwrap(), (7, 60));
-    let (mut requests, mut answers) = client.lease_keep_alive(7).await.unwrap();
-    requests.keep_alive().await.unwrap();
+    let (mut renewals, mut answers) = client.lease_keep_alive(7).await.unwrap();
+    renewals.keep_alive().await.unwrap();
     assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 60);
-    assert!(client.lease_keep_alive(8).await.is_err(), "there is no such lease");
+    assert!(client.lease_keep_alive(8).await.is_err(), "the lease does not exist");
 }

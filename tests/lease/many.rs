@@ -1,4 +1,4 @@
-//! Very many leases end, each on time, while other clients put keys.
+//! Very many leases expire, each at its deadline, while other clients put.
 
 use std::{
     sync::{
@@ -13,31 +13,32 @@ use tokio::task::JoinSet;
 
 use super::support::Server;
 
-/// How late after its end the last lease of a slice may be revoked.
-const LATE: Duration = Duration::from_secs(1);
-/// The keys of leases that end within the same slice of time share a prefix.
+/// How late the last lease of a slice may disappear.
+const MAX_DELAY: Duration = Duration::from_secs(1);
+/// Keys of leases that expire within the same slice share a prefix.
 const SLICE: Duration = Duration::from_millis(250);
 const CLIENTS: usize = 8;
 const TASKS_PER_CLIENT: usize = 32;
 const KEYS_PER_TXN: usize = 100;
 
+/// How many leases there are, and when they expire.
 #[derive(Clone, Copy)]
 struct Plan {
     leases: usize,
-    /// The time allowed for granting all of them.
-    granting: Duration,
-    /// The time over which their ends are spread.
-    ending: Duration,
+    /// The time limit for granting all of them.
+    grant_limit: Duration,
+    /// The interval over which their deadlines are spread.
+    expiry_spread: Duration,
 }
 
-/// Leases that end at about the same time.
+/// Leases that expire at about the same time.
 #[derive(Clone, Copy)]
 struct Slice {
     number: u64,
     keys: i64,
-    /// No key may be deleted before.
+    /// No lease may be gone before this.
     first_end: Instant,
-    /// All keys must be deleted soon after.
+    /// All leases must be gone soon after this.
     last_end: Instant,
 }
 
@@ -48,13 +49,13 @@ struct Granted {
 }
 
 /// Grants the leases whose number is `nth` modulo the number of tasks, and attaches a key to each. TTLs are whole seconds, so
-/// the ends are spread within a second by the time of the grant.
+/// within a second it is the time of the grant that spreads the deadlines.
 async fn grant_some(mut client: Client, plan: Plan, start: Instant, nth: usize) -> Vec<(u64, Granted)> {
     let tasks = CLIENTS * TASKS_PER_CLIENT;
     let mut granted = Vec::new();
     for number in (nth..plan.leases).step_by(tasks) {
         let share = u32::try_from(number).unwrap();
-        let end = start + plan.granting + plan.ending * share / u32::try_from(plan.leases).unwrap();
+        let end = start + plan.grant_limit + plan.expiry_spread * share / u32::try_from(plan.leases).unwrap();
         let asked = Instant::now();
         let ttl = (end - asked).as_secs() + 1;
         let id = client.lease_grant(i64::try_from(ttl).unwrap(), None).await.unwrap().id();
@@ -73,7 +74,7 @@ async fn grant_some(mut client: Client, plan: Plan, start: Instant, nth: usize) 
     granted
 }
 
-/// Grants all leases; returns the slices in the order of their ends.
+/// Grants all leases; returns the slices in the order of their deadlines.
 async fn grant_all(server: &Server, plan: Plan, start: Instant) -> Vec<Slice> {
     let mut tasks = JoinSet::new();
     for nth in 0..CLIENTS {
@@ -93,7 +94,7 @@ async fn grant_all(server: &Server, plan: Plan, start: Instant) -> Vec<Slice> {
     slices.into_values().collect()
 }
 
-/// Waits until all keys of a slice are deleted; asserts that none was deleted early. Returns how late the last one was.
+/// Waits until all leases of a slice are gone and asserts that none expired early. Returns how late the last one was seen.
 async fn watch_slice(mut client: Client, slice: Slice) -> Duration {
     let prefix = format!("slice/{:06}/", slice.number);
     loop {
@@ -102,20 +103,20 @@ async fn watch_slice(mut client: Client, slice: Slice) -> Duration {
         let left = client.get(prefix.as_str(), Some(options)).await.unwrap().count();
         let answered = Instant::now();
         if answered < slice.first_end {
-            assert_eq!(left, slice.keys, "a lease ended early");
+            assert_eq!(left, slice.keys, "a lease expired early");
             let rest = slice.first_end - answered;
-            tokio::time::sleep(rest.saturating_sub(Duration::from_millis(20))).await; // Check again just before.
+            tokio::time::sleep(rest.saturating_sub(Duration::from_millis(20))).await; // Checks again just before.
         } else if left == 0 {
             return asked.saturating_duration_since(slice.last_end);
         }
         let late = asked.saturating_duration_since(slice.last_end);
-        assert!(late <= LATE, "{left} of {} leases are {late:?} late", slice.keys);
+        assert!(late <= MAX_DELAY, "{left} of {} leases are {late:?} late", slice.keys);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Puts keys one after the other until `stop` is set; returns how long each put took.
-async fn keep_putting(mut client: Client, nth: usize, stop: Arc<AtomicBool>) -> Vec<Duration> {
+/// Puts one key after another until `stop` is set; returns how long each put took.
+async fn put_until(mut client: Client, nth: usize, stop: Arc<AtomicBool>) -> Vec<Duration> {
     let mut took = Vec::new();
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -123,22 +124,22 @@ async fn keep_putting(mut client: Client, nth: usize, stop: Arc<AtomicBool>) -> 
         let started = Instant::now();
         client.put(format!("put/{nth}/{}", number % 1000), vec![b'v'; 256], None).await.unwrap();
         took.push(started.elapsed());
-        tokio::time::sleep(Duration::from_millis(2)).await; // Steady, not as fast as possible.
+        tokio::time::sleep(Duration::from_millis(2)).await; // A steady rate, not the maximum.
     }
     took
 }
 
-async fn run(plan: Plan) {
+async fn grant_and_expire(plan: Plan) {
     let server = Server::start(&[]);
     let start = Instant::now();
     let slices = grant_all(&server, plan, start).await;
     let granting = start.elapsed();
-    println!("granted {} leases, with a key attached to each, in {granting:.1?}", plan.leases);
-    assert!(granting < plan.granting, "the plan allows {:?} for granting", plan.granting);
+    println!("granted {} leases, with a key on each, in {granting:.1?}", plan.leases);
+    assert!(granting < plan.grant_limit, "granting them may take {:?}", plan.grant_limit);
     let stop = Arc::new(AtomicBool::new(false));
     let mut putting = JoinSet::new();
     for nth in 0..4 {
-        putting.spawn(keep_putting(server.client().await, nth, stop.clone()));
+        putting.spawn(put_until(server.client().await, nth, stop.clone()));
     }
     let client = server.client().await;
     let mut watching = JoinSet::new();
@@ -152,9 +153,13 @@ async fn run(plan: Plan) {
     took.sort();
     let share = |of: &[Duration], per_mille: usize| of[(of.len() - 1) * per_mille / 1000];
     let slices = late.len();
-    println!("late, worst of each of {slices} slices: p50 {:.0?}, max {:.0?}", share(&late, 500), share(&late, 1000));
     println!(
-        "{} puts meanwhile: p50 {:.1?}, p99 {:.1?}, max {:.1?}",
+        "delay, worst of each of {slices} slices: median {:.0?}, maximum {:.0?}",
+        share(&late, 500),
+        share(&late, 1000)
+    );
+    println!(
+        "{} puts meanwhile: median {:.1?}, 99% {:.1?}, maximum {:.1?}",
         took.len(),
         share(&took, 500),
         share(&took, 990),
@@ -165,14 +170,14 @@ async fn run(plan: Plan) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_leases_end_on_time() {
-    let plan = Plan { leases: 50_000, granting: Duration::from_secs(15), ending: Duration::from_secs(6) };
-    run(plan).await;
+async fn many_leases_expire_on_time() {
+    let plan = Plan { leases: 50_000, grant_limit: Duration::from_secs(15), expiry_spread: Duration::from_secs(6) };
+    grant_and_expire(plan).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long"]
-async fn a_million_leases_end_on_time() {
-    let plan = Plan { leases: 1_000_000, granting: Duration::from_mins(2), ending: Duration::from_mins(2) };
-    run(plan).await;
+async fn a_million_leases_expire_on_time() {
+    let plan = Plan { leases: 1_000_000, grant_limit: Duration::from_mins(2), expiry_spread: Duration::from_mins(2) };
+    grant_and_expire(plan).await;
 }

@@ -1,9 +1,9 @@
-//! Servers as processes of their own: ours, and a real etcd to hold it against.
+//! Server processes: ours, and a real etcd to compare it with.
 //!
-//! Both are started with the same command line on a directory and on ports of their own. What they advertise is not where
-//! they listen but etcd's defaults, the same for both, so that both come to the same cluster and member ID.
+//! Both are started with the same command line, each with a directory and ports of its own. They advertise etcd's default
+//! addresses instead of those they listen on, so that both compute the same cluster ID and member ID.
 
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, reason = "each test target uses a part of it")]
 
 use std::{
     env,
@@ -21,12 +21,12 @@ use std::{
 
 use tempfile::TempDir;
 
-/// How long a server may take until it serves.
+/// The time limit for a server to become ready.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// Both servers log this line when they can be called.
+/// Both servers log this message when they accept client requests.
 const READY: &str = "ready to serve client requests";
 
-/// A server process, its directory and where it listens. Killed when dropped.
+/// A server process, its directory and its ports. Killed on drop.
 pub struct Server {
     program: PathBuf,
     flags: Vec<String>,
@@ -39,13 +39,13 @@ pub struct Server {
 impl Server {
     /// A fresh server of the program under test.
     pub fn ours(flags: &[&str]) -> Self {
-        // All tests can be run with one server of HTTP/2 or the other.
+        // The tests can run with either HTTP/2 server.
         let server = env::var("METASTORE_TEST_GRPC_SERVER").ok().map(|name| format!("--grpc-server={name}"));
         let flags: Vec<&str> = server.as_deref().into_iter().chain(flags.iter().copied()).collect();
         Self::start(Path::new(env!("CARGO_BIN_EXE_metastore")), &flags)
     }
 
-    /// A fresh server of `program`, which takes etcd's flags.
+    /// A fresh server of `program`, which accepts etcd's flags.
     pub fn start(program: &Path, flags: &[&str]) -> Self {
         let mut server = Self {
             program: program.to_owned(),
@@ -59,12 +59,12 @@ impl Server {
         server
     }
 
-    /// Where clients go.
+    /// The URL for clients.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.client_port)
     }
 
-    /// Kills the process and starts another one on the same directory and ports.
+    /// Kills the process and starts it again on the same directory and ports.
     pub fn kill_and_restart(&mut self) {
         self.kill();
         self.run();
@@ -87,24 +87,24 @@ impl Server {
             .unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
         let (ready, is_ready) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        // Reads on after the server is ready: nobody may wait for room in a pipe.
+        // Keeps reading after the server is ready: a full pipe would block it.
         thread::spawn(move || {
-            let mut said = String::new();
+            let mut log = String::new();
             for line in lines.map_while(Result::ok) {
                 if line.contains(READY) {
                     _ = ready.send(Ok(()));
                 }
-                said.push_str(&line);
-                said.push('\n');
+                log.push_str(&line);
+                log.push('\n');
             }
-            _ = ready.send(Err(said));
+            _ = ready.send(Err(log));
         });
         self.child = Some(child);
         match is_ready.recv_timeout(START_LIMIT) {
             Ok(Ok(())) => {}
-            Ok(Err(said)) => panic!("{} ended before it served:\n{said}", self.program.display()),
+            Ok(Err(log)) => panic!("{} ended before it was ready:\n{log}", self.program.display()),
             Err(mpsc::RecvTimeoutError::Timeout | mpsc::RecvTimeoutError::Disconnected) => {
-                panic!("{} did not serve within {START_LIMIT:?}", self.program.display())
+                panic!("{} was not ready within {START_LIMIT:?}", self.program.display())
             }
         }
     }
@@ -123,44 +123,44 @@ impl Drop for Server {
     }
 }
 
-/// A port that was free a moment ago, and that nobody gets by chance before we use it again after a restart: it is not one of
-/// those from which the system serves outgoing connections and port 0.
+/// A port that was free when it was checked. It lies outside the ephemeral range, from which the system serves outgoing
+/// connections and port 0, so that it is very likely still free after a restart.
 pub fn free_port() -> u16 {
     const FIRST: u32 = 12_000;
     const COUNT: u32 = 18_000;
-    static DRAWN: AtomicU32 = AtomicU32::new(0);
-    // Test programs that run at the same time begin at different places.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test programs that run at the same time start at different ports.
     let start = std::process::id().wrapping_mul(97);
     loop {
-        let place = start.wrapping_add(DRAWN.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        let port = u16::try_from(FIRST + place).unwrap();
+        let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + offset).unwrap();
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
 }
 
-/// The real etcd, if one can be had that speaks as ours does: the one that is named, or what `scripts/peers` makes.
+/// The binary of a real etcd 3.7: the one named by `METASTORE_TEST_ETCD` or `ETCD_BIN`, or the one that `scripts/peers` builds.
 pub fn etcd() -> Option<PathBuf> {
     let (etcd, version) = any_etcd()?;
     if version.starts_with("3.7.") {
         return Some(etcd);
     }
-    eprintln!("{} is etcd {version}, which does not answer as 3.7 does", etcd.display());
+    eprintln!("{} is etcd {version}; only 3.7 answers as metastore does", etcd.display());
     None
 }
 
-/// The same, of whatever age, and its version.
+/// Like [`etcd`], of any version; also returns the version.
 pub fn any_etcd() -> Option<(PathBuf, String)> {
     let named = ["METASTORE_TEST_ETCD", "ETCD_BIN"].into_iter().find_map(env::var_os);
-    let etcd = named.map(PathBuf::from).or_else(made_by_script)?;
-    let said = Command::new(&etcd).env_remove("ETCD_BIN").arg("--version").output().ok()?.stdout;
-    let said = String::from_utf8_lossy(&said);
-    let version = said.lines().next()?.strip_prefix("etcd Version: ")?;
+    let etcd = named.map(PathBuf::from).or_else(built_by_script)?;
+    let output = Command::new(&etcd).env_remove("ETCD_BIN").arg("--version").output().ok()?.stdout;
+    let output = String::from_utf8_lossy(&output);
+    let version = output.lines().next()?.strip_prefix("etcd Version: ")?;
     Some((etcd, version.to_owned()))
 }
 
-fn made_by_script() -> Option<PathBuf> {
+fn built_by_script() -> Option<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/peers");
     let output =
         Command::new(script).stderr(Stdio::inherit()).output().ok().filter(|output| output.status.success())?;

@@ -1,7 +1,7 @@
-//! Real `metastore` processes in temporary directories, for every test that drives one from outside.
+//! Real `metastore` processes in temporary directories, for every test that drives a server from outside.
 //!
-//! Clients' ports are the system's choice: a server is asked to listen on port 0 and says in its log where it does. Nothing
-//! here sleeps; whoever waits, waits for a line of the log or for the process to end, and gives up with the log in hand.
+//! The system chooses the client port: a server listens on port 0 and logs its address. Nothing here sleeps: a test waits for a
+//! log line or for the end of the process, and a wait that times out fails with the whole log.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
@@ -23,21 +23,22 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-/// Whatever takes longer than this has failed.
+/// The time limit of every wait and request.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 const SERVING: &str = "\"msg\":\"serving client traffic ";
 
-/// Says that a test cannot be made here, past the test harness, which hides what passing tests print.
+/// Reports that a test cannot run on this machine. Writes to stderr directly, because the test harness hides what passing tests
+/// print.
 pub fn skip(why: &str) {
     io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes()).unwrap();
 }
 
 /// A server with a directory of its own. Dropping it kills the process and removes the directory.
 pub struct Server {
-    /// Dropped before the directory that it writes to.
+    /// Declared before `directory`, so that the process is killed before its directory is removed.
     process: Option<Process>,
     directory: TempDir,
-    /// Who it is and where it listens.
+    /// The flags for its name and its addresses.
     identity: Vec<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -49,7 +50,7 @@ struct Process {
     log: Arc<Log>,
 }
 
-/// What a process has written to its standard error so far.
+/// What a process has written to stderr so far.
 #[derive(Default)]
 struct Log {
     lines: Mutex<Lines>,
@@ -72,7 +73,7 @@ impl Log {
         self.grown.notify_all();
     }
 
-    /// The first line that contains `text`, as soon as there is one.
+    /// Waits for a line that contains `text`; returns the first one.
     fn wait_for(&self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut lines = self.lines.lock().unwrap();
@@ -81,32 +82,37 @@ impl Log {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!lines.ended && !left.is_zero(), "no line says {text:?}; the log is\n{}", lines.lines.join("\n"));
+            assert!(
+                !lines.ended && !left.is_zero(),
+                "no line contains {text:?}; the log is\n{}",
+                lines.lines.join("\n")
+            );
             lines = self.grown.wait_timeout(lines, left).unwrap().0;
         }
     }
 }
 
 impl Log {
-    /// Waits until nothing will be written any more: the process has ended.
+    /// Waits for the end of stderr, that is, of the process.
     fn wait_for_end(&self) {
         let deadline = Instant::now() + PATIENCE;
         let mut lines = self.lines.lock().unwrap();
         while !lines.ended {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "it does not end; the log is\n{}", lines.lines.join("\n"));
+            assert!(!left.is_zero(), "the process does not end; the log is\n{}", lines.lines.join("\n"));
             lines = self.grown.wait_timeout(lines, left).unwrap().0;
         }
     }
 }
 
 impl Server {
-    /// Founds a cluster of one and waits until it serves. `arguments` come on top of names and addresses.
+    /// Starts a new cluster of one member and waits until it serves clients. `arguments` follow the flags for its name and
+    /// addresses.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_in(&[], arguments)
     }
 
-    /// The same, with these variables.
+    /// Like `start`, with these environment variables.
     pub fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut server = Self::member("one", "http://127.0.0.1:2380", "one=http://127.0.0.1:2380", arguments);
@@ -115,8 +121,8 @@ impl Server {
         server
     }
 
-    /// One of several members, not started yet. Others reach it at `peer_url`, which is not where it listens: that is the
-    /// system's choice, and said in its log.
+    /// One of several members, not started yet. It advertises `peer_url` to the other members, but listens on a port that the
+    /// system chooses and that it logs.
     pub fn member(name: &str, peer_url: &str, initial_cluster: &str, arguments: &[&str]) -> Self {
         let owned = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
         let anywhere = "http://127.0.0.1:0";
@@ -145,25 +151,25 @@ impl Server {
 
     /// Moves a member that has not been started yet to another file system.
     pub fn move_to(&mut self, directory: &std::path::Path) {
-        assert!(self.process.is_none() && !self.data_dir().exists(), "it was started already");
+        assert!(self.process.is_none() && !self.data_dir().exists(), "the member was started already");
         self.directory = tempfile::tempdir_in(directory).unwrap();
     }
 
-    /// Starts the process again, on the same data, and waits until it serves. It must not be running.
+    /// Starts the process on the existing data and waits until it serves clients. It must not be running.
     pub fn restart(&mut self) {
         self.launch();
         self.await_serving();
     }
 
-    /// Waits until a process that was launched serves.
+    /// Waits until a launched process serves clients.
     pub fn await_serving(&mut self) {
         let line: serde_json::Value = serde_json::from_str(&self.wait_for_log(SERVING)).unwrap();
         line["address"].as_str().unwrap().clone_into(&mut self.address);
     }
 
-    /// Starts the process again, and does not wait for it.
+    /// Starts the process without waiting for it to serve.
     pub fn launch(&mut self) {
-        assert!(self.process.is_none(), "one process at a time has the data");
+        assert!(self.process.is_none(), "the previous process still runs");
         let mut child = Command::new(env!("CARGO_BIN_EXE_metastore"))
             .args(&self.identity)
             .arg("--data-dir")
@@ -183,86 +189,83 @@ impl Server {
         self.process = Some(Process { child: Running(child), log });
     }
 
-    /// Starts again with other arguments.
+    /// Restarts with other arguments.
     pub fn restart_with(&mut self, arguments: &[&str]) {
         self.arguments = arguments.iter().map(ToString::to_string).collect();
         self.restart();
     }
 
-    /// Whether a process was started and not stopped.
+    /// Whether the process was started and not yet stopped by the test.
     pub fn is_running(&self) -> bool {
         self.process.is_some()
     }
 
-    /// The process's ID.
     pub fn pid(&self) -> u32 {
-        self.process.as_ref().expect("it runs").child.0.id()
+        self.process.as_ref().expect("the process runs").child.0.id()
     }
 
-    /// Where the process listens for other members, as soon as it does.
+    /// Waits until the process listens for other members; returns that address.
     pub fn peer_address(&self) -> String {
         let line: serde_json::Value =
             serde_json::from_str(&self.wait_for_log("\"msg\":\"serving peer traffic\"")).unwrap();
         line["address"].as_str().unwrap().to_owned()
     }
 
-    /// Waits until the process ends by itself; returns with how.
+    /// Waits until the process ends by itself.
     pub fn wait_for_end(&mut self) -> ExitStatus {
-        let mut process = self.process.take().expect("it runs");
+        let mut process = self.process.take().expect("the process runs");
         process.log.wait_for_end();
         process.child.0.wait().unwrap()
     }
 
-    /// `kill -9`, at once.
+    /// SIGKILL.
     pub fn kill(&mut self) {
-        let mut process = self.process.take().expect("it runs");
+        let mut process = self.process.take().expect("the process runs");
         process.child.0.kill().unwrap();
         process.child.0.wait().unwrap();
     }
 
-    /// SIGTERM; returns when the process has ended by it.
+    /// SIGTERM; returns when the process has ended because of it.
     pub fn stop(&mut self) {
         assert_eq!(self.end_with(Signal::TERM).signal(), Some(Signal::TERM.as_raw()));
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.pid()).unwrap();
         kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
     }
 
-    /// Sends a signal; returns when the process has ended, with how.
+    /// Sends a signal and waits for the end of the process.
     pub fn end_with(&mut self, signal: Signal) -> ExitStatus {
         self.signal(signal);
-        let mut process = self.process.take().expect("it runs");
+        let mut process = self.process.take().expect("the process runs");
         process.log.wait_for_end();
         process.child.0.wait().unwrap()
     }
 
-    /// The first line of the log that contains `text`, as soon as there is one.
+    /// Waits for a log line that contains `text`; returns the first one.
     pub fn wait_for_log(&self, text: &str) -> String {
-        self.process.as_ref().expect("it runs").log.wait_for(text)
+        self.process.as_ref().expect("the process runs").log.wait_for(text)
     }
 
-    /// Waits until the process ends by itself, after it has said `text`.
+    /// Waits until the process logs `text` and then exits with an error.
     pub fn wait_for_refusal(&mut self, text: &str) {
         self.wait_for_log(text);
         let status = self.wait_for_end();
-        assert_eq!(status.code(), Some(1), "a start that fails says so");
+        assert_eq!(status.code(), Some(1), "a failed start has exit code 1");
     }
 
-    /// Starts with other arguments from now on.
+    /// Sets the arguments of later starts.
     pub fn set_arguments(&mut self, arguments: &[&str]) {
         self.arguments = arguments.iter().map(ToString::to_string).collect();
     }
 
-    /// Loses everything it had.
+    /// Removes the data directory.
     pub fn wipe(&mut self) {
-        assert!(!self.is_running(), "it still writes");
+        assert!(!self.is_running(), "the process still writes");
         std::fs::remove_dir_all(self.data_dir()).unwrap();
     }
 
-    /// Where the server keeps its data.
     pub fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
@@ -272,44 +275,43 @@ impl Server {
         &self.address
     }
 
-    /// The URL for clients.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// A stock client.
+    /// A stock client, of the `etcd-client` crate.
     pub async fn client(&self) -> etcd_client::Client {
-        let patient = etcd_client::ConnectOptions::new().with_timeout(PATIENCE);
-        etcd_client::Client::connect([self.url()], Some(patient)).await.unwrap()
+        let options = etcd_client::ConnectOptions::new().with_timeout(PATIENCE);
+        etcd_client::Client::connect([self.url()], Some(options)).await.unwrap()
     }
 
-    /// For services that have no name here.
+    /// For services that have no client method here.
     pub async fn channel(&self) -> Channel {
         Channel::from_shared(self.url()).unwrap().timeout(PATIENCE).connect().await.unwrap()
     }
 
-    /// For requests that a stock client does not make. Takes answers of any size.
+    /// For requests that the stock client cannot send. Accepts responses of any size.
     pub async fn kv(&self) -> KvClient<Channel> {
         KvClient::new(self.channel().await).max_decoding_message_size(usize::MAX)
     }
 
-    /// For requests that a stock client does not make.
+    /// For requests that the stock client cannot send.
     pub async fn maintenance(&self) -> MaintenanceClient<Channel> {
         MaintenanceClient::new(self.channel().await)
     }
 
-    /// For requests that a stock client does not make.
+    /// For requests that the stock client cannot send.
     pub async fn cluster(&self) -> ClusterClient<Channel> {
         ClusterClient::new(self.channel().await)
     }
 
-    /// One request of plain HTTP/1.1, on a connection of its own.
+    /// Sends one HTTP/1.1 request on a connection of its own.
     pub fn http(&self, method: &str, path: &str) -> Page {
         http(&self.address, method, path, "", b"")
     }
 }
 
-/// One request of plain HTTP/1.1, on a connection of its own. Headers end in line breaks.
+/// Sends one HTTP/1.1 request on a connection of its own. Each header in `headers` ends in `\r\n`.
 pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> Page {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -326,45 +328,43 @@ pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8])
     Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
 }
 
-/// All tests can be run with one server of HTTP/2 or the other.
+/// The tests can run with either HTTP/2 server.
 fn grpc_server() -> Option<String> {
     let name = std::env::var("METASTORE_TEST_GRPC_SERVER").ok()?;
     Some(format!("--grpc-server={name}"))
 }
 
-/// A process that is killed when this is dropped.
+/// A process that is killed on drop.
 pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended already; a test that fails has said why.
+        // Fails if the process has ended already, which is no error here.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What a server answered to plain HTTP.
+/// An HTTP/1.1 response.
 #[derive(Debug)]
 pub struct Page {
-    /// The status code.
     pub status: u16,
-    /// The status line and headers, in small letters.
+    /// The status line and headers, in lower case.
     pub head: String,
-    /// Everything behind them.
     pub body: String,
 }
 
 impl Page {
-    /// The value of a metric without labels; zero if it is not there.
+    /// The value of a metric without labels; zero if it is missing.
     pub fn number(&self, metric: &str) -> f64 {
         let line = self.body.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 }
 
-/// That a call was refused with this code and these words. The words of a stock client's error contain them.
+/// Asserts that a call was refused with this code and message.
 #[track_caller]
 pub fn assert_refused<T: fmt::Debug>(answer: Result<T, tonic::Status>, code: tonic::Code, message: &str) {
-    let status = answer.expect_err("it is refused");
+    let status = answer.expect_err("the call is refused");
     assert_eq!((status.code(), status.message()), (code, message));
 }

@@ -1,4 +1,4 @@
-//! What the README lists is what there is: metrics and environment variables. (Its flags are held to `config` there.)
+//! The README lists exactly the metrics and environment variables that exist. (A test in `config` checks its flags.)
 
 use std::{
     collections::BTreeSet,
@@ -8,12 +8,12 @@ use std::{
 
 use crate::source::paths;
 
-/// The files that name metrics, each with what it is about.
+/// The files that define metrics, each with its help text.
 const METRICS: [&str; 2] = ["src/metrics.rs", "src/api/http.rs"];
-/// What a metric's name begins with.
+/// The prefixes of metric names.
 const PREFIXES: [&str; 4] = ["etcd_", "grpc_", "metastore_", "process_"];
 
-/// Variables that are read, but not for people to set: Cargo's own for a build, and what one script tells another.
+/// Variables that are read but not meant to be set by users: Cargo's own in a build, and those that one script sets for another.
 const PRIVATE: [&str; 6] =
     ["OUT_DIR", "CARGO_MANIFEST_DIR", "CARGO_PKG_VERSION", "WANT_PROTOC", "WANT_NGHTTP2", "FUZZ_SEEDS"];
 
@@ -25,7 +25,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// The README, taken apart where it marks that a list begins and ends.
+/// The README, split at the markers around a list: the text before it, the list, the text after it.
 fn readme(mark: &str) -> [String; 3] {
     let text = read("README.md");
     let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
@@ -34,7 +34,8 @@ fn readme(mark: &str) -> [String; 3] {
     [before.to_owned() + &begin, list.to_owned(), end + after]
 }
 
-/// The metrics that a file names, each with its help text: two literals in a row, the first of which can be nothing else.
+/// The metrics that a file defines, each with its help text: two literals in a row, the first of which begins with one of
+/// [`PREFIXES`].
 fn metrics(text: &str) -> Vec<(&str, &str)> {
     let named = |call: &'_ str| PREFIXES.iter().any(|prefix| call.starts_with(prefix));
     let calls = text.split("(\"").filter(|call| named(call));
@@ -50,7 +51,7 @@ fn table() -> String {
     let files = METRICS.map(read);
     let mut found: Vec<_> = files.iter().flat_map(|text| metrics(text)).collect();
     found.sort_unstable();
-    assert!(found.windows(2).all(|pair| pair[0].0 != pair[1].0), "each name is given once");
+    assert!(found.windows(2).all(|pair| pair[0].0 != pair[1].0), "each metric is defined once");
     let rows = found.iter().map(|(name, help)| format!("| `{name}` | {help} |\n"));
     format!("\n| metric | meaning |\n| --- | --- |\n{}\n", rows.collect::<String>())
 }
@@ -61,28 +62,28 @@ fn the_readme_lists_every_metric() {
     if env::var_os("WRITE_README").is_some() {
         fs::write(root().join("README.md"), before + &table() + &after).unwrap();
     } else {
-        assert_eq!(list, table(), "run this test with WRITE_README=1 to write the table anew");
+        assert_eq!(list, table(), "run this test with WRITE_README=1 to update the table");
     }
 }
 
-/// Variables that a script reads where they may be missing: `${NAME-`, `${NAME:-`.
+/// Variables that a script reads with a default value: `${NAME-`, `${NAME:-`.
 fn read_by_script(text: &str) -> impl Iterator<Item = &str> {
     text.split("${").skip(1).filter_map(|rest| {
-        let (name, rest) = rest.split_at(rest.find(|c| !is_of_variable(c)).unwrap_or(rest.len()));
+        let (name, rest) = rest.split_at(rest.find(|c| !is_variable_char(c)).unwrap_or(rest.len()));
         let is_name = name.starts_with(|first: char| first.is_ascii_uppercase());
         (is_name && (rest.starts_with('-') || rest.starts_with(":-"))).then_some(name)
     })
 }
 
-/// Variables that a program reads: literals that can be nothing else, where anything is read. (etcd's variables for flags
-/// are all that begins with `ETCD_`: no file that names one of them reads it by that name.)
+/// Variables that a program reads: literals in upper case with an underscore, in files that read variables. (etcd's variables
+/// for flags are not found: they are all that begin with `ETCD_`, and no file that names one of them reads it by that name.)
 fn read_by_program(text: &str) -> impl Iterator<Item = &str> {
     let reads = ["env::var(", "env::var_os"].iter().any(|call| text.contains(call));
-    let literals = text.split('"').filter(|word| word.contains('_') && word.chars().all(is_of_variable));
+    let literals = text.split('"').filter(|literal| literal.contains('_') && literal.chars().all(is_variable_char));
     literals.filter(move |_| reads)
 }
 
-fn is_of_variable(c: char) -> bool {
+fn is_variable_char(c: char) -> bool {
     c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'
 }
 
@@ -107,14 +108,11 @@ fn the_readme_lists_every_environment_variable() {
     let found = variables();
     let (unlisted, unread): (Vec<_>, Vec<_>) =
         (found.difference(&unique).collect(), unique.difference(&found).collect());
-    assert!(
-        unlisted.is_empty() && unread.is_empty(),
-        "not listed: {unlisted:?}; listed, but read by nobody: {unread:?}"
-    );
+    assert!(unlisted.is_empty() && unread.is_empty(), "not listed: {unlisted:?}; listed, but never read: {unread:?}");
 }
 
 #[test]
-fn names_are_found_where_they_are_read() {
+fn variables_and_metrics_are_found_in_text() {
     let script = "x=${A_B-} ${C:-$D} ${E_F} ${#G_H[@]} ${I_J+x} ${K2_L:-} ${1-}";
     assert_eq!(read_by_script(script).collect::<Vec<_>>(), ["A_B", "C", "K2_L"]);
     assert_eq!(read_by_program("env::var(\"A_B\"); f(\"C_D\", \"e_f\", \"G\")").collect::<Vec<_>>(), ["A_B", "C_D"]);

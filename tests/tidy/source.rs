@@ -1,4 +1,4 @@
-//! Source files, with comments and the contents of literals blanked, so that only code is left to be looked at.
+//! Source files with comments and literals blanked, so that checks see only code.
 
 use std::{
     collections::BTreeSet,
@@ -6,18 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What stands in front of an item that only tests are built with.
+/// The line before an item that is compiled only for tests.
 const FOR_TESTS: &str = "#[cfg(test)]";
 
-/// One file.
+/// A source file.
 pub struct Source {
-    /// Its path from the root of the project.
+    /// The path relative to the root of the project.
     pub path: String,
-    /// Its code: as long as the file, line by line.
+    /// The code, with the same line breaks as the file.
     code: String,
 }
 
-/// All Rust files under a path of the project, in order.
+/// All Rust files under a path of the project, sorted by path.
 pub fn sources(under: &str) -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |path: PathBuf| Source {
@@ -27,12 +27,12 @@ pub fn sources(under: &str) -> Vec<Source> {
     paths(&root.join(under)).into_iter().map(read).collect()
 }
 
-/// Where all Rust files under a path are, in order.
+/// The paths of all Rust files under `under`, sorted.
 pub fn paths(under: &Path) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     collect(under, &mut paths);
     paths.sort();
-    assert!(!paths.is_empty(), "{} holds no source", under.display());
+    assert!(!paths.is_empty(), "{} contains no source files", under.display());
     paths
 }
 
@@ -46,17 +46,17 @@ fn collect(path: &Path, paths: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names and keywords in a piece of code.
-pub fn words(code: &str) -> BTreeSet<&str> {
-    code.split(is_no_letter).filter(|word| !word.is_empty()).collect()
+/// The identifiers and keywords in a piece of code.
+pub fn names(code: &str) -> BTreeSet<&str> {
+    code.split(ends_name).filter(|name| !name.is_empty()).collect()
 }
 
 impl Source {
-    /// The room of the house that this file belongs to.
-    pub fn room(&self) -> &str {
-        let inside = self.path.strip_prefix("src/").expect("rooms are in src");
-        let room = inside.split('/').next().expect("a path has a first part");
-        room.strip_suffix(".rs").unwrap_or(room)
+    /// The top-level module that this file belongs to.
+    pub fn module(&self) -> &str {
+        let inside = self.path.strip_prefix("src/").expect("modules are in src");
+        let module = inside.split('/').next().expect("a path has a first part");
+        module.strip_suffix(".rs").unwrap_or(module)
     }
 
     /// Line numbers and code.
@@ -64,7 +64,7 @@ impl Source {
         (1..).zip(self.code.lines())
     }
 
-    /// The same without what only tests are built with: files called `tests.rs`, modules, and single items.
+    /// Like [`lines`](Self::lines), without code that is compiled only for tests: files named `tests.rs`, modules, single items.
     pub fn lines_without_tests(&self) -> impl Iterator<Item = (usize, &str)> {
         let mut hidden_until = if self.path.ends_with("/tests.rs") { self.code.len() } else { 0 };
         let mut at = 0;
@@ -78,14 +78,13 @@ impl Source {
         })
     }
 
-    /// All words of the file.
-    pub fn words(&self) -> BTreeSet<&str> {
-        words(&self.code)
+    /// The identifiers and keywords of the file.
+    pub fn names(&self) -> BTreeSet<&str> {
+        names(&self.code)
     }
 
-    /// The rooms behind every `crate::`, and every `metastore::` (which is what `main` calls the house), with the line that
-    /// names them.
-    pub fn rooms_used(&self) -> Vec<(usize, String)> {
+    /// The modules named after every `crate::` and every `metastore::` (the name of the library in `main.rs`), with line numbers.
+    pub fn modules_used(&self) -> Vec<(usize, String)> {
         let mut used = Vec::new();
         for (at, _) in self.code.match_indices("::") {
             let (before, path) = (&self.code[..at], &self.code[at + "::".len()..]);
@@ -101,18 +100,18 @@ impl Source {
 }
 
 fn first_name(path: &str) -> &str {
-    path.split(is_no_letter).next().unwrap_or_default()
+    path.split(ends_name).next().unwrap_or_default()
 }
 
 fn last_name(path: &str) -> &str {
-    path.rsplit(is_no_letter).next().unwrap_or_default()
+    path.rsplit(ends_name).next().unwrap_or_default()
 }
 
-fn is_no_letter(c: char) -> bool {
+fn ends_name(c: char) -> bool {
     !c.is_alphanumeric() && c != '_'
 }
 
-/// How long the item is that comes next: up to its closing brace, or to a semicolon outside of all brackets.
+/// The length of the next item: up to its closing brace, or to a semicolon outside all brackets.
 fn item_len(code: &str) -> usize {
     let mut depth = 0;
     for (at, c) in code.char_indices() {
@@ -128,7 +127,7 @@ fn item_len(code: &str) -> usize {
     code.len()
 }
 
-/// The first name of each path in a `{…}` of a `use`, nested braces skipped.
+/// The first name of each path in the braces of a `use`, skipping nested braces.
 fn names_of_group(group: &str) -> Vec<&str> {
     let mut names = Vec::new();
     let (mut depth, mut start) = (0, 0);
@@ -150,7 +149,7 @@ fn names_of_group(group: &str) -> Vec<&str> {
     names
 }
 
-/// Replaces comments and the contents of literals by blanks; lines stay lines.
+/// Replaces comments and literals by spaces, keeping line breaks.
 fn blank(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -168,7 +167,7 @@ fn blank(text: &str) -> String {
     out
 }
 
-/// How many bytes of a comment or literal start here; zero if this is code.
+/// The length of the comment or literal that starts here; zero if none does.
 fn hidden_len(rest: &str, before: Option<char>) -> usize {
     let bytes = rest.as_bytes();
     let starts_word = !before.is_some_and(|c| c.is_alphanumeric() || c == '_');
@@ -181,7 +180,7 @@ fn hidden_len(rest: &str, before: Option<char>) -> usize {
         [b'\'', b'\\', ..] => quoted_len(bytes, b'\''),
         [b'\'', ..] => {
             let mut chars = rest.char_indices().skip(2);
-            // A quote right behind one character closes a literal; otherwise this is a lifetime.
+            // A quote right after one character closes a literal; otherwise this is a lifetime.
             chars.next().filter(|(_, c)| *c == '\'').map_or(0, |(at, _)| at + 1)
         }
         _ => 0,
@@ -199,7 +198,7 @@ fn quoted_len(bytes: &[u8], quote: u8) -> usize {
 fn raw_len(rest: &str) -> usize {
     let hashes = rest[1..].bytes().take_while(|byte| *byte == b'#').count();
     if rest.as_bytes().get(1 + hashes) != Some(&b'"') {
-        return 0; // A raw name.
+        return 0; // A raw identifier.
     }
     let end = format!("\"{}", "#".repeat(hashes));
     let start = 2 + hashes;
@@ -207,11 +206,11 @@ fn raw_len(rest: &str) -> usize {
 }
 
 #[test]
-fn only_code_is_left_of_a_file() {
+fn comments_and_literals_are_blanked() {
     let text = "use a; // tokio\nlet x = \"tonic \\\" {\"; /* rand\n*/ let c = '\"'; f::<'a>(r#\"un\"safe\"#, b\"x\", '\\'');\n";
     let code = blank(text);
     assert_eq!(code.lines().count(), text.lines().count());
-    let left: Vec<_> = words(&code).into_iter().collect();
+    let left: Vec<_> = names(&code).into_iter().collect();
     assert_eq!(left, ["a", "c", "f", "let", "use", "x"]);
 }
 
@@ -220,18 +219,18 @@ fn source(code: &str) -> Source {
 }
 
 #[test]
-fn every_room_behind_the_name_of_the_house_is_found() {
+fn every_module_named_in_a_path_is_found() {
     let code = "use crate::{\n  api::{self, kv},\n  node,\n};\nuse crate::error::Halt;\nlet x = crate::state::Kind;\n\
                 metastore::bench::run();\nuse metastore::{config, peer::Client};\nlet x = my_crate::http2::X;";
     let source = source(code);
-    let used = source.rooms_used();
+    let used = source.modules_used();
     let names: Vec<_> = used.iter().map(|(line, name)| (*line, name.as_str())).collect();
     let expected = [(1, "api"), (1, "node"), (5, "error"), (6, "state"), (7, "bench"), (8, "config"), (8, "peer")];
     assert_eq!(names, expected);
 }
 
 #[test]
-fn only_what_is_for_tests_is_left_out() {
+fn only_code_for_tests_is_left_out() {
     let code = "mod a;\n#[cfg(test)]\nmod tests;\nimpl X {\n    #[cfg(test)]\n    #[allow(b)]\n    fn len(&self) -> [u8; 4] {\n        \
                 c('}', \"}\")\n    }\n    fn d() {}\n}\n#[cfg(test)]\nuse e::{f};\nfn g() {}\n#[cfg(test)]\nmod tests {\n    \
                 #[cfg(test)]\n    fn h() {}\n    fn i() {}\n}\nfn j() {}\n";

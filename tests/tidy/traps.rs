@@ -1,16 +1,17 @@
-//! The known traps of etcd's contract, by number, and the tests that hold us to each of them. A test or script that covers
-//! a trap says so ("Trap 5", "Traps 6 and 7"), and this table is checked against what they say.
+//! The known traps of etcd's contract (behaviour that a reimplementation easily gets wrong), by number, and the tests for each.
+//! A test or script that covers a trap names its number in a comment ("Trap 5", "Traps 6 and 7"); this table is checked against
+//! those comments.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-/// Each trap, what it is, and the files with its tests: golden scripts under `tests/golden`, tests of one server under
-/// `tests/kv`, of several under `tests/cluster`, unit tests in the source.
+/// Number, description and test files of each trap: golden scripts are in `tests/golden`, tests of one server in `tests/kv`,
+/// of several servers in `tests/cluster`, unit tests in the source.
 const COVERED: &[(u32, &str, &[&str])] = &[
-    (1, "the header's revision is the head", &["tests/golden/mvcc/range", "tests/kv/keys.rs"]),
+    (1, "the header's revision is the current one", &["tests/golden/mvcc/range", "tests/kv/keys.rs"]),
     (2, "count ignores limit and filters", &["tests/golden/mvcc/range"]),
-    (3, "no order, but a target", &["tests/golden/mvcc/range"]),
-    (4, "descending looks at everything", &["tests/golden/mvcc/range"]),
-    (5, "equals keep key order", &["tests/golden/mvcc/range"]),
+    (3, "a sort target without a sort order", &["tests/golden/mvcc/range"]),
+    (4, "a descending sort with a limit considers all keys", &["tests/golden/mvcc/range"]),
+    (5, "a sort keeps the key order of equal values", &["tests/golden/mvcc/range"]),
     (6, "empty and inverted ranges", &["tests/golden/mvcc/range"]),
     (7, "a zero byte as the end", &["tests/golden/mvcc/range"]),
     (
@@ -21,7 +22,7 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (9, "negative revisions", &["tests/golden/mvcc/range", "tests/golden/txn/revisions", "tests/kv/errors.rs"]),
     (10, "a compaction at 0", &["tests/golden/mvcc/compaction", "tests/kv/errors.rs"]),
     (11, "a deletion at the compact revision", &["tests/golden/mvcc/compaction", "tests/golden/mvcc/hash"]),
-    (12, "the head never goes back", &["tests/golden/mvcc/compaction_of_the_end"]),
+    (12, "the current revision never decreases", &["tests/golden/mvcc/compaction_of_the_end"]),
     (13, "a deletion as a key's first record", &["tests/golden/mvcc/restart"]),
     (14, "the cache of compaction hashes", &["tests/golden/mvcc/hash_remembered"]),
     (15, "seed, deletions and kept records in the hash", &["tests/golden/mvcc/hash", "tests/kv/hashes.rs"]),
@@ -35,12 +36,20 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (23, "duplicate keys through nesting", &["src/api/validate.rs", "tests/kv/errors.rs"]),
     (24, "the budget of operations", &["src/api/validate.rs", "tests/kv/errors.rs"]),
     (25, "a transaction that changes nothing", &["tests/golden/txn/branches"]),
-    (26, "an operation that is none", &["src/api/validate.rs", "tests/golden/txn/branches", "tests/kv/errors.rs"]),
-    (27, "a sort that does not exist", &["src/api/validate.rs", "tests/kv/errors.rs"]),
+    (
+        26,
+        "an operation with no request set",
+        &["src/api/validate.rs", "tests/golden/txn/branches", "tests/kv/errors.rs"],
+    ),
+    (27, "an invalid sort option", &["src/api/validate.rs", "tests/kv/errors.rs"]),
     (28, "ignore_value and ignore_lease", &["tests/golden/lease/attachment", "tests/kv/errors.rs"]),
     (29, "a plain put drops the lease", &["tests/golden/lease/attachment"]),
     (30, "what counts as too large", &["tests/kv/errors.rs"]),
-    (31, "the quota is strict", &["src/node/room/tests.rs", "tests/kv/quota.rs", "tests/golden/lease/alarm_nospace"]),
+    (
+        31,
+        "a request that meets the quota exactly is refused",
+        &["src/node/room/tests.rs", "tests/kv/quota.rs", "tests/golden/lease/alarm_nospace"],
+    ),
     (32, "what a transaction costs", &["src/state/command.rs", "tests/golden/lease/alarm_nospace"]),
     (33, "corruption blocks every change", &["tests/golden/lease/alarm_corrupt", "tests/kv/maintenance.rs"]),
     (34, "clearing an alarm names its member", &["tests/golden/lease/alarms", "tests/kv/maintenance.rs"]),
@@ -49,8 +58,8 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (37, "a stream overtaken by compaction", &["tests/kv/stream.rs"]),
     (38, "a stream of large values", &["tests/kv/stream.rs"]),
     (41, "the quota that Status shows", &["tests/kv/maintenance.rs"]),
-    (43, "compaction by the clock", &["src/node/retention.rs"]),
-    (44, "who does not lead says so first", &["tests/cluster/leadership.rs"]),
+    (43, "periodic compaction", &["src/node/retention.rs"]),
+    (44, "MoveLeader checks first that this member leads", &["tests/cluster/leadership.rs"]),
     (45, "a defragmentation that fails", &["tests/kv/full_disk.rs"]),
     (47, "reads without a quorum", &["tests/cluster/leadership.rs"]),
     (48, "hashes of another cluster", &["tests/cluster/peer_port.rs"]),
@@ -58,30 +67,30 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (50, "too many requests, code unknown", &["src/api/status.rs", "tests/kv/bounds.rs"]),
     (51, "a transaction that only compares", &["src/api/kv.rs"]),
     (53, "the quirks of the duplicate check", &["src/api/validate.rs", "tests/golden/mvcc/same_revision"]),
-    (54, "a remembered hash below the compact revision", &["tests/golden/mvcc/hash_remembered"]),
+    (54, "a stored hash below the compact revision", &["tests/golden/mvcc/hash_remembered"]),
     (55, "a write without a leader", &["tests/cluster/leadership.rs"]),
 ];
 
-/// What does not exist yet, or cannot be brought about from outside.
+/// Traps of features that do not exist yet, or that no test can provoke from outside.
 const LATER: &[(&str, &[u32])] =
     &[("snapshots for clients, import and export", &[39, 40, 46]), ("users", &[42, 56]), ("downgrades", &[52])];
 
 #[test]
-fn every_trap_has_its_test_or_a_reason_why_not() {
+fn every_trap_has_a_test_or_a_reason_for_having_none() {
     let mut all: Vec<u32> = COVERED.iter().map(|(trap, ..)| *trap).collect();
     all.extend(LATER.iter().flat_map(|(_, traps)| *traps));
     all.sort_unstable();
     assert_eq!(all, (1..=56).collect::<Vec<_>>());
-    let mut said: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    let mut named: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     for (trap, what, files) in COVERED {
         for file in *files {
-            let said = said.entry(file).or_insert_with(|| traps_in(file));
-            assert!(said.contains(trap), "{file} does not say that it covers trap {trap}, {what}");
+            let named = named.entry(file).or_insert_with(|| traps_in(file));
+            assert!(named.contains(trap), "{file} does not name trap {trap}, {what}");
         }
     }
 }
 
-/// The numbers behind every "trap" or "traps" of a file.
+/// The numbers after every "trap" or "traps" in a file.
 fn traps_in(file: &str) -> Vec<u32> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap().to_lowercase();
     let mut traps = Vec::new();

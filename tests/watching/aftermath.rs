@@ -1,4 +1,4 @@
-//! When the ground moves: a snapshot is installed, or the hub stops.
+//! Watches when a snapshot is installed or the hub stops.
 
 use metastore::{
     call::{Conversation, Step},
@@ -8,13 +8,13 @@ use metastore::{
 use crate::world::{World, from, on};
 
 #[test]
-fn watches_survive_a_snapshot_and_miss_nothing() {
+fn watches_survive_a_snapshot_without_missing_events() {
     let mut world = World::new();
     world.put("a", "1");
     let mut client = world.client();
     world.watch(&mut client, on("a"));
     world.watch(&mut client, from(9, on("a")));
-    // The same history, further on, as another member sends it.
+    // A later state of the same history, as in a snapshot from another member.
     let mut other = World::new();
     for value in 1..=5 {
         other.put("a", &value.to_string());
@@ -22,11 +22,11 @@ fn watches_survive_a_snapshot_and_miss_nothing() {
     world.machine = Machine::open(other.engine.clone(), 1 << 20).unwrap();
     world.reader = world.machine.readers().keys;
     world.publisher.restore(world.reader.clone());
-    assert_eq!(world.told(&mut client), ["0: 3+a=2 4+a=3 5+a=4 6+a=5 @6"]);
+    assert_eq!(world.receive_text(&mut client), ["0: 3+a=2 4+a=3 5+a=4 6+a=5 @6"]);
 }
 
 #[test]
-fn a_watch_that_a_snapshot_has_left_behind_is_ended() {
+fn a_watch_below_the_compact_revision_of_a_snapshot_is_cancelled() {
     let mut world = World::new();
     let mut client = world.client();
     world.watch(&mut client, on("a"));
@@ -38,7 +38,7 @@ fn a_watch_that_a_snapshot_has_left_behind_is_ended() {
     world.machine = Machine::open(other.engine.clone(), 1 << 20).unwrap();
     world.reader = world.machine.readers().keys;
     world.publisher.restore(world.reader.clone());
-    assert_eq!(world.told(&mut client), ["compacted 0 at 4 @0"]);
+    assert_eq!(world.receive_text(&mut client), ["compacted 0 at 4 @0"]);
 }
 
 #[test]
@@ -47,7 +47,9 @@ fn a_stopped_hub_ends_its_streams() {
     let (_publisher, hub) = metastore::watch::Hub::start(world.reader.clone(), metastore::watch::Settings::default());
     let mut client = crate::client::Client::new(hub.open());
     hub.stop();
-    let Step::End(Err(refusal)) = client.conversation.step(&mut client.line) else { panic!("it should have ended") };
+    let Step::End(Err(refusal)) = client.conversation.step(&mut client.line) else {
+        panic!("the stream should have ended")
+    };
     assert_eq!(refusal.code, metastore::call::Code::Unavailable);
     assert_eq!(refusal.message, "etcdserver: server stopped");
 }

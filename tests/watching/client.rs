@@ -1,4 +1,4 @@
-//! A client that talks to the hub one step at a time, and what it hears, written down.
+//! A watch client that is stepped by hand, and a textual form of the responses that it receives.
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
@@ -25,7 +25,7 @@ use prost::Message;
 
 pub const CLUSTER: u64 = 0xc1;
 pub const MEMBER: u64 = 0xee;
-/// The limit of etcd's defaults.
+/// The limit with etcd's defaults.
 pub const FRAGMENT_BYTES: usize = 2 << 20;
 
 /// A client's end of a stream.
@@ -34,13 +34,13 @@ pub struct Client {
     pub line: Wire,
 }
 
-/// What lies between the two ends.
+/// The connection between client and conversation.
 pub struct Wire {
     pub requests: VecDeque<Bytes>,
     pub sent: Vec<WatchResponse>,
-    /// How many messages may lie in `sent`.
+    /// How many messages `sent` may hold.
     pub room: usize,
-    /// How many bytes more may be kept for the client.
+    /// How many more bytes may be held for the client.
     pub spare: usize,
     pub ended: bool,
     pub bytes: usize,
@@ -71,14 +71,14 @@ impl Client {
         assert_eq!(self.conversation.step(&mut self.line), Step::Wait);
     }
 
-    /// Lets everything happen that can, of which `settle` does the hub's part; returns what the client hears.
+    /// Steps the conversation and, through `settle`, the hub until nothing more happens; returns what the client receives.
     pub fn hear(&mut self, mut settle: impl FnMut()) -> Vec<WatchResponse> {
-        let mut silence = 0;
-        while silence < 3 && self.line.room > self.line.sent.len() {
+        let mut idle_steps = 0;
+        while idle_steps < 3 && self.line.room > self.line.sent.len() {
             settle();
             let before = self.line.sent.len();
             self.step();
-            silence = if self.line.sent.len() == before { silence + 1 } else { 0 };
+            idle_steps = if self.line.sent.len() == before { idle_steps + 1 } else { 0 };
         }
         settle();
         std::mem::take(&mut self.line.sent)
@@ -116,10 +116,10 @@ impl Line for Wire {
     }
 
     fn send(&mut self, message: Bytes) {
-        assert!(self.has_room(), "who sends has asked first");
+        assert!(self.has_room(), "the conversation must check `has_room` before it sends");
         self.bytes += message.len();
         let response = WatchResponse::decode(message.clone()).unwrap();
-        assert_eq!(response.encode_to_vec(), message, "what is assembled is what protobuf would have written");
+        assert_eq!(response.encode_to_vec(), message, "the assembled bytes are the canonical protobuf encoding");
         self.sent.push(response);
     }
 
@@ -132,7 +132,7 @@ impl Line for Wire {
     }
 }
 
-/// A response in one line.
+/// A response as one line of text.
 pub fn text(response: &WatchResponse) -> String {
     let header = response.header.as_ref().expect("every response has a header");
     assert_eq!((header.cluster_id, header.member_id), (CLUSTER, MEMBER));
@@ -156,8 +156,8 @@ fn events_text(events: &[Event]) -> String {
     events.join(" ")
 }
 
-/// `3+key=value` for a put at revision 3, `3*key=value` if it created the key, `4-key` for a deletion at revision 4; behind
-/// each, where it was asked for, `<value@revision` of what was there before.
+/// `3+key=value` for a put at revision 3, `3*key=value` if it created the key, `4-key` for a deletion at revision 4, each
+/// followed by `<value@revision` if the event has a previous value.
 pub fn event_text(event: &Event) -> String {
     let kv = event.kv.as_ref().expect("every event has a key");
     let string = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();

@@ -1,7 +1,7 @@
-//! Watching, without threads and without a network: real streams over a real state machine in memory, stepped by hand. Only
-//! what other clients notice is measured on real servers.
+//! Watches without threads or network: real watch streams over a real state machine in memory, stepped by hand. Only the effects
+//! on other clients are measured on real servers.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod aftermath;
 mod client;
@@ -17,6 +17,6 @@ mod speed;
 mod support;
 mod world;
 
-/// As in the server; and it counts what each thread allocates.
+/// The allocator of the server, which also counts the allocations of each thread.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

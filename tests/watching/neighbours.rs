@@ -1,5 +1,5 @@
-//! What a real server's other clients notice of one that watches badly: how long they wait, how much memory it takes, and
-//! whether the server still ends in time.
+//! The effects of a misbehaving watch client on the other clients of a real server: how long they wait, how much memory the
+//! server uses, and whether it still stops in time.
 
 use std::{
     fs,
@@ -26,7 +26,8 @@ use crate::{
     world::{between, from, on, owned},
 };
 
-/// The worst that others should notice. Reported; ten times as much fails, since others use the processors of a test.
+/// The longest stall that other clients should see. It is reported; the tests fail at ten times as much, because other tests use
+/// the same processors.
 const WORST_STALL: Duration = Duration::from_millis(20);
 
 fn runtime() -> Runtime {
@@ -55,7 +56,7 @@ impl Stream {
         self.responses.message().await.unwrap().expect("the stream goes on")
     }
 
-    /// Makes watches, and hears the answers to all; returns the reasons of refusals.
+    /// Creates watches and waits for the responses to all of them; returns the reasons of refusals.
     async fn create_all(&mut self, creates: impl Iterator<Item = WatchCreateRequest>) -> Vec<String> {
         let creates: Vec<_> = creates.collect();
         let (count, requests) = (creates.len(), self.requests.clone());
@@ -80,7 +81,7 @@ fn request(request: RequestUnion) -> WatchRequest {
     WatchRequest { request_union: Some(request) }
 }
 
-/// The first watch of a stream that is about to get many.
+/// The first watch of a stream that will have many.
 fn first() -> WatchCreateRequest {
     on("first")
 }
@@ -89,7 +90,7 @@ async fn put(kv: &mut KvClient<Channel>, key: &str, value: &str) {
     kv.put(PutRequest { key: owned(key), value: owned(value), ..PutRequest::default() }).await.unwrap();
 }
 
-/// Puts so many keys.
+/// Puts `count` keys.
 async fn fill(kv: &mut KvClient<Channel>, count: usize) {
     for first in (0..count).step_by(100) {
         let puts = (first..first + 100).map(|nth| {
@@ -100,17 +101,16 @@ async fn fill(kv: &mut KvClient<Channel>, count: usize) {
     }
 }
 
-/// How long the longest of many small reads takes, one after another on a connection of its own, while something else
-/// happens; and without it.
+/// Sends small reads one after another on a connection of its own while `attack` runs; returns the duration of the slowest.
 fn probe(server: &Server, attack: impl AsyncFnOnce(&Server)) -> Duration {
-    let over = Arc::new(AtomicBool::new(false));
-    let (url, is_over) = (server.url(), over.clone());
+    let finished = Arc::new(AtomicBool::new(false));
+    let (url, is_finished) = (server.url(), finished.clone());
     let prober = std::thread::spawn(move || {
         runtime().block_on(async {
             let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
             let (mut kv, mut worst) = (KvClient::new(channel), Duration::ZERO);
             let range = RangeRequest { key: owned("first"), serializable: true, ..RangeRequest::default() };
-            while !is_over.load(Ordering::Relaxed) {
+            while !is_finished.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 kv.range(range.clone()).await.unwrap();
                 worst = worst.max(start.elapsed());
@@ -120,17 +120,17 @@ fn probe(server: &Server, attack: impl AsyncFnOnce(&Server)) -> Duration {
         })
     });
     runtime().block_on(attack(server));
-    over.store(true, Ordering::Relaxed);
+    finished.store(true, Ordering::Relaxed);
     prober.join().unwrap()
 }
 
 fn assert_short(what: &str, worst: Duration) {
-    println!("worst read beside {what}: {worst:?} (wanted: {WORST_STALL:?})");
-    assert!(worst < WORST_STALL * 10, "{what} keeps others waiting for {worst:?}");
+    println!("worst read during {what}: {worst:?} (goal: {WORST_STALL:?})");
+    assert!(worst < WORST_STALL * 10, "{what} delays other clients by {worst:?}");
 }
 
 #[test]
-fn others_are_served_while_watches_come_and_go_in_a_chosen_order() {
+fn other_clients_are_served_while_watches_are_created_and_removed_in_a_hostile_order() {
     let server = Server::start(&["--api-threads=1"]);
     let worst = probe(&server, async |server| {
         let mut stream = Stream::open(server.channel().await, first()).await;
@@ -139,11 +139,11 @@ fn others_are_served_while_watches_come_and_go_in_a_chosen_order() {
         drop(stream);
         wait_for_metric(server, "etcd_debugging_mvcc_watcher_total", 0.0).await;
     });
-    assert_short("20,000 ranges that come and go in a chosen order", worst);
+    assert_short("creating and removing 20,000 ranges in a hostile order", worst);
 }
 
 #[test]
-fn others_are_served_while_a_deletion_reaches_many_watches() {
+fn other_clients_are_served_while_a_deletion_reaches_many_watches() {
     let server = Server::start(&["--api-threads=1"]);
     runtime().block_on(async { fill(&mut server.kv().await, 10_000).await });
     let worst = probe(&server, async |server| {
@@ -161,7 +161,7 @@ fn others_are_served_while_a_deletion_reaches_many_watches() {
 }
 
 #[test]
-fn others_are_served_while_a_stream_asks_for_progress() {
+fn other_clients_are_served_while_a_stream_requests_progress() {
     let server = Server::start(&["--api-threads=1"]);
     let worst = probe(&server, async |server| {
         let mut stream = Stream::open(server.channel().await, first()).await;
@@ -189,7 +189,7 @@ async fn wait_for_metric(server: &Server, metric: &str, value: f64) {
     }
 }
 
-/// How much of the server is in memory, in bytes.
+/// The server's resident memory in bytes.
 fn resident(server: &Server) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -202,23 +202,22 @@ fn held(server: &Server) -> usize {
     line.parse().unwrap()
 }
 
-/// The server that counts what streams keep, whichever one the other tests run with.
+/// Selects the HTTP/2 server that counts the memory of streams, whichever one the other tests run with.
 const COUNTING: &str = "--grpc-server=own";
 
-/// What is resident beside what is counted: the database's caches, what connections have ready to be written, and what the
-/// allocator keeps.
+/// Resident memory that is not counted: the database's caches, the pending output of connections, and what the allocator keeps.
 const UNCOUNTED: usize = 64 << 20;
 
 #[test]
-fn the_watches_of_a_connection_are_counted_and_refused_beyond_its_limit() {
+fn the_memory_of_watches_is_counted_and_limited_per_connection() {
     let server = Server::start(&[COUNTING, "--max-connection-bytes=16000000", "--max-held-bytes=1000000000"]);
     let before = resident(&server);
     runtime().block_on(async {
         let mut stream = Stream::open(server.channel().await, first()).await;
-        // A key of a megabyte is not kept at all.
+        // A key of a mebibyte is refused.
         let refusals = stream.create_all([on(&"k".repeat(1 << 20))].into_iter()).await;
         assert_eq!(refusals, ["etcdserver: request is too large"]);
-        // With a key of 10,000 bytes each a connection of 16 MB, half of it for watches, has about 770 of them.
+        // A connection may hold 16 MB, half of it for watches: about 770 watches with keys of 10,000 bytes.
         let long = |nth: usize| key(nth) + &"k".repeat(9_989);
         let refusals = stream.create_all((0..3000).map(|nth| on(&long(nth)))).await;
         let watches = 3000 - refusals.len();
@@ -228,7 +227,7 @@ fn the_watches_of_a_connection_are_counted_and_refused_beyond_its_limit() {
         println!("{watches} watches with keys of 10,000 bytes: {held} bytes held, {grown} resident");
         assert!((watches * 10_400..8_100_000).contains(&held), "{held} bytes held for {watches} watches");
         assert!(grown < held + UNCOUNTED, "{grown} bytes more are resident, {held} are counted");
-        // Calls of the same connection, and watches of others, are not harmed.
+        // Other calls, and watches of other connections, are not affected.
         put(&mut server.kv().await, "first", "1").await;
         assert_eq!(stream.next().await.events.len(), 1);
         let mut other = Stream::open(server.channel().await, first()).await;
@@ -239,7 +238,7 @@ fn the_watches_of_a_connection_are_counted_and_refused_beyond_its_limit() {
 }
 
 #[test]
-fn streams_that_are_not_read_keep_no_more_than_what_is_counted() {
+fn unread_streams_hold_no_more_memory_than_is_counted() {
     const STREAMS: usize = 100;
     let server = Server::start(&[COUNTING, "--all-watch-pending-bytes=8388608", "--max-held-bytes=64000000"]);
     runtime().block_on(async {
@@ -252,28 +251,28 @@ fn streams_that_are_not_read_keep_no_more_than_what_is_counted() {
         for _ in 0..STREAMS {
             streams.push(Stream::open(server.channel().await, from(2, on("a"))).await);
         }
-        // Until each has what it can have: a message that its window does not let through, and what waits behind it.
-        let mut heaviest = 0;
+        // Until each stream holds its maximum: a message blocked by flow control, and the events pending after it.
+        let mut max_held = 0;
         for _ in 0..20 {
             let (held, resident) = (held(&server), resident(&server).saturating_sub(before));
-            heaviest = heaviest.max(held);
-            assert!(resident < heaviest + UNCOUNTED, "{resident} bytes more are resident, {held} are counted");
+            max_held = max_held.max(held);
+            assert!(resident < max_held + UNCOUNTED, "{resident} bytes more are resident, {held} are counted");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        println!("{STREAMS} streams that are not read: {heaviest} bytes held");
-        assert!(heaviest < 64_000_000, "{heaviest} bytes held");
+        println!("{STREAMS} streams that are not read: {max_held} bytes held");
+        assert!(max_held < 64_000_000, "{max_held} bytes held");
         for stream in &mut streams {
-            let mut heard = 0;
-            while heard < 300 {
-                heard += stream.next().await.events.len();
+            let mut received = 0;
+            while received < 300 {
+                received += stream.next().await.events.len();
             }
-            assert_eq!(heard, 300);
+            assert_eq!(received, 300);
         }
     });
 }
 
 #[test]
-fn a_server_ends_in_time_while_it_removes_watches() {
+fn a_server_stops_in_time_while_it_removes_watches() {
     let mut server = Server::start(&["--api-threads=1"]);
     let runtime = runtime();
     let stream = runtime.block_on(async {
@@ -282,10 +281,10 @@ fn a_server_ends_in_time_while_it_removes_watches() {
         assert!(stream.create_all(creates).await.is_empty());
         stream
     });
-    drop((stream, runtime)); // The connection ends, and all watches with it.
+    drop((stream, runtime)); // Closes the connection, and with it all watches.
     let start = Instant::now();
     server.end_with(Signal::TERM);
     let took = start.elapsed();
-    println!("a server that removes 60,000 watches ends in {took:?}");
+    println!("a server that removes 60,000 watches stops in {took:?}");
     assert!(took < Duration::from_secs(5), "it takes {took:?}");
 }

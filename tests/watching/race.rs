@@ -1,4 +1,4 @@
-//! Watches that begin while somebody writes, with all threads running.
+//! Watches that start during writes, with all threads running.
 
 use std::{
     sync::{
@@ -22,34 +22,34 @@ use crate::{
     world::{World, from, on},
 };
 
-/// Wakes a thread that is parked.
-struct Parked(Thread);
+/// Wakes a parked thread.
+struct ThreadWaker(Thread);
 
-impl Wake for Parked {
+impl Wake for ThreadWaker {
     fn wake(self: Arc<Self>) {
         self.0.unpark();
     }
 }
 
-/// What the writer has to know.
+/// Controls the writer.
 #[derive(Default)]
-struct Orders {
+struct WriterControl {
     stop: AtomicBool,
-    /// Nobody begins a watch below.
+    /// No watch starts below this revision.
     needed: AtomicI64,
 }
 
-/// Puts one key until told to stop, and forgets what nobody needs.
-fn write(mut world: World, orders: &Orders) {
+/// Puts one key until `stop` is set, and compacts revisions that are not needed.
+fn write(mut world: World, control: &WriterControl) {
     use metastore::storage::Engine;
-    while !orders.stop.load(Ordering::Relaxed) {
+    while !control.stop.load(Ordering::Relaxed) {
         let head = world.put("a", "value");
-        let needed = orders.needed.load(Ordering::Relaxed);
+        let needed = control.needed.load(Ordering::Relaxed);
         if head % 5000 == 0 && needed > world.reader.compacted() {
             world.compact(needed);
             let mut compaction = Compaction::pending(world.machine.shared());
             while compaction.as_mut().is_some_and(|compaction| compaction.step(1000).unwrap() != Progress::Done) {
-                thread::yield_now(); // Somebody reads history below.
+                thread::yield_now(); // Waits for a reader of the history.
             }
             world.engine.flush().unwrap();
         }
@@ -57,12 +57,12 @@ fn write(mut world: World, orders: &Orders) {
     }
 }
 
-/// Begins a watch near the head, and listens for a while.
-fn watch_once(hub: &Hub, reader: &Reader, orders: &Orders, nth: i64) {
+/// Starts a watch near the current revision and reads a few events.
+fn watch_once(hub: &Hub, reader: &Reader, control: &WriterControl, nth: i64) {
     let mut client = Client::new(hub.open());
-    client.line.waker = Waker::from(Arc::new(Parked(thread::current())));
+    client.line.waker = Waker::from(Arc::new(ThreadWaker(thread::current())));
     let head = reader.head();
-    orders.needed.store((head - 100).max(1), Ordering::Relaxed);
+    control.needed.store((head - 100).max(1), Ordering::Relaxed);
     let start = match nth % 4 {
         0 => 0,
         1 => head + 1,
@@ -70,8 +70,8 @@ fn watch_once(hub: &Hub, reader: &Reader, orders: &Orders, nth: i64) {
         _ => (head - nth % 100).max(1),
     };
     client.create(from(start, on("a")));
-    let (mut next, mut told_of) = (None, 0);
-    while told_of < 5 {
+    let (mut next, mut received) = (None, 0);
+    while received < 5 {
         client.step();
         let responses = std::mem::take(&mut client.line.sent);
         if responses.is_empty() {
@@ -84,10 +84,10 @@ fn watch_once(hub: &Hub, reader: &Reader, orders: &Orders, nth: i64) {
             }
             assert!(!response.canceled);
             for event in response.events {
-                let told = event.kv.unwrap().mod_revision;
-                assert_eq!(Some(told), next, "start {start}, head {head}");
-                next = Some(told + 1);
-                told_of += 1;
+                let revision = event.kv.unwrap().mod_revision;
+                assert_eq!(Some(revision), next, "start {start}, head {head}");
+                next = Some(revision + 1);
+                received += 1;
             }
         }
     }
@@ -98,26 +98,26 @@ fn race(watches: i64) {
     let (publisher, hub) = Hub::start(world.reader.clone(), Settings { ring_bytes: 1 << 16, ..Settings::default() });
     world.publisher = publisher;
     let reader = world.reader.clone();
-    let orders = Arc::new(Orders::default());
+    let control = Arc::new(WriterControl::default());
     let writer = thread::spawn({
-        let orders = orders.clone();
-        move || write(world, &orders)
+        let control = control.clone();
+        move || write(world, &control)
     });
     for nth in 0..watches {
-        watch_once(&hub, &reader, &orders, nth);
+        watch_once(&hub, &reader, &control, nth);
     }
-    orders.stop.store(true, Ordering::Relaxed);
+    control.stop.store(true, Ordering::Relaxed);
     writer.join().unwrap();
     hub.stop();
 }
 
 #[test]
-fn a_watch_that_begins_while_somebody_writes_misses_and_repeats_nothing() {
+fn a_watch_that_starts_during_writes_misses_and_repeats_nothing() {
     race(500);
 }
 
 #[test]
 #[ignore = "long"]
-fn ten_thousand_watches_that_begin_while_somebody_writes_miss_and_repeat_nothing() {
+fn ten_thousand_watches_that_start_during_writes_miss_and_repeat_nothing() {
     race(10_000);
 }

@@ -1,6 +1,6 @@
-//! Random histories, random watchers, slow readers, compactions, steps in random order; and the promises of the protocol
-//! checked against the history: every watch hears exactly its events, in order, once, whole revisions together, and no
-//! progress notice comes before an event that it covers.
+//! Random histories, random watches, slow readers, compactions, and steps in random order. The guarantees of the protocol are
+//! checked against the history: every watch receives exactly its events, in order, once, with whole revisions together, and no
+//! progress notification comes before an event that it covers.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -27,12 +27,12 @@ use crate::{
 
 const KEYS: [&str; 6] = ["a", "aa", "b", "ba", "c", "d"];
 
-/// What happened to a key.
+/// A change of a key.
 struct Change {
     revision: i64,
     key: &'static str,
     deletion: bool,
-    /// As [`event_text`] writes it, without and with what was there before.
+    /// The event as text (see [`event_text`]), without and with the previous value.
     plain: String,
     full: String,
 }
@@ -40,10 +40,10 @@ struct Change {
 /// A watch, as its client expects it to behave.
 struct Expected {
     create: WatchCreateRequest,
-    /// The first revision that it is to hear of.
+    /// The first revision that it must receive.
     first: i64,
-    /// Where in the history it is.
-    at: usize,
+    /// Its position in the history.
+    position: usize,
     last: i64,
 }
 
@@ -58,18 +58,18 @@ impl Expected {
         inside && change.revision >= self.first && !self.create.filters.contains(&i32::from(change.deletion))
     }
 
-    /// The next change that it has to hear of.
+    /// The next change that it must receive.
     fn next<'a>(&mut self, history: &'a [Change]) -> Option<&'a Change> {
-        while self.at < history.len() && !self.wants(&history[self.at]) {
-            self.at += 1;
+        while self.position < history.len() && !self.wants(&history[self.position]) {
+            self.position += 1;
         }
-        history.get(self.at)
+        history.get(self.position)
     }
 }
 
 struct Reader {
     client: Client,
-    asked: VecDeque<WatchCreateRequest>,
+    requested: VecDeque<WatchCreateRequest>,
     watches: BTreeMap<i64, Expected>,
 }
 
@@ -82,7 +82,7 @@ struct Run {
     readers: Vec<Reader>,
     inputs: Vec<Input>,
     job: Option<Job>,
-    heard: usize,
+    received: usize,
     lost: usize,
 }
 
@@ -103,12 +103,12 @@ impl Run {
             readers: Vec::new(),
             inputs: Vec::new(),
             job: None,
-            heard: 0,
+            received: 0,
             lost: 0,
         }
     }
 
-    fn act(&mut self) {
+    fn step(&mut self) {
         match self.rng.random_range(0..100) {
             0..40 => self.write(),
             40..60 => self.step_hub(),
@@ -120,7 +120,7 @@ impl Run {
                 self.readers.swap_remove(gone);
             }
             69 => self.world.now += Duration::from_secs(self.rng.random_range(0..15)),
-            _ if !self.readers.is_empty() => self.act_as_reader(),
+            _ if !self.readers.is_empty() => self.step_reader(),
             _ => (),
         }
     }
@@ -171,13 +171,13 @@ impl Run {
             self.world.compact(self.compacted);
         }
         if self.rng.random_bool(0.5) {
-            self.world.forget();
+            self.world.finish_compaction();
         }
     }
 
     fn open(&mut self) {
         let client = self.world.client();
-        self.readers.push(Reader { client, asked: VecDeque::new(), watches: BTreeMap::new() });
+        self.readers.push(Reader { client, requested: VecDeque::new(), watches: BTreeMap::new() });
     }
 
     fn step_hub(&mut self) {
@@ -194,12 +194,12 @@ impl Run {
         }
     }
 
-    fn act_as_reader(&mut self) {
+    fn step_reader(&mut self) {
         let nth = self.rng.random_range(0..self.readers.len());
         match self.rng.random_range(0..10) {
             0..2 => {
                 let create = self.random_watch();
-                self.readers[nth].asked.push_back(create.clone());
+                self.readers[nth].requested.push_back(create.clone());
                 self.readers[nth].client.create(create);
             }
             2 if !self.readers[nth].watches.is_empty() => {
@@ -210,7 +210,7 @@ impl Run {
             3 => self.readers[nth].client.progress(),
             _ => {
                 self.readers[nth].client.line.room = self.rng.random_range(0..6);
-                self.listen(nth);
+                self.read_responses(nth);
             }
         }
     }
@@ -233,30 +233,30 @@ impl Run {
         }
     }
 
-    fn listen(&mut self, nth: usize) {
+    fn read_responses(&mut self, nth: usize) {
         let reader = &mut self.readers[nth];
         reader.client.step();
         for response in std::mem::take(&mut reader.client.line.sent) {
             check(reader, &response, &self.history, self.compacted, &mut self.lost);
-            self.heard += response.events.len();
+            self.received += response.events.len();
         }
     }
 
-    /// Everybody listens until there is nothing left to hear.
-    fn end(&mut self) {
-        let mut silence = 0;
-        while silence < 5 {
-            let before = self.heard;
+    /// All readers read until nothing more comes; then checks that no event is missing.
+    fn finish(&mut self) {
+        let mut idle_rounds = 0;
+        while idle_rounds < 5 {
+            let before = self.received;
             self.step_hub();
             self.finish_job();
             for nth in 0..self.readers.len() {
                 self.readers[nth].client.line.room = usize::MAX;
-                self.listen(nth);
+                self.read_responses(nth);
             }
-            silence = if self.heard == before { silence + 1 } else { 0 };
+            idle_rounds = if self.received == before { idle_rounds + 1 } else { 0 };
         }
         for reader in &mut self.readers {
-            assert!(reader.asked.is_empty(), "every request to create is answered");
+            assert!(reader.requested.is_empty(), "every create request is answered");
             for (id, watch) in &mut reader.watches {
                 let missing = watch.next(&self.history).map(|change| &change.plain);
                 assert_eq!(missing, None, "watch {id}: {:?}", watch.create);
@@ -282,16 +282,16 @@ fn check(reader: &mut Reader, response: &WatchResponse, history: &[Change], comp
     let revision = response.header.as_ref().unwrap().revision;
     let id = response.watch_id;
     if response.created {
-        let create = reader.asked.pop_front().expect("one answer for one request");
+        let create = reader.requested.pop_front().expect("one answer for one request");
         if response.canceled {
             return assert!(matches!((create.key.as_ref(), create.range_end.as_ref()), (key, end) if key >= end));
         }
         let first = if create.start_revision == 0 { revision + 1 } else { create.start_revision };
-        let known = reader.watches.insert(id, Expected { create, first, at: 0, last: 0 });
-        return assert!(known.is_none(), "watch {id} was there already");
+        let known = reader.watches.insert(id, Expected { create, first, position: 0, last: 0 });
+        return assert!(known.is_none(), "watch {id} exists already");
     }
     if response.canceled {
-        let mut watch = reader.watches.remove(&id).expect("only what is there is cancelled");
+        let mut watch = reader.watches.remove(&id).expect("only existing watches are cancelled");
         if response.compact_revision != 0 {
             assert_eq!(revision, 0);
             assert!(
@@ -305,32 +305,32 @@ fn check(reader: &mut Reader, response: &WatchResponse, history: &[Change], comp
     if response.events.is_empty() {
         for (other, watch) in reader.watches.iter_mut().filter(|(other, _)| id == NOBODY || **other == id) {
             let owed = watch.next(history).filter(|change| change.revision <= revision).map(|change| &change.plain);
-            assert_eq!(owed, None, "progress {revision} came before an event of watch {other}");
-            assert!(watch.create.start_revision <= revision, "a watch of the future makes no progress");
+            assert_eq!(owed, None, "progress {revision} precedes an event of watch {other}");
+            assert!(watch.create.start_revision <= revision, "a future watch has no progress");
             watch.last = watch.last.max(revision);
         }
         return;
     }
-    let watch = reader.watches.get_mut(&id).expect("events are for watches that are there");
+    let watch = reader.watches.get_mut(&id).expect("events are for existing watches");
     check_events(watch, &response.events, history, compacted);
     assert!(revision >= watch.last);
 }
 
 fn check_events(watch: &mut Expected, events: &[Event], history: &[Change], compacted: i64) {
     let mut revisions: Vec<i64> = events.iter().map(|event| event.kv.as_ref().unwrap().mod_revision).collect();
-    assert!(revisions[0] > watch.last, "a revision is never split, nor told below what was promised");
+    assert!(revisions[0] > watch.last, "no revision is split or comes after a progress notification that covers it");
     for event in events {
-        let change = watch.next(history).expect("nothing is told that did not happen");
-        let told = event_text(event);
-        let forgotten = told == change.plain && change.revision - 1 < compacted;
-        let expected = if watch.create.prev_kv && !forgotten { &change.full } else { &change.plain };
-        assert_eq!(&told, expected, "{:?}", watch.create);
+        let change = watch.next(history).expect("every event is in the history");
+        let actual = event_text(event);
+        let is_compacted = actual == change.plain && change.revision - 1 < compacted;
+        let expected = if watch.create.prev_kv && !is_compacted { &change.full } else { &change.plain };
+        assert_eq!(&actual, expected, "{:?}", watch.create);
         watch.last = change.revision;
-        watch.at += 1;
+        watch.position += 1;
     }
     revisions.dedup();
     assert!(revisions.len() <= REVISIONS_MAX);
-    // All of the last revision is there.
+    // The last revision is complete.
     assert!(watch.next(history).is_none_or(|change| change.revision > watch.last), "revision {} is split", watch.last);
 }
 
@@ -338,27 +338,27 @@ fn run(seed: u64, actions: usize) -> (usize, usize) {
     println!("seed {seed}");
     let mut run = Run::new(seed);
     for _ in 0..actions {
-        run.act();
+        run.step();
     }
-    run.end();
-    (run.heard, run.lost)
+    run.finish();
+    (run.received, run.lost)
 }
 
 #[test]
-fn every_watch_hears_exactly_its_events_whatever_happens() {
-    let (mut heard, mut lost) = (0, 0);
+fn every_watch_receives_exactly_its_events() {
+    let (mut received, mut lost) = (0, 0);
     for seed in 0..150 {
-        let (more_heard, more_lost) = run(seed, 600);
-        heard += more_heard;
+        let (more_received, more_lost) = run(seed, 600);
+        received += more_received;
         lost += more_lost;
     }
-    assert!(heard > 10_000, "the runs are worth something: {heard} events");
-    assert!(lost > 10, "and compaction has overtaken some: {lost}");
+    assert!(received > 10_000, "too few events were received: {received}");
+    assert!(lost > 10, "too few watches were overtaken by compaction: {lost}");
 }
 
 #[test]
 #[ignore = "long"]
-fn every_watch_hears_exactly_its_events_for_fresh_seeds() {
+fn every_watch_receives_exactly_its_events_with_fresh_seeds() {
     let first: u64 = rand::rng().random_range(0..u64::MAX / 2);
     for seed in first..first + 5000 {
         run(seed, 2000);

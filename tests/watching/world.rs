@@ -1,4 +1,4 @@
-//! A state machine and its hub, for clients that talk to it one step at a time.
+//! A state machine and its watch hub, for clients that are stepped by hand.
 
 use std::{sync::Arc, time::Duration};
 
@@ -59,7 +59,7 @@ impl World {
         self.apply(Kind::DeleteRange, &delete(key, end))
     }
 
-    /// One transaction of puts, and of deletions of those without a value.
+    /// One transaction with a put of each key with a value and a deletion of each key without one.
     pub fn txn(&mut self, changes: &[(&str, Option<&str>)]) -> i64 {
         let ops = changes.iter().map(|(key, value)| match value {
             Some(value) => request_op::Request::RequestPut(put(key, value)),
@@ -73,14 +73,14 @@ impl World {
         self.apply(Kind::Compact, &CompactionRequest { revision, physical: false });
     }
 
-    /// Removes what was compacted.
-    pub fn forget(&self) {
+    /// Runs the pending compaction to its end.
+    pub fn finish_compaction(&self) {
         let Some(mut compaction) = Compaction::pending(self.machine.shared()) else { return };
         let mut progress = Progress::More;
         while progress == Progress::More {
             progress = compaction.step(64).unwrap();
         }
-        assert_eq!(progress, Progress::Done, "nobody reads for longer than a step");
+        assert_eq!(progress, Progress::Done, "no reader blocks the compaction");
     }
 
     /// Applies one entry as the apply thread does; returns the revision.
@@ -90,7 +90,7 @@ impl World {
         self.reader.head()
     }
 
-    /// Applies an entry to the running batch.
+    /// Applies an entry to the current batch.
     pub fn stage(&mut self, kind: Kind, request: &impl Message) {
         self.index += 1;
         let data = Command::encode(self.index, kind, &request.encode_to_vec());
@@ -98,7 +98,7 @@ impl World {
         applied.outcome.expect("tests ask for nothing that is refused");
     }
 
-    /// Publishes the running batch.
+    /// Commits and publishes the current batch.
     pub fn publish(&mut self) {
         let published = self.machine.commit().unwrap();
         self.publisher.append(published.events, published.head);
@@ -114,23 +114,23 @@ impl World {
         Client::new(self.hub.open_with_period(Duration::from_secs(10)))
     }
 
-    /// Lets everything happen that can; returns what the client hears.
-    pub fn hear(&mut self, client: &mut Client) -> Vec<WatchResponse> {
+    /// Steps the client and the hub until nothing more happens; returns what the client receives.
+    pub fn receive(&mut self, client: &mut Client) -> Vec<WatchResponse> {
         client.hear(|| _ = self.settle())
     }
 
-    /// The same, written down.
-    pub fn told(&mut self, client: &mut Client) -> Vec<String> {
-        self.hear(client).iter().map(text).collect()
+    /// Like `receive`, with the responses as text.
+    pub fn receive_text(&mut self, client: &mut Client) -> Vec<String> {
+        self.receive(client).iter().map(text).collect()
     }
 
-    /// Makes a watch; returns what the client hears.
+    /// Creates a watch; returns what the client receives.
     pub fn watch(&mut self, client: &mut Client, create: WatchCreateRequest) -> Vec<String> {
         client.create(create);
-        self.told(client)
+        self.receive_text(client)
     }
 
-    /// Streams, watches, lagging watches, pending events.
+    /// The numbers of streams, watches, lagging watches and pending events.
     pub fn counts(&self) -> [i64; 4] {
         let Gauges { streams, watches, lagging, pending, .. } = &self.gauges;
         [streams, watches, lagging, pending].map(prometheus::IntGauge::get)
@@ -157,17 +157,17 @@ pub fn owned(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-/// A watch of one key, from now on.
+/// A watch of one key, starting at the next revision.
 pub fn on(key: &str) -> WatchCreateRequest {
     WatchCreateRequest { key: owned(key), ..WatchCreateRequest::default() }
 }
 
-/// A watch of everything from one key up to another.
+/// A watch of the keys from `key` up to, but not including, `end`.
 pub fn between(key: &str, end: &str) -> WatchCreateRequest {
     WatchCreateRequest { range_end: owned(end), ..on(key) }
 }
 
-/// The same, from a revision on.
+/// `create` with a start revision.
 pub fn from(revision: i64, create: WatchCreateRequest) -> WatchCreateRequest {
     WatchCreateRequest { start_revision: revision, ..create }
 }

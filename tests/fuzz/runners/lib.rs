@@ -1,4 +1,4 @@
-//! The targets, as the programs beside this file run them under libFuzzer.
+//! The targets, as the binaries in this directory run them under libFuzzer.
 
 use std::{env, fs, path::Path};
 
@@ -7,11 +7,11 @@ mod targets;
 
 pub use targets::*;
 
-/// Before a target is run: its seeds are written where `scripts/fuzz` wants them, a file each.
+/// Called before a target runs: writes its seeds to the directory that `scripts/fuzz` names, one file each.
 pub fn begin(name: &str) {
-    let Some(folder) = env::var_os("FUZZ_SEEDS") else { return };
-    let target = TARGETS.iter().find(|target| target.name == name).expect("each program has its target");
+    let Some(directory) = env::var_os("FUZZ_SEEDS") else { return };
+    let target = TARGETS.iter().find(|target| target.name == name).expect("each binary is named after its target");
     for (nth, seed) in (target.seeds)().iter().enumerate() {
-        fs::write(Path::new(&folder).join(format!("seed-{nth}")), seed).expect("the folder of seeds can be written to");
+        fs::write(Path::new(&directory).join(format!("seed-{nth}")), seed).expect("the directory of seeds is writable");
     }
 }

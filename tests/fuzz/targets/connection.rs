@@ -1,10 +1,10 @@
-//! A whole connection, fed with anything. The same is done to three of them:
+//! A whole connection with arbitrary input. The same actions are performed on three connections:
 //!
-//! * one gets what comes in one piece, one in arbitrary pieces: both write the same, byte for byte;
-//! * the third acts and writes between the pieces too, as it happens on a network.
+//! * the first receives its input in one piece, the second in arbitrary pieces: both write the same bytes;
+//! * the third also runs and writes between the pieces, as happens on a network.
 //!
-//! None of them panics, holds more than its limits, or keeps a call that has ended; and what each of them writes keeps the
-//! rules that [`Witness`] knows.
+//! No connection may panic, hold more memory than its limits allow, or keep a call that has ended. What each one writes must
+//! follow the rules that [`OutputChecker`] checks.
 
 use std::{
     collections::HashMap,
@@ -26,61 +26,61 @@ use metastore::{
 };
 
 use super::{
-    input::{Cuts, Input},
-    server::{Seen, Server},
+    input::{Input, Splitter},
+    server::{Server, ServiceState},
     wire,
 };
 
-const MOST_ACTS: usize = 200;
-/// As much is read at a time.
-const MOST_READ: usize = 64 << 10;
+const MAX_ACTIONS: usize = 200;
+/// The most that is read at a time.
+const MAX_READ: usize = 64 << 10;
 const MAX_HELD: usize = 64 << 10;
 const MAX_MESSAGE: usize = 4 << 10;
 const MAX_STREAMS: u32 = 8;
-/// Reading stops where so much is to be written; a last read may add some more.
-const MOST_OUTPUT: usize = 4 * SATURATED_BYTES + 16 * MOST_READ;
-/// A connection that has nothing new to do comes to rest.
-const MOST_TURNS: usize = 10_000;
+/// Reading stops when this much output is pending; the last read may add some more.
+const MAX_OUTPUT: usize = 4 * SATURATED_BYTES + 16 * MAX_READ;
+/// Without new input, a connection becomes idle within this many turns.
+const MAX_IDLE_TURNS: usize = 10_000;
 
-/// Something that happens to all connections.
-enum Act {
+/// An action performed on all connections.
+enum Action {
     Receive(Vec<u8>),
     Run,
-    /// The other side takes so many bytes.
+    /// The peer reads this many bytes.
     Write(usize),
-    /// Somebody answers a call that waits.
+    /// The service answers a pending call.
     Answer(usize),
     Wait(Duration),
-    Leave,
+    Shutdown,
 }
 
-/// Decisions: how to cut, whether it begins as it must, then acts.
+/// Decisions: the seed of the splits, whether the connection starts with the preface, then actions.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let (seed, start) = (input.short(), Instant::now());
-    let mut whole = Side::new(start, None);
-    let mut cut = Side::new(start, Some(Cuts::new(seed)));
-    let mut busy = Side::new(start, Some(Cuts::new(seed)));
-    busy.acts_between = true;
+    let mut whole = Instance::new(start, None);
+    let mut split = Instance::new(start, Some(Splitter::new(seed)));
+    let mut interleaved = Instance::new(start, Some(Splitter::new(seed)));
+    interleaved.runs_between = true;
     let (mut newest, mut last) = (u32::MAX, Vec::new());
     let mut compared = 0;
-    let mut next = Some(Act::Receive(beginning(&mut input)));
-    for _ in 0..MOST_ACTS {
-        let Some(act) = next else { break };
-        for side in [&mut whole, &mut cut, &mut busy] {
-            side.act(&act);
-            side.check_bounds();
+    let mut next = Some(Action::Receive(preface(&mut input)));
+    for _ in 0..MAX_ACTIONS {
+        let Some(action) = next else { break };
+        for instance in [&mut whole, &mut split, &mut interleaved] {
+            instance.perform(&action);
+            instance.check_bounds();
         }
-        assert_eq!(whole.state(), cut.state(), "cuts make no difference");
-        let same = whole.written[compared..] == cut.written[compared..];
-        assert!(same, "cuts make no difference to what is written");
+        assert_eq!(whole.state(), split.state(), "splits make no difference");
+        let same = whole.written[compared..] == split.written[compared..];
+        assert!(same, "splits make no difference to the output");
         compared = whole.written.len();
         next = (!input.is_empty()).then(|| decide(&mut input, &mut newest, &mut last));
     }
-    [whole, cut, busy].into_iter().for_each(Side::end);
+    [whole, split, interleaved].into_iter().for_each(Instance::end);
 }
 
-fn beginning(input: &mut Input) -> Vec<u8> {
+fn preface(input: &mut Input) -> Vec<u8> {
     let mut bytes = PREFACE.to_vec();
     if input.byte() & 0xf == 0xf {
         return input.piece().to_vec();
@@ -89,44 +89,44 @@ fn beginning(input: &mut Input) -> Vec<u8> {
     bytes
 }
 
-fn decide(input: &mut Input, newest: &mut u32, last: &mut Vec<u8>) -> Act {
+fn decide(input: &mut Input, newest: &mut u32, last: &mut Vec<u8>) -> Action {
     match input.below(16) {
         0..=7 => {
             last.clear();
             for _ in 0..=input.below(6) {
                 wire::frame(input, newest, last);
             }
-            last.truncate(MOST_READ);
-            Act::Receive(last.clone())
+            last.truncate(MAX_READ);
+            Action::Receive(last.clone())
         }
         8 => {
             let times = usize::from(input.byte()) + 1;
-            Act::Receive(last.iter().copied().cycle().take((last.len() * times).min(MOST_READ)).collect())
+            Action::Receive(last.iter().copied().cycle().take((last.len() * times).min(MAX_READ)).collect())
         }
-        9 | 10 => Act::Run,
-        11 => Act::Write(usize::from(input.short())),
-        12 => Act::Write(usize::MAX),
-        13 => Act::Answer(input.byte().into()),
-        14 => Act::Wait(Duration::from_millis(input.pick(&[1, 60, 1100, 11_000]))),
-        _ if input.below(8) == 0 => Act::Leave,
-        _ => Act::Run,
+        9 | 10 => Action::Run,
+        11 => Action::Write(usize::from(input.short())),
+        12 => Action::Write(usize::MAX),
+        13 => Action::Answer(input.byte().into()),
+        14 => Action::Wait(Duration::from_millis(input.pick(&[1, 60, 1100, 11_000]))),
+        _ if input.below(8) == 0 => Action::Shutdown,
+        _ => Action::Run,
     }
 }
 
-/// A connection, and everything around it.
-struct Side {
+/// A connection under test and its environment.
+struct Instance {
     connection: Connection,
     shared: Arc<Shared>,
-    seen: Arc<Seen>,
+    service: Arc<ServiceState>,
     now: Instant,
-    cuts: Option<Cuts>,
-    acts_between: bool,
+    splitter: Option<Splitter>,
+    runs_between: bool,
     received: Vec<u8>,
     written: Vec<u8>,
 }
 
-impl Side {
-    fn new(now: Instant, cuts: Option<Cuts>) -> Self {
+impl Instance {
+    fn new(now: Instant, splitter: Option<Splitter>) -> Self {
         let limits = Limits {
             max_streams: MAX_STREAMS,
             max_header_list: 4 << 10,
@@ -134,25 +134,26 @@ impl Side {
             max_held: MAX_HELD,
             ..Limits::default()
         };
-        let (shared, seen) = (Arc::new(Shared::new(limits, Ledger::new(2 << 30))), Arc::new(Seen::default()));
-        let connection = Connection::new(Arc::new(Server(seen.clone())), shared.clone(), Arc::default(), now);
+        let (shared, service) =
+            (Arc::new(Shared::new(limits, Ledger::new(2 << 30))), Arc::new(ServiceState::default()));
+        let connection = Connection::new(Arc::new(Server(service.clone())), shared.clone(), Arc::default(), now);
         let (received, written) = (Vec::new(), Vec::new());
-        Self { connection, shared, seen, now, cuts, acts_between: false, received, written }
+        Self { connection, shared, service, now, splitter, runs_between: false, received, written }
     }
 
-    fn act(&mut self, act: &Act) {
-        match act {
-            Act::Receive(bytes) => {
+    fn perform(&mut self, action: &Action) {
+        match action {
+            Action::Receive(bytes) => {
                 if self.connection.is_choked() {
-                    self.write(usize::MAX); // Nothing is read before.
+                    self.write(usize::MAX); // Nothing is read until then.
                 }
                 self.received.extend_from_slice(bytes);
                 self.receive(bytes);
             }
-            Act::Run => _ = self.connection.run(self.now),
-            Act::Write(most) => self.write(*most),
-            Act::Answer(nth) => {
-                let mut replies = self.seen.replies.lock();
+            Action::Run => _ = self.connection.run(self.now),
+            Action::Write(most) => self.write(*most),
+            Action::Answer(nth) => {
+                let mut replies = self.service.replies.lock();
                 if !replies.is_empty() {
                     let nth = nth % replies.len();
                     let (message, reply) = replies.remove(nth);
@@ -160,24 +161,24 @@ impl Side {
                     reply.answer(Ok(message));
                 }
             }
-            Act::Wait(time) => {
+            Action::Wait(time) => {
                 self.now += *time;
                 if self.connection.next_alarm() <= self.now {
                     self.connection.alarm(self.now);
                 }
             }
-            Act::Leave => self.connection.leave(self.now),
+            Action::Shutdown => self.connection.leave(self.now),
         }
     }
 
     fn receive(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let piece = match &mut self.cuts {
-                Some(cuts) => cuts.next(&mut bytes),
+            let piece = match &mut self.splitter {
+                Some(splitter) => splitter.next(&mut bytes),
                 None => std::mem::take(&mut bytes),
             };
             self.connection.receive(Bytes::copy_from_slice(piece), self.now);
-            if self.acts_between {
+            if self.runs_between {
                 self.connection.run(self.now);
                 self.check_bounds();
                 let most = if self.connection.is_choked() { usize::MAX } else { piece.len() * 7 };
@@ -195,11 +196,11 @@ impl Side {
             let count = output.slices(&mut slices);
             let before = self.written.len();
             for slice in &slices[..count] {
-                let room = left - (self.written.len() - before);
-                self.written.extend_from_slice(&slice[..slice.len().min(room)]);
+                let limit = left - (self.written.len() - before);
+                self.written.extend_from_slice(&slice[..slice.len().min(limit)]);
             }
             let taken = self.written.len() - before;
-            assert!(taken > 0, "what is counted is there");
+            assert!(taken > 0, "the output has as many bytes as it counts");
             output.advance(taken);
             left -= taken;
         }
@@ -209,13 +210,13 @@ impl Side {
 
     fn check_bounds(&mut self) {
         let (output, held) = (self.connection.output().len(), self.shared.ledger.held());
-        assert!(output <= MOST_OUTPUT, "{output} bytes wait to be written");
-        // One read may be held beside what is allowed, and one message for each stream.
-        let most = MAX_HELD + MOST_READ + 2 * MAX_STREAMS as usize * MAX_MESSAGE + MOST_OUTPUT;
+        assert!(output <= MAX_OUTPUT, "{output} bytes of pending output");
+        // One read and one message per stream may be held beyond the limit.
+        let most = MAX_HELD + MAX_READ + 2 * MAX_STREAMS as usize * MAX_MESSAGE + MAX_OUTPUT;
         assert!(held <= most, "{held} bytes are held");
     }
 
-    /// What is to be the same, however the bytes were cut.
+    /// What must be the same however the input was split.
     fn state(&mut self) -> (usize, bool, bool, Instant, usize) {
         let connection = &mut self.connection;
         (
@@ -227,44 +228,44 @@ impl Side {
         )
     }
 
-    /// The other side reads everything; then it goes away.
+    /// The peer reads everything and disconnects.
     fn end(mut self) {
         for turn in 0.. {
-            let goes_on = self.connection.run(self.now);
-            if !goes_on && self.connection.output().is_empty() {
+            let has_work = self.connection.run(self.now);
+            if !has_work && self.connection.output().is_empty() {
                 break;
             }
             self.write(usize::MAX);
-            assert!(turn < MOST_TURNS, "it does not come to rest");
+            assert!(turn < MAX_IDLE_TURNS, "the connection does not become idle");
         }
         drop(self.connection);
-        self.seen.replies.lock().clear(); // What calls keep is counted until they are done.
-        assert_eq!(self.shared.ledger.held(), 0, "nothing is held for a connection that is gone");
+        self.service.replies.lock().clear(); // Pending calls hold counted memory.
+        assert_eq!(self.shared.ledger.held(), 0, "a closed connection holds no memory");
         let count = |counter: &std::sync::atomic::AtomicUsize| counter.load(Ordering::Relaxed);
-        assert_eq!(count(&self.seen.started), count(&self.seen.ended), "each call ends once");
-        assert_eq!(count(&self.seen.talks), 0, "conversations end with their connection");
-        Witness::new(&self.received).read(&self.written);
+        assert_eq!(count(&self.service.started), count(&self.service.ended), "each call ends once");
+        assert_eq!(count(&self.service.conversations), 0, "conversations end with their connection");
+        OutputChecker::new(&self.received).read(&self.written);
     }
 }
 
-/// Knows what the other side has allowed at most, and the rules for what is written to it.
-struct Witness {
-    /// What may be sent in all.
+/// Checks the output of a connection against the protocol and against the most that the peer has ever allowed.
+struct OutputChecker {
+    /// The connection's flow-control window.
     window: i64,
-    /// What streams begin with at most, and what each of them got.
-    first_window: i64,
+    /// The largest initial window of streams, and the changes of each stream's window.
+    initial_window: i64,
     windows: HashMap<u32, i64>,
     max_payload: usize,
     decoder: Decoder,
-    /// Streams whose head is out, and whether their end is.
+    /// Streams whose response headers were written, and whether they have ended.
     streams: HashMap<u32, bool>,
 }
 
-impl Witness {
+impl OutputChecker {
     fn new(received: &[u8]) -> Self {
-        let mut witness = Self {
+        let mut checker = Self {
             window: DEFAULT_WINDOW,
-            first_window: DEFAULT_WINDOW,
+            initial_window: DEFAULT_WINDOW,
             windows: HashMap::new(),
             max_payload: MAX_PAYLOAD,
             decoder: Decoder::default(),
@@ -273,14 +274,15 @@ impl Witness {
         let mut input = Bytes::copy_from_slice(received.strip_prefix(PREFACE).unwrap_or_default());
         loop {
             match frame::take(&mut input) {
-                Ok(Some(frame)) => witness.hear(&frame),
+                Ok(Some(frame)) => checker.apply(&frame),
                 Err(fault) if fault.stream != 0 => (),
-                Ok(None) | Err(_) => return witness,
+                Ok(None) | Err(_) => return checker,
             }
         }
     }
 
-    fn hear(&mut self, frame: &Frame) {
+    /// Applies a frame of the peer.
+    fn apply(&mut self, frame: &Frame) {
         if let Frame::WindowUpdate { stream, increment } = frame {
             let window = if *stream == 0 { &mut self.window } else { self.windows.entry(*stream).or_default() };
             *window += i64::from(*increment);
@@ -289,7 +291,7 @@ impl Witness {
         for pair in pairs.chunks_exact(6) {
             let value = u32::from_be_bytes([pair[2], pair[3], pair[4], pair[5]]);
             match u16::from_be_bytes([pair[0], pair[1]]) {
-                setting::INITIAL_WINDOW_SIZE => self.first_window = self.first_window.max(value.into()),
+                setting::INITIAL_WINDOW_SIZE => self.initial_window = self.initial_window.max(value.into()),
                 setting::MAX_FRAME_SIZE => self.max_payload = self.max_payload.max(value as usize),
                 _ => (),
             }
@@ -298,7 +300,8 @@ impl Witness {
 
     fn read(mut self, mut written: &[u8]) {
         while !written.is_empty() {
-            let [a, b, c, kind, flags, stream @ ..] = *written.first_chunk::<HEAD_BYTES>().expect("frames are whole");
+            let [a, b, c, kind, flags, stream @ ..] =
+                *written.first_chunk::<HEAD_BYTES>().expect("frames are complete");
             let length = u32::from_be_bytes([0, a, b, c]) as usize;
             assert!(length <= self.max_payload, "a frame of {length} bytes");
             let payload = &written[HEAD_BYTES..HEAD_BYTES + length];
@@ -313,11 +316,11 @@ impl Witness {
             kind::HEADERS => {
                 assert_eq!((stream % 2, flags & flag::END_HEADERS), (1, flag::END_HEADERS));
                 let mut fields = Fields::default();
-                self.decoder.decode(payload, usize::MAX, &mut fields).expect("our blocks can be read");
+                self.decoder.decode(payload, usize::MAX, &mut fields).expect("our header blocks are valid");
                 let has_status = fields.iter().next().is_some_and(|(name, _)| name == b":status");
                 let before = self.streams.insert(stream, is_end);
-                assert!(before != Some(true), "fields on stream {stream}, which was over");
-                assert_eq!(has_status, before.is_none(), "a head, and then trailers");
+                assert!(before != Some(true), "headers on stream {stream}, which had ended");
+                assert_eq!(has_status, before.is_none(), "headers come first, then trailers");
                 assert!(before.is_none() || is_end, "trailers end stream {stream}");
             }
             kind::DATA => {
@@ -326,7 +329,7 @@ impl Witness {
                 self.window -= count;
                 let own = self.windows.entry(stream).or_default();
                 *own -= count;
-                assert!(self.window >= 0 && *own + self.first_window >= 0, "more data than windows");
+                assert!(self.window >= 0 && *own + self.initial_window >= 0, "more data than the windows allow");
             }
             kind::RST_STREAM => {
                 assert!(stream != 0 && payload.len() == 4);
@@ -339,11 +342,11 @@ impl Witness {
     }
 }
 
-/// A call of each method, a message in two frames, windows that open late, and decisions that make anything.
+/// A call of each method with a message in two frames, windows that open late, and arbitrary decisions.
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut calls = vec![0, 3, 0];
     for path in 0..6 {
-        // One act of two frames: a request that goes on, and its message, which ends it. Then it runs, and all is written.
+        // One action with two frames: a request's headers, and its message, which ends it. Then run, and write everything.
         calls.extend_from_slice(&[0, 1, 0, path, 0, 3, 5, b'h', b'e', b'l', b'l', b'o', 1, 0, 0, 1, 2, 9, 12]);
     }
     let closed = [&[1, 1, 0, 0, 0, 7, 0, 1, 1, 3, 0, 0, 0][..], &calls[3..], &[0, 0, 9, 0, 3, 4, 9, 12]].concat();

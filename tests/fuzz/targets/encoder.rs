@@ -1,5 +1,5 @@
-//! Header blocks that we write: our own decoder and a client of the `h2` crate read what was meant, whatever sizes of its
-//! table the other side asks for in between.
+//! Header blocks that we write: our own decoder and a client of the `h2` crate read the fields that were encoded, whatever table
+//! sizes the peer asks for in between.
 
 use std::{pin::Pin, task::Poll};
 
@@ -14,21 +14,21 @@ use tokio::io::DuplexStream;
 
 use super::{
     input::Input,
-    pipe::{End, PIPE_BYTES, context, poll},
+    pipe::{PIPE_BYTES, PipeEnd, context, poll},
 };
 
-const MOST_ANSWERS: usize = 32;
+const MAX_RESPONSES: usize = 32;
 
 type List = Vec<(String, Vec<u8>)>;
 
-/// Decisions: how large the client's table is, then answers, each with a change of the size, a head and trailers.
+/// Decisions: the size of the client's table, then responses, each with table size changes, headers and trailers.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let table_size = u32::from(input.short());
     let (mut encoder, mut decoder) = (Encoder::default(), Decoder::default());
     let mut client = Client::new(table_size);
     encoder.set_max_size(table_size as usize);
-    for _ in 0..MOST_ANSWERS {
+    for _ in 0..MAX_RESPONSES {
         if input.is_empty() {
             break;
         }
@@ -38,20 +38,20 @@ pub fn run(data: &[u8]) {
         let status = format!("{}", 200 + usize::from(input.byte()));
         let mut head = vec![(":status".to_owned(), status.into_bytes())];
         head.extend(fields(&mut input));
-        let is_usual = input.byte() & 1 == 0;
-        if is_usual {
+        let is_typical = input.byte() & 1 == 0;
+        if is_typical {
             head = vec![field(":status", "200"), field("content-type", "application/grpc")];
         }
         let mut trailers = fields(&mut input);
-        if is_usual {
+        if is_typical {
             trailers.insert(0, field("grpc-status", "0"));
         }
-        let blocks = [&head, &trailers].map(|list| write(&mut encoder, list, is_usual));
+        let blocks = [&head, &trailers].map(|list| write(&mut encoder, list, is_typical));
         for (block, list) in blocks.iter().zip([&head, &trailers]) {
             assert_eq!(&read(&mut decoder, block), list, "our own decoder");
         }
         let (read_head, read_trailers) = client.answer(&blocks);
-        assert_eq!(read_head, map(&head), "the client's head");
+        assert_eq!(read_head, map(&head), "the client's headers");
         assert_eq!(read_trailers, map(&trailers), "the client's trailers");
     }
 }
@@ -60,11 +60,11 @@ fn field(name: &str, value: &str) -> (String, Vec<u8>) {
     (name.to_owned(), value.as_bytes().to_vec())
 }
 
-/// Fields that a client lets through: it has rules for some names, which are not what is tried here.
+/// Fields that the client accepts. It has special rules for some names, which are not tested here.
 fn fields(input: &mut Input) -> List {
     const NAMES: [&str; 7] = ["content-type", "grpc-status", "grpc-message", "date", "set-cookie", "x", "via"];
     const VALUES: [&str; 5] = ["application/grpc", "0", "", "gzip, deflate", "text/plain"];
-    const RULED: [&str; 9] = [
+    const SPECIAL: [&str; 9] = [
         "connection",
         "content-length",
         "keep-alive",
@@ -80,22 +80,22 @@ fn fields(input: &mut Input) -> List {
         let known = input.pick(&NAMES);
         let name = if input.below(4) == 0 { String::from_utf8_lossy(input.piece()).into_owned() } else { known.into() };
         let value = if input.byte() & 1 == 0 { input.piece() } else { input.pick(&VALUES).as_bytes() };
-        let is_held = HeaderName::from_lowercase(name.as_bytes()).is_ok() && HeaderValue::from_bytes(value).is_ok();
-        if is_held && !RULED.contains(&name.as_str()) {
+        let is_valid = HeaderName::from_lowercase(name.as_bytes()).is_ok() && HeaderValue::from_bytes(value).is_ok();
+        if is_valid && !SPECIAL.contains(&name.as_str()) {
             list.push((name, value.to_vec()));
         }
     }
     list
 }
 
-fn write(encoder: &mut Encoder, list: &[(String, Vec<u8>)], is_usual: bool) -> Vec<u8> {
+fn write(encoder: &mut Encoder, list: &[(String, Vec<u8>)], is_typical: bool) -> Vec<u8> {
     let mut block = Vec::new();
     encoder.begin(&mut block);
     let mut rest = list;
-    if is_usual && rest[0].0 == ":status" {
+    if is_typical && rest[0].0 == ":status" {
         encoder.head_of_answer(&mut block);
         rest = &rest[2..];
-    } else if is_usual {
+    } else if is_typical {
         encoder.end_of_answer(&mut block);
         rest = &rest[1..];
     }
@@ -112,12 +112,12 @@ fn read(decoder: &mut Decoder, block: &[u8]) -> List {
     fields.iter().map(|(name, value)| (text(name), value.to_vec())).collect()
 }
 
-/// The same fields as the client shows them. Its status is not among them.
+/// The same fields as a header map, without the status, as the client returns them.
 fn map(list: &[(String, Vec<u8>)]) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (name, value) in list.iter().filter(|(name, _)| name != ":status") {
-        let name = HeaderName::from_lowercase(name.as_bytes()).expect("only such names were taken");
-        map.append(name, HeaderValue::from_bytes(value).expect("only such values were taken"));
+        let name = HeaderName::from_lowercase(name.as_bytes()).expect("only valid names were generated");
+        map.append(name, HeaderValue::from_bytes(value).expect("only valid values were generated"));
     }
     map
 }
@@ -126,7 +126,7 @@ fn map(list: &[(String, Vec<u8>)]) -> HeaderMap {
 struct Client {
     sender: SendRequest<Bytes>,
     connection: Pin<Box<Connection<DuplexStream, Bytes>>>,
-    end: End,
+    end: PipeEnd,
     stream: u32,
 }
 
@@ -136,30 +136,32 @@ impl Client {
         let mut builder = Builder::new();
         builder.header_table_size(table_size).max_header_list_size(1 << 20);
         let mut handshake = Box::pin(builder.handshake(theirs));
-        let Poll::Ready(Ok((sender, connection))) = poll(&mut handshake) else { panic!("it waits for nothing") };
-        let mut client = Self { sender, connection: Box::pin(connection), end: End(ours), stream: 1 };
-        let mut greeting = Vec::new();
-        frame::write_head(&mut greeting, 0, kind::SETTINGS, 0, 0);
-        frame::write_head(&mut greeting, 0, kind::SETTINGS, flag::ACK, 0);
-        client.go_on();
-        client.end.write(&greeting);
-        client.go_on();
+        let Poll::Ready(Ok((sender, connection))) = poll(&mut handshake) else {
+            panic!("the handshake completes at once")
+        };
+        let mut client = Self { sender, connection: Box::pin(connection), end: PipeEnd(ours), stream: 1 };
+        let mut settings = Vec::new();
+        frame::write_head(&mut settings, 0, kind::SETTINGS, 0, 0);
+        frame::write_head(&mut settings, 0, kind::SETTINGS, flag::ACK, 0);
+        client.run_client();
+        client.end.write(&settings);
+        client.run_client();
         client
     }
 
-    fn go_on(&mut self) {
+    fn run_client(&mut self) {
         if let Poll::Ready(end) = poll(&mut self.connection) {
             panic!("the connection has ended: {end:?}");
         }
         self.end.read();
     }
 
-    /// Sends a request, answers it with these blocks, and returns what the client has read.
+    /// Sends a request, answers it with these header blocks, and returns what the client has read.
     fn answer(&mut self, blocks: &[Vec<u8>; 2]) -> (HeaderMap, HeaderMap) {
         let mut request = Request::new(());
         *request.uri_mut() = http::Uri::from_static("http://a.b/c");
-        let (mut response, _) = self.sender.send_request(request, true).expect("the connection is there");
-        self.go_on();
+        let (mut response, _) = self.sender.send_request(request, true).expect("the connection is open");
+        self.run_client();
         let mut bytes = Vec::new();
         for (block, end) in blocks.iter().zip([0, flag::END_STREAM]) {
             frame::write_head(&mut bytes, block.len(), kind::HEADERS, flag::END_HEADERS | end, self.stream);
@@ -167,27 +169,27 @@ impl Client {
         }
         self.stream += 2;
         self.end.write(&bytes);
-        self.go_on();
-        read_answer(&mut response)
+        self.run_client();
+        read_response(&mut response)
     }
 }
 
-fn read_answer(response: &mut ResponseFuture) -> (HeaderMap, HeaderMap) {
-    let Poll::Ready(Ok(response)) = poll(response) else { panic!("the answer was not taken") };
+fn read_response(response: &mut ResponseFuture) -> (HeaderMap, HeaderMap) {
+    let Poll::Ready(Ok(response)) = poll(response) else { panic!("the client did not accept the response") };
     let (head, mut body) = response.into_parts();
     assert!(matches!(body.poll_data(&mut context()), Poll::Ready(None)), "there is no body");
     let Poll::Ready(Ok(Some(trailers))) = body.poll_trailers(&mut context()) else { panic!("there are trailers") };
     (head.headers, trailers)
 }
 
-/// Usual answers with the sizes of the table that matter in between, and decisions that make many fields.
+/// Typical responses with the relevant table sizes in between, and decisions that generate many fields.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let mut usual = vec![0x10, 0];
+    let mut typical = vec![0x10, 0];
     for size in [0_u16, 4096, 101, 102, 32] {
-        usual.push(1);
-        usual.extend_from_slice(&size.to_be_bytes());
-        usual.extend_from_slice(&[0, 0, 0, 0]); // Status, no fields; the usual ones, and nothing more.
+        typical.push(1);
+        typical.extend_from_slice(&size.to_be_bytes());
+        typical.extend_from_slice(&[0, 0, 0, 0]); // Status and no fields; then the typical fields and nothing more.
     }
     let decisions = (0..200_u8).map(|byte| byte.wrapping_mul(29) ^ 0x5a);
-    vec![usual, decisions.collect()]
+    vec![typical, decisions.collect()]
 }

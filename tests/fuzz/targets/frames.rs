@@ -1,4 +1,5 @@
-//! Frames: how bytes are cut makes no difference, each takes exactly what its head says, and nothing panics.
+//! Frames: the result does not depend on how bytes are split, each frame takes exactly the bytes that its header announces, and
+//! nothing panics.
 
 use bytes::Bytes;
 use metastore::http2::{
@@ -7,11 +8,11 @@ use metastore::http2::{
 };
 
 use super::{
-    input::{Cuts, Input},
+    input::{Input, Splitter},
     wire,
 };
 
-/// Decisions: how to cut, then whether the rest is bytes or makes frames.
+/// Decisions: the seed of the splits, then whether the rest is used as bytes or generates frames.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let seed = input.short();
@@ -26,13 +27,13 @@ pub fn run(data: &[u8]) {
     }
     let whole = read_whole(&bytes);
     check_sizes(&bytes, &whole);
-    assert_eq!(whole, read_cut(&bytes, Cuts::new(seed)), "cuts make no difference");
+    assert_eq!(whole, read_split(&bytes, Splitter::new(seed)), "splits make no difference");
 }
 
-/// Frames as they come; a fault of a stream is one of them, a fault of the connection ends everything.
+/// Frames in order. A stream error is an element like any other; a connection error is the last one.
 type Frames = Vec<Result<Frame, Fault>>;
 
-/// Takes what there is. False if nothing more is to be read.
+/// Takes all complete frames. False after a connection error.
 fn take_all(input: &mut Bytes, frames: &mut Frames) -> bool {
     loop {
         match frame::take(input).transpose() {
@@ -52,10 +53,10 @@ fn read_whole(bytes: &[u8]) -> Frames {
     frames
 }
 
-fn read_cut(mut bytes: &[u8], mut cuts: Cuts) -> Frames {
+fn read_split(mut bytes: &[u8], mut splitter: Splitter) -> Frames {
     let (mut frames, mut pending) = (Vec::new(), Bytes::new());
     while !bytes.is_empty() {
-        pending = [&pending[..], cuts.next(&mut bytes)].concat().into();
+        pending = [&pending[..], splitter.next(&mut bytes)].concat().into();
         if !take_all(&mut pending, &mut frames) {
             break;
         }
@@ -63,10 +64,10 @@ fn read_cut(mut bytes: &[u8], mut cuts: Cuts) -> Frames {
     frames
 }
 
-/// The heads alone say where frames begin and end.
+/// Checks that the frame headers alone determine where frames begin and end.
 fn check_sizes(mut bytes: &[u8], frames: &Frames) {
     for frame in frames {
-        let [a, b, c, ..] = *bytes.first_chunk::<HEAD_BYTES>().expect("a frame has a head");
+        let [a, b, c, ..] = *bytes.first_chunk::<HEAD_BYTES>().expect("a frame has a header");
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
         if length > MAX_PAYLOAD {
             return assert!(frame.is_err(), "a frame that is too large was taken");
@@ -85,7 +86,7 @@ fn check_sizes(mut bytes: &[u8], frames: &Frames) {
     }
 }
 
-/// One frame of each kind, as bytes; and decisions that make many.
+/// One frame of each type as bytes, and decisions that generate many frames.
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut bytes = vec![0, 9, 0];
     for kind in 0..10 {

@@ -1,15 +1,15 @@
-//! Header blocks: what we read of them, and what the `h2` crate does.
+//! Header blocks: how we read them, compared with the `h2` crate.
 //!
-//! A server of the `h2` crate gets the same blocks as our decoder, each as a request. The crate does not say
-//! `COMPRESSION_ERROR`, and it reads fields while it decodes them, so that some of what is a fault of one stream to us ends the
-//! connection there. What is compared is this, exactly, block by block:
+//! A server of the `h2` crate gets the same blocks as our decoder, each one as a request. The crate never sends
+//! `COMPRESSION_ERROR`, and it interprets fields while it decodes them, so that some errors that are stream errors to us end the
+//! connection there. Exactly the following is compared, block by block:
 //!
-//! * It ends the connection if and only if we refuse the block, or a field is such that its types cannot hold it
-//!   ([`can_be_held`]), or an integer is longer than it likes ([`has_long_integer`]). Then there is nothing more to compare.
-//! * A request that it serves we read as the same request, and one that it resets we refuse, but for the few rules that
-//!   differ ([`we_are_stricter`], [`it_is_stricter`]).
+//! * The crate ends the connection if and only if we refuse the block, or its types cannot represent a field
+//!   ([`is_representable`]), or an integer is longer than the crate accepts ([`has_long_integer`]). Then the comparison ends.
+//! * A request that the crate serves is the same request to us, and one that it resets is refused by us, except for the few
+//!   rules that differ ([`we_are_stricter`], [`h2_is_stricter`]).
 //!
-//! It is told to take lists of any length, because it counts differently where a list is too long.
+//! The crate is configured to accept header lists of any size, because it computes the size of a list differently.
 
 use std::{sync::Arc, task::Poll};
 
@@ -33,18 +33,18 @@ use tokio::io::DuplexStream;
 
 use super::{
     input::Input,
-    pipe::{End, PIPE_BYTES, context, poll},
+    pipe::{PIPE_BYTES, PipeEnd, context, poll},
     wire,
 };
 
-const MOST_BLOCKS: usize = 32;
-const MOST_BYTES: usize = 4096;
+const MAX_BLOCKS: usize = 32;
+const MAX_BLOCK_BYTES: usize = 4096;
 
-/// Decisions: blocks, each of fields or of bytes.
+/// Decisions: header blocks, each one generated from fields or used as bytes.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
-    let (mut ours, mut theirs) = (Ours::default(), Theirs::new());
-    for _ in 0..MOST_BLOCKS {
+    let (mut ours, mut theirs) = (OurDecoder::default(), H2Server::new());
+    for _ in 0..MAX_BLOCKS {
         if input.is_empty() {
             break;
         }
@@ -57,36 +57,36 @@ pub fn run(data: &[u8]) {
                 wire::block(&mut input, &mut block);
             }
         }
-        block.truncate(MOST_BYTES);
+        block.truncate(MAX_BLOCK_BYTES);
         if !compare(&block, &mut ours, &mut theirs) {
             break;
         }
     }
 }
 
-/// One block. False if it has ended the connection.
-fn compare(block: &[u8], ours: &mut Ours, theirs: &mut Theirs) -> bool {
+/// Compares one block. False if it has ended the connection.
+fn compare(block: &[u8], ours: &mut OurDecoder, theirs: &mut H2Server) -> bool {
     let is_read = ours.decode(block);
     let goes_on =
-        is_read && !has_long_integer(block) && ours.fields.iter().all(|(name, value)| can_be_held(name, value));
+        is_read && !has_long_integer(block) && ours.fields.iter().all(|(name, value)| is_representable(name, value));
     let outcome = theirs.ask(block);
-    assert_eq!(!matches!(outcome, Outcome::Ended), goes_on, "we could read it: {is_read}; {:?}", ours.fields);
-    match (outcome, ours.understand(block)) {
+    assert_eq!(!matches!(outcome, Outcome::Ended), goes_on, "our decoder accepts it: {is_read}; {:?}", ours.fields);
+    match (outcome, ours.parse(block)) {
         (Outcome::Ended, _) => return false,
         (Outcome::Served(theirs), Ok(Some(ours))) => {
             assert_eq!((theirs.method(), theirs.uri()), (&ours.method, &ours.uri));
             assert_eq!(theirs.headers(), &ours.headers);
         }
         (Outcome::Served(theirs), Err(why)) => assert!(we_are_stricter(&ours.fields), "{why} in {theirs:?}"),
-        // gRPC has rules of its own for what is a call.
+        // gRPC has additional rules for requests that are calls.
         (Outcome::Served(theirs), Ok(None)) => assert!(theirs.headers().contains_key("content-type")),
-        (Outcome::Reset, Ok(parts)) => assert!(it_is_stricter(&ours.fields), "it was reset: {parts:?}"),
+        (Outcome::Reset, Ok(parts)) => assert!(h2_is_stricter(&ours.fields), "h2 reset it: {parts:?}"),
         (Outcome::Reset, Err(_)) => (),
     }
     true
 }
 
-/// A service that holds no method: everything is an ordinary request.
+/// A service without methods: every request is an ordinary HTTP request.
 struct NoMethods;
 
 impl Service for NoMethods {
@@ -99,37 +99,38 @@ impl Service for NoMethods {
     }
 
     fn run_elsewhere(&self, _: Box<dyn FnOnce() + Send>) {
-        unreachable!("nothing is answered here")
+        unreachable!("requests are only parsed here")
     }
 
     fn guest(&self, _: Request<RequestBody>) -> Response {
-        unreachable!("requests are read here, not answered")
+        unreachable!("requests are only parsed here")
     }
 }
 
 #[derive(Default)]
-struct Ours {
+struct OurDecoder {
     decoder: Decoder,
     fields: Fields,
     memory: Memory,
 }
 
-impl Ours {
+impl OurDecoder {
     fn decode(&mut self, block: &[u8]) -> bool {
         self.decoder.decode(block, usize::MAX, &mut self.fields).is_ok()
     }
 
-    /// What the block that was read last asks for; None for a call that is refused. What is remembered of such a block must be the same.
-    fn understand(&mut self, block: &[u8]) -> Result<Option<Parts>, &'static str> {
+    /// The request in the block that was decoded last; `None` for a call that is refused. A request that was remembered for an
+    /// identical block must be the same.
+    fn parse(&mut self, block: &[u8]) -> Result<Option<Parts>, &'static str> {
         let changes = self.decoder.table_changes();
         let remembered = self.memory.recall(block, changes).map(|request| parts(request));
         let request = Arc::new(request::read(&self.fields, &NoMethods).map_err(|malformed| malformed.0)?);
         let parts = parts(&request);
         if let Some(before) = remembered {
-            let told = |parts: &Option<Parts>| {
+            let comparable = |parts: &Option<Parts>| {
                 parts.as_ref().map(|parts| (parts.method.clone(), parts.uri.clone(), parts.headers.clone()))
             };
-            assert_eq!(told(&before), told(&parts));
+            assert_eq!(comparable(&before), comparable(&parts));
         } else if self.fields.only_indexed() {
             self.memory.keep(block, &request, changes);
         }
@@ -137,38 +138,38 @@ impl Ours {
     }
 }
 
-/// None for a call that is refused by its head.
+/// `None` for a call that is refused because of its headers.
 fn parts(request: &request::Request) -> Option<Parts> {
     match &request.target {
         Target::Guest(parts) => Some((**parts).clone()),
         Target::Refused(_) => None,
-        Target::Method(_) => panic!("there is no method"),
+        Target::Method(_) => panic!("the service has no methods"),
     }
 }
 
-/// What became of a block.
+/// How the `h2` crate handled a block.
 enum Outcome {
     Served(Box<Request<()>>),
     Reset,
     Ended,
 }
 
-struct Theirs {
+struct H2Server {
     connection: Connection<DuplexStream, Bytes>,
-    end: End,
+    end: PipeEnd,
     stream: u32,
 }
 
-impl Theirs {
+impl H2Server {
     fn new() -> Self {
         let (theirs, ours) = tokio::io::duplex(PIPE_BYTES);
-        let mut end = End(ours);
-        let mut greeting = PREFACE.to_vec();
-        frame::write_head(&mut greeting, 0, kind::SETTINGS, 0, 0);
-        frame::write_head(&mut greeting, 0, kind::SETTINGS, flag::ACK, 0);
-        end.write(&greeting);
+        let mut end = PipeEnd(ours);
+        let mut preface = PREFACE.to_vec();
+        frame::write_head(&mut preface, 0, kind::SETTINGS, 0, 0);
+        frame::write_head(&mut preface, 0, kind::SETTINGS, flag::ACK, 0);
+        end.write(&preface);
         let mut handshake = Box::pin(Builder::new().max_header_list_size(1 << 30).handshake(theirs));
-        let Poll::Ready(Ok(connection)) = poll(&mut handshake) else { panic!("all that it waits for has come") };
+        let Poll::Ready(Ok(connection)) = poll(&mut handshake) else { panic!("the handshake completes at once") };
         let mut theirs = Self { connection, end, stream: 1 };
         assert!(theirs.connection.poll_accept(&mut context()).is_pending());
         theirs
@@ -189,8 +190,8 @@ impl Theirs {
             }
             Poll::Ready(None) | Poll::Pending => (),
         }
-        let mut said = Bytes::from(self.end.read());
-        while let Ok(Some(frame)) = frame::take(&mut said) {
+        let mut output = Bytes::from(self.end.read());
+        while let Ok(Some(frame)) = frame::take(&mut output) {
             if matches!(frame, Frame::GoAway { .. }) {
                 return Outcome::Ended;
             }
@@ -202,8 +203,8 @@ impl Theirs {
     }
 }
 
-/// Whether the types of the `http` crate hold a field: what they do not hold ends a connection of the `h2` crate.
-fn can_be_held(name: &[u8], value: &[u8]) -> bool {
+/// Whether the types of the `http` crate can represent a field: if they cannot, the `h2` crate ends the connection.
+fn is_representable(name: &[u8], value: &[u8]) -> bool {
     match name {
         b":authority" | b":scheme" | b":path" | b":protocol" => std::str::from_utf8(value).is_ok(),
         b":method" => Method::from_bytes(value).is_ok(),
@@ -212,8 +213,8 @@ fn can_be_held(name: &[u8], value: &[u8]) -> bool {
     }
 }
 
-/// Whether a block that can be read has an integer of more than five bytes. To the `h2` crate that is too long, even though
-/// it may mean a small number.
+/// Whether a valid block contains an integer of more than five bytes. The `h2` crate rejects these, even if they encode a small
+/// number.
 fn has_long_integer(mut block: &[u8]) -> bool {
     const LONGEST: usize = 5;
     let integer = |block: &mut &[u8], prefix: u32| {
@@ -251,8 +252,8 @@ fn any(fields: &Fields, is: impl Fn(&[u8], &[u8]) -> bool) -> bool {
     fields.iter().any(|(name, value)| is(name, value))
 }
 
-/// We refuse what RFC 9113 refuses and the `h2` crate lets through: blanks at the edges of a value, a length that is no
-/// number, a quotation mark in a name, a request without a path. (A CONNECT has none: we offer nobody a tunnel.)
+/// We refuse what RFC 9113 forbids and the `h2` crate accepts: spaces or tabs at the start or end of a value, a content length
+/// that is not a number, a quotation mark in a name, a request without a path. (CONNECT has none: we do not offer tunnels.)
 fn we_are_stricter(fields: &Fields) -> bool {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let has_path = any(fields, |name, _| name == b":path");
@@ -264,8 +265,8 @@ fn we_are_stricter(fields: &Fields) -> bool {
         })
 }
 
-/// It refuses a length of twenty digits, a scheme that is none, and a CONNECT with scheme and path.
-fn it_is_stricter(fields: &Fields) -> bool {
+/// The `h2` crate refuses a content length of twenty digits, an invalid scheme, and CONNECT with scheme and path.
+fn h2_is_stricter(fields: &Fields) -> bool {
     let is_scheme = |value: &[u8]| http::uri::Scheme::try_from(value).is_ok();
     any(fields, |name, value| {
         name == b"content-length" && value.len() > 19
@@ -274,13 +275,13 @@ fn it_is_stricter(fields: &Fields) -> bool {
     })
 }
 
-/// Three fields of 34 bytes for a table of 31 bytes and `more`, and then all three by their index.
+/// Three fields of 34 bytes each for a table of 31 bytes plus `more`, then all three by index.
 fn filled(more: u8) -> Vec<u8> {
     let first = [&[0, 20, 0x3f, more][..], b"\x82\x86\x84\x40\x01a\x011\x40\x01b\x012\x40\x01c\x013"].concat();
     [&first[..], b"\x00\x06\x82\x86\x84\xbe\xbf\xc0"].concat()
 }
 
-/// The requests of RFC 7541, appendix C, a table that is filled to its last byte, and decisions that make many fields.
+/// The requests of RFC 7541, appendix C, a table that is filled to its last byte, and decisions that generate many fields.
 pub fn seeds() -> Vec<Vec<u8>> {
     let blocks: [&[u8]; 3] = [
         b"\x82\x86\x84\x41\x0fwww.example.com",

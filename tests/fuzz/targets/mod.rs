@@ -1,13 +1,13 @@
-//! What is tried with arbitrary bytes. Each target is a function of bytes that panics where a promise is broken, and some
-//! seeds: inputs that lead it deep at once. libFuzzer drives them (`scripts/fuzz`), and so does an ordinary test with chance
-//! alone (`tests/fuzzing.rs`), so that they cannot rot.
+//! Fuzz targets. Each one is a function of arbitrary bytes that panics if a property does not hold, with some seeds: inputs that
+//! reach much of the code at once. libFuzzer drives the targets (`scripts/fuzz`); an ordinary test runs them with random inputs
+//! (`tests/fuzzing.rs`), so that they keep compiling and passing.
 //!
-//! | target | promise |
+//! | target | property |
 //! | --- | --- |
-//! | [`frames`] | how bytes are cut makes no difference to the frames that are read |
-//! | [`headers`] | header blocks mean what they mean to the `h2` crate |
-//! | [`encoder`] | what we write is read by us and by the `h2` crate as it was meant |
-//! | [`connection`] | a connection survives everything, within its bounds, and breaks no rule itself |
+//! | [`frames`] | the frames that are read do not depend on how the bytes are split |
+//! | [`headers`] | header blocks are understood as the `h2` crate understands them |
+//! | [`encoder`] | our decoder and the `h2` crate read the header blocks that we write |
+//! | [`connection`] | a connection survives any input within its limits and never violates the protocol itself |
 
 pub mod connection;
 pub mod encoder;
@@ -18,17 +18,14 @@ mod pipe;
 mod server;
 mod wire;
 
-/// A target.
 pub struct Target {
-    /// What it is called.
     pub name: &'static str,
     /// Tries one input.
     pub run: fn(&[u8]),
-    /// Inputs to begin with.
+    /// Inputs to start from.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-/// All of them.
 pub const TARGETS: [Target; 4] = [
     Target { name: "frames", run: frames::run, seeds: frames::seeds },
     Target { name: "headers", run: headers::run, seeds: headers::seeds },

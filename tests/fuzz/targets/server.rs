@@ -1,4 +1,4 @@
-//! Who answers on the connections that are tried: a method for each way in which one can.
+//! The service behind the connections under test: one method per behavior.
 
 use std::{
     sync::{
@@ -20,46 +20,46 @@ use metastore::{
 };
 use parking_lot::Mutex;
 
-/// What the service has seen.
+/// The state of the service.
 #[derive(Default)]
-pub struct Seen {
-    /// Replies that wait for somebody to use them.
+pub struct ServiceState {
+    /// Requests that have not been answered, with their replies.
     pub replies: Mutex<Vec<(Bytes, Reply)>>,
-    /// Calls that have begun.
+    /// Calls that were counted as started.
     pub started: AtomicUsize,
     /// Calls that were counted as ended.
     pub ended: AtomicUsize,
-    /// Conversations that exist.
-    pub talks: AtomicUsize,
+    /// Conversations that currently exist.
+    pub conversations: AtomicUsize,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+enum Behavior {
     /// Answers with the request, at once.
     Echo,
-    /// Keeps the reply.
+    /// Keeps the reply for later.
     Later,
     Refuse,
-    /// Answers every message with itself.
+    /// A stream: answers every message with itself.
     Chat,
-    /// Answers every message with a thousand bytes for each of its bytes.
+    /// A stream: answers every message with a thousand bytes for each of its bytes.
     Pour,
 }
 
-/// The service. What it does not know is mirrored by a guest.
-pub struct Server(pub Arc<Seen>);
+/// The service. Requests for other paths are ordinary HTTP requests, answered with their own headers and body.
+pub struct Server(pub Arc<ServiceState>);
 
 impl Service for Server {
     fn find(&self, path: &str) -> Option<Arc<dyn Method>> {
-        let way = match path {
-            "/t/Echo" => Way::Echo,
-            "/t/Later" => Way::Later,
-            "/t/Refuse" => Way::Refuse,
-            "/t/Chat" => Way::Chat,
-            "/t/Pour" => Way::Pour,
+        let behavior = match path {
+            "/t/Echo" => Behavior::Echo,
+            "/t/Later" => Behavior::Later,
+            "/t/Refuse" => Behavior::Refuse,
+            "/t/Chat" => Behavior::Chat,
+            "/t/Pour" => Behavior::Pour,
             _ => return None,
         };
-        Some(Arc::new(Known(way, self.0.clone())))
+        Some(Arc::new(TestMethod(behavior, self.0.clone())))
     }
 
     fn refuse(&self, _: &str) -> Option<Refusal> {
@@ -82,13 +82,13 @@ impl Service for Server {
     }
 }
 
-struct Known(Way, Arc<Seen>);
+struct TestMethod(Behavior, Arc<ServiceState>);
 
-impl Method for Known {
+impl Method for TestMethod {
     fn shape(&self) -> Shape {
         match self.0 {
-            Way::Echo | Way::Later | Way::Refuse => Shape::Unary,
-            Way::Chat | Way::Pour => Shape::Stream,
+            Behavior::Echo | Behavior::Later | Behavior::Refuse => Shape::Unary,
+            Behavior::Chat | Behavior::Pour => Shape::Stream,
         }
     }
 
@@ -99,21 +99,21 @@ impl Method for Known {
     fn call(&self, call: Call, reply: Reply) {
         let message = call.message;
         match self.0 {
-            Way::Later => {
-                // A copy: what a read keeps alive is counted, and depends on how it was cut.
+            Behavior::Later => {
+                // A copy: the buffer of a read is counted while referenced, and its size depends on how the input was split.
                 self.1.replies.lock().push((Bytes::copy_from_slice(&message), reply));
             }
-            Way::Refuse => reply.answer(Err(Refusal { code: Code::NotFound, message: "no\u{e4}".into() })),
-            Way::Echo | Way::Chat | Way::Pour => reply.run(move |reply| reply.answer(Ok(message))),
+            Behavior::Refuse => reply.answer(Err(Refusal { code: Code::NotFound, message: "no\u{e4}".into() })),
+            Behavior::Echo | Behavior::Chat | Behavior::Pour => reply.run(move |reply| reply.answer(Ok(message))),
         }
     }
 
     fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, Refusal> {
         if metadata.require_leader {
-            return Err(Refusal { code: Code::Unavailable, message: "nobody leads".into() });
+            return Err(Refusal { code: Code::Unavailable, message: "no leader".into() });
         }
-        self.1.talks.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(Talk { pours: self.0 == Way::Pour, left: 0, seen: self.1.clone() }))
+        self.1.conversations.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(TestConversation { amplifies: self.0 == Behavior::Pour, pending: 0, state: self.1.clone() }))
     }
 
     fn started(&self) {
@@ -133,29 +133,29 @@ impl Method for Known {
     }
 }
 
-struct Talk {
-    pours: bool,
-    left: usize,
-    seen: Arc<Seen>,
+struct TestConversation {
+    amplifies: bool,
+    pending: usize,
+    state: Arc<ServiceState>,
 }
 
-impl Drop for Talk {
+impl Drop for TestConversation {
     fn drop(&mut self) {
-        self.seen.talks.fetch_sub(1, Ordering::Relaxed);
+        self.state.conversations.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Conversation for Talk {
+impl Conversation for TestConversation {
     fn step(&mut self, line: &mut dyn Line) -> Step {
         while line.has_room() {
-            if self.left > 0 {
-                let next = self.left.min(1000);
-                self.left -= next;
+            if self.pending > 0 {
+                let next = self.pending.min(1000);
+                self.pending -= next;
                 line.send(vec![b'.'; next].into());
                 continue;
             }
             match line.receive() {
-                Some(message) if self.pours => self.left = message.len() * 1000,
+                Some(message) if self.amplifies => self.pending = message.len() * 1000,
                 Some(message) => line.send(message),
                 None if line.ended() => return Step::End(Ok(())),
                 None => return Step::Wait,

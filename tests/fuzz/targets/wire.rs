@@ -1,4 +1,4 @@
-//! Frames and header blocks, made of decisions: mostly well-formed, so that what comes behind them is reached.
+//! Generates frames and header blocks from decisions: mostly well-formed ones, so that the code behind the parsers is reached.
 
 use metastore::http2::{
     frame::{self, flag, kind, setting},
@@ -7,7 +7,7 @@ use metastore::http2::{
 
 use super::input::Input;
 
-/// Names that somebody treats in a way of their own, and some that nobody does.
+/// Names that the server or the `h2` crate treats specially, and some that neither does.
 const NAMES: [&str; 20] = [
     ":method",
     ":scheme",
@@ -25,7 +25,7 @@ const NAMES: [&str; 20] = [
     "token",
     "hasleader",
     "x",
-    "x-long-name-of-nobody",
+    "x-long-unknown-header",
     "Upper",
     "",
     "cookie",
@@ -50,10 +50,10 @@ const VALUES: [&str; 18] = [
     " edge",
     "a\u{e4}\n",
 ];
-/// Paths of the service that the connection is tried with, and one that it does not know.
+/// The paths of the test service, and one that it does not know.
 const PATHS: [&str; 6] = ["/t/Echo", "/t/Later", "/t/Refuse", "/t/Chat", "/t/Pour", "/guest"];
 
-/// Appends an integer with a prefix of `prefix` bits.
+/// Appends an HPACK integer with a prefix of `prefix` bits.
 pub fn integer(value: usize, prefix: u32, flags: u8, out: &mut Vec<u8>) {
     let mask = (1_usize << prefix) - 1;
     let low = |value: usize| u8::try_from(value & 0x7f).expect("seven bits");
@@ -69,8 +69,8 @@ pub fn integer(value: usize, prefix: u32, flags: u8, out: &mut Vec<u8>) {
     out.push(low(rest));
 }
 
-fn string(text: &[u8], is_packed: bool, out: &mut Vec<u8>) {
-    if is_packed {
+fn string(text: &[u8], is_huffman: bool, out: &mut Vec<u8>) {
+    if is_huffman {
         integer(huffman::encoded_len(text), 7, 0x80, out);
         huffman::encode(text, out);
     } else {
@@ -79,7 +79,7 @@ fn string(text: &[u8], is_packed: bool, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends fields, changes of the table's size, and bytes that are anything.
+/// Appends a header block: fields, table size updates and arbitrary bytes.
 pub fn block(input: &mut Input, out: &mut Vec<u8>) {
     for _ in 0..input.below(12) {
         match input.below(9) {
@@ -102,7 +102,7 @@ pub fn block(input: &mut Input, out: &mut Vec<u8>) {
                 text(input, &VALUES, out);
             }
             7 => {
-                // A string whose Huffman code is anything.
+                // A string with arbitrary bytes as its Huffman code.
                 out.push(input.pick(&[0, 0x40]));
                 string(b"packed", true, out);
                 let code = input.piece();
@@ -119,15 +119,15 @@ pub fn block(input: &mut Input, out: &mut Vec<u8>) {
 }
 
 fn text(input: &mut Input, known: &[&str], out: &mut Vec<u8>) {
-    let is_packed = input.byte() & 1 != 0;
+    let is_huffman = input.byte() & 1 != 0;
     if input.below(4) == 0 {
-        string(input.piece(), is_packed, out);
+        string(input.piece(), is_huffman, out);
     } else {
-        string(input.pick(known).as_bytes(), is_packed, out);
+        string(input.pick(known).as_bytes(), is_huffman, out);
     }
 }
 
-/// What every request begins with.
+/// Appends the fields that every request starts with.
 pub fn request(input: &mut Input, out: &mut Vec<u8>) {
     out.extend_from_slice(&[0x83, 0x86]); // POST, http.
     integer(4, 4, 0, out);
@@ -147,7 +147,7 @@ fn numbers(input: &mut Input) -> u32 {
     }
 }
 
-/// Streams near the ones that are open: mostly the newest, sometimes a new one.
+/// A stream ID near the open ones: mostly the newest, sometimes a new one.
 fn stream(input: &mut Input, newest: &mut u32) -> u32 {
     match input.below(8) {
         0 => input.long(),
@@ -184,7 +184,7 @@ fn settings(input: &mut Input) -> Vec<u8> {
     payload
 }
 
-/// Appends one frame, or bytes that are anything. `newest` is the stream that was opened last.
+/// Appends one frame, or arbitrary bytes. `newest` is the stream that was opened last.
 pub fn frame(input: &mut Input, newest: &mut u32, out: &mut Vec<u8>) {
     match input.below(14) {
         0 | 1 => {
@@ -202,7 +202,7 @@ pub fn frame(input: &mut Input, newest: &mut u32, out: &mut Vec<u8>) {
             push(kind, flags, stream(input, newest), &payload, out);
         }
         3 | 4 => {
-            // A message of gRPC, whole or with less or more behind its length.
+            // A gRPC message, complete or with a wrong length.
             let message = input.piece();
             let length = if input.below(8) == 0 { numbers(input) } else { u32::try_from(message.len()).unwrap_or(0) };
             let payload = [&[input.byte() & input.byte() & 1][..], &length.to_be_bytes(), message].concat();
