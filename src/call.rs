@@ -2,8 +2,8 @@
 //! bytes, and a [`Reply`] that is used once, from any thread.
 //!
 //! A unary handler gets a [`Call`] and a [`Reply`]. It must not block, await or spawn: it answers immediately, or passes the
-//! reply to the component that will have the answer. A reply is delivered to the call's mailbox, where it stays until the
-//! call's own task runs; a piece of [`Work`] delivered there *runs* on that task. So threads that serve all clients (raft,
+//! reply to the component that will have the answer. A reply is delivered to the call's sink, where it stays until the
+//! call's own task runs; a piece of [`DeferredWork`] delivered there *runs* on that task. So threads that serve all clients (raft,
 //! apply) never encode a large answer or read the disk for a single client.
 //!
 //! A streaming handler creates a [`Conversation`]: a value that the call's own task steps whenever a message has arrived, the
@@ -37,30 +37,30 @@ pub enum Code {
 
 /// The status of a call that fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct CallError {
     pub code: Code,
     pub message: Cow<'static, str>,
 }
 
 /// The result of a call: an encoded message, or an error status.
-pub type Answer = Result<Bytes, Refusal>;
+pub type CallResult = Result<Bytes, CallError>;
 
 /// Code to run on the call's own task. It answers through the reply that it is given.
-pub type Work = Box<dyn FnOnce(Reply) + Send>;
+pub type DeferredWork = Box<dyn FnOnce(Reply) + Send>;
 
-/// What can be delivered to a call's mailbox.
-pub enum Parcel {
-    Answer(Answer),
+/// What can be delivered to a call.
+pub enum Delivery {
+    Answer(CallResult),
     /// Work that produces the answer.
-    Work(Work),
+    Work(DeferredWork),
 }
 
-/// Receives parcels for calls in progress. Implemented by the transports, per call or per connection.
-pub trait Mailbox: Send + Sync {
-    /// Delivers a parcel to the call in `slot` and wakes the call's task. Must be fast and must not block: the raft and apply
+/// Receives deliveries for calls in progress. Implemented by the transports, per call or per connection.
+pub trait ReplySink: Send + Sync {
+    /// Makes a delivery to the call in `slot` and wakes the call's task. Must be fast and must not block: the raft and apply
     /// threads call it.
-    fn put(self: Arc<Self>, slot: u64, parcel: Parcel);
-    /// Whether an answer to the call in `slot` can still be sent, as far as the mailbox knows.
+    fn put(self: Arc<Self>, slot: u64, delivery: Delivery);
+    /// Whether an answer to the call in `slot` can still be sent, as far as the transport knows.
     fn is_open(&self, _slot: u64) -> bool {
         true
     }
@@ -68,42 +68,42 @@ pub trait Mailbox: Send + Sync {
 
 /// The handle to answer one call, once. If it is dropped unused, the client is told that the server is stopping.
 pub struct Reply {
-    mailbox: Option<Arc<dyn Mailbox>>,
+    sink: Option<Arc<dyn ReplySink>>,
     slot: u64,
 }
 
 impl Reply {
     #[must_use]
-    pub fn new(mailbox: Arc<dyn Mailbox>, slot: u64) -> Self {
-        Self { mailbox: Some(mailbox), slot }
+    pub fn new(sink: Arc<dyn ReplySink>, slot: u64) -> Self {
+        Self { sink: Some(sink), slot }
     }
 
-    pub fn answer(self, answer: Answer) {
-        self.put(Parcel::Answer(answer));
+    pub fn answer(self, answer: CallResult) {
+        self.put(Delivery::Answer(answer));
     }
 
     /// Runs `work` on the call's own task.
     pub fn run(self, work: impl FnOnce(Reply) + Send + 'static) {
-        self.put(Parcel::Work(Box::new(work)));
+        self.put(Delivery::Work(Box::new(work)));
     }
 
     /// Whether the answer can still be sent. Callers should check this before expensive work.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
-        self.mailbox.as_ref().is_some_and(|mailbox| mailbox.is_open(self.slot))
+        self.sink.as_ref().is_some_and(|sink| sink.is_open(self.slot))
     }
 
-    fn put(mut self, parcel: Parcel) {
-        let mailbox = self.mailbox.take().expect("a reply is used once, and using it consumes it");
-        mailbox.put(self.slot, parcel);
+    fn put(mut self, delivery: Delivery) {
+        let sink = self.sink.take().expect("a reply is used once, and using it consumes it");
+        sink.put(self.slot, delivery);
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some(mailbox) = self.mailbox.take() {
-            let stopped = Refusal { code: Code::Unavailable, message: Cow::Borrowed("etcdserver: server stopped") };
-            mailbox.put(self.slot, Parcel::Answer(Err(stopped)));
+        if let Some(sink) = self.sink.take() {
+            let stopped = CallError { code: Code::Unavailable, message: Cow::Borrowed("etcdserver: server stopped") };
+            sink.put(self.slot, Delivery::Answer(Err(stopped)));
         }
     }
 }
@@ -133,11 +133,11 @@ pub trait Conversation: Send {
     /// Does everything that can be done now. Before it returns [`Step::Wait`] it must have received all messages that have
     /// arrived, or filled the sink, and it must have arranged that `line.waker()` is woken when anything else that it waits for
     /// is ready.
-    fn step(&mut self, line: &mut dyn Line) -> Step;
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step;
 
     /// The bytes that are held for it outside the transport: state that the client has created, such as watches, and messages
     /// that are not sent yet. Called after each step, and charged to the client's connection; must be fast.
-    fn held(&self) -> usize {
+    fn held_bytes(&self) -> usize {
         0
     }
 }
@@ -148,21 +148,21 @@ pub enum Step {
     /// Step again when a message arrives, when the sink has capacity again, or when woken.
     Wait,
     /// The stream ends; `Ok` is a normal end, status OK.
-    End(Result<(), Refusal>),
+    End(Result<(), CallError>),
 }
 
 /// Both directions of a streaming call, for use during one step.
-pub trait Line {
+pub trait StreamIo {
     /// The next message, if one has arrived.
     fn receive(&mut self) -> Option<Bytes>;
     /// Whether the client has half-closed the stream, so that no more messages will arrive.
-    fn ended(&self) -> bool;
+    fn is_half_closed(&self) -> bool;
     /// Whether the sink has capacity for another message.
-    fn has_room(&self) -> bool;
-    /// Sends a message. Callers must check [`Line::has_room`] first: a message beyond the capacity is buffered too.
+    fn can_send(&self) -> bool;
+    /// Sends a message. Callers must check [`StreamIo::can_send`] first: a message beyond the capacity is buffered too.
     fn send(&mut self, message: Bytes);
     /// How many bytes may be kept for this call beyond what [`Conversation::held`] reported after the last step.
-    fn spare(&self) -> usize {
+    fn spare_bytes(&self) -> usize {
         usize::MAX
     }
     /// Wakes the call's task; may be used from any thread, any number of times.

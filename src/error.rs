@@ -125,7 +125,7 @@ pub enum Halt {
     Database(String),
     /// Data on disk is corrupt, or is not data of this member.
     #[error("{0}")]
-    Refused(String),
+    InvalidData(String),
 }
 
 impl Halt {

@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 use crate::{
-    call::{Code, Refusal},
+    call::{CallError, Code},
     metrics::METRICS,
 };
 
@@ -109,18 +109,18 @@ impl Drop for Charge {
 
 /// The error of a call whose request would exceed the limit. Counts it as refused.
 #[must_use]
-pub fn too_much() -> Refusal {
+pub fn request_over_limit() -> CallError {
     METRICS.refused.with_label_values(&["held_bytes"]).inc();
     let message = "grpc: too many bytes of requests and answers are under way".into();
-    Refusal { code: Code::ResourceExhausted, message }
+    CallError { code: Code::ResourceExhausted, message }
 }
 
 /// The error of a call whose response would exceed the limit. Counts it as refused.
 #[must_use]
-pub fn unread() -> Refusal {
+pub fn response_over_limit() -> CallError {
     METRICS.refused.with_label_values(&["held_bytes"]).inc();
     let message = "grpc: too many bytes of answers wait to be read".into();
-    Refusal { code: Code::ResourceExhausted, message }
+    CallError { code: Code::ResourceExhausted, message }
 }
 
 #[cfg(test)]

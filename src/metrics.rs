@@ -64,7 +64,7 @@ pub struct Metrics {
     pub snapshot_send_failures: IntCounterVec,
     pub snapshots_received: IntCounterVec,
     pub snapshot_receive_failures: IntCounterVec,
-    pub snapshots_under_way: IntGauge,
+    pub snapshots_in_progress: IntGauge,
     pub started: IntCounterVec,
     pub handled: IntCounterVec,
     pub received: IntCounterVec,
@@ -161,7 +161,7 @@ impl Metrics {
             snapshot_send_failures: calls("etcd_network_snapshot_send_failures", "Snapshots that did not come to their place at another member.", &["To"]),
             snapshots_received: calls("etcd_network_snapshot_receive_success", "Snapshots of another member that were received.", &["From"]),
             snapshot_receive_failures: calls("etcd_network_snapshot_receive_failures", "Snapshots of another member that could not be received.", &["From"]),
-            snapshots_under_way: gauge("etcd_server_snapshot_apply_in_progress_total", "Whether a snapshot is being put in place: 1 or 0."),
+            snapshots_in_progress: gauge("etcd_server_snapshot_apply_in_progress_total", "Whether a snapshot is being put in place: 1 or 0."),
             log_first_index: gauge("metastore_log_first_index", "The first index that the log still holds."),
             memory: gauges("metastore_memory_bytes", "About how much memory each part takes.", &["part"]),
             compaction_hashes: calls("metastore_compaction_hashes_total", "Compactions whose hash was remembered, or left out because the history is too large.", &["outcome"]),
@@ -193,7 +193,7 @@ pub fn leader_changed(before: u64, now: u64) {
 
 /// The number of responses of each kind that a watch stream was sent at a time.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Sent {
+pub struct WatchResponseCounts {
     pub events: usize,
     /// Responses to its requests.
     pub answers: usize,
@@ -202,7 +202,7 @@ pub struct Sent {
 }
 
 /// Records how long it took to send responses to a watch stream.
-pub fn watch_sent(sent: Sent, took: Duration) {
+pub fn observe_watch_send(sent: WatchResponseCounts, took: Duration) {
     let seconds = took.as_secs_f64();
     if sent.events > 0 {
         METRICS.watch_sends.observe(seconds);
@@ -216,12 +216,12 @@ pub fn watch_sent(sent: Sent, took: Duration) {
 }
 
 /// Sets the memory usage of one part of the process.
-pub fn measured(part: &str, bytes: u64) {
+pub fn set_memory_bytes(part: &str, bytes: u64) {
     METRICS.memory.with_label_values(&[part]).set(bytes.cast_signed());
 }
 
 /// Records that a group of entries was written to the log and synced.
-pub fn logged(bytes: u64, write: Duration, sync: Duration) {
+pub fn observe_log_write(bytes: u64, write: Duration, sync: Duration) {
     METRICS.wal_write_bytes.add(bytes.cast_signed());
     METRICS.wal_write.observe(write.as_secs_f64());
     METRICS.wal_fsync.observe(sync.as_secs_f64());

@@ -13,13 +13,13 @@ use std::{
 pub struct Url {
     /// As etcd prints it. The first field, so that URLs are ordered by their texts.
     text: String,
-    place: Place,
+    place: UrlAddress,
     secure: bool,
 }
 
 /// The address that a URL refers to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum UrlAddress {
     Tcp {
         /// A name or an IP address, without brackets; may be empty.
         host: String,
@@ -58,11 +58,15 @@ impl Url {
                 if !path.is_empty() {
                     return Err(format!("URL must not contain a path: {text}"));
                 }
-                Ok(Self { text: printed, place: Place::Tcp { host: host.to_owned(), port }, secure: scheme == "https" })
+                Ok(Self {
+                    text: printed,
+                    place: UrlAddress::Tcp { host: host.to_owned(), port },
+                    secure: scheme == "https",
+                })
             }
             "unix" | "unixs" => {
                 let file = PathBuf::from(format!("{authority}{path}"));
-                Ok(Self { text: printed, place: Place::Unix(file), secure: scheme == "unixs" })
+                Ok(Self { text: printed, place: UrlAddress::Unix(file), secure: scheme == "unixs" })
             }
             _ => Err(format!("URL scheme must be http, https, unix, or unixs: {text}")),
         }
@@ -72,7 +76,7 @@ impl Url {
     #[must_use]
     pub fn from_ip(host: IpAddr, port: u16) -> Self {
         let text = format!("http://{}", SocketAddr::new(host, port));
-        Self { text, place: Place::Tcp { host: host.to_string(), port }, secure: false }
+        Self { text, place: UrlAddress::Tcp { host: host.to_string(), port }, secure: false }
     }
 
     /// As etcd prints it.
@@ -82,7 +86,7 @@ impl Url {
     }
 
     #[must_use]
-    pub fn place(&self) -> &Place {
+    pub fn address(&self) -> &UrlAddress {
         &self.place
     }
 
@@ -97,15 +101,15 @@ impl Url {
     #[must_use]
     pub fn can_be_bound(&self) -> bool {
         match &self.place {
-            Place::Unix(_) => true,
-            Place::Tcp { host, .. } => host == "localhost" || host.parse::<IpAddr>().is_ok(),
+            UrlAddress::Unix(_) => true,
+            UrlAddress::Tcp { host, .. } => host == "localhost" || host.parse::<IpAddr>().is_ok(),
         }
     }
 
     /// Whether it is a TCP address without a host.
     #[must_use]
     pub fn has_empty_host(&self) -> bool {
-        matches!(&self.place, Place::Tcp { host, .. } if host.is_empty())
+        matches!(&self.place, UrlAddress::Tcp { host, .. } if host.is_empty())
     }
 }
 
@@ -195,8 +199,8 @@ fn split_host_port(authority: &str) -> Option<(&str, &str)> {
 mod tests {
     use super::*;
 
-    fn tcp(host: &str, port: u16) -> Place {
-        Place::Tcp { host: host.to_owned(), port }
+    fn tcp(host: &str, port: u16) -> UrlAddress {
+        UrlAddress::Tcp { host: host.to_owned(), port }
     }
 
     #[test]
@@ -206,13 +210,13 @@ mod tests {
             ("  HTTP://LocalHost:1 ", "http://LocalHost:1", tcp("LocalHost", 1)),
             ("https://[::1]:80", "https://[::1]:80", tcp("::1", 80)),
             ("http://:2379", "http://:2379", tcp("", 2379)),
-            ("unix://localhost:2379", "unix://localhost:2379", Place::Unix("localhost:2379".into())),
-            ("unix:///tmp/x", "unix:///tmp/x", Place::Unix("/tmp/x".into())),
-            ("unixs://a/b", "unixs://a/b", Place::Unix("a/b".into())),
-            ("unix:foo", "unix:foo", Place::Unix("foo".into())),
+            ("unix://localhost:2379", "unix://localhost:2379", UrlAddress::Unix("localhost:2379".into())),
+            ("unix:///tmp/x", "unix:///tmp/x", UrlAddress::Unix("/tmp/x".into())),
+            ("unixs://a/b", "unixs://a/b", UrlAddress::Unix("a/b".into())),
+            ("unix:foo", "unix:foo", UrlAddress::Unix("foo".into())),
         ] {
             let url = Url::parse(text).unwrap();
-            assert_eq!((url.as_str(), url.place()), (printed, &place));
+            assert_eq!((url.as_str(), url.address()), (printed, &place));
             assert_eq!(url.is_secure(), printed.starts_with("https") || printed.starts_with("unixs"));
         }
     }

@@ -19,15 +19,15 @@ use super::{
     quorum::ReconfigCheck,
 };
 use crate::{
-    call::{Answer, Call, Reply},
+    call::{Call, CallResult, Reply},
     error::Error,
     node::identity::MemberId,
     proto::etcdserverpb::{
         Member, MemberAddRequest, MemberListRequest, MemberListResponse, MemberPromoteRequest, MemberPromoteResponse,
         MemberRemoveRequest, MemberUpdateRequest,
     },
-    state::{Command, Kind, Members, Newcomer, Response},
-    urls::{Place, Url},
+    state::{Command, Kind, Members, NewMember, Response},
+    urls::{Url, UrlAddress},
 };
 
 /// A learner can be promoted once its match index has reached this fraction of the leader's.
@@ -50,7 +50,7 @@ impl Api {
     /// All members, by ascending ID.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
-        self.readers().board.read().members.iter().cloned().collect()
+        self.readers().cluster.read().members.iter().cloned().collect()
     }
 
     /// `Cluster/MemberAdd`.
@@ -67,7 +67,7 @@ impl Api {
     }
 
     /// The member to be added, with an ID that is made of its URLs and the present time.
-    fn new_member(&self, request: MemberAddRequest) -> Result<Newcomer, Error> {
+    fn new_member(&self, request: MemberAddRequest) -> Result<NewMember, Error> {
         let mut urls = parse_peer_urls(&request.peer_ur_ls)?;
         if urls.is_empty() {
             return Err(Error::MemberBadUrls);
@@ -77,7 +77,7 @@ impl Api {
         let id = MemberId::of_added(&urls, i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
         let is_learner = request.is_learner;
         let peer_ur_ls = urls.iter().map(ToString::to_string).collect();
-        Ok(Newcomer {
+        Ok(NewMember {
             member: Member { id: id.get(), peer_ur_ls, is_learner, ..Member::default() },
             max_learners: is_learner.then_some(self.company.max_learners),
         })
@@ -115,7 +115,7 @@ impl Api {
         self.company.runtime.spawn(async move { reply.answer(api.promote_or_ask_leader(request.id, token).await) });
     }
 
-    async fn promote_or_ask_leader(self: Arc<Self>, id: u64, token: Option<String>) -> Answer {
+    async fn promote_or_ask_leader(self: Arc<Self>, id: u64, token: Option<String>) -> CallResult {
         let client = &self.company.client;
         loop {
             match self.promote(id).await {
@@ -157,8 +157,8 @@ impl Api {
         if !self.company.strict {
             return Ok(());
         }
-        let members: Members = self.readers().board.read().members.clone();
-        let connected = |member| self.node.links().active_for(member);
+        let members: Members = self.readers().cluster.read().members.clone();
+        let connected = |member| self.node.connectivity().active_for(member);
         check(ReconfigCheck { members: &members, this: self.header.member_id(), connected: &connected })
             .inspect_err(|error| tracing::warn!(%error, "rejecting a membership change"))
     }
@@ -189,7 +189,7 @@ fn is_ready(learner: u64, leader: u64) -> bool {
 /// Parses the peer URLs of a member. A member that cannot be reached would be missing from every quorum.
 fn parse_peer_urls(urls: &[String]) -> Result<Vec<Url>, Error> {
     let parse = |text: &String| match Url::parse(text) {
-        Ok(url) if matches!(url.place(), Place::Tcp { .. }) && !url.is_secure() => Ok(url),
+        Ok(url) if matches!(url.address(), UrlAddress::Tcp { .. }) && !url.is_secure() => Ok(url),
         Ok(url) => Err(format!("{url}: only http is supported between members yet")),
         Err(error) => Err(error),
     };

@@ -99,8 +99,8 @@ impl Api {
 
     fn peer_urls(&self, member: u64) -> Vec<String> {
         let readers = self.readers();
-        let board = readers.board.read();
-        board.members.get(member).map_or_else(Vec::new, |member| member.peer_ur_ls.clone())
+        let cluster_state = readers.cluster.read();
+        cluster_state.members.get(member).map_or_else(Vec::new, |member| member.peer_ur_ls.clone())
     }
 }
 

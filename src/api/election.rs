@@ -10,7 +10,7 @@ use super::{
     succession::{self, QueueEntry},
 };
 use crate::{
-    call::{Conversation, Metadata, Refusal},
+    call::{CallError, Conversation, Metadata},
     mvcc::Interval,
     proto::{
         etcdserverpb::{RangeResponse, ResponseHeader, TxnRequest, TxnResponse, compare::CompareResult},
@@ -53,7 +53,7 @@ impl Api {
     }
 }
 
-async fn campaign(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
+async fn campaign(caller: Arc<Caller>, message: Bytes) -> Result<(), CallError> {
     let CampaignRequest { name, lease, value } = caller.retain(&decode(message)?);
     let lease = succession::lease_or_new(&caller, lease).await?;
     let (entry, enqueued) = QueueEntry::enqueue(&caller, &name, lease, value.clone()).await?;
@@ -67,7 +67,7 @@ async fn campaign(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
     Ok(())
 }
 
-async fn proclaim(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
+async fn proclaim(caller: Arc<Caller>, message: Bytes) -> Result<(), CallError> {
     let ProclaimRequest { leader, value } = caller.retain(&decode(message)?);
     let LeaderKey { key, rev, lease, .. } = leader.ok_or_else(|| refusal(NO_LEADER_FIELD))?;
     let lease = succession::lease_or_new(&caller, lease).await?;
@@ -83,7 +83,7 @@ async fn put_value(
     created: i64,
     value: Bytes,
     lease: i64,
-) -> Result<Option<ResponseHeader>, Refusal> {
+) -> Result<Option<ResponseHeader>, CallError> {
     let txn = TxnRequest {
         compare: vec![succession::compare_create_revision(key, CompareResult::Equal, created)],
         success: vec![succession::put_op(key, value, lease)],
@@ -93,7 +93,7 @@ async fn put_value(
     if response.succeeded { Ok(response.header) } else { Err(refusal(NOT_LEADER)) }
 }
 
-async fn leader(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
+async fn leader(caller: Arc<Caller>, message: Bytes) -> Result<(), CallError> {
     let LeaderRequest { name } = caller.retain(&decode(message)?);
     let found: RangeResponse = caller.call(Api::range, &succession::oldest_entry(&name)).await?;
     let kv = Some(found.kvs.into_iter().next().ok_or_else(|| refusal(NO_LEADER))?);
@@ -101,7 +101,7 @@ async fn leader(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
     Ok(())
 }
 
-async fn resign(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
+async fn resign(caller: Arc<Caller>, message: Bytes) -> Result<(), CallError> {
     let ResignRequest { leader } = caller.retain(&decode(message)?);
     let LeaderKey { key, rev, .. } = leader.ok_or_else(|| refusal(NO_LEADER_FIELD))?;
     let txn = TxnRequest {
@@ -116,7 +116,7 @@ async fn resign(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
 
 /// Sends the leader and each of its proclamations, for one leader after another. If a step fails the stream ends without an
 /// error, as etcd's does.
-async fn observe(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
+async fn observe(caller: Arc<Caller>, message: Bytes) -> Result<(), CallError> {
     let LeaderRequest { name } = caller.retain(&decode_streamed(message)?);
     while let Ok((header, leader)) = await_leader(&caller, &name).await {
         let (key, from) = (leader.key.clone(), header.revision + 1);
@@ -129,7 +129,7 @@ async fn observe(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
 }
 
 /// Returns the present leader, or the first one that comes.
-async fn await_leader(caller: &Caller, name: &[u8]) -> Result<(ResponseHeader, KeyValue), Refusal> {
+async fn await_leader(caller: &Caller, name: &[u8]) -> Result<(ResponseHeader, KeyValue), CallError> {
     loop {
         let found: RangeResponse = caller.call(Api::range, &succession::oldest_entry(name)).await?;
         let header = found.header.expect("our own responses have a header");
@@ -148,7 +148,7 @@ async fn await_leader(caller: &Caller, name: &[u8]) -> Result<(ResponseHeader, K
 }
 
 /// Sends all proclamations of a leader from a revision on, until its key is deleted.
-async fn follow_leader(caller: &Caller, key: Bytes, from: i64) -> Result<(), Refusal> {
+async fn follow_leader(caller: &Caller, key: Bytes, from: i64) -> Result<(), CallError> {
     let mut changes = caller.watch(Interval::Key(key), from);
     while let Some(change) = changes.next().await? {
         for event in change.events {

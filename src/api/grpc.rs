@@ -24,7 +24,7 @@ use super::{
     table::{Handler, Method, StreamOpener, Table, UnaryHandler},
     unary,
 };
-use crate::call::{Call, Code, Conversation, Line, Metadata, Refusal, Step};
+use crate::call::{Call, CallError, Code, Conversation, Metadata, Step, StreamIo};
 
 /// The body of a response.
 pub type Body = tonic::body::Body;
@@ -60,7 +60,7 @@ pub fn is_compressed(headers: &HeaderMap) -> bool {
 
 /// The response to a call that is refused before it reaches a handler.
 #[must_use]
-pub fn refused(refusal: &Refusal) -> http::Response<Body> {
+pub fn refused(refusal: &CallError) -> http::Response<Body> {
     status(refusal).into_http()
 }
 
@@ -75,7 +75,7 @@ fn rename_too_large(response: &mut http::Response<Body>, method: &Method) {
     *response = Status::resource_exhausted(text).into_http();
 }
 
-fn status(refusal: &Refusal) -> Status {
+fn status(refusal: &CallError) -> Status {
     Status::new(tonic::Code::from_i32(refusal.code as i32), refusal.message.as_ref())
 }
 
@@ -195,7 +195,7 @@ struct ConversationStream {
     /// The first response, which was taken out of the stream to see whether there is one.
     first: Option<Bytes>,
     /// The end of the conversation, while its last response is being sent.
-    pending_end: Option<Result<(), Refusal>>,
+    pending_end: Option<Result<(), CallError>>,
     method: Arc<Method>,
 }
 
@@ -288,7 +288,7 @@ struct PollLine<'a, 'b> {
     response: Option<Bytes>,
 }
 
-impl Line for PollLine<'_, '_> {
+impl StreamIo for PollLine<'_, '_> {
     fn receive(&mut self) -> Option<Bytes> {
         if *self.is_half_closed || self.request_error.is_some() {
             return None;
@@ -310,16 +310,16 @@ impl Line for PollLine<'_, '_> {
         }
     }
 
-    fn ended(&self) -> bool {
+    fn is_half_closed(&self) -> bool {
         *self.is_half_closed
     }
 
-    fn has_room(&self) -> bool {
+    fn can_send(&self) -> bool {
         self.response.is_none()
     }
 
     fn send(&mut self, message: Bytes) {
-        assert!(self.response.is_none(), "conversations check has_room before they send");
+        assert!(self.response.is_none(), "conversations check can_send before they send");
         self.method.sent(message.len());
         self.response = Some(message);
     }

@@ -9,7 +9,7 @@ use prost::{
 };
 
 use crate::{
-    call::Answer, error::Error, mvcc::read::Rows, node::status::Status, proto::etcdserverpb::ResponseHeader,
+    call::CallResult, error::Error, mvcc::read::Rows, node::status::Status, proto::etcdserverpb::ResponseHeader,
     state::Response,
 };
 
@@ -53,7 +53,7 @@ impl Header {
     }
 
     /// The answer to a call whose proposal had this outcome.
-    pub fn answer(&self, outcome: Result<Response, Error>) -> Answer {
+    pub fn answer(&self, outcome: Result<Response, Error>) -> CallResult {
         let response = outcome?;
         let mut out = self.begin(response.revision, response.body.len());
         out.extend_from_slice(&response.body);

@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::{Api, decode, decode_streamed};
 use crate::{
-    call::{Call, Code, Conversation, Line, Metadata, Refusal, Reply, Step},
+    call::{Call, CallError, Code, Conversation, Metadata, Reply, Step, StreamIo},
     proto::health::{
         HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
         health_check_response::ServingStatus,
@@ -19,7 +19,7 @@ impl Api {
     pub fn health_check(self: &Arc<Self>, call: Call, reply: Reply) {
         reply.answer(match decode::<HealthCheckRequest>(call.message) {
             Ok(request) if request.service.is_empty() => Ok(serving().encode_to_vec().into()),
-            Ok(_) => Err(Refusal { code: Code::NotFound, message: "unknown service".into() }),
+            Ok(_) => Err(CallError { code: Code::NotFound, message: "unknown service".into() }),
             Err(error) => Err(error.into()),
         });
     }
@@ -48,8 +48,8 @@ struct HealthWatch {
 }
 
 impl Conversation for HealthWatch {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
-        if self.is_answered || !line.has_room() {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
+        if self.is_answered || !line.can_send() {
             return Step::Wait;
         }
         let Some(message) = line.receive() else { return Step::Wait };

@@ -61,7 +61,7 @@ async fn health(State(api): State<Arc<Api>>, RawQuery(query): RawQuery) -> Respo
 }
 
 async fn check_health(api: &Arc<Api>, serializable: bool, excluded: &[&str]) -> Result<(), String> {
-    for alarm in api.readers().board.read().alarms.list(0) {
+    for alarm in api.readers().cluster.read().alarms.list(0) {
         let name = match alarm.alarm {
             NOSPACE => "NOSPACE",
             CORRUPT => "CORRUPT",
@@ -112,10 +112,10 @@ fn refresh(api: &Api) {
     METRICS.keys.set(i64::try_from(keys.keys()).unwrap_or(i64::MAX));
     METRICS.history_bytes.set(number(keys.history_bytes()));
     let (index, value_cache) = keys.memory();
-    metrics::measured("index", index);
-    metrics::measured("value_cache", value_cache);
-    metrics::measured("watch_ring", api.hub.ring_bytes() as u64);
-    metrics::measured("watch_pending", api.hub.pending_bytes() as u64);
+    metrics::set_memory_bytes("index", index);
+    metrics::set_memory_bytes("value_cache", value_cache);
+    metrics::set_memory_bytes("watch_ring", api.hub.ring_bytes() as u64);
+    metrics::set_memory_bytes("watch_pending", api.hub.pending_bytes() as u64);
 }
 
 /// Metrics that do not change while the process runs, and its resident memory.
@@ -128,7 +128,7 @@ fn constants(api: &Api) -> String {
     gauge("etcd_server_id", "The ID of this member.", &id, 1.0);
     let version = format!("{{server_version=\"{ETCD_VERSION}\"}}");
     gauge("etcd_server_version", "The version that this server speaks.", &version, 1.0);
-    let cluster = api.readers().board.read().cluster_version.clone();
+    let cluster = api.readers().cluster.read().cluster_version.clone();
     if let Some((minor, _)) = cluster.rsplit_once('.') {
         let labels = format!("{{cluster_version=\"{minor}\"}}");
         gauge("etcd_cluster_version", "The version that all members speak.", &labels, 1.0);

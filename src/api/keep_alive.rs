@@ -1,6 +1,6 @@
 //! LeaseKeepAlive: the requests of a stream are answered one after another.
 //!
-//! Only the leader renews leases, in memory, and only while it has a proof of its leadership (`node/timekeeper.rs`). A request
+//! Only the leader renews leases, in memory, and only while it has a proof of its leadership (`node/lease_expiry.rs`). A request
 //! that cannot be answered yet waits, and so do the requests behind it:
 //!
 //! | the lease is | the request |
@@ -29,7 +29,7 @@ use super::{
     decode_streamed,
 };
 use crate::{
-    call::{Conversation, Line, Metadata, Step},
+    call::{Conversation, Metadata, Step, StreamIo},
     error::Error,
     lease::{LeaseId, Renewal},
     proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, ResponseHeader},
@@ -81,10 +81,10 @@ enum Awaited {
 }
 
 impl Conversation for KeepAlive {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
         loop {
             if let Some(answer) = self.answer.take() {
-                if !line.has_room() {
+                if !line.can_send() {
                     self.answer = Some(answer);
                     return Step::Wait;
                 }
@@ -94,7 +94,7 @@ impl Conversation for KeepAlive {
                 match line.receive().map(decode_streamed::<LeaseKeepAliveRequest>) {
                     Some(Ok(request)) => self.request = Some(self.begin(&request)),
                     Some(Err(refusal)) => return Step::End(Err(refusal)),
-                    None if line.ended() => return Step::End(Ok(())),
+                    None if line.is_half_closed() => return Step::End(Ok(())),
                     None => return Step::Wait,
                 }
             }
@@ -122,28 +122,28 @@ impl KeepAlive {
 impl Request {
     /// Proceeds until the TTL is known, or returns None if there is something to wait for.
     fn advance(&mut self, api: &Arc<Api>, waker: &Waker) -> Result<Option<i64>, Error> {
-        let (node, timekeeper) = (&api.node, api.node.timekeeper());
+        let (node, lease_expiry) = (&api.node, api.node.lease_expiry());
         loop {
             match self.poll_wait()? {
                 WaitState::Waiting => return Ok(None),
                 WaitState::Answered(ttl) => return Ok(Some(ttl)),
                 WaitState::Ready => (),
             }
-            if !timekeeper.is_primary() {
+            if !lease_expiry.is_primary() {
                 self.is_caught_up = false;
                 if api.leads() {
-                    timekeeper.await_primary(self.wait(Awaited::Primary, waker));
+                    lease_expiry.await_primary(self.wait(Awaited::Primary, waker));
                 } else {
                     self.ask_leader(api, waker);
                 }
             } else if !self.is_caught_up && !api.fast_keep_alive {
                 node.catch_up(self.wait(Awaited::CatchUp, waker));
             } else {
-                match timekeeper.renew(self.id) {
+                match lease_expiry.renew(self.id) {
                     Renewal::Renewed(ttl) => return Ok(Some(ttl)),
                     Renewal::Unknown if self.is_caught_up => return Ok(Some(0)),
                     Renewal::Unknown => node.catch_up(self.wait(Awaited::CatchUp, waker)),
-                    Renewal::Expired => timekeeper.await_end(self.id, self.wait(Awaited::End, waker)),
+                    Renewal::Expired => lease_expiry.await_end(self.id, self.wait(Awaited::End, waker)),
                     Renewal::NotPrimary => (), // It just ceased to be primary: handled above.
                 }
             }

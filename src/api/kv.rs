@@ -13,7 +13,7 @@ use crate::{
     mvcc::{
         Query,
         meter::Meter,
-        read::{Failure, Rows},
+        read::{ReadError, Rows},
     },
     proto::etcdserverpb::{
         CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, request_op,
@@ -37,7 +37,7 @@ impl Api {
     }
 
     fn run_range(self: Arc<Self>, query: Query, reply: Reply) {
-        if let Some(found) = self.readers().keys.range_at_once(&query).transpose() {
+        if let Some(found) = self.readers().keys.range_if_short(&query).transpose() {
             return self.answer_range(found, reply);
         }
         let pool = self.pool.clone();
@@ -53,19 +53,19 @@ impl Api {
 
     /// Answers a long read. The ledger counts what has been read until the answer is delivered, twice because the answer is a
     /// copy. The read ends when the ledger's limit is reached, before it can fill the memory.
-    fn read_counted(&self, reply: Reply, read: impl FnOnce(Meter<'_>) -> Result<Option<Bytes>, Failure>) {
+    fn read_counted(&self, reply: Reply, read: impl FnOnce(Meter<'_>) -> Result<Option<Bytes>, ReadError>) {
         if !reply.is_wanted() {
             return;
         }
         let charge = RefCell::new(self.ledger.charge(0));
         let found = read(&|cost| charge.borrow_mut().try_grow(2 * cost));
-        let answer = found.map_err(refuse).and_then(|found| found.ok_or_else(ledger::unread));
+        let answer = found.map_err(refuse).and_then(|found| found.ok_or_else(ledger::response_over_limit));
         // The rows are dropped by now; only the answer is left.
         charge.borrow_mut().set(answer.as_ref().map_or(0, Bytes::len));
         reply.answer(answer);
     }
 
-    fn answer_range(&self, found: Result<(Rows, i64), Failure>, reply: Reply) {
+    fn answer_range(&self, found: Result<(Rows, i64), ReadError>, reply: Reply) {
         reply.answer(found.map(|(rows, head)| self.header.rows(&rows, head)).map_err(refuse));
     }
 
@@ -115,7 +115,7 @@ impl Api {
         self.read(is_serializable(&txn), reply, move |reply| {
             let started = Instant::now();
             if api.is_short(&txn)
-                && let Some(answer) = txn::read_only_at_once(&api.readers().keys, &txn).transpose()
+                && let Some(answer) = txn::read_only_if_short(&api.readers().keys, &txn).transpose()
             {
                 reply.answer(answer.map(|response| api.encode(response)).map_err(refuse));
                 return api.slow.note_read(started, "read-only txn ");

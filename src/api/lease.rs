@@ -89,7 +89,7 @@ impl Api {
         self.node.catch_up(Box::new(move |caught_up| match caught_up {
             Ok(()) => {
                 let node = api.node.clone();
-                node.timekeeper().await_primary(Box::new(move |primary| match primary {
+                node.lease_expiry().await_primary(Box::new(move |primary| match primary {
                     Ok(()) => reply.run(move |reply| api.answer_look_up(request, reply)),
                     Err(error) => reply.answer(Err(error.into())),
                 }));
@@ -120,11 +120,11 @@ impl Api {
         request: &LeaseTimeToLiveRequest,
     ) -> Result<Option<LeaseTimeToLiveResponse>, Error> {
         let id = LeaseId(request.id);
-        let (readers, timekeeper) = (self.readers(), self.node.timekeeper());
+        let (readers, lease_expiry) = (self.readers(), self.node.lease_expiry());
         // A lease that only one of the two knows is being revoked at the moment.
-        let found = readers.leases.lookup(id).and_then(|granted| Some((timekeeper.remaining(id)?, granted)));
+        let found = readers.leases.lookup(id).and_then(|granted| Some((lease_expiry.remaining(id)?, granted)));
         let Some((ttl, granted_ttl)) = found else {
-            return if timekeeper.is_primary() { Ok(None) } else { Err(Error::LeaderChanged) };
+            return if lease_expiry.is_primary() { Ok(None) } else { Err(Error::LeaderChanged) };
         };
         Ok(Some(LeaseTimeToLiveResponse { id: request.id, ttl, granted_ttl, ..LeaseTimeToLiveResponse::default() }))
     }
@@ -161,7 +161,7 @@ impl Api {
         let ids: Vec<LeaseId> = self.readers().leases.all().into_iter().map(|(id, _)| id).collect();
         let mut by_expiry = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(EXPIRY_CHUNK_LEASES) {
-            let expiries = self.node.timekeeper().ends(chunk);
+            let expiries = self.node.lease_expiry().ends(chunk);
             by_expiry.extend(expiries.into_iter().map(|expiry| expiry.unwrap_or(Duration::MAX)).zip(chunk));
         }
         by_expiry.sort_unstable();

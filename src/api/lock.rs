@@ -10,7 +10,7 @@ use super::{
     succession::{self, QueueEntry},
 };
 use crate::{
-    call::{Conversation, Metadata, Refusal},
+    call::{CallError, Conversation, Metadata},
     proto::{
         etcdserverpb::{DeleteRangeRequest, DeleteRangeResponse, RangeRequest, RangeResponse},
         v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse},
@@ -29,7 +29,7 @@ impl Api {
     }
 }
 
-async fn lock(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
+async fn lock(caller: Arc<Caller>, message: Bytes) -> Result<(), CallError> {
     let LockRequest { name, lease } = caller.retain(&decode(message)?);
     let lease = succession::lease_or_new(&caller, lease).await?;
     let (entry, enqueued) = QueueEntry::enqueue(&caller, &name, lease, Bytes::new()).await?;
@@ -51,7 +51,7 @@ async fn lock(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
 }
 
 /// Deletes the key, whichever client created it.
-async fn unlock(caller: Arc<Caller>, message: Bytes) -> Result<(), Refusal> {
+async fn unlock(caller: Arc<Caller>, message: Bytes) -> Result<(), CallError> {
     let UnlockRequest { key } = caller.retain(&decode(message)?);
     let delete = DeleteRangeRequest { key, ..DeleteRangeRequest::default() };
     let deleted: DeleteRangeResponse = caller.call(Api::delete_range, &delete).await?;

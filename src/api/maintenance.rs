@@ -7,9 +7,9 @@ use prost::Message;
 
 use super::{Api, decode, decode_streamed, halt_process, not_implemented, refuse};
 use crate::{
-    call::{Answer, Call, Conversation, Line, Metadata, Reply, Step},
+    call::{Call, CallResult, Conversation, Metadata, Reply, Step, StreamIo},
     error::{Error, Halt},
-    mvcc::read::Failure,
+    mvcc::read::ReadError,
     peer::Versions,
     proto::etcdserverpb::{
         AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
@@ -25,7 +25,7 @@ impl Api {
     /// The versions that this member reports.
     #[must_use]
     pub fn versions(&self) -> Versions {
-        let cluster = self.readers().board.read().cluster_version.clone();
+        let cluster = self.readers().cluster.read().cluster_version.clone();
         Versions {
             server: ETCD_VERSION.to_owned(),
             cluster: if cluster.is_empty() { "not_decided".to_owned() } else { cluster },
@@ -42,9 +42,9 @@ impl Api {
             halt_process(&halt);
         }
         let status = self.node.status();
-        let board = self.readers().board.read().clone();
+        let cluster_state = self.readers().cluster.read().clone();
         let no_leader = (status.leader() == 0).then(|| Error::NoLeader.to_string());
-        let alarms = board.alarms.list(0).into_iter().map(|alarm| alarm_text(&alarm));
+        let alarms = cluster_state.alarms.list(0).into_iter().map(|alarm| alarm_text(&alarm));
         let header = self.header.at(self.readers().keys.head());
         let response = StatusResponse {
             version: ETCD_VERSION.to_owned(),
@@ -55,7 +55,7 @@ impl Api {
             raft_applied_index: status.applied(),
             errors: no_leader.into_iter().chain(alarms).collect(),
             db_size_in_use: status.in_use_bytes(),
-            is_learner: board.members.get(self.header.member_id()).is_some_and(|member| member.is_learner),
+            is_learner: cluster_state.members.get(self.header.member_id()).is_some_and(|member| member.is_learner),
             storage_version: STORAGE_VERSION.to_owned(),
             db_size_quota: self.quota_bytes,
             downgrade_info: Some(DowngradeInfo::default()),
@@ -82,7 +82,7 @@ impl Api {
     fn list_alarms(self: &Arc<Self>, alarm: i32, reply: Reply) {
         let api = self.clone();
         self.read(false, reply, move |reply| {
-            let alarms = api.readers().board.read().alarms.list(alarm);
+            let alarms = api.readers().cluster.read().alarms.list(alarm);
             let header = Some(api.header.at(api.readers().keys.head()));
             reply.answer(encode(&AlarmResponse { header, alarms }));
         });
@@ -115,7 +115,7 @@ impl Api {
         }
         let api = self.clone();
         self.pool.run(move || {
-            let answer = api.hash_everything().map_err(|halt| refuse(Failure::Halted(halt))).and_then(|hash| {
+            let answer = api.hash_everything().map_err(|halt| refuse(ReadError::Halt(halt))).and_then(|hash| {
                 encode(&HashResponse { header: Some(api.header.at(api.readers().keys.head())), hash })
             });
             reply.answer(answer);
@@ -143,7 +143,7 @@ impl Api {
         let api = self.clone();
         self.node.await_compaction(Box::new(move || {
             // On a thread of its own: this may take minutes, and the threads of the read pool are for reads.
-            let reclaim = move || match api.node.reclaim() {
+            let defragment = move || match api.node.defragment() {
                 Ok(None) => reply.answer(encode(&DefragmentResponse::default())),
                 Ok(Some(lack)) => {
                     tracing::warn!(%lack, "failed to defragment");
@@ -151,7 +151,7 @@ impl Api {
                 }
                 Err(halt) => halt_process(&halt),
             };
-            std::thread::Builder::new().name("defragment".into()).spawn(reclaim).map_or_else(
+            std::thread::Builder::new().name("defragment".into()).spawn(defragment).map_or_else(
                 |error| tracing::warn!(%error, "failed to start the defragmentation thread"),
                 |_running| (),
             );
@@ -168,7 +168,7 @@ impl Api {
         if !self.leads() {
             return reply.answer(Err(Error::NotLeader.into()));
         }
-        if !self.readers().board.read().members.voters().any(|voter| voter.id == target) {
+        if !self.readers().cluster.read().members.voters().any(|voter| voter.id == target) {
             return reply.answer(Err(Error::BadLeaderTransferee.into()));
         }
         if target == self.header.member_id() {
@@ -202,7 +202,7 @@ impl Api {
 struct NotImplemented(&'static str);
 
 impl Conversation for NotImplemented {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
         match line.receive().map(decode_streamed::<SnapshotRequest>) {
             Some(Ok(_)) => Step::End(Err(not_implemented(self.0))),
             Some(Err(refusal)) => Step::End(Err(refusal)),
@@ -212,7 +212,7 @@ impl Conversation for NotImplemented {
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "handlers answer with a `Result`")]
-fn encode(message: &impl Message) -> Answer {
+fn encode(message: &impl Message) -> CallResult {
     Ok(Bytes::from(message.encode_to_vec()))
 }
 

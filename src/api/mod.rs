@@ -39,16 +39,16 @@ use bytes::Bytes;
 use prost::{DecodeError, Message};
 
 use crate::{
-    call::{Code, Refusal, Reply},
+    call::{CallError, Code, Reply},
     error::{Error, Halt},
     ledger::Ledger,
     metrics::METRICS,
-    mvcc::read::Failure,
-    node::{Node, Present, identity::RequestIds},
+    mvcc::read::ReadError,
+    node::{CurrentReaders, Node, identity::RequestIds},
     proto::etcdserverpb::TxnRequest,
     state::{
         Kind, NOSPACE,
-        nesting::{self, Unreadable},
+        txn_decode::{self, TxnDecodeError},
     },
     watch::Hub,
 };
@@ -112,7 +112,7 @@ pub struct Api {
 impl Api {
     /// The state that reads see.
     #[must_use]
-    pub fn readers(&self) -> Present {
+    pub fn readers(&self) -> CurrentReaders {
         self.node.readers()
     }
 
@@ -130,7 +130,7 @@ impl Api {
     /// Runs a read on the call's own task: immediately if it is serializable, otherwise once all writes acknowledged before the
     /// call are visible on this member.
     pub fn read(&self, serializable: bool, reply: Reply, read: impl FnOnce(Reply) + Send + 'static) {
-        if serializable || self.node.status().rules_alone() {
+        if serializable || self.node.status().is_sole_leader() {
             return read(reply);
         }
         self.node.read_barrier(Box::new(move |outcome| match outcome {
@@ -141,7 +141,7 @@ impl Api {
 
     /// Fails if the database has no space left for a write of this cost.
     pub fn check_quota(&self, cost: u64) -> Result<(), Error> {
-        if self.node.has_room_for(cost) { Ok(()) } else { Err(Error::NoSpace) }
+        if self.node.fits_quota(cost) { Ok(()) } else { Err(Error::NoSpace) }
     }
 
     /// Answers a write that was not admitted. If the reason is lack of space, the NOSPACE alarm is raised first, unless this
@@ -150,11 +150,11 @@ impl Api {
         if error != Error::NoSpace || self.has_nospace_alarm() {
             return reply.answer(Err(error.into()));
         }
-        self.node.turn_away(Box::new(move |_| reply.answer(Err(error.into()))));
+        self.node.raise_no_space(Box::new(move |_| reply.answer(Err(error.into()))));
     }
 
     fn has_nospace_alarm(&self) -> bool {
-        let raised = self.readers().board.read().alarms.list(NOSPACE);
+        let raised = self.readers().cluster.read().alarms.list(NOSPACE);
         raised.iter().any(|alarm| alarm.member_id == self.header.member_id())
     }
 }
@@ -165,18 +165,18 @@ pub fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
 }
 
 /// Decodes a message of a stream. As in grpc-go, the error text differs from that of a unary call.
-pub fn decode_streamed<M: Message + Default>(message: Bytes) -> Result<M, Refusal> {
+pub fn decode_streamed<M: Message + Default>(message: Bytes) -> Result<M, CallError> {
     M::decode(message).map_err(|error| {
         let message = format!("grpc: failed to unmarshal the received message: {}", decode_error_text(&error));
-        Refusal { code: Code::Internal, message: message.into() }
+        CallError { code: Code::Internal, message: message.into() }
     })
 }
 
 /// Decodes a client's transaction.
 fn decode_txn(message: Bytes) -> Result<TxnRequest, Error> {
-    nesting::decode(message).map_err(|why| match why {
-        Unreadable::Malformed(error) => malformed(&error),
-        Unreadable::TooDeep(_) => Error::TooManyOps, // Each level has at least one operation.
+    txn_decode::decode(message).map_err(|why| match why {
+        TxnDecodeError::Malformed(error) => malformed(&error),
+        TxnDecodeError::TooDeep(_) => Error::TooManyOps, // Each level has at least one operation.
     })
 }
 
@@ -197,10 +197,10 @@ fn decode_error_text(error: &DecodeError) -> &'static str {
 
 /// Converts the error of a read into that of a call. A storage error ends the process.
 #[must_use]
-pub fn refuse(failure: Failure) -> Refusal {
+pub fn refuse(failure: ReadError) -> CallError {
     match failure {
-        Failure::Refused(error) => error.into(),
-        Failure::Halted(halt) => halt_process(&halt),
+        ReadError::Refused(error) => error.into(),
+        ReadError::Halt(halt) => halt_process(&halt),
     }
 }
 
@@ -212,6 +212,6 @@ pub fn halt_process(halt: &Halt) -> ! {
 
 /// The error of a method that is not implemented yet.
 #[must_use]
-pub fn not_implemented(what: &'static str) -> Refusal {
-    Refusal { code: Code::Unimplemented, message: Cow::Borrowed(what) }
+pub fn not_implemented(what: &'static str) -> CallError {
+    CallError { code: Code::Unimplemented, message: Cow::Borrowed(what) }
 }

@@ -39,8 +39,8 @@ use super::{Api, company::outcome, halt_process};
 use crate::{
     error::Error,
     lease::{LeaseId, Renewal},
-    mvcc::read::Failure,
-    peer::{CLUSTER_ID, METASTORE, PROGRAM, json, paths},
+    mvcc::read::ReadError,
+    peer::{CLUSTER_ID, PROGRAM_HEADER, PROGRAM_METASTORE, json, paths},
     proto::{
         etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, MemberPromoteResponse, ResponseHeader},
         leasepb::{LeaseInternalRequest, LeaseInternalResponse},
@@ -120,7 +120,7 @@ impl Api {
     fn identified(&self, mut response: Response) -> Response {
         let value = self.cluster_id_text().parse().expect("digits are a valid header value");
         response.headers_mut().insert(CLUSTER_ID, value);
-        response.headers_mut().insert(PROGRAM, METASTORE);
+        response.headers_mut().insert(PROGRAM_HEADER, PROGRAM_METASTORE);
         response
     }
 }
@@ -228,21 +228,21 @@ async fn renew(State(api): State<Arc<Api>>, body: Body) -> Response {
         Err(refused) => return refused,
     };
     loop {
-        let timekeeper = api.node.timekeeper();
-        match timekeeper.renew(LeaseId(id)) {
+        let lease_expiry = api.node.lease_expiry();
+        match lease_expiry.renew(LeaseId(id)) {
             Renewal::Renewed(ttl) => {
                 let answer = LeaseKeepAliveResponse { header: None, id, ttl };
                 return with_type(PROTOBUF, answer.encode_to_vec());
             }
             Renewal::Unknown => return refusal(StatusCode::NOT_FOUND, "lease not found"),
             Renewal::NotPrimary if api.leads() => {
-                if let Err(error) = outcome(|waiter| timekeeper.await_primary(waiter)).await {
+                if let Err(error) = outcome(|waiter| lease_expiry.await_primary(waiter)).await {
                     return refusal(StatusCode::BAD_REQUEST, error);
                 }
             }
             Renewal::NotPrimary => return refusal(StatusCode::BAD_REQUEST, Error::NotPrimary),
             Renewal::Expired => {
-                let ended = outcome(|waiter| timekeeper.await_end(LeaseId(id), waiter)).await;
+                let ended = outcome(|waiter| lease_expiry.await_end(LeaseId(id), waiter)).await;
                 if let Err(error) = ended {
                     return refusal(StatusCode::BAD_REQUEST, error);
                 }
@@ -257,7 +257,7 @@ async fn look_up(State(api): State<Arc<Api>>, body: Body) -> Response {
         Err(refused) => return refused,
     };
     let found = loop {
-        if api.leads() && outcome(|waiter| api.node.timekeeper().await_primary(waiter)).await.is_err() {
+        if api.leads() && outcome(|waiter| api.node.lease_expiry().await_primary(waiter)).await.is_err() {
             return refusal(StatusCode::INTERNAL_SERVER_ERROR, Error::NotPrimary);
         }
         match api.look_up_lease(&request) {
@@ -298,25 +298,25 @@ async fn hash_kv(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) ->
     };
     match api.hash_at(revision).await {
         Ok(hash) => api.identified(with_type(JSON, hash.write())),
-        Err(error) => refusal(StatusCode::BAD_REQUEST, json::bare(&error)),
+        Err(error) => refusal(StatusCode::BAD_REQUEST, json::text_without_prefix(&error)),
     }
 }
 
 impl Api {
     /// The hash of this member's data up to a revision, computed on the read pool.
-    pub async fn hash_at(self: &Arc<Self>, revision: i64) -> Result<json::Hash, Error> {
+    pub async fn hash_at(self: &Arc<Self>, revision: i64) -> Result<json::PeerHash, Error> {
         let (pool, api) = (self.pool.clone(), self.clone());
         let hash = outcome(|waiter| {
             pool.run(move || {
                 waiter(match api.readers().keys.hash_kv(revision) {
                     Ok(hash) => Ok(hash),
-                    Err(Failure::Refused(error)) => Err(error),
-                    Err(Failure::Halted(halt)) => halt_process(&halt),
+                    Err(ReadError::Refused(error)) => Err(error),
+                    Err(ReadError::Halt(halt)) => halt_process(&halt),
                 });
             });
         });
         let hash = hash.await?;
-        Ok(json::Hash {
+        Ok(json::PeerHash {
             hash: hash.hash,
             hash_revision: hash.hash_revision,
             compact_revision: hash.compact_revision,

@@ -23,13 +23,13 @@ use super::{
     decode_streamed, refuse, validate,
 };
 use crate::{
-    call::{Conversation, Line, Metadata, Refusal, Step},
+    call::{CallError, Conversation, Metadata, Step, StreamIo},
     error::Error,
     ledger::{self, Charge},
     metrics::METRICS,
     mvcc::{
         Interval, Query, meter,
-        read::{Failure, Rows},
+        read::{ReadError, Rows},
     },
     proto::etcdserverpb::RangeRequest,
     state::txn,
@@ -48,7 +48,7 @@ enum Stage {
     AwaitingReadBarrier(OneshotReceiver, Query),
     Sending(Sending),
     /// Waiting for a chunk from the read pool.
-    Reading(OneshotReceiver<Result<Option<Found>, Failure>>, Sending),
+    Reading(OneshotReceiver<Result<Option<Found>, ReadError>>, Sending),
     /// Sending rows that were read together, because they are sorted.
     Sorted(Sorted),
     /// Everything is sent.
@@ -100,9 +100,9 @@ impl Api {
 }
 
 impl Conversation for RangeStream {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
         loop {
-            while line.has_room() {
+            while line.can_send() {
                 let Some(message) = self.outbox.pop_front() else { break };
                 line.send(message);
             }
@@ -117,7 +117,7 @@ impl Conversation for RangeStream {
         }
     }
 
-    fn held(&self) -> usize {
+    fn held_bytes(&self) -> usize {
         let sorted = if let Stage::Sorted(sorted) = &self.stage { sorted.bytes } else { 0 };
         sorted + self.outbox.iter().map(Bytes::len).sum::<usize>()
     }
@@ -125,12 +125,12 @@ impl Conversation for RangeStream {
 
 impl RangeStream {
     /// False if the next thing is a chunk and the line has no capacity for it.
-    fn can_advance(&self, line: &dyn Line) -> bool {
-        !matches!(self.stage, Stage::Sending(_) | Stage::Sorted(_)) || line.has_room()
+    fn can_advance(&self, line: &dyn StreamIo) -> bool {
+        !matches!(self.stage, Stage::Sending(_) | Stage::Sorted(_)) || line.can_send()
     }
 
     /// Advances by one stage or one chunk. Returns false if there is nothing to do until the conversation is woken.
-    fn advance(&mut self, line: &mut dyn Line) -> Result<bool, Result<(), Refusal>> {
+    fn advance(&mut self, line: &mut dyn StreamIo) -> Result<bool, Result<(), CallError>> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::AwaitingRequest => {
                 let Some(message) = line.receive() else {
@@ -151,7 +151,7 @@ impl RangeStream {
             Stage::Reading(receiver, sending) => match receiver.outcome() {
                 Some(Ok(found)) => {
                     let found = found.map_err(|failure| Err(refuse(failure)))?;
-                    let found = found.ok_or_else(|| Err(ledger::unread()))?;
+                    let found = found.ok_or_else(|| Err(ledger::response_over_limit()))?;
                     self.stage = self.process_found(sending, found, line).map_err(Err)?;
                 }
                 Some(Err(error)) => return Err(Err(error.into())),
@@ -166,7 +166,7 @@ impl RangeStream {
         Ok(true)
     }
 
-    fn begin(&mut self, message: Bytes, line: &dyn Line) -> Result<(), Refusal> {
+    fn begin(&mut self, message: Bytes, line: &dyn StreamIo) -> Result<(), CallError> {
         let request: RangeRequest = decode_streamed(message)?;
         // A copy: the stream may wait, and must not keep the buffer in which its request was received.
         let request: RangeRequest = decode_streamed(request.encode_to_vec().into())?;
@@ -191,10 +191,10 @@ impl RangeStream {
     }
 
     /// Reads a chunk, inline or on the read pool.
-    fn chunk(&mut self, sending: Sending, line: &dyn Line) -> Result<Stage, Refusal> {
+    fn chunk(&mut self, sending: Sending, line: &dyn StreamIo) -> Result<Stage, CallError> {
         let wanted = sending.chunk_keys.min(sending.left).min(MAX_CHUNK_KEYS);
         let chunk = sending.chunk(wanted);
-        let found = self.api.readers().keys.range_at_once(&chunk).map_err(refuse)?;
+        let found = self.api.readers().keys.range_if_short(&chunk).map_err(refuse)?;
         if let Some((rows, _)) = found {
             return self.process_found(sending, Found { rows, wanted, _charge: None }, line);
         }
@@ -208,14 +208,14 @@ impl RangeStream {
         Ok(Stage::Reading(receiver, sending))
     }
 
-    fn process_found(&mut self, sending: Sending, found: Found, line: &dyn Line) -> Result<Stage, Refusal> {
+    fn process_found(&mut self, sending: Sending, found: Found, line: &dyn StreamIo) -> Result<Stage, CallError> {
         let rows = found.rows;
         if !sending.query.is_sorted() {
             return Ok(self.send_chunk(sending, found.wanted, rows));
         }
         let bytes = rows.records.iter().map(Bytes::len).sum();
-        if bytes > line.spare() {
-            return Err(ledger::unread());
+        if bytes > line.spare_bytes() {
+            return Err(ledger::response_over_limit());
         }
         let (rest, more, count) = (rows.records.into_iter(), rows.more, rows.count);
         Ok(Stage::Sorted(Sorted { rest, bytes, more, count, head: sending.head, chunk_keys: FIRST_CHUNK_KEYS }))
@@ -277,7 +277,7 @@ fn limit(query: &mut Query, wanted: usize, left: usize) {
 }
 
 /// Reads a chunk, with fewer keys than wanted if the chunk would be too large.
-fn read_chunk(api: &Api, mut chunk: Query, mut wanted: usize, left: usize) -> Result<Option<Found>, Failure> {
+fn read_chunk(api: &Api, mut chunk: Query, mut wanted: usize, left: usize) -> Result<Option<Found>, ReadError> {
     let present = api.readers();
     let keys = &present.keys;
     let rows = loop {
@@ -294,7 +294,7 @@ fn read_chunk(api: &Api, mut chunk: Query, mut wanted: usize, left: usize) -> Re
 }
 
 /// Reads all rows. The result is None if the ledger's limit is reached.
-fn read_whole(api: &Api, query: &Query) -> Result<Option<Found>, Failure> {
+fn read_whole(api: &Api, query: &Query) -> Result<Option<Found>, ReadError> {
     let charge = RefCell::new(api.ledger.charge(0));
     let found = api.readers().keys.range_metered(query, &|cost| charge.borrow_mut().try_grow(cost))?;
     let charge = Some(charge.into_inner());

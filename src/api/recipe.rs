@@ -32,12 +32,12 @@ use prost::Message;
 
 use super::{Api, table::UnaryHandler, unary};
 use crate::{
-    call::{Call, Code, Conversation, Line, Mailbox, Metadata, Parcel, Refusal, Reply, Step},
+    call::{Call, CallError, Code, Conversation, Delivery, Metadata, Reply, ReplySink, Step, StreamIo},
     error::Error,
     ledger,
     mvcc::Interval,
     proto::{etcdserverpb::WatchResponse, mvccpb},
-    watch::{Create, Request, Response, Subscriber, Wishes},
+    watch::{Create, Request, Response, Subscriber, WatchOptions},
 };
 
 /// What a waiting conversation counts as held beside its request: its future, its key in the queue, and the watch that it waits
@@ -47,7 +47,7 @@ const CONVERSATION_BYTES: usize = 4 << 10;
 const COPIES: usize = 4;
 
 /// The future that answers a call.
-pub type ConversationFuture = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
+pub type ConversationFuture = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
 
 /// A conversation that runs a future, which begins when the request arrives.
 pub struct AsyncConversation {
@@ -74,14 +74,16 @@ impl AsyncConversation {
 }
 
 impl Conversation for AsyncConversation {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
         let future = match &mut self.future {
             Some(future) => future,
             None => match line.receive() {
-                Some(message) if message.len() > line.spare() => return Step::End(Err(ledger::too_much())),
+                Some(message) if message.len() > line.spare_bytes() => {
+                    return Step::End(Err(ledger::request_over_limit()));
+                }
                 Some(message) => self.future.insert((self.begin)(self.caller.clone(), message)),
-                None if line.ended() => {
-                    return Step::End(Err(Refusal { code: Code::Unknown, message: "EOF".into() }));
+                None if line.is_half_closed() => {
+                    return Step::End(Err(CallError { code: Code::Unknown, message: "EOF".into() }));
                 }
                 None => return Step::Wait,
             },
@@ -90,7 +92,7 @@ impl Conversation for AsyncConversation {
             if let Poll::Ready(end) = future.as_mut().poll(&mut Context::from_waker(line.waker())) {
                 return Step::End(end);
             }
-            if !line.has_room() {
+            if !line.can_send() {
                 return Step::Wait;
             }
             match self.caller.outgoing.lock().take() {
@@ -100,7 +102,7 @@ impl Conversation for AsyncConversation {
         }
     }
 
-    fn held(&self) -> usize {
+    fn held_bytes(&self) -> usize {
         self.caller.retained_bytes.load(Ordering::Relaxed)
     }
 }
@@ -135,9 +137,9 @@ impl Caller {
         &self,
         handler: UnaryHandler,
         request: &impl Message,
-    ) -> Result<R, Refusal> {
+    ) -> Result<R, CallError> {
         let answer = unary::run(&self.api, handler, self.new_call(request)).await;
-        let message = answer.map_err(|refusal| Refusal { code: Code::Unknown, ..refusal })?;
+        let message = answer.map_err(|refusal| CallError { code: Code::Unknown, ..refusal })?;
         Ok(R::decode(message).expect("our own responses can be decoded"))
     }
 
@@ -150,7 +152,12 @@ impl Caller {
     #[must_use]
     pub fn watch(&self, interval: Interval, from: i64) -> ChangeStream {
         let mut subscriber = self.api.hub.open();
-        subscriber.ask(Request::Create(Create { id: 0, interval, start: from, wishes: Wishes::default() }));
+        subscriber.send_request(Request::Create(Create {
+            id: 0,
+            interval,
+            start: from,
+            options: WatchOptions::default(),
+        }));
         ChangeStream { subscriber, received: VecDeque::new() }
     }
 
@@ -162,9 +169,9 @@ impl Caller {
 /// Discards answers.
 struct DiscardingMailbox;
 
-impl Mailbox for DiscardingMailbox {
-    fn put(self: Arc<Self>, slot: u64, parcel: Parcel) {
-        if let Parcel::Work(work) = parcel {
+impl ReplySink for DiscardingMailbox {
+    fn put(self: Arc<Self>, slot: u64, parcel: Delivery) {
+        if let Delivery::Work(work) = parcel {
             work(Reply::new(self, slot));
         }
     }
@@ -172,8 +179,8 @@ impl Mailbox for DiscardingMailbox {
 
 /// An error of the call's own, with code `Unknown` as in etcd.
 #[must_use]
-pub fn refusal(text: &'static str) -> Refusal {
-    Refusal { code: Code::Unknown, message: text.into() }
+pub fn refusal(text: &'static str) -> CallError {
+    CallError { code: Code::Unknown, message: text.into() }
 }
 
 /// Changes to some keys, as they happen.
@@ -193,7 +200,7 @@ pub struct ChangeBatch {
 impl ChangeStream {
     /// Waits for the next changes. None if some have been compacted or the watch has ended: callers must read again, and watch
     /// from there.
-    pub async fn next(&mut self) -> Result<Option<ChangeBatch>, Refusal> {
+    pub async fn next(&mut self) -> Result<Option<ChangeBatch>, CallError> {
         loop {
             match self.response().await? {
                 Response::Events(events) => {
@@ -207,12 +214,12 @@ impl ChangeStream {
         }
     }
 
-    async fn response(&mut self) -> Result<Response, Refusal> {
+    async fn response(&mut self) -> Result<Response, CallError> {
         poll_fn(|context| {
             while self.received.is_empty() {
                 let taken = self.subscriber.take(&mut self.received, context.waker());
                 if taken.is_err() {
-                    return Poll::Ready(Err(Refusal { code: Code::Unknown, ..Error::Stopped.into() }));
+                    return Poll::Ready(Err(CallError { code: Code::Unknown, ..Error::Stopped.into() }));
                 }
                 if self.received.is_empty() {
                     return Poll::Pending;

@@ -7,7 +7,7 @@ use std::task::Waker;
 use bytes::Bytes;
 
 use crate::{
-    call::{Code, Conversation, Line, Refusal, Step},
+    call::{CallError, Code, Conversation, Step, StreamIo},
     ledger,
 };
 
@@ -27,17 +27,17 @@ impl SingleRequest {
     }
 
     /// Waits for the only message and for the half-close. Returns None when both have arrived.
-    fn receive_request(&mut self, line: &mut dyn Line) -> Option<Step> {
+    fn receive_request(&mut self, line: &mut dyn StreamIo) -> Option<Step> {
         while let Some(message) = line.receive() {
-            if message.len() > line.spare() {
-                return Some(Step::End(Err(ledger::too_much())));
+            if message.len() > line.spare_bytes() {
+                return Some(Step::End(Err(ledger::request_over_limit())));
             }
             if self.message.replace(message).is_some() {
                 return Some(refuse("received multiple request messages for non-client-streaming RPC"));
             }
         }
         match &self.message {
-            _ if !line.ended() => Some(Step::Wait),
+            _ if !line.is_half_closed() => Some(Step::Wait),
             None => Some(refuse("received no request message from non-client-streaming RPC")),
             Some(_) => None,
         }
@@ -45,11 +45,11 @@ impl SingleRequest {
 }
 
 fn refuse(what: &str) -> Step {
-    Step::End(Err(Refusal { code: Code::Internal, message: format!("cardinality violation: {what}").into() }))
+    Step::End(Err(CallError { code: Code::Internal, message: format!("cardinality violation: {what}").into() }))
 }
 
 impl Conversation for SingleRequest {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
         if !self.is_started {
             if let Some(step) = self.receive_request(line) {
                 return step;
@@ -59,36 +59,36 @@ impl Conversation for SingleRequest {
         self.conversation.step(&mut SingleRequestLine { line, message: &mut self.message })
     }
 
-    fn held(&self) -> usize {
-        self.message.as_ref().map_or(0, Bytes::len) + self.conversation.held()
+    fn held_bytes(&self) -> usize {
+        self.message.as_ref().map_or(0, Bytes::len) + self.conversation.held_bytes()
     }
 }
 
 /// The line of a call whose only message has been received.
 struct SingleRequestLine<'a> {
-    line: &'a mut dyn Line,
+    line: &'a mut dyn StreamIo,
     message: &'a mut Option<Bytes>,
 }
 
-impl Line for SingleRequestLine<'_> {
+impl StreamIo for SingleRequestLine<'_> {
     fn receive(&mut self) -> Option<Bytes> {
         self.message.take()
     }
 
-    fn ended(&self) -> bool {
+    fn is_half_closed(&self) -> bool {
         self.message.is_none()
     }
 
-    fn has_room(&self) -> bool {
-        self.line.has_room()
+    fn can_send(&self) -> bool {
+        self.line.can_send()
     }
 
     fn send(&mut self, message: Bytes) {
         self.line.send(message);
     }
 
-    fn spare(&self) -> usize {
-        self.line.spare()
+    fn spare_bytes(&self) -> usize {
+        self.line.spare_bytes()
     }
 
     fn waker(&self) -> &Waker {
@@ -110,16 +110,16 @@ mod tests {
         answers: Vec<Bytes>,
     }
 
-    impl Line for TestLine {
+    impl StreamIo for TestLine {
         fn receive(&mut self) -> Option<Bytes> {
             self.messages.pop_front()
         }
 
-        fn ended(&self) -> bool {
+        fn is_half_closed(&self) -> bool {
             self.ended && self.messages.is_empty()
         }
 
-        fn has_room(&self) -> bool {
+        fn can_send(&self) -> bool {
             true
         }
 
@@ -136,11 +136,11 @@ mod tests {
     struct Echo;
 
     impl Conversation for Echo {
-        fn step(&mut self, line: &mut dyn Line) -> Step {
+        fn step(&mut self, line: &mut dyn StreamIo) -> Step {
             while let Some(message) = line.receive() {
                 line.send(message);
             }
-            if line.ended() { Step::End(Ok(())) } else { Step::Wait }
+            if line.is_half_closed() { Step::End(Ok(())) } else { Step::Wait }
         }
     }
 

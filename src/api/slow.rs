@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::table::Method;
-use crate::call::Answer;
+use crate::call::CallResult;
 
 /// The durations from which calls and reads are logged as slow.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +16,7 @@ pub struct Slow {
 
 impl Slow {
     /// Logs a unary call that has ended: at WARN if it was slow, otherwise at DEBUG.
-    pub fn note_call(&self, method: &Method, spent: Duration, request_bytes: usize, answer: &Answer) {
+    pub fn note_call(&self, method: &Method, spent: Duration, request_bytes: usize, answer: &CallResult) {
         let response_bytes = answer.as_ref().map_or(0, bytes::Bytes::len);
         macro_rules! stats {
             ($level:ident) => {

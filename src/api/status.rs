@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 
 use crate::{
-    call::{Code, Refusal},
+    call::{CallError, Code},
     error::Error,
 };
 
-impl From<Error> for Refusal {
+impl From<Error> for CallError {
     fn from(error: Error) -> Self {
         Self { code: code(&error), message: Cow::Owned(error.to_string()) }
     }
@@ -146,7 +146,7 @@ mod tests {
             (Error::NotPrimary, Code::Unknown, "not a primary lessor"),
         ];
         for (error, code, text) in table {
-            let refusal = Refusal::from(error.clone());
+            let refusal = CallError::from(error.clone());
             assert_eq!((refusal.code, refusal.message.as_ref()), (*code, *text));
         }
     }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use super::{Api, recipe::Caller};
 use crate::{
-    call::Refusal,
+    call::CallError,
     mvcc::Interval,
     proto::{
         etcdserverpb::{
@@ -49,7 +49,7 @@ pub fn entry_key(name: &[u8], lease: i64) -> Bytes {
 }
 
 /// The lease of the request, without checking that it exists; or a new one if the request names none.
-pub async fn lease_or_new(caller: &Caller, lease: i64) -> Result<i64, Refusal> {
+pub async fn lease_or_new(caller: &Caller, lease: i64) -> Result<i64, CallError> {
     if lease != 0 {
         return Ok(lease);
     }
@@ -150,7 +150,7 @@ impl QueueEntry {
         name: &[u8],
         lease: i64,
         value: Bytes,
-    ) -> Result<(Self, Enqueued), Refusal> {
+    ) -> Result<(Self, Enqueued), CallError> {
         let key = entry_key(name, lease);
         let head = caller.api.readers().keys.head();
         let txn = TxnRequest {
@@ -198,7 +198,7 @@ impl Drop for QueueEntry {
 }
 
 /// Waits until no entry is older than `mine`. Does not check that `mine` still exists then.
-pub async fn await_turn(caller: &Caller, name: &[u8], mine: i64) -> Result<(), Refusal> {
+pub async fn await_turn(caller: &Caller, name: &[u8], mine: i64) -> Result<(), CallError> {
     let (key, range_end) = prefix(name);
     let predecessor = RangeRequest {
         key,

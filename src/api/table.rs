@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::{Api, single::SingleRequest};
 use crate::{
-    call::{Call, Code, Conversation, Metadata, Refusal, Reply},
+    call::{Call, CallError, Code, Conversation, Metadata, Reply},
     error::Error,
     metrics::METRICS,
     proto::etcdserverpb::{self as pb, RangeRequest},
@@ -225,7 +225,7 @@ const METHODS: &[(&str, Handler)] = &[
 
 /// The error of a call for an unknown path, with grpc-go's text.
 #[must_use]
-pub fn refuse_unknown(path: &str) -> Refusal {
+pub fn refuse_unknown(path: &str) -> CallError {
     let has_service = |service: &str| {
         METHODS.iter().any(|(known, _)| known[1..].rsplit_once('/').is_some_and(|(name, _)| name == service))
     };
@@ -234,7 +234,7 @@ pub fn refuse_unknown(path: &str) -> Refusal {
         Some((service, _)) => format!("unknown service {service}"),
         None => format!("malformed method name: {path:?}"),
     };
-    Refusal { code: Code::Unimplemented, message: message.into() }
+    CallError { code: Code::Unimplemented, message: message.into() }
 }
 
 impl Table {
@@ -261,7 +261,7 @@ impl Table {
 
     /// The checks that precede every method: of this member's role and of the metadata. `message` is the request of a unary
     /// call.
-    pub fn admit(&self, method: &Method, metadata: &Metadata, message: Option<&Bytes>) -> Result<(), Refusal> {
+    pub fn admit(&self, method: &Method, metadata: &Metadata, message: Option<&Bytes>) -> Result<(), CallError> {
         let status = self.api.node.status();
         if status.is_learner() && !method.learner.accepts(message) {
             return Err(Error::NotSupportedForLearner.into());

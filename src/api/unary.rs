@@ -26,7 +26,7 @@ use super::{
     Api,
     table::{Method, Table, UnaryHandler},
 };
-use crate::call::{Answer, Call, Code, Mailbox, Metadata, Parcel, Refusal, Reply};
+use crate::call::{Call, CallError, CallResult, Code, Delivery, Metadata, Reply, ReplySink};
 
 const PREFIX_LEN: usize = 5;
 /// A message up to this size is copied behind its prefix, so that both are sent as one frame.
@@ -39,11 +39,11 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// The mailbox of one unary call.
 #[derive(Default)]
 struct UnaryMailbox {
-    state: Mutex<(Option<Parcel>, Option<Waker>)>,
+    state: Mutex<(Option<Delivery>, Option<Waker>)>,
 }
 
-impl Mailbox for UnaryMailbox {
-    fn put(self: Arc<Self>, _slot: u64, parcel: Parcel) {
+impl ReplySink for UnaryMailbox {
+    fn put(self: Arc<Self>, _slot: u64, parcel: Delivery) {
         let mut state = self.state.lock();
         state.0 = Some(parcel);
         let waker = state.1.take();
@@ -55,7 +55,7 @@ impl Mailbox for UnaryMailbox {
 }
 
 impl UnaryMailbox {
-    async fn next_parcel(&self) -> Parcel {
+    async fn next_parcel(&self) -> Delivery {
         std::future::poll_fn(|context| {
             let mut state = self.state.lock();
             if let Some(parcel) = state.0.take() {
@@ -69,13 +69,13 @@ impl UnaryMailbox {
 }
 
 /// Calls a handler and waits for its answer. Work that the handler puts into the mailbox runs here.
-pub async fn run(api: &Arc<Api>, handler: UnaryHandler, call: Call) -> Answer {
+pub async fn run(api: &Arc<Api>, handler: UnaryHandler, call: Call) -> CallResult {
     let mailbox = Arc::new(UnaryMailbox::default());
     handler(api, call, Reply::new(mailbox.clone(), 0));
     loop {
         match mailbox.next_parcel().await {
-            Parcel::Answer(answer) => return answer,
-            Parcel::Work(work) => work(Reply::new(mailbox.clone(), 0)),
+            Delivery::Answer(answer) => return answer,
+            Delivery::Work(work) => work(Reply::new(mailbox.clone(), 0)),
         }
     }
 }
@@ -104,7 +104,7 @@ where
 }
 
 /// Answers a call whose request has been read, and counts the call.
-pub async fn answer(table: &Table, method: &Method, handler: UnaryHandler, call: Call) -> Answer {
+pub async fn answer(table: &Table, method: &Method, handler: UnaryHandler, call: Call) -> CallResult {
     let (started, request_bytes) = (Instant::now(), call.message.len());
     method.received(request_bytes);
     let answer = match table.admit(method, &call.metadata, Some(&call.message)) {
@@ -123,7 +123,7 @@ pub async fn answer(table: &Table, method: &Method, handler: UnaryHandler, call:
 }
 
 /// Reads the message of a request.
-async fn read<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, max_bytes: usize) -> Result<Bytes, Refusal> {
+async fn read<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, max_bytes: usize) -> Result<Bytes, CallError> {
     let mut received = MessageBuffer::default();
     loop {
         if let Some(message) = received.take_message(max_bytes)? {
@@ -132,7 +132,7 @@ async fn read<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, max_bytes: usize) 
         let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
         let Some(Ok(frame)) = frame else {
             let text = if received.len() < PREFIX_LEN { "EOF" } else { "unexpected EOF" };
-            return Err(Refusal { code: Code::Unknown, message: Cow::Borrowed(text) });
+            return Err(CallError { code: Code::Unknown, message: Cow::Borrowed(text) });
         };
         if let Ok(data) = frame.into_data() {
             received.push(data);
@@ -162,7 +162,7 @@ impl MessageBuffer {
     }
 
     /// The message at the front, if it is complete.
-    fn take_message(&mut self, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
+    fn take_message(&mut self, max_bytes: usize) -> Result<Option<Bytes>, CallError> {
         let front = if self.joined.is_empty() { &self.single[..] } else { &self.joined[..] };
         let Some(range) = find_message(front, max_bytes)? else { return Ok(None) };
         let framed = if self.joined.is_empty() { self.single.clone() } else { self.joined.split().freeze() };
@@ -171,16 +171,16 @@ impl MessageBuffer {
 }
 
 /// The range of the first message, if it is complete.
-fn find_message(received: &[u8], max_bytes: usize) -> Result<Option<Range<usize>>, Refusal> {
+fn find_message(received: &[u8], max_bytes: usize) -> Result<Option<Range<usize>>, CallError> {
     let Some(mut prefix) = received.get(..PREFIX_LEN) else { return Ok(None) };
     if prefix.get_u8() != 0 {
         let text = "grpc: compressed flag set with identity or empty encoding";
-        return Err(Refusal { code: Code::Internal, message: Cow::Borrowed(text) });
+        return Err(CallError { code: Code::Internal, message: Cow::Borrowed(text) });
     }
     let len = prefix.get_u32() as usize;
     if len > max_bytes {
         let text = format!("grpc: received message larger than max ({len} vs. {max_bytes})");
-        return Err(Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) });
+        return Err(CallError { code: Code::ResourceExhausted, message: Cow::Owned(text) });
     }
     let range = PREFIX_LEN..PREFIX_LEN + len;
     Ok((range.end <= received.len()).then_some(range))
@@ -190,7 +190,7 @@ fn accept(message: Bytes) -> Response<UnaryBody> {
     let len = u32::try_from(message.len());
     let Ok(len) = len else {
         let text = format!("grpc: trying to send message larger than max ({} vs. {})", message.len(), u32::MAX);
-        return refuse(&Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) });
+        return refuse(&CallError { code: Code::ResourceExhausted, message: Cow::Owned(text) });
     };
     let copied = if message.len() <= COPIED_BYTES { message.len() } else { 0 };
     let mut first = BytesMut::with_capacity(PREFIX_LEN + copied);
@@ -201,11 +201,11 @@ fn accept(message: Bytes) -> Response<UnaryBody> {
     respond(UnaryBody { first: Some(first.freeze()), rest, trailers: true }, None)
 }
 
-fn refuse(refusal: &Refusal) -> Response<UnaryBody> {
+fn refuse(refusal: &CallError) -> Response<UnaryBody> {
     respond(UnaryBody { first: None, rest: None, trailers: false }, Some(refusal))
 }
 
-fn respond(body: UnaryBody, refusal: Option<&Refusal>) -> Response<UnaryBody> {
+fn respond(body: UnaryBody, refusal: Option<&CallError>) -> Response<UnaryBody> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, GRPC);

@@ -20,7 +20,7 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    call::{Conversation, Line, Step},
+    call::{Conversation, Step, StreamIo},
     error::Error,
 };
 
@@ -79,7 +79,7 @@ struct Guarded {
 }
 
 impl Conversation for Guarded {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
         if self.waker.as_ref().is_none_or(|registered| !registered.will_wake(line.waker())) {
             self.waker = Some(line.waker().clone());
             self.leader_watch.state.lock().wakers.insert(self.id, line.waker().clone());
@@ -91,8 +91,8 @@ impl Conversation for Guarded {
         self.conversation.step(line)
     }
 
-    fn held(&self) -> usize {
-        self.conversation.held()
+    fn held_bytes(&self) -> usize {
+        self.conversation.held_bytes()
     }
 }
 
@@ -117,7 +117,7 @@ mod tests {
     struct Idle;
 
     impl Conversation for Idle {
-        fn step(&mut self, _line: &mut dyn Line) -> Step {
+        fn step(&mut self, _line: &mut dyn StreamIo) -> Step {
             Step::Wait
         }
     }
@@ -134,16 +134,16 @@ mod tests {
     /// A line without messages.
     struct IdleLine(Waker);
 
-    impl Line for IdleLine {
+    impl StreamIo for IdleLine {
         fn receive(&mut self) -> Option<Bytes> {
             None
         }
 
-        fn ended(&self) -> bool {
+        fn is_half_closed(&self) -> bool {
             false
         }
 
-        fn has_room(&self) -> bool {
+        fn can_send(&self) -> bool {
             true
         }
 

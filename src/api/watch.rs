@@ -11,14 +11,14 @@ use prost::Message;
 
 use super::{Api, decode_streamed, header::Header};
 use crate::{
-    call::{Code, Conversation, Line, Metadata, Refusal, Step},
+    call::{CallError, Code, Conversation, Metadata, Step, StreamIo},
     error::Error,
-    metrics::{self, METRICS, Sent},
+    metrics::{self, METRICS, WatchResponseCounts},
     mvcc::Interval,
     proto::etcdserverpb::{
         WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType, watch_request::RequestUnion,
     },
-    watch::{self, Create, Events, NOBODY, Request, Response, Subscriber, Wishes},
+    watch::{self, Create, Events, NO_WATCH_ID, Request, Response, Subscriber, WatchOptions},
 };
 
 /// Whether the caller may watch from a key to a range end (as it was sent); the error is the cancel reason that the client gets.
@@ -65,17 +65,19 @@ impl Watching {
 
     /// Passes requests to the hub, as long as there are any and the stream's outbox has capacity for the responses. Returns
     /// whether there were any.
-    fn receive_requests(&mut self, line: &mut dyn Line) -> Result<bool, Refusal> {
+    fn receive_requests(&mut self, line: &mut dyn StreamIo) -> Result<bool, CallError> {
         let mut received = false;
-        while self.subscriber.may_ask()
+        while self.subscriber.can_send_request()
             && let Some(message) = line.receive()
         {
             received = true;
             let request: WatchRequest = decode_streamed(message)?;
             match request.request_union {
-                Some(RequestUnion::CreateRequest(create)) => self.create(&create, line.spare()),
-                Some(RequestUnion::CancelRequest(cancel)) => self.subscriber.ask(Request::Cancel(cancel.watch_id)),
-                Some(RequestUnion::ProgressRequest(_)) => self.subscriber.ask(Request::Progress),
+                Some(RequestUnion::CreateRequest(create)) => self.create(&create, line.spare_bytes()),
+                Some(RequestUnion::CancelRequest(cancel)) => {
+                    self.subscriber.send_request(Request::Cancel(cancel.watch_id))
+                }
+                Some(RequestUnion::ProgressRequest(_)) => self.subscriber.send_request(Request::Progress),
                 None => (), // A kind of request that this version does not know.
             }
         }
@@ -85,17 +87,17 @@ impl Watching {
     /// `spare` is how many bytes more than before this step may be held for the client.
     fn create(&mut self, create: &WatchCreateRequest, spare: usize) {
         let request = match self.check(create) {
-            Ok(create) if self.charged + watch::charge(&create.interval) > spare => {
+            Ok(create) if self.charged + watch::watch_cost(&create.interval) > spare => {
                 METRICS.refused.with_label_values(&["watches"]).inc();
                 Request::Refuse(Error::TooManyRequests.to_string().into())
             }
             Ok(create) => {
-                self.charged += watch::charge(&create.interval);
+                self.charged += watch::watch_cost(&create.interval);
                 Request::Create(create)
             }
             Err(reason) => Request::Refuse(reason),
         };
-        self.subscriber.ask(request);
+        self.subscriber.send_request(request);
     }
 
     /// Checks the request itself and the caller's permission. Clients can observe the order of the checks.
@@ -114,29 +116,29 @@ impl Watching {
             return Err(EMPTY_RANGE.into());
         }
         let filtered = |filter: FilterType| create.filters.contains(&(filter as i32));
-        let wishes = Wishes {
+        let options = WatchOptions {
             no_put: filtered(FilterType::Noput),
             no_delete: filtered(FilterType::Nodelete),
             previous: create.prev_kv,
             progress: create.progress_notify,
             fragment: create.fragment,
         };
-        Ok(Create { id: create.watch_id, interval, start: create.start_revision, wishes })
+        Ok(Create { id: create.watch_id, interval, start: create.start_revision, options })
     }
 
     /// Sends pending responses while the line has capacity. Returns whether all were sent.
-    fn send_responses(&mut self, line: &mut dyn Line) -> bool {
+    fn send_responses(&mut self, line: &mut dyn StreamIo) -> bool {
         if self.pending.is_empty() && self.fragmented.is_none() {
             return true;
         }
-        let (started, mut sent) = (Instant::now(), Sent::default());
+        let (started, mut sent) = (Instant::now(), WatchResponseCounts::default());
         let is_done = self.send_pending(line, &mut sent);
-        metrics::watch_sent(sent, started.elapsed());
+        metrics::observe_watch_send(sent, started.elapsed());
         is_done
     }
 
-    fn send_pending(&mut self, line: &mut dyn Line, sent: &mut Sent) -> bool {
-        while line.has_room() {
+    fn send_pending(&mut self, line: &mut dyn StreamIo, sent: &mut WatchResponseCounts) -> bool {
+        while line.can_send() {
             if let Some((events, next)) = self.fragmented.take() {
                 let message = self.next_fragment(events, next);
                 line.send(message);
@@ -157,7 +159,7 @@ impl Watching {
                 WatchResponse { watch_id: watch, created: true, ..self.with_header(revision) }
             }
             Response::Refused { reason, revision } => WatchResponse {
-                watch_id: NOBODY,
+                watch_id: NO_WATCH_ID,
                 created: true,
                 canceled: true,
                 cancel_reason: reason.into_owned(),
@@ -211,7 +213,7 @@ impl Watching {
     }
 }
 
-fn count(response: &Response, sent: &mut Sent) {
+fn count(response: &Response, sent: &mut WatchResponseCounts) {
     match response {
         Response::Events(events) => sent.events += events.frames.as_slice().len(),
         Response::Progress { .. } => sent.notices += 1,
@@ -233,31 +235,31 @@ fn assemble(head: &WatchResponse, frames: &[Bytes], size: usize) -> Bytes {
 }
 
 impl Conversation for Watching {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
         self.charged = 0;
         loop {
-            let could_ask = self.subscriber.may_ask();
+            let could_ask = self.subscriber.can_send_request();
             let received = match self.receive_requests(line) {
                 Ok(received) => received,
                 Err(refusal) => return Step::End(Err(refusal)),
             };
             // Responses that cannot be sent stay in the outbox, which is bounded.
-            if !self.send_responses(line) || !line.has_room() {
+            if !self.send_responses(line) || !line.can_send() {
                 return Step::Wait;
             }
             if let Err(watch::Stopped) = self.subscriber.take(&mut self.pending, line.waker()) {
                 let message = Error::Stopped.to_string().into();
-                return Step::End(Err(Refusal { code: Code::Unavailable, message }));
+                return Step::End(Err(CallError { code: Code::Unavailable, message }));
             }
             // The outbox may have capacity now for requests that could not be passed on before.
-            let can_receive = received || !could_ask && self.subscriber.may_ask();
+            let can_receive = received || !could_ask && self.subscriber.can_send_request();
             if self.pending.is_empty() && !can_receive {
                 return Step::Wait;
             }
         }
     }
 
-    fn held(&self) -> usize {
+    fn held_bytes(&self) -> usize {
         let fragmented = self.fragmented.as_ref().map_or(0, |(events, _)| events.frames.cost());
         self.subscriber.held() + fragmented + self.pending.iter().map(Response::cost).sum::<usize>()
     }

@@ -97,9 +97,9 @@ fn unit_nanos(unit: &str) -> Option<u64> {
 
 /// Prints a duration in Go's notation, for logs and messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Go(pub Duration);
+pub struct GoDuration(pub Duration);
 
-impl fmt::Display for Go {
+impl fmt::Display for GoDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nanos = self.0.as_nanos();
         match nanos {
@@ -190,7 +190,7 @@ mod tests {
             (5_400_000_000_000, "1h30m0s"),
             (3_600_000_000_000 + 500_000_000, "1h0m0.5s"),
         ] {
-            assert_eq!(Go(Duration::from_nanos(nanos)).to_string(), text);
+            assert_eq!(GoDuration(Duration::from_nanos(nanos)).to_string(), text);
             assert_eq!(parse(text), Ok(i64::try_from(nanos).unwrap()), "a printed duration can be parsed");
         }
     }

@@ -151,7 +151,7 @@ impl FeatureGates {
     }
 
     #[must_use]
-    pub fn is_open(&self, gate: Gate) -> bool {
+    pub fn is_enabled(&self, gate: Gate) -> bool {
         self.enabled & bit(gate) != 0
     }
 
@@ -193,17 +193,17 @@ mod tests {
     #[test]
     fn beta_is_enabled_and_alpha_disabled_by_default() {
         let gates = FeatureGates::parse("").unwrap();
-        assert!(gates.is_open(Gate::FastLeaseKeepAlive));
-        assert!(!gates.is_open(Gate::InitialCorruptCheck));
+        assert!(gates.is_enabled(Gate::FastLeaseKeepAlive));
+        assert!(!gates.is_enabled(Gate::InitialCorruptCheck));
         assert_eq!(gates.without_effect().count(), 0);
     }
 
     #[test]
     fn a_gate_set_by_name_overrides_its_stage() {
         let gates = FeatureGates::parse(" PriorityRequest = false ,AllAlpha=true, AllBeta=f").unwrap();
-        assert!(gates.is_open(Gate::LeaseCheckpoint));
-        assert!(!gates.is_open(Gate::PriorityRequest));
-        assert!(!gates.is_open(Gate::FastLeaseKeepAlive));
+        assert!(gates.is_enabled(Gate::LeaseCheckpoint));
+        assert!(!gates.is_enabled(Gate::PriorityRequest));
+        assert!(!gates.is_enabled(Gate::FastLeaseKeepAlive));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{
 
 /// Everything that a first start needs, validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FirstStart {
+pub struct InitialCluster {
     pub state: ClusterState,
     /// The name of this member; a key of `members`.
     pub name: String,
@@ -22,7 +22,7 @@ pub struct FirstStart {
     pub token: String,
 }
 
-impl FirstStart {
+impl InitialCluster {
     /// Checks in etcd's order, and fails with etcd's texts where etcd refuses too.
     pub(super) fn read(config: &Config) -> Result<Self, String> {
         let members = initial_cluster(&config.initial_cluster)?;
@@ -87,7 +87,7 @@ fn check_no_url_twice(members: &BTreeMap<String, Vec<Url>>) -> Result<(), String
 
 /// The peer URLs that this member advertises must match those in `--initial-cluster`.
 fn check_advertised(listed: &[Url], name: &str, advertised: &[Url]) -> Result<(), String> {
-    let Err(cause) = url_resolution::lead_to_the_same(advertised, listed) else { return Ok(()) };
+    let Err(cause) = url_resolution::resolve_to_same_addresses(advertised, listed) else { return Ok(()) };
     let missing_from = |urls: &[Url], others: &[Url]| -> Vec<Url> {
         urls.iter().filter(|url| !others.contains(url)).cloned().collect()
     };

@@ -129,7 +129,7 @@ pub struct Limits {
     /// Committed entries not yet applied at which requests are refused.
     pub max_apply_backlog: u64,
     /// Log kept in memory for members that lag behind.
-    pub laggard_log_bytes: usize,
+    pub lagging_log_bytes: usize,
     /// Messages queued for one other member.
     pub peer_queue_bytes: usize,
     /// Maximum number of connections from one address to the peer port.
@@ -192,7 +192,7 @@ impl Limits {
             flush_log_bytes: number("flush-log-bytes"),
             flush_interval,
             max_apply_backlog: number("max-apply-backlog"),
-            laggard_log_bytes: resolve::count(number("laggard-log-bytes")),
+            lagging_log_bytes: resolve::count(number("laggard-log-bytes")),
             peer_queue_bytes: resolve::count(number("peer-queue-bytes")),
             peer_connections_per_address: at_least("peer-connections-per-address", MIN_PEER_CONNECTIONS)?,
             peer_connections_before_hello: at_least(
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!((limits.block_cache_bytes, limits.write_buffer_bytes), (16 << 20, 16 << 20));
         assert_eq!((limits.flush_log_bytes, limits.flush_interval), (32 << 20, Duration::from_mins(1)));
         assert_eq!(limits.max_apply_backlog, 5000);
-        assert_eq!((limits.laggard_log_bytes, limits.peer_queue_bytes), (192 << 20, 64 << 20));
+        assert_eq!((limits.lagging_log_bytes, limits.peer_queue_bytes), (192 << 20, 64 << 20));
         assert_eq!(limits.snapshot_bytes_per_second, 128 << 20);
         assert_eq!((limits.peer_connections_per_address, limits.peer_connections_before_hello), (1024, 16));
         assert_eq!((limits.peer_hello_timeout, limits.peer_min_bytes_per_second), (Duration::from_secs(5), 64 << 10));

@@ -10,7 +10,7 @@
 //! etcd starts metastore. [`flags`] is the table of all flags, `parse` reads arguments and variables, `resolve` checks what
 //! they mean together. Warnings about the configuration are returned as notices, because logging is itself configured here.
 //!
-//! Settings that matter only while there is no data (the initial members) are checked by [`Config::first_start`]; a restart
+//! Settings that matter only while there is no data (the initial members) are checked by [`Config::parse_initial_cluster`]; a restart
 //! ignores them.
 
 pub mod duration;
@@ -39,7 +39,7 @@ use crate::{
     urls::{self, Url},
 };
 use gates::FeatureGates;
-pub use initial_cluster::FirstStart;
+pub use initial_cluster::InitialCluster;
 use limits::Limits;
 use parse::{FlagValues, Stop};
 
@@ -63,8 +63,8 @@ pub struct Config {
     /// The peer URLs that this member advertises to other members, from the first start on.
     pub initial_advertise_peer_urls: Vec<Url>,
     /// Whether `initial_advertise_peer_urls` was set explicitly.
-    pub says_where_it_is: bool,
-    /// The initial members, as given; parsed by [`Config::first_start`].
+    pub advertise_peer_urls_is_set: bool,
+    /// The initial members, as given; parsed by [`Config::parse_initial_cluster`].
     pub initial_cluster: String,
     /// Whether the first start bootstraps a new cluster or joins an existing one.
     pub initial_cluster_state: ClusterState,
@@ -116,10 +116,10 @@ pub struct Config {
     /// Whether other processes may listen on the same ports.
     pub socket_reuse_port: bool,
     /// Limits on memory, threads, watches and connections.
-    pub bounds: Limits,
+    pub limits: Limits,
     pub feature_gates: FeatureGates,
     /// Settings of the listeners for clients: HTTP/2 server, limits per connection, TLS.
-    pub front: frontend::FrontendConfig,
+    pub frontend: frontend::FrontendConfig,
     pub logs: logging::Settings,
 }
 
@@ -277,8 +277,8 @@ impl Config {
     ///
     /// # Errors
     /// With etcd's texts where etcd refuses too.
-    pub fn first_start(&self) -> Result<FirstStart, String> {
-        FirstStart::read(self)
+    pub fn parse_initial_cluster(&self) -> Result<InitialCluster, String> {
+        InitialCluster::read(self)
     }
 }
 

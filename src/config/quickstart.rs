@@ -10,7 +10,7 @@
 use super::{
     flags,
     parse::FlagValues,
-    urls::{Place, Url},
+    urls::{Url, UrlAddress},
 };
 
 /// Sets the flags that the short form stands for.
@@ -62,9 +62,9 @@ fn members(text: &str) -> Result<Vec<Url>, String> {
 
 /// The listen URL for an advertised one: all interfaces if its host is a name.
 fn listen_url(url: &Url) -> String {
-    match url.place() {
-        Place::Tcp { port, .. } if !url.can_be_bound() => format!("http://0.0.0.0:{port}"),
-        Place::Tcp { .. } | Place::Unix(_) => url.to_string(),
+    match url.address() {
+        UrlAddress::Tcp { port, .. } if !url.can_be_bound() => format!("http://0.0.0.0:{port}"),
+        UrlAddress::Tcp { .. } | UrlAddress::Unix(_) => url.to_string(),
     }
 }
 
@@ -77,10 +77,10 @@ fn client_urls(address: &str, own: &Url) -> Result<(String, String), String> {
         return Ok((listen_url(&url), url.to_string()));
     }
     port.parse::<u16>().map_err(|_| invalid("invalid port"))?;
-    let advertised_host = match own.place() {
-        Place::Tcp { host, .. } if host.contains(':') => format!("[{host}]"),
-        Place::Tcp { host, .. } => host.clone(),
-        Place::Unix(_) => "localhost".to_owned(),
+    let advertised_host = match own.address() {
+        UrlAddress::Tcp { host, .. } if host.contains(':') => format!("[{host}]"),
+        UrlAddress::Tcp { host, .. } => host.clone(),
+        UrlAddress::Unix(_) => "localhost".to_owned(),
     };
     Ok((format!("http://0.0.0.0:{port}"), format!("http://{advertised_host}:{port}")))
 }

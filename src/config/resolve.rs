@@ -11,7 +11,7 @@ use super::{
     limits::Limits,
     parse::FlagValues,
     url_resolution,
-    urls::{self, Place, Url},
+    urls::{self, Url, UrlAddress},
     value,
 };
 use crate::logging::{self, Format, Level, Notice, Output};
@@ -65,7 +65,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     notices.extend(warnings(values));
     let verification_failed = |error: String| Notice::new(Level::Warn, NOT_VERIFIED).with("error", error);
     let mut addresses = Addresses::read(values).map_err(verification_failed)?;
-    let bounds = Limits::read(values).map_err(verification_failed)?;
+    let limits = Limits::read(values).map_err(verification_failed)?;
     let (heartbeat_interval, election_timeout) = raft_times(values).map_err(verification_failed)?;
     addresses.check_advertised(values).map_err(verification_failed)?;
     let mode = compaction_mode(values).map_err(verification_failed)?;
@@ -88,7 +88,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     }
     let max_concurrent_streams =
         value::unsigned_32(values.text("max-concurrent-streams")).expect("a text is checked when it is set");
-    let front = FrontendConfig::read(values, &addresses.listen_client, notices).map_err(verification_failed)?;
+    let frontend = FrontendConfig::read(values, &addresses.listen_client, notices).map_err(verification_failed)?;
     Ok(Config {
         data_dir: data_dir(values, &name, notices),
         initial_cluster: initial_cluster_text(values, &name, &addresses.advertise_peer),
@@ -98,7 +98,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         advertise_client_urls: addresses.advertise_client,
         listen_peer_urls: addresses.listen_peer,
         initial_advertise_peer_urls: addresses.advertise_peer,
-        says_where_it_is: values.is_set("initial-advertise-peer-urls"),
+        advertise_peer_urls_is_set: values.is_set("initial-advertise-peer-urls"),
         name,
         heartbeat_interval,
         election_timeout,
@@ -127,9 +127,9 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         unsafe_no_fsync: values.get("unsafe-no-fsync"),
         value_cache_bytes: count(values.get("value-cache-bytes")),
         socket_reuse_port: values.get("socket-reuse-port"),
-        bounds,
+        limits,
         feature_gates,
-        front,
+        frontend,
         logs,
     })
 }
@@ -217,7 +217,7 @@ impl Addresses {
         ];
         for (listen, advertise, default) in pairs {
             let [advertised] = advertise.as_mut_slice() else { continue };
-            let Some(Place::Tcp { host, port }) = listen.first().map(Url::place) else { continue };
+            let Some(UrlAddress::Tcp { host, port }) = listen.first().map(Url::address) else { continue };
             if host != "0.0.0.0" || advertised.as_str() != default {
                 continue;
             }
@@ -314,7 +314,7 @@ fn feature_gates(values: &FlagValues, notices: &mut Vec<Notice>) -> Result<Featu
     for (gate, enabled) in values.gates() {
         gates.set(*gate, *enabled);
     }
-    if gates.is_open(Gate::LeaseCheckpointPersist) && !gates.is_open(Gate::LeaseCheckpoint) {
+    if gates.is_enabled(Gate::LeaseCheckpointPersist) && !gates.is_enabled(Gate::LeaseCheckpoint) {
         let message = "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint";
         return Err(message.to_owned());
     }
@@ -383,7 +383,7 @@ fn progress_interval(values: &FlagValues, notices: &mut Vec<Notice>) -> Duration
     }
     let interval = time(values, "watch-progress-notify-interval");
     if interval < MIN_PROGRESS_INTERVAL {
-        let minimum = duration::Go(MIN_PROGRESS_INTERVAL).to_string();
+        let minimum = duration::GoDuration(MIN_PROGRESS_INTERVAL).to_string();
         notices.push(
             Notice::new(Level::Warn, "adjusting watch progress notify interval to minimum period")
                 .with("min-watch-progress-notify-interval", minimum),

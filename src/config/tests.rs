@@ -63,7 +63,7 @@ fn every_setting_has_a_default() {
     assert_eq!(config.logs, logging::Settings::default());
     assert!(config.advance_first_election && config.strict_reconfig_check && !config.force_new_cluster);
     assert_eq!(config.max_learners, 1);
-    let first = config.first_start().unwrap();
+    let first = config.parse_initial_cluster().unwrap();
     assert_eq!(
         (first.state, first.name.as_str(), first.token.as_str()),
         (ClusterState::New, "default", "etcd-cluster")
@@ -76,7 +76,7 @@ fn the_name_determines_data_directory_and_initial_cluster() {
     let config = config(&["--name=m1", "--initial-advertise-peer-urls=http://b:2,http://a:1"]);
     assert_eq!(config.data_dir, PathBuf::from("m1.metastore"));
     assert_eq!(config.initial_cluster, "m1=http://a:1,m1=http://b:2");
-    assert_eq!(config.first_start().unwrap().own_urls().len(), 2);
+    assert_eq!(config.parse_initial_cluster().unwrap().own_urls().len(), 2);
 }
 
 #[test]
@@ -168,11 +168,11 @@ fn a_secure_url_needs_certificate_and_key() {
     assert_eq!((level, message.as_str()), (Level::Warn, NOT_VERIFIED));
     let text = "TLS key/cert (--cert-file, --key-file) must be provided for client url";
     assert_eq!(error, format!("{text} https://127.0.0.1:2379 with HTTPS scheme"));
-    let tls = |more| config(&[secure[0], secure[1], "--cert-file=c", "--key-file=k", more]).front.tls.unwrap();
+    let tls = |more| config(&[secure[0], secure[1], "--cert-file=c", "--key-file=k", more]).frontend.tls.unwrap();
     assert!(!tls("--client-cert-auth=false").client_cert_auth);
     assert!(tls("--client-cert-auth").client_cert_auth);
     assert!(tls("--trusted-ca-file=ca").client_cert_auth, "a trusted CA implies client certificates");
-    assert_eq!(config(&["--cert-file=c", "--key-file=k"]).front.tls, None);
+    assert_eq!(config(&["--cert-file=c", "--key-file=k"]).frontend.tls, None);
     assert_eq!(warnings(&["--name=a", "--data-dir=d", "--cert-file=c"]).len(), 1);
 }
 
@@ -311,7 +311,7 @@ fn an_inconsistent_initial_cluster_is_refused() {
             "initial cluster b=http://a:1,default=http://a:1 has duplicate url",
         ),
     ] {
-        assert_eq!(config(arguments).first_start().unwrap_err(), error);
+        assert_eq!(config(arguments).parse_initial_cluster().unwrap_err(), error);
     }
 }
 
@@ -319,13 +319,13 @@ fn an_inconsistent_initial_cluster_is_refused() {
 fn an_initial_cluster_may_have_several_members() {
     let cluster = "--initial-cluster=c=http://c:1,a=http://10.0.0.1:2, a=http://10.0.0.1:1,,b=http://b:1";
     let mine = "--initial-advertise-peer-urls=http://10.0.0.1:1,http://10.0.0.1:2";
-    let first = config(&["--name=a", cluster, mine, "--initial-cluster-token=t"]).first_start().unwrap();
+    let first = config(&["--name=a", cluster, mine, "--initial-cluster-token=t"]).parse_initial_cluster().unwrap();
     assert_eq!(first.members.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
     assert_eq!(urls::joined(first.own_urls()), "http://10.0.0.1:1,http://10.0.0.1:2");
     assert_eq!(urls::joined(&first.urls_of_others()), "http://b:1,http://c:1");
     assert_eq!((first.state, first.token.as_str()), (ClusterState::New, "t"));
     // What a joining member advertises is not compared with the initial cluster.
-    let joins = config(&["--name=b", cluster, "--initial-cluster-state=existing"]).first_start().unwrap();
+    let joins = config(&["--name=b", cluster, "--initial-cluster-state=existing"]).parse_initial_cluster().unwrap();
     assert_eq!(joins.state, ClusterState::Existing);
     assert_eq!(urls::joined(&joins.urls_of_others()), "http://10.0.0.1:1,http://10.0.0.1:2,http://c:1");
 }
@@ -348,7 +348,7 @@ fn the_short_form_expands_to_the_long_one() {
         "--advertise-client-urls=http://127.0.0.1:2379",
     ]);
     assert_eq!(short, long);
-    assert_eq!(short.first_start().unwrap().state, ClusterState::New);
+    assert_eq!(short.parse_initial_cluster().unwrap().state, ClusterState::New);
     let joining = config(&["--id=3", CLUSTER, "--join", "--grpc-addr=db3.example:1", "--data-dir=d", "--name=node3"]);
     assert_eq!((joining.initial_cluster_state, joining.data_dir.to_str()), (ClusterState::Existing, Some("d")));
     assert_eq!(urls::joined(&joining.listen_peer_urls), "http://0.0.0.0:9023", "a name cannot be bound");
@@ -392,7 +392,7 @@ fn a_gate_may_require_another() {
         "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint"
     );
     let gates = config(&["--feature-gates=InitialCorruptCheck=true"]).feature_gates;
-    assert!(gates.is_open(gates::Gate::InitialCorruptCheck));
+    assert!(gates.is_enabled(gates::Gate::InitialCorruptCheck));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::logging::{Level, Notice};
-use crate::urls::{Place, Url};
+use crate::urls::{Url, UrlAddress};
 
 /// A name that does not resolve yet may do so soon: where members start together, their DNS records appear together.
 const ATTEMPTS: u32 = 30;
@@ -17,7 +17,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Says where they differ, in etcd's text.
-pub fn lead_to_the_same(a: &[Url], b: &[Url]) -> Result<(), String> {
+pub fn resolve_to_same_addresses(a: &[Url], b: &[Url]) -> Result<(), String> {
     if a.len() != b.len() {
         return Err(format!("len({}) != len({})", quoted(a), quoted(b)));
     }
@@ -41,7 +41,7 @@ fn resolve_all(urls: &[Url]) -> Result<Vec<String>, String> {
 }
 
 fn resolve(url: &Url) -> Result<String, String> {
-    let Place::Tcp { host, port } = url.place() else { return Ok(url.as_str().to_owned()) };
+    let UrlAddress::Tcp { host, port } = url.address() else { return Ok(url.as_str().to_owned()) };
     if host == "localhost" || host.parse::<IpAddr>().is_ok() {
         return Ok(url.as_str().to_owned());
     }
@@ -102,18 +102,19 @@ mod tests {
     #[test]
     fn only_the_order_of_urls_is_ignored() {
         assert_eq!(
-            lead_to_the_same(
+            resolve_to_same_addresses(
                 &urls("http://10.0.0.1:1,http://10.0.0.1:2"),
                 &urls("http://10.0.0.1:2,http://10.0.0.1:1")
             ),
             Ok(())
         );
         assert_eq!(
-            lead_to_the_same(&urls("http://127.0.0.1:1"), &urls("http://localhost:1")).unwrap_err(),
+            resolve_to_same_addresses(&urls("http://127.0.0.1:1"), &urls("http://localhost:1")).unwrap_err(),
             "resolved urls: \"http://127.0.0.1:1\" != \"http://localhost:1\""
         );
         assert_eq!(
-            lead_to_the_same(&urls("http://10.0.0.1:1"), &urls("http://10.0.0.1:1,http://10.0.0.1:1")).unwrap_err(),
+            resolve_to_same_addresses(&urls("http://10.0.0.1:1"), &urls("http://10.0.0.1:1,http://10.0.0.1:1"))
+                .unwrap_err(),
             "len([\"http://10.0.0.1:1\"]) != len([\"http://10.0.0.1:1\" \"http://10.0.0.1:1\"])"
         );
     }

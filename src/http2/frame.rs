@@ -113,7 +113,7 @@ pub fn take(input: &mut Bytes) -> Result<Option<Frame>, Fault> {
     let [a, b, c, kind, flags, stream @ ..] = *head;
     let length = u32::from_be_bytes([0, a, b, c]) as usize;
     if length > MAX_PAYLOAD {
-        return Err(Fault::connection(Code::FrameSize, "a frame that is larger than allowed"));
+        return Err(Fault::connection(Code::FrameSize, "frame larger than SETTINGS_MAX_FRAME_SIZE"));
     }
     if input.len() < HEAD_BYTES + length {
         return Ok(None);
@@ -131,7 +131,7 @@ fn read(kind: u8, flags: u8, stream: u32, payload: Bytes) -> Result<Frame, Fault
         kind::PRIORITY => priority(on_stream(stream)?, payload),
         kind::RST_STREAM => reset(on_stream(stream)?, payload),
         kind::SETTINGS => on_connection(stream).and_then(|()| settings(flags, payload)),
-        kind::PUSH_PROMISE => Err(Fault::connection(Code::Protocol, "a promise from a client")),
+        kind::PUSH_PROMISE => Err(Fault::connection(Code::Protocol, "PUSH_PROMISE from a client")),
         kind::PING => on_connection(stream).and_then(|()| ping(flags, payload)),
         kind::GOAWAY => on_connection(stream).and_then(|()| go_away(payload)),
         kind::WINDOW_UPDATE => window_update(stream, payload),
@@ -145,19 +145,19 @@ fn read(kind: u8, flags: u8, stream: u32, payload: Bytes) -> Result<Frame, Fault
 
 fn on_stream(stream: u32) -> Result<u32, Fault> {
     if stream == 0 {
-        return Err(Fault::connection(Code::Protocol, "a frame of a stream, without a stream"));
+        return Err(Fault::connection(Code::Protocol, "stream frame with stream ID 0"));
     }
     Ok(stream)
 }
 
 fn on_connection(stream: u32) -> Result<(), Fault> {
     if stream != 0 {
-        return Err(Fault::connection(Code::Protocol, "a frame of the connection, on a stream"));
+        return Err(Fault::connection(Code::Protocol, "connection frame with a stream ID"));
     }
     Ok(())
 }
 
-const WRONG_SIZE: Fault = Fault::connection(Code::FrameSize, "a frame whose size is wrong for its type");
+const WRONG_SIZE: Fault = Fault::connection(Code::FrameSize, "frame size invalid for its type");
 
 fn exactly<const N: usize>(payload: &Bytes) -> Result<[u8; N], Fault> {
     payload[..].try_into().map_err(|_| WRONG_SIZE)
@@ -168,7 +168,7 @@ fn without_padding(flags: u8, mut payload: Bytes) -> Result<Bytes, Fault> {
     if flags & flag::PADDED != 0 {
         let padding = usize::from(payload.try_get_u8().map_err(|_| WRONG_SIZE)?);
         let Some(length) = payload.len().checked_sub(padding) else {
-            return Err(Fault::connection(Code::Protocol, "padding that is longer than its frame"));
+            return Err(Fault::connection(Code::Protocol, "padding longer than its frame"));
         };
         payload.truncate(length);
     }
@@ -195,10 +195,10 @@ fn headers(flags: u8, stream: u32, payload: Bytes) -> Result<Frame, Fault> {
 /// Priorities are deprecated: checked and then ignored.
 fn priority(stream: u32, payload: Bytes) -> Result<Frame, Fault> {
     let Ok([parent @ .., _weight]) = exactly::<5>(&payload) else {
-        return Err(Fault::stream(stream, Code::FrameSize, "a priority of the wrong size"));
+        return Err(Fault::stream(stream, Code::FrameSize, "PRIORITY frame of invalid size"));
     };
     if u32::from_be_bytes(parent) & 0x7fff_ffff == stream {
-        return Err(Fault::stream(stream, Code::Protocol, "a stream that depends on itself"));
+        return Err(Fault::stream(stream, Code::Protocol, "stream depends on itself"));
     }
     Ok(Frame::Priority)
 }
@@ -229,7 +229,7 @@ fn go_away(mut payload: Bytes) -> Result<Frame, Fault> {
 fn window_update(stream: u32, payload: Bytes) -> Result<Frame, Fault> {
     let increment = u32::from_be_bytes(exactly(&payload)?) & 0x7fff_ffff;
     if increment == 0 {
-        return Err(Fault::stream(stream, Code::Protocol, "a window that grows by nothing"));
+        return Err(Fault::stream(stream, Code::Protocol, "window increment of 0"));
     }
     Ok(Frame::WindowUpdate { stream, increment })
 }

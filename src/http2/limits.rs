@@ -10,7 +10,7 @@
 //! | CONTINUATION | bytes and frames of a block | `ENHANCE_YOUR_CALM` |
 //! | header list | [`Limits::max_header_list`] | HTTP status 431 |
 //! | slow preface, no SETTINGS, slow header block or frame | [`Limits::patience`] | the connection ends |
-//! | a socket that is read at less than [`LEAST_RATE_BYTES`] per [`Limits::slow_reader`] | calls wait | the connection ends |
+//! | a socket that is read at less than [`MIN_READ_BYTES`] per [`Limits::slow_reader`] | calls wait | the connection ends |
 //! | windows that open at less than that rate | the same, for a client that holds more than 1 MiB (or 64 KiB while memory is scarce) | the connection ends |
 //! | bytes held, per connection and in total | [`Limits::max_held`], the limit of the [`Ledger`] | streams wait, calls fail with `RESOURCE_EXHAUSTED` |
 //! | a connection without calls | [`Limits::idle_timeout`], if there is one | the connection ends |
@@ -46,9 +46,9 @@ pub struct Limits {
     /// Conversations and HTTP responses may use half of it; the rest is for calls.
     pub max_held: usize,
     /// How long the preface, or a header block that has begun, may take.
-    pub patience: Duration,
-    /// How long a client may take to read [`LEAST_RATE_BYTES`] of what is written to it.
-    pub slow_reader: Duration,
+    pub begin_timeout: Duration,
+    /// How long a client may take to read [`MIN_READ_BYTES`] of what is written to it.
+    pub read_timeout: Duration,
     /// How long a connection may be open without a call. `None`: forever.
     pub idle_timeout: Option<Duration>,
     /// A client that sends nothing for this long is pinged.
@@ -65,8 +65,8 @@ impl Default for Limits {
             max_header_list: 64 << 10,
             max_message: 2 << 20,
             max_held: 256 << 20,
-            patience: Duration::from_secs(10),
-            slow_reader: Duration::from_mins(1),
+            begin_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_mins(1),
             idle_timeout: None,
             keepalive_interval: Duration::from_hours(2),
             keepalive_timeout: Duration::from_secs(20),
@@ -85,12 +85,12 @@ pub const STREAM_BYTES: usize = 1 << 10;
 pub const HTTP_HANDLER_BYTES: usize = 4 << 10;
 
 /// A client that reads less than this per [`Limits::slow_reader`] is disconnected.
-pub const LEAST_RATE_BYTES: usize = 64 << 10;
+pub const MIN_READ_BYTES: usize = 64 << 10;
 /// A connection that holds no more than this is never refused, so that small calls continue whatever other connections hold.
 const ALWAYS_ADMITTED_BYTES: usize = 16 << 10;
 
 /// Counts a request or connection that was refused or ended.
-pub fn note(reason: &'static str) {
+pub fn count_refusal(reason: &'static str) {
     tracing::debug!(reason, "refused a request or closed a connection");
     METRICS.refused.with_label_values(&[reason]).inc();
 }

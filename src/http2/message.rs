@@ -18,7 +18,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 
 use super::limits;
-use crate::call::{Code, Refusal};
+use crate::call::{CallError, Code};
 
 /// The size of the prefix of each message.
 pub const PREFIX_BYTES: usize = 5;
@@ -85,7 +85,7 @@ impl Deframer {
     }
 
     /// The next message, decompressed, if all of it has arrived.
-    pub fn take(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
+    pub fn take(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<Bytes>, CallError> {
         match self.take_raw(encoding, max_bytes)? {
             Some((message, true)) => decompress(&message, max_bytes).map(Some),
             Some((message, false)) => Ok(Some(message)),
@@ -94,7 +94,7 @@ impl Deframer {
     }
 
     /// The next message as it arrived, and whether it is compressed.
-    pub fn take_raw(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<(Bytes, bool)>, Refusal> {
+    pub fn take_raw(&mut self, encoding: Encoding, max_bytes: usize) -> Result<Option<(Bytes, bool)>, CallError> {
         let Some(wanted) = self.wanted() else { return Ok(None) };
         let is_compressed = match (self.buffer()[0], encoding) {
             (0, _) => false,
@@ -126,28 +126,28 @@ impl Deframer {
     }
 }
 
-fn internal(reason: &'static str, text: impl Into<Cow<'static, str>>) -> Refusal {
-    limits::note(reason);
-    Refusal { code: Code::Internal, message: text.into() }
+fn internal(reason: &'static str, text: impl Into<Cow<'static, str>>) -> CallError {
+    limits::count_refusal(reason);
+    CallError { code: Code::Internal, message: text.into() }
 }
 
-fn too_large(len: usize, max_bytes: usize) -> Refusal {
-    limits::note("message_length");
+fn too_large(len: usize, max_bytes: usize) -> CallError {
+    limits::count_refusal("message_length");
     let text = format!("grpc: received message larger than max ({len} vs. {max_bytes})");
-    Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) }
+    CallError { code: Code::ResourceExhausted, message: Cow::Owned(text) }
 }
 
 /// Decompresses a message of at most `max_bytes`.
-pub fn decompress(compressed: &[u8], max_bytes: usize) -> Result<Bytes, Refusal> {
+pub fn decompress(compressed: &[u8], max_bytes: usize) -> Result<Bytes, CallError> {
     let mut out = Vec::new();
     let limit = max_bytes as u64 + 1;
     if let Err(error) = MultiGzDecoder::new(compressed).take(limit).read_to_end(&mut out) {
         return Err(internal("gzip", format!("grpc: failed to decompress the received message: {error}")));
     }
     if out.len() > max_bytes {
-        limits::note("message_length");
+        limits::count_refusal("message_length");
         let text = format!("grpc: received message after decompression larger than max {max_bytes}");
-        return Err(Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) });
+        return Err(CallError { code: Code::ResourceExhausted, message: Cow::Owned(text) });
     }
     Ok(out.into())
 }
@@ -234,7 +234,7 @@ mod tests {
         out
     }
 
-    fn one(bytes: Vec<u8>, encoding: Encoding, max_bytes: usize) -> Result<Option<Bytes>, Refusal> {
+    fn one(bytes: Vec<u8>, encoding: Encoding, max_bytes: usize) -> Result<Option<Bytes>, CallError> {
         let mut deframer = Deframer::default();
         deframer.push(bytes.into());
         deframer.take(encoding, max_bytes)

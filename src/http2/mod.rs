@@ -15,31 +15,31 @@
 //! | [`message`] | gRPC framing, compression and escaping |
 //! | [`connection`] | one connection as a value: bytes in, bytes out |
 //! | [`sender`], [`output`] | outgoing frames, within flow control |
-//! | [`intake`] | receive windows |
+//! | [`recv_window`] | receive windows |
 //! | [`reads`] | read buffers that may still be referenced |
-//! | [`streams`], [`past`] | open streams, and recently closed ones |
-//! | [`talk`], [`guest`] | handlers of streaming calls and of plain HTTP requests |
+//! | [`streams`], [`closed_streams`] | open streams, and recently closed ones |
+//! | [`stream_handler`], [`http_handler`] | handlers of streaming calls and of plain HTTP requests |
 //! | [`outbox`] | responses that other threads hand to a connection |
 //! | [`task`] | the task that owns a connection and its socket |
-//! | [`lobby`] | the registry of connections, and their shutdown |
+//! | [`registry`] | the registry of connections, and their shutdown |
 //! | [`limits`] | limits per client |
 
+pub mod closed_streams;
 pub mod connection;
 pub mod fault;
 pub mod frame;
-pub mod guest;
 pub mod hpack;
-pub mod intake;
+pub mod http_handler;
 pub mod limits;
-pub mod lobby;
 pub mod message;
 pub mod outbox;
 pub mod output;
-pub mod past;
 pub mod reads;
+pub mod recv_window;
+pub mod registry;
 pub mod request;
 pub mod sender;
 pub mod service;
+pub mod stream_handler;
 pub mod streams;
-pub mod talk;
 pub mod task;

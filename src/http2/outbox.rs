@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    call::{Mailbox, Parcel},
+    call::{Delivery, ReplySink},
     ledger::Charge,
 };
 
@@ -24,7 +24,7 @@ use crate::{
 const NO_STREAM: u64 = 0;
 
 /// Deliveries, with the slots of their streams.
-pub type Deliveries = Vec<(u64, Parcel)>;
+pub type Deliveries = Vec<(u64, Delivery)>;
 
 thread_local! {
     /// The address of the outbox whose task is inside [`Outbox::run_local`] on this thread, or zero.
@@ -54,8 +54,8 @@ struct Pending {
     waker: Option<Waker>,
 }
 
-impl Mailbox for Outbox {
-    fn put(self: Arc<Self>, slot: u64, delivery: Parcel) {
+impl ReplySink for Outbox {
+    fn put(self: Arc<Self>, slot: u64, delivery: Delivery) {
         if CURRENT.get() == self.address() {
             return LOCAL.with_borrow_mut(|deliveries| deliveries.push((slot, delivery)));
         }

@@ -14,7 +14,7 @@ use super::{
     message::{self, Encoding},
     service::{Method, Service},
 };
-use crate::call::{Code, Metadata, Refusal};
+use crate::call::{CallError, Code, Metadata};
 
 /// A request without its body.
 pub struct Request {
@@ -39,7 +39,7 @@ pub enum Target {
     /// A registered gRPC method.
     Method(Arc<dyn Method>),
     /// The HTTP service behind the method table.
-    Guest(Box<http::request::Parts>),
+    Http(Box<http::request::Parts>),
     /// Nothing: it is refused because of its headers.
     Refused(Refused),
 }
@@ -50,7 +50,7 @@ pub struct Refused {
     pub reason: &'static str,
     pub status: u16,
     /// The status that a gRPC client receives.
-    pub refusal: Refusal,
+    pub refusal: CallError,
 }
 
 impl Refused {
@@ -58,7 +58,7 @@ impl Refused {
     #[must_use]
     pub fn expired() -> Self {
         let message = Cow::Borrowed("context deadline exceeded");
-        Self { reason: "late", status: 200, refusal: Refusal { code: Code::DeadlineExceeded, message } }
+        Self { reason: "late", status: 200, refusal: CallError { code: Code::DeadlineExceeded, message } }
     }
 }
 
@@ -95,15 +95,15 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
         if fields.is_truncated() {
             return Ok(parts.too_long());
         }
-        return Err(Malformed("a request without method, scheme or path"));
+        return Err(Malformed("request without :method, :scheme or :path"));
     };
     if path.is_empty() {
-        return Err(Malformed("a request with an empty path"));
+        return Err(Malformed("empty :path"));
     }
     if fields.is_truncated() {
         return Ok(parts.too_long());
     }
-    let text = std::str::from_utf8(path).map_err(|_| Malformed("a path that is no text"))?;
+    let text = std::str::from_utf8(path).map_err(|_| Malformed("path is not valid UTF-8"))?;
     let found = service.find(text);
     if (found.is_some() || parts.is_grpc())
         && let Some(refused) = parts.refuse_call(method)
@@ -123,7 +123,7 @@ pub fn read(fields: &Fields, service: &dyn Service) -> Result<Request, Malformed
 pub fn check_trailers(fields: &Fields) -> Result<(), Malformed> {
     for (name, value) in fields.iter() {
         if name.starts_with(b":") {
-            return Err(Malformed("a pseudo-field in a trailer"));
+            return Err(Malformed("pseudo-header in trailers"));
         }
         check_field(name, value)?;
     }
@@ -142,8 +142,8 @@ fn keep(fields: &Fields, into: &mut HeaderMap) -> Result<usize, Malformed> {
     let mut weight = 0;
     for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(b":")) {
         weight += name.len() + value.len() + ENTRY_OVERHEAD;
-        let name = http::HeaderName::from_bytes(name).map_err(|_| Malformed("a field name that is none"))?;
-        let value = http::HeaderValue::from_bytes(value).map_err(|_| Malformed("a field value that is none"))?;
+        let name = http::HeaderName::from_bytes(name).map_err(|_| Malformed("invalid header name"))?;
+        let value = http::HeaderValue::from_bytes(value).map_err(|_| Malformed("invalid header value"))?;
         into.append(name, value);
     }
     Ok(weight)
@@ -152,11 +152,11 @@ fn keep(fields: &Fields, into: &mut HeaderMap) -> Result<usize, Malformed> {
 fn check_field(name: &[u8], value: &[u8]) -> Result<(), Malformed> {
     let is_token = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'!' | b'#'..=b'\'' | b'*' | b'+' | b'^' | b'`' | b'|' | b'~');
     if name.is_empty() || !name.iter().all(is_token) {
-        return Err(Malformed("a field name with characters that no name has"));
+        return Err(Malformed("invalid character in a header name"));
     }
     let is_edge = |byte: Option<&u8>| byte.is_some_and(|byte| matches!(byte, b' ' | b'\t'));
     if value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n')) || is_edge(value.first()) || is_edge(value.last()) {
-        return Err(Malformed("a field value with characters that no value has"));
+        return Err(Malformed("invalid character in a header value"));
     }
     Ok(())
 }
@@ -168,7 +168,7 @@ impl<'a> Parts<'a> {
         for (name, value) in fields.iter() {
             if let Some(name) = name.strip_prefix(b":") {
                 if is_past_pseudo {
-                    return Err(Malformed("a pseudo-field behind an ordinary one"));
+                    return Err(Malformed("pseudo-header after a regular header"));
                 }
                 parts.pseudo(name, value)?;
             } else {
@@ -186,10 +186,10 @@ impl<'a> Parts<'a> {
             b"scheme" => &mut self.scheme,
             b"path" => &mut self.path,
             b"authority" => &mut self.authority,
-            _ => return Err(Malformed("a pseudo-field that requests do not have")),
+            _ => return Err(Malformed("unknown pseudo-header")),
         };
         if place.replace(value).is_some() {
-            return Err(Malformed("a pseudo-field that occurs twice"));
+            return Err(Malformed("duplicate pseudo-header"));
         }
         Ok(())
     }
@@ -197,17 +197,17 @@ impl<'a> Parts<'a> {
     fn field(&mut self, name: &[u8], value: &'a [u8]) -> Result<(), Malformed> {
         match name {
             b"content-type" => self.content_type = Some(value),
-            b"te" if value != b"trailers" => return Err(Malformed("a te other than trailers")),
+            b"te" if value != b"trailers" => return Err(Malformed("TE other than trailers")),
             b"connection" | b"proxy-connection" | b"keep-alive" | b"transfer-encoding" | b"upgrade" => {
-                return Err(Malformed("a field about a connection of another protocol"));
+                return Err(Malformed("connection-specific header"));
             }
             b"content-length" => {
                 let length =
                     std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
                 let length =
-                    length.and_then(|text| text.parse().ok()).ok_or(Malformed("a length that is no number"))?;
+                    length.and_then(|text| text.parse().ok()).ok_or(Malformed("content-length is not a number"))?;
                 if self.content_length.replace(length).is_some_and(|before| before != length) {
-                    return Err(Malformed("two lengths"));
+                    return Err(Malformed("conflicting content-length headers"));
                 }
             }
             b"grpc-encoding" => self.encoding = Some(value),
@@ -291,7 +291,7 @@ impl<'a> Parts<'a> {
     }
 
     fn refused(&self, reason: &'static str, status: u16, code: Code, message: impl Into<Cow<'static, str>>) -> Request {
-        let refusal = Refusal { code, message: message.into() };
+        let refusal = CallError { code, message: message.into() };
         self.request(Target::Refused(Refused { reason, status, refusal }))
     }
 
@@ -322,18 +322,18 @@ impl<'a> Parts<'a> {
 
     /// A request for the HTTP service.
     fn http_request(&self, method: &[u8], path: &str, fields: &Fields) -> Result<Request, Malformed> {
-        const NO_URI: Malformed = Malformed("a request whose parts make no URI");
+        const NO_URI: Malformed = Malformed("invalid request URI");
         let mut uri = http::Uri::builder().path_and_query(path);
         if let (Some(authority), Some(scheme)) = (self.authority, self.scheme) {
             uri = uri.authority(authority).scheme(scheme);
         }
         let (mut parts, ()) = http::Request::new(()).into_parts();
         parts.uri = uri.build().map_err(|_| NO_URI)?;
-        parts.method = http::Method::from_bytes(method).map_err(|_| Malformed("a method that is none"))?;
+        parts.method = http::Method::from_bytes(method).map_err(|_| Malformed("invalid :method"))?;
         parts.version = http::Version::HTTP_2;
         let weight = HTTP_HANDLER_BYTES + keep(fields, &mut parts.headers)?;
         let timeout = self.timeout.filter(|_| self.is_grpc());
-        let request = self.request(Target::Guest(Box::new(parts)));
+        let request = self.request(Target::Http(Box::new(parts)));
         Ok(Request { timeout, weight: request.weight + weight, ..request })
     }
 }
@@ -359,17 +359,17 @@ pub fn codec(content_type: &[u8]) -> Option<&[u8]> {
 
 /// A cache of the last few blocks and the requests that they decode to.
 #[derive(Default)]
-pub struct Memory {
+pub struct BlockCache {
     known: [Option<(Bytes, Arc<Request>)>; 4],
     next: usize,
     /// The change counter of the dynamic table when the entries were made.
     table_changes: u64,
 }
 
-impl Memory {
+impl BlockCache {
     /// The request that a block decodes to, if the block is cached and the table has not changed.
     #[must_use]
-    pub fn recall(&self, block: &[u8], table_changes: u64) -> Option<&Arc<Request>> {
+    pub fn get(&self, block: &[u8], table_changes: u64) -> Option<&Arc<Request>> {
         if table_changes != self.table_changes {
             return None;
         }
@@ -377,7 +377,7 @@ impl Memory {
     }
 
     /// Caches a block of indexes.
-    pub fn keep(&mut self, block: &[u8], request: &Arc<Request>, table_changes: u64) {
+    pub fn insert(&mut self, block: &[u8], request: &Arc<Request>, table_changes: u64) {
         if table_changes != self.table_changes {
             *self = Self { table_changes, ..Self::default() };
         }

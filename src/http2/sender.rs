@@ -21,7 +21,7 @@ use super::{
     message::{self, PREFIX_BYTES},
     output::{Mark, Output},
 };
-use crate::call::{Code, Refusal};
+use crate::call::{CallError, Code};
 
 /// While at least this much waits for the socket, no frame is produced that can wait.
 pub const SATURATED_BYTES: usize = 256 << 10;
@@ -74,7 +74,7 @@ struct Queue {
 #[derive(Debug, Clone)]
 pub enum Ending {
     /// With a gRPC status.
-    Status(Result<(), Refusal>),
+    Status(Result<(), CallError>),
     /// With an empty frame that has `END_STREAM` set.
     Plain,
     /// With a reset, because the handler failed.
@@ -248,7 +248,7 @@ impl Sender {
     pub fn message_as_is(&mut self, slot: u64, id: u32, out: &mut Outbound, message: Bytes, is_compressed: bool) {
         let Some(prefix) = message::prefix(message.len(), is_compressed) else {
             let text = format!("grpc: trying to send message larger than max ({} vs. {})", message.len(), u32::MAX);
-            let refusal = Refusal { code: Code::ResourceExhausted, message: Cow::Owned(text) };
+            let refusal = CallError { code: Code::ResourceExhausted, message: Cow::Owned(text) };
             return self.end(slot, id, out, Ending::Status(Err(refusal)));
         };
         self.response_headers(id, out);
@@ -423,7 +423,7 @@ impl Sender {
     /// The fields that every gRPC response starts with.
     fn grpc_response_headers(&mut self, out: &Outbound) {
         match &out.content_type {
-            None => self.encoder.head_of_answer(&mut self.block),
+            None => self.encoder.grpc_response_headers(&mut self.block),
             Some(content_type) => {
                 self.encoder.field(":status", b"200", &mut self.block);
                 self.encoder.field("content-type", content_type, &mut self.block);
@@ -454,9 +454,9 @@ impl Sender {
         self.write_block(id, flag::END_STREAM);
     }
 
-    fn status(&mut self, status: &Result<(), Refusal>) {
+    fn status(&mut self, status: &Result<(), CallError>) {
         match status {
-            Ok(()) => self.encoder.end_of_answer(&mut self.block),
+            Ok(()) => self.encoder.ok_trailers(&mut self.block),
             Err(refusal) => {
                 let code = (refusal.code as u8).to_string();
                 self.encoder.field("grpc-status", code.as_bytes(), &mut self.block);
@@ -468,7 +468,7 @@ impl Sender {
 
     /// Refuses a request with a headers-only response and an HTTP status. If the reason was an unknown compression, the response
     /// lists the supported one.
-    pub fn refuse(&mut self, id: u32, out: &mut Outbound, status: u16, refusal: &Refusal, is_for_encoding: bool) {
+    pub fn refuse(&mut self, id: u32, out: &mut Outbound, status: u16, refusal: &CallError, is_for_encoding: bool) {
         out.stage = Stage::Over;
         self.begin_block();
         self.encoder.field(":status", status.to_string().as_bytes(), &mut self.block);

@@ -5,8 +5,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http_body::Body;
 
-use super::guest::RequestBody;
-use crate::call::{Answer, Call, Code, Conversation, Metadata, Refusal, Reply};
+use super::http_handler::RequestBody;
+use crate::call::{Call, CallError, CallResult, Code, Conversation, Metadata, Reply};
 
 /// How a method exchanges messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub trait Method: Send + Sync {
     /// Handles one message. Only for [`Shape::Unary`].
     fn call(&self, call: Call, reply: Reply);
     /// Starts a conversation. Only for [`Shape::Stream`].
-    fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, Refusal>;
+    fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError>;
     /// Metrics: a call has started.
     fn started(&self);
     /// Metrics: the client has sent a message.
@@ -36,7 +36,7 @@ pub trait Method: Send + Sync {
     fn handled(&self, code: Code);
     /// Metrics: a unary call has ended with this answer, `spent` after its message of `request_bytes` arrived. Counts the sent
     /// message, too.
-    fn answered(&self, spent: Duration, request_bytes: usize, answer: &Answer);
+    fn answered(&self, spent: Duration, request_bytes: usize, answer: &CallResult);
 }
 
 /// The error of an HTTP body.
@@ -51,9 +51,9 @@ pub trait Service: Send + Sync {
     /// The method that is registered for a path.
     fn find(&self, path: &str) -> Option<Arc<dyn Method>>;
     /// Why a gRPC call for a path without a method is refused; `None` if the HTTP service handles such calls.
-    fn refuse(&self, path: &str) -> Option<Refusal>;
+    fn refuse(&self, path: &str) -> Option<CallError>;
     /// Runs a job that would block a connection on a thread that no connection uses.
-    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>);
+    fn run_blocking(&self, job: Box<dyn FnOnce() + Send>);
     /// Handles a request whose path names no method.
-    fn guest(&self, request: http::Request<RequestBody>) -> Response;
+    fn handle_http(&self, request: http::Request<RequestBody>) -> Response;
 }

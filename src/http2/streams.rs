@@ -13,7 +13,8 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    guest::HttpHandler, intake::RecvWindow, message::Deframer, request::Request, sender::Outbound, talk::StreamHandler,
+    http_handler::HttpHandler, message::Deframer, recv_window::RecvWindow, request::Request, sender::Outbound,
+    stream_handler::StreamHandler,
 };
 
 pub struct Stream {

@@ -21,7 +21,7 @@ use tokio::{
     time::Sleep,
 };
 
-use super::{connection::Connection, lobby::Seat, service::Service};
+use super::{connection::Connection, registry::ConnectionGuard, service::Service};
 
 /// Bytes per read.
 const READ_BYTES: usize = 64 << 10;
@@ -43,7 +43,7 @@ thread_local! {
 pub struct Task<S> {
     socket: S,
     connection: Connection,
-    guard: Seat,
+    guard: ConnectionGuard,
     sleep: Pin<Box<Sleep>>,
     /// When `sleep` fires.
     timer_at: Instant,
@@ -66,11 +66,11 @@ enum Input {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     /// Serves a socket. `first` holds the bytes that were already read from it.
-    pub fn new(socket: S, first: Bytes, service: Arc<dyn Service>, guard: Seat) -> Self {
+    pub fn new(socket: S, first: Bytes, service: Arc<dyn Service>, guard: ConnectionGuard) -> Self {
         let now = clock();
         let mut connection = Connection::new(service, guard.shared().clone(), guard.outbox().clone(), now);
         connection.receive(first, now);
-        let timer_at = connection.next_alarm();
+        let timer_at = connection.next_timer();
         let sleep = Box::pin(tokio::time::sleep_until(timer_at.into()));
         Self {
             socket,
@@ -89,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     /// Reads once, does the pending work, writes. The result says whether there may be more to do at once.
     fn turn(&mut self, context: &mut Context<'_>, now: Instant) -> io::Result<Turn> {
         let mut goes_on = false;
-        if !self.is_half_closed && !self.connection.is_choked() {
+        if !self.is_half_closed && !self.connection.must_not_read() {
             match self.read(context)? {
                 Input::Bytes(bytes) => {
                     self.connection.receive(bytes, now);
@@ -183,7 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
 
     /// Polls the timer and arms it for the next deadline. True if it fired.
     fn poll_timer(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
-        let next = self.connection.next_alarm();
+        let next = self.connection.next_timer();
         if next < self.timer_at {
             self.timer_at = next;
             self.sleep.as_mut().reset(next.into());
@@ -191,8 +191,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
         if self.sleep.as_mut().poll(context).is_pending() {
             return false;
         }
-        self.connection.alarm(now);
-        self.timer_at = self.connection.next_alarm();
+        self.connection.on_timer(now);
+        self.timer_at = self.connection.next_timer();
         self.sleep.as_mut().reset(self.timer_at.into());
         true
     }
@@ -216,12 +216,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
         for _ in 0..MAX_TURNS {
             if !this.is_shutting_down && this.guard.outbox().shutdown_requested() {
                 this.is_shutting_down = true;
-                this.connection.leave(now);
+                this.connection.shut_down(now);
             }
             if this.connection.is_dead() {
                 return Poll::Ready(Ok(()));
             }
-            if this.is_closing || (this.connection.is_over() && this.connection.output().is_empty()) {
+            if this.is_closing || (this.connection.is_closed() && this.connection.output().is_empty()) {
                 return this.close(context, now);
             }
             match this.turn(context, now)? {
@@ -234,7 +234,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
                 Turn::Idle => (),
             }
             let timer_fired = this.poll_timer(context, now);
-            let is_over = this.connection.is_over() && this.connection.output().is_empty();
+            let is_over = this.connection.is_closed() && this.connection.output().is_empty();
             // The shutdown notification may have been taken during this very turn.
             let was_asked_meanwhile = !this.is_shutting_down && this.guard.outbox().shutdown_requested();
             if !timer_fired && !is_over && !was_asked_meanwhile && this.guard.outbox().register_waker(context.waker()) {
@@ -242,8 +242,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Task<S> {
             }
         }
         // A connection that is always busy never reaches the timer poll above: its deadlines are handled here.
-        if this.connection.next_alarm() <= now {
-            this.connection.alarm(now);
+        if this.connection.next_timer() <= now {
+            this.connection.on_timer(now);
         }
         if is_long {
             // Waking the own task would put it directly behind the tasks that are ready now. Tokio looks for newly ready I/O only

@@ -115,7 +115,7 @@ impl Leases {
                 ControlFlow::Continue(())
             }
             Err(reason) => {
-                damage = Some(Halt::Refused(format!(
+                damage = Some(Halt::InvalidData(format!(
                     "the database is corrupt: invalid row {key:02x?} in the lease table: {reason}"
                 )));
                 ControlFlow::Break(())
@@ -374,7 +374,7 @@ mod tests {
             let mut batch = Batch::default();
             batch.put(Table::Lease, key, value.to_vec());
             engine.write(&batch).unwrap();
-            let Err(Halt::Refused(reason)) = Leases::restore(&engine) else { panic!("{key:?} was accepted") };
+            let Err(Halt::InvalidData(reason)) = Leases::restore(&engine) else { panic!("{key:?} was accepted") };
             assert!(reason.starts_with("the database is corrupt: invalid row ["), "{reason}");
         }
     }

@@ -28,7 +28,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Interval, Reader, RecordKey, RemovedChange, Revision, Scheduled, Shared, ViewGuard, read::Failure, record_bytes,
+    Interval, Reader, RecordKey, RemovedChange, Revision, Scheduled, Shared, ViewGuard, read::ReadError, record_bytes,
 };
 use crate::{
     error::{Error, Halt},
@@ -39,7 +39,7 @@ use crate::{
 const MAX_DELETES_PER_BATCH: usize = 128;
 /// The shortest run of adjacent records that is removed with a range delete. Every range delete slows down later reads
 /// until the database has rewritten its files, so short runs are deleted record by record.
-pub const RANGE: usize = 1024;
+pub const RANGE_DELETE_MIN: usize = 1024;
 
 /// A compaction in progress.
 pub struct Compaction {
@@ -59,7 +59,7 @@ pub struct Compaction {
     /// Bytes of the records that the batch removes.
     batch_bytes: u64,
     removed: u64,
-    has_ranges: bool,
+    used_range_deletes: bool,
 }
 
 /// A run of adjacent records that are to be removed.
@@ -75,7 +75,7 @@ struct Run {
 
 /// The result of one step of a compaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum CompactionProgress {
     /// A view below this compaction's revision is registered; try again later.
     Blocked,
     /// There are more records to scan.
@@ -105,19 +105,19 @@ impl Compaction {
             at,
             from,
             scheduled: scheduled.filter(|scheduled| scheduled.previous == finished),
-            range: RANGE,
+            range: RANGE_DELETE_MIN,
             next: RecordKey::first_of(from).as_ref().to_vec(),
             run: Run::default(),
             batch: Batch::default(),
             batch_bytes: 0,
             removed: 0,
-            has_ranges: false,
+            used_range_deletes: false,
         })
     }
 
-    /// Overrides [`RANGE`].
+    /// Overrides [`RANGE_DELETE_MIN`].
     #[must_use]
-    pub fn with_ranges_of(self, range: usize) -> Self {
+    pub fn with_range_delete_min(self, range: usize) -> Self {
         Self { range, ..self }
     }
 
@@ -134,8 +134,8 @@ impl Compaction {
 
     /// Whether any range delete was written. The database cannot tell how much data a range delete covers.
     #[must_use]
-    pub fn has_ranges(&self) -> bool {
-        self.has_ranges
+    pub fn used_range_deletes(&self) -> bool {
+        self.used_range_deletes
     }
 
     /// What has to be done before the first step, so that `HashKV` at this revision keeps returning what it returned before.
@@ -169,10 +169,10 @@ impl Compaction {
 
     /// Scans on until about `limit` records were handled, counting older records that they superseded; removes what is to be
     /// removed.
-    pub fn step(&mut self, limit: usize) -> Result<Progress, Halt> {
+    pub fn step(&mut self, limit: usize) -> Result<CompactionProgress, Halt> {
         let shared = self.shared.clone();
         if shared.oldest_view().is_some_and(|view| view < self.at) {
-            return Ok(Progress::Blocked);
+            return Ok(CompactionProgress::Blocked);
         }
         let (mut left, mut outcome) = (limit, Ok(()));
         let start = std::mem::take(&mut self.next);
@@ -188,13 +188,13 @@ impl Compaction {
         outcome?;
         if !self.next.is_empty() {
             self.write_batch()?;
-            return Ok(Progress::More);
+            return Ok(CompactionProgress::More);
         }
         self.flush_run()?;
         self.batch.put(Table::Meta, meta::COMPACT_FINISHED, self.at.to_be_bytes().to_vec());
         self.write_batch()?;
         shared.compaction_finished.store(self.at, Ordering::Release);
-        Ok(Progress::Done)
+        Ok(CompactionProgress::Done)
     }
 
     /// Handles one record of the scan and, if it is the first of its key, the records before the scan that it superseded.
@@ -231,7 +231,7 @@ impl Compaction {
             self.batch.delete_range(Table::History, keys[0].0.as_ref(), [last.as_ref(), &[0]].concat());
             self.batch_bytes += bytes;
             self.removed += count as u64;
-            self.has_ranges = true;
+            self.used_range_deletes = true;
         }
         Ok(())
     }
@@ -341,7 +341,7 @@ impl HashPass {
 }
 
 /// A history of at most this many bytes is hashed by each of its compactions.
-pub const HASHED_BYTES: u64 = 64 << 20;
+pub const MAX_HASHED_HISTORY_BYTES: u64 = 64 << 20;
 /// A step of a [`HashPass`] ends after this many bytes of records.
 const HASH_STEP_BYTES: usize = 256 << 10;
 
@@ -353,7 +353,7 @@ const MAX_STORED_HASHES: usize = 10;
 impl Reader {
     /// The hash of all records up to `revision` (zero: the head), equal on all members and to etcd's. Reads the whole history,
     /// unless a compaction has stored the hash.
-    pub fn hash_kv(&self, revision: i64) -> Result<KeyHash, Failure> {
+    pub fn hash_kv(&self, revision: i64) -> Result<KeyHash, ReadError> {
         let shared = &self.shared;
         if let Some(stored) = shared.stored_hashes.lock().get(&revision) {
             return Ok(KeyHash { head: shared.head(), ..*stored });
@@ -436,7 +436,7 @@ impl RecordHash {
 
     fn add(&mut self, shared: &Shared, key: &[u8], value: &[u8]) -> Result<(), Halt> {
         let Some((revision, deletion)) = RecordKey::decode(key) else {
-            return Err(Halt::Refused(format!(
+            return Err(Halt::InvalidData(format!(
                 "the database is corrupt: invalid record key {key:02x?} in the history table"
             )));
         };

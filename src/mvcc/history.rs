@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use super::{Event, Reader, RecordKey, Revision, compact::key_of, read::Failure};
+use super::{Event, Reader, RecordKey, Revision, compact::key_of, read::ReadError};
 use crate::{
     error::{Error, Halt},
     storage::Table,
@@ -21,7 +21,7 @@ use crate::{
 
 /// The range of revisions to read.
 #[derive(Debug, Clone, Copy)]
-pub struct Span {
+pub struct RevisionSpan {
     /// The first revision.
     pub from: i64,
     /// The last revision, inclusive; it must be published already.
@@ -51,7 +51,7 @@ impl Event {
 impl Reader {
     /// Reads a span from its start: about `limit` changes, completed to a whole revision. The rest of the span starts after
     /// [`Chunk::through`].
-    pub fn history(&self, span: Span, limit: usize) -> Result<Chunk, Failure> {
+    pub fn history(&self, span: RevisionSpan, limit: usize) -> Result<Chunk, ReadError> {
         let shared = &self.shared;
         assert!(span.to <= shared.head(), "only what is published can be read");
         // Register first, check afterwards: so no compaction can run between the check and the scan.
@@ -77,7 +77,7 @@ impl Reader {
             ControlFlow::Continue(())
         })?;
         if let Some(damage) = damage {
-            return Err(Halt::Refused(damage).into());
+            return Err(Halt::InvalidData(damage).into());
         }
         if span.with_previous {
             self.fill_previous(&mut chunk.events);
@@ -100,13 +100,13 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{compact::Progress, tests::Fixture},
+        super::{compact::CompactionProgress, tests::Fixture},
         *,
     };
 
     impl Fixture {
-        fn read(&self, from: i64, to: i64, limit: usize) -> Result<(String, i64), Failure> {
-            let chunk = self.store.reader().history(Span { from, to, with_previous: true }, limit)?;
+        fn read(&self, from: i64, to: i64, limit: usize) -> Result<(String, i64), ReadError> {
+            let chunk = self.store.reader().history(RevisionSpan { from, to, with_previous: true }, limit)?;
             let text = chunk.events.iter().map(|event| {
                 let key = String::from_utf8(event.key.to_vec()).unwrap();
                 let mark = if event.deletion { "-" } else { "+" };
@@ -147,9 +147,9 @@ mod tests {
         fixture.delete("a");
         fixture.put(&["b"]);
         fixture.compact(3);
-        assert!(matches!(fixture.read(2, 4, 100), Err(Failure::Refused(Error::Compacted))));
+        assert!(matches!(fixture.read(2, 4, 100), Err(ReadError::Refused(Error::Compacted))));
         assert_eq!(fixture.read(3, 4, 100).unwrap().0, "3-a<2 4+b");
-        assert_eq!(fixture.run_compaction(), Progress::Done);
+        assert_eq!(fixture.run_compaction(), CompactionProgress::Done);
         assert_eq!(fixture.read(3, 4, 100).unwrap().0, "3-a 4+b", "a previous record that was compacted is no error");
     }
 }

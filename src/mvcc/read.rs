@@ -4,7 +4,7 @@
 //! database, and passed on as they are stored. They are decoded only if the query sorts by value or needs metadata that the
 //! index no longer has.
 //!
-//! A short read registers no view ([`Reader::range_at_once`]). A long one does ([`Reader::range`]), and so does a short one
+//! A short read registers no view ([`Reader::range_if_short`]). A long one does ([`Reader::range`]), and so does a short one
 //! that is repeated because a compaction removed a record between the lookup in the index and the read from the database.
 //! The index knows how many records a read needs, but not their lengths: a short read whose records turn out to be long is
 //! abandoned and repeated as a long one; a long one may be abandoned as well ([`Reader::range_metered`]).
@@ -251,7 +251,7 @@ fn fetch_missing(source: &dyn Source, query: &Query, rows: &mut [Row]) -> Result
 /// Decodes a stored record.
 pub fn decode(record: Bytes) -> Result<KeyValue, Halt> {
     KeyValue::decode(record).map_err(|error| {
-        Halt::Refused(format!("the database is corrupt: cannot decode a record of the history table: {error}"))
+        Halt::InvalidData(format!("the database is corrupt: cannot decode a record of the history table: {error}"))
     })
 }
 
@@ -287,13 +287,13 @@ pub struct Reader {
 
 /// Why a read failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum ReadError {
     /// The request is refused.
     #[error(transparent)]
     Refused(#[from] Error),
     /// The database failed or is corrupt, so this process must end.
     #[error(transparent)]
-    Halted(#[from] Halt),
+    Halt(#[from] Halt),
 }
 
 impl Reader {
@@ -344,13 +344,13 @@ impl Reader {
     }
 
     /// Executes a query; also returns the head at that time. This may take long.
-    pub fn range(&self, query: &Query) -> Result<(Rows, i64), Failure> {
+    pub fn range(&self, query: &Query) -> Result<(Rows, i64), ReadError> {
         let (view, head) = self.view(query.revision)?;
         Ok((view.range(query)?, head))
     }
 
     /// The same, but None if the query is not short, its records are long, or a compaction interferes.
-    pub fn range_at_once(&self, query: &Query) -> Result<Option<(Rows, i64)>, Failure> {
+    pub fn range_if_short(&self, query: &Query) -> Result<Option<(Rows, i64)>, ReadError> {
         if !self.is_short(query) {
             return Ok(None);
         }
@@ -361,7 +361,7 @@ impl Reader {
 
     /// Executes a query while the meter allows it, and returns the head it was executed at; None if the meter stopped it. This
     /// may take long.
-    pub fn range_metered(&self, query: &Query, meter: Meter<'_>) -> Result<Option<(Rows, i64)>, Failure> {
+    pub fn range_metered(&self, query: &Query, meter: Meter<'_>) -> Result<Option<(Rows, i64)>, ReadError> {
         let (view, head) = self.view(query.revision)?;
         Ok(view.range_metered(query, meter)?.map(|rows| (rows, head)))
     }
@@ -431,7 +431,7 @@ impl View {
     pub fn range(&self, query: &Query) -> Result<Rows, Halt> {
         let rows = range(self.shared.as_ref(), query, self.at)?;
         rows.ok_or_else(|| {
-            Halt::Refused(format!("the database is corrupt: a record visible at revision {} is missing", self.at))
+            Halt::InvalidData(format!("the database is corrupt: a record visible at revision {} is missing", self.at))
         })
     }
 

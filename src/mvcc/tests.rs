@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, sync::mpsc, thread, time::Duration};
 use proptest::prelude::*;
 
 use super::{
-    compact::{Compaction, Hashing, Progress},
+    compact::{Compaction, CompactionProgress, Hashing},
     write::Put,
     *,
 };
@@ -79,7 +79,7 @@ impl Fixture {
             Hashing::TooLarge { history_bytes } => Some(history_bytes),
             Hashing::Unknown => None,
         };
-        while compaction.step(10).unwrap() != Progress::Done {}
+        while compaction.step(10).unwrap() != CompactionProgress::Done {}
         too_large
     }
 
@@ -102,7 +102,7 @@ impl Fixture {
         self.store.publish_head();
     }
 
-    pub fn run_compaction(&self) -> Progress {
+    pub fn run_compaction(&self) -> CompactionProgress {
         Compaction::pending(self.store.shared()).unwrap().step(1000).unwrap()
     }
 }
@@ -114,9 +114,9 @@ fn compaction_waits_for_a_view_at_a_lower_revision() {
     fixture.put(&["a"]);
     let guard = fixture.store.shared().register(2);
     fixture.compact(3);
-    assert_eq!(fixture.run_compaction(), Progress::Blocked);
+    assert_eq!(fixture.run_compaction(), CompactionProgress::Blocked);
     drop(guard);
-    assert_eq!(fixture.run_compaction(), Progress::Done);
+    assert_eq!(fixture.run_compaction(), CompactionProgress::Done);
 }
 
 /// Regression: the row was silently missing, because compaction had removed the key's old revision from the index.
@@ -127,7 +127,7 @@ fn a_read_overtaken_by_a_compaction_is_repeated() {
     let (reader, resolved) = (fixture.store.reader(), 2);
     fixture.put(&["a"]);
     fixture.compact(3);
-    assert_eq!(fixture.run_compaction(), Progress::Done);
+    assert_eq!(fixture.run_compaction(), CompactionProgress::Done);
     for count_only in [false, true] {
         let query = Query { count_only, ..Query::all(Interval::Key("a".into())) };
         assert_eq!(reader.range_unguarded(&query, resolved).unwrap().map(|rows| rows.count), None);
@@ -173,12 +173,12 @@ fn a_compaction_works_in_small_steps_and_small_batches() {
     fixture.compact(51);
     let before = fixture.engine.unflushed();
     let mut compaction = Compaction::pending(fixture.store.shared()).unwrap();
-    let (mut steps, mut progress) = (0, Progress::More);
-    while progress == Progress::More {
+    let (mut steps, mut progress) = (0, CompactionProgress::More);
+    while progress == CompactionProgress::More {
         progress = compaction.step(60).unwrap();
         steps += 1;
     }
-    assert_eq!((progress, compaction.removed()), (Progress::Done, 4 * 49));
+    assert_eq!((progress, compaction.removed()), (CompactionProgress::Done, 4 * 49));
     assert_eq!(steps, 4, "of 200 records");
     assert!(fixture.engine.unflushed() >= before + 2, "one batch does not hold all deletions");
 }
@@ -211,8 +211,8 @@ proptest! {
             }
             fixture.compact(at);
             if let Some(compaction) = Compaction::pending(fixture.store.shared()) {
-                let mut compaction = compaction.with_ranges_of(range);
-                while compaction.step(limit).unwrap() != Progress::Done {}
+                let mut compaction = compaction.with_range_delete_min(range);
+                while compaction.step(limit).unwrap() != CompactionProgress::Done {}
                 let newest = |of| wanted.iter().rfind(|(_, key, _)| *key == of).map(|(main, ..)| *main);
                 let kept = wanted.iter().filter(|(main, key, deleted)| {
                     newest(*key) == Some(*main) && (!deleted || *main == at)
@@ -301,9 +301,9 @@ fn a_read_of_few_long_records_is_not_short() {
     fixture.put_with(&keys.iter().map(String::as_str).collect::<Vec<_>>(), &vec![b'x'; 100_000]);
     let reader = fixture.store.reader();
     let all = Query::all(Interval::From("\0".into()));
-    assert!(reader.range_at_once(&Query { limit: 5, ..all.clone() }).unwrap().is_some());
-    assert!(reader.range_at_once(&all).unwrap().is_none());
-    assert!(reader.range_at_once(&Query { keys_only: true, ..all.clone() }).unwrap().is_some(), "no record is read");
+    assert!(reader.range_if_short(&Query { limit: 5, ..all.clone() }).unwrap().is_some());
+    assert!(reader.range_if_short(&all).unwrap().is_none());
+    assert!(reader.range_if_short(&Query { keys_only: true, ..all.clone() }).unwrap().is_some(), "no record is read");
     let metered =
         |bytes| reader.range_metered(&all, &meter::at_most(bytes)).unwrap().map(|(rows, _)| rows.records.len());
     assert_eq!((metered(3_000_000), metered(1_000_000)), (Some(20), None));
@@ -322,7 +322,7 @@ fn a_long_count_at_an_old_revision_is_not_short() {
     let keys: Vec<String> = (0..=read::CHUNK).map(|nth| format!("{nth:04}")).collect();
     fixture.put(&keys.iter().map(String::as_str).collect::<Vec<_>>());
     let few = Query { limit: 10, ..Query::all(Interval::From("\0".into())) };
-    let is_short = |query: &Query| fixture.store.reader().range_at_once(query).unwrap().is_some();
+    let is_short = |query: &Query| fixture.store.reader().range_if_short(query).unwrap().is_some();
     assert!(is_short(&few), "live keys at the head are counted by adding up leaves");
     assert!(is_short(&Query { revision: 2, counts_rest: false, ..few.clone() }));
     for counts_rest in [false, true] {

@@ -383,5 +383,5 @@ fn read_index(engine: &dyn Engine) -> Result<(Index, u64), Halt> {
         index.push(&record.key, change);
         ControlFlow::Continue(())
     })?;
-    damage.map_or(Ok((index, bytes)), |damage| Err(Halt::Refused(damage)))
+    damage.map_or(Ok((index, bytes)), |damage| Err(Halt::InvalidData(damage)))
 }

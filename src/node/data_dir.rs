@@ -188,7 +188,7 @@ fn create(path: &Path) -> io::Result<()> {
 /// Refuses a directory that is not metastore's. Only reads.
 fn check_content(path: &Path) -> Result<(), Halt> {
     let unlisted =
-        |error: io::Error| Halt::Refused(format!("failed to list data directory: {}: {error}", path.display()));
+        |error: io::Error| Halt::InvalidData(format!("failed to list data directory: {}: {error}", path.display()));
     for entry in fs::read_dir(path).map_err(unlisted)? {
         let name = entry.map_err(unlisted)?.file_name();
         let name = name.to_string_lossy();
@@ -196,7 +196,7 @@ fn check_content(path: &Path) -> Result<(), Halt> {
             check_version(&path.join(MEMBER))?;
         } else if ![LOCK, DRAFT, PROBE].contains(&name.as_ref()) && !IGNORED.contains(&name.as_ref()) {
             let path = path.display();
-            return Err(Halt::Refused(format!("data directory {path} is not ours: there is {name:?} in it")));
+            return Err(Halt::InvalidData(format!("data directory {path} is not ours: there is {name:?} in it")));
         }
     }
     Ok(())
@@ -208,18 +208,25 @@ fn check_version(member: &Path) -> Result<(), Halt> {
         Ok(text) => text,
         Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => {
             let whose = if member.join("wal").exists() || member.join("snap").exists() { ", but etcd's" } else { "" };
-            return Err(Halt::Refused(format!("{} is not ours{whose}: it has no file {VERSION}", member.display())));
+            return Err(Halt::InvalidData(format!(
+                "{} is not ours{whose}: it has no file {VERSION}",
+                member.display()
+            )));
         }
         Err(error) => return Err(Halt::io("read", &path)(error)),
     };
     let number = text.strip_prefix(FORMAT_NAME).and_then(|number| number.trim().parse::<u32>().ok());
     match number {
         Some(FORMAT_NUMBER) => Ok(()),
-        Some(number) if number > FORMAT_NUMBER => Err(Halt::Refused(format!(
+        Some(number) if number > FORMAT_NUMBER => Err(Halt::InvalidData(format!(
             "{} says format {number}: it was written by a newer metastore, and this one reads format {FORMAT_NUMBER}",
             path.display()
         ))),
-        _ => Err(Halt::Refused(format!("{} does not name a metastore format: {:?}", path.display(), text.trim_end()))),
+        _ => Err(Halt::InvalidData(format!(
+            "{} does not name a metastore format: {:?}",
+            path.display(),
+            text.trim_end()
+        ))),
     }
 }
 
@@ -236,7 +243,7 @@ fn probe(path: &Path) -> Result<(), Halt> {
 }
 
 fn inaccessible(action: &str, path: &Path, error: &io::Error) -> Halt {
-    Halt::Refused(format!("cannot access data directory: {action} {}: {error}", path.display()))
+    Halt::InvalidData(format!("cannot access data directory: {action} {}: {error}", path.display()))
 }
 
 fn warn_of_wide_mode(path: &Path) -> Result<(), Halt> {
@@ -315,7 +322,7 @@ mod tests {
 
     fn refusal(path: &Path) -> String {
         let halt = DataDir::open(path).unwrap_err();
-        assert!(matches!(halt, Halt::Refused(_)), "{halt}");
+        assert!(matches!(halt, Halt::InvalidData(_)), "{halt}");
         halt.to_string()
     }
 
@@ -406,7 +413,7 @@ mod tests {
         let dir = DataDir::open(temp.path()).unwrap();
         let failed = dir.initialise(|draft| {
             fill(draft)?;
-            Err(Halt::Refused("no".to_owned()))
+            Err(Halt::InvalidData("no".to_owned()))
         });
         assert!(failed.is_err() && !dir.is_initialised());
         dir.initialise(fill).unwrap();

@@ -43,19 +43,19 @@ impl Databases {
         let pointer = self.member.join(POINTER);
         match fs::read_to_string(&pointer) {
             Ok(name) if is_database_name(name.trim_end()) => Ok(self.member.join(name.trim_end())),
-            Ok(name) => Err(Halt::Refused(format!("{} names no database: {name:?}", pointer.display()))),
+            Ok(name) => Err(Halt::InvalidData(format!("{} names no database: {name:?}", pointer.display()))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(self.member.join(FIRST)),
             Err(error) => Err(Halt::io("read", &pointer)(error)),
         }
     }
 
     /// The path of the current database; an error if it does not exist.
-    pub fn present(&self) -> Result<PathBuf, Halt> {
+    pub fn current_existing(&self) -> Result<PathBuf, Halt> {
         let path = self.current()?;
         if path.is_dir() {
             return Ok(path);
         }
-        Err(Halt::Refused(format!(
+        Err(Halt::InvalidData(format!(
             "the database {} is not there, although its log is. Nothing was changed. Put it back; or remove this member from \
              its cluster and add it again with an empty data directory",
             path.display()
@@ -86,7 +86,7 @@ impl Databases {
     /// Makes this the current database, durably. It must be in the member's directory, and durable itself.
     pub fn adopt(&self, path: &Path) -> Result<(), Halt> {
         let name = path.file_name().and_then(|name| name.to_str()).filter(|name| is_database_name(name));
-        let name = name.ok_or_else(|| Halt::Refused(format!("{} cannot be a database's name", path.display())))?;
+        let name = name.ok_or_else(|| Halt::InvalidData(format!("{} cannot be a database's name", path.display())))?;
         let draft = self.member.join(POINTER_DRAFT);
         let write = || -> std::io::Result<()> {
             let mut file = File::create(&draft)?;
@@ -99,7 +99,7 @@ impl Databases {
     }
 
     /// Removes all databases except the current one, and all copies. Only for the start, before there are readers.
-    pub fn tidy(&self) -> Result<(), Halt> {
+    pub fn remove_unused(&self) -> Result<(), Halt> {
         let current = self.current()?;
         for entry in fs::read_dir(&self.member).map_err(Halt::io("list", &self.member))? {
             let path = entry.map_err(Halt::io("list", &self.member))?.path();
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(first, temp.path().join("db"));
         fs::create_dir(&first).unwrap();
         fs::create_dir(temp.path().join("log")).unwrap();
-        databases.tidy().unwrap();
+        databases.remove_unused().unwrap();
         let incoming = databases.incoming(57);
         fs::create_dir(incoming.path()).unwrap();
         assert_ne!(databases.incoming(57).path(), incoming.path(), "a second one of the same index gets its own path");
@@ -139,7 +139,7 @@ mod tests {
         databases.adopt(&second).unwrap();
         assert_eq!(databases.current().unwrap(), second);
         fs::create_dir(databases.copies().join("1")).unwrap();
-        databases.tidy().unwrap();
+        databases.remove_unused().unwrap();
         let mut left: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["DB", "copies", "db.57", "log"]);

@@ -39,7 +39,7 @@ impl MemberId {
 
     /// The ID of an initial member. URLs are hashed as they are printed.
     #[must_use]
-    pub fn of_first<T: fmt::Display>(peer_urls: &[T], cluster_token: &str) -> Self {
+    pub fn of_initial<T: fmt::Display>(peer_urls: &[T], cluster_token: &str) -> Self {
         Self::digest(peer_urls, cluster_token)
     }
 
@@ -70,7 +70,7 @@ impl ClusterId {
 
     /// The ID of the cluster with these initial members.
     #[must_use]
-    pub fn of_founders(members: &[MemberId]) -> Self {
+    pub fn of_initial_members(members: &[MemberId]) -> Self {
         let mut members = members.to_vec();
         members.sort_unstable();
         let bytes: Vec<u8> = members.iter().flat_map(|member| member.get().to_be_bytes()).collect();
@@ -157,19 +157,19 @@ mod tests {
     use super::*;
 
     fn first(urls: &[&str], token: &str) -> String {
-        MemberId::of_first(urls, token).to_string()
+        MemberId::of_initial(urls, token).to_string()
     }
 
     /// The initial members of a cluster, with one URL each.
     fn initial_members(ports: &[u16], token: &str) -> Vec<MemberId> {
-        ports.iter().map(|port| MemberId::of_first(&[format!("http://127.0.0.1:{port}")], token)).collect()
+        ports.iter().map(|port| MemberId::of_initial(&[format!("http://127.0.0.1:{port}")], token)).collect()
     }
 
     #[test]
     fn a_single_member_has_etcds_well_known_ids() {
-        let member = MemberId::of_first(&["http://localhost:2380"], "etcd-cluster");
+        let member = MemberId::of_initial(&["http://localhost:2380"], "etcd-cluster");
         assert_eq!(member.to_string(), "8e9e05c52164694d");
-        assert_eq!(ClusterId::of_founders(&[member]).to_string(), "cdf818194e3a8c32");
+        assert_eq!(ClusterId::of_initial_members(&[member]).to_string(), "cdf818194e3a8c32");
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
             let mut ids = initial_members(&ports, token);
             assert_eq!(ids.iter().map(ToString::to_string).collect::<Vec<_>>(), members);
             ids.reverse();
-            assert_eq!(ClusterId::of_founders(&ids).to_string(), cluster, "their order makes no difference");
+            assert_eq!(ClusterId::of_initial_members(&ids).to_string(), cluster, "their order makes no difference");
         }
     }
 
@@ -199,7 +199,7 @@ mod tests {
     fn several_urls_are_one_member_in_any_order_and_zeros_are_dropped() {
         let urls = ["http://10.0.0.1:2381", "http://10.0.0.1:2380"];
         assert_eq!(first(&urls, "tok"), "6a7f44eed714194f");
-        let cluster = ClusterId::of_founders(&[MemberId::of_first(&urls, "tok")]);
+        let cluster = ClusterId::of_initial_members(&[MemberId::of_initial(&urls, "tok")]);
         assert_eq!(cluster.to_string(), "f0cec8ec9cdafa4");
     }
 

@@ -8,7 +8,7 @@
 //! ```text
 //! handlers ──Input──▶ raft ──LogTask──▶ log ──"persisted n"──▶ raft
 //!                      └───Handoff───▶ apply ──▶ watchers, waiters
-//!                                        ├─Chore─▶ background: compaction, flush, sizes
+//!                                        ├─BackgroundTask─▶ background: compaction, flush, sizes
 //!                                        └─Effect─▶ lease expiry ──ProposeInTerm──▶ raft
 //! ```
 //!
@@ -17,27 +17,27 @@
 //! * The log is truncated only up to what the database has made durable: truncated ≤ durable applied ≤ applied.
 //! * A failure in any of these threads ends the process: a dead member is ordinary to its cluster, a half-dead one is not.
 
-pub mod applier;
-pub mod changes;
+pub mod apply_thread;
+pub mod auto_compaction;
+pub mod background;
 pub mod clock;
+pub mod conf_change;
+pub mod connectivity;
 pub mod data_dir;
 pub mod databases;
-pub mod driver;
 pub mod identity;
-pub mod keeper;
-pub mod links;
+pub mod lease_expiry;
 pub mod log;
-pub mod peers;
+pub mod log_thread;
+pub mod peer;
+pub mod quota;
+pub mod raft_thread;
 pub mod replica;
-pub mod retention;
-pub mod room;
-pub mod shell;
 pub mod snapshot;
 pub mod status;
-pub mod timekeeper;
+pub mod threads;
 pub mod transport;
 pub mod waiters;
-pub mod writer;
 
 use std::{
     ops::Deref,
@@ -54,28 +54,28 @@ pub use crate::inbox;
 use crate::{
     error::{Error, Halt},
     metrics,
-    state::{Command, Kind, Machine, Progress, Readers},
-    storage::{Engine, Lack},
+    state::{AppliedPosition, Command, Kind, Machine, Readers},
+    storage::{Engine, InsufficientSpace},
     watch::Publisher,
 };
-use applier::{Applier, Quota};
+use apply_thread::{ApplyThread, Quota};
+use auto_compaction::Policy;
+use background::{Background, BackgroundConfig, BackgroundTask};
 use clock::Clock;
-use driver::{Driver, Input, ProgressWaiter};
+use connectivity::Connectivity;
 use identity::RequestIds;
 use inbox::Inbox;
-use keeper::{Chore, Habits, Keeper};
-use links::Links;
+use lease_expiry::{LeaseExpiry, Times};
 use log::{LogStore, MemoryLog, Position, Recovered};
-use peers::{NoPeers, Peer, Post};
+use log_thread::LogThread;
+use peer::{MessageSender, NoPeers, Peer};
+use quota::QuotaEnforcer;
+use raft_thread::{Input, ProgressWaiter, RaftThread};
 use replica::{Incarnation, Replica, Timing};
-use retention::Policy;
-use room::QuotaEnforcer;
-use shell::{Core, abort_on_failure};
-use snapshot::{OutboundTracker, Shelf, conf_state};
+use snapshot::{OutboundSlot, OutboundTracker, conf_state};
 use status::Status;
-use timekeeper::{Timekeeper, Times};
+use threads::{Core, abort_on_failure};
 use waiters::{ProposalWaiter, ReadWaiter, TimeoutCause, Waiters};
-use writer::LogWriter;
 
 /// A node's configuration.
 #[derive(Debug, Clone)]
@@ -91,11 +91,11 @@ pub struct Settings {
     /// Entries kept behind the applied index when the log is truncated, for followers that are slightly behind.
     pub catchup_entries: u64,
     /// While the log in memory is smaller than this, entries that lagging members still need are kept.
-    pub laggard_log_bytes: usize,
+    pub lagging_log_bytes: usize,
     /// The maximum size of the database.
     pub quota: Quota,
     /// Parameters of compaction and flushing.
-    pub habits: Habits,
+    pub background_config: BackgroundConfig,
     /// The auto compaction policy.
     pub retention: Policy,
     /// A batch that takes longer to apply is logged.
@@ -117,17 +117,17 @@ pub struct Parts {
     /// What was found in `log` when it was opened.
     pub recovered: Recovered,
     /// Sends messages to the other members.
-    pub post: Arc<dyn Post>,
+    pub message_sender: Arc<dyn MessageSender>,
     /// Which members are connected.
-    pub links: Arc<Links>,
+    pub connectivity: Arc<Connectivity>,
     /// The members to contact, for a member that joins a cluster and has no member list yet.
     pub first_peers: Vec<Peer>,
     /// Where the transport finds the copy of the database that is sent as a snapshot.
-    pub shelf: Arc<Shelf>,
+    pub outbound_slot: Arc<OutboundSlot>,
     /// The directory in which such copies are made.
     pub copies: PathBuf,
     /// Called when the cluster has removed this member.
-    pub farewell: Arc<dyn Fn() + Send + Sync>,
+    pub on_removed: Arc<dyn Fn() + Send + Sync>,
     /// Receives raft-rs's log lines.
     pub logger: slog::Logger,
 }
@@ -148,12 +148,12 @@ impl Parts {
             publisher,
             log,
             recovered,
-            post: Arc::new(NoPeers),
-            links: Arc::default(),
+            message_sender: Arc::new(NoPeers),
+            connectivity: Arc::default(),
             first_peers: Vec::new(),
-            shelf: Arc::default(),
+            outbound_slot: Arc::default(),
             copies: PathBuf::new(),
-            farewell: Arc::new(|| ()),
+            on_removed: Arc::new(|| ()),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         }
     }
@@ -169,9 +169,9 @@ pub struct Stores {
 
 /// The current readers. A held value keeps reading the state it was obtained from, even after a snapshot has replaced that:
 /// obtain a new one for each request.
-pub struct Present(Guard<Arc<Stores>>);
+pub struct CurrentReaders(Guard<Arc<Stores>>);
 
-impl Deref for Present {
+impl Deref for CurrentReaders {
     type Target = Readers;
 
     fn deref(&self) -> &Readers {
@@ -182,21 +182,21 @@ impl Deref for Present {
 /// The handle through which the rest of the process uses the node.
 pub struct Node {
     raft: Arc<Inbox<Input>>,
-    keeper: Arc<Inbox<Chore>>,
-    timekeeper: Arc<Timekeeper>,
+    background: Arc<Inbox<BackgroundTask>>,
+    lease_expiry: Arc<LeaseExpiry>,
     status: Arc<Status>,
     stores: Arc<ArcSwap<Stores>>,
-    links: Arc<Links>,
+    connectivity: Arc<Connectivity>,
     backlog: u64,
     quota: Arc<QuotaEnforcer>,
 }
 
 /// The workers of a node, connected to each other but not running yet. Each may get a thread, or several may share one.
-pub struct Rooms {
+pub struct Workers {
     /// Raft, log and apply.
     pub core: Core,
     /// Background work.
-    pub keeper: Keeper,
+    pub background: Background,
 }
 
 /// The handles of the node's threads.
@@ -217,82 +217,83 @@ impl Threads {
 impl Node {
     /// Starts the threads of a node; see [`Node::assemble`].
     pub fn start(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Threads), Halt> {
-        let (node, rooms) = Self::assemble(settings, raft, parts)?;
-        Ok((node, spawn_all(rooms)))
+        let (node, workers) = Self::assemble(settings, raft, parts)?;
+        Ok((node, spawn_all(workers)))
     }
 
     /// Connects the workers of a node. Database and log must be open and belong together. `raft` is the raft thread's inbox.
-    pub fn assemble(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Rooms), Halt> {
-        let Parts { engine, machine, publisher, mut log, mut recovered, post, .. } = parts;
-        let Progress { index, term, .. } = machine.applied();
+    pub fn assemble(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Workers), Halt> {
+        let Parts { engine, machine, publisher, mut log, mut recovered, message_sender, .. } = parts;
+        let AppliedPosition { index, term, .. } = machine.applied();
         let reached = Position { index, term };
         finish_install(log.as_mut(), &mut recovered, reached)?;
         recovered.check_applied(reached)?;
-        let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().electorate()));
+        let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().voters_and_learners()));
         let incarnation = Incarnation { member: settings.member_id, number: settings.ids.next() };
         let replica = Replica::new(incarnation, index, memory, settings.timing, &parts.logger)?;
         let tick = Duration::from_millis(settings.timing.tick_ms);
-        let status = Arc::new(Status::new(settings.clock.clone(), tick * timekeeper::STALLED_AFTER_TICKS));
+        let status = Arc::new(Status::new(settings.clock.clone(), tick * lease_expiry::STALLED_AFTER_TICKS));
         status.set_applied(index, term);
-        status.set_unflushed(recovered.bytes_behind(index));
+        status.set_unflushed(recovered.bytes_after(index));
         status.measure(engine.as_ref())?;
-        metrics::measured("log", replica.log_bytes() as u64);
+        metrics::set_memory_bytes("log", replica.log_bytes() as u64);
         // The state on disk needs no flush to be durable: a node that crashes early again and again still truncates its log.
         let _ = raft.send(Input::Durable(reached));
-        let keeper = Arc::new(Inbox::default());
+        let background = Arc::new(Inbox::default());
         let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
         let times = Times { tick, election_timeout: tick * election_ticks, request_timeout: settings.request_timeout };
-        let timekeeper = Arc::new(Timekeeper::new(times, status.clone(), raft.clone(), settings.ids.clone()));
+        let lease_expiry = Arc::new(LeaseExpiry::new(times, status.clone(), raft.clone(), settings.ids.clone()));
         let (id, ids) = (settings.member_id, settings.ids.clone());
         let quota = Arc::new(QuotaEnforcer::new(settings.quota, id, status.clone(), raft.clone(), ids));
         let stores = Stores { readers: machine.readers(), engine: engine.clone() };
         let stores = Arc::new(ArcSwap::from_pointee(stores));
         let node = Arc::new(Self {
             raft: raft.clone(),
-            keeper: keeper.clone(),
-            timekeeper: timekeeper.clone(),
+            background: background.clone(),
+            lease_expiry: lease_expiry.clone(),
             status: status.clone(),
             stores: stores.clone(),
-            links: parts.links.clone(),
+            connectivity: parts.connectivity.clone(),
             backlog: settings.backlog,
             quota: quota.clone(),
         });
         let keys = machine.shared().clone();
-        let driver = Driver {
+        let raft_thread = RaftThread {
             replica,
             inbox: raft.clone(),
             log: Arc::new(Inbox::default()),
-            applier: Arc::new(Inbox::default()),
-            keeper: keeper.clone(),
-            post: post.clone(),
-            outbound: OutboundTracker::new(parts.shelf),
+            apply_thread: Arc::new(Inbox::default()),
+            background: background.clone(),
+            message_sender: message_sender.clone(),
+            outbound: OutboundTracker::new(parts.outbound_slot),
             status: status.clone(),
             tick,
             election_ticks: u64::from(election_ticks),
             catchup_entries: settings.catchup_entries,
-            laggard_log_bytes: settings.laggard_log_bytes,
+            lagging_log_bytes: settings.lagging_log_bytes,
             id: settings.member_id,
-            on_removed: parts.farewell,
+            on_removed: parts.on_removed,
             arrived: None,
-            leaving: None,
+            pending_removal: None,
             accepted: None,
         };
-        let writer = LogWriter { log, raft: raft.clone(), post: post.clone(), status: status.clone() };
-        let applier = Applier {
+        let log_thread =
+            LogThread { log, raft: raft.clone(), message_sender: message_sender.clone(), status: status.clone() };
+        let apply_thread = ApplyThread {
             machine,
             waiters: Waiters::new(settings.request_timeout),
             publisher,
             status: status.clone(),
             stores,
             raft: raft.clone(),
-            post,
+            message_sender,
             id: settings.member_id,
-            keeper: keeper.clone(),
-            timekeeper,
+            background: background.clone(),
+            lease_expiry,
             unconfirmed_term: None,
             timeout_cause: TimeoutCause {
                 id: settings.member_id,
-                links: parts.links.clone(),
+                connectivity: parts.connectivity.clone(),
                 election_timeout: tick * election_ticks,
                 elected_at: None,
                 leaderless_since: None,
@@ -300,14 +301,24 @@ impl Node {
             quota,
             slow: settings.slow_apply,
         };
-        if applier.machine.members().iter().next().is_some() {
-            applier.publish_members();
+        if apply_thread.machine.members().iter().next().is_some() {
+            apply_thread.publish_members();
         } else {
-            applier.post.set_peers(parts.first_peers, Vec::new());
+            apply_thread.message_sender.set_peers(parts.first_peers, Vec::new());
         }
-        let (policy, ids, habits) = (settings.retention, settings.ids.clone(), settings.habits);
-        let keeper = Keeper { engine, keys, inbox: keeper, raft, status, habits, policy, ids, copies: parts.copies };
-        Ok((node, Rooms { core: Core { driver, writer, applier }, keeper }))
+        let (policy, ids, background_config) = (settings.retention, settings.ids.clone(), settings.background_config);
+        let background = Background {
+            engine,
+            keys,
+            inbox: background,
+            raft,
+            status,
+            background_config,
+            policy,
+            ids,
+            copies: parts.copies,
+        };
+        Ok((node, Workers { core: Core { raft_thread, log_thread, apply_thread }, background }))
     }
 
     /// Proposes a request, encoded as its client sent it. The waiter is called with the outcome, a refusal, or a timeout.
@@ -327,7 +338,8 @@ impl Node {
 
     /// Proposes an entry that changes the voters or learners, wrapped in one of raft's configuration changes.
     pub fn change_members(&self, id: u64, entry: Bytes, waiter: ProposalWaiter) {
-        let change = changes::for_raft(entry).expect("only membership changes are proposed as configuration changes");
+        let change =
+            conf_change::to_conf_change(entry).expect("only membership changes are proposed as configuration changes");
         if let Err(Input::Change { waiter, .. }) = self.raft.send(Input::Change { id, change, waiter }) {
             waiter(Err(Error::Stopped));
         }
@@ -347,7 +359,7 @@ impl Node {
 
     /// Calls the waiter when everything that was acknowledged before this call can be read on this member.
     pub fn read_barrier(&self, waiter: ReadWaiter) {
-        if self.status.rules_alone() {
+        if self.status.is_sole_leader() {
             return waiter(Ok(())); // A write is published before it is acknowledged.
         }
         if let Err(Input::Read(waiter)) = self.raft.send(Input::Read(waiter)) {
@@ -365,25 +377,25 @@ impl Node {
 
     /// Calls the waiter when all revisions that were compacted before this call are physically removed.
     pub fn await_compaction(&self, waiter: Box<dyn FnOnce() + Send>) {
-        let _ = self.keeper.send(Chore::AwaitCompaction(waiter));
+        let _ = self.background.send(BackgroundTask::AwaitCompaction(waiter));
     }
 
     /// Readers of the published state.
     #[must_use]
-    pub fn readers(&self) -> Present {
-        Present(self.stores.load())
+    pub fn readers(&self) -> CurrentReaders {
+        CurrentReaders(self.stores.load())
     }
 
     /// Tracks the deadlines of leases.
     #[must_use]
-    pub fn timekeeper(&self) -> &Arc<Timekeeper> {
-        &self.timekeeper
+    pub fn lease_expiry(&self) -> &Arc<LeaseExpiry> {
+        &self.lease_expiry
     }
 
     /// Which members are connected, and since when.
     #[must_use]
-    pub fn links(&self) -> &Links {
-        &self.links
+    pub fn connectivity(&self) -> &Connectivity {
+        &self.connectivity
     }
 
     /// Indexes, terms and sizes of this node.
@@ -400,20 +412,20 @@ impl Node {
 
     /// Whether a write of this cost still fits into the quota of this member's database.
     #[must_use]
-    pub fn has_room_for(&self, cost: u64) -> bool {
+    pub fn fits_quota(&self, cost: u64) -> bool {
         self.quota.admits(cost)
     }
 
     /// Raises the NOSPACE alarm for this member, then answers the waiter with [`Error::NoSpace`].
-    pub fn turn_away(&self, waiter: ProposalWaiter) {
+    pub fn raise_no_space(&self, waiter: ProposalWaiter) {
         self.quota.raise_no_space(vec![waiter]);
     }
 
     /// Rewrites the database's files so that removed data takes no space, and measures them again. Returns what is missing if the
     /// database does not start.
-    pub fn reclaim(&self) -> Result<Option<Lack>, Halt> {
+    pub fn defragment(&self) -> Result<Option<InsufficientSpace>, Halt> {
         let engine = self.engine();
-        let lack = engine.reclaim()?;
+        let lack = engine.defragment()?;
         self.status.measure(engine.as_ref())?;
         Ok(lack)
     }
@@ -426,8 +438,8 @@ impl Node {
     /// Asks all threads to finish what they have and end.
     pub fn stop(&self) {
         self.raft.close();
-        self.keeper.close();
-        self.timekeeper.stop();
+        self.background.close();
+        self.lease_expiry.stop();
     }
 }
 
@@ -442,18 +454,18 @@ pub fn finish_install(log: &mut dyn LogStore, recovered: &mut Recovered, applied
         }
         hard_state.commit = at.index;
         log.reset(at, &hard_state)?;
-        recovered.restart_behind(at, hard_state);
+        recovered.reset_to(at, hard_state);
     } else if recovered.installing.take().is_some() {
         log.set_installing(None)?;
     }
     Ok(())
 }
 
-fn spawn_all(Rooms { core, keeper }: Rooms) -> Threads {
-    let timekeeper = core.applier.timekeeper.clone();
+fn spawn_all(Workers { core, background }: Workers) -> Threads {
+    let lease_expiry = core.apply_thread.lease_expiry.clone();
     let threads = vec![
-        spawn("background", move || keeper.run()),
-        spawn("lease-expiry", move || timekeeper.run()),
+        spawn("background", move || background.run()),
+        spawn("lease-expiry", move || lease_expiry.run()),
         spawn("raft", move || core.run()),
     ];
     Threads { threads }

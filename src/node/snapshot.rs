@@ -1,8 +1,8 @@
 //! Snapshots: copies of the database that this member sends to others, and those that it receives.
 //!
 //! ```text
-//! raft: an entry is no longer in the log ─▶ background: flush, copy ─▶ Offer ─▶ raft: MsgSnapshot ─▶ transport: files
-//! transport: files, checked and opened ─▶ Incoming ─▶ raft: accepted ─▶ install: adopt, reset the log, continue
+//! raft: an entry is no longer in the log ─▶ background: flush, copy ─▶ OutboundSnapshot ─▶ raft: MsgSnapshot ─▶ transport: files
+//! transport: files, checked and opened ─▶ InboundSnapshot ─▶ raft: accepted ─▶ install: adopt, reset the log, continue
 //! ```
 //!
 //! The index of a copy and its members are always read from the copy itself. Every batch of the database is atomic, so a copy is
@@ -25,7 +25,7 @@ use raft::eraftpb::{ConfState, Message, MessageType};
 use super::log::Position;
 use crate::{
     error::Halt,
-    state::{Electorate, Machine, Members, Progress},
+    state::{AppliedPosition, Machine, Members, VotersAndLearners},
     storage::Engine,
 };
 
@@ -68,7 +68,7 @@ impl Drop for Scratch {
 
 /// A copy of the database that can be sent to other members.
 #[derive(Debug)]
-pub struct Offer {
+pub struct OutboundSnapshot {
     /// The last entry that is applied in it.
     pub at: Position,
     /// The voters and learners at that entry.
@@ -76,38 +76,38 @@ pub struct Offer {
     pub files: Scratch,
 }
 
-impl Offer {
+impl OutboundSnapshot {
     /// Flushes a database and copies it into a directory, which must not exist yet.
     pub fn make(engine: &dyn Engine, path: PathBuf) -> Result<Self, Halt> {
         let files = Scratch::new(path);
         let copy = engine.copy_to(files.path())?;
-        let no_index = || Halt::Refused("a copy of the database has no applied index".into());
-        let Progress { index, term, .. } = Progress::of(copy.as_ref())?.ok_or_else(no_index)?;
-        let conf_state = conf_state(&Members::read(copy.as_ref())?.electorate());
+        let no_index = || Halt::InvalidData("a copy of the database has no applied index".into());
+        let AppliedPosition { index, term, .. } = AppliedPosition::of(copy.as_ref())?.ok_or_else(no_index)?;
+        let conf_state = conf_state(&Members::read(copy.as_ref())?.voters_and_learners());
         Ok(Self { at: Position { index, term }, conf_state, files })
     }
 }
 
 /// Voters and learners in raft's type.
 #[must_use]
-pub fn conf_state(electorate: &Electorate) -> ConfState {
-    let Electorate { voters, learners } = electorate.clone();
+pub fn conf_state(voters_and_learners: &VotersAndLearners) -> ConfState {
+    let VotersAndLearners { voters, learners } = voters_and_learners.clone();
     ConfState { voters, learners, ..ConfState::default() }
 }
 
 /// Where the transport finds the copy that raft wants to be sent.
 #[derive(Debug, Default)]
-pub struct Shelf(Mutex<Option<Arc<Offer>>>);
+pub struct OutboundSlot(Mutex<Option<Arc<OutboundSnapshot>>>);
 
-impl Shelf {
+impl OutboundSlot {
     /// Sets the current copy, or removes it.
-    pub fn put(&self, offer: Option<Arc<Offer>>) {
+    pub fn put(&self, offer: Option<Arc<OutboundSnapshot>>) {
         *self.0.lock() = offer;
     }
 
     /// The current copy, if it has this index.
     #[must_use]
-    pub fn find(&self, index: u64) -> Option<Arc<Offer>> {
+    pub fn find(&self, index: u64) -> Option<Arc<OutboundSnapshot>> {
         self.0.lock().clone().filter(|offer| offer.at.index == index)
     }
 }
@@ -120,8 +120,8 @@ const KEPT_TICKS: u32 = 300;
 #[derive(Debug, Default)]
 pub struct OutboundTracker {
     /// Where the transport finds the copy.
-    pub shelf: Arc<Shelf>,
-    offer: Option<Arc<Offer>>,
+    pub outbound_slot: Arc<OutboundSlot>,
+    offer: Option<Arc<OutboundSnapshot>>,
     /// Whether a copy is being made.
     requested: bool,
     /// The members that are being sent one.
@@ -132,8 +132,8 @@ pub struct OutboundTracker {
 impl OutboundTracker {
     /// There is no copy yet; future ones are put here.
     #[must_use]
-    pub fn new(shelf: Arc<Shelf>) -> Self {
-        Self { shelf, ..Self::default() }
+    pub fn new(outbound_slot: Arc<OutboundSlot>) -> Self {
+        Self { outbound_slot, ..Self::default() }
     }
 
     /// Call when a copy is needed; false if one is being made already.
@@ -147,10 +147,10 @@ impl OutboundTracker {
     }
 
     /// Sets the new copy. Returns the previous one, to be dropped on a thread that may spend time on removing files.
-    pub fn offer(&mut self, offer: Arc<Offer>) -> Option<Arc<Offer>> {
+    pub fn offer(&mut self, offer: Arc<OutboundSnapshot>) -> Option<Arc<OutboundSnapshot>> {
         self.requested = false;
         self.idle_ticks = 0;
-        self.shelf.put(Some(offer.clone()));
+        self.outbound_slot.put(Some(offer.clone()));
         self.offer.replace(offer)
     }
 
@@ -168,7 +168,7 @@ impl OutboundTracker {
 
     /// Advances time. Returns the copy once it has been unused for long enough, to be dropped on a thread that may spend time on
     /// removing files.
-    pub fn expire(&mut self, ticks: u32) -> Option<Arc<Offer>> {
+    pub fn expire(&mut self, ticks: u32) -> Option<Arc<OutboundSnapshot>> {
         if self.offer.is_none() || !self.sending.is_empty() {
             return None;
         }
@@ -176,7 +176,7 @@ impl OutboundTracker {
         if self.idle_ticks < KEPT_TICKS {
             return None;
         }
-        self.shelf.put(None);
+        self.outbound_slot.put(None);
         self.offer.take()
     }
 
@@ -188,7 +188,7 @@ impl OutboundTracker {
 }
 
 /// A copy of another member's database, received completely and opened.
-pub struct Incoming {
+pub struct InboundSnapshot {
     /// The state in it.
     pub machine: Machine,
     /// Makes it this member's database, durably.

@@ -108,7 +108,7 @@ impl Status {
 
     /// Whether this member leads a cluster that has no other member, and has applied an entry of its own term: then everything
     /// that was ever acknowledged can be read here, without a round of ReadIndex.
-    pub fn rules_alone(&self) -> bool {
+    pub fn is_sole_leader(&self) -> bool {
         self.is_sole_leader.load(Ordering::Acquire)
     }
 
@@ -206,14 +206,14 @@ impl Status {
         self.total_bytes.store(size.total_bytes.cast_signed(), Ordering::Relaxed);
         self.in_use_bytes.store(size.in_use_bytes.cast_signed(), Ordering::Relaxed);
         self.measured_bytes.store(written, Ordering::Release);
-        metrics::measured("memtables", size.memtable_bytes);
-        metrics::measured("block_cache", size.block_cache_bytes);
+        metrics::set_memory_bytes("memtables", size.memtable_bytes);
+        metrics::set_memory_bytes("block_cache", size.block_cache_bytes);
         Ok(())
     }
 
     pub(super) fn add_log_write(&self, bytes: u64, write: Duration, sync: Duration) {
         self.unflushed_log_bytes.fetch_add(bytes, Ordering::Relaxed);
-        metrics::logged(bytes, write, sync);
+        metrics::observe_log_write(bytes, write, sync);
     }
 
     pub(super) fn set_unflushed(&self, bytes: u64) {

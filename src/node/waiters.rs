@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{links::Links, replica::Leadership};
+use super::{connectivity::Connectivity, replica::Leadership};
 use crate::{
     error::Error,
     metrics::METRICS,
@@ -76,7 +76,7 @@ pub struct TimeoutCause {
     /// This member.
     pub id: u64,
     /// Which members are connected, and since when.
-    pub links: Arc<Links>,
+    pub connectivity: Arc<Connectivity>,
     pub election_timeout: Duration,
     /// When this member was last elected.
     pub elected_at: Option<Instant>,
@@ -103,13 +103,14 @@ impl TimeoutCause {
             return Error::TimeoutLeaderFailure;
         }
         let age = since.elapsed();
-        let connected = |member: u64| member == self.id || self.links.active_for(member).is_some_and(|time| time > age);
+        let connected =
+            |member: u64| member == self.id || self.connectivity.active_for(member).is_some_and(|time| time > age);
         match leader {
             // Either it was handed to a leader that was lost later, or there was no leader all the time.
             0 if self.leaderless_since.is_some_and(|lost| lost > since) => Error::Timeout,
             0 => Error::DeadlineExceeded,
             leader if leader == self.id => {
-                let voters = members.electorate().voters;
+                let voters = members.voters_and_learners().voters;
                 let reachable = voters.iter().filter(|&&voter| connected(voter)).count();
                 if reachable > voters.len() / 2 { Error::Timeout } else { Error::TimeoutConnectionLost }
             }
@@ -194,7 +195,7 @@ mod tests {
     fn the_error_of_a_timeout_says_whether_the_leader_was_lost() {
         let mut timeout_cause = TimeoutCause {
             id: 1,
-            links: Arc::default(),
+            connectivity: Arc::default(),
             election_timeout: Duration::from_secs(1),
             elected_at: None,
             leaderless_since: None,

@@ -17,7 +17,7 @@ pub struct Versions {
 
 /// The hash of a member's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hash {
+pub struct PeerHash {
     pub hash: u32,
     /// The revision at which it was computed.
     pub hash_revision: i64,
@@ -29,7 +29,7 @@ pub struct Hash {
 
 /// The text of an error in responses between members: without the prefix `etcdserver: `.
 #[must_use]
-pub fn bare(error: &Error) -> String {
+pub fn text_without_prefix(error: &Error) -> String {
     let text = error.to_string();
     text.strip_prefix("etcdserver: ").map(str::to_owned).unwrap_or(text)
 }
@@ -106,7 +106,7 @@ pub fn read_hash_request(bytes: &[u8]) -> Result<i64, String> {
     }
 }
 
-impl Hash {
+impl PeerHash {
     #[must_use]
     pub fn write(&self) -> String {
         let field = |name: &str, number: i64| (number != 0).then(|| format!(r#""{name}":{number}"#));
@@ -172,14 +172,14 @@ mod tests {
 
     #[test]
     fn a_hash_is_read_as_it_was_written_without_zeros() {
-        let hash = Hash { hash: u32::MAX, hash_revision: 5, compact_revision: -1, head: 7 };
+        let hash = PeerHash { hash: u32::MAX, hash_revision: 5, compact_revision: -1, head: 7 };
         let text = hash.write();
         assert_eq!(text, r#"{"header":{"revision":7},"hash":4294967295,"compact_revision":-1,"hash_revision":5}"#);
-        assert_eq!(Hash::read(text.as_bytes()), Ok(hash));
-        let nothing = Hash { hash: 0, hash_revision: 0, compact_revision: 0, head: 0 };
+        assert_eq!(PeerHash::read(text.as_bytes()), Ok(hash));
+        let nothing = PeerHash { hash: 0, hash_revision: 0, compact_revision: 0, head: 0 };
         assert_eq!(nothing.write(), r#"{"header":{}}"#);
-        assert_eq!(Hash::read(b"{\"header\":{}}"), Ok(nothing));
-        assert!(Hash::read(b"{\"hash\":4294967296}").is_err());
+        assert_eq!(PeerHash::read(b"{\"header\":{}}"), Ok(nothing));
+        assert!(PeerHash::read(b"{\"hash\":4294967296}").is_err());
     }
 
     #[test]

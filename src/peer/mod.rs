@@ -30,7 +30,7 @@ use crate::{
         leasepb::{LeaseInternalRequest, LeaseInternalResponse},
     },
 };
-pub use json::{Hash, Versions};
+pub use json::{PeerHash, Versions};
 
 /// The paths of the peer port.
 pub mod paths {
@@ -58,9 +58,9 @@ pub mod paths {
 pub const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
 
 /// The program that responds. Members of a cluster must run the same program, because the raft transport is not etcd's.
-pub const PROGRAM: HeaderName = header::SERVER;
+pub const PROGRAM_HEADER: HeaderName = header::SERVER;
 /// The value for this program.
-pub const METASTORE: HeaderValue = HeaderValue::from_static("metastore");
+pub const PROGRAM_METASTORE: HeaderValue = HeaderValue::from_static("metastore");
 
 /// The maximum size of a response. One about a lease may list many keys.
 const MAX_RESPONSE_BYTES: usize = 100 << 20;
@@ -174,7 +174,7 @@ impl Client {
         let mut request = PeerRequest::post(&format!("{}{id}", paths::PROMOTE), timeout, Vec::new());
         request.header = token.map(|token| (header::AUTHORIZATION, token));
         let response = self.send(url, request).await?;
-        let has_text = |error: &Error| response.text().contains(json::bare(error).as_str());
+        let has_text = |error: &Error| response.text().contains(json::text_without_prefix(error).as_str());
         Ok(match response.status {
             StatusCode::NOT_FOUND => Err(Error::MemberNotFound),
             StatusCode::PRECONDITION_FAILED if has_text(&Error::LearnerNotReady) => Err(Error::LearnerNotReady),
@@ -220,16 +220,16 @@ impl Client {
         cluster: u64,
         revision: i64,
         timeout: Duration,
-    ) -> Result<Result<Hash, Error>, String> {
+    ) -> Result<Result<PeerHash, Error>, String> {
         let mut request = PeerRequest::get(paths::HASH_KV, timeout);
         request.body = json::hash_request(revision);
         request.header = Some((CLUSTER_ID, format!("{cluster:x}")));
         let response = self.send(url, request).await?;
-        let has_text = |error: &Error| response.text().contains(json::bare(error).as_str());
+        let has_text = |error: &Error| response.text().contains(json::text_without_prefix(error).as_str());
         Ok(match response.status {
             StatusCode::BAD_REQUEST if has_text(&Error::Compacted) => Err(Error::Compacted),
             StatusCode::BAD_REQUEST if has_text(&Error::FutureRev) => Err(Error::FutureRev),
-            _ => Ok(Hash::read(&response.into_ok()?.body)?),
+            _ => Ok(PeerHash::read(&response.into_ok()?.body)?),
         })
     }
 
@@ -246,7 +246,7 @@ impl Client {
             let (head, body) = response.into_parts();
             let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(|error| error.to_string())?;
             let cluster_id = head.headers.get(&CLUSTER_ID).and_then(|value| value.to_str().ok()).map(str::to_owned);
-            let is_metastore = head.headers.get(&PROGRAM) == Some(&METASTORE);
+            let is_metastore = head.headers.get(&PROGRAM_HEADER) == Some(&PROGRAM_METASTORE);
             Ok(PeerResponse { status: head.status, cluster_id, is_metastore, body: body.to_bytes() })
         };
         match tokio::time::timeout(timeout, exchange).await {

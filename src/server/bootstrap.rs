@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{ServerError, joining, request_timeout, takeover};
 use crate::{
-    config::{ClusterState, Config, FirstStart},
+    config::{ClusterState, Config, InitialCluster},
     error::Halt,
     node::{
         data_dir::{self, DataDir},
@@ -47,7 +47,7 @@ pub struct BootstrapPlan {
 
 /// Determines the initial state of a member without data. Changes nothing.
 pub async fn plan(config: &Config, client: &Client) -> Result<BootstrapPlan, ServerError> {
-    let cluster = config.first_start().map_err(ServerError::Refused)?;
+    let cluster = config.parse_initial_cluster().map_err(ServerError::Refused)?;
     let plan = match cluster.state {
         ClusterState::New => {
             let plan = plan_new_cluster(&cluster)?;
@@ -97,7 +97,7 @@ pub async fn refuse_data_of_another_member(
     let is_here = |member: &Member| {
         member.peer_ur_ls.iter().any(|url| configured.iter().any(|configured| configured.as_str() == url))
     };
-    if !config.says_where_it_is || members.get(own).is_none_or(is_here) {
+    if !config.advertise_peer_urls_is_set || members.get(own).is_none_or(is_here) {
         return Ok(());
     }
     let Some(other) = members.iter().find(|member| is_here(member)) else { return Ok(()) };
@@ -125,8 +125,8 @@ pub async fn refuse_data_of_another_member(
 }
 
 /// The initial state of a member of a new cluster. The first election will be in term 2, as in etcd.
-fn plan_new_cluster(cluster: &FirstStart) -> Result<BootstrapPlan, ServerError> {
-    let id_of = |urls: &[_]| MemberId::of_first(urls, &cluster.token);
+fn plan_new_cluster(cluster: &InitialCluster) -> Result<BootstrapPlan, ServerError> {
+    let id_of = |urls: &[_]| MemberId::of_initial(urls, &cluster.token);
     let mut members: Vec<Member> = Vec::new();
     for urls in cluster.members.values() {
         let id = id_of(urls);
@@ -138,7 +138,7 @@ fn plan_new_cluster(cluster: &FirstStart) -> Result<BootstrapPlan, ServerError> 
     }
     let ids: Vec<MemberId> = cluster.members.values().map(|urls| id_of(urls)).collect();
     let identity =
-        Identity { cluster_id: ClusterId::of_founders(&ids).get(), member_id: id_of(cluster.own_urls()).get() };
+        Identity { cluster_id: ClusterId::of_initial_members(&ids).get(), member_id: id_of(cluster.own_urls()).get() };
     Ok(BootstrapPlan {
         identity,
         members,
@@ -153,7 +153,7 @@ fn plan_new_cluster(cluster: &FirstStart) -> Result<BootstrapPlan, ServerError> 
 /// It keeps querying them for `query_time`: a member that is starting as well, or that is unreachable at the moment, would be
 /// taken for one that has not started yet.
 async fn refuse_repeated_bootstrap(
-    cluster: &FirstStart,
+    cluster: &InitialCluster,
     own: u64,
     client: &Client,
     query_time: Duration,
@@ -211,9 +211,9 @@ pub fn write_initial_files(plan: &BootstrapPlan, directory: &DataDir) -> Result<
     );
     let hard_state = raft::eraftpb::HardState { term: at.term, commit: at.index, ..Default::default() };
     directory.initialise(|draft| {
-        SegmentLog::create(&log::Place::new(data_dir::log_in(draft)), *identity, *at, &hard_state)?;
+        SegmentLog::create(&log::LogLocation::new(data_dir::log_in(draft)), *identity, *at, &hard_state)?;
         let engine = Rocks::open(&data_dir::db_in(draft))?;
-        Members::introduce(&engine, join_contacts)?;
+        Members::write_join_contacts(&engine, join_contacts)?;
         Machine::bootstrap(&engine, identity.cluster_id, &Members::new(members.iter().cloned()), (at.index, at.term))
     })
 }
@@ -233,8 +233,8 @@ mod tests {
     use super::*;
     use crate::{peer::json, proto::etcdserverpb::Member};
 
-    fn initial_cluster(members: &[(&str, &str)], name: &str) -> FirstStart {
-        FirstStart {
+    fn initial_cluster(members: &[(&str, &str)], name: &str) -> InitialCluster {
+        InitialCluster {
             state: ClusterState::New,
             name: name.to_owned(),
             members: members

@@ -46,7 +46,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 pub struct HyperService {
     pub table: Arc<Table>,
     pub router: axum::Router,
-    /// How long a client may take to send or to read [`limits::LEAST_RATE_BYTES`].
+    /// How long a client may take to send or to read [`limits::MIN_READ_BYTES`].
     pub timeout: Duration,
 }
 
@@ -91,7 +91,7 @@ impl HyperService {
         let mut length = usize::try_from(http_body::Body::size_hint(response.body()).lower()).unwrap_or(usize::MAX);
         if !ledger.has_space_for(length) {
             length = 0;
-            limits::note("held_bytes");
+            limits::count_refusal("held_bytes");
             let (status, text) = (http::StatusCode::SERVICE_UNAVAILABLE, "too many bytes of answers wait to be read\n");
             response = (status, text).into_response();
         }
@@ -147,8 +147,8 @@ pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HEADER_LIST_BYTES)
-        .keep_alive_interval(config.bounds.keepalive_interval)
-        .keep_alive_timeout(config.bounds.keepalive_timeout);
+        .keep_alive_interval(config.limits.keepalive_interval)
+        .keep_alive_timeout(config.limits.keepalive_timeout);
     builder
 }
 
@@ -171,7 +171,7 @@ where
     let connection = builder.serve_connection(TokioIo::new(stream), respond).into_owned();
     let end = YieldingConnection::new(watcher.watch(connection)).await;
     if end.as_ref().is_err_and(|error| error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout)) {
-        limits::note("slow_beginning");
+        limits::count_refusal("slow_beginning");
     }
     end
 }

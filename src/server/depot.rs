@@ -6,13 +6,13 @@ use crate::{
     error::Halt,
     node::{
         databases::Databases,
-        snapshot::{Incoming, Scratch},
+        snapshot::{InboundSnapshot, Scratch},
         transport,
     },
     state::Machine,
     storage::{
         Engine,
-        rocks::{Caches, Rocks},
+        rocks::{MemoryLimits, Rocks},
     },
 };
 
@@ -20,11 +20,11 @@ use crate::{
 pub struct SnapshotReceiver {
     pub databases: Databases,
     pub value_cache_bytes: u64,
-    pub caches: Caches,
+    pub caches: MemoryLimits,
 }
 
-impl transport::Depot for SnapshotReceiver {
-    fn place(&self, index: u64) -> Scratch {
+impl transport::SnapshotStore for SnapshotReceiver {
+    fn new_directory(&self, index: u64) -> Scratch {
         self.databases.incoming(index)
     }
 
@@ -33,7 +33,7 @@ impl transport::Depot for SnapshotReceiver {
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
-    fn open(&self, files: Scratch) -> Result<Incoming, Halt> {
+    fn open(&self, files: Scratch) -> Result<InboundSnapshot, Halt> {
         let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(files.path(), self.caches)?);
         let machine = Machine::open(engine, self.value_cache_bytes)?;
         let databases = self.databases.clone();
@@ -42,6 +42,6 @@ impl transport::Depot for SnapshotReceiver {
             _ = files.keep();
             Ok(())
         });
-        Ok(Incoming { machine, adopt })
+        Ok(InboundSnapshot { machine, adopt })
     }
 }

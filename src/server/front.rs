@@ -30,11 +30,11 @@ use crate::{
     config::{Config, frontend::GrpcServer},
     http2::{
         limits::{self, Limits},
-        lobby::{Lobby, Seat},
+        registry::{ConnectionGuard, ConnectionRegistry},
         service,
         task::Task,
     },
-    urls::{Place, Url},
+    urls::{Url, UrlAddress},
 };
 
 /// The first byte of a TLS handshake record.
@@ -48,7 +48,7 @@ pub type ServeResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 /// A listener for clients, and whether it accepts plain connections, TLS, or both.
 pub struct ClientPort {
     listener: Listener,
-    url_address: Place,
+    url_address: UrlAddress,
     is_plain: bool,
     is_secure: bool,
 }
@@ -74,14 +74,14 @@ impl ClientPort {
 pub async fn bind_all(urls: &[Url], shares_port: bool) -> Result<Vec<ClientPort>, ServerError> {
     let mut ports: Vec<ClientPort> = Vec::new();
     for url in urls {
-        match ports.iter_mut().find(|port| port.url_address == *url.place()) {
+        match ports.iter_mut().find(|port| port.url_address == *url.address()) {
             Some(port) => {
                 port.is_plain |= !url.is_secure();
                 port.is_secure |= url.is_secure();
             }
             None => ports.push(ClientPort {
                 listener: Listener::bind(url, shares_port).await?,
-                url_address: url.place().clone(),
+                url_address: url.address().clone(),
                 is_plain: !url.is_secure(),
                 is_secure: url.is_secure(),
             }),
@@ -95,7 +95,7 @@ pub struct Acceptor {
     tls: Option<Tls>,
     /// None: hyper serves HTTP/2 as well.
     http2: Option<Arc<dyn service::Service>>,
-    registry: Arc<Lobby>,
+    registry: Arc<ConnectionRegistry>,
     hyper: auto::Builder<TokioExecutor>,
     /// The same, without HTTP/2.
     http1: auto::Builder<TokioExecutor>,
@@ -107,26 +107,26 @@ pub struct Acceptor {
 impl Acceptor {
     /// Accepts nothing until [`Self::accept`] is called.
     pub fn new(config: &Config, tls: Option<Tls>, service: HyperService) -> Self {
-        let http2: Option<Arc<dyn service::Service>> = match config.front.grpc_server {
+        let http2: Option<Arc<dyn service::Service>> = match config.frontend.grpc_server {
             GrpcServer::Own => Some(Arc::new(Http2Service::new(&service.table, service.router.clone()))),
             GrpcServer::Tonic => None,
         };
         let limits = Limits {
             max_streams: classic::max_streams(config),
-            max_resets: config.front.max_resets,
+            max_resets: config.frontend.max_resets,
             max_message: service.table.api().limits.max_message_bytes(),
-            max_held: config.front.max_connection_bytes,
-            patience: config.front.begin_timeout,
-            slow_reader: config.front.read_timeout,
-            idle_timeout: config.front.idle_timeout,
-            keepalive_interval: config.bounds.keepalive_interval,
-            keepalive_timeout: config.bounds.keepalive_timeout,
+            max_held: config.frontend.max_connection_bytes,
+            begin_timeout: config.frontend.begin_timeout,
+            read_timeout: config.frontend.read_timeout,
+            idle_timeout: config.frontend.idle_timeout,
+            keepalive_interval: config.limits.keepalive_interval,
+            keepalive_timeout: config.limits.keepalive_timeout,
             ..Limits::default()
         };
         Self {
             tls,
             http2,
-            registry: Lobby::new(limits, service.table.api().ledger.clone()),
+            registry: ConnectionRegistry::new(limits, service.table.api().ledger.clone()),
             hyper: classic::builder(config),
             http1: classic::builder(config).http1_only(),
             graceful: Mutex::new(Some(GracefulShutdown::new())),
@@ -160,14 +160,14 @@ impl Acceptor {
                 permit = limit.acquire() => permit,
                 _ = stopped.changed() => return,
             };
-            let Some(guard) = self.registry.enter() else { return };
+            let Some(guard) = self.registry.register() else { return };
             tokio::spawn(serve_connection(self.clone(), schemes, connection, guard, permit));
         }
     }
 
     /// Starts the graceful shutdown of all connections; no more are accepted.
     pub fn close(&self) {
-        self.registry.close();
+        self.registry.shut_down();
     }
 
     /// Returns when all connections are closed.
@@ -185,7 +185,7 @@ impl Acceptor {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let watcher = self.graceful.lock().as_ref().map(GracefulShutdown::watcher);
-        let begin_timeout = self.registry.shared().limits.patience;
+        let begin_timeout = self.registry.shared().limits.begin_timeout;
         match watcher {
             Some(watcher) => classic::serve(builder, self.service.clone(), watcher, stream, begin_timeout).await,
             None => Ok(()),
@@ -198,14 +198,14 @@ impl Acceptor {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         if first.starts_with(HTTP2_START) || !may_be_http1(&first) {
-            limits::note("first_line");
+            limits::count_refusal("first_line");
             return Err("neither HTTP/1.1 nor negotiated HTTP/2".into());
         }
         let (reader, writer) = tokio::io::split(stream);
         self.serve_with_hyper(&self.http1, tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
     }
 
-    async fn serve_plain<S>(&self, mut stream: S, guard: Seat) -> ServeResult
+    async fn serve_plain<S>(&self, mut stream: S, guard: ConnectionGuard) -> ServeResult
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -217,7 +217,7 @@ impl Acceptor {
         self.serve_http1(stream, first).await
     }
 
-    async fn serve_tls<S>(&self, tls: &Tls, stream: S, peer: String, guard: Seat) -> ServeResult
+    async fn serve_tls<S>(&self, tls: &Tls, stream: S, peer: String, guard: ConnectionGuard) -> ServeResult
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -237,7 +237,7 @@ impl Acceptor {
 
     /// Awaits something that a client has to send first, within `--client-begin-timeout`.
     async fn with_begin_timeout<T>(&self, first: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-        let begin_timeout = self.registry.shared().limits.patience;
+        let begin_timeout = self.registry.shared().limits.begin_timeout;
         tokio::time::timeout(begin_timeout, first).await.unwrap_or_else(|_| Err(begin_timed_out()))
     }
 
@@ -247,7 +247,12 @@ impl Acceptor {
         Ok(count > 0 && first[0] == TLS_HANDSHAKE)
     }
 
-    async fn serve(&self, (is_plain, is_secure): (bool, bool), connection: Connection, guard: Seat) -> ServeResult {
+    async fn serve(
+        &self,
+        (is_plain, is_secure): (bool, bool),
+        connection: Connection,
+        guard: ConnectionGuard,
+    ) -> ServeResult {
         let tls = self.tls.as_ref().filter(|_| is_secure);
         match (connection, tls) {
             (Connection::Tcp(stream), Some(tls)) if !is_plain || self.starts_with_tls(&stream).await? => {
@@ -265,7 +270,7 @@ impl Acceptor {
 
 /// Counts a client that did not send its first bytes in time, and returns the error that closes its connection.
 pub fn begin_timed_out() -> io::Error {
-    limits::note("slow_beginning");
+    limits::count_refusal("slow_beginning");
     io::Error::new(io::ErrorKind::TimedOut, "timed out waiting for the client")
 }
 
@@ -274,7 +279,7 @@ async fn serve_connection(
     acceptor: Arc<Acceptor>,
     schemes: (bool, bool),
     connection: Connection,
-    guard: Seat,
+    guard: ConnectionGuard,
     _permit: OwnedSemaphorePermit,
 ) {
     if let Err(error) = acceptor.serve(schemes, connection, guard).await {

@@ -20,20 +20,20 @@ use crate::{
     config::{Config, gates::Gate},
     error::Error,
     mvcc::compact::KeyHash,
-    peer::Hash,
+    peer::PeerHash,
     proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
     state::Kind,
 };
 
 /// A member ID, and the member's hash if it has answered.
-type MemberHash = (u64, Option<Hash>);
+type MemberHash = (u64, Option<PeerHash>);
 
 /// Compares the data of this member with that of the others; `Err` if it must not start.
 pub async fn check_before_serving(api: &Arc<Api>) -> Result<(), String> {
     let this = format!("{:x}", api.header.member_id());
     tracing::info!({ "local-member-id" = this }, "starting initial corruption check");
     let own = api.hash_at(0).await.map_err(|error| format!("{this} failed to fetch hash ({error})"))?;
-    let differs = |hash: &Hash| hash.compact_revision == own.compact_revision && hash.hash != own.hash;
+    let differs = |hash: &PeerHash| hash.compact_revision == own.compact_revision && hash.hash != own.hash;
     if fetch_hashes(api, own.hash_revision).await.into_iter().filter_map(|(_, hash)| hash).any(|hash| differs(&hash)) {
         return Err(format!("{this} found data inconsistency with peers"));
     }
@@ -47,7 +47,7 @@ pub fn start(config: &Config, api: &Arc<Api>) {
         tracing::info!({ interval = ?interval }, "enabled corruption checking");
         tokio::spawn(compare_data_every(interval, api.clone()));
     }
-    if config.feature_gates.is_open(Gate::CompactHashCheck) {
+    if config.feature_gates.is_enabled(Gate::CompactHashCheck) {
         tokio::spawn(compare_compactions_every(config.compact_hash_check_interval, api.clone()));
     }
 }
@@ -78,12 +78,12 @@ async fn compare_data(api: &Arc<Api>) -> Result<(), Error> {
 
 /// A member whose data must be corrupt. `first` is the leader's hash at the revision that the other members were asked for;
 /// `second` was computed after all of their hashes, so no member can be ahead of it.
-fn find_corrupt_member(leader: u64, first: Hash, others: &[MemberHash], second: Hash) -> Option<u64> {
+fn find_corrupt_member(leader: u64, first: PeerHash, others: &[MemberHash], second: PeerHash) -> Option<u64> {
     let same_state = (first.hash_revision, first.compact_revision) == (second.hash_revision, second.compact_revision);
     if same_state && first.hash != second.hash {
         return Some(leader);
     }
-    let is_corrupt = |hash: &Hash| {
+    let is_corrupt = |hash: &PeerHash| {
         hash.head > second.head
             || hash.compact_revision > second.compact_revision
             || (hash.compact_revision == first.compact_revision && hash.hash != first.hash)
@@ -199,13 +199,13 @@ async fn raise_alarm(api: &Arc<Api>, member_id: u64) {
 mod tests {
     use super::*;
 
-    fn hash(hash: u32, head: i64, compact_revision: i64) -> Hash {
-        Hash { hash, hash_revision: 10, compact_revision, head }
+    fn hash(hash: u32, head: i64, compact_revision: i64) -> PeerHash {
+        PeerHash { hash, hash_revision: 10, compact_revision, head }
     }
 
     #[test]
     fn the_leader_finds_a_member_whose_data_must_be_corrupt() {
-        let (first, second) = (hash(7, 10, 5), Hash { hash_revision: 12, ..hash(9, 12, 6) });
+        let (first, second) = (hash(7, 10, 5), PeerHash { hash_revision: 12, ..hash(9, 12, 6) });
         for (other, is_corrupt) in [
             (hash(7, 10, 5), false),
             (hash(7, 12, 5), false),

@@ -14,7 +14,7 @@ use super::{
     versions::{self, Version},
 };
 use crate::{
-    config::{FirstStart, url_resolution},
+    config::{InitialCluster, url_resolution},
     node::log::{Identity, Position},
     peer::{Client, MemberList},
     proto::etcdserverpb::Member,
@@ -26,7 +26,7 @@ const MEMBER_LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The initial state of a member that joins a cluster; `Err` says why it cannot.
 pub async fn plan_join(
-    cluster: &FirstStart,
+    cluster: &InitialCluster,
     max_learners: u64,
     client: &Client,
     timeout: Duration,
@@ -44,7 +44,7 @@ pub async fn plan_join(
     Ok(BootstrapPlan { identity, members: Vec::new(), join_contacts: members, at: Position::default() })
 }
 
-async fn fetch_member_list(cluster: &FirstStart, client: &Client) -> Result<MemberList, String> {
+async fn fetch_member_list(cluster: &InitialCluster, client: &Client) -> Result<MemberList, String> {
     for url in cluster.urls_of_others() {
         match client.members(url.as_str(), MEMBER_LIST_TIMEOUT).await {
             Ok(list) if !list.is_metastore => return Err(foreign_program(&url)),
@@ -69,7 +69,7 @@ pub fn foreign_program(url: &Url) -> String {
 
 /// Asks each of the other members: one that lags behind may not know yet that this member has served clients.
 async fn refuse_rejoin_without_data(
-    cluster: &FirstStart,
+    cluster: &InitialCluster,
     own: u64,
     members: &[Member],
     client: &Client,
@@ -87,7 +87,7 @@ async fn refuse_rejoin_without_data(
 }
 
 /// The ID of this member. The cluster's members must be those of `--initial-cluster`, and no others.
-fn find_local_member(cluster: &FirstStart, members: &[Member]) -> Result<u64, String> {
+fn find_local_member(cluster: &InitialCluster, members: &[Member]) -> Result<u64, String> {
     if members.len() != cluster.members.len() {
         return Err("member count is unequal".to_owned());
     }
@@ -105,7 +105,7 @@ fn find_local_member(cluster: &FirstStart, members: &[Member]) -> Result<u64, St
 }
 
 /// The name that `--initial-cluster` gives a member. Host names are resolved only if no entry has textually equal URLs.
-fn match_urls<'a>(cluster: &'a FirstStart, member: &Member) -> Result<&'a String, String> {
+fn match_urls<'a>(cluster: &'a InitialCluster, member: &Member) -> Result<&'a String, String> {
     let mut urls = member.peer_ur_ls.iter().map(|url| Url::parse(url)).collect::<Result<Vec<_>, _>>()?;
     urls.sort();
     if let Some((name, _)) = cluster.members.iter().find(|(_, known)| **known == urls) {
@@ -113,7 +113,7 @@ fn match_urls<'a>(cluster: &'a FirstStart, member: &Member) -> Result<&'a String
     }
     let mut last_error = String::new();
     for (name, known) in &cluster.members {
-        match url_resolution::lead_to_the_same(&urls, known) {
+        match url_resolution::resolve_to_same_addresses(&urls, known) {
             Ok(()) => return Ok(name),
             Err(error) => last_error = error,
         }
@@ -169,9 +169,9 @@ mod tests {
     use super::*;
     use crate::config::ClusterState;
 
-    fn initial_cluster(members: &[(&str, &str)]) -> FirstStart {
+    fn initial_cluster(members: &[(&str, &str)]) -> InitialCluster {
         let urls = |text: &str| text.split(',').map(|url| Url::parse(url).unwrap()).collect();
-        FirstStart {
+        InitialCluster {
             state: ClusterState::Existing,
             name: "me".to_owned(),
             members: members.iter().map(|(name, text)| ((*name).to_owned(), urls(text))).collect(),

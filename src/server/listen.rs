@@ -11,7 +11,7 @@ use tokio::{
 use super::ServerError;
 use crate::{
     http2::limits,
-    urls::{Place, Url},
+    urls::{Url, UrlAddress},
 };
 
 /// How many connections may wait to be accepted.
@@ -43,9 +43,9 @@ impl Drop for SocketFile {
 impl Listener {
     /// Listens at a URL. `shares_port` lets other processes listen on the same port.
     pub async fn bind(url: &Url, shares_port: bool) -> Result<Self, ServerError> {
-        match url.place() {
-            Place::Tcp { host, port } => bind(host, *port, shares_port).await.map(Self::Tcp),
-            Place::Unix(path) => bind_file(path.clone()).map(Self::Unix),
+        match url.address() {
+            UrlAddress::Tcp { host, port } => bind(host, *port, shares_port).await.map(Self::Tcp),
+            UrlAddress::Unix(path) => bind_file(path.clone()).map(Self::Unix),
         }
     }
 
@@ -73,9 +73,9 @@ impl Listener {
 
 /// Listens on a peer URL.
 pub async fn bind_peer_port(url: &Url, shares_port: bool) -> Result<TcpListener, ServerError> {
-    match url.place() {
-        Place::Tcp { host, port } => bind(host, *port, shares_port).await,
-        Place::Unix(_) => {
+    match url.address() {
+        UrlAddress::Tcp { host, port } => bind(host, *port, shares_port).await,
+        UrlAddress::Unix(_) => {
             Err(ServerError::Refused(format!("{url}: unix sockets between members are not supported yet")))
         }
     }
@@ -139,7 +139,7 @@ impl ConnectionLimit {
     /// Waits for a permit for one more connection. It is released when the permit is dropped.
     pub async fn acquire(&self) -> OwnedSemaphorePermit {
         if self.permits.available_permits() == 0 {
-            limits::note("connections");
+            limits::count_refusal("connections");
             tracing::warn!(limit = self.limit, "too many client connections; new ones wait until others end");
         }
         self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")

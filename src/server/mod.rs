@@ -37,25 +37,25 @@ use crate::{
     mvcc::compact,
     node::{
         Node, Parts, Settings, Threads,
-        applier::Quota,
+        apply_thread::Quota,
+        auto_compaction::Policy,
+        background::BackgroundConfig,
         clock::Clock,
+        connectivity::Connectivity,
         data_dir::DataDir,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
-        keeper::Habits,
-        links::Links,
         log::{self, SegmentLog},
-        peers::Peer,
+        peer::Peer,
         replica::Timing,
-        retention::Policy,
-        snapshot::Shelf,
+        snapshot::OutboundSlot,
         transport::{self, Transport},
     },
     peer::Client,
     state::{Machine, Members},
     storage::{
         Engine,
-        rocks::{Caches, Rocks},
+        rocks::{MemoryLimits, Rocks},
     },
     watch,
 };
@@ -109,7 +109,7 @@ fn bind_error_text(error: &io::Error) -> String {
 #[must_use]
 pub fn run(config: &Config) -> ExitCode {
     // One processor is left to the raft, log and apply work that all writes depend on.
-    let api_threads = config.bounds.api_threads.unwrap_or_else(|| processors().saturating_sub(1).max(1));
+    let api_threads = config.limits.api_threads.unwrap_or_else(|| processors().saturating_sub(1).max(1));
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = match builder.worker_threads(api_threads).enable_all().thread_name("api").build() {
         Ok(runtime) => runtime,
@@ -134,13 +134,13 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, ServerError> {
     // Before the data directory is touched, and before a port is open: other members that are starting would take an open port
     // for a member that may answer.
     let plan = if is_first_start { Some(bootstrap::plan(config, &client).await?) } else { None };
-    let tls = config.front.tls.as_ref().map(Tls::open).transpose()?;
+    let tls = config.frontend.tls.as_ref().map(Tls::open).transpose()?;
     let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
     let mut peer_listeners = Vec::new();
     for url in &config.listen_peer_urls {
         peer_listeners.push(bind_peer_port(url, config.socket_reuse_port).await?);
     }
-    let connection_limit = ConnectionLimit::new(config.bounds.max_connections)?;
+    let connection_limit = ConnectionLimit::new(config.limits.max_connections)?;
     let directory = DataDir::open(&config.data_dir)?;
     words::starting(config, directory.is_initialised());
     bootstrap::prepare(config, &client, plan, &directory).await?;
@@ -205,7 +205,7 @@ async fn serve_peers(
     running: &RunningServer,
     listeners: Vec<TcpListener>,
 ) -> Result<PeerListener, ServerError> {
-    if config.feature_gates.is_open(Gate::InitialCorruptCheck) {
+    if config.feature_gates.is_enabled(Gate::InitialCorruptCheck) {
         inspection::check_before_serving(&running.api).await.map_err(ServerError::Refused)?;
     }
     let routes = api::peer::router(running.api.clone());
@@ -267,7 +267,7 @@ impl Frontends {
         let service = HyperService {
             table: Arc::new(Table::new(api.clone())),
             router: routes::routes(api),
-            timeout: config.front.read_timeout,
+            timeout: config.frontend.read_timeout,
         };
         let acceptor = Arc::new(Acceptor::new(config, tls, service));
         let (stopping, stopped) = tokio::sync::watch::channel(());
@@ -292,11 +292,13 @@ impl Frontends {
 /// Makes another voter the leader before this member stops.
 async fn transfer_leadership(running: &RunningServer) {
     let (node, this) = (&running.api.node, running.api.header.member_id());
-    let electorate = node.readers().board.read().members.electorate();
-    if node.status().leader() != this || electorate.voters == [this] {
+    let voters_and_learners = node.readers().cluster.read().members.voters_and_learners();
+    if node.status().leader() != this || voters_and_learners.voters == [this] {
         return;
     }
-    let Some(to) = node.links().longest(|member| member != this && electorate.voters.contains(&member)) else {
+    let Some(to) =
+        node.connectivity().longest_connected(|member| member != this && voters_and_learners.voters.contains(&member))
+    else {
         return tracing::warn!("{}", Error::Unhealthy);
     };
     let moved = running.api.move_leadership(to, |leader| leader != this).await;
@@ -333,29 +335,29 @@ async fn build(
     config: &Config,
     directory: &DataDir,
     client: Client,
-    farewell: Arc<dyn Fn() + Send + Sync>,
+    on_removed: Arc<dyn Fn() + Send + Sync>,
 ) -> Result<RunningServer, ServerError> {
-    let place = log::Place::new(directory.log_dir());
+    let place = log::LogLocation::new(directory.log_dir());
     let place = if config.unsafe_no_fsync { place.without_syncs() } else { place };
     let (log, recovered) = SegmentLog::open(&place)?;
     let identity = recovered.identity;
     let databases = directory.databases();
-    let database = databases.present()?;
-    databases.tidy()?;
+    let database = databases.current_existing()?;
+    databases.remove_unused()?;
     let value_cache_bytes = config.value_cache_bytes as u64;
-    let bounds = &config.bounds;
-    let caches = Caches { block_bytes: bounds.block_cache_bytes, write_bytes: bounds.write_buffer_bytes };
+    let limits = &config.limits;
+    let caches = MemoryLimits { block_bytes: limits.block_cache_bytes, write_bytes: limits.write_buffer_bytes };
     let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&database, caches)?);
     let machine = Machine::open(engine.clone(), value_cache_bytes)?;
     bootstrap::refuse_data_of_another_member(config, identity.member_id, machine.members(), &client).await?;
     let quota_bytes = config.quota_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     METRICS.quota_bytes.set(quota_bytes.max(0));
     let watch_settings = watch::Settings {
-        ring_bytes: bounds.watch_ring_bytes,
-        pending_bytes: bounds.watch_pending_bytes,
-        all_pending_bytes: bounds.all_watch_pending_bytes,
+        ring_bytes: limits.watch_ring_bytes,
+        pending_bytes: limits.watch_pending_bytes,
+        all_pending_bytes: limits.all_watch_pending_bytes,
         progress_interval: config.watch_progress_notify_interval,
-        watches_per_stream: bounds.max_watches_per_stream,
+        watches_per_stream: limits.max_watches_per_stream,
     };
     let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
     let member = MemberId::new(identity.member_id)
@@ -364,49 +366,49 @@ async fn build(
     let started_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let ids = Arc::new(RequestIds::new(member, started_ms));
     let settings = settings(config, identity.member_id, ids.clone(), quota_bytes);
-    let (raft, shelf) = (Arc::new(Inbox::default()), Arc::new(Shelf::default()));
-    let links = Arc::new(Links::default());
-    let transport = Transport::new(transport::Parts {
+    let (raft, outbound_slot) = (Arc::new(Inbox::default()), Arc::new(OutboundSlot::default()));
+    let connectivity = Arc::new(Connectivity::default());
+    let transport = Transport::new(transport::TransportParts {
         identity,
-        speech: versions::protocol_version(),
+        protocol_version: versions::protocol_version(),
         raft: raft.clone(),
-        links: links.clone(),
-        shelf: shelf.clone(),
-        depot: Box::new(SnapshotReceiver { databases: databases.clone(), value_cache_bytes, caches }),
-        farewell: farewell.clone(),
-        hurries: config.advance_first_election,
-        patience: transport::Patience {
+        connectivity: connectivity.clone(),
+        outbound_slot: outbound_slot.clone(),
+        snapshot_store: Box::new(SnapshotReceiver { databases: databases.clone(), value_cache_bytes, caches }),
+        on_removed: on_removed.clone(),
+        advance_first_election: config.advance_first_election,
+        limits: transport::TransportLimits {
             dial: DIAL_TIMEOUT + config.election_timeout,
             write: DIAL_TIMEOUT + 2 * config.election_timeout,
             stall: SNAPSHOT_STALL,
-            snapshot_rate: bounds.snapshot_bytes_per_second,
-            queue_bytes: bounds.peer_queue_bytes,
-            min_bytes_per_second: bounds.peer_min_bytes_per_second,
+            snapshot_rate: limits.snapshot_bytes_per_second,
+            queue_bytes: limits.peer_queue_bytes,
+            min_bytes_per_second: limits.peer_min_bytes_per_second,
         },
         connections: transport::ConnectionLimits {
-            per_address: bounds.peer_connections_per_address,
-            before_hello: bounds.peer_connections_before_hello,
-            hello_timeout: bounds.peer_hello_timeout,
+            per_address: limits.peer_connections_per_address,
+            before_hello: limits.peer_connections_before_hello,
+            hello_timeout: limits.peer_hello_timeout,
         },
         max_request_bytes: config.max_request_bytes as u64,
     });
-    let join_contacts = Members::introduced(engine.as_ref())?.into_iter();
+    let join_contacts = Members::join_contacts(engine.as_ref())?.into_iter();
     let parts = Parts {
         engine,
         machine,
         publisher,
         log: Box::new(log),
         recovered,
-        post: Arc::new(transport.clone()),
-        links,
+        message_sender: Arc::new(transport.clone()),
+        connectivity,
         first_peers: join_contacts.map(|member| Peer { id: member.id, urls: member.peer_ur_ls }).collect(),
-        shelf,
+        outbound_slot,
         copies: databases.copies(),
-        farewell,
+        on_removed,
         logger: logging::raft_logger(),
     };
     let (node, threads) = Node::start(&settings, raft, parts)?;
-    let read_threads = bounds.read_threads.unwrap_or_else(processors);
+    let read_threads = limits.read_threads.unwrap_or_else(processors);
     let api = Api {
         header: Header::new(identity.cluster_id, identity.member_id, node.status().clone()),
         node,
@@ -418,7 +420,7 @@ async fn build(
         },
         ids,
         pool: Pool::start(read_threads),
-        ledger: Ledger::new(config.front.max_held_bytes),
+        ledger: Ledger::new(config.frontend.max_held_bytes),
         company: Company {
             client,
             strict: config.strict_reconfig_check,
@@ -429,7 +431,7 @@ async fn build(
         },
         quota_bytes,
         vigil: Arc::default(),
-        fast_keep_alive: config.feature_gates.is_open(Gate::FastLeaseKeepAlive),
+        fast_keep_alive: config.feature_gates.is_enabled(Gate::FastLeaseKeepAlive),
         slow: Slow { call: config.warning_unary_request_duration, read: config.warning_apply_duration },
     };
     Ok(RunningServer { api: Arc::new(api), threads, transport })
@@ -445,32 +447,32 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
             tick_ms: u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
             election_ticks: config.election_ticks(),
             pre_vote: config.pre_vote,
-            patience_ms: u64::try_from(request_timeout.as_millis()).unwrap_or(u64::MAX),
+            request_timeout_ms: u64::try_from(request_timeout.as_millis()).unwrap_or(u64::MAX),
             fixed_timeout: None,
         },
         request_timeout,
         catchup_entries: config.snapshot_catchup_entries,
-        laggard_log_bytes: config.bounds.laggard_log_bytes,
+        lagging_log_bytes: config.limits.lagging_log_bytes,
         quota: Quota { bytes: quota_bytes },
         retention: match config.auto_compaction {
             AutoCompaction::Off => Policy::All,
             AutoCompaction::Periodic(period) => Policy::Period(period),
             AutoCompaction::Revisions(kept) => Policy::Revisions(i64::try_from(kept).unwrap_or(i64::MAX)),
         },
-        habits: Habits {
+        background_config: BackgroundConfig {
             compaction_batch: config.compaction_batch_limit,
             compaction_pause: config.compaction_sleep_interval,
-            compaction_range: compact::RANGE,
-            hashed_bytes: if config.feature_gates.is_open(Gate::CompactHashCheck) {
+            compaction_range: compact::RANGE_DELETE_MIN,
+            hashed_bytes: if config.feature_gates.is_enabled(Gate::CompactHashCheck) {
                 u64::MAX
             } else {
-                compact::HASHED_BYTES
+                compact::MAX_HASHED_HISTORY_BYTES
             },
-            flush_after_bytes: config.bounds.flush_log_bytes,
-            flush_after: config.bounds.flush_interval,
+            flush_after_bytes: config.limits.flush_log_bytes,
+            flush_after: config.limits.flush_interval,
             flush_after_entries: config.snapshot_count,
         },
         slow_apply: config.warning_apply_duration,
-        backlog: config.bounds.max_apply_backlog,
+        backlog: config.limits.max_apply_backlog,
     }
 }

@@ -12,9 +12,9 @@ use crate::{
         pool::Pool,
         table::{self, Handler},
     },
-    call::{Answer, Call, Code, Conversation, Metadata, Refusal, Reply},
+    call::{Call, CallError, CallResult, Code, Conversation, Metadata, Reply},
     http2::{
-        guest::RequestBody,
+        http_handler::RequestBody,
         service::{Method, Response, ResponseBody, Service, Shape},
     },
 };
@@ -41,15 +41,15 @@ impl Service for Http2Service {
         self.methods.get(path).cloned()
     }
 
-    fn refuse(&self, path: &str) -> Option<Refusal> {
+    fn refuse(&self, path: &str) -> Option<CallError> {
         (path != REFLECTION).then(|| table::refuse_unknown(path))
     }
 
-    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+    fn run_blocking(&self, job: Box<dyn FnOnce() + Send>) {
         self.pool.run(job);
     }
 
-    fn guest(&self, request: http::Request<RequestBody>) -> Response {
+    fn handle_http(&self, request: http::Request<RequestBody>) -> Response {
         let answer = self.router.clone().oneshot(request.map(axum::body::Body::new));
         Box::pin(async move {
             let Ok(response) = answer.await;
@@ -84,13 +84,15 @@ impl Method for MethodHandler {
         }
     }
 
-    fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, Refusal> {
+    fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
         self.table.admit(&self.method, &metadata, None)?;
         match self.method.handler {
             Handler::Patient(open) | Handler::ServerStream(open) | Handler::Bidirectional(open) => {
                 Ok(self.method.open(self.table.api(), open, metadata))
             }
-            Handler::Unary(_) => Err(Refusal { code: Code::Internal, message: "a unary call is not a stream".into() }),
+            Handler::Unary(_) => {
+                Err(CallError { code: Code::Internal, message: "a unary call is not a stream".into() })
+            }
         }
     }
 
@@ -110,7 +112,7 @@ impl Method for MethodHandler {
         self.method.handled(code);
     }
 
-    fn answered(&self, spent: Duration, request_bytes: usize, answer: &Answer) {
+    fn answered(&self, spent: Duration, request_bytes: usize, answer: &CallResult) {
         self.table.api().slow.note_call(&self.method, spent, request_bytes, answer);
         match answer {
             Ok(message) => {

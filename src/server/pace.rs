@@ -1,6 +1,6 @@
 //! Minimum transfer rates for connections that hyper serves: hyper itself has no limits for clients that read or send too slowly.
 //!
-//! What is written to a client, and the body of a request, must move by [`LEAST_RATE_BYTES`] per `--client-read-timeout`. (The
+//! What is written to a client, and the body of a request, must move by [`MIN_READ_BYTES`] per `--client-read-timeout`. (The
 //! HTTP/2 server of this crate has the same rule, in the timers of its connections.)
 
 use std::{
@@ -19,7 +19,7 @@ use tokio::{
 
 use super::front::begin_timed_out;
 use crate::{
-    http2::limits::{self, LEAST_RATE_BYTES},
+    http2::limits::{self, MIN_READ_BYTES},
     ledger::Charge,
 };
 
@@ -42,7 +42,7 @@ impl MinRate {
     /// Records that bytes have moved.
     fn add(&mut self, bytes: usize) {
         self.moved += bytes;
-        if self.moved >= LEAST_RATE_BYTES {
+        if self.moved >= MIN_READ_BYTES {
             self.reset();
         }
     }
@@ -66,7 +66,7 @@ pub struct MinRateWriter<S> {
 }
 
 impl<S> MinRateWriter<S> {
-    /// The client may take `limit` to read [`LEAST_RATE_BYTES`].
+    /// The client may take `limit` to read [`MIN_READ_BYTES`].
     pub fn new(stream: S, limit: Duration) -> Self {
         Self { stream, rate: MinRate::new(limit) }
     }
@@ -76,7 +76,7 @@ impl<S> MinRateWriter<S> {
             Poll::Ready(written) => Poll::Ready(Ok(written)),
             Poll::Pending => {
                 ready!(self.rate.poll_too_slow(context));
-                limits::note("slow_reader");
+                limits::count_refusal("slow_reader");
                 Poll::Ready(Err(begin_timed_out()))
             }
         }
@@ -136,7 +136,7 @@ pub struct MinRateBody<B> {
 }
 
 impl<B> MinRateBody<B> {
-    /// The client may take `limit` to send [`LEAST_RATE_BYTES`].
+    /// The client may take `limit` to send [`MIN_READ_BYTES`].
     pub fn new(body: B, limit: Duration) -> Self {
         Self { body, rate: MinRate::new(limit) }
     }
@@ -156,7 +156,7 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
             ready!(self.rate.poll_too_slow(context));
-            limits::note("slow_sender");
+            limits::count_refusal("slow_sender");
             return Poll::Ready(Some(Err(begin_timed_out().into())));
         };
         if let Some(Ok(frame)) = &frame {

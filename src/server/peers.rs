@@ -5,7 +5,7 @@ use std::{io, net::TcpStream, sync::Arc, thread, time::Duration};
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::ServerError;
-use crate::node::transport::{Admitted, PREFACE, Stage, Transport};
+use crate::node::transport::{AdmittedConnection, ConnectionKind, PREFACE, Transport};
 
 /// How long tasks that still run when the port is closed may take to end.
 const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
@@ -28,7 +28,7 @@ impl PeerListener {
 pub fn listen(
     listeners: Vec<TcpListener>,
     transport: &Arc<Transport>,
-    serve_http: impl Fn(tokio::net::TcpStream, Admitted) + Clone + Send + 'static,
+    serve_http: impl Fn(tokio::net::TcpStream, AdmittedConnection) + Clone + Send + 'static,
 ) -> Result<PeerListener, ServerError> {
     let cannot = |error: io::Error| ServerError::Refused(format!("cannot listen for peers: {error}"));
     let listeners: Vec<_> =
@@ -58,7 +58,7 @@ pub fn listen(
 async fn accept(
     listener: TcpListener,
     transport: Arc<Transport>,
-    serve_http: impl Fn(tokio::net::TcpStream, Admitted) + Clone + Send + 'static,
+    serve_http: impl Fn(tokio::net::TcpStream, AdmittedConnection) + Clone + Send + 'static,
 ) {
     loop {
         match listener.accept().await {
@@ -69,10 +69,12 @@ async fn accept(
                     match first_byte(&stream, &admitted).await {
                         Ok(first) if first == PREFACE[0] => pass_to_transport(&transport, stream, admitted),
                         Ok(_) => {
-                            admitted.set_stage(Stage::Http);
+                            admitted.set_kind(ConnectionKind::Http);
                             serve_http(stream, admitted);
                         }
-                        Err(error) if error.kind() == io::ErrorKind::TimedOut => transport.note_silent(address.ip()),
+                        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                            transport.record_hello_timeout(address.ip())
+                        }
                         Err(error) => tracing::debug!(%address, %error, "peer connection closed before its first byte"),
                     }
                 });
@@ -86,7 +88,7 @@ async fn accept(
     }
 }
 
-async fn first_byte(stream: &tokio::net::TcpStream, admitted: &Admitted) -> io::Result<u8> {
+async fn first_byte(stream: &tokio::net::TcpStream, admitted: &AdmittedConnection) -> io::Result<u8> {
     let mut first = [0];
     match tokio::time::timeout_at(admitted.hello_deadline().into(), stream.peek(&mut first)).await {
         Ok(Ok(1..)) => Ok(first[0]),
@@ -96,7 +98,7 @@ async fn first_byte(stream: &tokio::net::TcpStream, admitted: &Admitted) -> io::
     }
 }
 
-fn pass_to_transport(transport: &Arc<Transport>, stream: tokio::net::TcpStream, admitted: Admitted) {
+fn pass_to_transport(transport: &Arc<Transport>, stream: tokio::net::TcpStream, admitted: AdmittedConnection) {
     let stream: io::Result<TcpStream> = stream.into_std();
     match stream {
         Ok(stream) => transport.receive(stream, admitted),

@@ -18,13 +18,13 @@ use raft::eraftpb::{ConfChange, Entry, EntryType};
 use crate::{
     error::Halt,
     node::{
-        changes,
+        conf_change,
         data_dir::DataDir,
         finish_install,
         log::{self, Group, LogStore, Position, SegmentLog},
     },
     proto::etcdserverpb::{Member, MemberPromoteRequest, MemberRemoveRequest},
-    state::{self, Command, Kind, Machine, Newcomer, Progress},
+    state::{self, AppliedPosition, Command, Kind, Machine, NewMember},
     storage::{Engine, rocks::Rocks},
 };
 
@@ -34,10 +34,10 @@ const VALUE_CACHE_BYTES: u64 = 1 << 20;
 
 /// Makes this member the only one of its cluster. No other process or object may have its data open.
 pub fn become_sole_member(directory: &DataDir) -> Result<(), Halt> {
-    let (mut log, mut recovered) = SegmentLog::open(&log::Place::new(directory.log_dir()))?;
-    let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&directory.databases().present()?)?);
+    let (mut log, mut recovered) = SegmentLog::open(&log::LogLocation::new(directory.log_dir()))?;
+    let engine: Arc<dyn Engine> = Arc::new(Rocks::open(&directory.databases().current_existing()?)?);
     let mut machine = Machine::open(engine.clone(), VALUE_CACHE_BYTES)?;
-    let Progress { index, term, .. } = machine.applied();
+    let AppliedPosition { index, term, .. } = machine.applied();
     let reached = Position { index, term };
     finish_install(&mut log, &mut recovered, reached)?;
     recovered.check_applied(reached)?;
@@ -52,7 +52,7 @@ pub fn become_sole_member(directory: &DataDir) -> Result<(), Halt> {
     hard_state.term = hard_state.term.max(applied.term);
     if machine.members().is_removed(recovered.identity.member_id) {
         let text = "this member was removed from its cluster: it cannot become its only member";
-        return Err(Halt::Refused(text.to_owned()));
+        return Err(Halt::InvalidData(text.to_owned()));
     }
     let changes = changes_to_sole_member(&machine, recovered.identity.member_id);
     if !changes.is_empty() {
@@ -72,13 +72,13 @@ pub fn become_sole_member(directory: &DataDir) -> Result<(), Halt> {
 /// The membership changes after which this member is the only one.
 fn changes_to_sole_member(machine: &Machine, own: u64) -> Vec<ConfChange> {
     let change = |kind, request: &[u8]| {
-        changes::for_raft(Command::encode(0, kind, request)).expect("these are membership changes")
+        conf_change::to_conf_change(Command::encode(0, kind, request)).expect("these are membership changes")
     };
     let mut changes = Vec::new();
     match machine.members().get(own) {
         None => {
             let member = Member { id: own, peer_ur_ls: vec![PEER_URL.to_owned()], ..Member::default() };
-            changes.push(change(Kind::MemberAdd, &Newcomer { member, max_learners: None }.encode()));
+            changes.push(change(Kind::MemberAdd, &NewMember { member, max_learners: None }.encode()));
         }
         Some(member) if member.is_learner => {
             changes.push(change(Kind::MemberPromote, &MemberPromoteRequest { id: own }.encode_to_vec()));
@@ -100,7 +100,7 @@ fn entry(change: &ConfChange, index: u64, term: u64) -> Entry {
 fn apply(machine: &mut Machine, entry: &Entry) -> Result<(), Halt> {
     let changes_members = entry.entry_type != EntryType::EntryNormal;
     let data: Bytes = if changes_members {
-        let unreadable = |error| Halt::Refused(format!("entry {} cannot be read: {error}", entry.index));
+        let unreadable = |error| Halt::InvalidData(format!("entry {} cannot be read: {error}", entry.index));
         ConfChange::parse_from_carllerche_bytes(&entry.data).map_err(unreadable)?.context
     } else {
         entry.data.clone()
@@ -137,13 +137,13 @@ mod tests {
             Machine::bootstrap(&engine, identity.cluster_id, &members, (mark.index, mark.term)).unwrap();
             directory.databases().adopt(&path).unwrap();
         }
-        let place = log::Place::new(directory.log_dir());
+        let place = log::LogLocation::new(directory.log_dir());
         SegmentLog::open(&place).unwrap().0.set_installing(Some(mark)).unwrap();
         become_sole_member(&directory).unwrap();
         assert_eq!(SegmentLog::open(&place).unwrap().1.installing, None, "the mark is removed");
         let engine = Rocks::open(&directory.databases().current().unwrap()).unwrap();
         let members = Members::read(&engine).unwrap().iter().map(|member| member.id).collect();
-        (Progress::of(&engine).unwrap().unwrap().index, members)
+        (AppliedPosition::of(&engine).unwrap().unwrap().index, members)
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::{task::JoinSet, time::sleep};
 use super::publish::propose;
 use crate::{
     api::Api,
-    node::transport::Speech,
+    node::transport::ProtocolVersion,
     peer::{Client, Versions},
     proto::{etcdserverpb::Member, membershippb::ClusterVersionSetRequest},
     state::Kind,
@@ -51,12 +51,12 @@ impl fmt::Display for Version {
 }
 
 /// The versions that this member announces at the start of every connection to another member.
-pub fn protocol_version() -> Speech {
+pub fn protocol_version() -> ProtocolVersion {
     let release = |version: Version| {
         let number = |number| u8::try_from(number).expect("versions are small numbers");
         (number(version.major), number(version.minor))
     };
-    Speech { version: release(local()), oldest: release(MIN_CLUSTER_VERSION) }
+    ProtocolVersion { version: release(local()), oldest: release(MIN_CLUSTER_VERSION) }
 }
 
 /// The version of this member.

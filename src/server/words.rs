@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    config::{ClusterState, Config, duration::Go},
+    config::{ClusterState, Config, duration::GoDuration},
     logging::{Level, Notice},
     urls::Url,
     version::ETCD_VERSION,
@@ -86,7 +86,7 @@ pub fn ending(verb: &'static str, config: &Config) {
 }
 
 fn go_duration(duration: Duration) -> String {
-    Go(duration).to_string()
+    GoDuration(duration).to_string()
 }
 
 fn texts(urls: &[Url]) -> Vec<&str> {

@@ -33,7 +33,7 @@ impl Alarms {
             std::ops::ControlFlow::Continue(())
         })?;
         if damaged {
-            Err(Halt::Refused("the database is corrupt: cannot decode the alarm table".into()))
+            Err(Halt::InvalidData("the database is corrupt: cannot decode the alarm table".into()))
         } else {
             Ok(alarms)
         }

@@ -28,7 +28,7 @@ impl Machine {
         self.applied.index = entry.index;
         self.applied.term = entry.term;
         if entry.data.is_empty() && !entry.changes_members {
-            return Ok(Applied { id: 0, cost: 0, outcome: Ok(Response::bare(self.store.head())) });
+            return Ok(Applied { id: 0, cost: 0, outcome: Ok(Response::header_only(self.store.head())) });
         }
         match Command::decode(entry.data.clone()) {
             Ok(Command { id, request }) if request.changes_members() != entry.changes_members => {
@@ -71,7 +71,7 @@ impl Machine {
             Request::MemberUpdate(update) => Ok(self.change_members(|members, batch| {
                 members.set_peer_urls(batch, update.id, update.peer_ur_ls).map(|()| None)
             })),
-            Request::Foreign(_) => Ok(Err(Error::Unknown("etcdserver: unknown method".into()))),
+            Request::Unknown(_) => Ok(Err(Error::Unknown("etcdserver: unknown method".into()))),
         }
     }
 
@@ -90,7 +90,7 @@ impl Machine {
             | Request::MemberRemove(_)
             | Request::MemberPromote(_)
             | Request::MemberUpdate(_)
-            | Request::Foreign(_) => (false, 0),
+            | Request::Unknown(_) => (false, 0),
         };
         if changes && self.cluster.alarms.any(CORRUPT) {
             return Err(Error::Corrupt);
@@ -160,7 +160,8 @@ impl Machine {
     fn load_record(&self, revision: crate::mvcc::Revision) -> Result<bytes::Bytes, Halt> {
         use crate::mvcc::read::Source;
         let record = self.store.records(&[revision])?.pop().flatten();
-        record.ok_or_else(|| Halt::Refused(format!("the database is corrupt: the record of {revision:?} is missing")))
+        record
+            .ok_or_else(|| Halt::InvalidData(format!("the database is corrupt: the record of {revision:?} is missing")))
     }
 
     fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Outcome<Response> {
@@ -192,7 +193,8 @@ impl Machine {
         }
         if delete.prev_kv {
             for record in self.store.records(&previous)? {
-                let missing = || Halt::Refused("the database is corrupt: the record of a live key is missing".into());
+                let missing =
+                    || Halt::InvalidData("the database is corrupt: the record of a live key is missing".into());
                 prost::encoding::bytes::encode(PREV_KVS_FIELD, &record.ok_or_else(missing)?, &mut body);
             }
         }
@@ -208,7 +210,7 @@ impl Machine {
         }
         self.store.schedule_compaction(&mut self.batch, compact.revision);
         self.effects.push(Effect::CompactionScheduled { at: compact.revision });
-        Ok(Response::bare(self.store.head()))
+        Ok(Response::header_only(self.store.head()))
     }
 
     fn lease_grant(&mut self, grant: &LeaseGrantRequest) -> Result<Response, Error> {
@@ -225,7 +227,7 @@ impl Machine {
             self.store.delete(&mut self.batch, &key).expect("an attached key is live");
         }
         self.effects.push(Effect::LeaseRevoked { id: revoke.id });
-        Ok(Response::bare(self.store.end_transaction()))
+        Ok(Response::header_only(self.store.end_transaction()))
     }
 
     fn alarm(&mut self, request: &AlarmRequest) -> Result<Response, Error> {
@@ -260,7 +262,7 @@ impl Machine {
         self.batch.put(Table::Meta, meta::CLUSTER_VERSION, request.ver.clone().into_bytes());
         self.cluster.cluster_version = request.ver;
         self.cluster_changed = true;
-        Response::bare(self.store.head())
+        Response::header_only(self.store.head())
     }
 
     fn set_member_attributes(&mut self, request: ClusterMemberAttrSetRequest) -> Result<Response, Error> {
@@ -268,7 +270,7 @@ impl Machine {
         let (id, name, client_urls) = (request.member_id, attributes.name, attributes.client_urls);
         self.cluster.members.set_attributes(&mut self.batch, id, name, client_urls)?;
         self.note_changed_members();
-        Ok(Response::bare(self.store.head()))
+        Ok(Response::header_only(self.store.head()))
     }
 
     /// Changes the member table. The response contains the whole table, and the added member if there is one; its header has no

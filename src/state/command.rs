@@ -10,7 +10,7 @@ use prost::{
     encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field},
 };
 
-use super::{members::Newcomer, nesting};
+use super::{members::NewMember, txn_decode};
 use crate::proto::{
     etcdserverpb::{
         AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
@@ -76,12 +76,12 @@ pub enum Request {
     Alarm(AlarmRequest),
     ClusterVersionSet(ClusterVersionSetRequest),
     MemberAttributesSet(ClusterMemberAttrSetRequest),
-    MemberAdd(Newcomer),
+    MemberAdd(NewMember),
     MemberRemove(MemberRemoveRequest),
     MemberPromote(MemberPromoteRequest),
     MemberUpdate(MemberUpdateRequest),
     /// A command that this version does not know, by field number. Every replica of this version refuses it alike.
-    Foreign(u32),
+    Unknown(u32),
 }
 
 impl Request {
@@ -100,7 +100,7 @@ impl Request {
             | Self::ClusterVersionSet(_)
             | Self::MemberAttributesSet(_)
             | Self::MemberUpdate(_)
-            | Self::Foreign(_) => false,
+            | Self::Unknown(_) => false,
         }
     }
 }
@@ -130,7 +130,7 @@ impl Command {
     /// Decodes an entry. Fields share its bytes.
     pub fn decode(mut entry: Bytes) -> Result<Self, DecodeError> {
         let (mut id, mut legacy_id) = (0, 0);
-        let mut request = Request::Foreign(0);
+        let mut request = Request::Unknown(0);
         while entry.has_remaining() {
             let (field, wire) = decode_key(&mut entry)?;
             match (field, wire) {
@@ -159,18 +159,18 @@ fn read(field: u32, message: Bytes) -> Result<Request, DecodeError> {
     Ok(match Kind::of_field(field) {
         Some(Kind::Put) => Request::Put(Message::decode(message)?),
         Some(Kind::DeleteRange) => Request::DeleteRange(Message::decode(message)?),
-        Some(Kind::Txn) => Request::Txn(nesting::decode(message)?),
+        Some(Kind::Txn) => Request::Txn(txn_decode::decode(message)?),
         Some(Kind::Compact) => Request::Compact(Message::decode(message)?),
         Some(Kind::LeaseGrant) => Request::LeaseGrant(Message::decode(message)?),
         Some(Kind::LeaseRevoke) => Request::LeaseRevoke(Message::decode(message)?),
         Some(Kind::Alarm) => Request::Alarm(Message::decode(message)?),
         Some(Kind::ClusterVersionSet) => Request::ClusterVersionSet(Message::decode(message)?),
         Some(Kind::MemberAttributesSet) => Request::MemberAttributesSet(Message::decode(message)?),
-        Some(Kind::MemberAdd) => Request::MemberAdd(Newcomer::decode(message)?),
+        Some(Kind::MemberAdd) => Request::MemberAdd(NewMember::decode(message)?),
         Some(Kind::MemberRemove) => Request::MemberRemove(Message::decode(message)?),
         Some(Kind::MemberPromote) => Request::MemberPromote(Message::decode(message)?),
         Some(Kind::MemberUpdate) => Request::MemberUpdate(Message::decode(message)?),
-        None => Request::Foreign(field),
+        None => Request::Unknown(field),
     })
 }
 
@@ -186,7 +186,7 @@ pub struct Response {
 impl Response {
     /// A response that has only a header.
     #[must_use]
-    pub fn bare(revision: i64) -> Self {
+    pub fn header_only(revision: i64) -> Self {
         Self { revision, body: Vec::new() }
     }
 }
@@ -247,7 +247,7 @@ mod tests {
     fn malformed_and_unknown_entries_are_distinguished() {
         assert!(Command::decode(Bytes::from_static(&[0x22, 0x7f, 1])).is_err());
         let foreign = Command::decode(Bytes::from_static(&[0xc2, 0x3e, 0])).unwrap();
-        assert_eq!(foreign.request, Request::Foreign(1000));
+        assert_eq!(foreign.request, Request::Unknown(1000));
     }
 
     /// Trap 32.

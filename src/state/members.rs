@@ -30,14 +30,14 @@ pub struct Members {
 
 /// The IDs of voters and learners, each in ascending order.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Electorate {
+pub struct VotersAndLearners {
     pub voters: Vec<u64>,
     pub learners: Vec<u64>,
 }
 
 /// A member to be added.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Newcomer {
+pub struct NewMember {
     /// Has an ID, sorted peer URLs, and whether it is a learner.
     pub member: Member,
     /// A learner is refused if there are this many already; None means no limit.
@@ -51,7 +51,7 @@ struct NewMemberOptions {
     max_learners: Option<u64>,
 }
 
-impl Newcomer {
+impl NewMember {
     /// The encoding in a log entry: an `etcdserverpb.Member` with one more field.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -92,7 +92,7 @@ impl Members {
             std::ops::ControlFlow::Continue(())
         })?;
         if damaged {
-            Err(Halt::Refused("the database is corrupt: cannot decode the member table".into()))
+            Err(Halt::InvalidData("the database is corrupt: cannot decode the member table".into()))
         } else {
             Ok(table)
         }
@@ -108,7 +108,7 @@ impl Members {
     }
 
     /// Stores the members that a joining member contacts until it has received the member table.
-    pub fn introduce(engine: &dyn Engine, members: &[Member]) -> Result<(), Halt> {
+    pub fn write_join_contacts(engine: &dyn Engine, members: &[Member]) -> Result<(), Halt> {
         if members.is_empty() {
             return Ok(());
         }
@@ -118,10 +118,11 @@ impl Members {
         engine.write(&batch)
     }
 
-    /// The members stored by [`Members::introduce`].
-    pub fn introduced(engine: &dyn Engine) -> Result<Vec<Member>, Halt> {
+    /// The members stored by [`Members::write_join_contacts`].
+    pub fn join_contacts(engine: &dyn Engine) -> Result<Vec<Member>, Halt> {
         let list = engine.get(Table::Meta, meta::BOOTSTRAP_MEMBERS)?.unwrap_or_default();
-        let damaged = |_| Halt::Refused("the database is corrupt: cannot decode the list of members to join".into());
+        let damaged =
+            |_| Halt::InvalidData("the database is corrupt: cannot decode the list of members to join".into());
         Ok(MemberListResponse::decode(list).map_err(damaged)?.members)
     }
 
@@ -151,14 +152,14 @@ impl Members {
     }
 
     #[must_use]
-    pub fn electorate(&self) -> Electorate {
+    pub fn voters_and_learners(&self) -> VotersAndLearners {
         let (learners, voters): (Vec<_>, Vec<_>) = self.iter().partition(|member| member.is_learner);
         let ids = |members: Vec<&Member>| members.iter().map(|member| member.id).collect();
-        Electorate { voters: ids(voters), learners: ids(learners) }
+        VotersAndLearners { voters: ids(voters), learners: ids(learners) }
     }
 
-    pub(super) fn add(&mut self, batch: &mut Batch, newcomer: Newcomer) -> Result<Member, Error> {
-        let Newcomer { member, max_learners } = newcomer;
+    pub(super) fn add(&mut self, batch: &mut Batch, newcomer: NewMember) -> Result<Member, Error> {
+        let NewMember { member, max_learners } = newcomer;
         self.check_not_removed(member.id)?;
         if self.members.contains_key(&member.id) {
             return Err(Error::MemberExists);
@@ -249,8 +250,8 @@ mod tests {
         Member { id, peer_ur_ls: vec![url.to_owned()], is_learner, ..Member::default() }
     }
 
-    fn newcomer(id: u64, url: &str, is_learner: bool) -> Newcomer {
-        Newcomer { member: member(id, url, is_learner), max_learners: Some(1) }
+    fn newcomer(id: u64, url: &str, is_learner: bool) -> NewMember {
+        NewMember { member: member(id, url, is_learner), max_learners: Some(1) }
     }
 
     /// Two voters and a learner; member 9 was removed.
@@ -275,12 +276,12 @@ mod tests {
             assert_eq!(changed.add(&mut batch, newcomer), Err(refusal));
             assert!(batch.is_empty() && changed == members, "a refusal changes nothing");
         }
-        let more = Newcomer { max_learners: None, ..newcomer(4, "u4", true) };
-        let voter = Newcomer { max_learners: Some(0), ..newcomer(5, "u5", false) };
+        let more = NewMember { max_learners: None, ..newcomer(4, "u4", true) };
+        let voter = NewMember { max_learners: Some(0), ..newcomer(5, "u5", false) };
         let (mut members, mut batch) = (members, Batch::default());
         members.add(&mut batch, more).unwrap();
         members.add(&mut batch, voter).unwrap();
-        assert_eq!(members.electorate(), Electorate { voters: vec![1, 2, 5], learners: vec![3, 4] });
+        assert_eq!(members.voters_and_learners(), VotersAndLearners { voters: vec![1, 2, 5], learners: vec![3, 4] });
     }
 
     #[test]
@@ -291,7 +292,7 @@ mod tests {
         members.remove(&mut batch, 1).unwrap();
         assert_eq!(members.remove(&mut batch, 2), Err(Error::MemberNotEnoughStarted));
         members.remove(&mut batch, 3).unwrap();
-        assert_eq!(members.electorate(), Electorate { voters: vec![2], learners: vec![] });
+        assert_eq!(members.voters_and_learners(), VotersAndLearners { voters: vec![2], learners: vec![] });
         assert!([1, 3, 9].into_iter().all(|id| members.is_removed(id)) && !members.is_removed(2));
         assert_eq!(members.add(&mut batch, newcomer(1, "u1", false)), Err(Error::MemberNotFound));
     }
@@ -303,7 +304,7 @@ mod tests {
         assert_eq!(members.promote(&mut batch, 7), Err(Error::MemberNotFound));
         assert_eq!(members.promote(&mut batch, 1), Err(Error::MemberNotLearner));
         members.promote(&mut batch, 3).unwrap();
-        assert_eq!(members.electorate().voters, [1, 2, 3]);
+        assert_eq!(members.voters_and_learners().voters, [1, 2, 3]);
     }
 
     #[test]
@@ -340,20 +341,20 @@ mod tests {
     #[test]
     fn a_joining_member_remembers_which_members_to_contact() {
         let engine = Memory::default();
-        assert_eq!(Members::introduced(&engine).unwrap(), []);
+        assert_eq!(Members::join_contacts(&engine).unwrap(), []);
         let members = [member(1, "u1", false), member(2, "u2", true)];
-        Members::introduce(&engine, &members).unwrap();
-        assert_eq!(Members::introduced(&engine).unwrap(), members);
+        Members::write_join_contacts(&engine, &members).unwrap();
+        assert_eq!(Members::join_contacts(&engine).unwrap(), members);
         assert_eq!(Members::read(&engine).unwrap(), Members::default(), "they are not in the member table");
     }
 
     #[test]
     fn a_new_member_is_encoded_as_a_member_with_options() {
         for max_learners in [None, Some(0), Some(7)] {
-            let newcomer = Newcomer { max_learners, ..newcomer(5, "u5", true) };
+            let newcomer = NewMember { max_learners, ..newcomer(5, "u5", true) };
             let bytes = newcomer.encode();
             assert_eq!(Member::decode(bytes.as_slice()).unwrap(), newcomer.member);
-            assert_eq!(Newcomer::decode(bytes.into()).unwrap(), newcomer);
+            assert_eq!(NewMember::decode(bytes.into()).unwrap(), newcomer);
         }
     }
 }

@@ -20,8 +20,8 @@ mod alarms;
 mod apply;
 pub mod command;
 mod members;
-pub mod nesting;
 pub mod txn;
+pub mod txn_decode;
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ use crate::{
 };
 pub use alarms::{Alarms, CORRUPT, NOSPACE};
 pub use command::{Command, Kind, Request, Response};
-pub use members::{Electorate, Members, Newcomer};
+pub use members::{Members, NewMember, VotersAndLearners};
 
 /// A committed entry of the log.
 #[derive(Debug, Clone)]
@@ -96,7 +96,7 @@ pub struct Published {
 
 /// The applied position of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct AppliedPosition {
     /// The index of the last applied entry.
     pub index: u64,
     /// That entry's term.
@@ -105,7 +105,7 @@ pub struct Progress {
     pub head: i64,
 }
 
-impl Progress {
+impl AppliedPosition {
     const LEN: usize = 24;
 
     fn encode(self) -> [u8; Self::LEN] {
@@ -135,7 +135,8 @@ impl Progress {
     }
 
     fn read(stored: Option<Bytes>) -> Result<Option<Self>, Halt> {
-        let damaged = || Halt::Refused("the database is corrupt: cannot decode `applied`, the applied position".into());
+        let damaged =
+            || Halt::InvalidData("the database is corrupt: cannot decode `applied`, the applied position".into());
         stored.map(|bytes| Self::decode(&bytes).ok_or_else(damaged)).transpose()
     }
 }
@@ -155,7 +156,7 @@ pub struct Readers {
     pub keys: mvcc::Reader,
     pub leases: lease::Reader,
     /// Everything else.
-    pub board: Arc<RwLock<ClusterState>>,
+    pub cluster: Arc<RwLock<ClusterState>>,
 }
 
 /// The state machine. One thread owns it.
@@ -168,7 +169,7 @@ pub struct Machine {
     shared_cluster: Arc<RwLock<ClusterState>>,
     batch: Batch,
     effects: Vec<Effect>,
-    applied: Progress,
+    applied: AppliedPosition,
 }
 
 impl Machine {
@@ -178,7 +179,7 @@ impl Machine {
         let mut batch = Batch::default();
         members.write(&mut batch);
         batch.put(Table::Meta, meta::CLUSTER_ID, cluster_id.to_be_bytes().to_vec());
-        let progress = Progress { index: at.0, term: at.1, head: 1 };
+        let progress = AppliedPosition { index: at.0, term: at.1, head: 1 };
         batch.put(Table::Meta, meta::APPLIED, progress.encode().to_vec());
         engine.write(&batch)?;
         engine.flush()
@@ -186,8 +187,9 @@ impl Machine {
 
     /// Reads the state from a database. `value_cache_bytes` limits the memory for recently used values.
     pub fn open(engine: Arc<dyn Engine>, value_cache_bytes: u64) -> Result<Self, Halt> {
-        let uninitialised = || Halt::Refused("the database was never initialised: it has no `applied` position".into());
-        let applied = Progress::of(engine.as_ref())?.ok_or_else(uninitialised)?;
+        let uninitialised =
+            || Halt::InvalidData("the database was never initialised: it has no `applied` position".into());
+        let applied = AppliedPosition::of(engine.as_ref())?.ok_or_else(uninitialised)?;
         let mut leases = Leases::restore(engine.as_ref())?;
         let mut orphans = 0_u64;
         let store = Store::open(engine.clone(), applied.head, value_cache_bytes, &mut |key, lease| {
@@ -221,7 +223,7 @@ impl Machine {
 
     /// The applied position, including the current batch.
     #[must_use]
-    pub fn applied(&self) -> Progress {
+    pub fn applied(&self) -> AppliedPosition {
         self.applied
     }
 
@@ -238,7 +240,11 @@ impl Machine {
 
     #[must_use]
     pub fn readers(&self) -> Readers {
-        Readers { keys: self.store.reader(), leases: self.leases.reader().clone(), board: self.shared_cluster.clone() }
+        Readers {
+            keys: self.store.reader(),
+            leases: self.leases.reader().clone(),
+            cluster: self.shared_cluster.clone(),
+        }
     }
 
     /// The shared part of the key space, for [`mvcc::compact`].
@@ -277,10 +283,10 @@ mod tests {
         let engine: Arc<dyn Engine> = Arc::new(Memory::default());
         Machine::bootstrap(engine.as_ref(), 7, &Members::default(), (0, 0)).unwrap();
         let mut machine = Machine::open(engine.clone(), 1 << 20).unwrap();
-        assert_eq!(machine.applied(), Progress { index: 0, term: 0, head: 1 });
-        assert_eq!(machine.members().electorate(), Electorate::default());
+        assert_eq!(machine.applied(), AppliedPosition { index: 0, term: 0, head: 1 });
+        assert_eq!(machine.members().voters_and_learners(), VotersAndLearners::default());
         machine.apply(&Entry { index: 1, term: 1, data: Bytes::new(), changes_members: false }).unwrap();
         machine.commit().unwrap();
-        assert_eq!(Progress::of(engine.as_ref()).unwrap().unwrap().index, 1);
+        assert_eq!(AppliedPosition::of(engine.as_ref()).unwrap().unwrap().index, 1);
     }
 }

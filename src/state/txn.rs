@@ -15,7 +15,7 @@ use crate::{
     mvcc::{
         Hit, Interval, KeyMetadata, Query, Reader,
         meter::{self, Meter},
-        read::{self, Failure, Rows, Source, View},
+        read::{self, ReadError, Rows, Source, View},
     },
     proto::etcdserverpb::{
         Compare, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
@@ -108,7 +108,7 @@ impl Machine {
         let at = if range.revision > 0 { range.revision } else { i64::MAX };
         let rows = read::range(&self.store, &query(range), at)?;
         let rows = rows.ok_or_else(|| {
-            Halt::Refused("the database is corrupt: a record read by a transaction is missing".into())
+            Halt::InvalidData("the database is corrupt: a record read by a transaction is missing".into())
         })?;
         let mut body = Vec::with_capacity(rows.encoded_len());
         rows.encode(&mut body);
@@ -141,7 +141,7 @@ fn encode_response(body: &mut Vec<u8>, field: u32, revision: i64, rest: &[u8]) {
 
 /// Executes a read-only transaction at the current head while the meter allows it; None if the meter stopped it. The
 /// transaction must not have nested transactions.
-pub fn read_only(keys: &Reader, txn: &TxnRequest, meter: Meter<'_>) -> Result<Option<Response>, Failure> {
+pub fn read_only(keys: &Reader, txn: &TxnRequest, meter: Meter<'_>) -> Result<Option<Response>, ReadError> {
     read_only_with(keys, txn, |view, query| match query.revision {
         ..=0 => Ok(view.range_metered(query, meter)?),
         _ => Ok(keys.range_metered(query, meter)?.map(|(rows, _)| rows)),
@@ -149,7 +149,7 @@ pub fn read_only(keys: &Reader, txn: &TxnRequest, meter: Meter<'_>) -> Result<Op
 }
 
 /// The same, but None if the reads are not short.
-pub fn read_only_at_once(keys: &Reader, txn: &TxnRequest) -> Result<Option<Response>, Failure> {
+pub fn read_only_if_short(keys: &Reader, txn: &TxnRequest) -> Result<Option<Response>, ReadError> {
     let is_over = Cell::new(false);
     let fits = meter::at_most(meter::SHORT_BYTES);
     let meter = |cost| {
@@ -166,8 +166,8 @@ pub fn read_only_at_once(keys: &Reader, txn: &TxnRequest) -> Result<Option<Respo
 fn read_only_with(
     keys: &Reader,
     txn: &TxnRequest,
-    read: impl Fn(&View, &Query) -> Result<Option<Rows>, Failure>,
-) -> Result<Option<Response>, Failure> {
+    read: impl Fn(&View, &Query) -> Result<Option<Rows>, ReadError>,
+) -> Result<Option<Response>, ReadError> {
     let (view, head) = keys.view(0)?;
     let mut succeeded = true;
     for compare in &txn.compare {
@@ -263,8 +263,9 @@ pub fn holds(source: &dyn Source, compare: &Compare, at: i64) -> Result<bool, Ha
     }
     let revisions: Vec<_> = hits.iter().map(|hit| hit.revision).collect();
     for record in source.records(&revisions)? {
-        let record = record
-            .ok_or_else(|| Halt::Refused("the database is corrupt: a record read by a comparison is missing".into()))?;
+        let record = record.ok_or_else(|| {
+            Halt::InvalidData("the database is corrupt: a record read by a comparison is missing".into())
+        })?;
         if !accepts(compare, read::decode(record)?.value.as_ref().cmp(expected_value(compare))) {
             return Ok(false);
         }
@@ -276,8 +277,9 @@ pub fn holds(source: &dyn Source, compare: &Compare, at: i64) -> Result<bool, Ha
 fn fetch_metadata(source: &dyn Source, hits: &mut [Hit]) -> Result<(), Halt> {
     for hit in hits.iter_mut().filter(|hit| hit.metadata.is_none()) {
         let record = source.records(&[hit.revision])?.pop().flatten();
-        let record = record
-            .ok_or_else(|| Halt::Refused("the database is corrupt: a record read by a comparison is missing".into()))?;
+        let record = record.ok_or_else(|| {
+            Halt::InvalidData("the database is corrupt: a record read by a comparison is missing".into())
+        })?;
         let record = read::decode(record)?;
         hit.metadata =
             Some(KeyMetadata { create: record.create_revision, version: record.version, lease: record.lease });

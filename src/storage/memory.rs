@@ -25,7 +25,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::{Batch, Change, Engine, Lack, Size, Table, Visit};
+use super::{Batch, Engine, InsufficientSpace, Size, Table, Visit, WriteOp};
 use crate::error::Halt;
 
 #[derive(Debug, Default)]
@@ -116,7 +116,7 @@ impl Engine for Memory {
     }
 
     /// Nothing to do: removed data takes no space.
-    fn reclaim(&self) -> Result<Option<Lack>, Halt> {
+    fn defragment(&self) -> Result<Option<InsufficientSpace>, Halt> {
         Ok(None)
     }
 
@@ -141,15 +141,15 @@ impl Tables {
         for (table, key, change) in batch.iter() {
             let pairs = Arc::make_mut(self.pairs.entry(table).or_default());
             match change {
-                Change::Put(value) => {
+                WriteOp::Put(value) => {
                     let old = pairs.insert(Bytes::copy_from_slice(key), value.clone());
                     let rewritten = table == Table::History && old.is_some();
                     assert!(!rewritten, "a record of the history table is never overwritten: {key:02x?}");
                     self.bytes += pair_bytes(key, value);
                     self.bytes -= old.map_or(0, |old| pair_bytes(key, &old));
                 }
-                Change::Remove => self.bytes -= pairs.remove(key).map_or(0, |old| pair_bytes(key, &old)),
-                Change::RemoveTo(end) => {
+                WriteOp::Remove => self.bytes -= pairs.remove(key).map_or(0, |old| pair_bytes(key, &old)),
+                WriteOp::RemoveRange(end) => {
                     let gone = pairs.extract_if(Bytes::copy_from_slice(key)..end.clone(), |_, _| true);
                     self.bytes -= gone.map(|(key, value)| pair_bytes(&key, &value)).sum::<u64>();
                 }

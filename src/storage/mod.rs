@@ -31,41 +31,41 @@ pub struct Batch {
 struct Op {
     table: Table,
     key_end: usize,
-    change: Change,
+    change: WriteOp,
 }
 
 /// What a write does to its key.
 #[derive(Debug, Clone)]
-pub enum Change {
+pub enum WriteOp {
     /// Sets the value. It is not copied: the same bytes are shared with watchers and the value cache.
     Put(Bytes),
     Remove,
     /// Removes all keys from this write's key (inclusive) to this one (exclusive).
-    RemoveTo(Bytes),
+    RemoveRange(Bytes),
 }
 
 impl Batch {
     pub fn put(&mut self, table: Table, key: &[u8], value: impl Into<Bytes>) {
-        self.push(table, key, Change::Put(value.into()));
+        self.push(table, key, WriteOp::Put(value.into()));
     }
 
     pub fn delete(&mut self, table: Table, key: &[u8]) {
-        self.push(table, key, Change::Remove);
+        self.push(table, key, WriteOp::Remove);
     }
 
     /// Removes all keys with `from <= key < to`. This makes every later read of the table slightly slower until the database
     /// has rewritten its files, so use it only for many keys at once.
     pub fn delete_range(&mut self, table: Table, from: &[u8], to: impl Into<Bytes>) {
-        self.push(table, from, Change::RemoveTo(to.into()));
+        self.push(table, from, WriteOp::RemoveRange(to.into()));
     }
 
-    fn push(&mut self, table: Table, key: &[u8], change: Change) {
+    fn push(&mut self, table: Table, key: &[u8], change: WriteOp) {
         self.keys.extend_from_slice(key);
         self.ops.push(Op { table, key_end: self.keys.len(), change });
     }
 
     /// All writes, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (Table, &[u8], &Change)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Table, &[u8], &WriteOp)> {
         let mut start = 0;
         self.ops.iter().map(move |op| {
             let key = &self.keys[start..op.key_end];
@@ -109,7 +109,7 @@ pub struct Size {
 #[error(
     "defragmenting rewrites what is in use: it needs up to {needed_bytes} bytes of free disk space, and {free_bytes} are free"
 )]
-pub struct Lack {
+pub struct InsufficientSpace {
     pub needed_bytes: u64,
     pub free_bytes: u64,
 }
@@ -139,16 +139,16 @@ pub trait Engine: Send + Sync + 'static {
     fn copy_to(&self, path: &Path) -> Result<Arc<dyn Engine>, Halt>;
 
     /// Marks a database that was replaced by another: its files are deleted when the last reference is dropped.
-    fn retire(&self) {}
+    fn delete_on_drop(&self) {}
 
     /// Whether the disk space of removed data is reclaimed as soon as the removal is flushed, or only once enough files have
     /// accumulated.
-    fn set_tidy(&self, _tidy: bool) -> Result<(), Halt> {
+    fn set_eager_compaction(&self, _tidy: bool) -> Result<(), Halt> {
         Ok(())
     }
 
     /// Rewrites all files so that removed data takes no disk space, unless there is too little free space to do so.
-    fn reclaim(&self) -> Result<Option<Lack>, Halt>;
+    fn defragment(&self) -> Result<Option<InsufficientSpace>, Halt>;
 
     fn size(&self) -> Result<Size, Halt>;
 }

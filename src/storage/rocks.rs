@@ -22,7 +22,7 @@ use rocksdb::{
 };
 use rustix::fs::statvfs;
 
-use super::{Batch, Change, Engine, Lack, Size, Table, Visit};
+use super::{Batch, Engine, InsufficientSpace, Size, Table, Visit, WriteOp};
 use crate::error::Halt;
 
 const HISTORY: &str = "history";
@@ -36,14 +36,14 @@ const FLUSHED_FILES: &str = "4";
 
 /// Memory limits of one database.
 #[derive(Debug, Clone, Copy)]
-pub struct Caches {
+pub struct MemoryLimits {
     /// For the block cache.
     pub block_bytes: usize,
     /// For each memtable, of which every family has one or more.
     pub write_bytes: usize,
 }
 
-impl Default for Caches {
+impl Default for MemoryLimits {
     fn default() -> Self {
         Self { block_bytes: 16 << 20, write_bytes: 16 << 20 }
     }
@@ -56,15 +56,15 @@ pub struct Rocks {
     directory: Directory,
 }
 
-/// The database's directory; deletes it on drop if the database was retired.
+/// The database's directory; deletes it on drop if the database was deletes_on_drop.
 struct Directory {
     path: PathBuf,
-    retired: AtomicBool,
+    deletes_on_drop: AtomicBool,
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        if *self.retired.get_mut()
+        if *self.deletes_on_drop.get_mut()
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
             tracing::warn!(
@@ -79,11 +79,11 @@ impl Drop for Directory {
 impl Rocks {
     /// Opens the database; creates it if it does not exist.
     pub fn open(path: &Path) -> Result<Self, Halt> {
-        Self::open_with(path, Caches::default())
+        Self::open_with(path, MemoryLimits::default())
     }
 
     /// The same, with the given memory limits.
-    pub fn open_with(path: &Path, caches: Caches) -> Result<Self, Halt> {
+    pub fn open_with(path: &Path, caches: MemoryLimits) -> Result<Self, Halt> {
         let cache = Cache::new_lru_cache(caches.block_bytes);
         let mut options = Options::default();
         options.create_if_missing(true);
@@ -99,7 +99,7 @@ impl Rocks {
         let families =
             [HISTORY, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, caches.write_bytes)));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(halt)?;
-        Ok(Self { db, directory: Directory { path: path.to_path_buf(), retired: AtomicBool::new(false) } })
+        Ok(Self { db, directory: Directory { path: path.to_path_buf(), deletes_on_drop: AtomicBool::new(false) } })
     }
 
     fn family(&self, table: Table) -> &ColumnFamily {
@@ -174,9 +174,9 @@ impl Engine for Rocks {
         for (table, key, change) in batch.iter() {
             let family = if table == Table::History { history } else { state };
             with_key(table, key, |key| match change {
-                Change::Put(value) => writes.put_cf(family, key, value),
-                Change::Remove => writes.delete_cf(family, key),
-                Change::RemoveTo(end) => {
+                WriteOp::Put(value) => writes.put_cf(family, key, value),
+                WriteOp::Remove => writes.delete_cf(family, key),
+                WriteOp::RemoveRange(end) => {
                     has_ranges = true;
                     with_key(table, end, |end| writes.delete_range_cf(family, key, end));
                 }
@@ -241,8 +241,8 @@ impl Engine for Rocks {
         Ok(Arc::new(Self::open(path)?))
     }
 
-    fn retire(&self) {
-        self.directory.retired.store(true, Ordering::Relaxed);
+    fn delete_on_drop(&self) {
+        self.directory.deletes_on_drop.store(true, Ordering::Relaxed);
     }
 
     fn flush(&self) -> Result<(), Halt> {
@@ -254,18 +254,21 @@ impl Engine for Rocks {
 
     /// Normally the flushed files of level 0 are compacted only once there are a few of them. A range delete is in one small
     /// file, but may cover most of the database.
-    fn set_tidy(&self, tidy: bool) -> Result<(), Halt> {
+    fn set_eager_compaction(&self, tidy: bool) -> Result<(), Halt> {
         let files = if tidy { "1" } else { FLUSHED_FILES };
         let option = ("level0_file_num_compaction_trigger", files);
         self.db.set_options_cf(self.family(Table::History), &[option]).map_err(halt)
     }
 
     /// If the disk filled up in between, the process would end, so this requires free space for a full copy of the live data.
-    fn reclaim(&self) -> Result<Option<Lack>, Halt> {
+    fn defragment(&self) -> Result<Option<InsufficientSpace>, Halt> {
         let Size { in_use_bytes, memtable_bytes, .. } = self.size()?;
         let disk = statvfs(&self.directory.path)
             .map_err(|error| Halt::io("get the free space of", &self.directory.path)(error.into()))?;
-        let lack = Lack { needed_bytes: in_use_bytes + memtable_bytes, free_bytes: disk.f_bavail * disk.f_frsize };
+        let lack = InsufficientSpace {
+            needed_bytes: in_use_bytes + memtable_bytes,
+            free_bytes: disk.f_bavail * disk.f_frsize,
+        };
         if lack.free_bytes < lack.needed_bytes {
             return Ok(Some(lack));
         }
@@ -324,17 +327,17 @@ mod tests {
             batch.put(Table::History, &key(nth), random);
         }
         engine.write(&batch).unwrap();
-        assert!(engine.reclaim().unwrap().is_none(), "there is enough disk space");
+        assert!(engine.defragment().unwrap().is_none(), "there is enough disk space");
         let before = engine.size().unwrap().total_bytes;
         let mut batch = Batch::default();
         batch.delete_range(Table::History, &key(10), key(3990).to_vec());
         engine.write(&batch).unwrap();
         engine.flush().unwrap();
-        engine.set_tidy(true).unwrap();
+        engine.set_eager_compaction(true).unwrap();
         while engine.size().unwrap().total_bytes > before / 10 {
             std::thread::park_timeout(std::time::Duration::from_millis(5));
         }
-        engine.set_tidy(false).unwrap();
+        engine.set_eager_compaction(false).unwrap();
         assert_eq!(keys_below(&engine, 4000), (0..10).chain(3990..4000).collect::<Vec<_>>());
     }
 
@@ -369,7 +372,7 @@ mod tests {
             assert_eq!(keys_below(&engine, 1_000_000), (0..100_000).filter(is_left).collect::<Vec<_>>());
             if also_flushes {
                 engine.flush().unwrap();
-                assert!(engine.reclaim().unwrap().is_none(), "there is enough disk space");
+                assert!(engine.defragment().unwrap().is_none(), "there is enough disk space");
             }
         }
         assert_eq!(engine.get(Table::History, &key(40)).unwrap(), None);

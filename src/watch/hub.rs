@@ -27,20 +27,20 @@ use parking_lot::Mutex;
 use super::{
     Gauges, Settings,
     frame::Framer,
-    interest::Matcher,
+    matcher::Matcher,
     outbox::{Backlog, Events, Frames, Outbox, Response, release_memory},
     replay::{CHUNK_EVENTS, Job, RESPONSE_BYTES, Replayed},
     revision::{Match, Revision},
     ring::Ring,
-    slots::Slab,
-    stream::{Stream, Watch, WatchState, Wishes},
+    slab::Slab,
+    stream::{Stream, Watch, WatchOptions, WatchState},
 };
 use crate::{
     error::{Error, Halt},
     mvcc::{
         Event, Interval, Reader,
-        history::{Chunk, Span},
-        read::Failure,
+        history::{Chunk, RevisionSpan},
+        read::ReadError,
     },
 };
 
@@ -71,7 +71,7 @@ pub struct Create {
     pub interval: Interval,
     /// The first revision to deliver; zero for the next one.
     pub start: i64,
-    pub wishes: Wishes,
+    pub options: WatchOptions,
 }
 
 /// An input of the hub.
@@ -235,7 +235,7 @@ impl HubCore {
 
     /// Whether the published head has advanced since the last step.
     #[must_use]
-    pub fn has_news(&self) -> bool {
+    pub fn has_undelivered(&self) -> bool {
         self.reader.head() > self.delivered
     }
 
@@ -276,13 +276,13 @@ impl HubCore {
         if let Some(chunk) = self.ring.lock().read(from, head, CHUNK_EVENTS) {
             return Ok(Some(chunk));
         }
-        match self.reader.history(Span { from, to: head, with_previous: true }, CHUNK_EVENTS) {
+        match self.reader.history(RevisionSpan { from, to: head, with_previous: true }, CHUNK_EVENTS) {
             Ok(chunk) => Ok(Some(chunk)),
-            Err(Failure::Refused(error)) => {
+            Err(ReadError::Refused(error)) => {
                 assert_eq!(error, Error::Compacted, "a read of this span fails only if it is compacted");
                 Ok(None)
             }
-            Err(Failure::Halted(halt)) => Err(halt),
+            Err(ReadError::Halt(halt)) => Err(halt),
         }
     }
 
@@ -303,14 +303,14 @@ impl HubCore {
     fn offer_one(&mut self, slot: u32, framer: &mut Framer<'_>) -> Result<(), Halt> {
         let main = framer.event().revision.main;
         let watch = &self.watches[slot];
-        if main < watch.from || !watch.wishes.includes(framer.event().deletion) {
+        if main < watch.from || !watch.options.includes(framer.event().deletion) {
             return Ok(());
         }
         if !self.has_capacity(watch.stream) {
             self.fall_behind(slot, main);
             return Ok(());
         }
-        let frame = framer.frame(watch.wishes.previous, &self.reader)?;
+        let frame = framer.frame(watch.options.previous, &self.reader)?;
         self.stage_events(slot, main, Frames::One(frame));
         Ok(())
     }
@@ -324,24 +324,24 @@ impl HubCore {
         revision.matches(&self.matcher, &mut matched);
         matched.retain(|found| {
             let watch = &self.watches[found.watch];
-            main >= watch.from && revision.concerns(&found.events, watch.wishes)
+            main >= watch.from && revision.concerns(&found.events, watch.options)
         });
         matched.sort_unstable_by_key(|found| found.watch);
         for found in &matched {
             let watch = &self.watches[found.watch];
-            if revision.is_whole(&found.events, watch.wishes)? {
+            if revision.is_whole(&found.events, watch.options)? {
                 self.streams[watch.stream].count_sharer(main, self.outbox_limit);
             }
         }
         for Match { watch: slot, events } in matched {
-            let Watch { stream, wishes, .. } = self.watches[slot];
-            let sharers = revision.is_whole(&events, wishes)?.then(|| self.streams[stream].sharers());
+            let Watch { stream, options, .. } = self.watches[slot];
+            let sharers = revision.is_whole(&events, options)?.then(|| self.streams[stream].sharers());
             let has_capacity = sharers.map_or_else(|| self.has_capacity(stream), |(_, has_capacity)| has_capacity);
             if !has_capacity {
                 self.fall_behind(slot, main);
                 continue;
             }
-            let mut frames = revision.frames(&events, wishes)?;
+            let mut frames = revision.frames(&events, options)?;
             if let (Frames::Shared { cost, .. }, Some((count, _))) = (&mut frames, sharers) {
                 *cost = cost.div_ceil(count);
             }
@@ -354,7 +354,7 @@ impl HubCore {
     pub(super) fn stage_events(&mut self, slot: u32, revision: i64, frames: Frames) {
         let watch = &mut self.watches[slot];
         watch.idle = false;
-        let events = Events { watch: watch.id, revision, fragment: watch.wishes.fragment, frames };
+        let events = Events { watch: watch.id, revision, fragment: watch.options.fragment, frames };
         let stream = watch.stream;
         self.stage(stream, Response::Events(events));
     }

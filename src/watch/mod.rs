@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The apply thread appends events to the [`ring`], publishes the head, and never waits. The [`hub`], which has its own thread,
-//! reads the ring up to the published head, looks up which watches match each event ([`interest`]), encodes each event once
+//! reads the ring up to the published head, looks up which watches match each event ([`matcher`]), encodes each event once
 //! ([`frame`]) and puts it into the [`outbox`] of each stream concerned. A stream's task takes responses as fast as its client
 //! reads them. If the client is too slow, the watches of its stream are reduced to positions in the history, which cost
 //! nothing more; they catch up ([`replay`]) when the outbox has capacity again.
@@ -23,14 +23,14 @@
 
 pub mod frame;
 pub mod hub;
-pub mod interest;
-mod laggards;
+mod inputs;
+mod lagging;
+pub mod matcher;
 pub mod outbox;
 pub mod replay;
-mod requests;
 mod revision;
 pub mod ring;
-pub mod slots;
+pub mod slab;
 pub mod stream;
 pub mod tree;
 
@@ -58,12 +58,12 @@ use crate::{
     mvcc::{Event, Reader},
 };
 pub use hub::{Create, HubCore, Input, Request, StepResult};
+pub use inputs::NO_WATCH_ID;
 use outbox::{Backlog, Outbox};
 pub use outbox::{Events, Frames, Response};
 use replay::Job;
-pub use requests::NOBODY;
 use ring::Ring;
-pub use stream::{Wishes, charge};
+pub use stream::{WatchOptions, watch_cost};
 
 /// The limits and intervals that can be configured.
 #[derive(Debug, Clone, Copy)]
@@ -218,7 +218,7 @@ impl Hub {
     }
 
     /// Drains the inbox: the inputs for the next [`HubCore::step`].
-    pub fn take_inputs(&self, into: &mut Vec<Input>) {
+    pub fn drain_inputs(&self, into: &mut Vec<Input>) {
         self.inbox.drain(into);
     }
 
@@ -285,18 +285,18 @@ pub struct Subscriber {
 pub struct Stopped;
 
 impl Subscriber {
-    /// Whether [`Subscriber::ask`] may be called now. If not, responses have to be taken first.
+    /// Whether [`Subscriber::send_request`] may be called now. If not, responses have to be taken first.
     #[must_use]
-    pub fn may_ask(&self) -> bool {
+    pub fn can_send_request(&self) -> bool {
         let unhandled = self.sent - self.handled;
         unhandled + (self.answers as u64) < MAX_OPEN_REQUESTS
     }
 
     /// Sends a request to the hub. Requests are handled in order.
-    pub fn ask(&mut self, request: Request) {
+    pub fn send_request(&mut self, request: Request) {
         self.sent += 1;
         if let Request::Create(create) = &request {
-            self.outbox.charge_watch(charge(&create.interval));
+            self.outbox.charge_watch(watch_cost(&create.interval));
         }
         send_input(&self.inbox, Input::Request { stream: self.stream, request });
     }
@@ -341,7 +341,7 @@ fn run(mut core: HubCore, inbox: &Inbox<Input>, jobs: &mpsc::Sender<Job>) -> Res
     loop {
         let until = if result.busy { Some(started) } else { result.until.map(|until| started + until) };
         let is_open = if core.has_synced_watches() {
-            inbox.receive_or_notified(&mut inputs, || core.has_news(), until)
+            inbox.receive_or_notified(&mut inputs, || core.has_undelivered(), until)
         } else {
             inbox.receive(&mut inputs, until)
         };

@@ -322,7 +322,7 @@ pub fn release_memory<T>(list: &mut Vec<T>) {
     }
 }
 
-fn count<'a>(responses: impl IntoIterator<Item = &'a Response>) -> i64 {
+fn count_events<'a>(responses: impl IntoIterator<Item = &'a Response>) -> i64 {
     let events: usize = responses.into_iter().map(|response| response.frames().len()).sum();
     i64::try_from(events).expect("events fit in memory")
 }

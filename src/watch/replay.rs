@@ -9,14 +9,14 @@ use bytes::Bytes;
 
 use super::{
     frame::Framer,
-    interest::Matcher,
+    matcher::Matcher,
     outbox::{Frames, frame_cost, release_memory},
     revision::{Match, Revision},
-    stream::Wishes,
+    stream::WatchOptions,
 };
 use crate::{
     error::{Error, Halt},
-    mvcc::{Event, Interval, Reader, history::Span, read::Failure},
+    mvcc::{Event, Interval, Reader, history::RevisionSpan, read::ReadError},
 };
 
 /// The maximum number of revisions in a replayed response.
@@ -39,7 +39,7 @@ pub struct ReplayWatch {
     slot: u32,
     serial: u64,
     from: i64,
-    wishes: Wishes,
+    options: WatchOptions,
     frames: Vec<Bytes>,
     /// The events of one large revision, instead of `frames`.
     shared: Option<Frames>,
@@ -82,16 +82,16 @@ impl Replay {
     }
 
     /// Adds a watch that needs all events from revision `from` on.
-    pub fn add(&mut self, (slot, serial): (u32, u64), interval: &Interval, wishes: Wishes, from: i64) {
+    pub fn add(&mut self, (slot, serial): (u32, u64), interval: &Interval, options: WatchOptions, from: i64) {
         let watch = u32::try_from(self.watches.len()).expect("a pass has few watches");
         self.matcher.insert(interval, watch);
-        self.with_previous |= wishes.previous;
+        self.with_previous |= options.previous;
         self.through = if watch == 0 { from - 1 } else { self.through.min(from - 1) };
         self.watches.push(ReplayWatch {
             slot,
             serial,
             from,
-            wishes,
+            options,
             frames: Vec::new(),
             shared: None,
             bytes: 0,
@@ -139,11 +139,11 @@ impl Replay {
         let mut framer = Framer::new(event);
         for nth in matched.drain(..) {
             let watch = &mut self.watches[nth as usize];
-            if !watch.wishes.includes(event.deletion) || !self.accepts(nth, main) {
+            if !watch.options.includes(event.deletion) || !self.accepts(nth, main) {
                 continue;
             }
             let watch = &mut self.watches[nth as usize];
-            let frame = framer.frame(watch.wishes.previous, reader)?;
+            let frame = framer.frame(watch.options.previous, reader)?;
             self.bytes += frame.len();
             watch.count(main, frame_cost(&frame));
             watch.frames.push(frame);
@@ -161,18 +161,18 @@ impl Replay {
         matched.sort_unstable_by_key(|found| found.watch);
         let mut has_begun = false;
         for Match { watch: nth, events } in matched {
-            let wishes = self.watches[nth as usize].wishes;
-            if !revision.concerns(&events, wishes) || !self.accepts(nth, main) {
+            let options = self.watches[nth as usize].options;
+            if !revision.concerns(&events, options) || !self.accepts(nth, main) {
                 continue;
             }
             let watch = &mut self.watches[nth as usize];
-            let is_whole = revision.is_whole(&events, wishes)?;
+            let is_whole = revision.is_whole(&events, options)?;
             if has_begun && !is_whole && self.bytes >= PASS_BYTES {
                 self.stopped += 1;
                 watch.stopped = Some(main);
                 continue;
             }
-            let frames = revision.frames(&events, wishes)?;
+            let frames = revision.frames(&events, options)?;
             let cost = frames.cost();
             if cost < LARGE_REVISION_BYTES {
                 watch.frames.extend_from_slice(frames.as_slice());
@@ -257,17 +257,17 @@ impl Job {
         let Self { mut replay, reader, to } = self;
         let mut seen = 0;
         while seen < PASS_EVENTS && replay.next() <= to && replay.wants_more() {
-            let span = Span { from: replay.next(), to, with_previous: replay.with_previous };
+            let span = RevisionSpan { from: replay.next(), to, with_previous: replay.with_previous };
             match reader.history(span, CHUNK_EVENTS) {
                 Ok(chunk) => {
                     seen += chunk.events.len();
                     replay.feed(&chunk.events, chunk.through, &reader)?;
                 }
-                Err(Failure::Refused(error)) => {
+                Err(ReadError::Refused(error)) => {
                     assert_eq!(error, Error::Compacted, "a read of this span fails only if it is compacted");
                     break;
                 }
-                Err(Failure::Halted(halt)) => return Err(halt),
+                Err(ReadError::Halt(halt)) => return Err(halt),
             }
         }
         Ok(replay.finish())

@@ -11,9 +11,9 @@ use bytes::Bytes;
 
 use super::{
     frame,
-    interest::Matcher,
+    matcher::Matcher,
     outbox::{Frames, frame_cost},
-    stream::Wishes,
+    stream::WatchOptions,
 };
 use crate::{
     error::Halt,
@@ -88,44 +88,44 @@ impl<'a> Revision<'a> {
 
     /// Whether a watch selects any of the events that match its keys.
     #[must_use]
-    pub fn concerns(&self, events: &Range<usize>, wishes: Wishes) -> bool {
-        self.is_wanted_whole(wishes)
-            || events.clone().any(|nth| wishes.includes(self.events[self.position(nth)].deletion))
+    pub fn concerns(&self, events: &Range<usize>, options: WatchOptions) -> bool {
+        self.is_wanted_whole(options)
+            || events.clone().any(|nth| options.includes(self.events[self.position(nth)].deletion))
     }
 
     /// Whether a watch that receives these events shares the list of all frames, instead of having its own.
-    pub fn is_whole(&mut self, events: &Range<usize>, wishes: Wishes) -> Result<bool, Halt> {
+    pub fn is_whole(&mut self, events: &Range<usize>, options: WatchOptions) -> Result<bool, Halt> {
         let is_candidate =
-            self.events.len() >= SHARED_LIST_MIN_EVENTS && self.by_key.is_empty() && self.is_wanted_whole(wishes);
+            self.events.len() >= SHARED_LIST_MIN_EVENTS && self.by_key.is_empty() && self.is_wanted_whole(options);
         // Do not encode all events only to find out that this watch receives few of them.
         if !is_candidate || events.len() * SHARED_LIST_DIVISOR < self.events.len() {
             return Ok(false);
         }
-        let costs = &self.whole(wishes.previous)?.costs;
+        let costs = &self.whole(options.previous)?.costs;
         Ok((costs[events.end] - costs[events.start]) * SHARED_LIST_DIVISOR >= costs[costs.len() - 1])
     }
 
     /// The frames of those of the events that a watch selects, in the order in which they happened.
-    pub fn frames(&mut self, events: &Range<usize>, wishes: Wishes) -> Result<Frames, Halt> {
-        if self.is_whole(events, wishes)? {
-            let whole = self.whole(wishes.previous)?;
+    pub fn frames(&mut self, events: &Range<usize>, options: WatchOptions) -> Result<Frames, Halt> {
+        if self.is_whole(events, options)? {
+            let whole = self.whole(options.previous)?;
             let cost = whole.costs[events.end] - whole.costs[events.start];
             return Ok(Frames::Shared { list: whole.frames.clone(), range: events.clone(), cost });
         }
-        let selection = (events.start, events.end, [wishes.no_put, wishes.no_delete, wishes.previous]);
+        let selection = (events.start, events.end, [options.no_put, options.no_delete, options.previous]);
         if let Some((list, cost)) = self.selections.get(&selection) {
             return Ok(Frames::Shared { list: list.clone(), range: 0..list.len(), cost: *cost });
         }
         let positions = events.clone().map(|nth| self.position(nth));
         let mut wanted: Vec<usize> =
-            positions.filter(|&position| wishes.includes(self.events[position].deletion)).collect();
+            positions.filter(|&position| options.includes(self.events[position].deletion)).collect();
         wanted.sort_unstable();
         if let [only] = wanted[..] {
-            return Ok(Frames::One(self.frame(only, wishes.previous)?));
+            return Ok(Frames::One(self.frame(only, options.previous)?));
         }
         let list = wanted
             .into_iter()
-            .map(|position| self.frame(position, wishes.previous))
+            .map(|position| self.frame(position, options.previous))
             .collect::<Result<Arc<[_]>, _>>()?;
         let cost = list.iter().map(frame_cost).sum();
         self.selections.insert(selection, (list.clone(), cost));
@@ -138,8 +138,8 @@ impl<'a> Revision<'a> {
     }
 
     /// Whether a watch with these options selects every event that matches its keys.
-    fn is_wanted_whole(&self, wishes: Wishes) -> bool {
-        (!wishes.no_delete || self.deletions == 0) && (!wishes.no_put || self.deletions == self.events.len())
+    fn is_wanted_whole(&self, options: WatchOptions) -> bool {
+        (!options.no_delete || self.deletions == 0) && (!options.no_put || self.deletions == self.events.len())
     }
 
     fn frame(&mut self, position: usize, with_previous: bool) -> Result<Bytes, Halt> {

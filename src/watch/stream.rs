@@ -17,7 +17,7 @@ const WATCH_BYTES: usize = 400;
 
 /// The bytes that a watch of these keys is charged with.
 #[must_use]
-pub fn charge(interval: &Interval) -> usize {
+pub fn watch_cost(interval: &Interval) -> usize {
     let keys = match interval {
         Interval::Key(key) | Interval::From(key) => key.len(),
         Interval::Range(start, end) => start.len() + end.len(),
@@ -98,12 +98,12 @@ impl Stream {
     /// Releases what a removed watch was charged with.
     pub fn release(&mut self, slot: u32, watch: &Watch) {
         self.future.remove(&(watch.start, slot));
-        self.outbox.release_watch(charge(&watch.interval));
+        self.outbox.release_watch(watch_cost(&watch.interval));
     }
 
     /// Releases what a watch was charged with that was not created.
     pub fn release_refused(&self, interval: &Interval) {
-        self.outbox.release_watch(charge(interval));
+        self.outbox.release_watch(watch_cost(interval));
     }
 
     /// Whether all watches start at or below `revision`. Revisions never decrease, so each watch is examined once.
@@ -168,7 +168,7 @@ impl Stream {
 /// Which events a watch selects, and how they are delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "a request has as many switches")]
-pub struct Wishes {
+pub struct WatchOptions {
     pub no_put: bool,
     pub no_delete: bool,
     /// Include the previous value of the key (`prev_kv`).
@@ -179,7 +179,7 @@ pub struct Wishes {
     pub fragment: bool,
 }
 
-impl Wishes {
+impl WatchOptions {
     /// Whether an event of this type is selected.
     #[must_use]
     pub fn includes(self, deletion: bool) -> bool {
@@ -208,7 +208,7 @@ pub struct Watch {
     pub stream: u32,
     pub id: i64,
     pub interval: Interval,
-    pub wishes: Wishes,
+    pub options: WatchOptions,
     /// The start revision that the client requested.
     pub start: i64,
     /// The first revision that it needs: all events below were delivered or precede its start.

@@ -13,7 +13,7 @@ use metastore::{
 use tonic::{Code, Status};
 
 use super::{
-    proxy::{Network, Proxy},
+    network::{Network, Proxy},
     support::{Server, http},
 };
 
@@ -55,7 +55,7 @@ impl Cluster {
         let servers = proxies.iter().enumerate();
         let servers =
             servers.map(|(nth, proxy)| Server::member(&format!("m{nth}"), &proxy.url(), &all.join(","), &arguments));
-        let ids = proxies.iter().map(|proxy| MemberId::of_first(&[proxy.url()], TOKEN).get()).collect();
+        let ids = proxies.iter().map(|proxy| MemberId::of_initial(&[proxy.url()], TOKEN).get()).collect();
         let urls = Arc::new(Mutex::new(vec![String::new(); size]));
         Self { servers: servers.collect(), ids, proxies, network, urls }
     }

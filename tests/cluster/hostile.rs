@@ -20,7 +20,7 @@ use raft::eraftpb::{Message, MessageType};
 
 use super::{
     harness::{Cluster, TIMEOUT},
-    intruders::{Hello, PREFACE, PURPOSE_SNAPSHOT, frame},
+    invalid_peers::{Hello, PREFACE, PURPOSE_SNAPSHOT, frame},
     support::Server,
 };
 

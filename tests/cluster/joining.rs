@@ -8,7 +8,7 @@ use tonic::Code;
 
 use super::{
     harness::{Cluster, QUICK, TIMEOUT},
-    proxy::Proxy,
+    network::Proxy,
     support::Server,
 };
 

@@ -2,30 +2,30 @@
 
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test may panic")]
 
+mod bootstrap;
 mod corruption;
 mod failures;
-mod founding;
+mod foreign_members;
 mod harness;
 mod hostile;
-mod intruders;
+mod invalid_peers;
 mod joining;
 mod leadership;
 mod leases;
 mod load;
+mod lost_leader_streams;
 mod membership;
-mod orphans;
+mod network;
 mod outage;
 mod partitions;
 mod paused_leader;
 mod peer_port;
 #[path = "../process/mod.rs"]
 mod process;
-mod proxy;
 mod register;
 mod removal;
 mod snapshots;
-mod strangers;
-mod stuck;
+mod stuck_disks;
 #[path = "../support/mod.rs"]
 mod support;
 mod watches;

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::{
     harness::{Cluster, TIMEOUT},
-    proxy::Proxy,
+    network::Proxy,
     support::assert_refused,
 };
 

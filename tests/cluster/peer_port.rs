@@ -8,21 +8,21 @@ use prost::Message;
 
 use super::{
     harness::Cluster,
-    support::{Page, http},
+    support::{HttpResponse, http},
 };
 
 struct Port(String);
 
 impl Port {
-    fn get(&self, path: &str) -> Page {
+    fn get(&self, path: &str) -> HttpResponse {
         http(&self.0, "GET", path, "", b"")
     }
 
-    fn post(&self, path: &str, message: &impl Message) -> Page {
+    fn post(&self, path: &str, message: &impl Message) -> HttpResponse {
         http(&self.0, "POST", path, "", &message.encode_to_vec())
     }
 
-    fn hash(&self, headers: &str, body: &str) -> Page {
+    fn hash(&self, headers: &str, body: &str) -> HttpResponse {
         http(&self.0, "GET", "/members/hashkv", headers, body.as_bytes())
     }
 }

@@ -26,7 +26,7 @@ pub async fn leave_behind(cluster: &Cluster, leader: usize, client: &mut Client,
             client.put(format!("{prefix}{written:05}"), "", None).await.unwrap();
             written += 1;
         }
-        cluster.servers[leader].http("GET", "/metrics").number("metastore_log_first_index") > before + 1.0
+        cluster.servers[leader].http("GET", "/metrics").metric("metastore_log_first_index") > before + 1.0
     })
     .await;
     written
@@ -64,7 +64,7 @@ async fn a_member_that_is_far_behind_gets_snapshots_while_others_write() {
         load.progress(1000).await;
         // The log is truncated after the database is flushed, which is done after a number of entries.
         wait_for("truncating the log", async || {
-            cluster.servers[leader].http("GET", "/metrics").number("metastore_log_first_index") > before + 1.0
+            cluster.servers[leader].http("GET", "/metrics").metric("metastore_log_first_index") > before + 1.0
         })
         .await;
         cluster.restart(lagging);

@@ -7,7 +7,7 @@ use metastore::proto::etcdserverpb::{
 use super::{
     Etcd,
     answers::{Answer, Operation},
-    chooser::{self, Generator},
+    generator::{self, Generator},
 };
 
 /// One intended difference.
@@ -115,7 +115,7 @@ pub fn adapt_to_old_etcd(operation: &mut Operation) {
 }
 
 fn adapt_txn(txn: &mut TxnRequest) {
-    for request in chooser::operations(txn) {
+    for request in generator::operations(txn) {
         match request {
             Request::RequestRange(range) => adapt_range(range),
             Request::RequestTxn(txn) => adapt_txn(txn),

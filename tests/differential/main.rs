@@ -3,7 +3,7 @@
 //! Both start empty and with the same flags and names, so even the IDs are equal; only sizes, log positions and the remaining
 //! time of leases are not compared. Operations are sent one at a time to both. Each difference is printed with the operation,
 //! both answers and the seed. After half of the operations both servers are killed and restarted on their data.
-//! [`known::KNOWN`] lists the intended differences, [`chooser`] what is never sent; [`directed`] tests what random operations
+//! [`known::KNOWN`] lists the intended differences, [`generator`] what is never sent; [`directed`] tests what random operations
 //! do not reach.
 //!
 //! Without a real etcd there is nothing to compare with; the test prints that and passes.
@@ -12,17 +12,17 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "answers of other kinds need no handling")]
 
 mod answers;
-mod chooser;
 mod directed;
+mod generator;
 mod known;
 #[allow(dead_code, reason = "each test uses its part")]
-#[path = "../front/odd_calls.rs"]
+#[path = "../http2/odd_calls.rs"]
 mod odd_calls;
 mod pair;
 #[path = "../process/mod.rs"]
 mod process;
 #[allow(dead_code, reason = "each test uses its part")]
-#[path = "../front/raw.rs"]
+#[path = "../http2/raw.rs"]
 mod raw;
 mod surface;
 mod watches;

@@ -11,7 +11,7 @@ use tonic::transport::Endpoint;
 use super::{
     Etcd,
     answers::{Answer, Clients, Operation},
-    chooser::{Action, Generator, MAX_TXN_OPS},
+    generator::{Action, Generator, MAX_TXN_OPS},
     known::{self, KnownDifference},
     process::Server,
     shortened, watches,

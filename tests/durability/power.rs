@@ -18,28 +18,28 @@ use metastore::{
     error::{Error, Halt},
     mvcc::{
         Interval, Query,
-        compact::{HASHED_BYTES, KeyHash},
+        compact::{KeyHash, MAX_HASHED_HISTORY_BYTES},
     },
     node::{
         Node, Parts, Settings, Threads,
-        applier::Quota,
+        apply_thread::Quota,
+        auto_compaction,
+        background::BackgroundConfig,
         clock::Clock,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
-        keeper::Habits,
         log::{
-            FileSystem, Identity, Place, Position, SegmentLog,
-            lossy::{Loss, LossyFiles},
+            FileSystem, Identity, LogLocation, Position, SegmentLog,
+            fault_files::{Loss, LossyFiles},
         },
         replica::Timing,
-        retention,
     },
     proto::{
         etcdserverpb::{CompactionRequest, Member},
         mvccpb::KeyValue,
     },
     state::{Kind, Machine, Members, Response},
-    storage::{Batch, Engine, Lack, Size, Table, Visit, rocks::Rocks, schema::meta},
+    storage::{Batch, Engine, InsufficientSpace, Size, Table, Visit, rocks::Rocks, schema::meta},
     watch,
 };
 use parking_lot::{Mutex, RwLock};
@@ -131,8 +131,8 @@ impl Engine for Checkpointed {
         self.rocks.copy_to(path)
     }
 
-    fn reclaim(&self) -> Result<Option<Lack>, Halt> {
-        self.rocks.reclaim()
+    fn defragment(&self) -> Result<Option<InsufficientSpace>, Halt> {
+        self.rocks.defragment()
     }
 
     fn size(&self) -> Result<Size, Halt> {
@@ -147,8 +147,8 @@ struct NodeFiles {
 }
 
 impl NodeFiles {
-    fn log(&self) -> Place {
-        Place { dir: self.dir.join("log"), files: Arc::new(self.files.clone()), segment_bytes: SEGMENT_BYTES }
+    fn log(&self) -> LogLocation {
+        LogLocation { dir: self.dir.join("log"), files: Arc::new(self.files.clone()), segment_bytes: SEGMENT_BYTES }
     }
 
     fn db(&self) -> PathBuf {
@@ -211,7 +211,7 @@ impl RunningNode {
     fn power_failure(&self, to: PathBuf, loss: Loss, at_failure: impl FnOnce()) -> NodeFiles {
         let copies = self.engine.copies.lock();
         at_failure();
-        let files = self.node_files.files.power_cut(loss, &to.join("log")).unwrap();
+        let files = self.node_files.files.power_failure(loss, &to.join("log")).unwrap();
         fs::rename(copies.last(), to.join("db")).unwrap();
         NodeFiles { dir: to, files }
     }
@@ -231,17 +231,23 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
         member_id: MEMBER,
         ids: ids.clone(),
         clock: Clock::default(),
-        timing: Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 30_000, fixed_timeout: None },
+        timing: Timing {
+            tick_ms: 100,
+            election_ticks: 10,
+            pre_vote: true,
+            request_timeout_ms: 30_000,
+            fixed_timeout: None,
+        },
         request_timeout: TIMEOUT,
         catchup_entries: 50,
-        laggard_log_bytes: usize::MAX,
+        lagging_log_bytes: usize::MAX,
         quota: Quota { bytes: -1 },
-        retention: retention::Policy::All,
-        habits: Habits {
+        retention: auto_compaction::Policy::All,
+        background_config: BackgroundConfig {
             compaction_batch: 100,
             compaction_pause: Duration::from_millis(1),
             compaction_range: 4,
-            hashed_bytes: HASHED_BYTES,
+            hashed_bytes: MAX_HASHED_HISTORY_BYTES,
             flush_after_bytes: FLUSH_AFTER_BYTES,
             flush_after: Duration::from_secs(1),
             flush_after_entries: u64::MAX,
@@ -281,7 +287,7 @@ impl Disk {
     fn start_lying(self, files: &LossyFiles) {
         match self {
             Self::Contract | Self::OsFiles => (),
-            Self::ContractWithoutSyncs => files.lie_about_syncs(),
+            Self::ContractWithoutSyncs => files.ignore_syncs(),
             Self::OsFilesWithoutDurableWrites => files.ignore_durable_writes(),
         }
     }
@@ -343,7 +349,7 @@ fn run_until_failure(
         if rng.random_ratio(1, 4) {
             running.engine.flush().unwrap(); // A flush that the node does not know of.
         }
-        let loss = if rng.random_ratio(1, 2) { Loss::Unsynced } else { Loss::Parts(rng.random()) };
+        let loss = if rng.random_ratio(1, 2) { Loss::Unsynced } else { Loss::Partial(rng.random()) };
         let left = running.power_failure(to, loss, || {
             let mut power = power.write();
             *power = false;

@@ -56,7 +56,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../watching/client.rs"]
+#[path = "../watch/client.rs"]
 mod client;
 mod node;
 mod parse;

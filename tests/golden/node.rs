@@ -5,7 +5,7 @@ use std::{error::Error, fmt::Write, ops::ControlFlow, sync::Arc};
 use bytes::Bytes;
 use metastore::{
     mvcc::{
-        compact::{Compaction, HASHED_BYTES, Hashing, Progress},
+        compact::{Compaction, CompactionProgress, Hashing, MAX_HASHED_HISTORY_BYTES},
         read::View,
     },
     proto::{
@@ -15,7 +15,7 @@ use metastore::{
         },
         membershippb::{Attributes, ClusterMemberAttrSetRequest},
     },
-    state::{self, Command, Entry, Kind, Machine, Members, Newcomer, Readers, Response, txn},
+    state::{self, Command, Entry, Kind, Machine, Members, NewMember, Readers, Response, txn},
     storage::{Batch, Engine, Table, memory::Memory, rocks::Rocks},
     watch::Settings,
 };
@@ -154,7 +154,7 @@ impl Node {
                 let running = self.running();
                 let due = running.compaction.take().or_else(|| Compaction::pending(running.machine.shared()));
                 let due = due.ok_or("nothing is compacted")?;
-                if let Hashing::Due(mut pass) = due.hashing(HASHED_BYTES)? {
+                if let Hashing::Due(mut pass) = due.hashing(MAX_HASHED_HISTORY_BYTES)? {
                     while !pass.step(2)? {}
                 }
                 let known = running.readers.keys.compaction_hashes();
@@ -238,12 +238,12 @@ impl Node {
         let piece = if limit == 0 { 1000 } else { usize::try_from(limit)? };
         let progress = loop {
             let progress = compaction.step(piece)?;
-            if progress != Progress::More || limit != 0 {
+            if progress != CompactionProgress::More || limit != 0 {
                 break progress;
             }
         };
         let out = format!("removed {}, up to {}: {progress:?}", compaction.removed(), compaction.at());
-        running.compaction = (progress != Progress::Done).then_some(compaction);
+        running.compaction = (progress != CompactionProgress::Done).then_some(compaction);
         Ok(out.to_lowercase())
     }
 
@@ -273,7 +273,7 @@ impl Node {
             "add" => {
                 let member = Member { id, peer_ur_ls, is_learner: args.flag("learner"), ..Member::default() };
                 let max_learners = args.option("max_learners").map(|most| most.parse()).transpose()?;
-                (Kind::MemberAdd, true, Newcomer { member, max_learners }.encode())
+                (Kind::MemberAdd, true, NewMember { member, max_learners }.encode())
             }
             "remove" => (Kind::MemberRemove, true, MemberRemoveRequest { id }.encode_to_vec()),
             "promote" => (Kind::MemberPromote, true, MemberPromoteRequest { id }.encode_to_vec()),

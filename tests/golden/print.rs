@@ -119,10 +119,10 @@ fn member(member: &Member) -> String {
 
 /// The member table, without what [`member`] shows.
 pub fn members(members: &Members) -> String {
-    let electorate = members.electorate();
+    let voters_and_learners = members.voters_and_learners();
     let removed: Vec<u64> = members.removed().collect();
     assert!(removed.iter().all(|&id| members.is_removed(id) && members.get(id).is_none()));
-    format!("voters {:?} learners {:?} removed {removed:?}", electorate.voters, electorate.learners)
+    format!("voters {:?} learners {:?} removed {removed:?}", voters_and_learners.voters, voters_and_learners.learners)
 }
 
 /// An event as watchers get it.

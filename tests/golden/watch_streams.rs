@@ -99,7 +99,7 @@ impl WatchHarness {
     fn receive(&mut self, stream: &str) -> String {
         let (hub, core, now) = (&self.hub, &mut self.core, self.now);
         let client = self.streams.get_mut(stream).expect("the stream was opened");
-        let received = client.hear(|| _ = hub.settle(core, now).unwrap());
+        let received = client.receive(|| _ = hub.settle(core, now).unwrap());
         received.iter().map(text).collect::<Vec<_>>().join("\n").replace('\0', "\\0")
     }
 

@@ -197,7 +197,7 @@ async fn a_compaction_of_a_large_history_stores_no_hash() {
         for _ in 0..65 {
             client.put("large", vec![b'x'; 1 << 20], None).await.unwrap();
         }
-        let history_bytes = || server.http("GET", "/metrics").number("metastore_history_bytes");
+        let history_bytes = || server.http("GET", "/metrics").metric("metastore_history_bytes");
         assert!(history_bytes() > 65.0 * MIB);
         let before = hash_at(&server, 0).await;
         client.compact(66, Some(CompactionOptions::new().with_physical())).await.unwrap();

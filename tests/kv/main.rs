@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod bare;
 mod bounds;
 mod errors;
 mod etcdctl;
@@ -13,8 +12,9 @@ mod http;
 mod keys;
 mod lists;
 mod maintenance;
-mod places;
+mod positions;
 mod quota;
+mod raw_grpc;
 mod services;
 mod stop;
 mod stream;

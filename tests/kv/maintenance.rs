@@ -15,7 +15,7 @@ use metastore::proto::etcdserverpb::{
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::support::{PATIENCE, Server, assert_refused};
+use crate::support::{Server, TIMEOUT, assert_refused};
 
 #[tokio::test]
 async fn status_describes_a_member() {
@@ -155,7 +155,7 @@ async fn reads_and_writes_continue_during_a_defragmentation() {
         tasks.spawn(traffic.clone().drive(server.client().await, format!("new{nth}")));
     }
     let mut overlapping = 0;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while overlapping < 5 {
         assert!(Instant::now() < deadline, "no request completes while files are rewritten");
         let rounds = traffic.rounds.load(Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use metastore::error::Halt;
-use metastore::node::log::{LogStore, Place, SegmentLog};
+use metastore::node::log::{LogLocation, LogStore, SegmentLog};
 
 use crate::fixture::{SEGMENT_BYTES, Step, TestLog, at, expected, group, varied_steps};
 
@@ -32,7 +32,7 @@ fn truncate_at_each_byte(segment_bytes: u64, entry_bytes: usize, span: usize) {
         log.append(&group(next, next, 1, entry_bytes)).unwrap();
         next += 1;
     }
-    log.cut(at(next - 1, 1)).unwrap();
+    log.truncate(at(next - 1, 1)).unwrap();
     steps.push(Step::Append(group(4, next - 1, 1, entry_bytes)));
     steps.push(Step::Truncate(at(next - 1, 1)));
     let newest = loop {
@@ -134,7 +134,7 @@ fn segments_of_two_diverged_copies_are_refused() {
 
     // The other copy continues with a different group of the same size.
     let root = tempfile::tempdir().unwrap();
-    let other = Place { segment_bytes: SEGMENT_BYTES, ..Place::new(root.path()) };
+    let other = LogLocation { segment_bytes: SEGMENT_BYTES, ..LogLocation::new(root.path()) };
     let copy = root.path().join(first.file_name().unwrap());
     std::fs::write(&copy, fork).unwrap();
     let (mut log, _) = SegmentLog::open(&other).unwrap();
@@ -163,7 +163,7 @@ fn flip_bits(stride: usize) -> BTreeMap<&'static str, usize> {
             flipped[offset] ^= 1 << (offset % 8);
             test_log.files.rewrite(path, &flipped).unwrap();
             let outcome = match test_log.open() {
-                Err(Halt::Refused(reason)) => {
+                Err(Halt::InvalidData(reason)) => {
                     assert!(reason.contains(".segment") && reason.contains("offset"), "{reason}");
                     assert_eq!(std::fs::read(path).unwrap(), flipped, "a refused log is left as it is");
                     if reason.contains("both were synced") { "refused because of a later group" } else { "refused" }
@@ -210,7 +210,7 @@ fn a_missing_segment_is_refused() {
         for path in segments.iter().filter(|path| *path != missing) {
             std::fs::copy(path, copy.path().join(path.file_name().unwrap())).unwrap();
         }
-        let place = Place { segment_bytes: SEGMENT_BYTES, ..Place::new(copy.path()) };
+        let place = LogLocation { segment_bytes: SEGMENT_BYTES, ..LogLocation::new(copy.path()) };
         let refusal = SegmentLog::open(&place).map(|_| ()).unwrap_err().to_string();
         assert!(refusal.contains("missing"), "{refusal}");
     }

@@ -4,8 +4,8 @@
 use std::panic;
 
 use metastore::error::Halt;
-use metastore::node::log::lossy::Loss;
-use metastore::node::log::volatile::VolatileLog;
+use metastore::node::log::fault_files::Loss;
+use metastore::node::log::simulated_log::VolatileLog;
 use metastore::node::log::{FileSystem, Group, LogStore, Recovered};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -32,7 +32,7 @@ fn crash_at_each_operation(setup: Setup, steps: &[Step]) {
     let (last, before) = steps.split_last().unwrap();
     let states = [expected(before), expected(steps)];
     for operation in 1.. {
-        for loss in [Loss::Nothing, Loss::Unsynced].into_iter().chain((0..12).map(Loss::Parts)) {
+        for loss in [Loss::Nothing, Loss::Unsynced].into_iter().chain((0..12).map(Loss::Partial)) {
             let test_log = TestLog::with(setup);
             test_log.apply(before);
             let (mut log, ..) = test_log.open().unwrap();
@@ -45,7 +45,7 @@ fn crash_at_each_operation(setup: Setup, steps: &[Step]) {
             let allowed = if done { &states[1..] } else { &states[..] };
             assert!(allowed.contains(&recovered), "{operation} {loss:?}: {recovered:?}");
             assert_survives_another_crash(&test_log, &recovered);
-            if done && loss == Loss::Parts(11) {
+            if done && loss == Loss::Partial(11) {
                 assert!(operation > 2, "the step should need several operations");
                 return;
             }
@@ -109,7 +109,7 @@ fn crash_at_each_operation_of_creation(setup: Setup) {
             let test_log = TestLog::empty(setup);
             test_log.files.fail_at(operation);
             let done = test_log.create().is_ok();
-            test_log.files.crash(Loss::Parts(seed)).unwrap();
+            test_log.files.crash(Loss::Partial(seed)).unwrap();
             match test_log.open() {
                 Ok((_, recovered, torn)) => assert_eq!((recovered, torn), (expected(&[]), false)),
                 Err(halt) => {
@@ -174,7 +174,7 @@ impl StepGenerator {
         match self.rng.random_range(0..4) {
             0 => Loss::Nothing,
             1 => Loss::Unsynced,
-            _ => Loss::Parts(self.rng.random()),
+            _ => Loss::Partial(self.rng.random()),
         }
     }
 }

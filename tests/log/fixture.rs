@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use metastore::error::Halt;
-use metastore::node::log::lossy::LossyFiles;
-use metastore::node::log::volatile::VolatileLog;
-use metastore::node::log::{FileSystem, Group, Identity, LogStore, Place, Position, Recovered, SegmentLog};
+use metastore::node::log::fault_files::LossyFiles;
+use metastore::node::log::simulated_log::VolatileLog;
+use metastore::node::log::{FileSystem, Group, Identity, LogLocation, LogStore, Position, Recovered, SegmentLog};
 use raft::eraftpb::{Entry, EntryType, HardState};
 use tempfile::TempDir;
 
@@ -87,7 +87,7 @@ impl Step {
     pub fn apply(&self, log: &mut dyn LogStore) -> Result<(), Halt> {
         match self {
             Self::Append(group) => log.append(group),
-            Self::Truncate(at) => log.cut(*at),
+            Self::Truncate(at) => log.truncate(*at),
             Self::Reset(at, hard_state) => log.reset(*at, hard_state),
             Self::Installing(snapshot) => log.set_installing(*snapshot),
         }
@@ -107,7 +107,7 @@ pub fn expected(steps: &[Step]) -> Recovered {
 pub struct TestLog {
     _root: TempDir,
     pub files: LossyFiles,
-    pub place: Place,
+    pub place: LogLocation,
 }
 
 impl TestLog {
@@ -115,7 +115,7 @@ impl TestLog {
         let root = tempfile::tempdir().unwrap();
         let files = setup.files();
         let segment_bytes = setup.segment_bytes;
-        let place = Place { dir: root.path().join("log"), files: Arc::new(files.clone()), segment_bytes };
+        let place = LogLocation { dir: root.path().join("log"), files: Arc::new(files.clone()), segment_bytes };
         Self { _root: root, files, place }
     }
 
@@ -126,7 +126,7 @@ impl TestLog {
     }
 
     pub fn new(segment_bytes: u64) -> Self {
-        Self::on(Setup { segment_bytes, ..CONTRACT })
+        Self::with(Setup { segment_bytes, ..CONTRACT })
     }
 
     pub fn create(&self) -> Result<(), Halt> {

@@ -12,7 +12,7 @@ use std::{
 
 use metastore::error::Halt;
 use metastore::node::log::files::{File, Files, OsFiles};
-use metastore::node::log::{Place, SegmentLog};
+use metastore::node::log::{LogLocation, SegmentLog};
 use tempfile::TempDir;
 
 use crate::fixture::{IDENTITY, START, Step, at, expected, group, hard_state};
@@ -130,8 +130,8 @@ impl File for OnDisk {
         self.file.size_bytes()
     }
 
-    fn how_it_syncs(&self) -> String {
-        self.file.how_it_syncs()
+    fn sync_method(&self) -> String {
+        self.file.sync_method()
     }
 }
 
@@ -163,8 +163,12 @@ impl LogOnDisk {
         log
     }
 
-    fn place(&self) -> Place {
-        Place { dir: self.root.path().join("log"), files: Arc::new(self.disk.clone()), segment_bytes: SEGMENT_BYTES }
+    fn place(&self) -> LogLocation {
+        LogLocation {
+            dir: self.root.path().join("log"),
+            files: Arc::new(self.disk.clone()),
+            segment_bytes: SEGMENT_BYTES,
+        }
     }
 
     fn open(&mut self) {

@@ -15,8 +15,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use metastore::error::Halt;
-use metastore::node::log::lossy::Loss;
-use metastore::node::log::{LogStore, Place, SegmentLog};
+use metastore::node::log::fault_files::Loss;
+use metastore::node::log::{LogLocation, LogStore, SegmentLog};
 
 use fixture::{CONTRACT, IDENTITY, SEGMENT_BYTES, START, Step, TestLog, at, expected, group, hard_state, varied_steps};
 
@@ -83,10 +83,10 @@ fn a_reset_leaves_an_empty_log_after_the_snapshot() {
 #[test]
 fn a_log_is_created_only_where_there_is_none() {
     let test_log = TestLog::new(SEGMENT_BYTES);
-    assert!(matches!(test_log.create(), Err(Halt::Refused(_))));
+    assert!(matches!(test_log.create(), Err(Halt::InvalidData(_))));
     let empty = TestLog::empty(CONTRACT);
     std::fs::create_dir(&empty.place.dir).unwrap();
-    assert!(matches!(empty.open(), Err(Halt::Refused(_))));
+    assert!(matches!(empty.open(), Err(Halt::InvalidData(_))));
 }
 
 #[test]
@@ -98,9 +98,9 @@ fn after_an_error_the_log_accepts_no_more_writes() {
         assert!(matches!(log.append(&group(4, 4, 1, 10)), Err(Halt::Io { .. })));
         test_log.files.crash(Loss::Nothing).unwrap(); // The disk would work again.
         let before = test_log.files.operations();
-        assert!(matches!(log.sync(), Err(Halt::Refused(_))));
-        assert!(matches!(log.write(&group(4, 4, 1, 10)), Err(Halt::Refused(_))));
-        assert!(matches!(log.cut(at(3, 1)), Err(Halt::Refused(_))));
+        assert!(matches!(log.sync(), Err(Halt::InvalidData(_))));
+        assert!(matches!(log.write(&group(4, 4, 1, 10)), Err(Halt::InvalidData(_))));
+        assert!(matches!(log.truncate(at(3, 1)), Err(Halt::InvalidData(_))));
         assert_eq!(test_log.files.operations(), before, "nothing was retried");
     }
 }
@@ -128,8 +128,8 @@ fn a_log_that_is_behind_the_database_is_refused() {
 }
 
 /// A log on real files, with its helper thread.
-fn log_on_real_files(dir: &Path, segment_bytes: u64) -> (Place, SegmentLog) {
-    let place = Place { segment_bytes, ..Place::new(dir) };
+fn log_on_real_files(dir: &Path, segment_bytes: u64) -> (LogLocation, SegmentLog) {
+    let place = LogLocation { segment_bytes, ..LogLocation::new(dir) };
     SegmentLog::create(&place, IDENTITY, START, &hard_state(1, 3)).unwrap();
     let (log, _) = SegmentLog::open(&place).unwrap();
     (place, log)
@@ -159,7 +159,7 @@ fn the_helper_thread_keeps_up_with_rotations_and_truncations() {
 #[ignore = "long"]
 fn latency_of_appending_one_kib() {
     let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let (_, mut log) = log_on_real_files(&root.path().join("log"), Place::SEGMENT_BYTES);
+    let (_, mut log) = log_on_real_files(&root.path().join("log"), LogLocation::SEGMENT_BYTES);
     let mut times = Vec::new();
     for index in 4..20_004 {
         let group = group(index, index, 1, 1024);
@@ -167,7 +167,7 @@ fn latency_of_appending_one_kib() {
         log.append(&group).unwrap();
         times.push(start.elapsed());
         if index % 5000 == 0 {
-            log.cut(at(index - 1, 1)).unwrap();
+            log.truncate(at(index - 1, 1)).unwrap();
         }
     }
     times.sort();

@@ -8,11 +8,11 @@ use metastore::{
         compare::{CompareResult, CompareTarget, TargetUnion},
         request_op,
     },
-    state::{Command, Kind, Newcomer, Request},
+    state::{Command, Kind, NewMember, Request},
 };
 use prost::Message;
 
-use super::dice::Rng;
+use super::rng::Rng;
 
 /// Numbers of keys: so few that commands contend, or so many that the index has more than one leaf.
 pub const KEY_SPACES: [usize; 3] = [6, 12, 300];
@@ -49,7 +49,7 @@ pub fn encode(request: &Request) -> (Kind, Vec<u8>) {
         | Request::MemberRemove(_)
         | Request::MemberPromote(_)
         | Request::MemberUpdate(_)
-        | Request::Foreign(_) => panic!("clients of the simulation send no {request:?}"),
+        | Request::Unknown(_) => panic!("clients of the simulation send no {request:?}"),
     }
 }
 
@@ -68,7 +68,7 @@ impl MembershipChange {
             Self::Add { id, learner, max_learners } => {
                 let peer_ur_ls = vec![format!("http://{id}")];
                 let member = Member { id, peer_ur_ls, is_learner: learner, ..Member::default() };
-                (Kind::MemberAdd, Newcomer { member, max_learners }.encode())
+                (Kind::MemberAdd, NewMember { member, max_learners }.encode())
             }
             Self::Remove(id) => (Kind::MemberRemove, MemberRemoveRequest { id }.encode_to_vec()),
             Self::Promote(id) => (Kind::MemberPromote, MemberPromoteRequest { id }.encode_to_vec()),

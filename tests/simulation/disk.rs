@@ -17,24 +17,24 @@ use bytes::Bytes;
 use metastore::{
     error::Halt,
     node::log::{
-        Group, Identity, LogStore, Place, Position, Recovered, SegmentLog,
-        lossy::{Loss, LossyFiles},
-        volatile::VolatileLog,
+        Group, Identity, LogLocation, LogStore, Position, Recovered, SegmentLog,
+        fault_files::{Loss, LossyFiles},
+        simulated_log::VolatileLog,
     },
-    state::Progress,
-    storage::{Batch, Change, Engine, Lack, Size, Table, Visit, memory::Memory, schema::meta},
+    state::AppliedPosition,
+    storage::{Batch, Engine, InsufficientSpace, Size, Table, Visit, WriteOp, memory::Memory, schema::meta},
 };
 use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState};
 use tempfile::TempDir;
 
-use super::{dice::Rng, fault::Fault, oaths::Ledger};
+use super::{planted_faults::Fault, raft_checks::Ledger, rng::Rng};
 
 /// So small that a log has several segments.
 const SEGMENT_BYTES: u64 = 4096;
 
 fn power_failure() -> Halt {
-    Halt::Refused("simulated power failure".to_owned())
+    Halt::InvalidData("simulated power failure".to_owned())
 }
 
 /// The state of a member's disks, shared with the simulation.
@@ -84,7 +84,7 @@ impl DiskState {
 /// The storage of a log, which outlives the member that runs on it.
 pub enum LogDisk {
     Memory(VolatileLog),
-    Files { _root: TempDir, files: LossyFiles, place: Place },
+    Files { _root: TempDir, files: LossyFiles, place: LogLocation },
 }
 
 impl LogDisk {
@@ -96,7 +96,7 @@ impl LogDisk {
         let root = tempfile::tempdir().expect("there is space for small files");
         let files = LossyFiles::new();
         let place =
-            Place { dir: root.path().join("log"), files: Arc::new(files.clone()), segment_bytes: SEGMENT_BYTES };
+            LogLocation { dir: root.path().join("log"), files: Arc::new(files.clone()), segment_bytes: SEGMENT_BYTES };
         SegmentLog::create(&place, identity, at, hard_state).expect("the disk works");
         Self::Files { _root: root, files, place }
     }
@@ -117,7 +117,7 @@ impl LogDisk {
             Self::Memory(log) => log.crash(rng.percent(50)),
             Self::Files { files, .. } => {
                 let seed = rng.below(usize::MAX) as u64;
-                let loss = *rng.pick(&[Loss::Nothing, Loss::Unsynced, Loss::Parts(seed), Loss::Parts(seed)]);
+                let loss = *rng.pick(&[Loss::Nothing, Loss::Unsynced, Loss::Partial(seed), Loss::Partial(seed)]);
                 files.crash(loss).expect("the real disk works");
             }
         }
@@ -154,7 +154,8 @@ impl SimulatedLog {
     ) -> Self {
         let HardState { term, vote, commit, .. } = recovered.hard_state;
         // What is in the database was committed.
-        let applied = Progress::durable(current.lock().as_ref()).ok().flatten().map_or(0, |applied| applied.index);
+        let applied =
+            AppliedPosition::durable(current.lock().as_ref()).ok().flatten().map_or(0, |applied| applied.index);
         let written = Durable { last_index: recovered.last_index(), term, vote, commit: commit.max(applied) };
         let first = (recovered.truncated.index, recovered.truncated.term);
         let terms = recovered.entries.iter().map(|entry| (entry.index, entry.term)).chain([first]).collect();
@@ -203,15 +204,15 @@ impl LogStore for SimulatedLog {
         Ok(())
     }
 
-    fn cut(&mut self, at: Position) -> Result<(), Halt> {
+    fn truncate(&mut self, at: Position) -> Result<(), Halt> {
         self.sync_if_owed()?;
-        let durable = Progress::durable(self.current.lock().as_ref())?.expect("initialised");
+        let durable = AppliedPosition::durable(self.current.lock().as_ref())?.expect("initialised");
         assert!(
             at.index <= durable.index,
             "the log is truncated at {at}, but the database is durable up to {durable:?}"
         );
         self.disk_state.count_operation()?;
-        self.store.cut(at)
+        self.store.truncate(at)
     }
 
     fn set_installing(&mut self, snapshot: Option<Position>) -> Result<(), Halt> {
@@ -255,9 +256,9 @@ impl SimulatedEngine {
         for (table, key, change) in batch.iter() {
             let part = if (table, key) == (Table::Meta, meta::APPLIED) { &mut applied } else { &mut effects };
             match change {
-                Change::Put(value) => part.put(table, key, value.clone()),
-                Change::Remove => part.delete(table, key),
-                Change::RemoveTo(end) => part.delete_range(table, key, end.clone()),
+                WriteOp::Put(value) => part.put(table, key, value.clone()),
+                WriteOp::Remove => part.delete(table, key),
+                WriteOp::RemoveRange(end) => part.delete_range(table, key, end.clone()),
             }
         }
         [effects, applied]
@@ -304,8 +305,8 @@ impl Engine for SimulatedEngine {
         self.memory.flush()
     }
 
-    fn reclaim(&self) -> Result<Option<Lack>, Halt> {
-        self.memory.reclaim()
+    fn defragment(&self) -> Result<Option<InsufficientSpace>, Halt> {
+        self.memory.defragment()
     }
 
     fn size(&self) -> Result<Size, Halt> {

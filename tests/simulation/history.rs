@@ -173,11 +173,11 @@ fn digest(index: u64, readers: &Readers) -> Digest {
         keys.sort_unstable();
         rest = crc32c::crc32c_append(rest, format!("{id:?} {ttl} {keys:?}").as_bytes());
     }
-    let board = readers.board.read();
-    for member in board.members.iter() {
+    let cluster = readers.cluster.read();
+    for member in cluster.members.iter() {
         rest = crc32c::crc32c_append(rest, &member.encode_to_vec());
     }
-    let removed: Vec<u64> = board.members.removed().collect();
+    let removed: Vec<u64> = cluster.members.removed().collect();
     rest = crc32c::crc32c_append(rest, format!("{removed:?}").as_bytes());
     (index, readers.keys.head(), readers.keys.compacted(), hash.hash, rest)
 }

@@ -10,23 +10,23 @@ use std::{
 
 use metastore::{
     error::Halt,
-    mvcc::compact::{Compaction, HASHED_BYTES},
+    mvcc::compact::{Compaction, MAX_HASHED_HISTORY_BYTES},
     node::{
-        Node, Parts, Rooms, Settings,
-        applier::{Handoff, Quota},
+        Node, Parts, Settings, Workers,
+        apply_thread::{Handoff, Quota},
+        auto_compaction,
+        background::{BackgroundConfig, BackgroundState, BackgroundTask},
         clock::Clock,
-        driver::Input,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
-        keeper::{Chore, Habits, Work},
         log::{Identity, Position},
-        peers::Peer,
+        log_thread::LogTask,
+        peer::Peer,
+        raft_thread::Input,
         replica::Timing,
-        retention,
-        snapshot::{Incoming, Shelf},
-        writer::LogTask,
+        snapshot::{InboundSnapshot, OutboundSlot},
     },
-    state::{Electorate, Machine, Members, Progress},
+    state::{AppliedPosition, Machine, Members, VotersAndLearners},
     storage::memory::Memory,
     watch::{self, Hub, HubCore},
 };
@@ -34,11 +34,11 @@ use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState, Message};
 
 use super::{
-    dice::Rng,
     disk::{Copies, CurrentEngine, DiskState, Durable, LogDisk, SimulatedEngine, SimulatedLog},
-    fault::Fault,
-    mailroom::Outbox,
-    oaths::Ledger,
+    outbox::Outbox,
+    planted_faults::Fault,
+    raft_checks::Ledger,
+    rng::Rng,
 };
 
 pub const CLUSTER: u64 = 70;
@@ -93,19 +93,19 @@ fn settings(member: u64, incarnation: u64, pre_vote: bool, clock: Clock, rng: &m
             tick_ms: 100,
             election_ticks: 10,
             pre_vote,
-            patience_ms: 3000,
+            request_timeout_ms: 3000,
             fixed_timeout: Some(usize::try_from(timeout).expect("it is short")),
         },
         request_timeout: REQUEST_TIMEOUT,
         catchup_entries: *rng.pick(&[0, 3, 30]),
-        laggard_log_bytes: usize::MAX,
+        lagging_log_bytes: usize::MAX,
         quota: Quota { bytes: -1 },
-        retention: retention::Policy::All,
-        habits: Habits {
+        retention: auto_compaction::Policy::All,
+        background_config: BackgroundConfig {
             compaction_batch: *rng.pick(&[10, 30, 200]),
             compaction_pause: Duration::ZERO,
             compaction_range: *rng.pick(&[2, 5, 1024]),
-            hashed_bytes: HASHED_BYTES,
+            hashed_bytes: MAX_HASHED_HISTORY_BYTES,
             flush_after_bytes: *rng.pick(&[0, 200, 2000]),
             flush_after: Duration::from_secs(5),
             flush_after_entries: u64::MAX,
@@ -135,14 +135,14 @@ pub struct Member {
     pub incarnation: u64,
     pub pre_vote: bool,
     pub node: Arc<Node>,
-    pub threads: Rooms,
+    pub threads: Workers,
     pub inbox: Arc<Inbox<Input>>,
     pub outbox: Arc<Outbox>,
     pub disk_state: Arc<DiskState>,
     pub hub: Arc<Hub>,
-    pub shelf: Arc<Shelf>,
+    pub outbound_slot: Arc<OutboundSlot>,
     hub_core: HubCore,
-    work: Work,
+    work: BackgroundState,
     current: CurrentEngine,
     copies: Copies,
     log: LogDisk,
@@ -151,7 +151,7 @@ pub struct Member {
     inputs: Vec<Input>,
     tasks: Vec<LogTask>,
     handoffs: Vec<Handoff>,
-    chores: Vec<Chore>,
+    background_tasks: Vec<BackgroundTask>,
     /// Ticks that are due and were not processed yet.
     due: u32,
     ticks: u64,
@@ -177,23 +177,23 @@ impl Member {
         };
         let (publisher, hub, hub_core) = Hub::assemble(machine.readers().keys, watching, watch::Gauges::detached());
         let outbox = Arc::new(Outbox::default());
-        let (shelf, removed_outbox) = (Arc::new(Shelf::default()), outbox.clone());
+        let (outbound_slot, removed_outbox) = (Arc::new(OutboundSlot::default()), outbox.clone());
         let parts = Parts {
-            post: outbox.clone(),
+            message_sender: outbox.clone(),
             first_peers,
-            shelf: shelf.clone(),
+            outbound_slot: outbound_slot.clone(),
             // No real file can exist there.
             copies: PathBuf::from(format!("/dev/null/{member}/{incarnation}")),
-            farewell: Arc::new(move || removed_outbox.notice_removal()),
+            on_removed: Arc::new(move || removed_outbox.notice_removal()),
             ..Parts::alone(engine, machine, publisher, Box::new(store), recovered)
         };
         let inbox = Arc::new(Inbox::default());
         let (node, threads) =
             Node::assemble(&settings(member, incarnation, pre_vote, clock, rng), inbox.clone(), parts)?;
         if rng.percent(50) {
-            let _ = inbox.send(Input::Hurry);
+            let _ = inbox.send(Input::ShortenElection);
         }
-        let work = threads.keeper.begin(now);
+        let work = threads.background.begin(now);
         Ok(Self {
             incarnation,
             pre_vote,
@@ -203,7 +203,7 @@ impl Member {
             outbox,
             disk_state,
             hub,
-            shelf,
+            outbound_slot,
             hub_core,
             work,
             current,
@@ -213,7 +213,7 @@ impl Member {
             inputs: Vec::new(),
             tasks: Vec::new(),
             handoffs: Vec::new(),
-            chores: Vec::new(),
+            background_tasks: Vec::new(),
             due: 0,
             ticks: 0,
             writes: VecDeque::new(),
@@ -222,16 +222,16 @@ impl Member {
 
     /// Moves the contents of all inboxes into the queues here.
     fn collect(&mut self) {
-        let driver = &self.threads.core.driver;
+        let raft_thread = &self.threads.core.raft_thread;
         let before = self.inputs.len();
-        driver.inbox.drain(&mut self.inputs);
+        raft_thread.inbox.drain(&mut self.inputs);
         if let Some(fault) = self.fault {
             let added = self.inputs.split_off(before);
             self.inputs.extend(added.into_iter().filter_map(|input| fault.alter(input)));
         }
-        driver.log.drain(&mut self.tasks);
-        driver.applier.drain(&mut self.handoffs);
-        self.threads.keeper.inbox.drain(&mut self.chores);
+        raft_thread.log.drain(&mut self.tasks);
+        raft_thread.apply_thread.drain(&mut self.handoffs);
+        self.threads.background.inbox.drain(&mut self.background_tasks);
     }
 
     /// Whether a thread has something to do.
@@ -241,9 +241,9 @@ impl Member {
             MemberThread::Raft => self.is_installing() || self.due > 0 || !self.inputs.is_empty(),
             MemberThread::Log => !self.tasks.is_empty(),
             MemberThread::Apply => !self.handoffs.is_empty(),
-            MemberThread::Background => !self.chores.is_empty() || !self.compaction_is_done(),
+            MemberThread::Background => !self.background_tasks.is_empty() || !self.compaction_is_done(),
             MemberThread::LeaseExpiry => false, // It runs by the clock.
-            MemberThread::Hub => self.hub_core.has_news(),
+            MemberThread::Hub => self.hub_core.has_undelivered(),
         }
     }
 
@@ -259,22 +259,24 @@ impl Member {
     /// The raft thread processes a share of its inputs, and the ticks that are due.
     pub fn step_raft(&mut self, share: Share) -> RaftOutput {
         let disk_busy = !self.writes.is_empty();
-        let led = self.threads.core.driver.replica.leads();
+        let led = self.threads.core.raft_thread.replica.leads();
         self.collect();
         let handed_over = self.tasks.len();
         let ticks = mem::take(&mut self.due);
         self.ticks += u64::from(ticks);
-        self.threads.core.driver.take(&mut share.of(&mut self.inputs), ticks);
+        self.threads.core.raft_thread.process(&mut share.of(&mut self.inputs), ticks);
         self.collect();
         let messages = self.outbox.take_messages();
         let disk_stalled = self.writes.front().is_some_and(|since| self.ticks - since >= ELECTION_TICKS);
-        let leads = self.threads.core.driver.replica.leads();
+        let leads = self.threads.core.raft_thread.replica.leads();
         let mut output = RaftOutput { messages, disk_busy: disk_busy && !led && !leads, disk_stalled };
         for task in &mut self.tasks[handed_over..] {
             let LogTask::Write(write) = task else { continue };
             self.writes.push_back(self.ticks);
             if let Some(fault) = self.fault {
-                output.messages.extend(write.promises.extract_if(.., |message| fault.skips_disk_wait(message)));
+                output
+                    .messages
+                    .extend(write.persisted_messages.extract_if(.., |message| fault.skips_disk_wait(message)));
             }
         }
         output
@@ -282,7 +284,7 @@ impl Member {
 
     /// A snapshot has been accepted; the raft thread does nothing else until it is installed.
     pub fn is_installing(&self) -> bool {
-        self.threads.core.driver.accepted.is_some()
+        self.threads.core.raft_thread.accepted.is_some()
     }
 
     /// Installs the snapshot, after everything that was handed over before is done.
@@ -301,7 +303,7 @@ impl Member {
         self.collect();
         let mut tasks = share.of(&mut self.tasks);
         let writes = tasks.iter().filter(|task| matches!(task, LogTask::Write(_))).count();
-        self.threads.core.writer.take(&mut tasks)?;
+        self.threads.core.log_thread.process(&mut tasks)?;
         self.writes.drain(..writes);
         Ok(())
     }
@@ -315,23 +317,23 @@ impl Member {
             assert!(entry.index <= synced, "entry {} is applied, but the log is synced up to {synced}", entry.index);
             observe(entry);
         }
-        self.threads.core.applier.take(&mut handoffs, now)
+        self.threads.core.apply_thread.process(&mut handoffs, now)
     }
 
     /// The background thread runs one round.
     pub fn run_background(&mut self, now: Instant) -> Result<(), Halt> {
         self.collect();
-        let (keeper, work) = (&mut self.threads.keeper, &mut self.work);
-        keeper.hear(work, &mut self.chores, now);
-        keeper.compact(work)?;
-        keeper.flush(work, now)?;
-        keeper.copy(work);
+        let (background, work) = (&mut self.threads.background, &mut self.work);
+        background.handle(work, &mut self.background_tasks, now);
+        background.compact(work)?;
+        background.flush(work, now)?;
+        background.copy(work);
         Ok(())
     }
 
     /// The lease expiry thread runs one round. Returns when the next one is due.
     pub fn expire_leases(&mut self) -> Duration {
-        self.node.timekeeper().look()
+        self.node.lease_expiry().poll()
     }
 
     /// The hub delivers the published events.
@@ -341,7 +343,7 @@ impl Member {
 
     /// Whether no compaction is unfinished.
     pub fn compaction_is_done(&self) -> bool {
-        Compaction::pending(&self.threads.keeper.keys).is_none()
+        Compaction::pending(&self.threads.background.keys).is_none()
     }
 
     /// Whether no work is pending between the raft, log and apply threads.
@@ -350,13 +352,13 @@ impl Member {
     }
 
     /// The last applied entry.
-    pub fn applied(&self) -> Progress {
-        self.threads.core.applier.machine.applied()
+    pub fn applied(&self) -> AppliedPosition {
+        self.threads.core.apply_thread.machine.applied()
     }
 
     /// The voters and learners according to the database.
-    pub fn electorate(&self) -> Electorate {
-        self.threads.core.applier.machine.members().electorate()
+    pub fn voters_and_learners(&self) -> VotersAndLearners {
+        self.threads.core.apply_thread.machine.members().voters_and_learners()
     }
 
     /// Makes one of the next operations of the log fail, if it is on files.
@@ -372,12 +374,12 @@ impl Member {
 
     /// The copy of the database as of an index, if it still exists.
     pub fn copy(&self, index: u64) -> Option<Memory> {
-        let offer = self.shelf.find(index)?;
+        let offer = self.outbound_slot.find(index)?;
         Some(self.copies.lock().get(offer.files.path())?.crash(0))
     }
 
     /// Opens the copy of another member's database.
-    pub fn open_copy(&self, copy: Memory) -> Result<Incoming, Halt> {
+    pub fn open_copy(&self, copy: Memory) -> Result<InboundSnapshot, Halt> {
         let (disk_state, copies) = (self.disk_state.clone(), self.copies.clone());
         let engine = Arc::new(SimulatedEngine { memory: copy, fault: self.fault, disk_state, copies });
         let machine = Machine::open(engine.clone(), CACHE_BYTES)?;
@@ -386,14 +388,14 @@ impl Member {
             *current.lock() = engine;
             Ok(())
         });
-        Ok(Incoming { machine, adopt })
+        Ok(InboundSnapshot { machine, adopt })
     }
 
     /// The power fails. Returns what is left: of the log what was synced, of the database its state at the last flush or any
     /// later one.
     pub fn crash(self, rng: &mut Rng) -> Disks {
         let Self { threads, log, current, node, .. } = self;
-        let member = threads.core.driver.id;
+        let member = threads.core.raft_thread.id;
         drop((threads, node));
         log.crash(rng);
         let engine = current.lock().clone();

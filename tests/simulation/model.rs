@@ -113,7 +113,7 @@ impl Model {
             | Request::ClusterVersionSet(_)
             | Request::MemberAttributesSet(_)
             | Request::MemberUpdate(_)
-            | Request::Foreign(_) => panic!("the simulation proposes no {request:?}"),
+            | Request::Unknown(_) => panic!("the simulation proposes no {request:?}"),
         };
         let changed = self.keys.values().any(|states| states.contains_key(&next));
         self.head += i64::from(changed);

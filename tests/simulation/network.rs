@@ -11,7 +11,7 @@ use std::{
 
 use raft::eraftpb::{Message, MessageType};
 
-use super::{climate::WorldConfig, dice::Rng};
+use super::{config::WorldConfig, rng::Rng};
 
 /// The links between all members.
 #[derive(Debug, Default)]

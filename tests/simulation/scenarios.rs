@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{client::MembershipChange, climate::WorldConfig, dice::Rng, lease_owners::LeaseOwners, world::World};
+use super::{client::MembershipChange, config::WorldConfig, lease_owners::LeaseOwners, rng::Rng, world::World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const SEEDS: u64 = 12;
@@ -141,7 +141,7 @@ fn a_removed_member_faster_than_the_remaining_one_causes_no_stale_read() {
         let remaining = world.expect_leader();
         let removed = world.other_than(remaining);
         world.change_members(remaining, MembershipChange::Remove(removed));
-        while !world.member(remaining).expect("it is running").threads.core.driver.replica.is_alone() {
+        while !world.member(remaining).expect("it is running").threads.core.raft_thread.replica.is_sole_member() {
             world.propose(removed);
             world.run_for(SECOND / 1000);
         }

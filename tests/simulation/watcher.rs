@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, task::Waker};
 use bytes::Bytes;
 use metastore::{
     api::{header::Header, watch::Watching},
-    call::{Conversation, Line, Step},
+    call::{Conversation, Step, StreamIo},
     node::status::Status,
     proto::{
         etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion},
@@ -116,16 +116,16 @@ struct Wire {
     sent: Vec<WatchResponse>,
 }
 
-impl Line for Wire {
+impl StreamIo for Wire {
     fn receive(&mut self) -> Option<Bytes> {
         self.requests.pop_front()
     }
 
-    fn ended(&self) -> bool {
+    fn is_half_closed(&self) -> bool {
         false
     }
 
-    fn has_room(&self) -> bool {
+    fn can_send(&self) -> bool {
         true
     }
 

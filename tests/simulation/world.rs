@@ -14,7 +14,7 @@
 //! * In the quiescent phase all members reach the same state; its hash is that of a member that applied the history without any
 //!   fault.
 //!
-//! What members send is checked by [`RaftChecks`] and [`check_durability`](super::oaths::check_durability).
+//! What members send is checked by [`RaftChecks`] and [`check_durability`](super::raft_checks::check_durability).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +27,7 @@ use std::{
 
 use metastore::{
     error::Halt,
-    node::{clock::Clock, log::Position, peers::Peer, snapshot::conf_state},
+    node::{clock::Clock, log::Position, peer::Peer, snapshot::conf_state},
     proto::etcdserverpb,
     state::Members,
 };
@@ -35,17 +35,17 @@ use parking_lot::Mutex;
 use raft::eraftpb::Message;
 
 use super::{
-    agenda::EventQueue,
     clients::Completions,
-    climate::WorldConfig,
-    courier::SnapshotTransfer,
-    dice::Rng,
-    fault::{ContextReuse, Fault},
+    config::WorldConfig,
+    delivery::SnapshotTransfer,
+    event_queue::EventQueue,
     history::History,
     lease_owners::LeaseOwners,
     member::{Disks, LATE_TICKS, Member, MemberThread, Share, StartContext, TICK},
     network::Network,
-    oaths::{EarlyMessages, Ledger, RaftChecks},
+    planted_faults::{ContextReuse, Fault},
+    raft_checks::{EarlyMessages, Ledger, RaftChecks},
+    rng::Rng,
     watcher::Watcher,
 };
 
@@ -97,7 +97,7 @@ pub enum Event {
 #[derive(Default)]
 pub struct MemberSlot {
     pub member: Option<Member>,
-    /// Present while the member is not running.
+    /// CurrentReaders while the member is not running.
     pub disks: Option<Disks>,
     /// Threads that are scheduled to run.
     pub scheduled: BTreeSet<MemberThread>,
@@ -106,7 +106,7 @@ pub struct MemberSlot {
     pub apply_stalled_until: Duration,
     pub paused_until: Duration,
     /// It was removed and knows it; it has stopped for good.
-    pub leaving: bool,
+    pub pending_removal: bool,
     pub gone: bool,
     /// The time between two ticks of its clock.
     pub tick: Duration,
@@ -493,7 +493,7 @@ impl World {
     /// A leader has all entries that were committed in earlier terms.
     fn check_leadership(&mut self, id: u64) {
         let member = self.slots.get_mut(&id).and_then(|slot| slot.member.as_mut()).expect("it is running");
-        let replica = &mut member.threads.core.driver.replica;
+        let replica = &mut member.threads.core.raft_thread.replica;
         let leadership = replica.leadership();
         if !leadership.is_self || !self.raft_checks.record_leader(id, leadership.term) {
             return;
@@ -513,7 +513,7 @@ impl World {
         let knows_of_removal = member.outbox.knows_of_removal();
         self.send_messages(id, messages);
         let slot = self.slots.get_mut(&id).expect("it has a member");
-        if knows_of_removal && !std::mem::replace(&mut slot.leaving, true) {
+        if knows_of_removal && !std::mem::replace(&mut slot.pending_removal, true) {
             let delay = self.rng.millis(0, 1000);
             self.events.schedule(delay, Event::StopRemoved(id));
         }
@@ -524,13 +524,13 @@ impl World {
     /// Raft and the member table agree on the voters, unless a change is on its way from one to the other.
     fn check_voters(&mut self, id: u64) {
         let member = self.member(id).expect("it is running");
-        if !member.is_idle() || member.threads.core.driver.leaving.is_some() {
+        if !member.is_idle() || member.threads.core.raft_thread.pending_removal.is_some() {
             return;
         }
-        let mut raft = member.threads.core.driver.replica.conf_state();
+        let mut raft = member.threads.core.raft_thread.replica.conf_state();
         raft.voters.sort_unstable();
         raft.learners.sort_unstable();
-        assert_eq!(raft, conf_state(&member.electorate()), "raft and the member table of {id}");
+        assert_eq!(raft, conf_state(&member.voters_and_learners()), "raft and the member table of {id}");
     }
 
     /// Schedules every thread that has something to do.

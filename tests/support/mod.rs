@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 
 /// The time limit of every wait and request.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const TIMEOUT: Duration = Duration::from_mins(1);
 const SERVING: &str = "\"msg\":\"serving client traffic ";
 
 /// Reports that a test cannot run on this machine. Writes to stderr directly, because the test harness hides what passing tests
@@ -46,7 +46,7 @@ pub struct Server {
 }
 
 struct Process {
-    child: Running,
+    child: KillOnDrop,
     log: Arc<Log>,
 }
 
@@ -75,7 +75,7 @@ impl Log {
 
     /// Waits for a line that contains `text`; returns the first one.
     fn wait_for(&self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut lines = self.lines.lock().unwrap();
         loop {
             if let Some(line) = lines.lines.iter().find(|line| line.contains(text)) {
@@ -95,7 +95,7 @@ impl Log {
 impl Log {
     /// Waits for the end of stderr, that is, of the process.
     fn wait_for_end(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut lines = self.lines.lock().unwrap();
         while !lines.ended {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -186,7 +186,7 @@ impl Server {
         let log = Arc::new(Log::default());
         let (errors, reader) = (child.stderr.take().unwrap(), log.clone());
         std::thread::spawn(move || reader.read(errors));
-        self.process = Some(Process { child: Running(child), log });
+        self.process = Some(Process { child: KillOnDrop(child), log });
     }
 
     /// Restarts with other arguments.
@@ -281,13 +281,13 @@ impl Server {
 
     /// A stock client, of the `etcd-client` crate.
     pub async fn client(&self) -> etcd_client::Client {
-        let options = etcd_client::ConnectOptions::new().with_timeout(PATIENCE);
+        let options = etcd_client::ConnectOptions::new().with_timeout(TIMEOUT);
         etcd_client::Client::connect([self.url()], Some(options)).await.unwrap()
     }
 
     /// For services that have no client method here.
     pub async fn channel(&self) -> Channel {
-        Channel::from_shared(self.url()).unwrap().timeout(PATIENCE).connect().await.unwrap()
+        Channel::from_shared(self.url()).unwrap().timeout(TIMEOUT).connect().await.unwrap()
     }
 
     /// For requests that the stock client cannot send. Accepts responses of any size.
@@ -306,15 +306,15 @@ impl Server {
     }
 
     /// Sends one HTTP/1.1 request on a connection of its own.
-    pub fn http(&self, method: &str, path: &str) -> Page {
+    pub fn http(&self, method: &str, path: &str) -> HttpResponse {
         http(&self.address, method, path, "", b"")
     }
 }
 
 /// Sends one HTTP/1.1 request on a connection of its own. Each header in `headers` ends in `\r\n`.
-pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> Page {
+pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> HttpResponse {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
@@ -325,7 +325,7 @@ pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8])
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Page { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+    HttpResponse { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
 }
 
 /// The tests can run with either HTTP/2 server.
@@ -335,9 +335,9 @@ fn grpc_server() -> Option<String> {
 }
 
 /// A process that is killed on drop.
-pub struct Running(pub Child);
+pub struct KillOnDrop(pub Child);
 
-impl Drop for Running {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         // Fails if the process has ended already, which is no error here.
         let _ = self.0.kill();
@@ -347,16 +347,16 @@ impl Drop for Running {
 
 /// An HTTP/1.1 response.
 #[derive(Debug)]
-pub struct Page {
+pub struct HttpResponse {
     pub status: u16,
     /// The status line and headers, in lower case.
     pub head: String,
     pub body: String,
 }
 
-impl Page {
+impl HttpResponse {
     /// The value of a metric without labels; zero if it is missing.
-    pub fn number(&self, metric: &str) -> f64 {
+    pub fn metric(&self, metric: &str) -> f64 {
         let line = self.body.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }

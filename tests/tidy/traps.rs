@@ -24,9 +24,9 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (11, "a deletion at the compact revision", &["tests/golden/mvcc/compaction", "tests/golden/mvcc/hash"]),
     (12, "the current revision never decreases", &["tests/golden/mvcc/compaction_of_the_end"]),
     (13, "a deletion as a key's first record", &["tests/golden/mvcc/restart"]),
-    (14, "the cache of compaction hashes", &["tests/golden/mvcc/hash_remembered"]),
+    (14, "the cache of compaction hashes", &["tests/golden/mvcc/hash_stored"]),
     (15, "seed, deletions and kept records in the hash", &["tests/golden/mvcc/hash", "tests/kv/hashes.rs"]),
-    (16, "an interrupted compaction has no hash", &["tests/golden/mvcc/hash_remembered"]),
+    (16, "an interrupted compaction has no hash", &["tests/golden/mvcc/hash_stored"]),
     (17, "a revoked lease's keys in order", &["tests/golden/lease/revoke"]),
     (18, "nested comparisons", &["tests/golden/txn/nested"]),
     (19, "the value of a missing key", &["tests/golden/txn/compare"]),
@@ -48,7 +48,7 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (
         31,
         "a request that meets the quota exactly is refused",
-        &["src/node/room/tests.rs", "tests/kv/quota.rs", "tests/golden/lease/alarm_nospace"],
+        &["src/node/quota/tests.rs", "tests/kv/quota.rs", "tests/golden/lease/alarm_nospace"],
     ),
     (32, "what a transaction costs", &["src/state/command.rs", "tests/golden/lease/alarm_nospace"]),
     (33, "corruption blocks every change", &["tests/golden/lease/alarm_corrupt", "tests/kv/maintenance.rs"]),
@@ -58,7 +58,7 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (37, "a stream overtaken by compaction", &["tests/kv/stream.rs"]),
     (38, "a stream of large values", &["tests/kv/stream.rs"]),
     (41, "the quota that Status shows", &["tests/kv/maintenance.rs"]),
-    (43, "periodic compaction", &["src/node/retention.rs"]),
+    (43, "periodic compaction", &["src/node/auto_compaction.rs"]),
     (44, "MoveLeader checks first that this member leads", &["tests/cluster/leadership.rs"]),
     (45, "a defragmentation that fails", &["tests/kv/full_disk.rs"]),
     (47, "reads without a quorum", &["tests/cluster/leadership.rs"]),
@@ -67,7 +67,7 @@ const COVERED: &[(u32, &str, &[&str])] = &[
     (50, "too many requests, code unknown", &["src/api/status.rs", "tests/kv/bounds.rs"]),
     (51, "a transaction that only compares", &["src/api/kv.rs"]),
     (53, "the quirks of the duplicate check", &["src/api/validate.rs", "tests/golden/mvcc/same_revision"]),
-    (54, "a stored hash below the compact revision", &["tests/golden/mvcc/hash_remembered"]),
+    (54, "a stored hash below the compact revision", &["tests/golden/mvcc/hash_stored"]),
     (55, "a write without a leader", &["tests/cluster/leadership.rs"]),
 ];
 

@@ -6,13 +6,13 @@ use bytes::Bytes;
 
 use super::{CALLS_WAIT_BYTES, Connection};
 use crate::{
-    call::{Answer, Call, Metadata, Parcel, Refusal, Reply},
+    call::{Call, CallError, CallResult, Delivery, Metadata, Reply},
     http2::{
         message,
         request::Target,
         sender::{Ending, MAX_QUEUED_BYTES},
+        stream_handler::HeldBytes,
         streams::{Handler, ReadyCall},
-        talk::HeldBytes,
     },
     ledger,
 };
@@ -112,18 +112,18 @@ impl Connection {
         }
     }
 
-    fn deliver_one(&mut self, slot: u64, delivery: Parcel) {
+    fn deliver_one(&mut self, slot: u64, delivery: Delivery) {
         match delivery {
-            Parcel::Answer(answer) => {
+            Delivery::Answer(answer) => {
                 self.turn_cost.spend(answer.as_ref().map_or(0, Bytes::len));
                 self.respond(slot, answer);
             }
-            Parcel::Work(work) if self.streams.get(slot).is_some() => {
+            Delivery::Work(work) if self.streams.get(slot).is_some() => {
                 self.turn_cost.spend(0);
                 let reply = Reply::new(self.outbox.clone(), slot);
                 self.outbox.run_local(&mut self.deliveries, || work(reply));
             }
-            Parcel::Work(_) => self.release_orphan(slot), // The stream is gone.
+            Delivery::Work(_) => self.release_orphan(slot), // The stream is gone.
         }
     }
 
@@ -147,7 +147,7 @@ impl Connection {
         let (mut message, is_compressed, since) = (std::mem::take(message), *is_compressed, *since);
         // It would take effect, and its response could not be delivered.
         if self.sender.held > 0 && !self.shared.admits(self.held_reported, self.held(), 0) {
-            return self.refuse(slot, ledger::unread());
+            return self.refuse(slot, ledger::response_over_limit());
         }
         if is_compressed {
             match message::decompress(&message, max_bytes) {
@@ -194,22 +194,22 @@ impl Connection {
     fn may_step_streams(&mut self) -> bool {
         let limits = &self.shared.limits;
         let (held, half) = (self.held(), limits.max_held / 2);
-        let has_room = held <= half && self.shared.admits(self.held_reported, held, 0);
-        self.sender.held_limit = if has_room { self.sender.held + (half - held) } else { 0 }.max(1);
+        let can_send = held <= half && self.shared.admits(self.held_reported, held, 0);
+        self.sender.held_limit = if can_send { self.sender.held + (half - held) } else { 0 }.max(1);
         !self.sender.is_saturated() && !self.sender.is_full()
     }
 
-    fn respond(&mut self, slot: u64, answer: Answer) {
+    fn respond(&mut self, slot: u64, answer: CallResult) {
         let is_full = answer.as_ref().is_ok_and(|message| !self.admits_answer(message.len()));
         let Some(stream) = self.streams.get(slot) else { return self.release_orphan(slot) };
         if let Handler::Compressing = stream.handler {
-            return self.respond_compressed(slot, if is_full { Err(ledger::unread()) } else { answer });
+            return self.respond_compressed(slot, if is_full { Err(ledger::response_over_limit()) } else { answer });
         }
         let (Target::Method(method), &Handler::Called { since, bytes }) = (&stream.request.target, &stream.handler)
         else {
             return;
         };
-        let answer = if is_full { Err(ledger::unread()) } else { answer };
+        let answer = if is_full { Err(ledger::response_over_limit()) } else { answer };
         method.answered(self.now.saturating_duration_since(since), bytes, &answer);
         let answer = match answer {
             Ok(message) if stream.outbound.is_slow_to_compress(&message) => {
@@ -231,7 +231,7 @@ impl Connection {
         stream.handler = Handler::Compressing;
         self.held_in = self.held_in - std::mem::replace(&mut stream.inbound.held, message.len()) + message.len();
         let reply = Reply::new(self.outbox.clone(), slot);
-        self.service.run_elsewhere(Box::new(move || {
+        self.service.run_blocking(Box::new(move || {
             if reply.is_wanted() {
                 reply.answer(Ok(message::compress(&message)));
             }
@@ -239,7 +239,7 @@ impl Connection {
     }
 
     /// Ends a call whose response was compressed, and counted before that.
-    fn respond_compressed(&mut self, slot: u64, answer: Answer) {
+    fn respond_compressed(&mut self, slot: u64, answer: CallResult) {
         let Some(stream) = self.streams.get(slot) else { return };
         self.held_in -= std::mem::take(&mut stream.inbound.held);
         let (id, out) = (stream.id, &mut stream.outbound);
@@ -267,7 +267,7 @@ impl Connection {
     }
 
     /// Ends a gRPC call with an error.
-    pub(super) fn refuse(&mut self, slot: u64, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, slot: u64, refusal: CallError) {
         let Some(stream) = self.streams.get(slot) else { return };
         // The message of a waiting call is dropped.
         if let Handler::Ready(_) = stream.handler {

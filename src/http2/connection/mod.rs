@@ -19,12 +19,12 @@
 //! * Everything that a client makes the server keep is in `held`, and nothing is added beyond what [`Shared::admits`] allows.
 //!   What a call keeps is counted until its reply is used, even after its stream or its connection has ended.
 
-mod alarms;
 mod calls;
-mod incoming;
-mod opening;
+mod frames;
+mod headers;
 #[cfg(test)]
 mod tests;
+mod timers;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -35,23 +35,23 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
+    closed_streams::{ClosedBy, ClosedStreams},
     fault::{Code, Fault},
     frame::{self, DEFAULT_WINDOW, Frame, PREFACE, flag, kind, setting},
     hpack::{Decoder, decoder::Fields},
-    intake::{RecvWindow, STREAM_WINDOW},
     limits::{Flood, FloodCounter, Limits, MAX_STREAMS, Shared},
     outbox::{Deliveries, Outbox},
     output::Output,
-    past::{ClosedBy, ClosedStreams},
     reads::Reads,
-    request::Memory,
+    recv_window::{RecvWindow, STREAM_WINDOW},
+    request::BlockCache,
     sender::Sender,
     service::Service,
     streams::Streams,
 };
 use crate::metrics::METRICS;
-use alarms::Timers;
 use calls::TurnCost;
+use timers::Timers;
 
 /// Calls wait while so much waits for the client to read.
 const CALLS_WAIT_BYTES: usize = 16 << 20;
@@ -73,7 +73,7 @@ pub struct Connection {
     reads: Reads,
     decoder: Decoder,
     fields: Fields,
-    block_cache: Memory,
+    block_cache: BlockCache,
     /// An incomplete header block.
     block: Option<Block>,
     recv_window: RecvWindow,
@@ -135,7 +135,7 @@ impl Connection {
     /// A connection that was just accepted.
     #[must_use]
     pub fn new(service: Arc<dyn Service>, shared: Arc<Shared>, outbox: Arc<Outbox>, now: Instant) -> Self {
-        let limits_known = now.checked_add(shared.limits.patience);
+        let limits_known = now.checked_add(shared.limits.begin_timeout);
         let mut connection = Self {
             service,
             outbox,
@@ -148,7 +148,7 @@ impl Connection {
             reads: Reads::default(),
             decoder: Decoder::default(),
             fields: Fields::default(),
-            block_cache: Memory::default(),
+            block_cache: BlockCache::default(),
             block: None,
             recv_window: RecvWindow::for_connection(),
             streams: Streams::default(),
@@ -228,7 +228,7 @@ impl Connection {
         let expected = &PREFACE[seen..];
         let length = expected.len().min(input.len());
         if input[..length] != expected[..length] {
-            return Err(Fault::connection(Code::Protocol, "something other than the preface"));
+            return Err(Fault::connection(Code::Protocol, "invalid connection preface"));
         }
         input.advance(length);
         self.phase = if length == expected.len() { Phase::Settings } else { Phase::Preface(seen + length) };
@@ -239,11 +239,11 @@ impl Connection {
         if let Some(block) = &self.block
             && !matches!(frame, Frame::Continuation { stream, .. } if stream == block.stream)
         {
-            return Err(Fault::connection(Code::Protocol, "a frame in the middle of a header block"));
+            return Err(Fault::connection(Code::Protocol, "frame in the middle of a header block"));
         }
         if self.phase == Phase::Settings {
             if !matches!(frame, Frame::Settings { .. }) {
-                return Err(Fault::connection(Code::Protocol, "a first frame other than SETTINGS"));
+                return Err(Fault::connection(Code::Protocol, "first frame is not SETTINGS"));
             }
             self.phase = Phase::Open;
         }
@@ -329,7 +329,7 @@ impl Connection {
 
     /// Whether the connection has ended, apart from output that is still to be written.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.phase == Phase::Closed
     }
 
@@ -341,7 +341,7 @@ impl Connection {
 
     /// Whether nothing more should be read before output is written.
     #[must_use]
-    pub fn is_choked(&self) -> bool {
+    pub fn must_not_read(&self) -> bool {
         self.sender.output.len() >= 4 * super::sender::SATURATED_BYTES
     }
 
@@ -374,7 +374,7 @@ impl Connection {
 
     fn widen_connection(&mut self, now: Instant) {
         let increment = self.recv_window.release(0, self.shared.ledger.is_scarce(), now);
-        incoming::widen(0, &mut self.sender, increment);
+        frames::widen(0, &mut self.sender, increment);
     }
 
     fn acknowledge(&mut self, kind: u8, payload: &[u8]) {

@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::{
-    call::{self, Call, Conversation, Line, Metadata, Refusal, Reply, Step},
+    call::{self, Call, CallError, Conversation, Metadata, Reply, Step, StreamIo},
     http2::{
         frame::{self, HEAD_BYTES},
-        guest::RequestBody,
         hpack::Encoder,
+        http_handler::RequestBody,
         message::{self, PREFIX_BYTES},
         service::{Method, Response, ResponseBody, Shape},
     },
@@ -74,7 +74,7 @@ impl Method for TestMethod {
         self.1.metadata.lock().push(call.metadata);
         match self.0 {
             Behavior::Later => self.1.replies.lock().push((call.message, reply)),
-            Behavior::Refuse => reply.answer(Err(Refusal { code: call::Code::NotFound, message: "no\u{e4}".into() })),
+            Behavior::Refuse => reply.answer(Err(CallError { code: call::Code::NotFound, message: "no\u{e4}".into() })),
             Behavior::Echo | Behavior::Chat | Behavior::Pour => {
                 let message = Bytes::copy_from_slice(&call.message); // No response keeps the read buffer of its request alive.
                 reply.run(move |reply| reply.answer(Ok(message)));
@@ -82,7 +82,7 @@ impl Method for TestMethod {
         }
     }
 
-    fn open(&self, _: Metadata) -> Result<Box<dyn Conversation>, Refusal> {
+    fn open(&self, _: Metadata) -> Result<Box<dyn Conversation>, CallError> {
         self.1.open_streams.fetch_add(1, Ordering::Relaxed);
         let pour = matches!(self.0, Behavior::Pour);
         Ok(Box::new(Chat { pour, left: 0, seen: self.1.clone() }))
@@ -96,7 +96,7 @@ impl Method for TestMethod {
         self.1.handled.lock().push(code);
     }
 
-    fn answered(&self, _: Duration, _: usize, answer: &call::Answer) {
+    fn answered(&self, _: Duration, _: usize, answer: &call::CallResult) {
         self.handled(answer.as_ref().map_or_else(|refusal| refusal.code, |_| call::Code::Ok));
     }
 }
@@ -114,23 +114,23 @@ impl Drop for Chat {
 }
 
 impl Conversation for Chat {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
         loop {
             while self.left > 0 {
-                if !line.has_room() {
+                if !line.can_send() {
                     return Step::Wait;
                 }
                 let next = self.left.min(1000);
                 self.left -= next;
                 line.send(vec![b'.'; next].into());
             }
-            if !line.has_room() {
+            if !line.can_send() {
                 return Step::Wait;
             }
             match line.receive() {
                 Some(message) if self.pour => self.left = message.len() * 1000,
                 Some(message) => line.send(message),
-                None if line.ended() => return Step::End(Ok(())),
+                None if line.is_half_closed() => return Step::End(Ok(())),
                 None => return Step::Wait,
             }
         }
@@ -152,16 +152,16 @@ impl Service for TestService {
         Some(Arc::new(TestMethod(behavior, self.0.clone())))
     }
 
-    fn refuse(&self, path: &str) -> Option<Refusal> {
+    fn refuse(&self, path: &str) -> Option<CallError> {
         let message = "nothing like that".into();
-        path.starts_with("/t/").then_some(Refusal { code: call::Code::Unimplemented, message })
+        path.starts_with("/t/").then_some(CallError { code: call::Code::Unimplemented, message })
     }
 
-    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+    fn run_blocking(&self, job: Box<dyn FnOnce() + Send>) {
         self.0.jobs.lock().push(job);
     }
 
-    fn guest(&self, request: http::Request<RequestBody>) -> Response {
+    fn handle_http(&self, request: http::Request<RequestBody>) -> Response {
         Box::pin(async move {
             let mut builder = http::Response::builder().status(if request.uri().path() == "/gone" { 404 } else { 200 });
             builder = builder.header("x-method", request.method().as_str());
@@ -319,7 +319,7 @@ impl Client {
         let received = self.received();
         let last = received.last().cloned().unwrap_or_default();
         assert!(last.starts_with("goaway ") && last.ends_with(&format!(" {}", code as u32)), "{code:?}: {received:?}");
-        assert!(self.connection.is_over());
+        assert!(self.connection.is_closed());
     }
 
     /// Asserts that a stream ends with this code, and the connection stays usable.
@@ -327,7 +327,7 @@ impl Client {
     fn assert_reset(&mut self, stream: u32, code: Code) {
         let received = self.received();
         assert!(received.contains(&format!("{stream} reset {}", code as u32)), "{code:?}: {received:?}");
-        assert!(!self.connection.is_over());
+        assert!(!self.connection.is_closed());
         self.assert_healthy(stream + 1000);
     }
 

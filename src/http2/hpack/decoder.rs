@@ -16,13 +16,13 @@ pub struct Malformed(pub &'static str);
 
 impl From<integer::Malformed> for Malformed {
     fn from(_: integer::Malformed) -> Self {
-        Self("an integer of the header block")
+        Self("invalid integer in the header block")
     }
 }
 
 impl From<huffman::Malformed> for Malformed {
     fn from(_: huffman::Malformed) -> Self {
-        Self("a Huffman string of the header block")
+        Self("invalid Huffman string in the header block")
     }
 }
 
@@ -99,7 +99,7 @@ impl Decoder {
             may_resize = false;
             if first & 0x80 != 0 {
                 let index = integer::decode(&mut block, 7)?;
-                let (name, value) = self.table.get(index).ok_or(Malformed("an index that the table does not hold"))?;
+                let (name, value) = self.table.get(index).ok_or(Malformed("index outside the header table"))?;
                 fields.push(name, value, max_list_size);
             } else {
                 fields.only_indexed = false;
@@ -120,10 +120,10 @@ impl Decoder {
     fn resize(&mut self, block: &mut &[u8], is_allowed: bool) -> Result<(), Malformed> {
         let size = integer::decode(block, 5)?;
         if !is_allowed {
-            return Err(Malformed("a change of the table's size behind a field"));
+            return Err(Malformed("table size update after a field"));
         }
         if size > DEFAULT_SIZE {
-            return Err(Malformed("a table that is larger than allowed"));
+            return Err(Malformed("table size update above the limit"));
         }
         self.table.set_max_size(size);
         Ok(())
@@ -138,7 +138,7 @@ impl Decoder {
             string(block, &mut self.name)?;
             None
         } else {
-            Some(self.table.name(index).ok_or(Malformed("a name that the table does not hold"))?)
+            Some(self.table.name(index).ok_or(Malformed("name index outside the header table"))?)
         };
         self.value.clear();
         string(block, &mut self.value)?;
@@ -153,7 +153,7 @@ impl Decoder {
 fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
     let is_huffman = block.first().is_some_and(|first| first & 0x80 != 0);
     let length = integer::decode(block, 7)?;
-    let (text, rest) = block.split_at_checked(length).ok_or(Malformed("a string that ends behind the block"))?;
+    let (text, rest) = block.split_at_checked(length).ok_or(Malformed("string exceeds the header block"))?;
     *block = rest;
     if is_huffman {
         huffman::decode(text, out)?;
@@ -239,14 +239,14 @@ mod tests {
     #[test]
     fn malformed_blocks_are_refused_with_a_reason() {
         let cases = [
-            ("80", "an index that the table does not hold"),
-            ("be", "an index that the table does not hold"),
-            ("7f80", "an integer of the header block"),
-            ("7f00 00", "a name that the table does not hold"),
-            ("0005 61", "a string that ends behind the block"),
-            ("0081 18 00", "a Huffman string of the header block"),
-            ("82 20", "a change of the table's size behind a field"),
-            ("3fe2 1f", "a table that is larger than allowed"),
+            ("80", "index outside the header table"),
+            ("be", "index outside the header table"),
+            ("7f80", "invalid integer in the header block"),
+            ("7f00 00", "name index outside the header table"),
+            ("0005 61", "string exceeds the header block"),
+            ("0081 18 00", "invalid Huffman string in the header block"),
+            ("82 20", "table size update after a field"),
+            ("3fe2 1f", "table size update above the limit"),
         ];
         for (block, why) in cases {
             let refused = Decoder::default().decode(&unhex(block), 1000, &mut Fields::default());

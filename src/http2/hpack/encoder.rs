@@ -60,13 +60,13 @@ impl Encoder {
     }
 
     /// The fields that every gRPC response starts with.
-    pub fn head_of_answer(&mut self, out: &mut Vec<u8>) {
+    pub fn grpc_response_headers(&mut self, out: &mut Vec<u8>) {
         out.push(STATUS_200);
         self.frequent(CONTENT_TYPE_GRPC, out);
     }
 
     /// The field that a successful gRPC response ends with.
-    pub fn end_of_answer(&mut self, out: &mut Vec<u8>) {
+    pub fn ok_trailers(&mut self, out: &mut Vec<u8>) {
         self.frequent(GRPC_STATUS_OK, out);
     }
 
@@ -156,8 +156,8 @@ mod tests {
         assert!(encode(&mut encoder, &head).len() > 2);
         assert!(encode(&mut encoder, &end).len() > 1);
         let mut shortcut = Vec::new();
-        encoder.head_of_answer(&mut shortcut);
-        encoder.end_of_answer(&mut shortcut);
+        encoder.grpc_response_headers(&mut shortcut);
+        encoder.ok_trailers(&mut shortcut);
         assert_eq!(shortcut, [0x88, 0xbf, 0xbe]);
         assert_eq!(encode(&mut encoder, &head), [0x88, 0xbf]);
         assert_eq!(encode(&mut encoder, &end), [0xbe]);

@@ -9,11 +9,11 @@ use tokio::io::DuplexStream;
 
 use super::*;
 use crate::{
-    call::Refusal,
+    call::CallError,
     http2::{
-        guest::RequestBody,
+        http_handler::RequestBody,
         limits::Limits,
-        lobby::Lobby,
+        registry::ConnectionRegistry,
         service::{Method, Response, ResponseBody},
     },
     ledger::Ledger,
@@ -27,15 +27,15 @@ impl Service for EchoService {
         None
     }
 
-    fn refuse(&self, _: &str) -> Option<Refusal> {
+    fn refuse(&self, _: &str) -> Option<CallError> {
         None
     }
 
-    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+    fn run_blocking(&self, job: Box<dyn FnOnce() + Send>) {
         job();
     }
 
-    fn guest(&self, request: Request<RequestBody>) -> Response {
+    fn handle_http(&self, request: Request<RequestBody>) -> Response {
         let (parts, body) = request.into_parts();
         let body: ResponseBody = Box::pin(body);
         let mut response = HttpResponse::new(body);
@@ -44,17 +44,17 @@ impl Service for EchoService {
     }
 }
 
-fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<Lobby>) {
-    let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
+fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<ConnectionRegistry>) {
+    let registry = ConnectionRegistry::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(pipe_bytes);
-    let guard = lobby.enter().unwrap();
+    let guard = registry.register().unwrap();
     tokio::spawn(Task::new(
         BufferingSocket { pipe: server, kept: Vec::new() },
         Bytes::new(),
         Arc::new(EchoService),
         guard,
     ));
-    (client, lobby)
+    (client, registry)
 }
 
 /// A socket that accepts everything at once and passes it on only when it is flushed, as TLS does.
@@ -174,32 +174,32 @@ async fn output_continues_when_the_socket_has_room() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_the_last_bytes_is_not_waited_for() {
-    let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
+    let registry = ConnectionRegistry::new(Limits::default(), Ledger::new(usize::MAX));
     let (_client, server) = tokio::io::duplex(30);
     let socket = BufferingSocket { pipe: server, kept: Vec::new() };
     let first = Bytes::from_static(b"whatever this is, it is no preface");
-    let task = Task::new(socket, first, Arc::new(EchoService), lobby.enter().unwrap());
+    let task = Task::new(socket, first, Arc::new(EchoService), registry.register().unwrap());
     tokio::time::timeout(Duration::from_secs(5), task).await.expect("the task ends by itself").unwrap();
 }
 
 /// Starts a shutdown while it handles a request: the notification is taken in the turn in which it is put.
-struct ShutdownService(Arc<Lobby>);
+struct ShutdownService(Arc<ConnectionRegistry>);
 
 impl Service for ShutdownService {
     fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
         None
     }
 
-    fn refuse(&self, _: &str) -> Option<Refusal> {
+    fn refuse(&self, _: &str) -> Option<CallError> {
         None
     }
 
-    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+    fn run_blocking(&self, job: Box<dyn FnOnce() + Send>) {
         job();
     }
 
-    fn guest(&self, _: Request<RequestBody>) -> Response {
-        self.0.close();
+    fn handle_http(&self, _: Request<RequestBody>) -> Response {
+        self.0.shut_down();
         let body: ResponseBody = Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
         Box::pin(async move { HttpResponse::new(body) })
     }
@@ -207,32 +207,32 @@ impl Service for ShutdownService {
 
 #[tokio::test]
 async fn a_shutdown_in_the_middle_of_a_turn_is_noticed() {
-    let lobby = Lobby::new(Limits::default(), Ledger::new(usize::MAX));
+    let registry = ConnectionRegistry::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(10_000);
-    let guard = lobby.enter().unwrap();
-    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(ShutdownService(lobby.clone())), guard));
+    let guard = registry.register().unwrap();
+    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(ShutdownService(registry.clone())), guard));
     let (mut client, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
     let request = Request::post("http://a.b/").body(()).unwrap();
     client.send_request(request, true).unwrap().0.await.unwrap();
-    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("the connection ends");
+    tokio::time::timeout(Duration::from_secs(5), registry.wait_until_empty()).await.expect("the connection ends");
 }
 
 #[tokio::test]
 async fn after_a_shutdown_a_connection_ends_with_its_last_call() {
-    let (pipe, lobby) = serve(10_000);
+    let (pipe, registry) = serve(10_000);
     let (mut client, connection) = h2::client::handshake(pipe).await.unwrap();
     let connection = tokio::spawn(connection);
     let request = Request::post("http://a.b/mirror").body(()).unwrap();
     let (response, mut sender) = client.send_request(request, false).unwrap();
     response.await.unwrap();
-    lobby.close();
+    registry.shut_down();
     for _ in 0..100 {
         tokio::task::yield_now().await; // It must not end yet, however often its task runs.
     }
     assert!(!connection.is_finished());
     sender.send_data(Bytes::from_static(b"last"), true).unwrap();
-    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), registry.wait_until_empty()).await.unwrap();
     connection.await.unwrap().unwrap();
 }
 
@@ -241,7 +241,7 @@ async fn after_a_shutdown_a_connection_ends_with_its_last_call() {
 async fn a_client_that_closes_its_side_is_still_answered() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    let (mut client, lobby) = serve(10_000);
+    let (mut client, registry) = serve(10_000);
     let block = [&[0x83, 0x86, 0x04, 2][..], b"/x", b"\x0f\x10\x0atext/plain"].concat();
     let mut request_bytes = crate::http2::frame::PREFACE.to_vec();
     request_bytes.extend(crate::http2::frame::head(0, 4, 0, 0));
@@ -254,5 +254,5 @@ async fn a_client_that_closes_its_side_is_still_answered() {
     let mut response_bytes = Vec::new();
     client.read_to_end(&mut response_bytes).await.unwrap();
     assert!(response_bytes.windows(5).any(|window| window == b"hello"), "{response_bytes:?}");
-    tokio::time::timeout(Duration::from_secs(5), lobby.wait_until_empty()).await.expect("the connection ends");
+    tokio::time::timeout(Duration::from_secs(5), registry.wait_until_empty()).await.expect("the connection ends");
 }

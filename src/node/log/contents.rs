@@ -184,7 +184,7 @@ impl Recovered {
 
     /// The size of the entries after an index, which must be applied again if the database's applied index is this one.
     #[must_use]
-    pub fn bytes_behind(&self, index: u64) -> u64 {
+    pub fn bytes_after(&self, index: u64) -> u64 {
         let applied = self.entries.partition_point(|entry| entry.index <= index);
         self.entries[applied..].iter().map(|entry| (entry.data.len() + entry.context.len()) as u64).sum()
     }
@@ -210,7 +210,7 @@ impl Recovered {
     }
 
     /// Changes this to what opening the log would return after a [`reset`](super::LogStore::reset) to a snapshot.
-    pub fn restart_behind(&mut self, at: Position, hard_state: HardState) {
+    pub fn reset_to(&mut self, at: Position, hard_state: HardState) {
         (self.truncated, self.hard_state, self.installing) = (at, hard_state, None);
         self.entries.clear();
     }
@@ -229,7 +229,7 @@ impl Recovered {
         } else {
             return Ok(());
         };
-        Err(Halt::Refused(format!(
+        Err(Halt::InvalidData(format!(
             "the database has applied {applied}, but {problem}. Restore both from the same backup, or remove this member \
              from the cluster and add it again with an empty data directory"
         )))

@@ -1,6 +1,6 @@
 //! The file operations that the log needs.
 //!
-//! The log uses files only through these two traits, so that tests can replace the disk: see [`lossy`](super::lossy). An
+//! The log uses files only through these two traits, so that tests can replace the disk: see [`fault_files`](super::lossy). An
 //! operation guarantees what POSIX guarantees, which is little: written bytes are durable after [`File::sync`], a created,
 //! renamed or removed name after [`Files::sync_dir`], and not before.
 
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::fs::statvfs;
 
-use super::direct::{self, Direct};
+use super::direct_io::{self, Direct};
 use super::handle::{FileSystem, Handle};
 
 /// A directory tree.
@@ -58,7 +58,7 @@ pub trait File: Send {
     fn size_bytes(&self) -> io::Result<u64>;
 
     /// A description for operators of how writes become durable.
-    fn how_it_syncs(&self) -> String;
+    fn sync_method(&self) -> String;
 }
 
 /// The operating system's files.
@@ -70,7 +70,7 @@ pub struct OsFiles {
 
 impl OsFiles {
     fn opened(self, file: fs::File, path: &Path) -> io::Result<OsFile<fs::File>> {
-        OsFile::new(file, self.syncs, || direct::open(path))
+        OsFile::new(file, self.syncs, || direct_io::open(path))
     }
 
     fn open_file(self, path: &Path) -> io::Result<OsFile<fs::File>> {
@@ -150,7 +150,7 @@ impl<H: Handle> OsFile<H> {
 
     pub fn read_all(&mut self) -> io::Result<Vec<u8>> {
         match self.direct.as_ref().map(|direct| direct.read_all(self.bytes)) {
-            Some(Err(error)) if direct::is_refusal(&error) => self.give_up_direct(&error),
+            Some(Err(error)) if direct_io::is_refusal(&error) => self.give_up_direct(&error),
             Some(read) => return read,
             None => (),
         }
@@ -169,7 +169,7 @@ impl<H: Handle> OsFile<H> {
     fn stage(&mut self, offset: u64, bytes: &[u8]) -> io::Result<bool> {
         let Some(direct) = self.direct.as_mut().filter(|_| !self.is_dirty) else { return Ok(false) };
         match direct.stage(offset, bytes, self.bytes) {
-            Err(error) if direct::is_refusal(&error) => {
+            Err(error) if direct_io::is_refusal(&error) => {
                 self.give_up_direct(&error);
                 Ok(false)
             }
@@ -183,7 +183,7 @@ impl<H: Handle> OsFile<H> {
             match direct.head(offset) {
                 Ok([]) => (),
                 Ok(head) => self.file.write_all_at(head, offset - head.len() as u64)?,
-                Err(error) if direct::is_refusal(&error) => self.give_up_direct(&error),
+                Err(error) if direct_io::is_refusal(&error) => self.give_up_direct(&error),
                 Err(error) => return Err(error),
             }
         }
@@ -214,7 +214,7 @@ impl<H: Handle> File for OsFile<H> {
 
     fn sync(&mut self) -> io::Result<()> {
         match self.direct.as_mut().map_or(Ok(()), Direct::write) {
-            Err(error) if direct::is_refusal(&error) => {
+            Err(error) if direct_io::is_refusal(&error) => {
                 self.unstage()?;
                 self.give_up_direct(&error);
             }
@@ -231,7 +231,7 @@ impl<H: Handle> File for OsFile<H> {
         Ok(self.bytes)
     }
 
-    fn how_it_syncs(&self) -> String {
+    fn sync_method(&self) -> String {
         let how = match (self.syncs, &self.direct) {
             (false, _) => "never, as --unsafe-no-fsync asks for",
             (true, Some(_)) => "writes with O_DIRECT and RWF_DSYNC",
@@ -250,7 +250,7 @@ mod tests {
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
     use super::*;
-    use crate::node::log::direct::BLOCK;
+    use crate::node::log::direct_io::BLOCK;
 
     /// How the log uses a file: it appends, and starts again at the beginning when the file is reused.
     #[derive(Debug, Clone)]
@@ -368,7 +368,7 @@ mod tests {
                 file.sync().unwrap();
                 assert!(file.direct.is_none(), "{refused}");
             }
-            assert_eq!(file.how_it_syncs(), "cached writes and fdatasync (file system: ext4)");
+            assert_eq!(file.sync_method(), "cached writes and fdatasync (file system: ext4)");
             assert_eq!(fs::read(&path).unwrap()[..12], *b"\xEE\xEE\xEE\xEE\xEEonetwo\xEE");
             assert_eq!(refusing_file(&path, refused).read_all().unwrap(), fs::read(&path).unwrap());
         }
@@ -423,7 +423,7 @@ mod tests {
         file.sync().unwrap();
         file.write_at(4096, &[8; 512]).unwrap();
         file.sync().unwrap();
-        assert_eq!(file.how_it_syncs(), "cached writes and fdatasync (file system: type 0x1021994)");
+        assert_eq!(file.sync_method(), "cached writes and fdatasync (file system: type 0x1021994)");
         assert_eq!(OsFiles { syncs: true }.read(&path).unwrap()[4000..5000], fs::read(&path).unwrap()[4000..5000]);
     }
 }

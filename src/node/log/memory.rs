@@ -64,7 +64,7 @@ impl MemoryLog {
     }
 
     /// Removes all entries up to and including `index`, if they have not been removed already.
-    pub fn cut(&mut self, index: u64) {
+    pub fn truncate(&mut self, index: u64) {
         assert!(index < self.next_index(), "the truncation point is in the log");
         while self.truncated.index < index {
             let gone = self.entries.pop_front().expect("the index is in the log");
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn the_term_at_the_truncation_point_outlives_its_entry() {
         let mut log = log();
-        log.cut(15);
+        log.truncate(15);
         assert_eq!((log.first_index(), log.last_index()), (Ok(16), Ok(20)));
         assert_eq!((log.term(15), log.term(16)), (Ok(2), Ok(2)));
         assert_eq!(log.term(14), Err(StorageError::Compacted.into()));
@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(log.size_bytes(), 10 * one);
         log.append(&[entry(19, 3)]);
         assert_eq!(log.size_bytes(), 9 * one);
-        log.cut(17);
+        log.truncate(17);
         assert_eq!(log.size_bytes(), 2 * one);
         log.restore(Position { index: 50, term: 4 }, HardState::default(), ConfState::default());
         assert_eq!((log.size_bytes(), log.last_index(), log.term(50)), (0, Ok(50), Ok(4)));

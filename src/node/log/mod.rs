@@ -10,8 +10,8 @@
 //!      └── entries ──▶ MemoryLog: what raft reads
 //! ```
 //!
-//! There are two stores. [`SegmentLog`] is the real one, on files. [`volatile::VolatileLog`] keeps groups in memory and drops
-//! unsynced ones on [`crash`](volatile::VolatileLog::crash), for the single-threaded simulation. In tests, [`lossy::LossyFiles`]
+//! There are two stores. [`SegmentLog`] is the real one, on files. [`simulated_log::VolatileLog`] keeps groups in memory and drops
+//! unsynced ones on [`crash`](simulated_log::VolatileLog::crash), for the single-threaded simulation. In tests, [`fault_files::LossyFiles`]
 //! can replace the operating system below the real one, and simulate a power failure at any operation.
 //!
 //! Why a file format of our own: overwriting a preallocated file and syncing it costs a fraction of what a growing file or a
@@ -28,18 +28,18 @@
 #![allow(clippy::missing_errors_doc, reason = "a `Halt` says what failed, and each failure is final")]
 #![allow(clippy::missing_panics_doc, reason = "what panics is a bug of ours, and its message says which")]
 
+pub mod fault_files;
 pub mod files;
-pub mod lossy;
 pub mod memory;
 pub mod segment;
-pub mod volatile;
+pub mod simulated_log;
 
 mod contents;
-mod direct;
+mod direct_io;
 mod format;
 mod handle;
 mod recovery;
-mod spares;
+mod segment_pool;
 
 use std::fmt;
 
@@ -49,7 +49,7 @@ use crate::error::Halt;
 pub use contents::{Recovered, TornTail};
 pub use handle::FileSystem;
 pub use memory::MemoryLog;
-pub use segment::{Place, SegmentLog};
+pub use segment::{LogLocation, SegmentLog};
 
 /// A position in the log: an index and the term of the entry there.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub trait LogStore: Send {
 
     /// Removes all entries up to and including `at`, which becomes the truncation point; durable when this returns. Does nothing
     /// if `at` is not above the current truncation point.
-    fn cut(&mut self, at: Position) -> Result<(), Halt>;
+    fn truncate(&mut self, at: Position) -> Result<(), Halt>;
 
     /// Records that the database is about to be replaced by the snapshot at this position or, with None, that the install was
     /// cancelled; durable when this returns.

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use super::contents::{Contents, Recovered, Summary, TornTail};
 use super::format::{self, GroupHeader, HeaderError, Link, SegmentHeader};
-use super::segment::{Place, Segment};
+use super::segment::{LogLocation, Segment};
 use crate::error::Halt;
 
 /// A log as read from disk.
@@ -36,10 +36,10 @@ pub(super) struct LogOnDisk {
 }
 
 /// Reads the log in a directory that contains these names.
-pub(super) fn read(place: &Place, names: &[String]) -> Result<LogOnDisk, Halt> {
-    let numbers = Place::segments(names);
+pub(super) fn read(place: &LogLocation, names: &[String]) -> Result<LogOnDisk, Halt> {
+    let numbers = LogLocation::segments(names);
     let Some(newest) = numbers.last() else {
-        return Err(Halt::Refused(format!("{}: there is no log here", place.dir.display())));
+        return Err(Halt::InvalidData(format!("{}: there is no log here", place.dir.display())));
     };
     // In an ascending sequence, the distance to the end equals the difference of the numbers exactly if no number is missing.
     let counts = |(nth, number): &(usize, &u64)| newest - **number == (numbers.len() - 1 - nth) as u64;
@@ -63,7 +63,7 @@ pub(super) fn read(place: &Place, names: &[String]) -> Result<LogOnDisk, Halt> {
 
 /// The error for a segment that is corrupt.
 fn damaged(path: &std::path::Path, offset: u64, what: &str) -> Halt {
-    Halt::Refused(format!(
+    Halt::InvalidData(format!(
         "{}: damaged at offset {offset}: {what}. Nothing was changed. Restore the log and the database from the same backup, \
          or remove this member from the cluster and add it again with an empty data directory",
         path.display()
@@ -87,7 +87,7 @@ impl SegmentFile {
 }
 
 struct Replay<'a> {
-    place: &'a Place,
+    place: &'a LogLocation,
     /// The salt, identity and contents, from the first segment header on.
     log: Option<(SegmentHeader, Contents)>,
     link: Link,
@@ -97,7 +97,7 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(place: &'a Place) -> Self {
+    fn new(place: &'a LogLocation) -> Self {
         Self { place, log: None, link: Link::default(), segments: Vec::new(), newest: None }
     }
 
@@ -117,7 +117,7 @@ impl<'a> Replay<'a> {
             return Err(file.damaged("the segment header is not intact"));
         };
         let header = format::segment_header(payload).map_err(|error| match error {
-            HeaderError::Newer(version) => Halt::Refused(format!(
+            HeaderError::Newer(version) => Halt::InvalidData(format!(
                 "{}: written in version {version} of the log format, but this program supports only version {}: use a newer \
                  program",
                 file.path.display(),
@@ -235,13 +235,13 @@ mod tests {
     use super::super::{Group, Identity, LogStore, Position, SegmentLog};
     use super::*;
 
-    fn empty_log(dir: &std::path::Path) -> Place {
-        let place = Place { segment_bytes: 4096, ..Place::new(dir) };
+    fn empty_log(dir: &std::path::Path) -> LogLocation {
+        let place = LogLocation { segment_bytes: 4096, ..LogLocation::new(dir) };
         SegmentLog::create(&place, Identity::default(), Position::default(), &HardState::default()).unwrap();
         place
     }
 
-    fn rewrite(place: &Place, change: impl FnOnce(&mut Vec<u8>)) {
+    fn rewrite(place: &LogLocation, change: impl FnOnce(&mut Vec<u8>)) {
         let path = place.segment_path(1);
         let mut bytes = std::fs::read(&path).unwrap();
         change(&mut bytes);

@@ -25,13 +25,13 @@ use super::contents::{Record, Recovered, Summary};
 use super::files::{File, Files, OsFiles};
 use super::format::{self, Link, SegmentHeader};
 use super::recovery::{self, LogOnDisk};
-use super::spares::{self, Spare, Spares};
+use super::segment_pool::{self, Spare, Spares};
 use super::{Group, Identity, LogStore, Position};
 use crate::error::Halt;
 
 /// The location of a log, and the size of its files.
 #[derive(Clone)]
-pub struct Place {
+pub struct LogLocation {
     /// The directory, which is for this log alone.
     pub dir: PathBuf,
     /// Access to the files.
@@ -40,7 +40,7 @@ pub struct Place {
     pub segment_bytes: u64,
 }
 
-impl Place {
+impl LogLocation {
     /// The default size of a segment.
     pub const SEGMENT_BYTES: u64 = 16 << 20;
 
@@ -130,7 +130,7 @@ enum State {
 
 /// The raft log on segment files.
 pub struct SegmentLog {
-    place: Place,
+    place: LogLocation,
     salt: u32,
     identity: Identity,
     /// Older segments that are still needed, in ascending order.
@@ -146,11 +146,16 @@ pub struct SegmentLog {
 impl SegmentLog {
     /// Creates a log without entries, with its truncation point at `truncated`, in a directory that contains none. When this
     /// returns, the files and the directory's content are durable; the caller must make the directory's own name durable.
-    pub fn create(place: &Place, identity: Identity, truncated: Position, hard_state: &HardState) -> Result<(), Halt> {
+    pub fn create(
+        place: &LogLocation,
+        identity: Identity,
+        truncated: Position,
+        hard_state: &HardState,
+    ) -> Result<(), Halt> {
         place.files.create_dir(&place.dir).map_err(Halt::io("create", &place.dir))?;
         let names = place.names()?;
-        if !Place::segments(&names).is_empty() {
-            return Err(Halt::Refused(format!("{}: there is a log already", place.dir.display())));
+        if !LogLocation::segments(&names).is_empty() {
+            return Err(Halt::InvalidData(format!("{}: there is a log already", place.dir.display())));
         }
         let mut spares = Spares::open(place, &names)?;
         let summary = Summary::new(truncated, hard_state.clone());
@@ -160,7 +165,7 @@ impl SegmentLog {
     }
 
     /// Opens a log and returns its content. A torn write at its end is removed with a warning; corruption is an error.
-    pub fn open(place: &Place) -> Result<(Self, Recovered), Halt> {
+    pub fn open(place: &LogLocation) -> Result<(Self, Recovered), Halt> {
         let names = place.names()?;
         let found = recovery::read(place, &names)?;
         let active = Self::activate(place, &found)?;
@@ -179,7 +184,7 @@ impl SegmentLog {
         };
         log.spares.recycle(leftovers)?;
         log.recycle()?;
-        tracing::info!(dir = %place.dir.display(), syncs = log.active.file.how_it_syncs(), "opened the raft log");
+        tracing::info!(dir = %place.dir.display(), syncs = log.active.file.sync_method(), "opened the raft log");
         Ok((log, recovered))
     }
 
@@ -187,7 +192,7 @@ impl SegmentLog {
     ///
     /// The last group may be only in a cache, the system's or the disk's: the process may have ended before the sync, or because
     /// it failed. The group counts from now on, so it is written again: after a failed sync only a new write reaches the disk.
-    fn activate(place: &Place, found: &LogOnDisk) -> Result<Active, Halt> {
+    fn activate(place: &LogLocation, found: &LogOnDisk) -> Result<Active, Halt> {
         let mut segment = found.segments.last().expect("recovery refuses a log without segments").clone();
         let path = place.segment_path(segment.number);
         let mut file = place.files.open(&path).map_err(Halt::io("open", &path))?;
@@ -195,7 +200,7 @@ impl SegmentLog {
         file.write_at(found.last_group_start, &found.last_group).map_err(Halt::io("write", &path))?;
         let clean_from = if found.recovered.torn_tail.is_some() { end } else { segment.bytes };
         segment.bytes = segment.bytes.max(place.segment_bytes);
-        spares::zero(file.as_mut(), clean_from, segment.bytes).map_err(Halt::io("write", &path))?;
+        segment_pool::zero(file.as_mut(), clean_from, segment.bytes).map_err(Halt::io("write", &path))?;
         file.sync().map_err(Halt::io("sync", &path))?;
         place.sync_dir()?;
         Ok(Active { segment, path, file, end, link: found.link })
@@ -211,7 +216,7 @@ impl SegmentLog {
     fn step<T>(&mut self, expected: State, step: impl FnOnce(&mut Self) -> Result<T, Halt>) -> Result<T, Halt> {
         if self.state == State::Failed {
             let dir = self.place.dir.display();
-            return Err(Halt::Refused(format!(
+            return Err(Halt::InvalidData(format!(
                 "{dir}: an earlier operation on the log failed, so it accepts no more writes"
             )));
         }
@@ -298,7 +303,7 @@ impl LogStore for SegmentLog {
         self.step(State::Written, Self::sync_active)
     }
 
-    fn cut(&mut self, at: Position) -> Result<(), Halt> {
+    fn truncate(&mut self, at: Position) -> Result<(), Halt> {
         self.step(State::Synced, |log| {
             assert!(at.index < log.summary.next_index, "the truncation point is in the log");
             if at.index <= log.summary.truncated.index {

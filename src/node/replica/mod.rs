@@ -2,7 +2,7 @@
 //!
 //! The owner carries out a `Ready` in this order: send `messages` (a leader replicates while its own disk works), install the
 //! snapshot if there is one, hand `committed` to the apply thread, hand `write` to the log thread. When a write is durable, its
-//! promises (the messages that had to wait for it) are sent, and [`Replica::persisted`] is called with its number.
+//! persisted_messages (the messages that had to wait for it) are sent, and [`Replica::persisted`] is called with its number.
 //!
 //! A stalled disk is a failure that other members cannot see. A leader whose oldest write has been in flight for most of an
 //! election timeout transfers its leadership; after a whole one it sends nothing, so that the others elect another leader. A
@@ -15,16 +15,16 @@
 //!   it into an empty entry.
 //! * raft-rs is told that a membership change is applied only after it has updated its own configuration.
 
+mod accessors;
 mod agreement;
 mod elections;
-mod facts;
 mod outgoing;
-mod plausible;
 mod proposals;
-mod rounds;
+mod read_index;
+mod ready;
 #[cfg(test)]
 mod tests;
-mod turn;
+mod validate;
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -38,8 +38,8 @@ use raft::{
 use super::log::{Group, MemoryLog, Position};
 use crate::error::{Error, Halt};
 use proposals::Proposals;
-use rounds::{Rounds, Timeouts};
-pub use turn::{Install, Leadership, Ready, Write};
+use read_index::{Rounds, Timeouts};
+pub use ready::{Install, Leadership, Ready, Write};
 
 /// One group is being synced while the next one is collected.
 const WRITES_IN_FLIGHT: usize = 2;
@@ -61,7 +61,7 @@ pub struct Timing {
     /// Whether a pre-vote precedes an election, so that a leader which the others still follow is not disturbed.
     pub pre_vote: bool,
     /// How long a proposal or a read may wait, in milliseconds.
-    pub patience_ms: u64,
+    pub request_timeout_ms: u64,
     /// The election timeout is drawn between `election_ticks` and twice that; if this is set, it is exactly this many ticks.
     pub fixed_timeout: Option<usize>,
 }
@@ -141,14 +141,14 @@ impl<R> Replica<R> {
             max_uncommitted_size: UNCOMMITTED_BYTES,
             ..Config::default()
         };
-        let cannot = |error: raft::Error| Halt::Refused(format!("raft cannot start from this log: {error}"));
+        let cannot = |error: raft::Error| Halt::InvalidData(format!("raft cannot start from this log: {error}"));
         let mut raft = RawNode::new(&config, log, logger).map_err(cannot)?;
         if sole {
             // No other member can lead, so there is no reason to wait.
             raft.campaign().map_err(cannot)?;
         }
         let ticks = |ms: u64| ms / timing.tick_ms.max(1);
-        let timeouts = Timeouts { retry: ticks(READ_RETRY_MS), read: ticks(timing.patience_ms).max(1) };
+        let timeouts = Timeouts { retry: ticks(READ_RETRY_MS), read: ticks(timing.request_timeout_ms).max(1) };
         Ok(Self {
             raft,
             election_ticks: timing.election_ticks as u64,
@@ -266,7 +266,7 @@ impl<R> Replica<R> {
     /// election. Returns where the log begins now.
     pub fn truncate(&mut self, index: u64) -> Position {
         let index = index.min(self.raft.raft.raft_log.applied());
-        self.raft.mut_store().cut(index);
+        self.raft.mut_store().truncate(index);
         self.raft.store().truncated()
     }
 
@@ -383,7 +383,7 @@ impl<R> Replica<R> {
             self.raft.mut_store().set_hard_state(hard_state.clone());
         }
         let mut must_sync = ready.must_sync();
-        let mut promises = ready.take_persisted_messages();
+        let mut persisted_messages = ready.take_persisted_messages();
         let number = ready.number();
         self.raft.advance_append_async(ready);
         self.unsaved_state = hard_state.or(self.unsaved_state.take());
@@ -391,13 +391,13 @@ impl<R> Replica<R> {
             (has_changes || self.would_reveal_change(self.commit_after_writes())) && self.unsaved_state.is_some();
         let saved = self.unsaved_state.as_ref().filter(|_| must_sync).map(|state| state.commit);
         let commit = saved.unwrap_or_else(|| self.commit_after_writes());
-        self.filter_messages(&mut messages, &mut promises, commit);
+        self.filter_messages(&mut messages, &mut persisted_messages, commit);
         let committed = self.hold_changes(committed);
         let write = if must_sync {
             let group = Group { entries, hard_state: self.unsaved_state.take() };
-            Some(Write { group, promises, number })
+            Some(Write { group, persisted_messages, number })
         } else {
-            self.after_writes(number, promises, &mut messages)
+            self.after_writes(number, persisted_messages, &mut messages)
         };
         if write.is_some() {
             self.writes.push_back(InFlightWrite { number, covers: number, since: self.ticks, commit });
@@ -428,13 +428,13 @@ impl<R> Replica<R> {
 
     /// Decides which messages are sent at once, and which wait for the write. Messages that need no sync are sent at once,
     /// redundant ones are dropped, and if the disk has stalled, nothing is sent. `commit` is the commit index that is on disk
-    /// when the promises are sent.
+    /// when the persisted_messages are sent.
     ///
     /// A leader was elected by votes that are durable, so it may send before its own disk is done. But a sole voter elects itself
     /// without any message: until that is durable, a restart could elect it to the same term again, and it would send different
     /// entries to learners.
-    fn filter_messages(&mut self, messages: &mut Vec<Message>, promises: &mut Vec<Message>, commit: u64) {
-        outgoing::cap_reported_commit(promises, commit);
+    fn filter_messages(&mut self, messages: &mut Vec<Message>, persisted_messages: &mut Vec<Message>, commit: u64) {
+        outgoing::cap_reported_commit(persisted_messages, commit);
         if self.disk_is_stalled() {
             for kept_back in messages.drain(..).filter(|message| message.msg_type == MessageType::MsgSnapshot) {
                 self.snapshot_sent(kept_back.to, false); // raft-rs waits for a report on each snapshot.
@@ -442,13 +442,13 @@ impl<R> Replica<R> {
             return;
         }
         if self.leads() && self.term_write.is_some() {
-            promises.append(messages);
+            persisted_messages.append(messages);
             return;
         }
         if self.would_reveal_change(self.saved_commit) {
-            outgoing::withhold_commit(messages, self.raft.raft.pending_conf_index, promises);
+            outgoing::withhold_commit(messages, self.raft.raft.pending_conf_index, persisted_messages);
         }
-        messages.extend(promises.extract_if(.., |message| outgoing::needs_no_sync(message)));
+        messages.extend(persisted_messages.extract_if(.., |message| outgoing::needs_no_sync(message)));
         outgoing::cap_reported_commit(messages, self.saved_commit);
         let progress = self.raft.raft.prs();
         outgoing::drop_redundant_appends(messages, |member| {
@@ -456,18 +456,23 @@ impl<R> Replica<R> {
         });
     }
 
-    /// Handles a `Ready` without a write: its promises wait for the writes in flight, if there are any.
-    fn after_writes(&mut self, number: u64, promises: Vec<Message>, messages: &mut Vec<Message>) -> Option<Write> {
+    /// Handles a `Ready` without a write: its persisted_messages wait for the writes in flight, if there are any.
+    fn after_writes(
+        &mut self,
+        number: u64,
+        persisted_messages: Vec<Message>,
+        messages: &mut Vec<Message>,
+    ) -> Option<Write> {
         let Some(last) = self.writes.back_mut() else {
             self.raft.on_persist_ready(number);
-            messages.extend(promises);
+            messages.extend(persisted_messages);
             return None;
         };
-        if promises.is_empty() {
+        if persisted_messages.is_empty() {
             last.covers = number;
             return None;
         }
-        Some(Write { group: Group::default(), promises, number })
+        Some(Write { group: Group::default(), persisted_messages, number })
     }
 
     /// Whether there is a leader that a proposal can be sent to: a message to an unreachable member is lost silently.

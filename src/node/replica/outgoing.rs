@@ -17,7 +17,7 @@ pub(super) fn needs_no_sync(message: &Message) -> bool {
 /// Raises the term of pre-vote refusals so that the candidate does not ignore them, even if its term is later than this member's.
 /// Raft ignores messages of an earlier term, and with the refusal it would ignore the commit index in it. Usually the refusing
 /// member is elected instead. But a member that was removed, and whose log is longer, would refuse the remaining one for ever. A
-/// refusal promises nothing.
+/// refusal persisted_messages nothing.
 pub(super) fn raise_refusal_term(messages: &mut [Message], candidate: u64, its_term: u64) {
     let refusals = messages.iter_mut().filter(|message| {
         message.msg_type == MessageType::MsgRequestPreVoteResponse && message.reject && message.to == candidate
@@ -37,11 +37,11 @@ pub(super) fn cap_reported_commit(messages: &mut [Message], saved_commit: u64) {
 }
 
 /// Limits the commit index in a leader's messages to entries before `unsaved`. Responses to ReadIndex with a later index become
-/// promises.
-pub(super) fn withhold_commit(messages: &mut Vec<Message>, unsaved: u64, promises: &mut Vec<Message>) {
+/// persisted_messages.
+pub(super) fn withhold_commit(messages: &mut Vec<Message>, unsaved: u64, persisted_messages: &mut Vec<Message>) {
     let is_later =
         |message: &mut Message| message.msg_type == MessageType::MsgReadIndexResp && message.index >= unsaved;
-    promises.extend(messages.extract_if(.., is_later));
+    persisted_messages.extend(messages.extract_if(.., is_later));
     for message in messages.iter_mut().filter(|message| message.commit >= unsaved) {
         if message.commit_term == 0 {
             message.commit = unsaved - 1;
@@ -76,13 +76,13 @@ pub(super) fn drop_redundant_appends(messages: &mut Vec<Message>, replicating: i
 
 /// Drops acknowledgements that a later one to the same leader includes. (One of index 0 tells a leader of an earlier term that
 /// there is a later term.)
-pub(super) fn drop_superseded_acks(promises: &mut Vec<Message>) {
-    if promises.len() < 2 {
+pub(super) fn drop_superseded_acks(persisted_messages: &mut Vec<Message>) {
+    if persisted_messages.len() < 2 {
         return;
     }
     let mut acknowledged = BTreeMap::new();
-    let mut kept: Vec<Message> = Vec::with_capacity(promises.len());
-    for message in promises.drain(..).rev() {
+    let mut kept: Vec<Message> = Vec::with_capacity(persisted_messages.len());
+    for message in persisted_messages.drain(..).rev() {
         if message.msg_type == MessageType::MsgAppendResponse && !message.reject {
             let newest = acknowledged.entry((message.to, message.term)).or_insert(None);
             if Some(message.index) <= *newest {
@@ -93,7 +93,7 @@ pub(super) fn drop_superseded_acks(promises: &mut Vec<Message>) {
         kept.push(message);
     }
     kept.reverse();
-    *promises = kept;
+    *persisted_messages = kept;
 }
 
 #[cfg(test)]
@@ -123,10 +123,10 @@ mod tests {
 
     #[test]
     fn only_the_newest_acknowledgement_is_sent() {
-        let mut promises =
+        let mut persisted_messages =
             vec![ack(1, 5, false), ack(1, 3, true), ack(1, 6, false), ack(1, 7, false), ack(2, 1, false)];
-        drop_superseded_acks(&mut promises);
-        assert_eq!(promises, [ack(1, 3, true), ack(1, 7, false), ack(2, 1, false)]);
+        drop_superseded_acks(&mut persisted_messages);
+        assert_eq!(persisted_messages, [ack(1, 3, true), ack(1, 7, false), ack(2, 1, false)]);
         let mut lone = vec![ack(3, 0, false), ack(1, 7, false)];
         drop_superseded_acks(&mut lone);
         assert_eq!(
@@ -146,10 +146,10 @@ mod tests {
         };
         let read = |index| Message { msg_type: MessageType::MsgReadIndexResp, index, ..Message::default() };
         let mut messages = vec![append(2, 1, 9), append(3, 0, 4), answer(7), answer(4), read(6), read(4)];
-        let mut promises = Vec::new();
-        withhold_commit(&mut messages, 5, &mut promises);
+        let mut persisted_messages = Vec::new();
+        withhold_commit(&mut messages, 5, &mut persisted_messages);
         assert_eq!(messages, [append(2, 1, 4), append(3, 0, 4), answer(0), answer(4), read(4)]);
-        assert_eq!(promises, [read(6)]);
+        assert_eq!(persisted_messages, [read(6)]);
     }
 
     #[test]

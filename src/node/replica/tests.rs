@@ -1,7 +1,7 @@
 use raft::eraftpb::{ConfChangeType, ConfState, Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 
 use super::{
-    super::log::{Identity, LogStore, Recovered, volatile::VolatileLog},
+    super::log::{Identity, LogStore, Recovered, simulated_log::VolatileLog},
     *,
 };
 
@@ -23,7 +23,8 @@ fn replica_at(truncated: Position, voters: Vec<u64>) -> Replica<&'static str> {
         torn_tail: None,
     };
     let log = MemoryLog::new(&recovered, truncated.index, ConfState { voters, ..ConfState::default() });
-    let timing = Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, patience_ms: 7000, fixed_timeout: None };
+    let timing =
+        Timing { tick_ms: 100, election_ticks: 10, pre_vote: true, request_timeout_ms: 7000, fixed_timeout: None };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     Replica::new(Incarnation { member: 1, number: 1 }, truncated.index, log, timing, &logger).unwrap()
 }
@@ -129,8 +130,9 @@ fn a_candidate_gets_a_refusal_of_an_earlier_term_with_the_commit_index() {
     settle(&mut replica);
     replica.step(Message { msg_type: MessageType::MsgRequestPreVote, from: 2, to: 1, term: 9, ..Message::default() });
     let all = std::iter::from_fn(|| replica.next_ready());
-    let sent = all
-        .flat_map(|ready| ready.messages.into_iter().chain(ready.write.map_or_else(Vec::new, |write| write.promises)));
+    let sent = all.flat_map(|ready| {
+        ready.messages.into_iter().chain(ready.write.map_or_else(Vec::new, |write| write.persisted_messages))
+    });
     let sent: Vec<_> =
         sent.map(|sent| (sent.msg_type, sent.reject, sent.term, sent.commit, sent.commit_term)).collect();
     assert_eq!(sent, [(MessageType::MsgRequestPreVoteResponse, true, 8, 1, 1)]);
@@ -306,7 +308,7 @@ fn a_follower_reports_only_the_commit_index_that_is_on_its_disk() {
     let heartbeat = from_second(MessageType::MsgHeartbeat, 0, Vec::new(), 2);
     let reported = |replica: &mut Replica<&'static str>| {
         let ready = replica.next_ready().expect("it answers");
-        let sent = ready.messages.iter().chain(ready.write.iter().flat_map(|write| &write.promises));
+        let sent = ready.messages.iter().chain(ready.write.iter().flat_map(|write| &write.persisted_messages));
         let sent = sent.map(|message| (message.msg_type, message.commit)).collect::<Vec<_>>();
         (sent, ready.write.map(|write| write.number))
     };

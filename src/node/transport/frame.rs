@@ -50,14 +50,14 @@ pub type Release = (u8, u8);
 
 /// Decides which members are compatible: neither is older than the oldest version that the other is compatible with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Speech {
+pub struct ProtocolVersion {
     /// The member's own version.
     pub version: Release,
     /// The oldest version that it is compatible with.
     pub oldest: Release,
 }
 
-impl Speech {
+impl ProtocolVersion {
     pub(super) fn is_compatible_with(self, other: Self) -> bool {
         self.version >= other.oldest && other.version >= self.oldest
     }
@@ -77,7 +77,7 @@ pub struct Hello {
     pub incarnation: u64,
     /// The largest request that it may forward, in bytes.
     pub largest_request: u64,
-    pub speech: Speech,
+    pub protocol_version: ProtocolVersion,
     /// The sender's peer URLs, as far as it knows them.
     pub urls: Vec<String>,
 }
@@ -89,7 +89,7 @@ impl Hello {
         for number in [self.cluster, self.from, self.to, self.incarnation, self.largest_request] {
             bytes.extend(number.to_be_bytes());
         }
-        let Speech { version, oldest } = self.speech;
+        let ProtocolVersion { version, oldest } = self.protocol_version;
         bytes.extend([version.0, version.1, oldest.0, oldest.1]);
         let urls = self.urls.join(",");
         bytes.extend(u16::try_from(urls.len()).map_err(io::Error::other)?.to_be_bytes());
@@ -117,9 +117,9 @@ impl Hello {
         let urls = String::from_utf8(urls)
             .map_err(|_| invalid("the peer URLs in the handshake are not valid UTF-8".to_owned()))?;
         let urls = urls.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect();
-        let speech = Speech { version: (rest[41], rest[42]), oldest: (rest[43], rest[44]) };
+        let protocol_version = ProtocolVersion { version: (rest[41], rest[42]), oldest: (rest[43], rest[44]) };
         let [cluster, from, to, incarnation, largest_request] = [1, 9, 17, 25, 33].map(number);
-        Ok(Self { purpose, cluster, from, to, incarnation, largest_request, speech, urls })
+        Ok(Self { purpose, cluster, from, to, incarnation, largest_request, protocol_version, urls })
     }
 }
 
@@ -311,14 +311,14 @@ mod tests {
 
     #[test]
     fn members_are_compatible_if_neither_is_too_old() {
-        let speech = |version, oldest| Speech { version, oldest };
-        let ours = speech((3, 7), (3, 5));
+        let protocol_version = |version, oldest| ProtocolVersion { version, oldest };
+        let ours = protocol_version((3, 7), (3, 5));
         for (theirs, compatible) in [
-            (speech((3, 7), (3, 5)), true),
-            (speech((3, 5), (3, 0)), true),
-            (speech((4, 0), (3, 7)), true),
-            (speech((3, 4), (3, 0)), false),
-            (speech((4, 0), (3, 8)), false),
+            (protocol_version((3, 7), (3, 5)), true),
+            (protocol_version((3, 5), (3, 0)), true),
+            (protocol_version((4, 0), (3, 7)), true),
+            (protocol_version((3, 4), (3, 0)), false),
+            (protocol_version((4, 0), (3, 8)), false),
         ] {
             let both = (ours.is_compatible_with(theirs), theirs.is_compatible_with(ours));
             assert_eq!(both, (compatible, compatible), "{theirs:?}");
@@ -330,7 +330,7 @@ mod tests {
         let urls = vec!["http://a:1".to_owned(), "http://b:2".to_owned()];
         let mut bytes = Vec::new();
         for urls in [Vec::new(), urls] {
-            let speech = Speech { version: (3, 7), oldest: (3, 0) };
+            let protocol_version = ProtocolVersion { version: (3, 7), oldest: (3, 0) };
             let hello = Hello {
                 purpose: Purpose::Snapshot,
                 cluster: 1,
@@ -338,7 +338,7 @@ mod tests {
                 to: 3,
                 incarnation: 4,
                 largest_request: 5,
-                speech,
+                protocol_version,
                 urls,
             };
             bytes.clear();

@@ -15,18 +15,18 @@
 //! its peer URLs: a member that was down may not know them yet and, if the connecting member is the leader, can learn them from
 //! no other member.
 
-mod callers;
-mod connections;
+mod accepted;
+mod connection;
 mod frame;
-mod line;
-mod manners;
+mod inbound;
 mod outbox;
 mod paced;
-mod receive;
+mod peer_sessions;
 mod refusals;
-mod ship;
+mod snapshot_transfer;
 #[cfg(test)]
 mod tests;
+mod validate;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,39 +42,39 @@ use parking_lot::Mutex;
 use raft::eraftpb::{Message, MessageType};
 
 use super::{
-    driver::Input,
+    connectivity::Connectivity,
     inbox::Inbox,
-    links::Links,
     log::Identity,
-    peers::{Peer, Post},
-    snapshot::{Incoming, Scratch, Shelf},
+    peer::{MessageSender, Peer},
+    raft_thread::Input,
+    snapshot::{InboundSnapshot, OutboundSlot, Scratch},
 };
 use crate::{error::Halt, metrics::METRICS};
-use callers::PeerSessions;
-use connections::{AcceptedConnections, MAX_UNKNOWN_STREAMS};
-pub use connections::{Admitted, ConnectionLimits, Stage};
+use accepted::{AcceptedConnections, MAX_UNKNOWN_STREAMS};
+pub use accepted::{AdmittedConnection, ConnectionKind, ConnectionLimits};
+use connection::PeerConnection;
 use frame::Hello;
-pub use frame::{PREFACE, Speech};
-use line::PeerConnection;
-pub use manners::check;
+pub use frame::{PREFACE, ProtocolVersion};
+use peer_sessions::PeerSessions;
 use refusals::RefusalLog;
-use ship::ReceiveSlot;
+use snapshot_transfer::ReceiveSlot;
+pub use validate::check;
 
 /// Stores snapshots that are received from other members.
-pub trait Depot: Send + Sync {
+pub trait SnapshotStore: Send + Sync {
     /// The directory for the snapshot at an index. It does not exist yet.
-    fn place(&self, index: u64) -> Scratch;
+    fn new_directory(&self, index: u64) -> Scratch;
 
     /// The free space on the disk.
     fn free_bytes(&self) -> std::io::Result<u64>;
 
     /// Opens a received snapshot, whose files have been synced.
-    fn open(&self, files: Scratch) -> Result<Incoming, Halt>;
+    fn open(&self, files: Scratch) -> Result<InboundSnapshot, Halt>;
 }
 
 /// Timeouts, rates and queue sizes of the transport.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct TransportLimits {
     /// For connecting to a member.
     pub dial: Duration,
     /// How long a write may block before the connection counts as broken.
@@ -90,25 +90,25 @@ pub struct Patience {
 }
 
 /// The parts from which a transport is built.
-pub struct Parts {
+pub struct TransportParts {
     /// The cluster and the member that it belongs to.
     pub identity: Identity,
     /// The protocol versions that this member supports.
-    pub speech: Speech,
+    pub protocol_version: ProtocolVersion,
     /// The inbox of the raft thread.
     pub raft: Arc<Inbox<Input>>,
     /// Records which members are connected.
-    pub links: Arc<Links>,
+    pub connectivity: Arc<Connectivity>,
     /// The snapshots that raft can send.
-    pub shelf: Arc<Shelf>,
+    pub outbound_slot: Arc<OutboundSlot>,
     /// Stores received snapshots.
-    pub depot: Box<dyn Depot>,
+    pub snapshot_store: Box<dyn SnapshotStore>,
     /// Called when another member reports that this one was removed from the cluster.
-    pub farewell: Arc<dyn Fn() + Send + Sync>,
+    pub on_removed: Arc<dyn Fn() + Send + Sync>,
     /// Whether raft is told to shorten the wait for its first election as soon as enough peers are connected.
-    pub hurries: bool,
+    pub advance_first_election: bool,
     /// Timeouts, rates and queue sizes.
-    pub patience: Patience,
+    pub limits: TransportLimits,
     /// Limits for incoming connections.
     pub connections: ConnectionLimits,
     /// The largest request that this member accepts, in bytes.
@@ -117,7 +117,7 @@ pub struct Parts {
 
 /// Sends messages to the other members and receives theirs.
 pub struct Transport {
-    parts: Parts,
+    parts: TransportParts,
     peer_connections: Mutex<BTreeMap<u64, Arc<PeerConnection>>>,
     removed: Mutex<BTreeSet<u64>>,
     /// The peer URLs of this member, as listed in the member table.
@@ -126,7 +126,7 @@ pub struct Transport {
     receiving: ReceiveSlot,
     /// Held while reading a large frame from an unknown member, so that only one is in memory at a time.
     unknown_member_frame: Mutex<()>,
-    /// Incoming connections that are open.
+    /// InboundSnapshot connections that are open.
     accepted: AcceptedConnections,
     /// The largest request that any member is known to accept.
     largest_request: AtomicU64,
@@ -142,8 +142,8 @@ pub struct Transport {
 impl Transport {
     /// A transport without peers.
     #[must_use]
-    pub fn new(parts: Parts) -> Arc<Self> {
-        let advance_first_election = AtomicBool::new(parts.hurries);
+    pub fn new(parts: TransportParts) -> Arc<Self> {
+        let advance_first_election = AtomicBool::new(parts.advance_first_election);
         let accepted = AcceptedConnections::new(parts.connections);
         let largest_request = AtomicU64::new(parts.max_request_bytes.min(frame::MAX_REQUEST_BYTES));
         Arc::new(Self {
@@ -216,12 +216,12 @@ impl Transport {
     }
 }
 
-impl Post for Arc<Transport> {
+impl MessageSender for Arc<Transport> {
     fn send(&self, messages: Vec<Message>) {
         let mut by_member: BTreeMap<u64, Vec<Message>> = BTreeMap::new();
         for message in messages {
             if message.msg_type == MessageType::MsgSnapshot {
-                ship::send(self, message);
+                snapshot_transfer::send(self, message);
             } else {
                 by_member.entry(message.to).or_default().push(message);
             }
@@ -265,7 +265,7 @@ fn addresses(url: &str) -> Result<Vec<SocketAddr>, String> {
 }
 
 /// Connects to the first of a member's URLs that accepts a connection.
-fn dial(peer: &Peer, limits: Patience) -> Result<TcpStream, String> {
+fn dial(peer: &Peer, limits: TransportLimits) -> Result<TcpStream, String> {
     let mut last_error = format!("member {:x} has no URLs", peer.id);
     for url in &peer.urls {
         match addresses(url) {
@@ -284,7 +284,7 @@ fn dial(peer: &Peer, limits: Patience) -> Result<TcpStream, String> {
 }
 
 /// Disables Nagle's algorithm, and sets the timeouts that detect a peer which is gone without closing the connection.
-fn prepared(stream: TcpStream, limits: Patience) -> std::io::Result<TcpStream> {
+fn prepared(stream: TcpStream, limits: TransportLimits) -> std::io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(limits.dial))?;
     stream.set_write_timeout(Some(limits.write))?;

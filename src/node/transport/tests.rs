@@ -7,7 +7,7 @@ use std::{
 use super::{
     super::{
         log::Position,
-        snapshot::{Offer, Scratch},
+        snapshot::{OutboundSnapshot, Scratch},
     },
     frame::{Purpose, Verdict},
     *,
@@ -17,8 +17,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 struct NoSnapshots;
 
-impl Depot for NoSnapshots {
-    fn place(&self, _index: u64) -> Scratch {
+impl SnapshotStore for NoSnapshots {
+    fn new_directory(&self, _index: u64) -> Scratch {
         panic!("no snapshots are sent in these tests")
     }
 
@@ -26,7 +26,7 @@ impl Depot for NoSnapshots {
         panic!("no snapshots are sent in these tests")
     }
 
-    fn open(&self, _files: Scratch) -> Result<Incoming, Halt> {
+    fn open(&self, _files: Scratch) -> Result<InboundSnapshot, Halt> {
         panic!("no snapshots are sent in these tests")
     }
 }
@@ -44,16 +44,16 @@ fn member(member_id: u64) -> TestMember {
 
 fn member_of_version(version: (u8, u8), member_id: u64) -> TestMember {
     let raft = Arc::new(Inbox::default());
-    let transport = Transport::new(Parts {
+    let transport = Transport::new(TransportParts {
         identity: Identity { cluster_id: 7, member_id },
-        speech: Speech { version, oldest: (3, 0) },
+        protocol_version: ProtocolVersion { version, oldest: (3, 0) },
         raft: raft.clone(),
-        links: Arc::default(),
-        shelf: Arc::default(),
-        depot: Box::new(NoSnapshots),
-        farewell: Arc::new(|| ()),
-        hurries: false,
-        patience: Patience {
+        connectivity: Arc::default(),
+        outbound_slot: Arc::default(),
+        snapshot_store: Box::new(NoSnapshots),
+        on_removed: Arc::new(|| ()),
+        advance_first_election: false,
+        limits: TransportLimits {
             dial: Duration::from_secs(5),
             write: WRITE_TIMEOUT,
             stall: Duration::from_mins(1),
@@ -143,7 +143,10 @@ fn proposals_and_reads_of_other_members_are_forwarded_and_the_stream_stays_open(
     follower.transport.send(vec![forwarded(MessageType::MsgReadIndex, 3)]);
     await_message(&leader, |message| message.msg_type == MessageType::MsgReadIndex);
     let open_for = open_since.elapsed();
-    assert!(follower.transport.parts.links.active_for(2).is_some_and(|time| time > open_for), "it is the same stream");
+    assert!(
+        follower.transport.parts.connectivity.active_for(2).is_some_and(|time| time > open_for),
+        "it is the same stream"
+    );
     follower.transport.stop();
     leader.transport.stop();
 }
@@ -201,7 +204,11 @@ fn a_snapshot_waits_for_a_receiver_that_is_busy_with_its_disk() {
     fs::write(temp.path().join("1.sst"), vec![7; FILE_BYTES]).unwrap();
     let at = Position { index: 5, term: 1 };
     let files = Scratch::new(temp.path().to_path_buf());
-    own.transport.parts.shelf.put(Some(Arc::new(Offer { at, conf_state: raft::eraftpb::ConfState::default(), files })));
+    own.transport.parts.outbound_slot.put(Some(Arc::new(OutboundSnapshot {
+        at,
+        conf_state: raft::eraftpb::ConfState::default(),
+        files,
+    })));
     let mut snapshot = Message { msg_type: MessageType::MsgSnapshot, from: 1, to: 2, term: 1, ..Message::default() };
     snapshot.mut_snapshot().mut_metadata().index = 5;
     own.transport.send(vec![snapshot]);

@@ -49,7 +49,7 @@ enum Action {
     /// The peer reads this many bytes.
     Write(usize),
     /// The service answers a pending call.
-    Answer(usize),
+    CallResult(usize),
     Wait(Duration),
     Shutdown,
 }
@@ -106,7 +106,7 @@ fn decide(input: &mut Input, newest: &mut u32, last: &mut Vec<u8>) -> Action {
         9 | 10 => Action::Run,
         11 => Action::Write(usize::from(input.short())),
         12 => Action::Write(usize::MAX),
-        13 => Action::Answer(input.byte().into()),
+        13 => Action::CallResult(input.byte().into()),
         14 => Action::Wait(Duration::from_millis(input.pick(&[1, 60, 1100, 11_000]))),
         _ if input.below(8) == 0 => Action::Shutdown,
         _ => Action::Run,
@@ -144,7 +144,7 @@ impl Instance {
     fn perform(&mut self, action: &Action) {
         match action {
             Action::Receive(bytes) => {
-                if self.connection.is_choked() {
+                if self.connection.must_not_read() {
                     self.write(usize::MAX); // Nothing is read until then.
                 }
                 self.received.extend_from_slice(bytes);
@@ -152,7 +152,7 @@ impl Instance {
             }
             Action::Run => _ = self.connection.run(self.now),
             Action::Write(most) => self.write(*most),
-            Action::Answer(nth) => {
+            Action::CallResult(nth) => {
                 let mut replies = self.service.replies.lock();
                 if !replies.is_empty() {
                     let nth = nth % replies.len();
@@ -163,11 +163,11 @@ impl Instance {
             }
             Action::Wait(time) => {
                 self.now += *time;
-                if self.connection.next_alarm() <= self.now {
-                    self.connection.alarm(self.now);
+                if self.connection.next_timer() <= self.now {
+                    self.connection.on_timer(self.now);
                 }
             }
-            Action::Shutdown => self.connection.leave(self.now),
+            Action::Shutdown => self.connection.shut_down(self.now),
         }
     }
 
@@ -181,7 +181,7 @@ impl Instance {
             if self.runs_between {
                 self.connection.run(self.now);
                 self.check_bounds();
-                let most = if self.connection.is_choked() { usize::MAX } else { piece.len() * 7 };
+                let most = if self.connection.must_not_read() { usize::MAX } else { piece.len() * 7 };
                 self.write(most);
             }
         }
@@ -221,9 +221,9 @@ impl Instance {
         let connection = &mut self.connection;
         (
             connection.output().len(),
-            connection.is_over(),
+            connection.is_closed(),
             connection.is_dead(),
-            connection.next_alarm(),
+            connection.next_timer(),
             self.shared.ledger.held(),
         )
     }

@@ -93,10 +93,10 @@ fn write(encoder: &mut Encoder, list: &[(String, Vec<u8>)], is_typical: bool) ->
     encoder.begin(&mut block);
     let mut rest = list;
     if is_typical && rest[0].0 == ":status" {
-        encoder.head_of_answer(&mut block);
+        encoder.grpc_response_headers(&mut block);
         rest = &rest[2..];
     } else if is_typical {
-        encoder.end_of_answer(&mut block);
+        encoder.ok_trailers(&mut block);
         rest = &rest[1..];
     }
     for (name, value) in rest {

@@ -20,12 +20,12 @@ use h2::{
 };
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, request::Parts};
 use metastore::{
-    call::Refusal,
+    call::CallError,
     http2::{
         frame::{self, Frame, PREFACE, flag, kind},
-        guest::RequestBody,
         hpack::{Decoder, decoder::Fields},
-        request::{self, Memory, Target},
+        http_handler::RequestBody,
+        request::{self, BlockCache, Target},
         service::{self, Response, Service},
     },
 };
@@ -94,15 +94,15 @@ impl Service for NoMethods {
         None
     }
 
-    fn refuse(&self, _: &str) -> Option<Refusal> {
+    fn refuse(&self, _: &str) -> Option<CallError> {
         None
     }
 
-    fn run_elsewhere(&self, _: Box<dyn FnOnce() + Send>) {
+    fn run_blocking(&self, _: Box<dyn FnOnce() + Send>) {
         unreachable!("requests are only parsed here")
     }
 
-    fn guest(&self, _: Request<RequestBody>) -> Response {
+    fn handle_http(&self, _: Request<RequestBody>) -> Response {
         unreachable!("requests are only parsed here")
     }
 }
@@ -111,7 +111,7 @@ impl Service for NoMethods {
 struct OurDecoder {
     decoder: Decoder,
     fields: Fields,
-    memory: Memory,
+    memory: BlockCache,
 }
 
 impl OurDecoder {
@@ -123,7 +123,7 @@ impl OurDecoder {
     /// identical block must be the same.
     fn parse(&mut self, block: &[u8]) -> Result<Option<Parts>, &'static str> {
         let changes = self.decoder.table_changes();
-        let remembered = self.memory.recall(block, changes).map(|request| parts(request));
+        let remembered = self.memory.get(block, changes).map(|request| parts(request));
         let request = Arc::new(request::read(&self.fields, &NoMethods).map_err(|malformed| malformed.0)?);
         let parts = parts(&request);
         if let Some(before) = remembered {
@@ -132,7 +132,7 @@ impl OurDecoder {
             };
             assert_eq!(comparable(&before), comparable(&parts));
         } else if self.fields.only_indexed() {
-            self.memory.keep(block, &request, changes);
+            self.memory.insert(block, &request, changes);
         }
         Ok(parts)
     }
@@ -141,7 +141,7 @@ impl OurDecoder {
 /// `None` for a call that is refused because of its headers.
 fn parts(request: &request::Request) -> Option<Parts> {
     match &request.target {
-        Target::Guest(parts) => Some((**parts).clone()),
+        Target::Http(parts) => Some((**parts).clone()),
         Target::Refused(_) => None,
         Target::Method(_) => panic!("the service has no methods"),
     }

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
 use metastore::{
-    call::{Answer, Call, Code, Conversation, Line, Metadata, Refusal, Reply, Step},
+    call::{Call, CallError, CallResult, Code, Conversation, Metadata, Reply, Step, StreamIo},
     http2::{
-        guest::RequestBody,
+        http_handler::RequestBody,
         service::{Method, Response, ResponseBody, Service, Shape},
     },
 };
@@ -62,15 +62,15 @@ impl Service for Server {
         Some(Arc::new(TestMethod(behavior, self.0.clone())))
     }
 
-    fn refuse(&self, _: &str) -> Option<Refusal> {
+    fn refuse(&self, _: &str) -> Option<CallError> {
         None
     }
 
-    fn run_elsewhere(&self, job: Box<dyn FnOnce() + Send>) {
+    fn run_blocking(&self, job: Box<dyn FnOnce() + Send>) {
         job();
     }
 
-    fn guest(&self, request: Request<RequestBody>) -> Response {
+    fn handle_http(&self, request: Request<RequestBody>) -> Response {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let trailers = parts.headers.clone();
@@ -103,14 +103,14 @@ impl Method for TestMethod {
                 // A copy: the buffer of a read is counted while referenced, and its size depends on how the input was split.
                 self.1.replies.lock().push((Bytes::copy_from_slice(&message), reply));
             }
-            Behavior::Refuse => reply.answer(Err(Refusal { code: Code::NotFound, message: "no\u{e4}".into() })),
+            Behavior::Refuse => reply.answer(Err(CallError { code: Code::NotFound, message: "no\u{e4}".into() })),
             Behavior::Echo | Behavior::Chat | Behavior::Pour => reply.run(move |reply| reply.answer(Ok(message))),
         }
     }
 
-    fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, Refusal> {
+    fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
         if metadata.require_leader {
-            return Err(Refusal { code: Code::Unavailable, message: "no leader".into() });
+            return Err(CallError { code: Code::Unavailable, message: "no leader".into() });
         }
         self.1.conversations.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(TestConversation { amplifies: self.0 == Behavior::Pour, pending: 0, state: self.1.clone() }))
@@ -128,7 +128,7 @@ impl Method for TestMethod {
         self.1.ended.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn answered(&self, _: Duration, _: usize, _: &Answer) {
+    fn answered(&self, _: Duration, _: usize, _: &CallResult) {
         self.1.ended.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -146,8 +146,8 @@ impl Drop for TestConversation {
 }
 
 impl Conversation for TestConversation {
-    fn step(&mut self, line: &mut dyn Line) -> Step {
-        while line.has_room() {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
+        while line.can_send() {
             if self.pending > 0 {
                 let next = self.pending.min(1000);
                 self.pending -= next;
@@ -157,7 +157,7 @@ impl Conversation for TestConversation {
             match line.receive() {
                 Some(message) if self.amplifies => self.pending = message.len() * 1000,
                 Some(message) => line.send(message),
-                None if line.ended() => return Step::End(Ok(())),
+                None if line.is_half_closed() => return Step::End(Ok(())),
                 None => return Step::Wait,
             }
         }

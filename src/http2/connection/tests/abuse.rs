@@ -10,12 +10,12 @@ fn flood(allowed: u32, mut act: impl FnMut(&mut Client, u32)) {
         act(&mut client, nth);
         client.take();
     }
-    assert!(!client.connection.is_over());
+    assert!(!client.connection.is_closed());
     assert!(client.connection.held() < 100_000, "{} bytes held", client.connection.held());
     client.now += Duration::from_secs(1);
     for nth in 0..=allowed + 5 {
         act(&mut client, allowed + nth);
-        if client.connection.is_over() {
+        if client.connection.is_closed() {
             assert!(nth >= allowed / 2);
             return client.assert_ended(Code::EnhanceYourCalm);
         }
@@ -52,7 +52,7 @@ fn empty_data_frames_are_limited() {
     for _ in 0..2000 {
         client.frame(kind::DATA, 0, 1, &[]);
     }
-    assert!(!client.connection.is_over());
+    assert!(!client.connection.is_closed());
     client.frame(kind::DATA, flag::PADDED, 1, &[3, 0, 0, 0]);
     client.assert_ended(Code::EnhanceYourCalm);
 }
@@ -63,7 +63,7 @@ fn endless_continuations_end_the_connection() {
         let mut client = Client::new();
         client.frame(kind::HEADERS, 0, 1, &[]);
         let mut frames = 0;
-        while !client.connection.is_over() {
+        while !client.connection.is_closed() {
             client.frame(kind::CONTINUATION, 0, 1, piece);
             frames += 1;
             assert!(frames <= 64);
@@ -108,7 +108,7 @@ fn windows_that_open_byte_by_byte_end_the_connection() {
     client.message(1, &[0; 100], false);
     client.take();
     let mut updates = 0;
-    while !client.connection.is_over() {
+    while !client.connection.is_closed() {
         client.grant(1, 1);
         client.take();
         updates += 1;
@@ -175,13 +175,13 @@ fn a_slow_preface_or_header_block_ends_the_connection() {
     let mut client = Client::before_preface(Limits::default());
     client.send(&PREFACE[..10]);
     client.now += Duration::from_secs(11);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     client.assert_ended(Code::EnhanceYourCalm);
 
     let mut client = Client::new();
     client.frame(kind::HEADERS, 0, 1, &[]);
     client.now += Duration::from_secs(11);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     client.assert_ended(Code::EnhanceYourCalm);
 }
 
@@ -192,22 +192,22 @@ fn a_client_that_reads_nothing_or_answers_no_ping_is_dropped() {
     client.connection.run(client.now);
     client.connection.wrote(0, false, client.now);
     client.now += Duration::from_secs(61);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     assert!(client.connection.is_dead());
 
     let mut client = Client::new();
     client.now += Duration::from_hours(2);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     assert_eq!(client.received(), ["ping 0"]);
     client.now += Duration::from_secs(10);
     client.frame(kind::PING, flag::ACK, 0, b"there???");
     client.now += Duration::from_secs(20);
-    client.connection.alarm(client.now);
-    assert!(!client.connection.is_over(), "it has answered");
+    client.connection.on_timer(client.now);
+    assert!(!client.connection.is_closed(), "it has answered");
     client.now += Duration::from_hours(2);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     client.now += Duration::from_secs(20);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     assert!(client.connection.is_dead());
 }
 
@@ -280,7 +280,7 @@ fn a_client_that_opens_no_window_is_dropped() {
     }
     for is_patient in [true, false] {
         client.now += Duration::from_secs(31);
-        client.connection.alarm(client.now);
+        client.connection.on_timer(client.now);
         assert_eq!(client.connection.is_dead(), !is_patient);
         client.connection.wrote(0, true, client.now);
     }
@@ -332,14 +332,14 @@ fn request_headers_of_open_streams_are_counted() {
 fn a_closed_connection_sends_nothing_more() {
     let mut client = Client::with(Limits { keepalive_interval: Duration::from_secs(1), ..Limits::default() });
     client.grant(0, 0);
-    assert!(client.connection.is_over());
+    assert!(client.connection.is_closed());
     client.connection.run(client.now);
     client.connection.wrote(0, false, client.now);
     client.now += Duration::from_secs(30);
-    client.connection.alarm(client.now);
-    assert!(client.connection.next_alarm() > client.now, "the timer must not fire again and again");
+    client.connection.on_timer(client.now);
+    assert!(client.connection.next_timer() > client.now, "the timer must not fire again and again");
     client.now += Duration::from_secs(31);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     assert!(client.connection.is_dead());
 }
 
@@ -348,7 +348,7 @@ fn missing_settings_or_a_slow_frame_end_the_connection() {
     let mut client = Client::before_preface(Limits::default());
     client.send(PREFACE);
     client.now += Duration::from_secs(11);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     client.assert_ended(Code::EnhanceYourCalm);
 
     let mut client = Client::new();
@@ -356,7 +356,7 @@ fn missing_settings_or_a_slow_frame_end_the_connection() {
     for byte in &frame[..150] {
         client.send(&[*byte]);
         client.now += Duration::from_millis(100);
-        client.connection.alarm(client.now);
+        client.connection.on_timer(client.now);
     }
     client.assert_ended(Code::EnhanceYourCalm);
 }

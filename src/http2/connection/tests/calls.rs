@@ -180,7 +180,7 @@ fn a_server_that_ends_first_tells_the_client_to_stop() {
         assert_eq!(client.received(), [refused(stream)]);
         if wait {
             client.now += Duration::from_millis(1100);
-            client.connection.alarm(client.now);
+            client.connection.on_timer(client.now);
         } else {
             for _ in 0..5 {
                 client.frame(kind::DATA, 0, stream, &[0; 16_384]);
@@ -247,19 +247,19 @@ fn a_deadline_ends_a_call_and_a_conversation() {
     client.message(3, b"", true);
     client.received();
     client.now += Duration::from_millis(101);
-    assert!(client.connection.next_alarm() <= client.now);
-    client.connection.alarm(client.now);
+    assert!(client.connection.next_timer() <= client.now);
+    client.connection.on_timer(client.now);
     assert_eq!(client.received(), ["1 reset 8"]);
     assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0);
     client.now += Duration::from_millis(100);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     assert_eq!(client.received(), ["3 reset 8"]);
     assert_eq!(*client.seen.handled.lock(), [call::Code::Canceled; 2]);
     // Deadlines apply to HTTP handlers, too.
     client.open(5, "/page", &[("grpc-timeout", "100m")], false);
     client.received();
     client.now += Duration::from_millis(101);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     assert_eq!(client.received(), ["5 reset 8"]);
 }
 
@@ -294,11 +294,11 @@ fn after_a_goaway_of_the_client_calls_end_and_the_connection_closes() {
     client.call(1, "/t/Later", b"");
     client.frame(kind::GOAWAY, 0, 0, &[0; 8]);
     client.received();
-    assert!(!client.connection.is_over());
+    assert!(!client.connection.is_closed());
     client.seen.replies.lock().pop().unwrap().1.answer(Ok(Bytes::new()));
     let received = client.received();
     assert_eq!(received[2..], [format!("1 {OK_END}"), "goaway 1 0".into()]);
-    assert!(client.connection.is_over());
+    assert!(client.connection.is_closed());
 }
 
 #[test]
@@ -306,12 +306,12 @@ fn a_shutdown_lets_calls_end_and_accepts_no_new_ones() {
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
     client.received();
-    client.connection.leave(client.now);
+    client.connection.shut_down(client.now);
     assert_eq!(client.received(), ["goaway 2147483647 0", "ping 0"]);
     client.call(3, "/t/Later", b""); // It was in flight.
     client.received();
     client.now += Duration::from_millis(200);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     assert_eq!(client.received(), ["goaway 3 0"]);
     client.call(5, "/t/Later", b"");
     // Frames for it are ignored.
@@ -324,7 +324,7 @@ fn a_shutdown_lets_calls_end_and_accepts_no_new_ones() {
     }
     let received = client.received();
     assert_eq!(received.iter().filter(|line| line.ends_with(OK_END)).count(), 2, "{received:?}");
-    assert!(client.connection.is_over());
+    assert!(client.connection.is_closed());
 }
 
 #[test]
@@ -332,17 +332,17 @@ fn a_shutdown_completes_when_the_last_stream_is_reset() {
     for by_client in [true, false] {
         let mut client = Client::new();
         client.open(1, "/t/Chat", &[], false);
-        client.connection.leave(client.now);
+        client.connection.shut_down(client.now);
         client.now += Duration::from_millis(200);
-        client.connection.alarm(client.now);
+        client.connection.on_timer(client.now);
         client.received();
-        assert!(!client.connection.is_over());
+        assert!(!client.connection.is_closed());
         if by_client {
             client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
         } else {
             client.grant(1, 0);
         }
         client.received();
-        assert!(client.connection.is_over());
+        assert!(client.connection.is_closed());
     }
 }

@@ -1,7 +1,7 @@
 //! What a client makes the server keep is counted for as long as it is kept, and released when the client does not read.
 
 use super::*;
-use crate::http2::{fault::Code, limits::LEAST_RATE_BYTES, message};
+use crate::http2::{fault::Code, limits::MIN_READ_BYTES, message};
 
 const MIB: usize = 1 << 20;
 
@@ -36,7 +36,7 @@ impl Client {
 
     fn wait(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
-        self.connection.alarm(self.now);
+        self.connection.on_timer(self.now);
     }
 }
 
@@ -117,7 +117,7 @@ fn a_first_response_is_refused_beyond_a_fair_share() {
 
 #[test]
 fn a_client_whose_windows_open_too_slowly_is_dropped() {
-    for (rate, is_kept) in [(LEAST_RATE_BYTES / 30, false), (LEAST_RATE_BYTES / 8, true)] {
+    for (rate, is_kept) in [(MIN_READ_BYTES / 30, false), (MIN_READ_BYTES / 8, true)] {
         let mut client = Client::new();
         client.set(setting::INITIAL_WINDOW_SIZE, 0);
         client.grant(0, 1 << 30);
@@ -136,7 +136,7 @@ fn a_client_whose_windows_open_too_slowly_is_dropped() {
 
 #[test]
 fn a_socket_that_is_read_too_slowly_is_dropped() {
-    for (rate, is_kept) in [(LEAST_RATE_BYTES / 30, false), (LEAST_RATE_BYTES / 8, true)] {
+    for (rate, is_kept) in [(MIN_READ_BYTES / 30, false), (MIN_READ_BYTES / 8, true)] {
         let mut client = Client::new();
         client.call(1, "/t/Echo", b"");
         client.connection.run(client.now);
@@ -172,7 +172,7 @@ fn a_goaway_of_a_client_without_calls_ends_the_connection_at_once() {
     client.call(1, "/t/Later", b"");
     client.frame(kind::GOAWAY, 0, 0, &goodbye);
     client.take();
-    assert!(!client.connection.is_over());
+    assert!(!client.connection.is_closed());
     client.reply().answer(Ok(Bytes::new()));
     client.assert_ended(Code::NoError);
 }
@@ -187,7 +187,7 @@ fn a_connection_without_calls_ends_after_the_idle_timeout() {
     client.wait(100);
     assert_eq!(client.received(), [""; 0], "a stream is open");
     client.frame(kind::RST_STREAM, 0, 1, &8_u32.to_be_bytes());
-    assert_eq!(client.connection.next_alarm(), client.now + Duration::from_mins(1));
+    assert_eq!(client.connection.next_timer(), client.now + Duration::from_mins(1));
     client.wait(60);
     assert_eq!(client.received(), ["goaway 2147483647 0", "ping 0"]);
     client.frame(kind::PING, flag::ACK, 0, b"leaving.");
@@ -208,7 +208,7 @@ fn complete_requests_are_answered_after_the_client_has_closed_its_side() {
     assert_eq!(client.received(), [format!("3 {HEAD}"), "3 data 9".into(), "3 grpc-status=0 end".into()]);
     client.reply().answer(Ok(Bytes::from_static(b"last")));
     assert!(client.received().contains(&"1 data 9".to_owned()));
-    assert!(client.connection.is_over(), "nothing else can come");
+    assert!(client.connection.is_closed(), "nothing else can come");
     // But not longer than the read timeout.
     let mut client = Client::new();
     client.call(1, "/t/Later", b"");
@@ -219,7 +219,7 @@ fn complete_requests_are_answered_after_the_client_has_closed_its_side() {
     // Without requests the connection ends at once.
     let mut client = Client::new();
     client.connection.input_ended(client.now);
-    assert!(client.connection.is_over());
+    assert!(client.connection.is_closed());
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn streams_beyond_a_limit_that_the_client_cannot_know_are_no_flood() {
         client.open(2 * nth + 1, "/t/Later", &[], false);
     }
     client.take();
-    assert!(!client.connection.is_over());
+    assert!(!client.connection.is_closed());
     client.frame(kind::SETTINGS, flag::ACK, 0, &[]);
     for nth in 2000..4000 {
         client.open(2 * nth + 1, "/t/Later", &[], false);
@@ -258,7 +258,7 @@ fn frames_for_streams_that_the_server_has_reset_are_limited() {
     let stray = frame_bytes(kind::DATA, 0, 3, b"x").repeat(1000);
     for _ in 0..10 {
         client.send(&stray);
-        assert!(!client.connection.is_over(), "some may be in flight");
+        assert!(!client.connection.is_closed(), "some may be in flight");
     }
     client.send(&stray);
     client.assert_ended(Code::EnhanceYourCalm);

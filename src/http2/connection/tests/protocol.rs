@@ -87,7 +87,7 @@ fn section_5_1_states() {
         client.message(1, b"", false);
         client.received();
         client.now += Duration::from_secs(2);
-        client.connection.alarm(client.now);
+        client.connection.on_timer(client.now);
         assert_eq!(client.received(), ["1 reset 0"]);
         client.frame(kind::RST_STREAM, 0, 1, &[0; 4]);
         client.message(1, b"", true);
@@ -124,7 +124,7 @@ fn section_5_1_frames_for_streams_that_the_server_has_reset_are_tolerated_for_a_
     client.frame(kind::DATA, 0, 3, &[7, 0, 0, 0, 0]); // It is answered, and reset later.
     client.received();
     client.now += Duration::from_secs(2);
-    client.connection.alarm(client.now);
+    client.connection.on_timer(client.now);
     assert_eq!(client.received(), ["3 reset 0"]);
     for nth in 0..500 {
         client.call(2 * nth + 5, "/t/Echo", b"");
@@ -257,7 +257,7 @@ fn exchange(pieces: &[Vec<u8>]) -> (Vec<ReceivedFrame>, bool, usize) {
         client.send(piece);
         got.extend(client.take());
     }
-    (got, client.connection.is_over(), client.connection.held())
+    (got, client.connection.is_closed(), client.connection.held())
 }
 
 /// What is written if everything is received before anything is processed.

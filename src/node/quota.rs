@@ -1,0 +1,96 @@
+//! Enforces this member's quota, and raises the cluster's NOSPACE alarm when it is exceeded.
+//!
+//! The database is measured twice a second, which is far too seldom for a limit, while measuring it for every entry would be far
+//! too expensive. So the cost of writes since the last measurement, as the quota charges for them, is added to it.
+//!
+//! The quota is checked twice. A write that is known not to fit is refused before it is proposed. One that was admitted and
+//! turns out too large when it is applied *stays*: members have different quotas, but must have the same data. Its waiter gets
+//! "no space" nevertheless, and the alarm that follows refuses all later writes, on every member.
+//!
+//! Waiters are answered only after the alarm is raised, so that a client that got "no space" can see the alarm.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prost::Message;
+
+use super::{
+    apply_thread::Quota, identity::RequestIds, inbox::Inbox, raft_thread::Input, status::Status,
+    waiters::ProposalWaiter,
+};
+use crate::{
+    error::Error,
+    proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
+    state::{Command, Kind},
+};
+
+/// Checks writes against the quota of one member.
+pub struct QuotaEnforcer {
+    quota: Quota,
+    member_id: u64,
+    status: Arc<Status>,
+    raft: Arc<Inbox<Input>>,
+    ids: Arc<RequestIds>,
+    /// While an alarm is proposed: the waiters that get "no space" when it is raised.
+    awaiting_alarm: Mutex<Option<Vec<ProposalWaiter>>>,
+}
+
+impl QuotaEnforcer {
+    #[must_use]
+    pub fn new(
+        quota: Quota,
+        member_id: u64,
+        status: Arc<Status>,
+        raft: Arc<Inbox<Input>>,
+        ids: Arc<RequestIds>,
+    ) -> Self {
+        Self { quota, member_id, status, raft, ids, awaiting_alarm: Mutex::new(None) }
+    }
+
+    /// Whether a write of this cost still fits.
+    #[must_use]
+    pub fn admits(&self, cost: u64) -> bool {
+        self.quota.admits(cost, self.status.estimated_bytes())
+    }
+
+    /// Adds the cost of a write. False if it exceeded the quota.
+    #[must_use]
+    pub fn charge(&self, cost: u64) -> bool {
+        let fits = self.admits(cost);
+        self.status.add_written(cost);
+        fits
+    }
+
+    /// Raises the alarm for this member, then answers these waiters, if any, that there is no space.
+    pub fn raise_no_space(self: &Arc<Self>, waiters: Vec<ProposalWaiter>) {
+        let mut awaiting_alarm = self.awaiting_alarm.lock();
+        if let Some(earlier) = awaiting_alarm.as_mut() {
+            return earlier.extend(waiters);
+        }
+        *awaiting_alarm = Some(waiters);
+        drop(awaiting_alarm);
+        tracing::warn!({ "quota-size-bytes" = self.quota.bytes }, "message exceeded backend quota; raising alarm");
+        self.propose_alarm();
+    }
+
+    fn propose_alarm(self: &Arc<Self>) {
+        let alarm = AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id: self.member_id,
+            alarm: AlarmType::Nospace as i32,
+        };
+        let id = self.ids.next();
+        let data = Command::encode(id, Kind::Alarm, &alarm.encode_to_vec());
+        let quota = self.clone();
+        let waiter: ProposalWaiter = Box::new(move |_| {
+            let waiters = quota.awaiting_alarm.lock().take();
+            waiters.into_iter().flatten().for_each(|waiter| waiter(Err(Error::NoSpace)));
+        });
+        if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, waiter }) {
+            waiter(Err(Error::Stopped));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
