@@ -130,7 +130,7 @@ fn acknowledged_durable_writes_survive_a_hundred_power_failures() {
 }
 
 /// Texts of the panics on lost data: the log is refused, a writer finds other data than expected, a revision went back.
-const LOSS_TEXTS: [&str; 3] = ["Refused", "but expected", "went back"];
+const LOSS_TEXTS: [&str; 3] = ["InvalidData", "but expected", "went back"];
 
 fn assert_detected(disk: Disk) {
     let outcome = panic::catch_unwind(|| power::fail_power_repeatedly(8, disk));
