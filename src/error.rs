@@ -6,7 +6,10 @@
 //! [`Halt`] is an error that this process cannot recover from: a failing disk or corrupt data. It needs an operator, so it ends
 //! the process.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// Why a request is refused, with etcd's error text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +62,8 @@ pub enum Error {
     TooManyLearners,
     #[error("etcdserver: request is too large")]
     RequestTooLarge,
+    #[error("grpc: too many bytes of answers wait to be read")]
+    TooManyBytesUnread,
     #[error("etcdserver: too many requests")]
     TooManyRequests,
     #[error("etcdserver: no leader")]
@@ -129,9 +134,38 @@ pub enum Halt {
 }
 
 impl Halt {
+    /// Aborts the process: a member whose storage has failed must not go on.
+    pub fn abort(&self) -> ! {
+        tracing::error!(error = %self, "fatal storage error, aborting");
+        std::process::abort()
+    }
+
     /// For `map_err`: adds the action and the path to an I/O error.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }
     }
+}
+
+/// Why the server did not start, or stopped without a signal.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The disk failed, or the data on it is unusable.
+    #[error(transparent)]
+    Halt(#[from] Halt),
+    /// The configuration cannot be used, or the cluster does not accept this member.
+    #[error("{0}")]
+    Refused(String),
+    /// An address cannot be listened on.
+    #[error("listen {address}: bind: {}", bind_error_text(.source))]
+    Bind {
+        /// The network and the address, as Go prints them: `tcp 127.0.0.1:2379`.
+        address: String,
+        source: io::Error,
+    },
+}
+
+/// The system's error text; for an address in use, the text of Go servers.
+fn bind_error_text(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::AddrInUse { "address already in use".to_owned() } else { error.to_string() }
 }

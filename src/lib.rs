@@ -2,10 +2,15 @@
 //!
 //! The layers, in reading order. A layer depends only on those below it.
 
-pub mod api;
-pub mod http2;
+pub mod cli;
+pub mod server;
+
+pub mod frontend;
+pub mod service;
+
+pub mod cluster;
 pub mod node;
-pub mod peer;
+pub mod raft_log;
 pub mod watch;
 
 pub mod state;
@@ -14,16 +19,12 @@ pub mod lease;
 pub mod mvcc;
 pub mod storage;
 
-pub mod call;
-pub mod error;
-pub mod inbox;
-pub mod ledger;
-pub mod metrics;
-pub mod proto;
-pub mod urls;
-pub mod version;
-
-pub mod bench;
 pub mod config;
 pub mod logging;
-pub mod server;
+pub mod net;
+
+pub mod error;
+pub mod inbox;
+pub mod metrics;
+pub mod proto;
+pub mod version;

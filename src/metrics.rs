@@ -226,3 +226,29 @@ pub fn observe_log_write(bytes: u64, write: Duration, sync: Duration) {
     METRICS.wal_write.observe(write.as_secs_f64());
     METRICS.wal_fsync.observe(sync.as_secs_f64());
 }
+
+/// Counts what the server of HTTP/2 tells.
+struct Http2Metrics;
+
+impl http2::metrics::Metrics for Http2Metrics {
+    fn refused(&self, reason: &'static str) {
+        METRICS.refused.with_label_values(&[reason]).inc();
+    }
+
+    fn connection_opened(&self) {
+        METRICS.connections.inc();
+    }
+
+    fn connection_closed(&self) {
+        METRICS.connections.dec();
+    }
+
+    fn held_bytes(&self, change: i64) {
+        METRICS.held_bytes.add(change);
+    }
+}
+
+/// Has the server of HTTP/2 count here. To be called before it serves.
+pub fn install_http2() {
+    http2::metrics::install(&Http2Metrics);
+}

@@ -6,7 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod process;
+use test_support::process;
 
 use std::{
     io::{BufRead, BufReader, Write},

@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "support/mod.rs"]
-mod support;
-
 use std::{
     collections::BTreeMap,
     fs,
@@ -14,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+use test_support as support;
 
 use metastore::{
     node::data_dir::DataDir,
@@ -48,7 +46,7 @@ fn assert_untouched(before: &BTreeMap<PathBuf, Option<Vec<u8>>>, path: &Path) {
 }
 
 fn command(data_dir: &Path, client_url: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_metastore"));
+    let mut command = Command::new(test_support::program());
     command
         .args(["--name", "one", "--data-dir"])
         .arg(data_dir)

@@ -1,7 +1,8 @@
 //! The table of all flags: name, kind of value, default, help text, and whether the flag is implemented.
 //!
 //! Parsing, `--help`, the warnings at startup and the README all use this one table. Flags that are not implemented are
-//! listed as well, so that a start command written for etcd starts metastore too. Their [`Status`] says what happens instead:
+//! listed as well, so that a start command written for etcd starts metastore too. Their [`Status`](super::flag::Status) says what
+//! happens instead:
 //! * A flag that only tunes something is accepted, with a warning that says what is missing.
 //! * A flag that promises protection, or decides which cluster the member belongs to, stops the start: to start without it
 //!   would be dangerous.
@@ -10,63 +11,7 @@
 //! * Every default is a valid value of its kind.
 //! * No name appears twice; metastore's own flags do not reuse names of etcd's.
 
-use super::{
-    duration, frontend,
-    gates::FeatureGates,
-    limits, urls,
-    value::{self, Value},
-};
-
-#[derive(Debug, Clone, Copy)]
-pub struct Flag {
-    /// The name, without dashes.
-    pub name: &'static str,
-    pub kind: Kind,
-    /// The default, in the form in which a value is given.
-    pub default: &'static str,
-    /// One line of help text.
-    pub help: &'static str,
-    pub status: Status,
-}
-
-/// The kind of value that a flag takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Text,
-    /// `true` or `false`; the bare flag means `true`.
-    Bool,
-    Unsigned,
-    Unsigned32,
-    Signed,
-    /// Go's notation: `100ms`, `1h30m`.
-    Duration,
-    /// A comma-separated list of URLs.
-    Urls,
-    /// `*`, or a comma-separated list of URLs.
-    Origins,
-    /// A comma-separated list of strings.
-    Strings,
-    /// `Gate=true,Other=false`.
-    Gates,
-    /// One of these.
-    Choice(&'static [&'static str]),
-    /// The value is not read: the flag is obsolete in etcd too, but old start commands still contain it.
-    Ignored,
-}
-
-/// Whether a flag is implemented.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    Supported,
-    /// Accepted without effect. A warning at startup gives the reason, unless the value is the neutral one.
-    NoEffect {
-        /// The value with which nothing is missing.
-        neutral: &'static str,
-        reason: &'static str,
-    },
-    /// Any value but the default stops the start; the text says why.
-    Refused(&'static str),
-}
+use super::flag::{Flag, Kind, flag};
 
 /// All flags, by section, in the order of `--help`.
 pub const SECTIONS: &[(&str, &[Flag])] = &[
@@ -75,8 +20,8 @@ pub const SECTIONS: &[(&str, &[Flag])] = &[
     ("Security", SECURITY),
     ("Logging and monitoring", LOGGING),
     ("Tuning", TUNING),
-    ("metastore only", limits::FLAGS),
-    ("metastore only, client connections", frontend::FLAGS),
+    ("metastore only", LIMITS),
+    ("metastore only, client connections", CLIENT_CONNECTIONS),
     ("Short form", QUICKSTART),
     ("Process", PROCESS),
 ];
@@ -326,6 +271,144 @@ const TUNING: &[Flag] = &[
     flag("unsafe-no-fsync", Kind::Bool, "false", "Do not wait for fsync. A crash loses acknowledged writes."),
 ];
 
+const LIMITS: &[Flag] = &[
+    flag("value-cache-bytes", Kind::Unsigned, "16777216", "Memory for recently written and read values."),
+    flag("block-cache-bytes", Kind::Unsigned, "16777216", "Memory for blocks of the database's files."),
+    flag(
+        "write-buffer-bytes",
+        Kind::Unsigned,
+        "16777216",
+        "Memory for each of the database's two write buffers; at least 65536.",
+    ),
+    flag(
+        "flush-log-bytes",
+        Kind::Unsigned,
+        "33554432",
+        "Bytes of log since the last flush of the database at which a flush starts.",
+    ),
+    flag("flush-interval", Kind::Duration, "1m0s", "Maximum time from a write to a flush of the database."),
+    flag(
+        "max-apply-backlog",
+        Kind::Unsigned,
+        "5000",
+        "Committed entries not yet applied at which requests are refused as too many.",
+    ),
+    flag(
+        "laggard-log-bytes",
+        Kind::Unsigned,
+        "201326592",
+        "Log kept in memory for members that lag behind; beyond that they are sent a snapshot.",
+    ),
+    flag(
+        "peer-queue-bytes",
+        Kind::Unsigned,
+        "67108864",
+        "Messages queued for one other member; messages beyond that are dropped, and raft sends them again.",
+    ),
+    flag(
+        "peer-connections-per-address",
+        Kind::Unsigned,
+        "1024",
+        "Maximum number of connections from one address to the peer port, at least 16; more are refused.",
+    ),
+    flag(
+        "peer-connections-before-hello",
+        Kind::Unsigned,
+        "16",
+        "Maximum number of these that have not sent their hello yet, at least 2; a new one closes the oldest.",
+    ),
+    flag(
+        "peer-hello-timeout",
+        Kind::Duration,
+        "5s",
+        "How long a connection to the peer port may take to send its hello.",
+    ),
+    flag(
+        "peer-min-bytes-per-second",
+        Kind::Unsigned,
+        "65536",
+        "A member that sends a message or a snapshot more slowly is disconnected after a grace period; at least 1.",
+    ),
+    flag(
+        "snapshot-bytes-per-second",
+        Kind::Unsigned,
+        "134217728",
+        "Rate at which a snapshot is sent to another member; at least 1048576.",
+    ),
+    flag("watch-ring-bytes", Kind::Unsigned, "8388608", "Memory for recent events; older ones are read from disk."),
+    flag(
+        "watch-pending-bytes",
+        Kind::Unsigned,
+        "1048576",
+        "Events queued for one watch stream; beyond that its watches fall behind and catch up later.",
+    ),
+    flag(
+        "all-watch-pending-bytes",
+        Kind::Unsigned,
+        "134217728",
+        "The same for all watch streams together; beyond it, only those that hold more than a fair share fall behind.",
+    ),
+    flag(
+        "max-watches-per-stream",
+        Kind::Unsigned,
+        "1000000",
+        "Maximum number of watches per stream; more are refused.",
+    ),
+    flag(
+        "api-threads",
+        Kind::Unsigned,
+        "0",
+        "Threads for client connections, at most 1024; 0 is one per processor, less one.",
+    ),
+    flag("read-threads", Kind::Unsigned, "0", "Threads for long reads, at most 1024; 0 is one per processor."),
+    flag(
+        "max-connections",
+        Kind::Unsigned,
+        "0",
+        "Maximum number of client connections, others wait; 0 is what the limit of open files leaves.",
+    ),
+];
+
+const CLIENT_CONNECTIONS: &[Flag] = &[
+    flag("grpc-server", Kind::Choice(&["own", "tonic"]), "own", "The HTTP/2 server for clients: `own` or `tonic`."),
+    flag(
+        "max-resets-per-second",
+        Kind::Unsigned32,
+        "1000",
+        "Calls in progress that one connection may cancel per second.",
+    ),
+    flag(
+        "max-connection-bytes",
+        Kind::Unsigned,
+        "268435456",
+        "Memory that one connection may occupy: incomplete requests, unread responses, headers of open streams.",
+    ),
+    flag(
+        "max-held-bytes",
+        Kind::Unsigned,
+        "2147483648",
+        "The same for all connections together; beyond it, only connections that hold more than a fair share are refused.",
+    ),
+    flag(
+        "client-begin-timeout",
+        Kind::Duration,
+        "10s",
+        "How long a client may take to send its first byte, to complete the TLS handshake, a preface or a header block.",
+    ),
+    flag(
+        "client-read-timeout",
+        Kind::Duration,
+        "1m0s",
+        "How long a client may take to read 64 KiB of what is written to it, or to send the next piece of a request's body.",
+    ),
+    flag(
+        "client-idle-timeout",
+        Kind::Duration,
+        "0s",
+        "How long an HTTP/2 connection may stay open without a call; 0s means no limit.",
+    ),
+];
+
 /// Each of these stands for one or more of the flags above. They have no environment variables: Kubernetes sets `ETCD_PORT`
 /// for every service named `etcd`.
 pub const QUICKSTART: &[Flag] = &[
@@ -395,77 +478,6 @@ const LINKS: &str = "connections between members have their own timeouts";
 const V2_STAGES: &[&str] = &["write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
 const ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
 
-pub(super) const fn flag(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
-    Flag { name, kind, default, help, status: Status::Supported }
-}
-
-impl Flag {
-    const fn no_effect(mut self, reason: &'static str) -> Self {
-        self.status = Status::NoEffect { neutral: self.default, reason };
-        self
-    }
-
-    const fn neutral(mut self, value: &'static str) -> Self {
-        if let Status::NoEffect { reason, .. } = self.status {
-            self.status = Status::NoEffect { neutral: value, reason };
-        }
-        self
-    }
-
-    const fn refused(mut self, reason: &'static str) -> Self {
-        self.status = Status::Refused(reason);
-        self
-    }
-
-    /// The environment variable for the flag.
-    #[must_use]
-    pub fn variable(&self) -> String {
-        variable(self.name)
-    }
-
-    /// Whether two texts mean the same value.
-    #[must_use]
-    pub fn same_value(&self, a: &str, b: &str) -> bool {
-        match self.kind {
-            Kind::Bool => bool::read(a) == bool::read(b),
-            Kind::Unsigned | Kind::Unsigned32 => u64::read(a) == u64::read(b),
-            Kind::Signed => i64::read(a) == i64::read(b),
-            Kind::Duration => duration::parse(a) == duration::parse(b),
-            Kind::Urls => urls::parse_list(a) == urls::parse_list(b),
-            Kind::Text | Kind::Origins | Kind::Strings | Kind::Gates | Kind::Choice(_) | Kind::Ignored => a == b,
-        }
-    }
-}
-
-impl Kind {
-    /// Whether the bare flag means `true` and never takes the next argument.
-    #[must_use]
-    pub fn value_is_optional(self) -> bool {
-        matches!(self, Self::Bool | Self::Ignored)
-    }
-
-    /// Checks that `text` is a value of this kind.
-    ///
-    /// # Errors
-    /// With the text of Go's flag package, or of etcd for etcd's own kinds.
-    pub fn check(self, text: &str) -> Result<(), String> {
-        match self {
-            Self::Text | Self::Strings | Self::Ignored => Ok(()),
-            Self::Bool => bool::read(text).map(drop),
-            Self::Unsigned => u64::read(text).map(drop),
-            Self::Unsigned32 => value::unsigned_32(text).map(drop),
-            Self::Signed => i64::read(text).map(drop),
-            Self::Duration => duration::parse(text).map(drop).map_err(|_| value::PARSE_ERROR.to_owned()),
-            Self::Urls => urls::parse_list(text).map(drop),
-            Self::Origins if text == "*" => Ok(()),
-            Self::Origins => urls::parse_each(text).map(drop),
-            Self::Gates => FeatureGates::parse(text).map(drop),
-            Self::Choice(values) if values.contains(&text) => Ok(()),
-            Self::Choice(_) => Err("invalid value".to_owned()),
-        }
-    }
-}
-
 /// All flags, section by section.
 pub fn all() -> impl Iterator<Item = &'static Flag> {
     SECTIONS.iter().flat_map(|(_, flags)| flags.iter())
@@ -484,15 +496,9 @@ pub fn find_experimental(name: &str) -> Option<&'static Flag> {
     FORMERLY_EXPERIMENTAL.contains(&current).then(|| find(current))?
 }
 
-/// The environment variable for a flag.
-#[must_use]
-pub fn variable(flag: &str) -> String {
-    format!("ETCD_{}", flag.replace(['-', '.'], "_").to_uppercase())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::flag::Status, *};
 
     #[test]
     fn every_default_is_a_valid_value() {

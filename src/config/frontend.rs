@@ -3,56 +3,17 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    flags::{Flag, Kind, flag},
     parse::FlagValues,
-    resolve::{count, time},
-    value,
+    value::{self, count},
 };
 use crate::{
     logging::{Level, Notice},
-    urls::Url,
+    net::{tls::TlsFiles, url::Url},
 };
 
-/// The flags that are not etcd's.
-pub const FLAGS: &[Flag] = &[
-    flag("grpc-server", Kind::Choice(&["own", "tonic"]), "own", "The HTTP/2 server for clients: `own` or `tonic`."),
-    flag(
-        "max-resets-per-second",
-        Kind::Unsigned32,
-        "1000",
-        "Calls in progress that one connection may cancel per second.",
-    ),
-    flag(
-        "max-connection-bytes",
-        Kind::Unsigned,
-        "268435456",
-        "Memory that one connection may occupy: incomplete requests, unread responses, headers of open streams.",
-    ),
-    flag(
-        "max-held-bytes",
-        Kind::Unsigned,
-        "2147483648",
-        "The same for all connections together; beyond it, only connections that hold more than a fair share are refused.",
-    ),
-    flag(
-        "client-begin-timeout",
-        Kind::Duration,
-        "10s",
-        "How long a client may take to send its first byte, to complete the TLS handshake, a preface or a header block.",
-    ),
-    flag(
-        "client-read-timeout",
-        Kind::Duration,
-        "1m0s",
-        "How long a client may take to read 64 KiB of what is written to it, or to send the next piece of a request's body.",
-    ),
-    flag(
-        "client-idle-timeout",
-        Kind::Duration,
-        "0s",
-        "How long an HTTP/2 connection may stay open without a call; 0s means no limit.",
-    ),
-];
+/// Flags that only the HTTP/2 server of this project honours.
+pub const OWN_SERVER_FLAGS: [&str; 4] =
+    ["max-resets-per-second", "max-connection-bytes", "max-held-bytes", "client-idle-timeout"];
 /// With a shorter timeout, a momentary network problem would close connections.
 const MIN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -84,21 +45,9 @@ pub enum GrpcServer {
     Tonic,
 }
 
-/// The files for client TLS.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The server certificate, with its chain.
-    pub cert: PathBuf,
-    pub key: PathBuf,
-    /// The CA certificates that client certificates are verified against.
-    pub trusted_ca: Option<PathBuf>,
-    /// Whether clients must present a certificate.
-    pub client_cert_auth: bool,
-}
-
 impl FrontendConfig {
     pub(super) fn read(values: &FlagValues, listen: &[Url], notices: &mut Vec<Notice>) -> Result<Self, String> {
-        let timeout = |flag| match time(values, flag) {
+        let timeout = |flag| match values.duration(flag) {
             time if time >= MIN_TIMEOUT => Ok(time),
             _ => Err(format!("--{flag} must be at least 1s (set to {})", values.text(flag))),
         };
@@ -110,7 +59,7 @@ impl FrontendConfig {
             max_held_bytes: count(values.get("max-held-bytes")),
             begin_timeout: timeout("client-begin-timeout")?,
             read_timeout: timeout("client-read-timeout")?,
-            idle_timeout: match time(values, "client-idle-timeout") {
+            idle_timeout: match values.duration("client-idle-timeout") {
                 Duration::ZERO => None,
                 _ => Some(timeout("client-idle-timeout")?),
             },

@@ -1,14 +1,12 @@
 //! The initial members: the cluster that a member without data bootstraps or joins.
 //!
 //! Parsed and checked only at a first start. At a restart the members are known from the data, and these flags are ignored
-//! (except that a member does not start if its peer URLs belong to another member: `server/bootstrap.rs`).
+//! (except that a member does not start if its peer URLs belong to another member: `cluster/bootstrap.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    ClusterState, Config, url_resolution,
-    urls::{self, Url},
-};
+use super::{ClusterState, Config, url_resolution};
+use crate::net::url::{self, Url};
 
 /// Everything that a first start needs, validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,12 +91,12 @@ fn check_advertised(listed: &[Url], name: &str, advertised: &[Url]) -> Result<()
     };
     let (unadvertised, unlisted) = (missing_from(listed, advertised), missing_from(advertised, listed));
     // As in etcd, both texts show the advertised URLs, though one of them names the other flag.
-    let (joined, all) = (urls::joined(advertised), pairs(name, advertised));
+    let (joined, all) = (url::joined(advertised), pairs(name, advertised));
     Err(if !unadvertised.is_empty() {
         let missing = pairs(name, &unadvertised);
         format!("--initial-cluster has {missing} but missing from --initial-advertise-peer-urls={joined} ({cause})")
     } else if !unlisted.is_empty() {
-        let missing = urls::joined(&unlisted);
+        let missing = url::joined(&unlisted);
         format!("--initial-advertise-peer-urls has {missing} but missing from --initial-cluster={all}")
     } else {
         format!("failed to resolve {joined} to match --initial-cluster={all} ({cause})")

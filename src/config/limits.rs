@@ -3,109 +3,7 @@
 
 use std::time::Duration;
 
-use super::{
-    flags::{Flag, Kind, flag},
-    parse::FlagValues,
-    resolve,
-};
-
-pub const FLAGS: &[Flag] = &[
-    flag("value-cache-bytes", Kind::Unsigned, "16777216", "Memory for recently written and read values."),
-    flag("block-cache-bytes", Kind::Unsigned, "16777216", "Memory for blocks of the database's files."),
-    flag(
-        "write-buffer-bytes",
-        Kind::Unsigned,
-        "16777216",
-        "Memory for each of the database's two write buffers; at least 65536.",
-    ),
-    flag(
-        "flush-log-bytes",
-        Kind::Unsigned,
-        "33554432",
-        "Bytes of log since the last flush of the database at which a flush starts.",
-    ),
-    flag("flush-interval", Kind::Duration, "1m0s", "Maximum time from a write to a flush of the database."),
-    flag(
-        "max-apply-backlog",
-        Kind::Unsigned,
-        "5000",
-        "Committed entries not yet applied at which requests are refused as too many.",
-    ),
-    flag(
-        "laggard-log-bytes",
-        Kind::Unsigned,
-        "201326592",
-        "Log kept in memory for members that lag behind; beyond that they are sent a snapshot.",
-    ),
-    flag(
-        "peer-queue-bytes",
-        Kind::Unsigned,
-        "67108864",
-        "Messages queued for one other member; messages beyond that are dropped, and raft sends them again.",
-    ),
-    flag(
-        "peer-connections-per-address",
-        Kind::Unsigned,
-        "1024",
-        "Maximum number of connections from one address to the peer port, at least 16; more are refused.",
-    ),
-    flag(
-        "peer-connections-before-hello",
-        Kind::Unsigned,
-        "16",
-        "Maximum number of these that have not sent their hello yet, at least 2; a new one closes the oldest.",
-    ),
-    flag(
-        "peer-hello-timeout",
-        Kind::Duration,
-        "5s",
-        "How long a connection to the peer port may take to send its hello.",
-    ),
-    flag(
-        "peer-min-bytes-per-second",
-        Kind::Unsigned,
-        "65536",
-        "A member that sends a message or a snapshot more slowly is disconnected after a grace period; at least 1.",
-    ),
-    flag(
-        "snapshot-bytes-per-second",
-        Kind::Unsigned,
-        "134217728",
-        "Rate at which a snapshot is sent to another member; at least 1048576.",
-    ),
-    flag("watch-ring-bytes", Kind::Unsigned, "8388608", "Memory for recent events; older ones are read from disk."),
-    flag(
-        "watch-pending-bytes",
-        Kind::Unsigned,
-        "1048576",
-        "Events queued for one watch stream; beyond that its watches fall behind and catch up later.",
-    ),
-    flag(
-        "all-watch-pending-bytes",
-        Kind::Unsigned,
-        "134217728",
-        "The same for all watch streams together; beyond it, only those that hold more than a fair share fall behind.",
-    ),
-    flag(
-        "max-watches-per-stream",
-        Kind::Unsigned,
-        "1000000",
-        "Maximum number of watches per stream; more are refused.",
-    ),
-    flag(
-        "api-threads",
-        Kind::Unsigned,
-        "0",
-        "Threads for client connections, at most 1024; 0 is one per processor, less one.",
-    ),
-    flag("read-threads", Kind::Unsigned, "0", "Threads for long reads, at most 1024; 0 is one per processor."),
-    flag(
-        "max-connections",
-        Kind::Unsigned,
-        "0",
-        "Maximum number of client connections, others wait; 0 is what the limit of open files leaves.",
-    ),
-];
+use super::{parse::FlagValues, value::count};
 
 const MIN_WRITE_BUFFER_BYTES: u64 = 64 << 10;
 const MIN_SNAPSHOT_BYTES_PER_SECOND: u64 = 1 << 20;
@@ -165,17 +63,16 @@ impl Limits {
     pub fn read(values: &FlagValues) -> Result<Self, String> {
         let number = |flag: &str| values.get::<u64>(flag);
         let at_least = |flag: &str, least: u64| match number(flag) {
-            value if value >= least => Ok(resolve::count(value)),
+            value if value >= least => Ok(count(value)),
             value => Err(format!("--{flag} must be at least {least} (set to {value})")),
         };
-        let unless_zero = |flag: &str| Some(number(flag)).filter(|&value| value > 0).map(resolve::count);
+        let unless_zero = |flag: &str| Some(number(flag)).filter(|&value| value > 0).map(count);
         // As in grpc-go: if either of the two is zero, both take their defaults.
-        let mut keepalive =
-            ["grpc-keepalive-interval", "grpc-keepalive-timeout"].map(|flag| resolve::time(values, flag));
+        let mut keepalive = ["grpc-keepalive-interval", "grpc-keepalive-timeout"].map(|flag| values.duration(flag));
         if keepalive.iter().any(Duration::is_zero) {
             keepalive = [DEFAULT_KEEPALIVE_INTERVAL, DEFAULT_KEEPALIVE_TIMEOUT];
         }
-        let non_zero_time = |flag: &str| match resolve::time(values, flag) {
+        let non_zero_time = |flag: &str| match values.duration(flag) {
             time if time.is_zero() => Err(format!("--{flag} must be >0 (set to {})", values.text(flag))),
             time => Ok(time),
         };
@@ -187,13 +84,13 @@ impl Limits {
             }
         }
         Ok(Self {
-            block_cache_bytes: resolve::count(number("block-cache-bytes")),
+            block_cache_bytes: count(number("block-cache-bytes")),
             write_buffer_bytes: at_least("write-buffer-bytes", MIN_WRITE_BUFFER_BYTES)?,
             flush_log_bytes: number("flush-log-bytes"),
             flush_interval,
             max_apply_backlog: number("max-apply-backlog"),
-            lagging_log_bytes: resolve::count(number("laggard-log-bytes")),
-            peer_queue_bytes: resolve::count(number("peer-queue-bytes")),
+            lagging_log_bytes: count(number("laggard-log-bytes")),
+            peer_queue_bytes: count(number("peer-queue-bytes")),
             peer_connections_per_address: at_least("peer-connections-per-address", MIN_PEER_CONNECTIONS)?,
             peer_connections_before_hello: at_least(
                 "peer-connections-before-hello",
@@ -202,7 +99,7 @@ impl Limits {
             peer_hello_timeout: non_zero_time("peer-hello-timeout")?,
             peer_min_bytes_per_second: at_least("peer-min-bytes-per-second", 1)? as u64,
             snapshot_bytes_per_second: at_least("snapshot-bytes-per-second", MIN_SNAPSHOT_BYTES_PER_SECOND)? as u64,
-            watch_ring_bytes: resolve::count(number("watch-ring-bytes")),
+            watch_ring_bytes: count(number("watch-ring-bytes")),
             watch_pending_bytes: at_least("watch-pending-bytes", 1)?,
             all_watch_pending_bytes: at_least("all-watch-pending-bytes", 1)?,
             max_watches_per_stream: at_least("max-watches-per-stream", 1)?,

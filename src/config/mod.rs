@@ -10,10 +10,11 @@
 //! etcd starts metastore. [`flags`] is the table of all flags, `parse` reads arguments and variables, `resolve` checks what
 //! they mean together. Warnings about the configuration are returned as notices, because logging is itself configured here.
 //!
-//! Settings that matter only while there is no data (the initial members) are checked by [`Config::parse_initial_cluster`]; a restart
-//! ignores them.
+//! Settings that matter only while there is no data (the initial members) are checked by [`Config::parse_initial_cluster`]; a
+//! restart ignores them.
 
 pub mod duration;
+pub mod flag;
 pub mod flags;
 pub mod frontend;
 pub mod gates;
@@ -36,7 +37,7 @@ use std::{
 
 use crate::{
     logging::{self, Level, Notice},
-    urls::{self, Url},
+    net::url::Url,
 };
 use gates::FeatureGates;
 pub use initial_cluster::InitialCluster;
@@ -261,7 +262,16 @@ impl From<Stop> for Exit {
     }
 }
 
+/// How long every request may take, in addition to two election timeouts.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
 impl Config {
+    /// How long any request may take.
+    #[must_use]
+    pub fn request_timeout(&self) -> Duration {
+        REQUEST_TIMEOUT + 2 * self.election_timeout
+    }
+
     /// The election timeout in raft ticks.
     ///
     /// # Panics

@@ -7,10 +7,12 @@
 //!
 //! Every text is checked against the kind of its flag when it is set, so reading it later cannot fail.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    flags::{self, Flag, Kind},
+    duration,
+    flag::{self, Flag, Kind},
+    flags,
     gates::{self, Gate},
     value::Value,
 };
@@ -189,6 +191,16 @@ impl FlagValues {
         T::read(self.text(name)).expect("a text is checked when it is set")
     }
 
+    /// The signed nanoseconds of a duration flag.
+    pub(super) fn nanoseconds(&self, name: &str) -> i64 {
+        duration::parse(self.text(name)).expect("a text is checked when it is set")
+    }
+
+    /// The value of a duration flag; a negative one counts as zero.
+    pub(super) fn duration(&self, name: &str) -> Duration {
+        Duration::from_nanos(u64::try_from(self.nanoseconds(name)).unwrap_or(0))
+    }
+
     /// The gates that were set by old flags.
     #[must_use]
     pub fn gates(&self) -> &[(Gate, bool)] {
@@ -227,7 +239,7 @@ fn names_by_variable() -> BTreeMap<String, String> {
     let experimental = flags::FORMERLY_EXPERIMENTAL.iter().map(|name| format!("experimental-{name}"));
     let gates = gates::former_flags().map(|(name, _)| name.to_owned());
     let ignored = flags::IGNORED.iter().map(|name| (*name).to_owned());
-    current.chain(experimental).chain(gates).chain(ignored).map(|name| (flags::variable(&name), name)).collect()
+    current.chain(experimental).chain(gates).chain(ignored).map(|name| (flag::variable(&name), name)).collect()
 }
 
 fn conflict(variable: &str) -> Notice {

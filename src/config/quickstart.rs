@@ -7,11 +7,8 @@
 //! Each of them stands for one or more of etcd's flags, which are set here as if they had been given. An etcd flag that is
 //! given as well must have the same value.
 
-use super::{
-    flags,
-    parse::FlagValues,
-    urls::{Url, UrlAddress},
-};
+use super::{flags, parse::FlagValues};
+use crate::net::url::{Url, UrlAddress};
 
 /// Sets the flags that the short form stands for.
 ///

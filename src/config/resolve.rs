@@ -5,16 +5,17 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use super::{
     AutoCompaction, ClusterState, Config, Exit, NOT_VERIFIED, START_FAILED, duration,
-    flags::{self, Status},
-    frontend::FrontendConfig,
+    flag::Status,
+    flags,
+    frontend::{self, FrontendConfig},
     gates::{FeatureGates, Gate},
     limits::Limits,
     parse::FlagValues,
     url_resolution,
-    urls::{self, Url, UrlAddress},
-    value,
+    value::{self, count},
 };
 use crate::logging::{self, Format, Level, Notice, Output};
+use crate::net::url::{self, Url, UrlAddress};
 
 const DEFAULT_NAME: &str = "default";
 const MAX_ELECTION_TIMEOUT_MS: u64 = 50_000;
@@ -70,7 +71,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     addresses.check_advertised(values).map_err(verification_failed)?;
     let mode = compaction_mode(values).map_err(verification_failed)?;
     let feature_gates = feature_gates(values, notices).map_err(verification_failed)?;
-    if nanoseconds(values, "compact-hash-check-time") <= 0 {
+    if values.nanoseconds("compact-hash-check-time") <= 0 {
         let text = values.text("compact-hash-check-time");
         return Err(verification_failed(format!("--compact-hash-check-time must be >0 (set to {text})")));
     }
@@ -88,7 +89,8 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     }
     let max_concurrent_streams =
         value::unsigned_32(values.text("max-concurrent-streams")).expect("a text is checked when it is set");
-    let frontend = FrontendConfig::read(values, &addresses.listen_client, notices).map_err(verification_failed)?;
+    let frontend_config =
+        FrontendConfig::read(values, &addresses.listen_client, notices).map_err(verification_failed)?;
     Ok(Config {
         data_dir: data_dir(values, &name, notices),
         initial_cluster: initial_cluster_text(values, &name, &addresses.advertise_peer),
@@ -114,14 +116,14 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         max_concurrent_streams,
         quota_bytes: quota(values.get("quota-backend-bytes")),
         auto_compaction,
-        corrupt_check_interval: Some(time(values, "corrupt-check-time")).filter(|interval| !interval.is_zero()),
-        compact_hash_check_interval: time(values, "compact-hash-check-time"),
+        corrupt_check_interval: Some(values.duration("corrupt-check-time")).filter(|interval| !interval.is_zero()),
+        compact_hash_check_interval: values.duration("compact-hash-check-time"),
         compaction_batch_limit: compaction_batch(values),
-        compaction_sleep_interval: or_default(time(values, "compaction-sleep-interval"), DEFAULT_COMPACTION_SLEEP),
+        compaction_sleep_interval: or_default(values.duration("compaction-sleep-interval"), DEFAULT_COMPACTION_SLEEP),
         watch_progress_notify_interval: progress_interval(values, notices),
-        warning_apply_duration: time(values, "warning-apply-duration"),
+        warning_apply_duration: values.duration("warning-apply-duration"),
         warning_unary_request_duration: or_default(
-            time(values, "warning-unary-request-duration"),
+            values.duration("warning-unary-request-duration"),
             DEFAULT_UNARY_WARNING,
         ),
         unsafe_no_fsync: values.get("unsafe-no-fsync"),
@@ -129,7 +131,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         socket_reuse_port: values.get("socket-reuse-port"),
         limits,
         feature_gates,
-        frontend,
+        frontend: frontend_config,
         logs,
     })
 }
@@ -142,6 +144,17 @@ fn refuse_unsupported(values: &FlagValues) -> Result<(), Notice> {
         {
             return Err(unsupported(flag.name, why));
         }
+    }
+    if values.text("grpc-server") == "tonic"
+        && let Some(flag) = frontend::OWN_SERVER_FLAGS.iter().find(|flag| {
+            let flag = flags::find(flag).expect("it is a flag");
+            !flag.same_value(values.text(flag.name), flag.default)
+        })
+    {
+        return Err(unsupported(
+            flag,
+            "--grpc-server=tonic cannot do this; it is a plain reference for --grpc-server=own",
+        ));
     }
     if list(values, "listen-peer-urls").iter().any(Url::is_secure) {
         return Err(unsupported("listen-peer-urls", "TLS between members is not supported yet"));
@@ -197,12 +210,12 @@ impl Addresses {
             }
         }
         if let Some(url) = addresses.advertise_peer.iter().find(|url| url.has_empty_host()) {
-            let all = urls::joined(&addresses.advertise_peer);
+            let all = url::joined(&addresses.advertise_peer);
             let form = "must be \"host:port\"";
             return Err(format!("--initial-advertise-peer-urls {all:?} {form} (unexpected empty host ({url}))"));
         }
         if let Some(url) = addresses.advertise_client.iter().find(|url| url.has_empty_host()) {
-            let all = urls::joined(&addresses.advertise_client);
+            let all = url::joined(&addresses.advertise_client);
             let form = "must be in the format \"host:port\", \"unix:/path/to/socket\" or \"unixs:/path/to/socket\"";
             return Err(format!("--advertise-client-urls {all:?} {form} (unexpected empty host ({url}))"));
         }
@@ -247,7 +260,7 @@ impl Addresses {
 }
 
 fn list(values: &FlagValues, flag: &str) -> Vec<Url> {
-    urls::parse_list(values.text(flag)).expect("a text is checked when it is set")
+    url::parse_list(values.text(flag)).expect("a text is checked when it is set")
 }
 
 fn raft_times(values: &FlagValues) -> Result<(Duration, Duration), String> {
@@ -378,10 +391,10 @@ fn compaction_batch(values: &FlagValues) -> usize {
 }
 
 fn progress_interval(values: &FlagValues, notices: &mut Vec<Notice>) -> Duration {
-    if nanoseconds(values, "watch-progress-notify-interval") == 0 {
+    if values.nanoseconds("watch-progress-notify-interval") == 0 {
         return DEFAULT_PROGRESS_INTERVAL;
     }
-    let interval = time(values, "watch-progress-notify-interval");
+    let interval = values.duration("watch-progress-notify-interval");
     if interval < MIN_PROGRESS_INTERVAL {
         let minimum = duration::GoDuration(MIN_PROGRESS_INTERVAL).to_string();
         notices.push(
@@ -392,19 +405,6 @@ fn progress_interval(values: &FlagValues, notices: &mut Vec<Notice>) -> Duration
     interval.max(MIN_PROGRESS_INTERVAL)
 }
 
-fn nanoseconds(values: &FlagValues, flag: &str) -> i64 {
-    duration::parse(values.text(flag)).expect("a text is checked when it is set")
-}
-
-/// The value of a duration flag; a negative one counts as zero.
-pub fn time(values: &FlagValues, flag: &str) -> Duration {
-    Duration::from_nanos(u64::try_from(nanoseconds(values, flag)).unwrap_or(0))
-}
-
 fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
     if value == T::default() { default } else { value }
-}
-
-pub fn count(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }

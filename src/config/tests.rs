@@ -1,4 +1,5 @@
 use super::*;
+use crate::net::url;
 
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Parsed, Exit> {
     from_process(
@@ -43,9 +44,9 @@ fn every_setting_has_a_default() {
     let config = config(&[]);
     assert_eq!(config.name, "default");
     assert_eq!(config.data_dir, PathBuf::from("default.metastore"));
-    assert_eq!(urls::joined(&config.listen_client_urls), "http://localhost:2379");
-    assert_eq!(urls::joined(&config.advertise_client_urls), "http://localhost:2379");
-    assert_eq!(urls::joined(&config.listen_peer_urls), "http://localhost:2380");
+    assert_eq!(url::joined(&config.listen_client_urls), "http://localhost:2379");
+    assert_eq!(url::joined(&config.advertise_client_urls), "http://localhost:2379");
+    assert_eq!(url::joined(&config.listen_peer_urls), "http://localhost:2380");
     assert_eq!(config.initial_cluster, "default=http://localhost:2380");
     assert_eq!((config.heartbeat_interval, config.election_ticks()), (Duration::from_millis(100), 10));
     assert_eq!((config.snapshot_count, config.snapshot_catchup_entries), (10_000, 5_000));
@@ -68,7 +69,7 @@ fn every_setting_has_a_default() {
         (first.state, first.name.as_str(), first.token.as_str()),
         (ClusterState::New, "default", "etcd-cluster")
     );
-    assert_eq!((urls::joined(first.own_urls()), first.members.len()), ("http://localhost:2380".into(), 1));
+    assert_eq!((url::joined(first.own_urls()), first.members.len()), ("http://localhost:2380".into(), 1));
 }
 
 #[test]
@@ -321,13 +322,13 @@ fn an_initial_cluster_may_have_several_members() {
     let mine = "--initial-advertise-peer-urls=http://10.0.0.1:1,http://10.0.0.1:2";
     let first = config(&["--name=a", cluster, mine, "--initial-cluster-token=t"]).parse_initial_cluster().unwrap();
     assert_eq!(first.members.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
-    assert_eq!(urls::joined(first.own_urls()), "http://10.0.0.1:1,http://10.0.0.1:2");
-    assert_eq!(urls::joined(&first.urls_of_others()), "http://b:1,http://c:1");
+    assert_eq!(url::joined(first.own_urls()), "http://10.0.0.1:1,http://10.0.0.1:2");
+    assert_eq!(url::joined(&first.urls_of_others()), "http://b:1,http://c:1");
     assert_eq!((first.state, first.token.as_str()), (ClusterState::New, "t"));
     // What a joining member advertises is not compared with the initial cluster.
     let joins = config(&["--name=b", cluster, "--initial-cluster-state=existing"]).parse_initial_cluster().unwrap();
     assert_eq!(joins.state, ClusterState::Existing);
-    assert_eq!(urls::joined(&joins.urls_of_others()), "http://10.0.0.1:1,http://10.0.0.1:2,http://c:1");
+    assert_eq!(url::joined(&joins.urls_of_others()), "http://10.0.0.1:1,http://10.0.0.1:2,http://c:1");
 }
 
 const CLUSTER: &str = "--cluster=http://127.0.0.1:9021,http://127.0.0.1:9022,http://db3.example:9023";
@@ -336,9 +337,9 @@ const CLUSTER: &str = "--cluster=http://127.0.0.1:9021,http://127.0.0.1:9022,htt
 fn the_short_form_expands_to_the_long_one() {
     let short = config(&["--id=2", CLUSTER, "--grpc-addr=:2379"]);
     assert_eq!((short.name.as_str(), short.data_dir.to_str()), ("node2", Some("node2.metastore")));
-    assert_eq!(urls::joined(&short.listen_client_urls), "http://0.0.0.0:2379");
-    assert_eq!(urls::joined(&short.advertise_client_urls), "http://127.0.0.1:2379");
-    assert_eq!(urls::joined(&short.listen_peer_urls), "http://127.0.0.1:9022");
+    assert_eq!(url::joined(&short.listen_client_urls), "http://0.0.0.0:2379");
+    assert_eq!(url::joined(&short.advertise_client_urls), "http://127.0.0.1:2379");
+    assert_eq!(url::joined(&short.listen_peer_urls), "http://127.0.0.1:9022");
     let long = config(&[
         "--name=node2",
         "--initial-cluster=node1=http://127.0.0.1:9021,node2=http://127.0.0.1:9022,node3=http://db3.example:9023",
@@ -351,9 +352,9 @@ fn the_short_form_expands_to_the_long_one() {
     assert_eq!(short.parse_initial_cluster().unwrap().state, ClusterState::New);
     let joining = config(&["--id=3", CLUSTER, "--join", "--grpc-addr=db3.example:1", "--data-dir=d", "--name=node3"]);
     assert_eq!((joining.initial_cluster_state, joining.data_dir.to_str()), (ClusterState::Existing, Some("d")));
-    assert_eq!(urls::joined(&joining.listen_peer_urls), "http://0.0.0.0:9023", "a name cannot be bound");
-    assert_eq!(urls::joined(&joining.listen_client_urls), "http://0.0.0.0:1");
-    assert_eq!(urls::joined(&joining.advertise_client_urls), "http://db3.example:1");
+    assert_eq!(url::joined(&joining.listen_peer_urls), "http://0.0.0.0:9023", "a name cannot be bound");
+    assert_eq!(url::joined(&joining.listen_client_urls), "http://0.0.0.0:1");
+    assert_eq!(url::joined(&joining.advertise_client_urls), "http://db3.example:1");
     let quiet = warnings(&["--id=1", CLUSTER, "--data-dir=d", "--port=9121"]);
     assert_eq!(quiet, ["flag is accepted, but has no effect yet flag=\"port\" reason=\"there is no quick HTTP API\""]);
     let kubernetes = run(&["--data-dir=d", "--name=a"], &[("ETCD_PORT", "tcp://10.0.0.1:2379")]).unwrap();
@@ -438,7 +439,7 @@ fn a_member_listening_on_all_addresses_advertises_the_default_route() {
         assert_eq!(parsed.config.initial_advertise_peer_urls, [url]);
     } else {
         assert_eq!(notice.message, "failed to detect default host");
-        assert_eq!(urls::joined(&parsed.config.initial_advertise_peer_urls), "http://localhost:2380");
+        assert_eq!(url::joined(&parsed.config.initial_advertise_peer_urls), "http://localhost:2380");
     }
     // An explicit advertised URL is kept, and with a specific listen address there is nothing to detect.
     for arguments in [

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::logging::{Level, Notice};
-use crate::urls::{Url, UrlAddress};
+use crate::net::url::{Url, UrlAddress};
 
 /// A name that does not resolve yet may do so soon: where members start together, their DNS records appear together.
 const ATTEMPTS: u32 = 30;

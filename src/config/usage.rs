@@ -3,15 +3,15 @@
 use std::fmt::Write;
 
 use super::{
-    flags::{self, Flag, Kind, Status},
-    gates,
+    flag::{Flag, Kind, Status},
+    flags, gates,
 };
 use crate::version::ETCD_VERSION;
 
 /// Printed with `--help`, and below the message about an invalid argument.
 pub const USAGE: &str = "Usage:
 
-  metastore [flags]
+  metastore [serve] [flags]
     Start a server.
 
   metastore bench [flags]

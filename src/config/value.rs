@@ -59,6 +59,11 @@ pub fn unsigned_32(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| error(OUT_OF_RANGE))
 }
 
+/// The number as a size in memory; one beyond the address space becomes the largest size.
+pub fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
 /// Parses digits in Go's syntax: `0x1F`, `0o17`, `017`, `0b1`, `1_000`.
 fn magnitude(text: &str) -> Result<u64, &'static str> {
     let lower = text.to_ascii_lowercase();

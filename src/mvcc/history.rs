@@ -88,7 +88,7 @@ impl Reader {
 
     /// Sets [`Event::previous`] of each event; it stays None where compaction has removed the previous record.
     fn fill_previous(&self, events: &mut [Event]) {
-        for events in events.chunks_mut(super::read::CHUNK) {
+        for events in events.chunks_mut(super::source::CHUNK) {
             let index = self.shared.index.read();
             for event in events {
                 event.previous = index.get(&event.key, event.revision.main - 1).map(|hit| hit.revision);

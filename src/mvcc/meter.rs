@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{
     Hit, Interval, Revision, Shared,
-    read::{CHUNK, Source},
+    source::{CHUNK, Source},
 };
 use crate::error::Halt;
 

@@ -16,7 +16,7 @@
 //! * Changes of the current batch are kept in an overlay that only the writer sees. The batch is written to the database, then
 //!   merged into the index under one short lock, then the *head* is published. A reader loads the head once and reads nothing
 //!   above it, so it sees whole transactions only.
-//! * Readers lock the index for at most [`read::CHUNK`] keys at a time.
+//! * Readers lock the index for at most [`source::CHUNK`] keys at a time.
 //!
 //! INVARIANTS
 //! * Revisions never repeat or go back; a transaction takes exactly one, or none if it changes nothing.
@@ -30,6 +30,7 @@ pub mod meter;
 pub mod query;
 pub mod read;
 pub mod revision;
+pub mod source;
 pub mod write;
 
 use std::{

@@ -319,7 +319,7 @@ fn a_read_of_few_long_records_is_not_short() {
 #[test]
 fn a_long_count_at_an_old_revision_is_not_short() {
     let mut fixture = Fixture::new();
-    let keys: Vec<String> = (0..=read::CHUNK).map(|nth| format!("{nth:04}")).collect();
+    let keys: Vec<String> = (0..=source::CHUNK).map(|nth| format!("{nth:04}")).collect();
     fixture.put(&keys.iter().map(String::as_str).collect::<Vec<_>>());
     let few = Query { limit: 10, ..Query::all(Interval::From("\0".into())) };
     let is_short = |query: &Query| fixture.store.reader().range_if_short(query).unwrap().is_some();

@@ -17,9 +17,7 @@ use quick_cache::sync::Cache;
 
 use super::{
     Change, Event, Hit, Index, Interval, KeyMetadata, NEVER_COMPACTED, RecordKey, RecordWeight, Revision, Scheduled,
-    Shared,
-    read::{Reader, Source},
-    record_bytes,
+    Shared, read::Reader, record_bytes, source::Source,
 };
 use crate::{
     error::Halt,

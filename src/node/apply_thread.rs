@@ -16,16 +16,15 @@ use raft::eraftpb::{ConfChange, EntryType};
 
 use super::{
     Stores,
-    background::BackgroundTask,
     inbox::Inbox,
     lease_expiry::LeaseExpiry,
+    messages::{BackgroundTask, ChangeApplied, Handoff, Input},
     peer::{MessageSender, Peer},
     quota::QuotaEnforcer,
-    raft_thread::{ChangeApplied, Input},
     replica::Leadership,
     snapshot::conf_state,
     status::Status,
-    waiters::{ProposalWaiter, ReadWaiter, TimeoutCause, Waiters},
+    waiters::{TimeoutCause, Waiters},
 };
 use crate::{
     error::{Error, Halt},
@@ -37,39 +36,6 @@ use crate::{
 /// Limits of a batch.
 const BATCH_MAX_ENTRIES: usize = 1024;
 const BATCH_MAX_BYTES: usize = 1 << 20;
-
-/// What the raft thread hands over after it has processed its inputs.
-#[derive(Default)]
-pub struct Handoff {
-    /// Waiters for new proposals, by the ID inside the entry.
-    pub waiters: Vec<(u64, ProposalWaiter)>,
-    /// The IDs inside entries that were dropped because the term to which the proposal was bound is over.
-    pub dropped: Vec<u64>,
-    /// Committed entries, in order.
-    pub entries: Vec<raft::eraftpb::Entry>,
-    /// Linearizable reads, by the index that has to be applied first.
-    pub reads: Vec<(u64, Vec<ReadWaiter>)>,
-    /// Requests that wait until the commit index of their arrival is applied, by that index.
-    pub catch_up: Vec<(u64, ReadWaiter)>,
-    /// The new leadership, if it changed.
-    pub leadership: Option<Leadership>,
-    /// Whether a tick has passed, so that waiters may have timed out.
-    pub expire: bool,
-}
-
-impl Handoff {
-    /// Whether there is nothing to hand over.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.waiters.is_empty()
-            && self.dropped.is_empty()
-            && self.entries.is_empty()
-            && self.reads.is_empty()
-            && self.catch_up.is_empty()
-            && self.leadership.is_none()
-            && !self.expire
-    }
-}
 
 /// The apply thread's state.
 pub struct ApplyThread {
@@ -100,21 +66,6 @@ pub struct ApplyThread {
     pub quota: Arc<QuotaEnforcer>,
     /// A batch that takes longer is logged.
     pub slow: Duration,
-}
-
-/// The maximum size of this member's database.
-#[derive(Debug, Clone, Copy)]
-pub struct Quota {
-    /// Bytes; zero or less means unlimited.
-    pub bytes: i64,
-}
-
-impl Quota {
-    /// Whether a write of this cost still fits.
-    #[must_use]
-    pub fn admits(&self, cost: u64, total_bytes: i64) -> bool {
-        cost == 0 || self.bytes <= 0 || total_bytes.saturating_add_unsigned(cost) < self.bytes
-    }
 }
 
 impl ApplyThread {

@@ -14,12 +14,11 @@ use super::{
     auto_compaction::{Policy, Retention},
     identity::RequestIds,
     inbox::Inbox,
-    log::Position,
-    raft_thread::Input,
-    replica::Leadership,
-    snapshot::{InboundSnapshot, OutboundSnapshot},
+    messages::{BackgroundTask, Input},
+    snapshot::OutboundSnapshot,
     status::Status,
 };
+use crate::raft_log::Position;
 use crate::{
     error::{Error, Halt},
     metrics::METRICS,
@@ -28,41 +27,9 @@ use crate::{
         compact::{Compaction, CompactionProgress, HashPass, Hashing},
     },
     proto::etcdserverpb::CompactionRequest,
-    state::{self, Command, Effect, Kind, Response},
+    state::{self, Command, Kind, Response},
     storage::Engine,
 };
-
-/// The inputs of the background thread.
-pub enum BackgroundTask {
-    /// An effect of an applied entry that may need background work.
-    Effect(Effect),
-    /// Leadership changed.
-    Leadership(Leadership),
-    /// The outcome of a proposed auto compaction at this revision. One that was done already counts as a success; one that
-    /// failed is proposed again later.
-    AutoCompacted(i64, Result<(), Error>),
-    /// Another member needs a copy of the database.
-    CopyWanted,
-    /// A copy of the database is no longer needed. Its files are removed when the last reference to it is dropped.
-    Discard(Discarded),
-    /// A snapshot has replaced the state.
-    Restored {
-        /// The new database.
-        engine: Arc<dyn Engine>,
-        /// The new key space.
-        keys: Arc<mvcc::Shared>,
-    },
-    /// Call this when all compacted revisions are physically removed.
-    AwaitCompaction(Box<dyn FnOnce() + Send>),
-}
-
-/// A copy of a database that is no longer needed.
-pub enum Discarded {
-    /// A copy that was made for other members.
-    OutboundSnapshot(Arc<OutboundSnapshot>),
-    /// A copy that another member has sent.
-    InboundSnapshot(Box<InboundSnapshot>),
-}
 
 /// Parameters of background work.
 #[derive(Debug, Clone, Copy)]
@@ -121,7 +88,7 @@ enum EagerCompaction {
     Since(Instant),
 }
 
-/// BackgroundState in progress.
+/// The work in progress.
 pub struct BackgroundState {
     compaction: Option<Compaction>,
     /// The hash of the history, which has to be computed before the compaction removes anything.
@@ -142,13 +109,13 @@ pub struct BackgroundState {
 impl Background {
     /// Runs until the inbox is closed. An error is fatal to the node.
     pub fn run(mut self) -> Result<(), Halt> {
-        let mut chores = Vec::new();
+        let mut tasks = Vec::new();
         let mut work = self.begin(Instant::now());
         loop {
-            if !self.inbox.receive(&mut chores, Some(Instant::now() + work.idle)) {
+            if !self.inbox.receive(&mut tasks, Some(Instant::now() + work.idle)) {
                 return Ok(());
             }
-            self.handle(&mut work, &mut chores, Instant::now());
+            self.handle(&mut work, &mut tasks, Instant::now());
             self.auto_compact(&mut work, Instant::now());
             self.compact(&mut work)?;
             self.flush(&mut work, Instant::now())?;
@@ -180,9 +147,9 @@ impl Background {
     }
 
     /// Handles the inputs.
-    pub fn handle(&mut self, work: &mut BackgroundState, chores: &mut Vec<BackgroundTask>, now: Instant) {
-        for chore in chores.drain(..) {
-            match chore {
+    pub fn handle(&mut self, work: &mut BackgroundState, tasks: &mut Vec<BackgroundTask>, now: Instant) {
+        for task in tasks.drain(..) {
+            match task {
                 BackgroundTask::AwaitCompaction(waiter) => work.awaiting.push(waiter),
                 BackgroundTask::CopyWanted => work.copy_wanted = true,
                 BackgroundTask::Discard(copy) => drop(copy),

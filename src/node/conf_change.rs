@@ -1,4 +1,4 @@
-//! Membership conf_change as raft's configuration changes.
+//! Membership changes as raft's configuration changes.
 //!
 //! The entry itself is an ordinary command. For raft it is wrapped in a `ConfChange`, which says which member gains or loses a
 //! vote. That is derived here from the command's own bytes, so the two cannot disagree.

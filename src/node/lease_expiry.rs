@@ -24,7 +24,7 @@
 //!
 //! The second rule is what a client's renewal relies on. Let a proof's round begin at b. A member that is elected in a later term
 //! needs the vote of one that took part in the round, so it is elected after b, and gives every lease its TTL plus an election
-//! timeout from then on. A renewal that rests on the proof is given before b + election timeout, so the deadline it persisted_messages is
+//! timeout from then on. A renewal that rests on the proof is given before b + election timeout, so the deadline it promises is
 //! not later than the one the new leader sets. The clocks of the members have to agree on the length of a second, and on nothing
 //! else.
 //!
@@ -52,7 +52,7 @@ use prost::Message;
 use super::{
     identity::RequestIds,
     inbox::Inbox,
-    raft_thread::Input,
+    messages::Input,
     status::{Authority, Status},
     waiters::ReadWaiter,
 };

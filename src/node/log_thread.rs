@@ -1,32 +1,24 @@
 //! The log thread: all waiting writes become one group, which is written and synced at once. Then the messages that had to wait
-//! for the sync (the writes' persisted_messages) are sent.
+//! for the sync are sent.
 
 use std::{sync::Arc, time::Instant};
 
 use super::{
     inbox::Inbox,
-    log::{LogStore, Position},
+    messages::{Input, LogTask},
     peer::MessageSender,
-    raft_thread::Input,
     replica::{Install, Write},
     status::Status,
 };
 use crate::error::Halt;
-
-/// The inputs of the log thread.
-pub enum LogTask {
-    /// Make this durable, then send its persisted_messages.
-    Write(Write),
-    /// Remove everything up to and including this position.
-    Truncate(Position),
-}
+use crate::raft_log::LogStore;
 
 /// The log thread's state.
 pub struct LogThread {
     pub log: Box<dyn LogStore>,
     /// The raft thread's inbox.
     pub raft: Arc<Inbox<Input>>,
-    /// Sends the persisted_messages.
+    /// Sends the messages that had to wait for the sync.
     pub message_sender: Arc<dyn MessageSender>,
     pub status: Arc<Status>,
 }
@@ -76,7 +68,7 @@ impl LogThread {
             self.log.sync()?;
             self.status.add_log_write(bytes, written - started, written.elapsed());
         }
-        // Raft first: the persisted_messages may be vote requests, and it must know that the write is durable before it receives votes.
+        // Raft first: the messages may be vote requests, and it must know that the write is durable before it receives votes.
         let _ = self.raft.send(Input::Persisted(write.number));
         if !write.persisted_messages.is_empty() {
             self.message_sender.send(write.persisted_messages);

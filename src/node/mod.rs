@@ -1,9 +1,10 @@
 //! Replicates entries among the members and applies them to the state.
 //!
-//! This is the only layer that knows raft-rs, and it owns the threads that drive a member: raft, log, apply, background work and
-//! lease expiry. Each of them is a value with non-blocking steps, and its thread is a thin loop around that value, so the same
-//! code runs in the server and in a deterministic simulation. (The threads that serve requests are elsewhere: the watch hub's
-//! two, the read pool's, the async runtimes'.)
+//! This is the only layer that runs raft-rs. (`raft_log` implements its `Storage` trait, and `cluster` writes its message types
+//! when it makes or changes a log.) It owns the threads that drive a member: raft, log, apply, background work and lease expiry.
+//! Each of them is a value with non-blocking steps, and its thread is a thin loop around that value, so the same code runs in the
+//! server and in a deterministic simulation. (The threads that serve requests are elsewhere: the watch hub's two, the read
+//! pool's, the async runtimes'.)
 //!
 //! ```text
 //! handlers ──Input──▶ raft ──LogTask──▶ log ──"persisted n"──▶ raft
@@ -27,13 +28,15 @@ pub mod data_dir;
 pub mod databases;
 pub mod identity;
 pub mod lease_expiry;
-pub mod log;
 pub mod log_thread;
+pub mod messages;
 pub mod peer;
 pub mod quota;
 pub mod raft_thread;
+pub mod read_pool;
 pub mod replica;
 pub mod snapshot;
+pub mod snapshot_receiver;
 pub mod status;
 pub mod threads;
 pub mod transport;
@@ -51,6 +54,7 @@ use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 
 pub use crate::inbox;
+use crate::raft_log::{LogStore, MemoryLog, Position, Recovered};
 use crate::{
     error::{Error, Halt},
     metrics,
@@ -58,19 +62,19 @@ use crate::{
     storage::{Engine, InsufficientSpace},
     watch::Publisher,
 };
-use apply_thread::{ApplyThread, Quota};
+use apply_thread::ApplyThread;
 use auto_compaction::Policy;
-use background::{Background, BackgroundConfig, BackgroundTask};
+use background::{Background, BackgroundConfig};
 use clock::Clock;
 use connectivity::Connectivity;
 use identity::RequestIds;
 use inbox::Inbox;
 use lease_expiry::{LeaseExpiry, Times};
-use log::{LogStore, MemoryLog, Position, Recovered};
 use log_thread::LogThread;
+use messages::{BackgroundTask, Input, ProgressWaiter};
 use peer::{MessageSender, NoPeers, Peer};
-use quota::QuotaEnforcer;
-use raft_thread::{Input, ProgressWaiter, RaftThread};
+use quota::{Quota, QuotaEnforcer};
+use raft_thread::RaftThread;
 use replica::{Incarnation, Replica, Timing};
 use snapshot::{OutboundSlot, OutboundTracker, conf_state};
 use status::Status;

@@ -14,15 +14,27 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prost::Message;
 
-use super::{
-    apply_thread::Quota, identity::RequestIds, inbox::Inbox, raft_thread::Input, status::Status,
-    waiters::ProposalWaiter,
-};
+use super::{identity::RequestIds, inbox::Inbox, messages::Input, status::Status, waiters::ProposalWaiter};
 use crate::{
     error::Error,
     proto::etcdserverpb::{AlarmRequest, AlarmType, alarm_request::AlarmAction},
     state::{Command, Kind},
 };
+
+/// The maximum size of this member's database.
+#[derive(Debug, Clone, Copy)]
+pub struct Quota {
+    /// Bytes; zero or less means unlimited.
+    pub bytes: i64,
+}
+
+impl Quota {
+    /// Whether a write of this cost still fits.
+    #[must_use]
+    pub fn admits(&self, cost: u64, total_bytes: i64) -> bool {
+        cost == 0 || self.bytes <= 0 || total_bytes.saturating_add_unsigned(cost) < self.bytes
+    }
+}
 
 /// Checks writes against the quota of one member.
 pub struct QuotaEnforcer {

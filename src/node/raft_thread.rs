@@ -6,123 +6,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use raft::eraftpb::{ConfChange, ConfState, Message};
+use raft::eraftpb::{ConfState, Message};
 
 use super::{
-    apply_thread::Handoff,
-    background::{BackgroundTask, Discarded},
     inbox::Inbox,
-    log::Position,
-    log_thread::LogTask,
+    messages::{BackgroundTask, ChangeApplied, Discarded, Handoff, Input, LogTask},
     peer::MessageSender,
     replica::{Install, Ready, Replica, Write},
-    snapshot::{InboundSnapshot, OutboundSnapshot, OutboundTracker},
+    snapshot::{InboundSnapshot, OutboundTracker},
     status::Status,
-    waiters::{ProposalWaiter, ReadWaiter},
+    waiters::ReadWaiter,
 };
 use crate::metrics::{self, METRICS};
-
-/// The inputs of the raft thread.
-pub enum Input {
-    /// Propose an entry.
-    Propose {
-        /// The ID inside the entry.
-        id: u64,
-        /// The entry.
-        data: Bytes,
-        /// Called with the outcome.
-        waiter: ProposalWaiter,
-    },
-    /// Propose an entry that only the leader of this term may propose: any other member drops it, and never forwards it.
-    ProposeInTerm {
-        /// The term in which the proposal was decided.
-        term: u64,
-        /// The ID inside the entry.
-        id: u64,
-        /// The entry.
-        data: Bytes,
-        /// Called with the outcome.
-        waiter: ProposalWaiter,
-    },
-    /// Propose a membership change.
-    Change {
-        /// The ID inside the entry.
-        id: u64,
-        /// The change, with the entry inside.
-        change: ConfChange,
-        /// Called with the outcome.
-        waiter: ProposalWaiter,
-    },
-    /// A linearizable read: call the waiter when everything that was acknowledged before now is applied here.
-    Read(ReadWaiter),
-    /// Call the waiter when a round of ReadIndex that begins after this has shown that the leader of the current term still
-    /// leads, and everything up to its index is applied.
-    ConfirmLeadership(ReadWaiter),
-    /// Call the waiter when everything up to this member's commit index is applied here.
-    CatchUp(ReadWaiter),
-    /// Call the waiter with each member's match index.
-    Progress(ProgressWaiter),
-    /// Transfer leadership to this voter.
-    Transfer(u64),
-    /// Messages from other members.
-    Messages(Vec<Message>),
-    /// There is a connection to this member.
-    Reachable(u64),
-    /// The connection to this member is broken, and messages that were sent to it may be lost.
-    Unreachable(u64),
-    /// A message that was sent to this member was lost.
-    Lost(u64),
-    /// Shorten the wait for the first election of this member.
-    ShortenElection,
-    /// The log has synced the write with this number and all before it.
-    Persisted(u64),
-    /// The database is durable up to this position.
-    Durable(Position),
-    /// A membership change was applied to the database, or was refused.
-    ChangeApplied(ChangeApplied),
-    /// A copy of the database that can be sent to other members; None if making it failed.
-    OutboundSnapshot(Option<Arc<OutboundSnapshot>>),
-    /// Sending a snapshot has ended.
-    SnapshotSent {
-        /// The receiving member.
-        to: u64,
-        /// Whether it arrived, or was lost.
-        arrived: bool,
-    },
-    /// Another member is about to send a snapshot.
-    SnapshotAnnounced {
-        /// The message that raft would receive.
-        message: Message,
-        /// Called with whether the sender is the leader that this member follows, or with the reason why raft would not take
-        /// the snapshot.
-        answer: Box<dyn FnOnce(Result<bool, String>) + Send>,
-    },
-    /// A snapshot was received completely.
-    Snapshot {
-        /// The message for raft.
-        message: Message,
-        /// The copy of the sender's database.
-        incoming: Box<InboundSnapshot>,
-        /// Called with whether it was installed.
-        done: Box<dyn FnOnce(bool) + Send>,
-    },
-}
-
-/// Called with each member's ID and match index; with None if this member is not the leader.
-pub type ProgressWaiter = Box<dyn FnOnce(Option<Vec<(u64, u64)>>) + Send>;
-
-/// The result of a membership change.
-pub struct ChangeApplied {
-    /// The entry's index.
-    pub index: u64,
-    /// The change; None if it was refused, as it then was on every replica.
-    pub change: Option<ConfChange>,
-    /// Voters and learners after the change, according to the member table.
-    pub conf_state: ConfState,
-    /// Called when raft has applied the change.
-    pub done: Option<Box<dyn FnOnce() + Send>>,
-}
+use crate::raft_log::Position;
 
 /// At most this many overdue ticks are delivered at once: a process that was paused must handle the messages that have queued up
 /// before it calls an election.

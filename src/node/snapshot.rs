@@ -22,7 +22,7 @@ use std::{
 use parking_lot::Mutex;
 use raft::eraftpb::{ConfState, Message, MessageType};
 
-use super::log::Position;
+use crate::raft_log::Position;
 use crate::{
     error::Halt,
     state::{AppliedPosition, Machine, Members, VotersAndLearners},

@@ -17,7 +17,8 @@ use std::{
 use super::{
     apply_thread::ApplyThread,
     inbox::Inbox,
-    log_thread::{LogTask, LogThread},
+    log_thread::LogThread,
+    messages::LogTask,
     raft_thread::{Accepted, Arrived, Pause, RaftThread},
 };
 use crate::{error::Halt, metrics::METRICS};
@@ -94,7 +95,7 @@ impl Core {
             scope_thread(scope, "log", || log_thread.run(&log));
             scope_thread(scope, "apply", || apply_thread.run(&handoffs));
             let mut pause = Pause::Stopped;
-            // A panic must end the process at once; pending_removal the scope would wait for the other two threads.
+            // A panic must end the process at once; leaving the scope would wait for the other two threads.
             abort_on_failure("raft", || {
                 pause = raft_thread.run();
                 Ok(())

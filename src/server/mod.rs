@@ -1,25 +1,9 @@
 //! The composition root: builds the layers bottom-up, serves clients, and stops the layers top-down.
 
-mod bootstrap;
-mod classic;
-mod depot;
-mod front;
-mod inspection;
-mod joining;
-mod listen;
-mod own;
-mod pace;
-mod peers;
-mod publish;
-mod routes;
 mod signals;
-mod takeover;
-mod tls;
-mod versions;
-mod words;
+mod startup_log;
 
 use std::{
-    io,
     process::ExitCode,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -28,16 +12,21 @@ use std::{
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 
 use crate::{
-    api::{self, Api, Limits, Table, company::Company, header::Header, pool::Pool, slow::Slow},
+    cluster::{Cluster, bootstrap, corruption_check, peer_client::PeerClient, publish::publish, version},
     config::{AutoCompaction, Config, gates::Gate},
-    error::{Error, Halt},
-    ledger::Ledger,
+    error::{Error, StartError},
+    frontend::{
+        grpc::Grpc,
+        listener::{Acceptor, ClientPort, bind_all, connection_limit::ConnectionLimit},
+        peer_http, peer_listener,
+        peer_listener::PeerListener,
+    },
     logging,
-    metrics::METRICS,
+    metrics::{self, METRICS},
     mvcc::compact,
+    net::{listener::bind_peer_port, tls::Tls},
     node::{
         Node, Parts, Settings, Threads,
-        apply_thread::Quota,
         auto_compaction::Policy,
         background::BackgroundConfig,
         clock::Clock,
@@ -45,13 +34,16 @@ use crate::{
         data_dir::DataDir,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
-        log::{self, SegmentLog},
         peer::Peer,
+        quota::Quota,
+        read_pool::ReadPool,
         replica::Timing,
         snapshot::OutboundSlot,
+        snapshot_receiver::SnapshotReceiver,
         transport::{self, Transport},
     },
-    peer::Client,
+    raft_log::{LogLocation, SegmentLog},
+    service::{RequestLimits, Service, lease, slow_log::SlowLog},
     state::{Machine, Members},
     storage::{
         Engine,
@@ -59,17 +51,9 @@ use crate::{
     },
     watch,
 };
-use classic::HyperService;
-use depot::SnapshotReceiver;
-use front::{Acceptor, ClientPort, bind_all};
-use listen::{ConnectionLimit, bind_peer_port};
-use peers::PeerListener;
-use publish::publish;
+use http2::ledger::Ledger;
 use signals::StopSignal;
-use tls::Tls;
 
-/// How long every request may take, in addition to two election timeouts.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long calls in progress may take to end when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a removed member keeps running, so that its clients receive the outcome of the removal.
@@ -82,29 +66,6 @@ const SNAPSHOT_STALL: Duration = Duration::from_mins(1);
 /// How long tasks that still run after everything has stopped may take to end.
 const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Why the server did not start, or stopped without a signal.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// The disk failed, or the data on it is unusable.
-    #[error(transparent)]
-    Halt(#[from] Halt),
-    /// The configuration cannot be used, or the cluster does not accept this member.
-    #[error("{0}")]
-    Refused(String),
-    /// An address cannot be listened on.
-    #[error("listen {address}: bind: {}", bind_error_text(.source))]
-    Bind {
-        /// The network and the address, as Go prints them: `tcp 127.0.0.1:2379`.
-        address: String,
-        source: io::Error,
-    },
-}
-
-/// The system's error text; for an address in use, the text of Go servers.
-fn bind_error_text(error: &io::Error) -> String {
-    if error.kind() == io::ErrorKind::AddrInUse { "address already in use".to_owned() } else { error.to_string() }
-}
-
 /// Runs a server until a signal stops it.
 #[must_use]
 pub fn run(config: &Config) -> ExitCode {
@@ -115,6 +76,7 @@ pub fn run(config: &Config) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return logging::fatal("discovery failed", error),
     };
+    metrics::install_http2();
     let end = runtime.block_on(serve(config));
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
     match end {
@@ -128,8 +90,8 @@ fn processors() -> usize {
 }
 
 /// Serves until the server stops. Returns the signal that stopped it; None if this member was removed.
-async fn serve(config: &Config) -> Result<Option<SignalKind>, ServerError> {
-    let client = Client::new(DIAL_TIMEOUT + config.election_timeout);
+async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
+    let client = PeerClient::new(DIAL_TIMEOUT + config.election_timeout);
     let is_first_start = !DataDir::looks_initialised(&config.data_dir);
     // Before the data directory is touched, and before a port is open: other members that are starting would take an open port
     // for a member that may answer.
@@ -142,13 +104,13 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, ServerError> {
     }
     let connection_limit = ConnectionLimit::new(config.limits.max_connections)?;
     let directory = DataDir::open(&config.data_dir)?;
-    words::starting(config, directory.is_initialised());
+    startup_log::starting(config, directory.is_initialised());
     bootstrap::prepare(config, &client, plan, &directory).await?;
     let (removed, is_removed) = tokio::sync::watch::channel(false);
     let running = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true))).await?;
     // Until here a signal ends the process at once: there is nothing to shut down in order yet.
     let stop =
-        StopSignal::listen().map_err(|error| ServerError::Refused(format!("cannot listen for signals: {error}")))?;
+        StopSignal::listen().map_err(|error| StartError::Refused(format!("cannot listen for signals: {error}")))?;
     let mut stop_events = StopEvents { signals: stop, is_removed };
     let peer_listener = match serve_peers(config, &running, peer_listeners).await {
         Ok(peer_listener) => peer_listener,
@@ -158,10 +120,10 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, ServerError> {
         }
     };
     let end = tokio::select! {
-        published = publish(config, &running.api) => published.err().map(|error| Err(ServerError::Refused(error.to_string()))),
+        published = publish(config, &running.service.cluster) => published.err().map(|error| Err(StartError::Refused(error.to_string()))),
         reason = stop_events.wait() => Some(match reason {
             StopReason::Signal(signal) => Ok(Some(signal)),
-            StopReason::Removed => Err(ServerError::Refused("server is stopping: this member was removed".to_owned())),
+            StopReason::Removed => Err(StartError::Refused("server is stopping: this member was removed".to_owned())),
         }),
     };
     if let Some(end) = end {
@@ -169,22 +131,22 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, ServerError> {
         running.stop().await;
         return end;
     }
-    tokio::spawn(versions::update_periodically(running.api.clone()));
-    inspection::start(config, &running.api);
-    let frontends = Frontends::open(config, &running.api, tls, ports, &connection_limit);
+    tokio::spawn(version::update_periodically(running.service.cluster.clone()));
+    corruption_check::start(config, &running.service.cluster);
+    let frontends = Frontends::open(config, &running.service, tls, ports, &connection_limit);
     signals::notify_ready();
-    let leader_watch = tokio::spawn(poll_leader(running.api.clone(), config.election_timeout));
+    let leader_watch = tokio::spawn(poll_leader(running.service.clone(), config.election_timeout));
     let reason = stop_events.wait().await;
     if let StopReason::Removed = reason {
         tokio::time::sleep(REMOVED_GRACE).await;
     }
-    words::ending("closing", config);
+    startup_log::ending("closing", config);
     leader_watch.abort();
-    frontends.close(&running.api).await;
+    frontends.close(&running.service).await;
     transfer_leadership(&running).await;
     peer_listener.close();
     running.stop().await;
-    words::ending("closed", config);
+    startup_log::ending("closed", config);
     Ok(match reason {
         StopReason::Signal(signal) => Some(signal),
         StopReason::Removed => None,
@@ -192,10 +154,10 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, ServerError> {
 }
 
 /// Checks once per election timeout whether there is a leader, for all streams that require one.
-async fn poll_leader(api: Arc<Api>, election_timeout: Duration) {
+async fn poll_leader(service: Arc<Service>, election_timeout: Duration) {
     loop {
         tokio::time::sleep(election_timeout).await;
-        api.vigil.look(api.node.status().leader() != 0);
+        service.leader_watch.poll(service.node().status().leader() != 0);
     }
 }
 
@@ -204,20 +166,20 @@ async fn serve_peers(
     config: &Config,
     running: &RunningServer,
     listeners: Vec<TcpListener>,
-) -> Result<PeerListener, ServerError> {
+) -> Result<PeerListener, StartError> {
     if config.feature_gates.is_enabled(Gate::InitialCorruptCheck) {
-        inspection::check_before_serving(&running.api).await.map_err(ServerError::Refused)?;
+        corruption_check::check_before_serving(&running.service.cluster).await.map_err(StartError::Refused)?;
     }
-    let routes = api::peer::router(running.api.clone());
+    let routes = peer_http::router(running.service.cluster.clone());
     let serve_http = move |stream, admitted| {
-        let serving = api::peer::serve(stream, routes.clone());
+        let serving = peer_http::serve(stream, routes.clone());
         tokio::spawn(async move {
             serving.await;
             drop(admitted);
         });
     };
-    let peer_listener = peers::listen(listeners, &running.transport, serve_http)?;
-    words::serving(config, running.api.header.member_id());
+    let peer_listener = peer_listener::listen(listeners, &running.transport, serve_http)?;
+    startup_log::serving(config, running.service.cluster.member_id);
     Ok(peer_listener)
 }
 
@@ -259,17 +221,12 @@ struct Frontends {
 impl Frontends {
     fn open(
         config: &Config,
-        api: &Arc<Api>,
+        service: &Arc<Service>,
         tls: Option<Tls>,
         ports: Vec<ClientPort>,
         limit: &ConnectionLimit,
     ) -> Self {
-        let service = HyperService {
-            table: Arc::new(Table::new(api.clone())),
-            router: routes::routes(api),
-            timeout: config.frontend.read_timeout,
-        };
-        let acceptor = Arc::new(Acceptor::new(config, tls, service));
+        let acceptor = Arc::new(Acceptor::new(config, tls, &Arc::new(Grpc::new(service.clone()))));
         let (stopping, stopped) = tokio::sync::watch::channel(());
         let mut accept_tasks = tokio::task::JoinSet::new();
         for port in ports {
@@ -280,18 +237,18 @@ impl Frontends {
         Self { accept_tasks, acceptor, stopping }
     }
 
-    async fn close(self, api: &Arc<Api>) {
+    async fn close(self, service: &Service) {
         drop(self.stopping);
         self.accept_tasks.join_all().await;
         self.acceptor.close();
-        api.hub.stop(); // Watches end at once; their clients then connect to another member.
+        service.hub.stop(); // Watches end at once; their clients then connect to another member.
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, self.acceptor.wait_until_empty()).await;
     }
 }
 
 /// Makes another voter the leader before this member stops.
 async fn transfer_leadership(running: &RunningServer) {
-    let (node, this) = (&running.api.node, running.api.header.member_id());
+    let (node, this) = (running.service.node(), running.service.cluster.member_id);
     let voters_and_learners = node.readers().cluster.read().members.voters_and_learners();
     if node.status().leader() != this || voters_and_learners.voters == [this] {
         return;
@@ -301,7 +258,7 @@ async fn transfer_leadership(running: &RunningServer) {
     else {
         return tracing::warn!("{}", Error::Unhealthy);
     };
-    let moved = running.api.move_leadership(to, |leader| leader != this).await;
+    let moved = running.service.cluster.move_leadership(to, |leader| leader != this).await;
     let to = format!("{to:x}");
     if moved.is_ok() {
         tracing::info!(to, "leadership transferred");
@@ -312,7 +269,7 @@ async fn transfer_leadership(running: &RunningServer) {
 
 /// All layers below the frontends, running.
 struct RunningServer {
-    api: Arc<Api>,
+    service: Arc<Service>,
     threads: Threads,
     transport: Arc<Transport>,
 }
@@ -321,23 +278,18 @@ impl RunningServer {
     /// Stops everything below the frontends.
     async fn stop(self) {
         self.transport.stop();
-        self.api.node.stop();
+        self.service.node().stop();
         let _ = tokio::task::spawn_blocking(move || self.threads.join()).await;
     }
-}
-
-/// How long any request may take.
-fn request_timeout(config: &Config) -> Duration {
-    REQUEST_TIMEOUT + 2 * config.election_timeout
 }
 
 async fn build(
     config: &Config,
     directory: &DataDir,
-    client: Client,
+    client: PeerClient,
     on_removed: Arc<dyn Fn() + Send + Sync>,
-) -> Result<RunningServer, ServerError> {
-    let place = log::LogLocation::new(directory.log_dir());
+) -> Result<RunningServer, StartError> {
+    let place = LogLocation::new(directory.log_dir());
     let place = if config.unsafe_no_fsync { place.without_syncs() } else { place };
     let (log, recovered) = SegmentLog::open(&place)?;
     let identity = recovered.identity;
@@ -361,7 +313,7 @@ async fn build(
     };
     let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
     let member = MemberId::new(identity.member_id)
-        .ok_or_else(|| ServerError::Refused("the raft log contains no member ID".into()))?;
+        .ok_or_else(|| StartError::Refused("the raft log contains no member ID".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let started_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
     let ids = Arc::new(RequestIds::new(member, started_ms));
@@ -370,21 +322,14 @@ async fn build(
     let connectivity = Arc::new(Connectivity::default());
     let transport = Transport::new(transport::TransportParts {
         identity,
-        protocol_version: versions::protocol_version(),
+        protocol_version: version::protocol_version(),
         raft: raft.clone(),
         connectivity: connectivity.clone(),
         outbound_slot: outbound_slot.clone(),
         snapshot_store: Box::new(SnapshotReceiver { databases: databases.clone(), value_cache_bytes, caches }),
         on_removed: on_removed.clone(),
         advance_first_election: config.advance_first_election,
-        limits: transport::TransportLimits {
-            dial: DIAL_TIMEOUT + config.election_timeout,
-            write: DIAL_TIMEOUT + 2 * config.election_timeout,
-            stall: SNAPSHOT_STALL,
-            snapshot_rate: limits.snapshot_bytes_per_second,
-            queue_bytes: limits.peer_queue_bytes,
-            min_bytes_per_second: limits.peer_min_bytes_per_second,
-        },
+        limits: transport_limits(config),
         connections: transport::ConnectionLimits {
             per_address: limits.peer_connections_per_address,
             before_hello: limits.peer_connections_before_hello,
@@ -409,36 +354,52 @@ async fn build(
     };
     let (node, threads) = Node::start(&settings, raft, parts)?;
     let read_threads = limits.read_threads.unwrap_or_else(processors);
-    let api = Api {
-        header: Header::new(identity.cluster_id, identity.member_id, node.status().clone()),
+    let cluster = Cluster {
         node,
+        ids,
+        cluster_id: identity.cluster_id,
+        member_id: identity.member_id,
+        client,
+        strict_reconfig_check: config.strict_reconfig_check,
+        max_learners: config.max_learners,
+        request_timeout: settings.request_timeout,
+        heartbeat_interval: config.heartbeat_interval,
+        runtime: tokio::runtime::Handle::current(),
+        read_pool: ReadPool::start(read_threads),
+    };
+    let service = Service {
+        cluster: Arc::new(cluster),
         hub,
-        limits: Limits {
+        limits: RequestLimits {
             max_txn_ops: config.max_txn_ops,
             max_request_bytes: config.max_request_bytes,
-            min_lease_seconds: api::lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
+            min_lease_seconds: lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
         },
-        ids,
-        pool: Pool::start(read_threads),
         ledger: Ledger::new(config.frontend.max_held_bytes),
-        company: Company {
-            client,
-            strict: config.strict_reconfig_check,
-            max_learners: config.max_learners,
-            patience: settings.request_timeout,
-            tick: config.heartbeat_interval,
-            runtime: tokio::runtime::Handle::current(),
-        },
         quota_bytes,
-        vigil: Arc::default(),
+        leader_watch: Arc::default(),
         fast_keep_alive: config.feature_gates.is_enabled(Gate::FastLeaseKeepAlive),
-        slow: Slow { call: config.warning_unary_request_duration, read: config.warning_apply_duration },
+        slow_log: SlowLog {
+            call_threshold: config.warning_unary_request_duration,
+            read_threshold: config.warning_apply_duration,
+        },
     };
-    Ok(RunningServer { api: Arc::new(api), threads, transport })
+    Ok(RunningServer { service: Arc::new(service), threads, transport })
+}
+
+fn transport_limits(config: &Config) -> transport::TransportLimits {
+    transport::TransportLimits {
+        dial: DIAL_TIMEOUT + config.election_timeout,
+        write: DIAL_TIMEOUT + 2 * config.election_timeout,
+        stall: SNAPSHOT_STALL,
+        snapshot_rate: config.limits.snapshot_bytes_per_second,
+        queue_bytes: config.limits.peer_queue_bytes,
+        min_bytes_per_second: config.limits.peer_min_bytes_per_second,
+    }
 }
 
 fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: i64) -> Settings {
-    let request_timeout = request_timeout(config);
+    let request_timeout = config.request_timeout();
     Settings {
         member_id,
         ids,

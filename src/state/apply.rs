@@ -158,7 +158,7 @@ impl Machine {
 
     /// Reads a record that must exist.
     fn load_record(&self, revision: crate::mvcc::Revision) -> Result<bytes::Bytes, Halt> {
-        use crate::mvcc::read::Source;
+        use crate::mvcc::source::Source;
         let record = self.store.records(&[revision])?.pop().flatten();
         record
             .ok_or_else(|| Halt::InvalidData(format!("the database is corrupt: the record of {revision:?} is missing")))
@@ -171,7 +171,7 @@ impl Machine {
 
     /// Executes a deletion; returns its response without the header.
     pub(super) fn execute_delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<Vec<u8>, Halt> {
-        use crate::mvcc::read::Source;
+        use crate::mvcc::source::Source;
         let interval = Interval::new(delete.key.clone(), delete.range_end.clone());
         let mut keys = Vec::new();
         self.store.visit(&interval, i64::MAX, &mut |key, _| {

@@ -15,7 +15,8 @@ use crate::{
     mvcc::{
         Hit, Interval, KeyMetadata, Query, Reader,
         meter::{self, Meter},
-        read::{self, ReadError, Rows, Source, View},
+        read::{self, ReadError, Rows, View},
+        source::Source,
     },
     proto::etcdserverpb::{
         Compare, RangeRequest, RequestOp, ResponseHeader, TxnRequest,

@@ -56,7 +56,7 @@ pub struct Rocks {
     directory: Directory,
 }
 
-/// The database's directory; deletes it on drop if the database was deletes_on_drop.
+/// The database's directory; deleted on drop after [`Engine::delete_on_drop`].
 struct Directory {
     path: PathBuf,
     deletes_on_drop: AtomicBool,

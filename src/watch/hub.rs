@@ -424,7 +424,7 @@ impl HubCore {
             }
             WatchState::Ready => assert!(self.ready.remove(&(watch.from, slot)), "a ready watch is listed as ready"),
             WatchState::Waiting => {
-                assert!(stream.waiting.remove(&(watch.from, slot)), "a waiting watch is listed by its stream")
+                assert!(stream.waiting.remove(&(watch.from, slot)), "a waiting watch is listed by its stream");
             }
             WatchState::Reading => (),
         }

@@ -13,11 +13,11 @@ use metastore::proto::etcdserverpb::{
 use super::{
     harness::{Cluster, QUICK},
     network::Proxy,
-    process::{self, free_port},
+    process,
     support::{KillOnDrop, Server, skip},
 };
 
-const MEMBER_REFUSED: &str = "somebody who would be a member of this cluster does not start";
+const MEMBER_REFUSED: &str = "a process that was to join this cluster failed to start";
 
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
@@ -99,7 +99,8 @@ async fn of_two_processes_with_the_same_data_one_is_accepted() {
 async fn a_metastore_does_not_join_a_cluster_of_etcds() {
     let Some(program) = process::etcd() else { return skip("there is no etcd 3.7") };
     let cluster = Cluster::prepare(0, &[]);
-    let (theirs, ours) = (format!("http://127.0.0.1:{}", free_port()), Proxy::start(&cluster.network).url());
+    let (theirs, ours) =
+        (format!("http://127.0.0.1:{}", test_support::ports::free_port()), Proxy::start(&cluster.network).url());
     let urls = ["--listen-peer-urls", &theirs, "--initial-advertise-peer-urls", &theirs];
     let names = format!("default={theirs}");
     let etcd = process::Server::start(&program, &[&urls[..], &["--initial-cluster", &names]].concat());
@@ -124,7 +125,7 @@ async fn a_metastore_does_not_join_a_cluster_of_etcds() {
 async fn an_etcd_cannot_join_a_cluster_of_metastores() {
     let Some(program) = process::etcd() else { return skip("there is no etcd 3.7") };
     let cluster = Cluster::bootstrap(1, &[]);
-    let (ours, theirs) = (cluster.proxies[0].url(), format!("http://127.0.0.1:{}", free_port()));
+    let (ours, theirs) = (cluster.proxies[0].url(), format!("http://127.0.0.1:{}", test_support::ports::free_port()));
     let request = MemberAddRequest { peer_ur_ls: vec![theirs.clone()], is_learner: true };
     cluster.servers[0].cluster().await.member_add(request).await.unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -140,7 +141,7 @@ async fn an_etcd_cannot_join_a_cluster_of_metastores() {
         .spawn()
         .unwrap();
     let _etcd = KillOnDrop(child); // Dropped before the directory that it writes to.
-    cluster.servers[0].wait_for_log("an etcd would talk to this member");
+    cluster.servers[0].wait_for_log("rejected a raft connection from an etcd");
     cluster.servers[0].wait_for_log("handshake failed: ");
     cluster.client(0).await.put("a", "1", None).await.unwrap();
 }

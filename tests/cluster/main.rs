@@ -20,12 +20,10 @@ mod outage;
 mod partitions;
 mod paused_leader;
 mod peer_port;
-#[path = "../process/mod.rs"]
-mod process;
 mod register;
 mod removal;
 mod snapshots;
 mod stuck_disks;
-#[path = "../support/mod.rs"]
-mod support;
 mod watches;
+use test_support as support;
+use test_support::process;

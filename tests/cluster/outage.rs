@@ -33,7 +33,7 @@ impl Trio {
         let mut trio = Self {
             program: program.to_owned(),
             directory: tempfile::tempdir().unwrap(),
-            ports: (0..MEMBERS).map(|_| (process::free_port(), process::free_port())).collect(),
+            ports: (0..MEMBERS).map(|_| (test_support::ports::free_port(), test_support::ports::free_port())).collect(),
             children: (0..MEMBERS).map(|_| None).collect(),
         };
         (0..MEMBERS).for_each(|nth| trio.launch(nth));
@@ -168,7 +168,7 @@ async fn outages(program: &Path, kills: usize) -> Vec<Duration> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn service_is_restored_soon_after_the_leader_is_killed() {
-    let outages = outages(Path::new(env!("CARGO_BIN_EXE_metastore")), 2).await;
+    let outages = outages(&test_support::program(), 2).await;
     println!("without service: {outages:?}");
     assert!(outages[1] < Duration::from_secs(6), "it takes two elections at most: {outages:?}");
 }
@@ -177,7 +177,7 @@ async fn service_is_restored_soon_after_the_leader_is_killed() {
 #[ignore = "long"]
 async fn outages_after_twenty_kills_are_about_as_long_as_those_of_etcd() {
     const KILLS: usize = 20;
-    let ours = outages(Path::new(env!("CARGO_BIN_EXE_metastore")), KILLS).await;
+    let ours = outages(&test_support::program(), KILLS).await;
     println!("metastore: median {:?}, worst {:?}", ours[KILLS / 2], ours[KILLS - 1]);
     if let Some(etcd) = process::etcd() {
         let theirs = outages(&etcd, KILLS).await;

@@ -4,10 +4,9 @@
 
 mod election;
 mod lock;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::{fmt, time::Duration};
+use test_support as support;
 
 use etcd_client::{Client, Error, GetOptions, LeaseGrantOptions};
 use support::Server;

@@ -19,8 +19,6 @@ mod known;
 #[path = "../http2/odd_calls.rs"]
 mod odd_calls;
 mod pair;
-#[path = "../process/mod.rs"]
-mod process;
 #[allow(dead_code, reason = "each test uses its part")]
 #[path = "../http2/raw.rs"]
 mod raw;
@@ -28,6 +26,7 @@ mod surface;
 mod watches;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use test_support::process;
 
 use pair::Pair;
 

@@ -79,10 +79,10 @@ pub struct Stream {
 impl Stream {
     /// A stream with its first watch.
     pub async fn open(channel: &Channel) -> Self {
-        let (requests, receiver) = mpsc::unbounded_channel();
+        let (requests, outgoing) = mpsc::unbounded_channel();
         let (received, arrived) = (Arc::new(Mutex::new(Received::default())), Arc::new(Notify::new()));
         let client = WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
-        tokio::spawn(receive(client, receiver, Arc::clone(&received), Arc::clone(&arrived)));
+        tokio::spawn(receive(client, outgoing, Arc::clone(&received), Arc::clone(&arrived)));
         let stream = Self { requests, received, arrived };
         let first = WatchCreateRequest { key: OWN_KEY.into(), ..WatchCreateRequest::default() };
         assert_eq!(stream.create(first).await, 0, "the first watch has the first ID");

@@ -11,11 +11,10 @@
 
 mod kill;
 mod power;
-#[path = "../support/mod.rs"]
-mod support;
 mod writer;
 
 use std::{fmt, panic, time::Duration};
+use test_support as support;
 
 use power::Disk;
 use support::Server;

@@ -21,22 +21,21 @@ use metastore::{
         compact::{KeyHash, MAX_HASHED_HISTORY_BYTES},
     },
     node::{
-        Node, Parts, Settings, Threads,
-        apply_thread::Quota,
-        auto_compaction,
+        Node, Parts, Settings, Threads, auto_compaction,
         background::BackgroundConfig,
         clock::Clock,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
-        log::{
-            FileSystem, Identity, LogLocation, Position, SegmentLog,
-            fault_files::{Loss, LossyFiles},
-        },
+        quota::Quota,
         replica::Timing,
     },
     proto::{
         etcdserverpb::{CompactionRequest, Member},
         mvccpb::KeyValue,
+    },
+    raft_log::{
+        FileSystem, Identity, LogLocation, Position, SegmentLog,
+        fault_files::{Loss, LossyFiles},
     },
     state::{Kind, Machine, Members, Response},
     storage::{Batch, Engine, InsufficientSpace, Size, Table, Visit, rocks::Rocks, schema::meta},

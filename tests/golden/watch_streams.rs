@@ -80,7 +80,8 @@ impl WatchHarness {
         let fragment_bytes = args.option("parts").map_or(Ok(FRAGMENT_BYTES), |bytes| bytes.parse())?;
         if !self.streams.contains_key(&name) {
             let subscriber = self.hub.open_with_period(PERIOD);
-            self.streams.insert(name.clone(), Client::with_gate(subscriber, fragment_bytes, Box::new(|_, _| Ok(()))));
+            self.streams
+                .insert(name.clone(), Client::with_permission(subscriber, fragment_bytes, Box::new(|_, _| Ok(()))));
         }
         Ok(name)
     }
@@ -106,7 +107,7 @@ impl WatchHarness {
     /// Sets how many responses a client takes at a time.
     fn set_capacity(&mut self, args: &mut Args, capacity: usize) -> Output {
         let stream = self.stream(args)?;
-        self.client(&stream).line.room = capacity;
+        self.client(&stream).line.capacity = capacity;
         self.settle();
         Ok(String::new())
     }

@@ -357,6 +357,19 @@ fn clients_that_read_nothing_are_disconnected() {
     });
 }
 
+/// It is counted once, as what it is.
+#[test]
+fn an_http1_client_that_reads_nothing_is_disconnected() {
+    check_bounded(&["--client-read-timeout=1s"], 60 * MEBIBYTE, |server| {
+        let mut unread = Raw::connect(server.address());
+        unread.send("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2000).as_bytes()).unwrap();
+        while counted(server, "slow_reader") < 1 {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        assert_eq!(counted(server, "slow_beginning"), 0);
+    });
+}
+
 #[test]
 fn clients_that_are_slow_to_begin_are_disconnected() {
     check_bounded(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {

@@ -3,14 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod clients;
+mod conformance;
 mod floods;
 mod h2spec;
 mod ledger;
-mod loop_and_tonic;
 mod odd_calls;
 mod raw;
 mod soak;
 mod stalls;
-#[path = "../support/mod.rs"]
-mod support;
 mod tls;
+use test_support as support;

@@ -2,7 +2,7 @@
 //!
 //! The responses were recorded from a real etcd, and `tests/differential` compares them again where an etcd is available.
 
-use metastore::http2::hpack::{Decoder, decoder::Fields};
+use http2::hpack::{Decoder, decoder::Fields};
 
 use super::raw::{self, Raw};
 

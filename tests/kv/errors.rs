@@ -1,5 +1,5 @@
 //! Every error that one member can be made to return, with etcd's code and message. (The table of all errors is tested next to
-//! it, in `status.rs`.)
+//! it, in `frontend/grpc/status.rs`.)
 
 use metastore::proto::etcdserverpb::{
     CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,

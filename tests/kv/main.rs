@@ -18,5 +18,4 @@ mod raw_grpc;
 mod services;
 mod stop;
 mod stream;
-#[path = "../support/mod.rs"]
-mod support;
+use test_support as support;

@@ -2,7 +2,7 @@
 
 use etcd_client::{AlarmAction, AlarmType, CompactionOptions, PutOptions};
 use metastore::{
-    node::apply_thread::Quota,
+    node::quota::Quota,
     proto::etcdserverpb::{PutRequest, TxnRequest},
 };
 use tonic::Code;

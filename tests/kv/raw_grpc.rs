@@ -28,7 +28,7 @@ fn namespaces_are_available() -> bool {
 fn run_client(server: &KillOnDrop, arguments: &[&str]) -> String {
     let output = Command::new("nsenter")
         .args(["--preserve-credentials", "--user", "--net", "--target", &server.0.id().to_string()])
-        .arg(env!("CARGO_BIN_EXE_metastore"))
+        .arg(test_support::program())
         .args(arguments)
         .output()
         .unwrap();
@@ -42,7 +42,7 @@ fn a_server_starts_without_flags() {
         return support::skip("network namespaces are not available");
     }
     let directory = tempfile::tempdir().unwrap();
-    let child = in_namespace(env!("CARGO_BIN_EXE_metastore"))
+    let child = in_namespace(test_support::program().to_str().unwrap())
         .current_dir(directory.path())
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")

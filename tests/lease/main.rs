@@ -6,10 +6,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod many;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::time::{Duration, Instant};
+use test_support as support;
 
 use etcd_client::{
     AlarmAction, AlarmType, Client, Error, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions,

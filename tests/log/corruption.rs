@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use metastore::error::Halt;
-use metastore::node::log::{LogLocation, LogStore, SegmentLog};
+use metastore::raft_log::{LogLocation, LogStore, SegmentLog};
 
 use crate::fixture::{SEGMENT_BYTES, Step, TestLog, at, expected, group, varied_steps};
 

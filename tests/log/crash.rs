@@ -4,9 +4,9 @@
 use std::panic;
 
 use metastore::error::Halt;
-use metastore::node::log::fault_files::Loss;
-use metastore::node::log::simulated_log::VolatileLog;
-use metastore::node::log::{FileSystem, Group, LogStore, Recovered};
+use metastore::raft_log::fault_files::Loss;
+use metastore::raft_log::simulated_log::VolatileLog;
+use metastore::raft_log::{FileSystem, Group, LogStore, Recovered};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use metastore::error::Halt;
-use metastore::node::log::fault_files::LossyFiles;
-use metastore::node::log::simulated_log::VolatileLog;
-use metastore::node::log::{FileSystem, Group, Identity, LogLocation, LogStore, Position, Recovered, SegmentLog};
+use metastore::raft_log::fault_files::LossyFiles;
+use metastore::raft_log::simulated_log::VolatileLog;
+use metastore::raft_log::{FileSystem, Group, Identity, LogLocation, LogStore, Position, Recovered, SegmentLog};
 use raft::eraftpb::{Entry, EntryType, HardState};
 use tempfile::TempDir;
 

@@ -11,8 +11,8 @@ use std::{
 };
 
 use metastore::error::Halt;
-use metastore::node::log::files::{File, Files, OsFiles};
-use metastore::node::log::{LogLocation, SegmentLog};
+use metastore::raft_log::files::{File, Files, OsFiles};
+use metastore::raft_log::{LogLocation, SegmentLog};
 use tempfile::TempDir;
 
 use crate::fixture::{IDENTITY, START, Step, at, expected, group, hard_state};

@@ -15,8 +15,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use metastore::error::Halt;
-use metastore::node::log::fault_files::Loss;
-use metastore::node::log::{LogLocation, LogStore, SegmentLog};
+use metastore::raft_log::fault_files::Loss;
+use metastore::raft_log::{LogLocation, LogStore, SegmentLog};
 
 use fixture::{CONTRACT, IDENTITY, SEGMENT_BYTES, START, Step, TestLog, at, expected, group, hard_state, varied_steps};
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use metastore::{
-    node::{raft_thread::Input, transport},
+    node::{messages::Input, transport},
     storage::memory::Memory,
 };
 use raft::eraftpb::{Message, MessageType};

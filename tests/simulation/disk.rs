@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use metastore::{
     error::Halt,
-    node::log::{
+    raft_log::{
         Group, Identity, LogLocation, LogStore, Position, Recovered, SegmentLog,
         fault_files::{Loss, LossyFiles},
         simulated_log::VolatileLog,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metastore::{node::log::Position, state::Members};
+use metastore::{raft_log::Position, state::Members};
 
 use super::{
     client::MembershipChange,
@@ -169,6 +169,6 @@ impl World {
         self.note(|_| format!("{id}: stops for good"));
         self.crash(id);
         *self.slots.get_mut(&id).expect("it exists") =
-            MemberSlot { pending_removal: true, gone: true, ..MemberSlot::default() };
+            MemberSlot { knows_of_removal: true, gone: true, ..MemberSlot::default() };
     }
 }

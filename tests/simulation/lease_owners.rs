@@ -33,7 +33,7 @@ pub struct LeaseOwners {
     /// The lease that each owner holds.
     leases: Vec<Option<i64>>,
     next_lease: i64,
-    persisted_messages: BTreeMap<i64, Promise>,
+    promises: BTreeMap<i64, Promise>,
 }
 
 struct Promise {
@@ -47,12 +47,12 @@ fn seconds(ttl_seconds: i64) -> Duration {
 
 impl LeaseOwners {
     pub fn new(count: usize) -> Self {
-        Self { leases: vec![None; count], next_lease: FIRST_LEASE, persisted_messages: BTreeMap::new() }
+        Self { leases: vec![None; count], next_lease: FIRST_LEASE, promises: BTreeMap::new() }
     }
 
     /// The number of leases that have not ended.
     pub fn held(&self) -> usize {
-        self.persisted_messages.len()
+        self.promises.len()
     }
 }
 
@@ -116,7 +116,7 @@ impl World {
             Renewal::Renewed(ttl_seconds) => {
                 self.report.renewals += 1;
                 let until = now + seconds(ttl_seconds);
-                self.lease_owners.persisted_messages.insert(lease, Promise { until, ttl_seconds });
+                self.lease_owners.promises.insert(lease, Promise { until, ttl_seconds });
             }
             Renewal::NotPrimary => {
                 let completions = self.completions.clone();
@@ -139,10 +139,10 @@ impl World {
             match change {
                 LeaseChange::Granted { lease, ttl_seconds } => {
                     let until = now + seconds(ttl_seconds);
-                    self.lease_owners.persisted_messages.insert(lease, Promise { until, ttl_seconds });
+                    self.lease_owners.promises.insert(lease, Promise { until, ttl_seconds });
                 }
                 LeaseChange::Revoked { lease, command } => {
-                    let promise = self.lease_owners.persisted_messages.remove(&lease).expect("it was granted");
+                    let promise = self.lease_owners.promises.remove(&lease).expect("it was granted");
                     self.lease_owners.leases.iter_mut().for_each(|it| _ = it.take_if(|held| *held == lease));
                     if command < self.next_id {
                         continue; // A client revoked it.
@@ -164,9 +164,8 @@ impl World {
         let start = self.events.now();
         let end = start + seconds(TTL_MAX) + GRACE;
         let is_short = |promise: &Promise| promise.ttl_seconds <= TTL_MAX;
-        while self.lease_owners.persisted_messages.values().any(is_short) {
-            let left: Vec<_> =
-                self.lease_owners.persisted_messages.iter().map(|(lease, it)| (*lease, it.until)).collect();
+        while self.lease_owners.promises.values().any(is_short) {
+            let left: Vec<_> = self.lease_owners.promises.iter().map(|(lease, it)| (*lease, it.until)).collect();
             assert!(self.events.now() < end, "leases have not ended since {start:?}: {left:?}, {}", self.describe());
             self.run_for(TICK);
         }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
-use metastore::node::raft_thread::Input;
+use metastore::node::messages::Input;
 use raft::eraftpb::{Message, MessageType};
 
 /// A bug, planted on purpose.

@@ -74,7 +74,7 @@ impl RaftChecks {
     }
 }
 
-/// Checks that what a message persisted_messages is on its sender's disk.
+/// Checks that what a message promises is on its sender's disk.
 pub fn check_durability(message: &Message, durable: Durable) {
     let Durable { last_index, term, vote, commit } = durable;
     let kept = match message.msg_type {
@@ -91,7 +91,7 @@ pub fn check_durability(message: &Message, durable: Durable) {
         _ if is_sent_by_leader(message) => term >= message.term,
         _ => true,
     };
-    assert!(kept, "{message:?} persisted_messages what is not on disk: {durable:?}");
+    assert!(kept, "{message:?} promises what is not on disk: {durable:?}");
 }
 
 /// Whether only the leader of the message's term sends such a message.

@@ -3,14 +3,15 @@
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use bytes::Bytes;
+use http2::call::{Conversation, Step, StreamIo};
 use metastore::{
-    api::{header::Header, watch::Watching},
-    call::{Conversation, Step, StreamIo},
+    frontend::grpc::{header::Header, watch::WatchConversation},
     node::status::Status,
     proto::{
         etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion},
         mvccpb::{Event, KeyValue, event::EventType},
     },
+    service::watch::WatchStream,
 };
 use prost::Message;
 
@@ -31,7 +32,7 @@ pub struct Watcher {
 
 struct Stream {
     member: u64,
-    conversation: Watching,
+    conversation: WatchConversation,
     wire: Wire,
 }
 
@@ -49,7 +50,8 @@ impl Watcher {
     pub fn watch_at(&mut self, id: u64, member: &Member) {
         let header = Header::new(CLUSTER, id, Arc::new(Status::default()));
         let subscriber = member.hub.open_with_period(std::time::Duration::from_secs(10));
-        let conversation = Watching::new(subscriber, header, Box::new(|_, _| Ok(())), FRAGMENT_BYTES);
+        let conversation =
+            WatchConversation::new(WatchStream::new(subscriber, Box::new(|_, _| Ok(()))), header, FRAGMENT_BYTES);
         let mut stream = Stream { member: id, conversation, wire: Wire::default() };
         stream.watch_from(self.next);
         self.stream = Some(stream);

@@ -27,8 +27,9 @@ use std::{
 
 use metastore::{
     error::Halt,
-    node::{clock::Clock, log::Position, peer::Peer, snapshot::conf_state},
+    node::{clock::Clock, peer::Peer, snapshot::conf_state},
     proto::etcdserverpb,
+    raft_log::Position,
     state::Members,
 };
 use parking_lot::Mutex;
@@ -97,7 +98,7 @@ pub enum Event {
 #[derive(Default)]
 pub struct MemberSlot {
     pub member: Option<Member>,
-    /// CurrentReaders while the member is not running.
+    /// Present while the member is not running.
     pub disks: Option<Disks>,
     /// Threads that are scheduled to run.
     pub scheduled: BTreeSet<MemberThread>,
@@ -105,8 +106,9 @@ pub struct MemberSlot {
     pub log_stalled_until: Duration,
     pub apply_stalled_until: Duration,
     pub paused_until: Duration,
-    /// It was removed and knows it; it has stopped for good.
-    pub pending_removal: bool,
+    /// It knows that it was removed, so it is about to stop.
+    pub knows_of_removal: bool,
+    /// It has stopped for good, because it was removed.
     pub gone: bool,
     /// The time between two ticks of its clock.
     pub tick: Duration,
@@ -513,7 +515,7 @@ impl World {
         let knows_of_removal = member.outbox.knows_of_removal();
         self.send_messages(id, messages);
         let slot = self.slots.get_mut(&id).expect("it has a member");
-        if knows_of_removal && !std::mem::replace(&mut slot.pending_removal, true) {
+        if knows_of_removal && !std::mem::replace(&mut slot.knows_of_removal, true) {
             let delay = self.rng.millis(0, 1000);
             self.events.schedule(delay, Event::StopRemoved(id));
         }

@@ -9,7 +9,7 @@ use std::{
 use crate::source::paths;
 
 /// The files that define metrics, each with its help text.
-const METRICS: [&str; 2] = ["src/metrics.rs", "src/api/http.rs"];
+const METRICS: [&str; 2] = ["src/metrics.rs", "src/frontend/http/mod.rs"];
 /// The prefixes of metric names.
 const PREFIXES: [&str; 4] = ["etcd_", "grpc_", "metastore_", "process_"];
 
@@ -91,7 +91,7 @@ fn variables() -> BTreeSet<String> {
     let owned = |names: &mut dyn Iterator<Item = &str>| names.map(str::to_owned).collect::<Vec<_>>();
     let scripts = fs::read_dir(root().join("scripts")).unwrap().map(|entry| entry.unwrap().path());
     let mut found: BTreeSet<String> = scripts.flat_map(|path| owned(&mut read_by_script(&read(path)))).collect();
-    let programs = ["src", "tests", "build.rs"].map(|under| paths(&root().join(under)));
+    let programs = ["src", "crates", "tests", "build.rs"].map(|under| paths(&root().join(under)));
     let programs = programs.concat().into_iter().filter(|path: &PathBuf| !path.ends_with("tests/tidy/readme.rs"));
     found.extend(programs.flat_map(|path| owned(&mut read_by_program(&read(path)))));
     found.retain(|name| !PRIVATE.contains(&name.as_str()));

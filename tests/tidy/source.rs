@@ -59,6 +59,65 @@ impl Source {
         module.strip_suffix(".rs").unwrap_or(module)
     }
 
+    /// The path of the module in this file, like `node::log_thread`.
+    pub fn module_path(&self) -> String {
+        let inside = self.path.split_once("src/").expect("modules are in src").1;
+        let inside = inside.strip_suffix(".rs").expect("it is a source file");
+        inside.strip_suffix("/mod").unwrap_or(inside).replace('/', "::")
+    }
+
+    /// The full paths that `use` declarations outside of tests name, resolved against this module.
+    pub fn paths_used(&self) -> Vec<String> {
+        let code: String = self.lines_without_tests().flat_map(|(_, line)| [line, "\n"]).collect();
+        let own = self.module_path();
+        let is_file_of_directory = self.path.ends_with("/mod.rs");
+        let mut used = Vec::new();
+        for declaration in code.split("use ").skip(1) {
+            let Some((tree, _)) = declaration.split_once(';') else { continue };
+            for path in leaves(tree) {
+                let mut parts: Vec<&str> = path.split("::").collect();
+                let mut base: Vec<&str> = match parts[0] {
+                    "crate" => Vec::new(),
+                    "self" => own.split("::").collect(),
+                    "super" => {
+                        let mut base: Vec<&str> = own.split("::").collect();
+                        base.pop();
+                        base
+                    }
+                    // A child of this module, or a crate.
+                    name if is_file_of_directory || Path::new(&self.path).with_extension("").is_dir() => {
+                        let mut base: Vec<&str> = own.split("::").collect();
+                        base.push(name);
+                        base
+                    }
+                    _ => continue,
+                };
+                parts.remove(0);
+                while parts.first() == Some(&"super") {
+                    parts.remove(0);
+                    base.pop();
+                }
+                base.extend(parts);
+                used.push(base.join("::"));
+            }
+        }
+        used
+    }
+
+    /// The paths behind every `name::` in a `use` declaration or an expression, outside of tests.
+    pub fn crate_paths(&self, name: &str) -> Vec<String> {
+        let code: String = self.lines_without_tests().flat_map(|(_, line)| [line, "\n"]).collect();
+        let mut used = Vec::new();
+        for (at, _) in code.match_indices("::") {
+            if last_name(&code[..at]) == name && !code[..at - name.len()].ends_with("::") {
+                let path = &code[at + "::".len()..];
+                let names = path.strip_prefix('{').map_or_else(|| vec![first_name(path)], names_of_group);
+                used.extend(names.into_iter().filter(|name| !name.is_empty()).map(ToOwned::to_owned));
+            }
+        }
+        used
+    }
+
     /// Line numbers and code.
     pub fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
         (1..).zip(self.code.lines())
@@ -97,6 +156,30 @@ impl Source {
         }
         used
     }
+}
+
+/// The paths of a `use` tree, without renames.
+fn leaves(tree: &str) -> Vec<String> {
+    let tree = tree.trim();
+    let Some((prefix, group)) = tree.split_once('{') else {
+        let path = tree.split(" as ").next().unwrap_or_default().trim();
+        return if path.is_empty() { Vec::new() } else { vec![path.to_owned()] };
+    };
+    let group = group.rsplit_once('}').map_or(group, |(group, _)| group);
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&group[start..at]);
+                start = at + 1;
+            }
+            _ => (),
+        }
+    }
+    parts.push(&group[start..]);
+    parts.into_iter().flat_map(leaves).map(|leaf| format!("{}{leaf}", prefix.trim())).collect()
 }
 
 fn first_name(path: &str) -> &str {
@@ -221,11 +304,11 @@ fn source(code: &str) -> Source {
 #[test]
 fn every_module_named_in_a_path_is_found() {
     let code = "use crate::{\n  api::{self, kv},\n  node,\n};\nuse crate::error::Halt;\nlet x = crate::state::Kind;\n\
-                metastore::bench::run();\nuse metastore::{config, peer::Client};\nlet x = my_crate::http2::X;";
+                metastore::cli::bench::run();\nuse metastore::{config, peer::Client};\nlet x = my_crate::http2::X;";
     let source = source(code);
     let used = source.modules_used();
     let names: Vec<_> = used.iter().map(|(line, name)| (*line, name.as_str())).collect();
-    let expected = [(1, "api"), (1, "node"), (5, "error"), (6, "state"), (7, "bench"), (8, "config"), (8, "peer")];
+    let expected = [(1, "api"), (1, "node"), (5, "error"), (6, "state"), (7, "cli"), (8, "config"), (8, "peer")];
     assert_eq!(names, expected);
 }
 

@@ -1,9 +1,7 @@
 //! Watches when a snapshot is installed or the hub stops.
 
-use metastore::{
-    call::{Conversation, Step},
-    state::Machine,
-};
+use http2::call::{Conversation, Step};
+use metastore::state::Machine;
 
 use crate::world::{World, from, on};
 
@@ -50,6 +48,6 @@ fn a_stopped_hub_ends_its_streams() {
     let Step::End(Err(refusal)) = client.conversation.step(&mut client.line) else {
         panic!("the stream should have ended")
     };
-    assert_eq!(refusal.code, metastore::call::Code::Unavailable);
+    assert_eq!(refusal.code, http2::call::Code::Unavailable);
     assert_eq!(refusal.message, "etcdserver: server stopped");
 }

@@ -5,12 +5,9 @@
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use bytes::Bytes;
+use http2::call::{Conversation, Step, StreamIo};
 use metastore::{
-    api::{
-        header::Header,
-        watch::{Gate, Watching},
-    },
-    call::{Conversation, Step, StreamIo},
+    frontend::grpc::{header::Header, watch::WatchConversation},
     node::status::Status,
     proto::{
         etcdserverpb::{
@@ -19,6 +16,7 @@ use metastore::{
         },
         mvccpb::{Event, KeyValue},
     },
+    service::watch::{WatchPermission, WatchStream},
     watch::Subscriber,
 };
 use prost::Message;
@@ -30,7 +28,7 @@ pub const FRAGMENT_BYTES: usize = 2 << 20;
 
 /// A client's end of a stream.
 pub struct Client {
-    pub conversation: Watching,
+    pub conversation: WatchConversation,
     pub line: TestConnection,
 }
 
@@ -39,7 +37,7 @@ pub struct TestConnection {
     pub requests: VecDeque<Bytes>,
     pub sent: Vec<WatchResponse>,
     /// How many messages `sent` may hold.
-    pub room: usize,
+    pub capacity: usize,
     /// How many more bytes may be held for the client.
     pub spare: usize,
     pub ended: bool,
@@ -49,16 +47,16 @@ pub struct TestConnection {
 
 impl Client {
     pub fn new(subscriber: Subscriber) -> Self {
-        Self::with_gate(subscriber, FRAGMENT_BYTES, Box::new(|_, _| Ok(())))
+        Self::with_permission(subscriber, FRAGMENT_BYTES, Box::new(|_, _| Ok(())))
     }
 
-    pub fn with_gate(subscriber: Subscriber, fragment_bytes: usize, gate: Gate) -> Self {
+    pub fn with_permission(subscriber: Subscriber, fragment_bytes: usize, permission: WatchPermission) -> Self {
         let header = Header::new(CLUSTER, MEMBER, Arc::new(Status::default()));
-        let conversation = Watching::new(subscriber, header, gate, fragment_bytes);
+        let conversation = WatchConversation::new(WatchStream::new(subscriber, permission), header, fragment_bytes);
         let line = TestConnection {
             requests: VecDeque::new(),
             sent: Vec::new(),
-            room: usize::MAX,
+            capacity: usize::MAX,
             spare: usize::MAX,
             ended: false,
             bytes: 0,
@@ -74,7 +72,7 @@ impl Client {
     /// Steps the conversation and, through `settle`, the hub until nothing more happens; returns what the client receives.
     pub fn receive(&mut self, mut settle: impl FnMut()) -> Vec<WatchResponse> {
         let mut idle_steps = 0;
-        while idle_steps < 3 && self.line.room > self.line.sent.len() {
+        while idle_steps < 3 && self.line.capacity > self.line.sent.len() {
             settle();
             let before = self.line.sent.len();
             self.step();
@@ -112,7 +110,7 @@ impl StreamIo for TestConnection {
     }
 
     fn can_send(&self) -> bool {
-        self.sent.len() < self.room
+        self.sent.len() < self.capacity
     }
 
     fn send(&mut self, message: Bytes) {

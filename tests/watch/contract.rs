@@ -2,10 +2,8 @@
 
 use prost::Message;
 
-use metastore::{
-    call::{Conversation, Step},
-    proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType},
-};
+use http2::call::{Conversation, Step};
+use metastore::proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType};
 
 use crate::{
     client::Client,
@@ -127,13 +125,13 @@ fn refusals_give_a_reason_and_do_not_end_the_stream() {
 #[test]
 fn the_first_failing_check_gives_the_reason_of_a_refusal() {
     let mut world = World::new();
-    let mut client = Client::with_gate(
+    let mut client = Client::with_permission(
         world.hub.open(),
         1,
         Box::new(|key, range_end| {
             assert!(
                 range_end.is_empty() || range_end == b"a" || range_end == b"\0",
-                "the gate sees the range as it was sent"
+                "the check gets the range as it was sent"
             );
             if key == b"mine" { Ok(()) } else { Err("no".into()) }
         }),
@@ -258,7 +256,7 @@ fn previous_values_from_below_the_compact_revision_are_left_out() {
 #[test]
 fn a_large_response_is_fragmented_if_the_client_asks_for_it() {
     let mut world = World::new();
-    let mut client = Client::with_gate(world.hub.open(), 100, Box::new(|_, _| Ok(())));
+    let mut client = Client::with_permission(world.hub.open(), 100, Box::new(|_, _| Ok(())));
     world.watch(&mut client, WatchCreateRequest { fragment: true, ..between("a", "z") });
     world.watch(&mut client, between("a", "z"));
     let value = "v".repeat(20);
@@ -295,9 +293,9 @@ fn the_fragment_limit_is_exact_and_fragments_wait_until_they_can_be_sent() {
         created[1].encoded_len() - 2 // The ID of watch 0 is not encoded.
     };
     for (limit, parts) in [(size + 1, 1), (size, 2)] {
-        let mut client = Client::with_gate(world.hub.open(), limit, Box::new(|_, _| Ok(())));
+        let mut client = Client::with_permission(world.hub.open(), limit, Box::new(|_, _| Ok(())));
         client.create(create());
-        client.line.room = 1;
+        client.line.capacity = 1;
         let mut responses = Vec::new();
         for _ in 0..=parts {
             responses.extend(world.receive(&mut client));
@@ -331,7 +329,7 @@ fn a_malformed_request_ends_only_its_own_stream() {
     let Step::End(Err(refusal)) = client.conversation.step(&mut client.line) else {
         panic!("the stream should have ended")
     };
-    assert_eq!(refusal.code, metastore::call::Code::Internal);
+    assert_eq!(refusal.code, http2::call::Code::Internal);
     drop(client);
     world.put("a", "1");
     assert_eq!(world.receive_text(&mut other), ["0: 2*a=1 @2"]);

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use http2::call::Conversation;
 use metastore::{
-    call::Conversation,
     proto::{
         etcdserverpb::{
             DeleteRangeRequest, PutRequest, RequestOp, TxnRequest, WatchCreateRequest, WatchResponse, request_op,
@@ -262,7 +262,7 @@ fn unread_streams_share_the_pending_limit_and_then_receive_everything() {
     let before = live();
     for client in &mut clients {
         client.create(from(2, on("a")));
-        client.line.room = 1; // For the created response.
+        client.line.capacity = 1; // For the created response.
         client.step();
         world.settle(); // In separate passes: events replayed to two streams in one pass are allocated once.
     }
@@ -284,7 +284,7 @@ fn unread_streams_share_the_pending_limit_and_then_receive_everything() {
     world.put("a", "live");
     assert_eq!(revisions(&world.receive(&mut quick)), 1);
     for client in &mut clients {
-        client.line.room = usize::MAX;
+        client.line.capacity = usize::MAX;
         assert_eq!(revisions(&world.receive(client)), HISTORY + 1);
     }
     assert_eq!(world.hub.pending_bytes(), 0);
@@ -307,10 +307,10 @@ fn a_watch_is_counted_from_its_request_to_its_end() {
     world.put("12345678", &"v".repeat(1000));
     world.settle();
     assert!((1000..1300).contains(&(held(&client) - 2 * each - 10)), "{}", held(&client));
-    client.line.room = 0;
+    client.line.capacity = 0;
     client.step();
     assert!(held(&client) > 1000, "events that cannot be sent are held");
-    client.line.room = usize::MAX;
+    client.line.capacity = usize::MAX;
     client.create(WatchCreateRequest { watch_id: 1, ..on("c") });
     assert!(world.receive_text(&mut client)[1].starts_with("refused -1: mvcc: duplicate"));
     assert_eq!(held(&client), 2 * each + 10, "a refused watch holds nothing");
@@ -357,11 +357,11 @@ fn the_cost_per_event_does_not_grow_with_the_waiting_watches_of_a_stream() {
     world.put("a", &"v".repeat(1000));
     world.settle();
     let start = Instant::now();
-    client.line.room = 2000;
+    client.line.capacity = 2000;
     let first = world.receive(&mut client).len();
     println!("{first} of {WATCHES} waiting watches received the event: {:?}", start.elapsed());
     assert_eq!(first, 2000);
-    client.line.room = usize::MAX;
+    client.line.capacity = usize::MAX;
     assert_eq!(world.receive(&mut client).len(), WATCHES - first);
     assert_eq!(world.counts(), [1, i64::try_from(WATCHES).unwrap(), 0, 0]);
 }

@@ -61,7 +61,7 @@ fn a_stalled_stream_costs_bounded_memory_and_then_receives_everything_once() {
         let (mut slow, mut quick) = (world.client(), world.client());
         world.watch(&mut slow, on("a"));
         world.watch(&mut quick, on("a"));
-        slow.line.room = 0;
+        slow.line.capacity = 0;
         for round in 0..50 {
             for _ in 0..10 {
                 world.put("a", "a value of some size");
@@ -74,7 +74,7 @@ fn a_stalled_stream_costs_bounded_memory_and_then_receives_everything_once() {
             assert!(lagging == 1 || round < 3);
             assert!(pending <= 40, "{pending} events are pending for a stream that is not read");
         }
-        slow.line.room = usize::MAX;
+        slow.line.capacity = usize::MAX;
         assert_eq!(revisions(&world.receive(&mut slow)), (2..=501).collect::<Vec<_>>());
         assert_eq!(world.counts(), [2, 2, 0, 0]);
         world.put("a", "live");
@@ -87,7 +87,7 @@ fn a_stream_read_one_message_at_a_time_receives_everything_once_in_order() {
     let mut world = World::with(small_limits());
     let mut client = world.client();
     world.watch(&mut client, between("a", "z"));
-    client.line.room = 1;
+    client.line.capacity = 1;
     let mut received = Vec::new();
     for revision in 2..=200 {
         world.txn(&[("a", Some("12345678901234567890")), ("b", Some(&revision.to_string()))]);
@@ -95,7 +95,7 @@ fn a_stream_read_one_message_at_a_time_receives_everything_once_in_order() {
             received.extend(world.receive(&mut client));
         }
     }
-    client.line.room = usize::MAX;
+    client.line.capacity = usize::MAX;
     received.extend(world.receive(&mut client));
     assert_eq!(revisions(&received), (2..=200).flat_map(|revision| [revision, revision]).collect::<Vec<_>>());
     for response in &received {
@@ -140,14 +140,14 @@ fn a_stalled_watch_overtaken_by_compaction_receives_pending_events_and_is_cancel
     let mut world = World::with(small_limits());
     let mut client = world.client();
     world.watch(&mut client, on("a"));
-    client.line.room = 0;
+    client.line.capacity = 0;
     for _ in 0..100 {
         world.put("a", "a value of some size");
         world.settle();
     }
     world.compact(90);
     world.finish_compaction();
-    client.line.room = usize::MAX;
+    client.line.capacity = usize::MAX;
     let received = world.receive(&mut client);
     let (last, events) = received.split_last().unwrap();
     let seen = revisions(events);
@@ -209,7 +209,7 @@ fn a_cancel_works_in_every_state() {
     for _ in 0..3 {
         world.watch(&mut client, on("a"));
     }
-    client.line.room = 0;
+    client.line.capacity = 0;
     for _ in 0..100 {
         world.put("a", "a value of some size");
         world.settle();
@@ -221,7 +221,7 @@ fn a_cancel_works_in_every_state() {
     client.step();
     world.settle();
     assert_eq!(world.counts()[1..3], [0, 0]);
-    client.line.room = usize::MAX;
+    client.line.capacity = usize::MAX;
     let texts = world.receive_text(&mut client);
     assert_eq!(texts[texts.len() - 3..], ["canceled 0 @101", "canceled 1 @101", "canceled 2 @101"]);
     // During a replay.
@@ -249,7 +249,7 @@ fn a_dropped_stream_frees_everything_at_once() {
             client.create(if nth % 2 == 0 { between("a", "z") } else { from(1, on("a")) });
         }
         assert_eq!(world.receive(client).len(), 100);
-        client.line.room = 0;
+        client.line.capacity = 0;
     }
     for _ in 0..20 {
         world.put("a", "a value of some size");
@@ -268,7 +268,7 @@ fn a_dropped_stream_frees_everything_at_once() {
 fn requests_of_a_client_that_does_not_read_are_left_unread() {
     let mut world = World::new();
     let mut client = world.client();
-    client.line.room = 0;
+    client.line.capacity = 0;
     for _ in 0..10_000 {
         client.create(on("a"));
     }
@@ -277,7 +277,7 @@ fn requests_of_a_client_that_does_not_read_are_left_unread() {
         world.settle();
     }
     assert!(client.line.requests.len() > 9_800, "{} requests are left", client.line.requests.len());
-    client.line.room = usize::MAX;
+    client.line.capacity = usize::MAX;
     assert_eq!(world.receive(&mut client).len(), 10_000);
 }
 

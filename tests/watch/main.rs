@@ -13,10 +13,9 @@ mod progress;
 mod race;
 mod random;
 mod speed;
-#[path = "../support/mod.rs"]
-mod support;
 mod world;
 
 /// The allocator of the server, which also counts the allocations of each thread.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+use test_support as support;

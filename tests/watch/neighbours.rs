@@ -202,15 +202,12 @@ fn held(server: &Server) -> usize {
     line.parse().unwrap()
 }
 
-/// Selects the HTTP/2 server that counts the memory of streams, whichever one the other tests run with.
-const COUNTING: &str = "--grpc-server=own";
-
 /// Resident memory that is not counted: the database's caches, the pending output of connections, and what the allocator keeps.
 const UNCOUNTED: usize = 64 << 20;
 
 #[test]
 fn the_memory_of_watches_is_counted_and_limited_per_connection() {
-    let server = Server::start(&[COUNTING, "--max-connection-bytes=16000000", "--max-held-bytes=1000000000"]);
+    let server = Server::start(&["--max-connection-bytes=16000000", "--max-held-bytes=1000000000"]);
     let before = resident(&server);
     runtime().block_on(async {
         let mut stream = Stream::open(server.channel().await, first()).await;
@@ -240,7 +237,7 @@ fn the_memory_of_watches_is_counted_and_limited_per_connection() {
 #[test]
 fn unread_streams_hold_no_more_memory_than_is_counted() {
     const STREAMS: usize = 100;
-    let server = Server::start(&[COUNTING, "--all-watch-pending-bytes=8388608", "--max-held-bytes=64000000"]);
+    let server = Server::start(&["--all-watch-pending-bytes=8388608", "--max-held-bytes=64000000"]);
     runtime().block_on(async {
         let mut kv = server.kv().await;
         for _ in 0..300 {

@@ -64,7 +64,7 @@ fn progress_never_overtakes_events_that_cannot_be_sent_yet() {
     let mut world = World::with(Settings { pending_bytes: 0, ..Settings::default() });
     let mut client = world.client();
     world.watch(&mut client, with_notifications(on("a")));
-    client.line.room = 0;
+    client.line.capacity = 0;
     for value in 0..100 {
         world.put("a", &"x".repeat(value));
     }
@@ -73,7 +73,7 @@ fn progress_never_overtakes_events_that_cannot_be_sent_yet() {
     assert!(world.receive_text(&mut client).is_empty());
     client.step();
     world.settle();
-    client.line.room = usize::MAX;
+    client.line.capacity = usize::MAX;
     let received = world.receive(&mut client);
     let revisions: Vec<i64> = received
         .iter()

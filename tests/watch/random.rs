@@ -209,7 +209,7 @@ impl Run {
             }
             3 => self.readers[nth].client.progress(),
             _ => {
-                self.readers[nth].client.line.room = self.rng.random_range(0..6);
+                self.readers[nth].client.line.capacity = self.rng.random_range(0..6);
                 self.read_responses(nth);
             }
         }
@@ -250,7 +250,7 @@ impl Run {
             self.step_hub();
             self.finish_job();
             for nth in 0..self.readers.len() {
-                self.readers[nth].client.line.room = usize::MAX;
+                self.readers[nth].client.line.capacity = usize::MAX;
                 self.read_responses(nth);
             }
             idle_rounds = if self.received == before { idle_rounds + 1 } else { 0 };

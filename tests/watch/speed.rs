@@ -10,10 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use http2::call::{Conversation, StreamIo};
 use metastore::{
-    api::{header::Header, watch::Watching},
-    call::{Conversation, StreamIo},
+    frontend::grpc::{header::Header, watch::WatchConversation},
     proto::etcdserverpb::{WatchCreateRequest, WatchRequest, watch_request::RequestUnion},
+    service::watch::WatchStream,
     watch::Settings,
 };
 use prost::Message;
@@ -65,9 +66,10 @@ impl StreamIo for Sink {
     }
 }
 
-fn client(world: &World, create: WatchCreateRequest) -> (Watching, Sink) {
+fn client(world: &World, create: WatchCreateRequest) -> (WatchConversation, Sink) {
     let header = Header::new(CLUSTER, MEMBER, std::sync::Arc::default());
-    let watching = Watching::new(world.hub.open(), header, Box::new(|_, _| Ok(())), FRAGMENT_BYTES);
+    let watching =
+        WatchConversation::new(WatchStream::new(world.hub.open(), Box::new(|_, _| Ok(()))), header, FRAGMENT_BYTES);
     let woken = Arc::new(Woken(AtomicBool::new(true)));
     let waker = Waker::from(woken.clone());
     let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };

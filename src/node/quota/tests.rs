@@ -8,14 +8,11 @@ use raft::eraftpb::HardState;
 use super::*;
 use crate::{
     node::{
-        Node, Parts, Settings, Threads, auto_compaction,
-        background::BackgroundConfig,
-        clock::Clock,
-        identity::MemberId,
-        log::{Identity, Position, simulated_log::VolatileLog},
-        replica::Timing,
+        Node, Parts, Settings, Threads, auto_compaction, background::BackgroundConfig, clock::Clock,
+        identity::MemberId, replica::Timing,
     },
     proto::etcdserverpb::{LeaseGrantRequest, Member, PutRequest},
+    raft_log::{Identity, Position, simulated_log::VolatileLog},
     state::{Machine, Members, NOSPACE, Response},
     storage::{Engine, memory::Memory},
     watch,

@@ -2,7 +2,8 @@
 
 use raft::{ProgressState, StateRole, eraftpb::ConfState};
 
-use super::{super::log::Position, Leadership, Replica};
+use super::{Leadership, Replica};
+use crate::raft_log::Position;
 
 impl<R> Replica<R> {
     /// The position of the entry at an index.

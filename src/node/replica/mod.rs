@@ -1,8 +1,8 @@
 //! raft-rs as a value: inputs go in, one [`Ready`] after another comes out. No thread, no clock, no disk.
 //!
 //! The owner carries out a `Ready` in this order: send `messages` (a leader replicates while its own disk works), install the
-//! snapshot if there is one, hand `committed` to the apply thread, hand `write` to the log thread. When a write is durable, its
-//! persisted_messages (the messages that had to wait for it) are sent, and [`Replica::persisted`] is called with its number.
+//! snapshot if there is one, hand `committed` to the apply thread, hand `write` to the log thread. When a write is durable, the
+//! messages that had to wait for it are sent, and [`Replica::persisted`] is called with its number.
 //!
 //! A stalled disk is a failure that other members cannot see. A leader whose oldest write has been in flight for most of an
 //! election timeout transfers its leadership; after a whole one it sends nothing, so that the others elect another leader. A
@@ -35,8 +35,8 @@ use raft::{
     eraftpb::{ConfChange, Entry, EntryType, HardState, Message, MessageType},
 };
 
-use super::log::{Group, MemoryLog, Position};
 use crate::error::{Error, Halt};
+use crate::raft_log::{Group, MemoryLog, Position};
 use proposals::Proposals;
 use read_index::{Rounds, Timeouts};
 pub use ready::{Install, Leadership, Ready, Write};
@@ -428,7 +428,7 @@ impl<R> Replica<R> {
 
     /// Decides which messages are sent at once, and which wait for the write. Messages that need no sync are sent at once,
     /// redundant ones are dropped, and if the disk has stalled, nothing is sent. `commit` is the commit index that is on disk
-    /// when the persisted_messages are sent.
+    /// when the messages that wait for the write are sent.
     ///
     /// A leader was elected by votes that are durable, so it may send before its own disk is done. But a sole voter elects itself
     /// without any message: until that is durable, a restart could elect it to the same term again, and it would send different
@@ -456,7 +456,7 @@ impl<R> Replica<R> {
         });
     }
 
-    /// Handles a `Ready` without a write: its persisted_messages wait for the writes in flight, if there are any.
+    /// Handles a `Ready` without a write: its `persisted_messages` wait for the writes in flight, if there are any.
     fn after_writes(
         &mut self,
         number: u64,

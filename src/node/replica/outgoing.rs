@@ -17,7 +17,7 @@ pub(super) fn needs_no_sync(message: &Message) -> bool {
 /// Raises the term of pre-vote refusals so that the candidate does not ignore them, even if its term is later than this member's.
 /// Raft ignores messages of an earlier term, and with the refusal it would ignore the commit index in it. Usually the refusing
 /// member is elected instead. But a member that was removed, and whose log is longer, would refuse the remaining one for ever. A
-/// refusal persisted_messages nothing.
+/// refusal promises nothing.
 pub(super) fn raise_refusal_term(messages: &mut [Message], candidate: u64, its_term: u64) {
     let refusals = messages.iter_mut().filter(|message| {
         message.msg_type == MessageType::MsgRequestPreVoteResponse && message.reject && message.to == candidate
@@ -36,8 +36,8 @@ pub(super) fn cap_reported_commit(messages: &mut [Message], saved_commit: u64) {
     }
 }
 
-/// Limits the commit index in a leader's messages to entries before `unsaved`. Responses to ReadIndex with a later index become
-/// persisted_messages.
+/// Limits the commit index in a leader's messages to entries before `unsaved`. Responses to ReadIndex with a later index move to
+/// `persisted_messages`.
 pub(super) fn withhold_commit(messages: &mut Vec<Message>, unsaved: u64, persisted_messages: &mut Vec<Message>) {
     let is_later =
         |message: &mut Message| message.msg_type == MessageType::MsgReadIndexResp && message.index >= unsaved;

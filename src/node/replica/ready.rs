@@ -2,10 +2,8 @@
 
 use raft::eraftpb::{ConfState, Entry, HardState, Message};
 
-use super::{
-    super::log::{Group, Position},
-    outgoing,
-};
+use super::outgoing;
+use crate::raft_log::{Group, Position};
 
 /// The leader, as far as this member knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,9 +1,7 @@
 use raft::eraftpb::{ConfChangeType, ConfState, Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 
-use super::{
-    super::log::{Identity, LogStore, Recovered, simulated_log::VolatileLog},
-    *,
-};
+use super::*;
+use crate::raft_log::{Identity, LogStore, Recovered, simulated_log::VolatileLog};
 
 fn single_voter() -> Replica<&'static str> {
     voter_of(vec![1])

@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Write},
-    net::TcpStream,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -14,12 +13,13 @@ use std::{
 use prometheus::IntCounter;
 
 use super::{
-    super::{peer::Peer, raft_thread::Input},
+    super::{messages::Input, peer::Peer},
     Transport, dial,
     frame::{self, Hello, Purpose, Verdict},
     outbox::Outbox,
 };
 use crate::metrics::METRICS;
+use crate::net::stream::BlockingStream;
 
 /// The delay before reconnecting: doubled after each failure, from the first value up to the second.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(50);
@@ -28,7 +28,7 @@ const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for the reason a peer gave before it closed the stream.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(100);
-/// The target size of a frame. It is limited because received entries keep the whole frame that they came in in memory.
+/// The target size of a frame. It is limited because a received entry keeps its whole frame in memory.
 const TARGET_FRAME_BYTES: usize = 1 << 20;
 /// An unreachable member is logged again after this many attempts, or when the reason changes.
 const LOG_EVERY_FAILURES: u32 = 60;
@@ -105,7 +105,7 @@ impl PeerConnection {
     ///
     /// After `close` nothing is reported to raft: there may be a new connection to the same member, and raft could not tell the
     /// reports apart.
-    fn serve(&self, transport: &Transport, stream: TcpStream, member: &str) -> io::Result<()> {
+    fn serve(&self, transport: &Transport, stream: BlockingStream, member: &str) -> io::Result<()> {
         let since = Instant::now();
         let local = format!("{:x}", transport.parts.identity.member_id);
         let names = [local.as_str(), member];
@@ -130,7 +130,7 @@ impl PeerConnection {
         if is_open { end } else { Ok(()) }
     }
 
-    fn connect(&self, transport: &Transport) -> Result<TcpStream, ConnectError> {
+    fn connect(&self, transport: &Transport) -> Result<BlockingStream, ConnectError> {
         let mut stream = dial(&self.peer, transport.parts.limits).map_err(ConnectError::Failed)?;
         let hello = transport.hello(Purpose::Messages, self.peer.id);
         self.frame_max_bytes.store(frame::max_bytes(hello.largest_request), Ordering::Relaxed);
@@ -152,7 +152,7 @@ impl PeerConnection {
     }
 
     /// Writes frames until [`close`](Self::close) is called or the connection fails.
-    fn write_frames(&self, transport: &Transport, mut stream: TcpStream, sent: &IntCounter) -> io::Result<()> {
+    fn write_frames(&self, transport: &Transport, mut stream: BlockingStream, sent: &IntCounter) -> io::Result<()> {
         let mut bytes = Vec::new();
         loop {
             let batch = self.outbox.take(KEEPALIVE_INTERVAL);
@@ -191,7 +191,7 @@ impl PeerConnection {
 }
 
 /// The reason that the peer gave for closing the stream, or else `error`.
-fn refusal_reason(stream: &mut TcpStream, error: io::Error) -> io::Error {
+fn refusal_reason(stream: &mut BlockingStream, error: io::Error) -> io::Error {
     let reply = stream.set_read_timeout(Some(REFUSAL_TIMEOUT)).and_then(|()| Verdict::read(stream));
     match reply {
         Ok(Verdict::Refused(text)) => io::Error::other(format!("the peer refused what it was sent: {text}")),

@@ -1,8 +1,8 @@
-//! InboundSnapshot streams.
+//! Incoming streams.
 
 use std::{
     io::{self, ErrorKind, Read},
-    net::{IpAddr, Shutdown, TcpStream},
+    net::{IpAddr, Shutdown},
     os::fd::AsFd,
     sync::{Arc, atomic::Ordering},
     thread,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    super::raft_thread::Input,
+    super::messages::Input,
     AdmittedConnection, ConnectionKind, Transport,
     accepted::Refusal,
     frame::{self, Header, Hello, ProtocolVersion, Purpose, Verdict},
@@ -19,6 +19,7 @@ use super::{
     prepared, snapshot_transfer, validate,
 };
 use crate::metrics::METRICS;
+use crate::net::stream::BlockingStream;
 
 /// A sender that has sent nothing for this long is gone: an idle one sends keep-alives.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,7 +84,7 @@ impl Transport {
     }
 
     /// Serves a connection that begins with the [`PREFACE`](super::PREFACE), on a new thread.
-    pub fn receive(self: &Arc<Self>, stream: TcpStream, admitted: AdmittedConnection) {
+    pub fn receive(self: &Arc<Self>, stream: BlockingStream, admitted: AdmittedConnection) {
         let this = self.clone();
         let serve = move || {
             let address = admitted.address();
@@ -102,8 +103,7 @@ impl Transport {
         }
     }
 
-    fn serve(self: &Arc<Self>, stream: TcpStream, admitted: &AdmittedConnection) -> io::Result<()> {
-        stream.set_nonblocking(false)?;
+    fn serve(self: &Arc<Self>, stream: BlockingStream, admitted: &AdmittedConnection) -> io::Result<()> {
         let mut stream = prepared(stream, self.parts.limits)?;
         let hello = match read_hello(&stream, admitted) {
             Err(error) if error.kind() == ErrorKind::InvalidData => return Err(refuse_unreadable(stream, error)),
@@ -158,7 +158,7 @@ impl Transport {
         hello: &Hello,
         verdict: &Verdict,
         admitted: &AdmittedConnection,
-        mut stream: TcpStream,
+        mut stream: BlockingStream,
     ) -> io::Result<()> {
         self.record_refusal("identity", hello.from, Some(admitted.address()), verdict.text());
         verdict.write(&mut stream)
@@ -190,7 +190,7 @@ impl Transport {
         Verdict::Accepted
     }
 
-    fn receive_frames(&self, hello: &Hello, session: &SessionGuard<'_>, stream: &TcpStream) -> io::Result<()> {
+    fn receive_frames(&self, hello: &Hello, session: &SessionGuard<'_>, stream: &BlockingStream) -> io::Result<()> {
         stream.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
         let received = METRICS.peer_received_bytes.with_label_values(&[format!("{:x}", hello.from)]);
         let mut stream = Paced::new(stream, RECEIVE_TIMEOUT, self.parts.limits.min_bytes_per_second);
@@ -217,7 +217,7 @@ impl Transport {
 }
 
 /// Reads the handshake, up to the deadline of the connection.
-fn read_hello(stream: &TcpStream, admitted: &AdmittedConnection) -> io::Result<Hello> {
+fn read_hello(stream: &BlockingStream, admitted: &AdmittedConnection) -> io::Result<Hello> {
     let left = admitted.hello_deadline().saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     stream.set_read_timeout(Some(left))?;
     Hello::read(&mut Paced::new(stream, left, u64::MAX)).map_err(|error| {
@@ -228,7 +228,7 @@ fn read_hello(stream: &TcpStream, admitted: &AdmittedConnection) -> io::Result<H
 
 /// Sends the reason to a peer whose handshake cannot be read. Then reads the rest of what it sent: closing a connection with
 /// unread data would discard the reason as well.
-fn refuse_unreadable(mut stream: TcpStream, error: io::Error) -> io::Error {
+fn refuse_unreadable(mut stream: BlockingStream, error: io::Error) -> io::Error {
     let sent = Verdict::Refused(error.to_string()).write(&mut stream).and_then(|()| stream.shutdown(Shutdown::Write));
     let rest = sent.and_then(|()| stream.set_read_timeout(Some(DRAIN_TIMEOUT)));
     let _ = rest.and_then(|()| {

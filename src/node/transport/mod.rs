@@ -30,7 +30,7 @@ mod validate;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    net::{SocketAddr, ToSocketAddrs},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
@@ -44,11 +44,12 @@ use raft::eraftpb::{Message, MessageType};
 use super::{
     connectivity::Connectivity,
     inbox::Inbox,
-    log::Identity,
+    messages::Input,
     peer::{MessageSender, Peer},
-    raft_thread::Input,
     snapshot::{InboundSnapshot, OutboundSlot, Scratch},
 };
+use crate::net::stream::BlockingStream;
+use crate::raft_log::Identity;
 use crate::{error::Halt, metrics::METRICS};
 use accepted::{AcceptedConnections, MAX_UNKNOWN_STREAMS};
 pub use accepted::{AdmittedConnection, ConnectionKind, ConnectionLimits};
@@ -126,7 +127,7 @@ pub struct Transport {
     receiving: ReceiveSlot,
     /// Held while reading a large frame from an unknown member, so that only one is in memory at a time.
     unknown_member_frame: Mutex<()>,
-    /// InboundSnapshot connections that are open.
+    /// Incoming connections that are open.
     accepted: AcceptedConnections,
     /// The largest request that any member is known to accept.
     largest_request: AtomicU64,
@@ -265,13 +266,13 @@ fn addresses(url: &str) -> Result<Vec<SocketAddr>, String> {
 }
 
 /// Connects to the first of a member's URLs that accepts a connection.
-fn dial(peer: &Peer, limits: TransportLimits) -> Result<TcpStream, String> {
+fn dial(peer: &Peer, limits: TransportLimits) -> Result<BlockingStream, String> {
     let mut last_error = format!("member {:x} has no URLs", peer.id);
     for url in &peer.urls {
         match addresses(url) {
             Ok(addresses) => {
                 for address in addresses {
-                    match TcpStream::connect_timeout(&address, limits.dial) {
+                    match BlockingStream::connect(&address, limits.dial) {
                         Ok(stream) => return prepared(stream, limits).map_err(|error| format!("{url}: {error}")),
                         Err(error) => last_error = format!("{url}: {error}"),
                     }
@@ -283,12 +284,10 @@ fn dial(peer: &Peer, limits: TransportLimits) -> Result<TcpStream, String> {
     Err(last_error)
 }
 
-/// Disables Nagle's algorithm, and sets the timeouts that detect a peer which is gone without closing the connection.
-fn prepared(stream: TcpStream, limits: TransportLimits) -> std::io::Result<TcpStream> {
-    stream.set_nodelay(true)?;
+/// Sets the timeouts that detect a peer which is gone without closing the connection.
+fn prepared(stream: BlockingStream, limits: TransportLimits) -> std::io::Result<BlockingStream> {
     stream.set_read_timeout(Some(limits.dial))?;
     stream.set_write_timeout(Some(limits.write))?;
-    let unacknowledged_ms = u32::try_from(limits.write.as_millis()).unwrap_or(u32::MAX);
-    rustix::net::sockopt::set_tcp_user_timeout(&stream, unacknowledged_ms)?;
+    stream.set_unacknowledged_timeout(limits.write)?;
     Ok(stream)
 }

@@ -17,7 +17,6 @@
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Read, Write},
-    net::TcpStream,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
@@ -27,12 +26,11 @@ use std::{
 use parking_lot::Mutex;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
-use rustix::net::sockopt;
 
 use super::{
     super::{
         inbox::Inbox,
-        raft_thread::Input,
+        messages::Input,
         snapshot::{InboundSnapshot, OutboundSnapshot, conf_state},
     },
     AdmittedConnection, Transport, TransportLimits, dial,
@@ -41,6 +39,7 @@ use super::{
     validate,
 };
 use crate::metrics::METRICS;
+use crate::net::stream::BlockingStream;
 
 const CHUNK_BYTES: usize = 256 << 10;
 const MESSAGE_MAX_BYTES: usize = 1 << 20;
@@ -141,14 +140,11 @@ fn deliver(transport: &Transport, message: &Message, offer: &OutboundSnapshot) -
 
 /// Sets longer timeouts: while one side is busy with its disk the other receives nothing, which is not an error. A side that is
 /// gone is detected by TCP keep-alives.
-fn set_stall_timeouts(stream: &TcpStream, limits: TransportLimits) -> io::Result<()> {
+fn set_stall_timeouts(stream: &BlockingStream, limits: TransportLimits) -> io::Result<()> {
     stream.set_read_timeout(Some(limits.stall))?;
     stream.set_write_timeout(Some(limits.stall))?;
-    sockopt::set_tcp_user_timeout(stream, u32::try_from(limits.stall.as_millis()).unwrap_or(u32::MAX))?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, limits.write.max(Duration::from_secs(1)))?;
-    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(1))?;
-    Ok(())
+    stream.set_unacknowledged_timeout(limits.stall)?;
+    stream.set_keepalive(limits.write)
 }
 
 /// Whether a file in a database's directory holds data. Its lock file and its own log do not.
@@ -168,7 +164,7 @@ fn data_files(snapshot: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     Ok(files)
 }
 
-fn send_file(stream: &mut TcpStream, path: &Path, size: u64, limiter: &mut RateLimiter) -> io::Result<()> {
+fn send_file(stream: &mut BlockingStream, path: &Path, size: u64, limiter: &mut RateLimiter) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut file = File::open(path)?;
     let name_len = u16::try_from(name.len()).map_err(io::Error::other)?;
@@ -264,7 +260,7 @@ pub(super) fn receive(
     transport: &Arc<Transport>,
     hello: &Hello,
     admitted: &AdmittedConnection,
-    mut stream: TcpStream,
+    mut stream: BlockingStream,
 ) -> io::Result<()> {
     set_stall_timeouts(&stream, transport.parts.limits)?;
     let verdict = receive_snapshot(transport, hello, admitted, &stream).unwrap_or_else(|error| {
@@ -280,7 +276,7 @@ fn receive_snapshot(
     transport: &Transport,
     hello: &Hello,
     admitted: &AdmittedConnection,
-    stream: &TcpStream,
+    stream: &BlockingStream,
 ) -> io::Result<Verdict> {
     let limits = transport.parts.limits;
     let mut stream = Paced::new(stream, limits.stall, limits.min_bytes_per_second);

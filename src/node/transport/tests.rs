@@ -1,17 +1,15 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{Shutdown, TcpListener},
+    net::{Shutdown, TcpListener, TcpStream},
 };
 
 use super::{
-    super::{
-        log::Position,
-        snapshot::{OutboundSnapshot, Scratch},
-    },
+    super::snapshot::{OutboundSnapshot, Scratch},
     frame::{Purpose, Verdict},
     *,
 };
+use crate::raft_log::Position;
 
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -74,7 +72,7 @@ fn member_of_version(version: (u8, u8), member_id: u64) -> TestMember {
 fn receive(transport: &Arc<Transport>, stream: TcpStream) {
     let address = stream.peer_addr().unwrap().ip();
     if let Some(admitted) = transport.admit(&stream, address) {
-        transport.receive(stream, admitted);
+        transport.receive(BlockingStream::Plain(stream), admitted);
     }
 }
 

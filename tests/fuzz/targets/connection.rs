@@ -14,15 +14,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use metastore::{
-    http2::{
-        connection::Connection,
-        frame::{self, DEFAULT_WINDOW, Frame, HEAD_BYTES, MAX_PAYLOAD, PREFACE, flag, kind, setting},
-        hpack::{Decoder, decoder::Fields},
-        limits::{Limits, Shared},
-        sender::SATURATED_BYTES,
-    },
+use http2::{
+    connection::Connection,
+    frame::{self, DEFAULT_WINDOW, Frame, HEAD_BYTES, MAX_PAYLOAD, PREFACE, flag, kind, setting},
+    hpack::{Decoder, decoder::Fields},
     ledger::Ledger,
+    limits::{Limits, Shared},
+    sender::SATURATED_BYTES,
 };
 
 use super::{

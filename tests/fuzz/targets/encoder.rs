@@ -6,7 +6,7 @@ use std::{pin::Pin, task::Poll};
 use bytes::Bytes;
 use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
-use metastore::http2::{
+use http2::{
     frame::{self, flag, kind},
     hpack::{Decoder, Encoder, decoder::Fields},
 };

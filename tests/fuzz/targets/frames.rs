@@ -2,7 +2,7 @@
 //! nothing panics.
 
 use bytes::Bytes;
-use metastore::http2::{
+use http2::{
     fault::Fault,
     frame::{self, Frame, HEAD_BYTES, MAX_PAYLOAD},
 };

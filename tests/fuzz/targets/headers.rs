@@ -19,15 +19,13 @@ use h2::{
     server::{Builder, Connection},
 };
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, request::Parts};
-use metastore::{
+use http2::{
     call::CallError,
-    http2::{
-        frame::{self, Frame, PREFACE, flag, kind},
-        hpack::{Decoder, decoder::Fields},
-        http_handler::RequestBody,
-        request::{self, BlockCache, Target},
-        service::{self, Response, Service},
-    },
+    frame::{self, Frame, PREFACE, flag, kind},
+    hpack::{Decoder, decoder::Fields},
+    request::{self, BlockCache, Target},
+    request_body::RequestBody,
+    service::{self, Response, Service},
 };
 use tokio::io::DuplexStream;
 

@@ -11,12 +11,10 @@ use std::{
 use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
-use metastore::{
-    call::{Call, CallError, CallResult, Code, Conversation, Metadata, Reply, Step, StreamIo},
-    http2::{
-        http_handler::RequestBody,
-        service::{Method, Response, ResponseBody, Service, Shape},
-    },
+use http2::{
+    call::{Call, CallError, CallResult, Code, Conversation, MAX_METADATA_FIELDS, Metadata, Reply, Step, StreamIo},
+    request_body::RequestBody,
+    service::{Method, Response, ResponseBody, Service, Shape},
 };
 use parking_lot::Mutex;
 
@@ -50,6 +48,10 @@ enum Behavior {
 pub struct Server(pub Arc<ServiceState>);
 
 impl Service for Server {
+    fn metadata_fields(&self) -> &'static [&'static str; MAX_METADATA_FIELDS] {
+        &["hasleader", "token", "authorization", "client-api-version"]
+    }
+
     fn find(&self, path: &str) -> Option<Arc<dyn Method>> {
         let behavior = match path {
             "/t/Echo" => Behavior::Echo,
@@ -109,7 +111,7 @@ impl Method for TestMethod {
     }
 
     fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
-        if metadata.require_leader {
+        if metadata.fields[0].is_some() {
             return Err(CallError { code: Code::Unavailable, message: "no leader".into() });
         }
         self.1.conversations.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! Generates frames and header blocks from decisions: mostly well-formed ones, so that the code behind the parsers is reached.
 
-use metastore::http2::{
+use http2::{
     frame::{self, flag, kind, setting},
     hpack::{huffman, table::STATIC},
 };

@@ -1,0 +1,303 @@
+//! Accepts client connections and detects their protocol.
+//!
+//! One port serves all protocols, and the first bytes decide: a TLS handshake, if a listen URL asks for TLS, after which the
+//! protocol is the one negotiated by ALPN; the HTTP/2 preface, which selects the HTTP/2 server of this crate; anything else is
+//! HTTP/1.1, which hyper serves. With `--grpc-server=tonic` hyper serves HTTP/2, and nothing else. Over TLS, HTTP/2 must be negotiated: a client that
+//! negotiates no protocol speaks HTTP/1.1.
+
+pub mod connection_limit;
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use hyper_util::{
+    rt::TokioExecutor,
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    sync::OwnedSemaphorePermit,
+};
+
+use super::{
+    grpc::{Grpc, methods::MethodTable},
+    http::{
+        hyper_server::{self, HyperService, ServeResult, TonicService},
+        min_rate::begin_timed_out,
+    },
+    http2_service::Http2Service,
+    routes,
+};
+use crate::{
+    config::{Config, frontend::GrpcServer},
+    error::StartError,
+    net::{
+        listener::Listener,
+        stream::Stream,
+        tls::Tls,
+        url::{Url, UrlAddress},
+    },
+};
+use connection_limit::ConnectionLimit;
+use http2::{
+    limits::{self, Limits},
+    registry::{ConnectionGuard, ConnectionRegistry},
+    service,
+    task::Task,
+};
+
+/// The first byte of a TLS handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// The start of the HTTP/2 preface. No method of HTTP/1.1 starts like this.
+const HTTP2_START: &[u8] = b"PRI";
+
+/// A listener for clients, and whether it accepts plain connections, TLS, or both.
+pub struct ClientPort {
+    listener: Listener,
+    url_address: UrlAddress,
+    is_plain: bool,
+    is_secure: bool,
+}
+
+impl ClientPort {
+    /// Logs that clients are served here.
+    pub fn announce(&self) {
+        let address = self.listener.address();
+        if self.is_plain {
+            tracing::info!(
+                traffic = "grpc+http",
+                address,
+                "serving client traffic insecurely; this is strongly discouraged!"
+            );
+        }
+        if self.is_secure {
+            tracing::info!(traffic = "grpc+http", address, "serving client traffic securely");
+        }
+    }
+}
+
+/// Listens on every address once: one that is listed with and without TLS accepts both.
+pub async fn bind_all(urls: &[Url], shares_port: bool) -> Result<Vec<ClientPort>, StartError> {
+    let mut ports: Vec<ClientPort> = Vec::new();
+    for url in urls {
+        match ports.iter_mut().find(|port| port.url_address == *url.address()) {
+            Some(port) => {
+                port.is_plain |= !url.is_secure();
+                port.is_secure |= url.is_secure();
+            }
+            None => ports.push(ClientPort {
+                listener: Listener::bind(url, shares_port).await?,
+                url_address: url.address().clone(),
+                is_plain: !url.is_secure(),
+                is_secure: url.is_secure(),
+            }),
+        }
+    }
+    Ok(ports)
+}
+
+/// Accepts client connections, and serves them.
+pub struct Acceptor {
+    tls: Option<Tls>,
+    /// None: hyper serves HTTP/2 as well.
+    http2: Option<Arc<dyn service::Service>>,
+    registry: Arc<ConnectionRegistry>,
+    /// Serves HTTP/1.1, or with tonic HTTP/2.
+    hyper: auto::Builder<TokioExecutor>,
+    /// None: connections are being closed, and no more are accepted.
+    graceful: Mutex<Option<GracefulShutdown>>,
+    service: HyperService,
+}
+
+impl Acceptor {
+    /// Accepts nothing until [`Self::accept`] is called.
+    #[must_use]
+    pub fn new(config: &Config, tls: Option<Tls>, grpc: &Arc<Grpc>) -> Self {
+        let limits = Limits {
+            max_streams: hyper_server::max_streams(config),
+            max_resets: config.frontend.max_resets,
+            max_message: grpc.max_message_bytes(),
+            max_held: config.frontend.max_connection_bytes,
+            begin_timeout: config.frontend.begin_timeout,
+            read_timeout: config.frontend.read_timeout,
+            idle_timeout: config.frontend.idle_timeout,
+            keepalive_interval: config.limits.keepalive_interval,
+            keepalive_timeout: config.limits.keepalive_timeout,
+            ..Limits::default()
+        };
+        let (methods, router) = (Arc::new(MethodTable::new(grpc)), routes::routes(grpc));
+        let ledger = grpc.service.ledger.clone();
+        let (http2, tonic): (Option<Arc<dyn service::Service>>, _) = match config.frontend.grpc_server {
+            GrpcServer::Own => {
+                let read_pool = grpc.service.read_pool().clone();
+                (Some(Arc::new(Http2Service::new(methods, router.clone(), read_pool))), None)
+            }
+            GrpcServer::Tonic => (None, Some(TonicService { methods, max_message_bytes: grpc.max_message_bytes() })),
+        };
+        let hyper = hyper_server::builder(config);
+        Self {
+            tls,
+            hyper: if http2.is_some() { hyper.http1_only() } else { hyper.http2_only() },
+            http2,
+            registry: ConnectionRegistry::new(limits, ledger.clone()),
+            graceful: Mutex::new(Some(GracefulShutdown::new())),
+            service: HyperService { router, ledger, tonic, timeout: config.frontend.read_timeout },
+        }
+    }
+
+    /// Accepts connections until `stopped` changes.
+    pub async fn accept(
+        self: Arc<Self>,
+        port: ClientPort,
+        limit: ConnectionLimit,
+        mut stopped: tokio::sync::watch::Receiver<()>,
+    ) {
+        let schemes = (port.is_plain, port.is_secure);
+        loop {
+            let accepted = tokio::select! {
+                accepted = port.listener.accept() => accepted,
+                _ = stopped.changed() => return,
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    // Most likely out of file descriptors: open connections are still served, and some will be closed.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let permit = tokio::select! {
+                permit = limit.acquire() => permit,
+                _ = stopped.changed() => return,
+            };
+            let Some(guard) = self.registry.register() else { return };
+            tokio::spawn(serve_connection(self.clone(), schemes, stream, guard, permit));
+        }
+    }
+
+    /// Starts the graceful shutdown of all connections; no more are accepted.
+    pub fn close(&self) {
+        self.registry.shut_down();
+    }
+
+    /// Returns when all connections are closed.
+    pub async fn wait_until_empty(&self) {
+        let graceful = self.graceful.lock().take();
+        if let Some(graceful) = graceful {
+            graceful.shutdown().await;
+        }
+        self.registry.wait_until_empty().await;
+    }
+
+    /// Serves a connection with hyper.
+    async fn serve_with_hyper<S>(&self, stream: S) -> ServeResult
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let watcher = self.graceful.lock().as_ref().map(GracefulShutdown::watcher);
+        let begin_timeout = self.registry.shared().limits.begin_timeout;
+        match watcher {
+            Some(watcher) => {
+                hyper_server::serve(&self.hyper, self.service.clone(), watcher, stream, begin_timeout).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Serves an HTTP/1.1 connection, of which the first bytes have been read already.
+    async fn serve_http1<S>(&self, stream: S, first: Bytes) -> ServeResult
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if first.starts_with(HTTP2_START) || !may_be_http1(&first) {
+            limits::count_refusal("first_line");
+            return Err("neither HTTP/1.1 nor negotiated HTTP/2".into());
+        }
+        let (reader, writer) = tokio::io::split(stream);
+        self.serve_with_hyper(tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
+    }
+
+    async fn serve_plain(&self, mut stream: Stream, guard: ConnectionGuard) -> ServeResult {
+        let Some(http2) = &self.http2 else { return self.serve_with_hyper(stream).await };
+        let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
+        if first.starts_with(HTTP2_START) {
+            return Ok(Task::new(stream, first, http2.clone(), guard).await?);
+        }
+        self.serve_http1(stream, first).await
+    }
+
+    async fn serve_tls(&self, tls: &Tls, stream: Stream, guard: ConnectionGuard) -> ServeResult {
+        let peer = stream.peer_address().map_or_else(String::new, |address| address.to_string());
+        match (self.with_begin_timeout(tls.accept(stream)).await, &self.http2) {
+            (Ok((stream, true)), Some(http2)) => Ok(Task::new(stream, Bytes::new(), http2.clone(), guard).await?),
+            (Ok((stream, _)), None) => self.serve_with_hyper(stream).await,
+            (Ok((mut stream, false)), Some(_)) => {
+                let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
+                self.serve_http1(stream, first).await
+            }
+            (Err(error), _) => {
+                tracing::warn!({ "remote-addr" = peer, error = %error }, "rejected connection on client endpoint");
+                Ok(())
+            }
+        }
+    }
+
+    /// Awaits something that a client has to send first, within `--client-begin-timeout`.
+    async fn with_begin_timeout<T>(&self, first: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        let begin_timeout = self.registry.shared().limits.begin_timeout;
+        tokio::time::timeout(begin_timeout, first).await.unwrap_or_else(|_| Err(begin_timed_out()))
+    }
+
+    async fn starts_with_tls(&self, stream: &Stream) -> io::Result<bool> {
+        let mut first = [0];
+        let count = self.with_begin_timeout(stream.peek(&mut first)).await?;
+        Ok(count > 0 && first[0] == TLS_HANDSHAKE)
+    }
+
+    async fn serve(&self, (is_plain, is_secure): (bool, bool), stream: Stream, guard: ConnectionGuard) -> ServeResult {
+        let is_tls = match &stream {
+            _ if !is_secure || self.tls.is_none() => false,
+            _ if !is_plain => true,
+            Stream::Tcp(_) => self.starts_with_tls(&stream).await?,
+            Stream::Unix(_) => false,
+        };
+        match &self.tls {
+            Some(tls) if is_tls => self.serve_tls(tls, stream, guard).await,
+            _ => self.serve_plain(stream, guard).await,
+        }
+    }
+}
+
+/// Serves one connection to its end, and then releases its permit.
+async fn serve_connection(
+    acceptor: Arc<Acceptor>,
+    schemes: (bool, bool),
+    stream: Stream,
+    guard: ConnectionGuard,
+    _permit: OwnedSemaphorePermit,
+) {
+    if let Err(error) = acceptor.serve(schemes, stream, guard).await {
+        tracing::debug!(%error, "client connection closed with an error");
+    }
+}
+
+/// The first bytes from a client, as many as it takes to detect the protocol.
+async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
+    let mut first = Vec::with_capacity(4096);
+    while first.len() < HTTP2_START.len() && HTTP2_START.starts_with(&first) {
+        if stream.read_buf(&mut first).await? == 0 {
+            break;
+        }
+    }
+    Ok(first.into())
+}
+
+/// Whether the first line, if it is complete, is an HTTP/1 request line.
+fn may_be_http1(first: &[u8]) -> bool {
+    let Some(end) = first.iter().position(|&byte| byte == b'\n') else { return true };
+    let line = first[..end].trim_ascii_end();
+    // Blank lines may precede it.
+    line.is_empty() || line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")
+}

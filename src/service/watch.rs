@@ -1,0 +1,127 @@
+//! Watch streams: which watches are admitted to a stream.
+//!
+//! Requests go to the hub in the order in which they arrived, and all responses come out of the stream's outbox in the order in
+//! which the hub put them there. So the order is not decided here.
+
+use std::{borrow::Cow, collections::VecDeque, task::Waker};
+
+use bytes::Bytes;
+
+use super::{Caller, Operation, Service};
+use crate::{
+    error::Error,
+    metrics::METRICS,
+    mvcc::Interval,
+    proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType},
+    watch::{self, Create, Request, Response, Stopped, Subscriber, WatchOptions},
+};
+
+/// Whether the caller may watch from a key to a range end (as it was sent); the error is the cancel reason that the client gets.
+pub type WatchPermission = Box<dyn Fn(&[u8], &[u8]) -> Result<(), Cow<'static, str>> + Send>;
+
+const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
+
+/// The longest key and range end of a watch, because a watch keeps them for as long as it lives, and each of its comparisons
+/// reads them. Keys themselves may be longer; a watch of a range that begins before them receives their events.
+const MAX_KEY_BYTES: usize = 16 << 10;
+
+/// The first of all keys, which an empty key stands for.
+const FIRST_KEY: &[u8] = &[0];
+
+/// A stream of watches. Dropping it cancels them all.
+pub struct WatchStream {
+    subscriber: Subscriber,
+    permission: WatchPermission,
+    /// What the watches that were requested since [`WatchStream::begin_step`] count as held.
+    requested_bytes: usize,
+}
+
+impl Service {
+    pub fn open_watch_stream(&self, caller: &Caller) -> Result<WatchStream, Error> {
+        self.admit(caller, &Operation::Stream)?;
+        let permission = Box::new(|_key: &[u8], _range_end: &[u8]| Ok(())); // There are no users yet.
+        Ok(WatchStream::new(self.hub.open(), permission))
+    }
+}
+
+impl WatchStream {
+    /// A stream without watches.
+    #[must_use]
+    pub fn new(subscriber: Subscriber, permission: WatchPermission) -> Self {
+        Self { subscriber, permission, requested_bytes: 0 }
+    }
+
+    /// To be called when the bytes that may be held for the client are known anew.
+    pub fn begin_step(&mut self) {
+        self.requested_bytes = 0;
+    }
+
+    /// Whether a request may be made now. If not, responses have to be taken first.
+    #[must_use]
+    pub fn can_request(&self) -> bool {
+        self.subscriber.can_send_request()
+    }
+
+    /// Creates a watch. `spare` is how many bytes more than at the beginning of this step may be held for the client.
+    pub fn create(&mut self, create: &WatchCreateRequest, spare: usize) {
+        let request = match self.check(create) {
+            Ok(create) if self.requested_bytes + watch::watch_cost(&create.interval) > spare => {
+                METRICS.refused.with_label_values(&["watches"]).inc();
+                Request::Refuse(Error::TooManyRequests.to_string().into())
+            }
+            Ok(create) => {
+                self.requested_bytes += watch::watch_cost(&create.interval);
+                Request::Create(create)
+            }
+            Err(reason) => Request::Refuse(reason),
+        };
+        self.subscriber.send_request(request);
+    }
+
+    /// Cancels a watch.
+    pub fn cancel(&mut self, watch_id: i64) {
+        self.subscriber.send_request(Request::Cancel(watch_id));
+    }
+
+    /// Asks for a progress notification of the whole stream.
+    pub fn request_progress(&mut self) {
+        self.subscriber.send_request(Request::Progress);
+    }
+
+    /// Takes some responses. If there are none, the waker is woken when there are, or when more requests may be made.
+    pub fn take(&mut self, into: &mut VecDeque<Response>, waker: &Waker) -> Result<(), Stopped> {
+        self.subscriber.take(into, waker)
+    }
+
+    /// The bytes held for this stream.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.subscriber.held()
+    }
+
+    /// Checks the request itself and the caller's permission. Clients can observe the order of the checks.
+    fn check(&self, create: &WatchCreateRequest) -> Result<Create, Cow<'static, str>> {
+        let key = if create.key.is_empty() { FIRST_KEY } else { &create.key };
+        if create.start_revision < 0 {
+            return Err(Error::Compacted.to_string().into());
+        }
+        (self.permission)(key, &create.range_end)?;
+        if key.len().max(create.range_end.len()) > MAX_KEY_BYTES {
+            return Err(Error::RequestTooLarge.to_string().into());
+        }
+        // Copies: a watch must not keep the buffer in which its request was received.
+        let interval = Interval::new(Bytes::copy_from_slice(key), Bytes::copy_from_slice(&create.range_end));
+        if matches!(&interval, Interval::Range(start, end) if start >= end) {
+            return Err(EMPTY_RANGE.into());
+        }
+        let filtered = |filter: FilterType| create.filters.contains(&(filter as i32));
+        let options = WatchOptions {
+            no_put: filtered(FilterType::Noput),
+            no_delete: filtered(FilterType::Nodelete),
+            previous: create.prev_kv,
+            progress: create.progress_notify,
+            fragment: create.fragment,
+        };
+        Ok(Create { id: create.watch_id, interval, start: create.start_revision, options })
+    }
+}
