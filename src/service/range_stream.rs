@@ -123,8 +123,8 @@ impl Service {
 }
 
 impl RangeStream {
-    /// The next chunk, or None after the last one. To be called when the chunk can be sent. `spare` is how many more bytes may be
-    /// held for the client; `waker` is woken when there is something to do again.
+    /// The next chunk, or None after the last one. To be called when the chunk can be sent, or while [`Self::is_reading`]. `spare`
+    /// is how many more bytes may be held for the client; `waker` is woken when there is something to do again.
     pub fn poll_next(&mut self, spare: usize, waker: &Waker) -> Poll<Result<Option<Chunk>, Error>> {
         loop {
             let (stage, chunk) = match std::mem::replace(&mut self.stage, Stage::Done) {
@@ -162,6 +162,11 @@ impl RangeStream {
                 return Poll::Ready(Ok(Some(chunk)));
             }
         }
+    }
+
+    /// Whether a chunk is being read on the read pool, and has to be taken in when it is there.
+    pub fn is_reading(&self) -> bool {
+        matches!(self.stage, Stage::Reading(..))
     }
 
     /// The size of the rows that are held and not sent yet.

@@ -119,10 +119,16 @@ struct Transcript(Vec<String>);
 
 impl Transcript {
     fn add<T: Debug, E: Debug>(&mut self, what: &str, response: &Result<T, E>) {
-        let text = format!("{response:?}");
+        let mut text = format!("{response:?}");
+        // The metadata of an error: tonic sends the date.
+        if let Some((before, (_, behind))) =
+            text.split_once("metadata: ").map(|(a, b)| (a, b.split_once("source: ").unwrap()))
+        {
+            text = format!("{before}{behind}");
+        }
         let mut line = String::new();
         for part in text.split_inclusive([',', '{', '}', '(', ')', '[', ']']) {
-            let is_local = ["cluster_id:", "member_id:", "raft_term:", "date:", "\"date\":"];
+            let is_local = ["cluster_id:", "member_id:", "raft_term:"];
             if !is_local.iter().any(|field| part.trim_start().starts_with(field)) {
                 line.push_str(part);
             }

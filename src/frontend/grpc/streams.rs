@@ -35,7 +35,7 @@ const RANGE_RESPONSE_FIELD: u32 = 1;
 impl Grpc {
     pub fn range_stream(self: &Arc<Self>, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
         self.service.admit(&caller(metadata), &Operation::Stream)?;
-        Ok(Box::new(RangeStreamConversation { grpc: self.clone(), stream: None }))
+        Ok(Box::new(RangeStreamConversation { grpc: self.clone(), stream: None, response: None }))
     }
 
     /// One request is answered after another: those behind a renewal that waits, wait too.
@@ -60,6 +60,8 @@ struct RangeStreamConversation {
     grpc: Arc<Grpc>,
     /// None until the request has arrived.
     stream: Option<RangeStream>,
+    /// A chunk that has not been sent yet.
+    response: Option<Bytes>,
 }
 
 impl Conversation for RangeStreamConversation {
@@ -75,20 +77,29 @@ impl Conversation for RangeStreamConversation {
                 Err(error) => return Step::End(Err(error)),
             }
         };
-        // A chunk is read only if it can be sent.
-        while io.can_send() {
+        loop {
+            if let Some(response) = self.response.take() {
+                if !io.can_send() {
+                    self.response = Some(response);
+                    return Step::Wait;
+                }
+                io.send(response);
+            }
+            // A chunk is read only if it can be sent. One that is being read is taken in nevertheless: it is counted here.
+            if !io.can_send() && !stream.is_reading() {
+                return Step::Wait;
+            }
             match stream.poll_next(io.spare_bytes(), io.waker()) {
-                Poll::Ready(Ok(Some(chunk))) => io.send(encode_chunk(&self.grpc, &chunk)),
+                Poll::Ready(Ok(Some(chunk))) => self.response = Some(encode_chunk(&self.grpc, &chunk)),
                 Poll::Ready(Ok(None)) => return Step::End(Ok(())),
                 Poll::Ready(Err(error)) => return Step::End(Err(error.into())),
                 Poll::Pending => return Step::Wait,
             }
         }
-        Step::Wait
     }
 
     fn held_bytes(&self) -> usize {
-        self.stream.as_ref().map_or(0, RangeStream::held)
+        self.stream.as_ref().map_or(0, RangeStream::held) + self.response.as_ref().map_or(0, Bytes::len)
     }
 }
 
@@ -207,8 +218,8 @@ impl Conversation for RequiresLeader {
     }
 }
 
-/// A conversation that receives exactly one message, once the client has half-closed. As in grpc-go, a call that sends no message,
-/// or more than one, fails before its handler sees anything.
+/// A conversation that receives exactly one message, once the client has half-closed. As in grpc-go, a call that sends no
+/// message, or more than one, fails before its handler sees anything.
 pub struct SingleRequest {
     conversation: Box<dyn Conversation>,
     /// The request, until the conversation has received it.
