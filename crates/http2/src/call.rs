@@ -160,7 +160,7 @@ pub trait StreamIo {
     fn can_send(&self) -> bool;
     /// Sends a message. Callers must check [`StreamIo::can_send`] first: a message beyond the capacity is buffered too.
     fn send(&mut self, message: Bytes);
-    /// How many bytes may be kept for this call beyond what [`Conversation::held`] reported after the last step.
+    /// How many bytes may be kept for this call beyond what [`Conversation::held_bytes`] reported after the last step.
     fn spare_bytes(&self) -> usize {
         usize::MAX
     }

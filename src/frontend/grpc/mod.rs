@@ -1,8 +1,9 @@
 //! etcd's gRPC services, and gRPC's own: decodes requests, calls the service, encodes its outcomes.
 //!
-//! [`methods`] maps a path to a handler. A unary handler takes a [`Call`] and a [`call::Reply`](Reply); it passes a typed
-//! request on to the service, with a [`GrpcReply`] that encodes the outcome, and never blocks. A streaming handler returns a
-//! [`Conversation`]. Nothing here names a type of a server of HTTP/2, but for the adapter in [`tonic`].
+//! [`methods`] maps a path to a handler. A unary handler takes a [`Call`](call::Call) and a [`call::Reply`](Reply); it
+//! passes a typed request on to the service, with a [`GrpcReply`] that encodes the outcome, and never blocks. A streaming
+//! handler returns a [`Conversation`](call::Conversation). Nothing here names a type of a server of HTTP/2, but for the
+//! adapter in [`tonic`].
 
 pub mod concurrency;
 pub mod header;
