@@ -95,8 +95,17 @@ impl ApplyThread {
         self.waiters.release_reads(applied.index);
     }
 
+    /// Tells the transport the members when the node starts. A member that joins has no member list yet, but `contacts`.
+    pub fn publish_first_members(&self, contacts: Vec<Peer>) {
+        if self.machine.members().iter().next().is_some() {
+            self.publish_members();
+        } else {
+            self.message_sender.set_peers(contacts, Vec::new());
+        }
+    }
+
     /// Tells the transport the members, and sets in the status whether this member is a learner.
-    pub fn publish_members(&self) {
+    fn publish_members(&self) {
         let members = self.machine.members();
         self.status.set_is_learner(members.get(self.id).is_some_and(|member| member.is_learner));
         let peers = members.iter().map(|member| Peer { id: member.id, urls: member.peer_ur_ls.clone() });

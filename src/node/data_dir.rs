@@ -196,7 +196,7 @@ fn check_content(path: &Path) -> Result<(), Halt> {
             check_version(&path.join(MEMBER))?;
         } else if ![LOCK, DRAFT, PROBE].contains(&name.as_ref()) && !IGNORED.contains(&name.as_ref()) {
             let path = path.display();
-            return Err(Halt::InvalidData(format!("data directory {path} is not ours: there is {name:?} in it")));
+            return Err(Halt::InvalidData(format!("data directory {path} is not metastore's: it contains {name:?}")));
         }
     }
     Ok(())
@@ -207,9 +207,9 @@ fn check_version(member: &Path) -> Result<(), Halt> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => {
-            let whose = if member.join("wal").exists() || member.join("snap").exists() { ", but etcd's" } else { "" };
+            let etcds = if member.join("wal").exists() || member.join("snap").exists() { ", but etcd's" } else { "" };
             return Err(Halt::InvalidData(format!(
-                "{} is not ours{whose}: it has no file {VERSION}",
+                "{} is not metastore's{etcds}: it has no file {VERSION}",
                 member.display()
             )));
         }
@@ -423,11 +423,14 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_metastores_is_refused_untouched() {
         let cases: [(&str, &[(&str, &str)]); 5] = [
-            ("is not ours, but etcd's: it has no file VERSION", &[("member/wal/0.wal", ""), ("member/snap/db", "")]),
-            ("is not ours: there is \"photos\" in it", &[("photos", "x")]),
+            (
+                "is not metastore's, but etcd's: it has no file VERSION",
+                &[("member/wal/0.wal", ""), ("member/snap/db", "")],
+            ),
+            ("is not metastore's: it contains \"photos\"", &[("photos", "x")]),
             ("was written by a newer metastore, and this one reads format 1", &[("member/VERSION", "metastore 2\n")]),
             ("does not name a metastore format: \"something\"", &[("member/VERSION", "something\n")]),
-            ("is not ours: it has no file VERSION", &[("member", "a file")]),
+            ("is not metastore's: it has no file VERSION", &[("member", "a file")]),
         ];
         for (expected, files) in cases {
             let temp = tempfile::tempdir().unwrap();

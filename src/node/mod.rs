@@ -108,6 +108,14 @@ pub struct Settings {
     pub backlog: u64,
 }
 
+impl Settings {
+    fn times(&self) -> Times {
+        let tick = Duration::from_millis(self.timing.tick_ms);
+        let election_ticks = u32::try_from(self.timing.election_ticks).unwrap_or(u32::MAX);
+        Times { tick, election_timeout: tick * election_ticks, request_timeout: self.request_timeout }
+    }
+}
+
 /// The components that a node is assembled from: its opened database and log, and its connections to the other members.
 pub struct Parts {
     /// The database.
@@ -235,17 +243,13 @@ impl Node {
         let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().voters_and_learners()));
         let incarnation = Incarnation { member: settings.member_id, number: settings.ids.next() };
         let replica = Replica::new(incarnation, index, memory, settings.timing, &parts.logger)?;
-        let tick = Duration::from_millis(settings.timing.tick_ms);
-        let status = Arc::new(Status::new(settings.clock.clone(), tick * lease_expiry::STALLED_AFTER_TICKS));
-        status.set_applied(index, term);
-        status.set_unflushed(recovered.bytes_after(index));
-        status.measure(engine.as_ref())?;
+        let status = Arc::new(first_status(settings, &recovered, reached, engine.as_ref())?);
         metrics::set_memory_bytes("log", replica.log_bytes() as u64);
         // The state on disk needs no flush to be durable: a node that crashes early again and again still truncates its log.
         let _ = raft.send(Input::Durable(reached));
         let background = Arc::new(Inbox::default());
-        let election_ticks = u32::try_from(settings.timing.election_ticks).unwrap_or(u32::MAX);
-        let times = Times { tick, election_timeout: tick * election_ticks, request_timeout: settings.request_timeout };
+        let times = settings.times();
+        let tick = times.tick;
         let lease_expiry = Arc::new(LeaseExpiry::new(times, status.clone(), raft.clone(), settings.ids.clone()));
         let (id, ids) = (settings.member_id, settings.ids.clone());
         let quota = Arc::new(QuotaEnforcer::new(settings.quota, id, status.clone(), raft.clone(), ids));
@@ -272,7 +276,7 @@ impl Node {
             outbound: OutboundTracker::new(parts.outbound_slot),
             status: status.clone(),
             tick,
-            election_ticks: u64::from(election_ticks),
+            election_ticks: settings.timing.election_ticks as u64,
             catchup_entries: settings.catchup_entries,
             lagging_log_bytes: settings.lagging_log_bytes,
             id: settings.member_id,
@@ -295,31 +299,20 @@ impl Node {
             background: background.clone(),
             lease_expiry,
             unconfirmed_term: None,
-            timeout_cause: TimeoutCause {
-                id: settings.member_id,
-                connectivity: parts.connectivity.clone(),
-                election_timeout: tick * election_ticks,
-                elected_at: None,
-                leaderless_since: None,
-            },
+            timeout_cause: TimeoutCause::new(settings.member_id, parts.connectivity, times.election_timeout),
             quota,
             slow: settings.slow_apply,
         };
-        if apply_thread.machine.members().iter().next().is_some() {
-            apply_thread.publish_members();
-        } else {
-            apply_thread.message_sender.set_peers(parts.first_peers, Vec::new());
-        }
-        let (policy, ids, background_config) = (settings.retention, settings.ids.clone(), settings.background_config);
+        apply_thread.publish_first_members(parts.first_peers);
         let background = Background {
             engine,
             keys,
             inbox: background,
             raft,
             status,
-            background_config,
-            policy,
-            ids,
+            background_config: settings.background_config,
+            policy: settings.retention,
+            ids: settings.ids.clone(),
             copies: parts.copies,
         };
         Ok((node, Workers { core: Core { raft_thread, log_thread, apply_thread }, background }))
@@ -463,6 +456,19 @@ pub fn finish_install(log: &mut dyn LogStore, recovered: &mut Recovered, applied
         log.set_installing(None)?;
     }
     Ok(())
+}
+
+fn first_status(
+    settings: &Settings,
+    recovered: &Recovered,
+    reached: Position,
+    engine: &dyn Engine,
+) -> Result<Status, Halt> {
+    let status = Status::new(settings.clock.clone(), settings.times().tick * lease_expiry::STALLED_AFTER_TICKS);
+    status.set_applied(reached.index, reached.term);
+    status.set_unflushed(recovered.bytes_after(reached.index));
+    status.measure(engine)?;
+    Ok(status)
 }
 
 fn spawn_all(Workers { core, background }: Workers) -> Threads {

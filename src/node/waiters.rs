@@ -85,6 +85,10 @@ pub struct TimeoutCause {
 }
 
 impl TimeoutCause {
+    pub fn new(id: u64, connectivity: Arc<Connectivity>, election_timeout: Duration) -> Self {
+        Self { id, connectivity, election_timeout, elected_at: None, leaderless_since: None }
+    }
+
     /// Call when leadership has changed, as far as this member knows.
     pub fn leadership_changed(&mut self, leadership: Leadership, now: Instant) {
         if leadership.is_self {

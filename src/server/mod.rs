@@ -304,14 +304,7 @@ async fn build(
     bootstrap::refuse_data_of_another_member(config, identity.member_id, machine.members(), &client).await?;
     let quota_bytes = config.quota_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     METRICS.quota_bytes.set(quota_bytes.max(0));
-    let watch_settings = watch::Settings {
-        ring_bytes: limits.watch_ring_bytes,
-        pending_bytes: limits.watch_pending_bytes,
-        all_pending_bytes: limits.all_watch_pending_bytes,
-        progress_interval: config.watch_progress_notify_interval,
-        watches_per_stream: limits.max_watches_per_stream,
-    };
-    let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings);
+    let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings(config));
     let member = MemberId::new(identity.member_id)
         .ok_or_else(|| StartError::Refused("the raft log contains no member ID".into()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -367,7 +360,12 @@ async fn build(
         runtime: tokio::runtime::Handle::current(),
         read_pool: ReadPool::start(read_threads),
     };
-    let service = Service {
+    let service = Arc::new(service(config, cluster, hub, quota_bytes));
+    Ok(RunningServer { service, threads, transport })
+}
+
+fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes: i64) -> Service {
+    Service {
         cluster: Arc::new(cluster),
         hub,
         limits: RequestLimits {
@@ -383,8 +381,17 @@ async fn build(
             call_threshold: config.warning_unary_request_duration,
             read_threshold: config.warning_apply_duration,
         },
-    };
-    Ok(RunningServer { service: Arc::new(service), threads, transport })
+    }
+}
+
+fn watch_settings(config: &Config) -> watch::Settings {
+    watch::Settings {
+        ring_bytes: config.limits.watch_ring_bytes,
+        pending_bytes: config.limits.watch_pending_bytes,
+        all_pending_bytes: config.limits.all_watch_pending_bytes,
+        progress_interval: config.watch_progress_notify_interval,
+        watches_per_stream: config.limits.max_watches_per_stream,
+    }
 }
 
 fn transport_limits(config: &Config) -> transport::TransportLimits {

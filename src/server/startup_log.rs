@@ -42,7 +42,7 @@ pub fn starting(config: &Config, is_initialised: bool) {
         .log();
     quota(config.quota_bytes);
     for other in ["wal", "snap"].map(|name| config.data_dir.join("member").join(name)).iter().filter(|it| it.exists()) {
-        let text = "an etcd has written into this directory; its files are ignored";
+        let text = "the data directory contains files of etcd, which are ignored";
         Notice::new(Level::Warn, text).with("path", other.display().to_string()).log();
     }
     if config.unsafe_no_fsync {
