@@ -119,7 +119,7 @@ fn etcds_own_directory_is_refused() {
     fs::write(data.join("member/wal/0000000000000000-0000000000000000.wal"), "a log of etcd's").unwrap();
     fs::write(data.join("member/snap/db"), "a database of etcd's").unwrap();
     let before = tree(root.path());
-    assert_contains(&refusal(&data, ANY_PORT), &["default.etcd/member", "not ours", "etcd's"]);
+    assert_contains(&refusal(&data, ANY_PORT), &["default.etcd/member", "is not metastore's, but etcd's"]);
     assert_untouched(&before, root.path());
 }
 
@@ -128,7 +128,7 @@ fn a_directory_with_foreign_files_is_refused() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("thesis.tex"), "all of it").unwrap();
     let before = tree(root.path());
-    assert_contains(&refusal(root.path(), ANY_PORT), &["not ours", "thesis.tex"]);
+    assert_contains(&refusal(root.path(), ANY_PORT), &["is not metastore's", "thesis.tex"]);
     assert_untouched(&before, root.path());
 }
 
