@@ -1,4 +1,4 @@
-//! The cluster as one of its members sees it: how it starts and joins, who leads, how its members change, which version they
+//! The cluster as one of its members sees it: starting and joining, leadership, changes of members, the version that they
 //! agree on, and whether their data is the same.
 //!
 //! ```text

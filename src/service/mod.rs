@@ -56,7 +56,7 @@ pub struct RequestLimits {
     pub min_lease_seconds: i64,
 }
 
-/// What a caller has shown of who it is. Nothing is checked yet: there are no users.
+/// The credentials of a caller. They are not checked yet: there are no users.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
     pub token: String,

@@ -80,7 +80,7 @@ fn unlock(key: &'static [u8]) -> Operation {
 async fn locks_are_held_awaited_and_lost_as_in_etcd() {
     let Some(pair) = pair().await else { return };
     let mut pair = pair.with_leases(&[11, 12, 13, -14]).await;
-    for operation in [lock(11), lock(11), lock(NO_LEASE), unlock(b""), unlock(b"m/nobody")] {
+    for operation in [lock(11), lock(11), lock(NO_LEASE), unlock(b""), unlock(b"m/absent")] {
         pair.ask(&operation).await;
     }
     let second = pair.begin(&lock(12));

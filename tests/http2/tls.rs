@@ -65,6 +65,12 @@ impl Authority {
         Server::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// The certificate that a new connection sees.
+    async fn shown_certificate(&self, server: &Server) -> Vec<u8> {
+        let stream = self.connect(server, &["h2"], None).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].as_ref().to_vec()
+    }
+
     /// Completes a TLS handshake, with or without a client certificate.
     async fn connect(
         &self,
@@ -188,10 +194,7 @@ async fn clients_without_a_required_certificate_are_rejected() {
 async fn a_renewed_certificate_is_used_without_a_restart() {
     let authority = Authority::new();
     let server = authority.server(SECURE, &[]);
-    let shown = async || {
-        let stream = authority.connect(&server, &["h2"], None).await.unwrap();
-        stream.get_ref().1.peer_certificates().unwrap()[0].as_ref().to_vec()
-    };
+    let shown = || authority.shown_certificate(&server);
     let before = shown().await;
     assert_eq!(shown().await, before);
     authority.sign("server", 99, ExtendedKeyUsagePurpose::ServerAuth);
@@ -202,10 +205,7 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
 async fn the_previous_certificate_is_used_while_the_new_one_cannot_be_read() {
     let authority = Authority::new();
     let server = authority.server(SECURE, &[]);
-    let shown = async || {
-        let stream = authority.connect(&server, &["h2"], None).await.unwrap();
-        stream.get_ref().1.peer_certificates().unwrap()[0].as_ref().to_vec()
-    };
+    let shown = || authority.shown_certificate(&server);
     let before = shown().await;
     fs::remove_file(authority.path("server.key")).unwrap();
     assert_eq!(shown().await, before);

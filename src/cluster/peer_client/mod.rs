@@ -75,7 +75,7 @@ const MAX_RESPONSE_BYTES: usize = 100 << 20;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 const MAX_IDLE_CONNECTIONS: usize = 64;
 
-/// How long other members may take to say who the members are, when a member starts.
+/// How long other members may take to answer with the member list, when a member starts.
 pub const MEMBER_LIST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The client for other members.

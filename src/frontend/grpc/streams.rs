@@ -78,12 +78,8 @@ impl Conversation for RangeStreamConversation {
             }
         };
         loop {
-            if let Some(response) = self.response.take() {
-                if !io.can_send() {
-                    self.response = Some(response);
-                    return Step::Wait;
-                }
-                io.send(response);
+            if !send_pending(&mut self.response, io) {
+                return Step::Wait;
             }
             // A chunk is read only if it can be sent. One that is being read is taken in nevertheless: it is counted here.
             if !io.can_send() && !stream.is_reading() {
@@ -101,6 +97,17 @@ impl Conversation for RangeStreamConversation {
     fn held_bytes(&self) -> usize {
         self.stream.as_ref().map_or(0, RangeStream::held) + self.response.as_ref().map_or(0, Bytes::len)
     }
+}
+
+/// Sends the pending response, if there is one. False if it has to wait for capacity.
+fn send_pending(response: &mut Option<Bytes>, io: &mut dyn StreamIo) -> bool {
+    if response.is_some() && !io.can_send() {
+        return false;
+    }
+    if let Some(response) = response.take() {
+        io.send(response);
+    }
+    true
 }
 
 /// A `RangeStreamResponse` around an encoded `RangeResponse`. Only the last one has a header.
@@ -130,12 +137,8 @@ impl Conversation for KeepAliveConversation {
     fn step(&mut self, io: &mut dyn StreamIo) -> Step {
         let service = &self.grpc.service;
         loop {
-            if let Some(response) = self.response.take() {
-                if !io.can_send() {
-                    self.response = Some(response);
-                    return Step::Wait;
-                }
-                io.send(response);
+            if !send_pending(&mut self.response, io) {
+                return Step::Wait;
             }
             if self.request.is_none() {
                 match io.receive().map(decode_streamed::<LeaseKeepAliveRequest>) {

@@ -1,6 +1,6 @@
 //! The client of the `h2` crate over a pipe: each side reads what the other writes, whatever the fields are.
 
-use std::sync::Arc;
+use std::{future, sync::Arc};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response as HttpResponse};
 use http_body_util::BodyExt;
@@ -17,10 +17,10 @@ use crate::{
     service::{Method, Response, ResponseBody},
 };
 
-/// Responds with the fields, the body and the trailers of the request.
-struct EchoService;
+/// Answers every request with what the function makes of it.
+struct TestService<F>(F);
 
-impl Service for EchoService {
+impl<F: Fn(Request<RequestBody>) -> HttpResponse<ResponseBody> + Send + Sync> Service for TestService<F> {
     fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
         None
     }
@@ -34,12 +34,17 @@ impl Service for EchoService {
     }
 
     fn handle_http(&self, request: Request<RequestBody>) -> Response {
-        let (parts, body) = request.into_parts();
-        let body: ResponseBody = Box::pin(body);
-        let mut response = HttpResponse::new(body);
-        *response.headers_mut() = parts.headers;
-        Box::pin(async move { response })
+        Box::pin(future::ready((self.0)(request)))
     }
+}
+
+/// Responds with the fields, the body and the trailers of the request.
+fn mirror(request: Request<RequestBody>) -> HttpResponse<ResponseBody> {
+    let (parts, body) = request.into_parts();
+    let body: ResponseBody = Box::pin(body);
+    let mut response = HttpResponse::new(body);
+    *response.headers_mut() = parts.headers;
+    response
 }
 
 fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<ConnectionRegistry>) {
@@ -49,7 +54,7 @@ fn serve(pipe_bytes: usize) -> (DuplexStream, Arc<ConnectionRegistry>) {
     tokio::spawn(Task::new(
         BufferingSocket { pipe: server, kept: Vec::new() },
         Bytes::new(),
-        Arc::new(EchoService),
+        Arc::new(TestService(mirror)),
         guard,
     ));
     (client, registry)
@@ -176,31 +181,8 @@ async fn a_client_that_does_not_read_the_last_bytes_is_not_waited_for() {
     let (_client, server) = tokio::io::duplex(30);
     let socket = BufferingSocket { pipe: server, kept: Vec::new() };
     let first = Bytes::from_static(b"whatever this is, it is no preface");
-    let task = Task::new(socket, first, Arc::new(EchoService), registry.register().unwrap());
+    let task = Task::new(socket, first, Arc::new(TestService(mirror)), registry.register().unwrap());
     tokio::time::timeout(Duration::from_secs(5), task).await.expect("the task ends by itself").unwrap();
-}
-
-/// Starts a shutdown while it handles a request: the notification is taken in the turn in which it is put.
-struct ShutdownService(Arc<ConnectionRegistry>);
-
-impl Service for ShutdownService {
-    fn find(&self, _: &str) -> Option<Arc<dyn Method>> {
-        None
-    }
-
-    fn refuse(&self, _: &str) -> Option<CallError> {
-        None
-    }
-
-    fn run_blocking(&self, job: Box<dyn FnOnce() + Send>) {
-        job();
-    }
-
-    fn handle_http(&self, _: Request<RequestBody>) -> Response {
-        self.0.shut_down();
-        let body: ResponseBody = Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
-        Box::pin(async move { HttpResponse::new(body) })
-    }
 }
 
 #[tokio::test]
@@ -208,7 +190,16 @@ async fn a_shutdown_in_the_middle_of_a_turn_is_noticed() {
     let registry = ConnectionRegistry::new(Limits::default(), Ledger::new(usize::MAX));
     let (client, server) = tokio::io::duplex(10_000);
     let guard = registry.register().unwrap();
-    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(ShutdownService(registry.clone())), guard));
+    let service = {
+        let registry = registry.clone();
+        // The notification is taken in the turn in which it is put.
+        TestService(move |_| {
+            registry.shut_down();
+            let body: ResponseBody = Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
+            HttpResponse::new(body)
+        })
+    };
+    tokio::spawn(Task::new(server, Bytes::new(), Arc::new(service), guard));
     let (mut client, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
     let request = Request::post("http://a.b/").body(()).unwrap();
