@@ -5,8 +5,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     inbox::Inbox,
-    messages::{Input, LogTask},
-    peer::MessageSender,
+    messages::{Input, LogTask, MessageSender},
     replica::{Install, Write},
     status::Status,
 };

@@ -10,8 +10,7 @@ use raft::eraftpb::{ConfState, Message};
 
 use super::{
     inbox::Inbox,
-    messages::{BackgroundTask, ChangeApplied, Discarded, Handoff, Input, LogTask},
-    peer::MessageSender,
+    messages::{BackgroundTask, ChangeApplied, Discarded, Handoff, Input, LogTask, MessageSender},
     replica::{Install, Ready, Replica, Write},
     snapshot::{InboundSnapshot, OutboundTracker},
     status::Status,

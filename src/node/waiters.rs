@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{connectivity::Connectivity, replica::Leadership};
+use super::{replica::Leadership, status::Connectivity};
 use crate::{
     error::Error,
     metrics::METRICS,

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use metastore::node::peer::{MessageSender, Peer};
+use metastore::node::messages::{MessageSender, Peer};
 use parking_lot::Mutex;
 use raft::eraftpb::Message;
 

@@ -27,7 +27,7 @@ use std::{
 
 use metastore::{
     error::Halt,
-    node::{clock::Clock, peer::Peer, snapshot::conf_state},
+    node::{clock::Clock, messages::Peer, snapshot::conf_state},
     proto::etcdserverpb,
     raft_log::Position,
     state::Members,

@@ -15,9 +15,7 @@
 //!   it into an empty entry.
 //! * raft-rs is told that a membership change is applied only after it has updated its own configuration.
 
-mod accessors;
 mod agreement;
-mod elections;
 mod outgoing;
 mod proposals;
 mod read_index;
@@ -31,8 +29,8 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::{
-    Config, ProgressState, RawNode, SnapshotStatus, StateRole,
-    eraftpb::{ConfChange, Entry, EntryType, HardState, Message, MessageType},
+    Config, Progress, ProgressState, RawNode, SnapshotStatus, StateRole,
+    eraftpb::{ConfChange, ConfState, Entry, EntryType, HardState, Message, MessageType},
 };
 
 use crate::error::{Error, Halt};
@@ -178,6 +176,29 @@ impl<R> Replica<R> {
         self.transfer_leadership_if_stuck();
     }
 
+    /// Brings the next election nearer by this many ticks, unless a leader is known: for a member that has just started and need
+    /// not wait as long as one that has lost its leader.
+    pub fn shorten_election(&mut self, ticks: u64) {
+        if self.raft.raft.leader_id == 0 {
+            (0..ticks).for_each(|_| self.tick_election());
+        }
+    }
+
+    /// Ticks raft-rs's clock, which is stopped while an election would have to wait.
+    pub(super) fn tick_election(&mut self) {
+        if !self.election_must_wait() {
+            self.raft.tick();
+        }
+    }
+
+    /// Whether this member would elect itself although entries of its log are not durable yet. A candidate's vote requests
+    /// are sent after the write that they depend on. But a sole voter sends none and leads at once, and raft-rs panics if
+    /// entries are still being written then. This happens if the other voter was removed during the write.
+    pub(super) fn election_must_wait(&self) -> bool {
+        let log = &self.raft.raft.raft_log;
+        log.persisted < log.last_index() && !self.leads() && self.conf_state().voters == [self.raft.raft.id]
+    }
+
     /// Handles a message of another member. Returns false if it was ignored because it contradicts this member's log: no peer can
     /// crash this node.
     pub fn step(&mut self, mut message: Message) -> bool {
@@ -290,6 +311,70 @@ impl<R> Replica<R> {
     pub fn snapshot_sent(&mut self, member: u64, arrived: bool) {
         let status = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         self.raft.report_snapshot(member, status);
+    }
+
+    /// The position of the entry at an index.
+    #[must_use]
+    pub fn position(&self, index: u64) -> Option<Position> {
+        self.raft.store().position(index)
+    }
+
+    /// The leader, as last reported in a [`Ready`].
+    #[must_use]
+    pub fn leadership(&self) -> Leadership {
+        self.leadership
+    }
+
+    /// Whether this member is the leader.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.raft.raft.state == StateRole::Leader
+    }
+
+    /// The voters and learners.
+    #[must_use]
+    pub fn conf_state(&self) -> ConfState {
+        self.raft.raft.prs().conf().to_conf_state()
+    }
+
+    /// Whether this member is a voter and the cluster has no other member.
+    #[must_use]
+    pub fn is_sole_member(&self) -> bool {
+        let others = self.raft.raft.prs().iter().any(|(&member, _)| member != self.raft.raft.id);
+        !others && self.conf_state().voters == [self.raft.raft.id]
+    }
+
+    /// The ID and match index of each member; None unless this member is the leader.
+    #[must_use]
+    pub fn progress(&self) -> Option<Vec<(u64, u64)>> {
+        let matched = || self.raft.raft.prs().iter().map(|(&member, progress)| (member, progress.matched));
+        self.leads().then(|| matched().collect())
+    }
+
+    /// The lowest match index among members that were active recently and are not being sent a snapshot; None unless this
+    /// member is the leader.
+    #[must_use]
+    pub fn needed_by_followers(&self) -> Option<u64> {
+        let is_active = |progress: &Progress| progress.recent_active && progress.state != ProgressState::Snapshot;
+        let matched = self.raft.raft.prs().iter().filter(|(_, progress)| is_active(progress)).map(|(_, it)| it.matched);
+        if self.leads() { matched.min() } else { None }
+    }
+
+    /// The commit index.
+    #[must_use]
+    pub fn committed(&self) -> u64 {
+        self.raft.raft.raft_log.committed
+    }
+
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.raft.raft.term
+    }
+
+    /// The size of the entries in memory.
+    #[must_use]
+    pub fn log_bytes(&self) -> usize {
+        self.raft.store().size_bytes()
     }
 
     /// The log in memory, through which snapshots are offered to raft-rs.

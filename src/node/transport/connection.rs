@@ -13,7 +13,7 @@ use std::{
 use prometheus::IntCounter;
 
 use super::{
-    super::{messages::Input, peer::Peer},
+    super::messages::{Input, Peer},
     Transport, dial,
     frame::{self, Hello, Purpose, Verdict},
     outbox::Outbox,

@@ -298,6 +298,16 @@ mod tests {
         assert!(decode(Bytes::from_static(&[0, 0, 0])).is_err());
     }
 
+    /// RUSTSEC-2024-0437: a parser that calls itself for each group would use up the stack.
+    #[test]
+    fn nested_groups_are_refused_whatever_their_depth() {
+        const GROUP_OF_UNKNOWN_FIELD: [u8; 2] = [0xa3, 0x06];
+        let message = GROUP_OF_UNKNOWN_FIELD.repeat(1 << 20);
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        let refused = decode([length.as_slice(), &message].concat().into()).unwrap_err();
+        assert!(refused.to_string().starts_with("a message cannot be read"), "{refused}");
+    }
+
     #[test]
     fn the_frame_size_limit_follows_from_the_largest_request() {
         for (request, allowed) in [(0, 64 << 20), (10 << 20, 64 << 20), (100 << 20, 102 << 20), (u64::MAX, 512 << 20)] {

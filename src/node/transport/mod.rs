@@ -42,11 +42,10 @@ use parking_lot::Mutex;
 use raft::eraftpb::{Message, MessageType};
 
 use super::{
-    connectivity::Connectivity,
     inbox::Inbox,
-    messages::Input,
-    peer::{MessageSender, Peer},
+    messages::{Input, MessageSender, Peer},
     snapshot::{InboundSnapshot, OutboundSlot, Scratch},
+    status::Connectivity,
 };
 use crate::net::stream::BlockingStream;
 use crate::raft_log::Identity;
