@@ -126,17 +126,25 @@ fn variables_and_metrics_are_found_in_text() {
     assert_eq!(metrics(source), [("etcd_a", "Some (a)."), ("grpc_b", "B.")]);
 }
 
+/// The README is what a newcomer reads: one to three screens.
+#[test]
+fn the_readme_is_short() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 120, "{lines} lines");
+}
+
 /// All Markdown files of the repository, by their paths in it.
 fn markdown() -> Vec<String> {
     let mut found = Vec::new();
     let mut directories = vec![root().to_owned()];
     while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap()) {
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
             let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
-            let is_ours = !name.starts_with('.') && name != "target" && !name.ends_with(".metastore");
+            let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+            let is_ours = !name.starts_with('.') && name != "target" && extension != "metastore";
             if is_ours && entry.file_type().unwrap().is_dir() {
                 directories.push(path);
-            } else if is_ours && name.ends_with(".md") {
+            } else if is_ours && extension == "md" {
                 found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
             }
         }
