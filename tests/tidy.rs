@@ -1,10 +1,11 @@
-//! Rules for the source itself: layers depend only on layers below them, the core uses no clock, thread or network, the README
-//! lists all metrics and environment variables, and a few conventions. `ARCHITECTURE.md` gives the reasons.
+//! Rules for the source itself: layers depend only on layers below them, the core uses no clock, thread or network, the
+//! documentation lists all flags, metrics and variables, tests name the facts that they cover, and a few conventions.
+//! `ARCHITECTURE.md` gives the reasons.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "tidy/readme.rs"]
-mod readme;
+#[path = "tidy/docs.rs"]
+mod docs;
 #[path = "tidy/source.rs"]
 mod source;
 #[path = "tidy/traps.rs"]

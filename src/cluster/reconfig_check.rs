@@ -99,6 +99,7 @@ mod tests {
         run(ReconfigCheck { members: &members, this: 1, connected: &links })
     }
 
+    /// FAULT-38, with the two tests below.
     #[test]
     fn an_addition_needs_started_and_connected_voters() {
         use Error::{MemberNotEnoughStarted, Unhealthy};

@@ -1,6 +1,6 @@
 //! The table of all flags: name, kind of value, default, help text, and whether the flag is implemented.
 //!
-//! Parsing, `--help`, the warnings at startup and the README all use this one table. Flags that are not implemented are
+//! Parsing, `--help`, the warnings at startup and `docs/flags.md` all use this one table. Flags that are not implemented are
 //! listed as well, so that a start command written for etcd starts metastore too. Their [`Status`](super::flag::Status) says what
 //! happens instead:
 //! * A flag that only tunes something is accepted, with a warning that says what is missing.

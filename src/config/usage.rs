@@ -1,4 +1,4 @@
-//! Texts about the flags: `--version`, `--help`, and the flag table of the README, which a test keeps up to date.
+//! Texts about the flags: `--version`, `--help`, and the tables of `docs/flags.md`, which a test keeps up to date.
 
 use std::fmt::Write;
 
@@ -61,7 +61,7 @@ pub fn help() -> String {
     text
 }
 
-/// All flags, as Markdown tables for the README.
+/// All flags, as Markdown tables for `docs/flags.md`.
 #[must_use]
 pub fn flag_table() -> String {
     let mut text = String::new();
@@ -109,16 +109,16 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_lists_every_flag() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-        let readme = std::fs::read_to_string(path).unwrap();
+    fn every_flag_is_documented() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/flags.md");
+        let page = std::fs::read_to_string(path).unwrap();
         let (begin, end) = ("<!-- flags -->\n", "\n<!-- /flags -->");
-        let (before, rest) = readme.split_once(begin).expect("the README has a marker where the flag table begins");
-        let (table, after) = rest.split_once(end).expect("the README has a marker where the flag table ends");
-        if std::env::var_os("WRITE_README").is_some() {
+        let (before, rest) = page.split_once(begin).expect("the page has a marker where the tables begin");
+        let (table, after) = rest.split_once(end).expect("the page has a marker where the tables end");
+        if std::env::var_os("WRITE_DOCS").is_some() {
             std::fs::write(path, format!("{before}{begin}{}{end}{after}", flag_table())).unwrap();
         } else {
-            assert_eq!(table, flag_table(), "run this test with WRITE_README=1 to regenerate the table");
+            assert_eq!(table, flag_table(), "run this test with WRITE_DOCS=1 to regenerate the tables");
         }
     }
 }

@@ -128,7 +128,7 @@ mod tests {
         seen
     }
 
-    /// Trap 43.
+    /// KV-43.
     #[test]
     fn by_age_the_first_compaction_comes_after_a_period_and_the_next_within_an_hour() {
         let seen = compactions(Policy::Period(Duration::from_hours(10)), 13 * 60, |_| true);

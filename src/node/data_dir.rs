@@ -365,6 +365,7 @@ mod tests {
         }
     }
 
+    /// FAULT-15.
     #[test]
     fn a_crash_at_any_step_of_the_first_start_leaves_a_first_start_to_the_next_process() {
         type LeaveBehind = fn(&Path);

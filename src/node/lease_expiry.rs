@@ -650,6 +650,7 @@ mod tests {
         assert_eq!(rig.renew(2), Renewal::Expired);
     }
 
+    /// FAULT-32.
     #[test]
     fn a_round_that_began_before_a_pause_proves_nothing_after_it() {
         let mut rig = Rig::new();

@@ -88,7 +88,7 @@ impl Service {
 mod tests {
     use super::*;
 
-    /// Trap 35.
+    /// KV-35.
     #[test]
     fn a_learner_serves_status_and_serializable_reads_only() {
         let range = |serializable| RangeRequest { serializable, ..RangeRequest::default() };

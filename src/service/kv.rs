@@ -170,7 +170,7 @@ mod tests {
         TxnRequest { success, failure, ..TxnRequest::default() }
     }
 
-    /// Trap 51: in etcd, a transaction that only compares may read stale data. Here it never does.
+    /// KV-51: in etcd, a transaction that only compares may read stale data. Here it never does.
     #[test]
     fn a_transaction_is_serializable_only_if_all_its_reads_are() {
         assert!(!is_serializable(&branches(vec![], vec![])));

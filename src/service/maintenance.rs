@@ -150,7 +150,7 @@ impl Service {
         }));
     }
 
-    /// Answers once the other member leads. A member that does not lead says so before it looks at the target (trap 44).
+    /// Answers once the other member leads. A member that does not lead says so before it looks at the target (KV-44).
     pub fn move_leader(self: &Arc<Self>, caller: &Caller, target: u64, reply: impl Reply<()>) {
         let checked = self.admit(caller, &Operation::Other).and_then(|()| {
             if !self.cluster.leads() {

@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(txn(&request, 128), expected, "as failure");
     }
 
-    /// Traps 23 and 53.
+    /// KV-23 and KV-53.
     #[test]
     fn duplicate_keys_in_nested_transactions_are_found_as_in_etcd() {
         let duplicate = || Err(Error::DuplicateKey);
@@ -219,7 +219,7 @@ mod tests {
         check(vec![txn_op(vec![delete_op("a", "")], vec![]), txn_op(vec![put_op("a")], vec![])], duplicate());
     }
 
-    /// Trap 24.
+    /// KV-24.
     #[test]
     fn the_limit_of_operations_shrinks_with_depth_and_not_with_siblings() {
         let three = || vec![put_op("a"), put_op("b"), put_op("c")];
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(txn(&siblings, 4), Ok(()));
     }
 
-    /// Traps 26, 27 and 28.
+    /// KV-26, KV-27 and KV-28.
     #[test]
     fn malformed_requests_have_etcds_errors() {
         check(vec![RequestOp { request: None }], Err(Error::KeyNotFound));

@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(foreign.request, Request::Unknown(1000));
     }
 
-    /// Trap 32.
+    /// KV-32.
     #[test]
     fn a_transaction_costs_its_more_expensive_branch_at_every_level() {
         let put = |value: &'static str| PutRequest { key: "k".into(), value: value.into(), ..Default::default() };

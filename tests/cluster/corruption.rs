@@ -59,6 +59,7 @@ async fn alarmed(cluster: &Cluster, via: usize) -> Vec<u64> {
     }
 }
 
+/// FAULT-17.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leader_finds_a_corrupt_member_and_all_writes_are_refused() {
     let (mut cluster, victim) = with_a_changed_byte(&["--corrupt-check-time=500ms"]).await;

@@ -71,6 +71,7 @@ async fn a_member_cannot_join_unless_it_was_added_and_its_initial_cluster_matche
     cluster.assert_all_equal().await;
 }
 
+/// FAULT-16.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_lost_its_data_cannot_bootstrap_again_and_joins_as_a_new_one() {
     let mut cluster = Cluster::bootstrap(3, NO_RECONFIG_CHECK);
@@ -109,7 +110,7 @@ async fn a_joining_member_that_is_killed_before_it_hears_from_the_cluster_contin
     cluster.assert_all_equal().await;
 }
 
-/// It could vote twice in one term.
+/// FAULT-16: it could vote twice in one term.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_lost_its_data_cannot_join_with_its_old_id() {
     let mut cluster = Cluster::bootstrap(3, NO_RECONFIG_CHECK);

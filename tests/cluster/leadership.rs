@@ -10,7 +10,7 @@ use super::{
     support::assert_refused,
 };
 
-/// Trap 44.
+/// KV-44.
 #[tokio::test(flavor = "multi_thread")]
 async fn leadership_moves_to_a_voter_and_only_from_the_leader() {
     let mut cluster = Cluster::bootstrap(3, &["--strict-reconfig-check=false"]);
@@ -53,7 +53,7 @@ async fn leadership_moves_to_a_voter_that_is_unreachable_for_a_while() {
     cluster.assert_all_equal().await;
 }
 
-/// Traps 47 and 55.
+/// KV-47 and KV-55.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_leader_writes_time_out_and_serializable_reads_are_answered() {
     let mut cluster = Cluster::bootstrap(3, &[]);

@@ -53,6 +53,7 @@ async fn leases_can_be_renewed_and_queried_through_every_member() {
     cluster.assert_all_equal().await;
 }
 
+/// FAULT-34: as in etcd, the TTL starts again with the new leader, and the lease ends all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_survive_a_change_of_leader_and_expire_on_time() {
     let mut cluster = Cluster::bootstrap(3, &[]);
@@ -98,7 +99,7 @@ pub async fn keep_alive_despite(old: &mut Client, new: &mut Client, id: i64, ttl
     }
 }
 
-/// Fault 32: decisions of the old leader must not reach the other members, not even later.
+/// FAULT-32: decisions of the old leader must not reach the other members, not even later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_without_a_quorum_neither_expires_nor_renews_leases() {
     let cluster = Cluster::bootstrap(3, &[]);

@@ -108,8 +108,8 @@ impl Load {
     }
 }
 
-/// Writes until a request fails. A write without an answer may have been applied, or may be applied later, so its key is not used
-/// again.
+/// Writes until a request fails; no write is tried again (FAULT-24). A write without an answer may have been applied, or may be
+/// applied later, so its key is not used again.
 async fn write(mut client: Client, writer: usize, number: &mut u64, stopped: &AtomicBool, writes: &Writes) {
     *number += 1;
     let key = format!("load/{writer}/{number}");

@@ -62,6 +62,7 @@ async fn keep_alive(
 }
 
 /// First a follower, then the leader is isolated from all others.
+/// WATCH-11.
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_that_require_a_leader_end_without_one_and_all_others_stay_open() {
     let cluster = Cluster::bootstrap(3, &[]);

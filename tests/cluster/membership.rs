@@ -40,7 +40,7 @@ async fn promote_when_ready(cluster: &Cluster, via: usize, id: u64) -> usize {
     }
 }
 
-/// Trap 35.
+/// KV-35.
 async fn assert_learns_only(cluster: &Cluster, nth: usize) {
     let server = &cluster.servers[nth];
     let channel = server.channel().await;
@@ -104,6 +104,7 @@ async fn a_learner_can_be_added_and_promoted_through_any_member() {
     assert_eq!(cluster.members(learner).await, cluster.members(leader).await, "it has stored the member list");
 }
 
+/// FAULT-38.
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_that_could_lose_the_quorum_are_refused() {
     let started = "etcdserver: re-configuration failed due to not enough started members";

@@ -6,6 +6,7 @@ use etcd_client::GetOptions;
 
 use super::{harness::Cluster, load::Load};
 
+/// FAULT-21.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_without_a_quorum_acknowledges_nothing_and_follows_after_the_partition_heals() {
     let cluster = Cluster::bootstrap(3, &[]);

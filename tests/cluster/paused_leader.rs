@@ -31,6 +31,7 @@ const PAUSE: Duration = Duration::from_secs(8);
 const OWN_LEASES: i64 = 20;
 const OWN_TTL: i64 = 60;
 
+/// FAULT-32.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_lease_expires_early_because_of_a_paused_leader() {
     pause_leaders(5).await;

@@ -66,7 +66,7 @@ async fn the_peer_port_answers_as_etcds_does() {
     cluster.assert_all_equal().await;
 }
 
-/// Trap 48: a request names its cluster, and a member of another cluster returns no hash that could be compared.
+/// KV-48: a request names its cluster, and a member of another cluster returns no hash that could be compared.
 #[tokio::test(flavor = "multi_thread")]
 async fn hashes_are_refused_to_other_clusters() {
     let cluster = Cluster::bootstrap(1, &[]);

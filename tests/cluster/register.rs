@@ -77,6 +77,7 @@ async fn operate(client: &mut Client, client_nth: usize, nth: usize) -> Option<O
     Some(Observation { began, ended: Instant::now(), revision, value, wrote })
 }
 
+/// FAULT-18, FAULT-20, FAULT-22 and FAULT-23.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_register_is_linearizable_while_leadership_moves_and_members_are_isolated() {
     let cluster = Cluster::bootstrap(3, &[]);

@@ -56,6 +56,7 @@ async fn a_removed_leader_exits_and_the_others_continue() {
     assert!(listed.len() == 2 && !listed.contains(&cluster.ids[leader]));
 }
 
+/// FAULT-39.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_surviving_member_is_restarted_with_force_new_cluster() {
     let mut cluster = Cluster::bootstrap(3, NO_RECONFIG_CHECK);

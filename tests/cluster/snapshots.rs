@@ -33,6 +33,7 @@ pub async fn leave_behind(cluster: &Cluster, leader: usize, client: &mut Client,
 }
 
 /// Wherever in an install it is killed, it starts again with the old or the new state, and catches up.
+/// FAULT-4 and FAULT-12.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_is_killed_at_any_step_of_an_install_recovers() {
     let mut cluster = Cluster::bootstrap(3, SHORT_LOG);
@@ -52,6 +53,7 @@ async fn a_member_that_is_killed_at_any_step_of_an_install_recovers() {
     cluster.assert_all_equal().await;
 }
 
+/// FAULT-13.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_is_far_behind_gets_snapshots_while_others_write() {
     let mut cluster = Cluster::bootstrap(3, SHORT_LOG);

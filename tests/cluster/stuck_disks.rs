@@ -135,7 +135,7 @@ async fn a_follower_whose_disk_hangs_does_not_affect_the_others() {
     cluster.assert_all_equal().await;
 }
 
-/// Fault 32.
+/// FAULT-32.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_disk_hangs_neither_expires_nor_renews_leases() {
     let Some((disks, cluster)) = cluster_on_disks() else { return };

@@ -49,6 +49,7 @@ async fn a_watch_on_a_follower_survives_the_loss_of_the_leader() {
 }
 
 /// The events of the meantime are read from the snapshot.
+/// FAULT-26.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_on_a_follower_survives_the_install_of_a_snapshot() {
     let cluster = Cluster::bootstrap(3, SHORT_LOG);

@@ -118,7 +118,7 @@ async fn a_cancelled_campaign_leaves_no_key_behind() {
     wait_for_no_watches(&server).await;
 }
 
-/// Trap 18.
+/// CONCURRENCY-18.
 #[tokio::test]
 async fn a_candidate_whose_lease_is_lost_wins_with_a_missing_key() {
     let server = Server::start(&[]);

@@ -93,7 +93,7 @@ async fn a_cancelled_lock_request_leaves_no_key_behind() {
     wait_for_no_watches(&server).await;
 }
 
-/// Trap 18.
+/// CONCURRENCY-18 and FAULT-36.
 #[tokio::test]
 async fn a_waiter_whose_lease_is_lost_fails_when_the_lock_becomes_free() {
     let server = Server::start(&[]);

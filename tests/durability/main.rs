@@ -106,6 +106,7 @@ fn the_log_says_how_it_becomes_durable() {
     assert!(line.contains("never, as --unsafe-no-fsync asks for"), "{line}");
 }
 
+/// FAULT-3.
 #[test]
 fn acknowledged_writes_survive_power_failures() {
     assert_meaningful(&power::fail_power_repeatedly(8, Disk::Contract), 8);

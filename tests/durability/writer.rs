@@ -181,6 +181,7 @@ mod tests {
         assert_eq!(writer_with_two_puts_in_flight().check(&both), Outcome::Done);
     }
 
+    /// FAULT-9.
     #[test]
     #[should_panic(expected = "but expected")]
     fn half_a_transaction_is_an_error() {

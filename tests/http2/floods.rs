@@ -78,6 +78,7 @@ fn counted(server: &Server, reason: &str) -> u64 {
     metrics.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |count| count.parse().unwrap())
 }
 
+/// FAULT-46.
 #[test]
 fn floods_of_frames_end_the_connection_with_enhance_your_calm() {
     check_bounded(&[], 50 * MEBIBYTE, |server| {
@@ -107,6 +108,7 @@ fn floods_of_frames_end_the_connection_with_enhance_your_calm() {
     });
 }
 
+/// FAULT-46.
 #[test]
 fn an_endless_header_block_ends_the_connection_with_enhance_your_calm() {
     check_bounded(&[], 20 * MEBIBYTE, |server| {
@@ -370,6 +372,7 @@ fn an_http1_client_that_reads_nothing_is_disconnected() {
     });
 }
 
+/// FAULT-47.
 #[test]
 fn clients_that_are_slow_to_begin_are_disconnected() {
     check_bounded(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {

@@ -13,7 +13,7 @@ use tonic::Code;
 
 use crate::support::{Server, assert_refused};
 
-/// Trap 50: if too many entries are committed but not applied, writes fail with "too many requests" and the code Unknown.
+/// KV-50: if too many entries are committed but not applied, writes fail with "too many requests" and the code Unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_are_refused_during_a_backlog_between_commit_and_apply() {
     const AT_ONCE: usize = 256;
@@ -119,6 +119,7 @@ async fn slow_calls_are_logged() {
 }
 
 /// Every thread that processes them has enough stack.
+/// FAULT-47.
 #[tokio::test]
 async fn transactions_nest_up_to_the_documented_depth() {
     let server = Server::start(&["--max-txn-ops=1000"]);

@@ -49,7 +49,7 @@ async fn requests_without_a_key_are_refused() {
     assert_refused(kv.txn(compare).await, refused, EMPTY_KEY);
 }
 
-/// Traps 26 and 28.
+/// KV-26 and KV-28.
 #[tokio::test]
 async fn contradictions_in_a_request_are_refused() {
     let server = Server::start(&[]);
@@ -69,7 +69,7 @@ async fn contradictions_in_a_request_are_refused() {
     assert_refused(kv.txn(unset).await, refused, KEY_NOT_FOUND);
 }
 
-/// Trap 27.
+/// KV-27.
 #[tokio::test]
 async fn invalid_sort_options_are_refused() {
     let server = Server::start(&[]);
@@ -82,7 +82,7 @@ async fn invalid_sort_options_are_refused() {
     }
 }
 
-/// Traps 23, 24 and 53, as far as one server shows them; unit tests of the validation cover the rest.
+/// KV-23, KV-24 and KV-53, as far as one server shows them; unit tests of the validation cover the rest.
 #[tokio::test]
 async fn transactions_that_are_too_large_or_write_twice_are_refused() {
     let server = Server::start(&["--max-txn-ops", "4"]);
@@ -112,13 +112,13 @@ async fn compacted_and_future_revisions_are_refused() {
     let compact = |revision| CompactionRequest { revision, physical: false };
     assert_refused(kv.compact(compact(6)).await, Code::OutOfRange, FUTURE_REV);
     assert_refused(kv.compact(compact(-1)).await, Code::OutOfRange, COMPACTED);
-    kv.compact(compact(0)).await.expect("trap 10: once");
+    kv.compact(compact(0)).await.expect("KV-10: once");
     assert_refused(kv.compact(compact(0)).await, Code::OutOfRange, COMPACTED);
     kv.compact(compact(4)).await.unwrap();
     let at = |revision| RangeRequest { revision, ..range("a") };
     assert_refused(kv.range(at(3)).await, Code::OutOfRange, COMPACTED);
     assert_refused(kv.range(at(6)).await, Code::OutOfRange, FUTURE_REV);
-    // Trap 9: a transaction takes a negative revision literally, whether it only reads or not.
+    // KV-9: a transaction takes a negative revision literally, whether it only reads or not.
     kv.range(at(-1)).await.unwrap();
     let in_txn = |revision| txn(vec![Request::RequestRange(at(revision))]);
     assert_refused(kv.txn(in_txn(-1)).await, Code::OutOfRange, COMPACTED);
@@ -128,10 +128,10 @@ async fn compacted_and_future_revisions_are_refused() {
     let hash = |revision| HashKvRequest { revision };
     assert_refused(maintenance.hash_kv(hash(3)).await, Code::OutOfRange, COMPACTED);
     assert_refused(maintenance.hash_kv(hash(6)).await, Code::OutOfRange, FUTURE_REV);
-    maintenance.hash_kv(hash(4)).await.expect("trap 8: at the compact revision there is a hash");
+    maintenance.hash_kv(hash(4)).await.expect("KV-8: at the compact revision there is a hash");
 }
 
-/// Trap 30: the limit applies to the log entry (17 or 18 bytes around an encoded Put); a message may be 512 KiB larger.
+/// KV-30: the limit applies to the log entry (17 or 18 bytes around an encoded Put); a message may be 512 KiB larger.
 #[tokio::test]
 async fn requests_that_are_too_large_are_refused() {
     let server = Server::start(&[]);

@@ -53,7 +53,7 @@ impl Drop for Disk {
     }
 }
 
-/// Trap 45: a defragmentation without enough space does not start, and the server keeps working.
+/// KV-45: a defragmentation without enough space does not start, and the server keeps working.
 #[tokio::test]
 async fn a_defragmentation_without_enough_space_is_refused_and_does_no_harm() {
     const VALUE_BYTES: usize = 256 << 10;

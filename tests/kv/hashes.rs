@@ -10,7 +10,7 @@ const CYCLE: i64 = 71;
 /// Puts after the last of these compactions, and the least number of puts before it.
 const MANY: i64 = 1210;
 
-/// Traps 8 and 15 over the wire; the golden script `mvcc/hash` shows every step.
+/// KV-8 and KV-15 over the wire; the golden script `mvcc/hash` shows every step.
 #[tokio::test]
 async fn hashes_equal_etcds() {
     let mut server = Server::start(&[]);

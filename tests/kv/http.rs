@@ -34,9 +34,9 @@ async fn health_version_and_metrics_are_served() {
         let bytes: u64 = line.unwrap_or_else(|| panic!("{part} is missing")).parse().unwrap();
         assert!((1..100 << 20).contains(&bytes) || part == "log", "{part}: {bytes}");
     }
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/metrics.md");
     for name in metrics.body.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
-        assert!(readme.contains(&format!("| `{name}` |")), "the README does not list {name}");
+        assert!(page.contains(&format!("| `{name}` |")), "docs/metrics.md does not list {name}");
     }
 }
 

@@ -23,7 +23,7 @@ async fn a_stock_client_puts_gets_and_deletes() {
     let keys: Vec<_> = got.kvs().iter().map(|kv| kv.key_str().unwrap()).collect();
     assert_eq!((keys, got.count(), got.more()), (vec!["d", "c"], 4, true));
     let old = client.get("a", Some(GetOptions::new().with_revision(2))).await.unwrap();
-    assert_eq!((old.kvs()[0].value(), old.header().unwrap().revision()), (&b"1"[..], 6), "trap 1");
+    assert_eq!((old.kvs()[0].value(), old.header().unwrap().revision()), (&b"1"[..], 6), "KV-1");
     let options = DeleteOptions::new().with_range("c").with_prev_key();
     let deleted = client.delete("a", Some(options)).await.unwrap();
     assert_eq!((deleted.deleted(), deleted.prev_kvs().len()), (2, 2));
@@ -85,8 +85,8 @@ async fn a_physical_compaction_is_complete_when_it_is_answered() {
     assert!(again.contains("required revision has been compacted"), "{again}");
     let at = |revision| Some(GetOptions::new().with_revision(revision));
     assert_eq!(client.get("a", at(50)).await.unwrap().kvs()[0].value(), b"48");
-    assert!(client.get("a", at(49)).await.is_err(), "trap 8");
-    assert_eq!(client.get("a", at(-1)).await.unwrap().kvs()[0].value(), b"49", "trap 9");
+    assert!(client.get("a", at(49)).await.is_err(), "KV-8");
+    assert_eq!(client.get("a", at(-1)).await.unwrap().kvs()[0].value(), b"49", "KV-9");
 }
 
 #[tokio::test]

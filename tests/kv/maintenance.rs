@@ -17,6 +17,7 @@ use tonic::Code;
 
 use crate::support::{Server, TIMEOUT, assert_refused};
 
+/// KV-41 and WATCH-19.
 #[tokio::test]
 async fn status_describes_a_member() {
     let server = Server::start(&[]);
@@ -29,7 +30,7 @@ async fn status_describes_a_member() {
     assert_eq!((header.revision, status.leader), (2, header.member_id));
     assert_eq!((status.raft_term, header.raft_term), (2, 2));
     assert!(status.raft_applied_index > 0 && status.raft_applied_index <= status.raft_index);
-    assert_eq!(status.db_size_quota, 2_147_483_648, "trap 41");
+    assert_eq!(status.db_size_quota, 2_147_483_648, "the default is shown");
     assert!(status.db_size_in_use <= status.db_size);
     assert_eq!((status.errors.len(), status.is_learner), (0, false));
     let downgrade = status.downgrade_info.expect("it is always set");
@@ -43,7 +44,7 @@ async fn a_disabled_quota_is_shown_as_given() {
     assert_eq!(status.db_size_quota, -1);
 }
 
-/// Trap 34.
+/// KV-34.
 #[tokio::test]
 async fn alarms_are_raised_listed_and_cleared_one_by_one() {
     let mut server = Server::start(&[]);
@@ -70,7 +71,7 @@ async fn alarms_are_raised_listed_and_cleared_one_by_one() {
     assert!(left.alarms().is_empty());
 }
 
-/// Trap 33.
+/// KV-33.
 #[tokio::test]
 async fn the_corrupt_alarm_blocks_writes_but_not_reads() {
     let server = Server::start(&[]);

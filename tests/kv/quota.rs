@@ -12,7 +12,7 @@ use crate::support::{Server, assert_refused};
 const QUOTA: i64 = 8 << 20;
 const VALUE_BYTES: usize = 64 << 10;
 
-/// Traps 31 and 32: full, then compacted, defragmented, disarmed, and usable again.
+/// KV-31 and KV-32: full, then compacted, defragmented, disarmed, and usable again.
 #[tokio::test]
 async fn a_member_over_quota_refuses_puts_until_space_is_reclaimed_and_the_alarm_disarmed() {
     let server = Server::start(&[&format!("--quota-backend-bytes={QUOTA}")]);
@@ -65,7 +65,7 @@ async fn the_quota_is_checked_before_the_request() {
     assert!(errors.errors()[0].ends_with("alarm:NOSPACE"), "{:?}", errors.errors());
 }
 
-/// Trap 31: a request that would fill the quota exactly is refused. A request that costs nothing is always admitted.
+/// KV-31: a request that would fill the quota exactly is refused. A request that costs nothing is always admitted.
 #[test]
 fn a_request_that_meets_the_quota_exactly_is_refused() {
     let quota = Quota { bytes: 100 };

@@ -35,7 +35,7 @@ async fn chunks(kv: &mut KvClient<Channel>, request: RangeRequest) -> Vec<RangeR
     chunks
 }
 
-/// Merges all chunks into one response. Trap 36: only the last one has a header, `more` and `count`.
+/// Merges all chunks into one response. KV-36: only the last one has a header, `more` and `count`.
 fn merged(chunks: Vec<RangeResponse>) -> RangeResponse {
     let last = chunks.len() - 1;
     let mut all = RangeResponse::default();
@@ -155,7 +155,7 @@ async fn the_merged_chunks_equal_a_range() {
     }
 }
 
-/// Trap 36: later writes are invisible, and the header has the revision at which the stream began.
+/// KV-36: later writes are invisible, and the header has the revision at which the stream began.
 #[tokio::test]
 async fn a_stream_is_a_view_of_the_revision_at_which_it_began() {
     let server = Server::start(&[]);
@@ -175,7 +175,7 @@ async fn a_stream_is_a_view_of_the_revision_at_which_it_began() {
     assert!(all.kvs.iter().all(|kv| kv.mod_revision <= 2001));
 }
 
-/// Trap 37.
+/// KV-37.
 #[tokio::test]
 async fn a_compaction_ends_a_stream_that_it_overtakes() {
     let server = Server::start(&[]);
@@ -196,7 +196,7 @@ async fn a_compaction_ends_a_stream_that_it_overtakes() {
     assert!(seen < 3000, "{seen} keys were received");
 }
 
-/// Trap 38.
+/// KV-38.
 #[tokio::test]
 async fn a_stream_handles_values_larger_than_a_chunk() {
     let server = Server::start(&["--max-request-bytes", "100000"]);

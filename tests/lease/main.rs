@@ -1,6 +1,4 @@
 //! Leases of one server, through clients.
-//!
-//! "Trap" numbers in this directory are those of the watch and lease contract, not those of `tests/tidy/traps.rs`.
 
 #![allow(clippy::disallowed_methods, reason = "leases depend on real time")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -125,7 +123,7 @@ async fn a_missing_lease_fails_puts_and_revocations_and_has_ttl_minus_one() {
     assert_eq!(keys(&mut client).await, (vec![], 1));
 }
 
-/// Trap 14.
+/// LEASE-14.
 #[tokio::test]
 async fn a_revoked_lease_takes_its_keys_in_one_revision_or_none() {
     let server = Server::start(&[]);
@@ -166,7 +164,7 @@ async fn a_key_belongs_to_the_lease_of_its_last_put() {
     assert_eq!(keys(&mut client).await.0, ["freed"]);
 }
 
-/// Trap 13.
+/// LEASE-13.
 #[tokio::test]
 async fn one_stream_renews_many_leases_and_returns_ttl_zero_for_missing_ones() {
     let server = Server::start(&[]);
@@ -186,6 +184,7 @@ async fn one_stream_renews_many_leases_and_returns_ttl_zero_for_missing_ones() {
     assert_eq!(received, [(404, 0), (-2, 100), (1, MIN_TTL), (-2, 100), (0, 0)]);
 }
 
+/// FAULT-33.
 #[tokio::test]
 async fn a_lease_can_be_renewed_as_soon_as_it_is_granted() {
     let server = Server::start(&[]);
@@ -250,7 +249,7 @@ async fn a_lease_expires_unless_it_is_renewed() {
     assert!(lived >= Duration::from_secs(2) && lived < Duration::from_secs(2) + MAX_DELAY, "{lived:?}");
 }
 
-/// Trap 16. While the CORRUPT alarm is active nothing is changed, so expired leases stay.
+/// LEASE-16 and FAULT-33. While the CORRUPT alarm is active nothing is changed, so expired leases stay.
 #[tokio::test]
 async fn a_renewal_of_an_expired_lease_waits_until_it_is_revoked_and_does_not_revive_it() {
     let server = Server::start(&[]);
@@ -276,7 +275,7 @@ async fn a_renewal_of_an_expired_lease_waits_until_it_is_revoked_and_does_not_re
     drop(server);
 }
 
-/// Traps 15 and 17.
+/// LEASE-15, LEASE-17, and FAULT-34 for a negative ID.
 #[tokio::test]
 async fn leases_and_their_keys_survive_a_crash_and_their_deadlines_reset() {
     let mut server = Server::start(&[]);

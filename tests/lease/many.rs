@@ -169,6 +169,7 @@ async fn grant_and_expire(plan: Plan) {
     assert!(client.leases().await.unwrap().leases().is_empty());
 }
 
+/// FAULT-35.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_leases_expire_on_time() {
     let plan = Plan { leases: 50_000, grant_limit: Duration::from_secs(15), expiry_spread: Duration::from_secs(6) };

@@ -91,6 +91,7 @@ fn truncate_at_each_byte(segment_bytes: u64, entry_bytes: usize, span: usize) {
     }
 }
 
+/// FAULT-15.
 #[test]
 fn a_log_truncated_at_any_byte_keeps_all_groups_before_it() {
     truncate_at_each_byte(4096, 60, 500);

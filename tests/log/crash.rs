@@ -55,6 +55,7 @@ fn crash_at_each_operation(setup: Setup, steps: &[Step]) {
 
 const SETUPS: [Setup; 2] = [CONTRACT, OS_FILES];
 
+/// FAULT-4.
 #[test]
 fn a_crash_during_a_rotation_leaves_the_log_before_or_after() {
     for setup in SETUPS {
@@ -96,6 +97,7 @@ fn a_crash_during_a_reset_leaves_the_log_before_or_after() {
     }
 }
 
+/// FAULT-15.
 #[test]
 fn a_crash_during_creation_leaves_no_log_or_a_complete_one() {
     for setup in SETUPS {

@@ -111,6 +111,8 @@ fn fresh_seed() -> u64 {
     u64::try_from(now.as_nanos() % u128::from(u64::MAX)).expect("below")
 }
 
+/// FAULT-8, FAULT-11 and FAULT-37 are among what every seed checks: all members come to the same data, all leases end, and raft
+/// agrees with the member table.
 #[test]
 fn no_fixed_seed_breaks_an_invariant() {
     let mut total = Report::default();
@@ -170,17 +172,20 @@ fn seeds_to_find(fault: Fault) -> u64 {
     seeds
 }
 
+/// FAULT-3.
 #[test]
 fn an_acknowledgement_before_the_sync_is_found() {
     assert!(seeds_to_find(Fault::AcknowledgedBeforeSync) <= 50);
 }
 
+/// FAULT-1.
 #[test]
 fn an_applied_index_in_a_batch_of_its_own_is_found() {
     assert!(seeds_to_find(Fault::AppliedIndexLate) <= 50);
     assert!(seeds_to_find(Fault::AppliedIndexEarly) <= 50);
 }
 
+/// FAULT-19.
 #[test]
 fn a_reused_read_index_context_is_found() {
     seeds_to_find(Fault::ReusedContext);
@@ -192,6 +197,7 @@ fn a_vote_or_acknowledgement_before_the_disk_write_is_found() {
     seeds_to_find(Fault::EarlyVote);
 }
 
+/// FAULT-32.
 #[test]
 fn a_lease_decision_without_proof_of_leadership_is_found() {
     seeds_to_find(Fault::TickAsProof);

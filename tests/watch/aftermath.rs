@@ -5,6 +5,7 @@ use metastore::state::Machine;
 
 use crate::world::{World, from, on};
 
+/// FAULT-26.
 #[test]
 fn watches_survive_a_snapshot_without_missing_events() {
     let mut world = World::new();

@@ -27,6 +27,7 @@ fn a_watch_without_start_revision_receives_later_events_one_revision_at_a_time()
     assert_eq!(world.receive_text(&mut client), ["0: 3+a=1 @3", "0: 5-a @5", "0: 6*a=2 @6"]);
 }
 
+/// WATCH-7.
 #[test]
 fn the_events_of_one_revision_come_in_one_response_and_in_order() {
     let mut world = World::new();
@@ -49,6 +50,7 @@ fn revisions_of_one_batch_come_in_separate_responses() {
     assert_eq!(world.receive_text(&mut client), ["0: 2*a=1 @2", "0: 3+a=2 @3"]);
 }
 
+/// WATCH-4 and WATCH-7.
 #[test]
 fn a_watch_from_a_past_revision_receives_whole_revisions_in_one_response() {
     let mut world = World::new();
@@ -65,6 +67,7 @@ fn a_watch_from_a_past_revision_receives_whole_revisions_in_one_response() {
     assert_eq!(world.receive_text(&mut client), ["0: 15+a=now @15"]);
 }
 
+/// FAULT-27.
 #[test]
 fn a_watch_from_a_future_revision_receives_nothing_before_it() {
     let mut world = World::new();
@@ -104,6 +107,7 @@ fn overlapping_watches_each_receive_all_events() {
     assert_eq!(received, ["0: 3+b=1<0@2 @3", "1: 3+b=1 @3", "2: 3+b=1 @3"]);
 }
 
+/// WATCH-2, and a negative revision (FAULT-31).
 #[test]
 fn refusals_give_a_reason_and_do_not_end_the_stream() {
     let mut world = World::new();
@@ -122,6 +126,7 @@ fn refusals_give_a_reason_and_do_not_end_the_stream() {
     assert_eq!(world.counts(), [1, 3, 0, 0]);
 }
 
+/// WATCH-12: permission is checked for the range as it was sent.
 #[test]
 fn the_first_failing_check_gives_the_reason_of_a_refusal() {
     let mut world = World::new();
@@ -147,6 +152,7 @@ fn the_first_failing_check_gives_the_reason_of_a_refusal() {
     assert_eq!(watch(&mut world, &mut client, 0, "mine", "\0", 5), format!("refused -1: {DUPLICATE} @1"));
 }
 
+/// FAULT-31: watch 0 can be cancelled.
 #[test]
 fn automatic_ids_increase_and_skip_ids_in_use() {
     let mut world = World::new();
@@ -181,6 +187,7 @@ fn a_cancel_is_answered_once_and_nothing_follows_it() {
     assert_eq!(world.counts(), [1, 0, 0, 0]);
 }
 
+/// WATCH-3.
 #[test]
 fn created_responses_come_in_the_order_of_the_requests_and_before_events() {
     let mut world = World::new();
@@ -239,6 +246,7 @@ fn previous_values_are_sent_on_request_live_and_replayed() {
     assert_eq!(world.watch(&mut client, from(1, create)), ["created 1 @6".into(), replayed]);
 }
 
+/// WATCH-9.
 #[test]
 fn previous_values_from_below_the_compact_revision_are_left_out() {
     let settings = metastore::watch::Settings { ring_bytes: 0, ..Default::default() };
@@ -253,6 +261,7 @@ fn previous_values_from_below_the_compact_revision_are_left_out() {
     assert_eq!(world.watch(&mut client, create), ["created 0 @4", "0: 3+a=2 4+a=3<2@3 @4"]);
 }
 
+/// WATCH-10.
 #[test]
 fn a_large_response_is_fragmented_if_the_client_asks_for_it() {
     let mut world = World::new();
@@ -278,6 +287,7 @@ fn a_large_response_is_fragmented_if_the_client_asks_for_it() {
     assert_eq!(received[first..first + 3].iter().collect::<Vec<_>>(), parts[..3], "parts are adjacent");
 }
 
+/// WATCH-10.
 #[test]
 fn the_fragment_limit_is_exact_and_fragments_wait_until_they_can_be_sent() {
     let mut world = World::new();
@@ -307,6 +317,7 @@ fn the_fragment_limit_is_exact_and_fragments_wait_until_they_can_be_sent() {
     }
 }
 
+/// WATCH-6.
 #[test]
 fn a_half_closed_stream_stays_alive_and_unknown_requests_are_ignored() {
     let mut world = World::new();
@@ -336,6 +347,7 @@ fn a_malformed_request_ends_only_its_own_stream() {
     assert_eq!(world.counts(), [1, 1, 0, 0]);
 }
 
+/// FAULT-47.
 #[test]
 fn watches_beyond_the_limit_of_a_stream_are_refused() {
     let settings = metastore::watch::Settings { watches_per_stream: 2, ..Default::default() };

@@ -20,6 +20,7 @@ fn small_limits() -> Settings {
     Settings { ring_bytes: 2000, pending_bytes: 300, ..Settings::default() }
 }
 
+/// WATCH-7.
 #[test]
 fn more_than_a_thousand_revisions_come_in_several_responses() {
     for ring_bytes in [0, 8 << 20] {
@@ -54,6 +55,7 @@ fn a_replayed_response_is_bounded_in_bytes_too() {
     assert_eq!(received.len(), 4);
 }
 
+/// FAULT-29 and FAULT-31.
 #[test]
 fn a_stalled_stream_costs_bounded_memory_and_then_receives_everything_once() {
     for ring_bytes in [0, 2000, 8 << 20] {
@@ -104,6 +106,7 @@ fn a_stream_read_one_message_at_a_time_receives_everything_once_in_order() {
     }
 }
 
+/// WATCH-1.
 #[test]
 fn a_watch_from_below_the_compact_revision_is_created_and_then_cancelled() {
     let mut world = World::new();
@@ -121,6 +124,7 @@ fn a_watch_from_below_the_compact_revision_is_created_and_then_cancelled() {
     assert_eq!(texts, ["created 1 @11", "1: 5+a=3 6+a=4 7+a=5 8+a=6 9+a=7 10+a=8 11+a=9 @11"]);
 }
 
+/// WATCH-8 and FAULT-6.
 #[test]
 fn a_deletion_at_the_compact_revision_is_still_received() {
     for ring_bytes in [0, 8 << 20] {
@@ -135,6 +139,7 @@ fn a_deletion_at_the_compact_revision_is_still_received() {
     }
 }
 
+/// FAULT-28.
 #[test]
 fn a_stalled_watch_overtaken_by_compaction_receives_pending_events_and_is_cancelled() {
     let mut world = World::with(small_limits());
@@ -240,6 +245,7 @@ fn a_cancel_works_in_every_state() {
     assert_eq!(world.counts(), [1, 1, 0, 0]);
 }
 
+/// WATCH-20.
 #[test]
 fn a_dropped_stream_frees_everything_at_once() {
     let mut world = World::with(small_limits());

@@ -27,6 +27,7 @@ fn a_progress_request_of_a_synced_stream_is_answered() {
     assert_eq!(world.receive_text(&mut client), ["0: 2*a=1 @2", "progress -1 @3", "progress -1 @3"]);
 }
 
+/// WATCH-5.
 #[test]
 fn a_future_watch_suppresses_the_progress_of_its_whole_stream() {
     let mut world = World::new();
@@ -41,6 +42,7 @@ fn a_future_watch_suppresses_the_progress_of_its_whole_stream() {
     assert_eq!(world.receive_text(&mut client), ["progress -1 @2"]);
 }
 
+/// WATCH-5 and FAULT-25.
 #[test]
 fn a_lagging_watch_suppresses_the_progress_of_its_whole_stream() {
     let mut world = World::with(Settings { pending_bytes: 0, ring_bytes: 0, ..Settings::default() });
@@ -59,6 +61,7 @@ fn a_lagging_watch_suppresses_the_progress_of_its_whole_stream() {
     assert_eq!(world.receive_text(&mut client), ["progress -1 @2"]);
 }
 
+/// WATCH-4, WATCH-5 and FAULT-25.
 #[test]
 fn progress_never_overtakes_events_that_cannot_be_sent_yet() {
     let mut world = World::with(Settings { pending_bytes: 0, ..Settings::default() });
@@ -120,6 +123,7 @@ fn watches_with_progress_notify_are_notified_periodically() {
     assert_eq!(world.settle(), None, "no timer is needed any more");
 }
 
+/// FAULT-25: a watch that has nothing to receive is still notified.
 #[test]
 fn filtered_events_do_not_suppress_notifications() {
     let mut world = World::new();

@@ -114,6 +114,7 @@ fn race(watches: i64) {
     hub.stop();
 }
 
+/// FAULT-30.
 #[test]
 fn a_watch_that_starts_during_writes_misses_and_repeats_nothing() {
     race(500);

@@ -344,6 +344,7 @@ fn run(seed: u64, actions: usize) -> (usize, usize) {
     (run.received, run.lost)
 }
 
+/// FAULT-29.
 #[test]
 fn every_watch_receives_exactly_its_events() {
     let (mut received, mut lost) = (0, 0);

@@ -63,7 +63,7 @@ fn code(error: &Error) -> Code {
 mod tests {
     use super::*;
 
-    /// Every variant with its wire text and code, because clients match on both. Trap 50: some of them have code Unknown.
+    /// Every variant with its wire text and code, because clients match on both. KV-50: some of them have code Unknown.
     const TABLE: &[(Error, Code, &str)] = &[
         (Error::EmptyKey, Code::InvalidArgument, "etcdserver: key is not provided"),
         (Error::KeyNotFound, Code::InvalidArgument, "etcdserver: key not found"),

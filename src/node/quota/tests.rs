@@ -104,7 +104,7 @@ fn put(key: &'static str, bytes: u32) -> PutRequest {
     PutRequest { key: key.into(), value: vec![b'v'; bytes as usize].into(), ..PutRequest::default() }
 }
 
-/// Trap 31: a write that was admitted and did not fit stays, although its client gets "no space". The alarm is raised by then,
+/// KV-31: a write that was admitted and did not fit stays, although its client gets "no space". The alarm is raised by then,
 /// and later writes are really refused.
 #[test]
 fn a_write_that_exceeds_the_quota_stays_and_raises_the_alarm() {

@@ -148,6 +148,7 @@ mod tests {
         assert!(rounds.start().is_some_and(|third| third != first && third != second));
     }
 
+    /// FAULT-19.
     #[test]
     fn a_round_without_an_answer_is_repeated_with_another_context() {
         let mut rounds = rounds();

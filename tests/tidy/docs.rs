@@ -1,4 +1,5 @@
-//! The README lists exactly the metrics and environment variables that exist. (A test in `config` checks its flags.)
+//! The documentation lists exactly the metrics and environment variables that exist, its links resolve, and the README is short.
+//! (A test in `config` checks the list of flags.)
 
 use std::{
     collections::BTreeSet,
@@ -7,6 +8,10 @@ use std::{
 };
 
 use crate::source::paths;
+
+/// The pages with a list between markers, and the marker of each.
+const METRICS_PAGE: (&str, &str) = ("docs/metrics.md", "metrics");
+const ENVIRONMENT_PAGE: (&str, &str) = ("docs/environment.md", "environment");
 
 /// The files that define metrics, each with its help text.
 const METRICS: [&str; 2] = ["src/metrics.rs", "src/frontend/http/mod.rs"];
@@ -25,12 +30,12 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// The README, split at the markers around a list: the text before it, the list, the text after it.
-fn readme(mark: &str) -> [String; 3] {
-    let text = read("README.md");
+/// A page, split at the markers around its list: the text before it, the list, the text after it.
+fn split((page, mark): (&str, &str)) -> [String; 3] {
+    let text = read(page);
     let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
-    let (before, rest) = text.split_once(&begin).expect("the README marks where the list begins");
-    let (list, after) = rest.split_once(&end).expect("the README marks where the list ends");
+    let (before, rest) = text.split_once(&begin).expect("the page marks where the list begins");
+    let (list, after) = rest.split_once(&end).expect("the page marks where the list ends");
     [before.to_owned() + &begin, list.to_owned(), end + after]
 }
 
@@ -57,12 +62,12 @@ fn table() -> String {
 }
 
 #[test]
-fn the_readme_lists_every_metric() {
-    let [before, list, after] = readme("metrics");
-    if env::var_os("WRITE_README").is_some() {
-        fs::write(root().join("README.md"), before + &table() + &after).unwrap();
+fn every_metric_is_documented() {
+    let [before, list, after] = split(METRICS_PAGE);
+    if env::var_os("WRITE_DOCS").is_some() {
+        fs::write(root().join(METRICS_PAGE.0), before + &table() + &after).unwrap();
     } else {
-        assert_eq!(list, table(), "run this test with WRITE_README=1 to update the table");
+        assert_eq!(list, table(), "run this test with WRITE_DOCS=1 to update the table");
     }
 }
 
@@ -92,15 +97,15 @@ fn variables() -> BTreeSet<String> {
     let scripts = fs::read_dir(root().join("scripts")).unwrap().map(|entry| entry.unwrap().path());
     let mut found: BTreeSet<String> = scripts.flat_map(|path| owned(&mut read_by_script(&read(path)))).collect();
     let programs = ["src", "crates", "tests", "build.rs"].map(|under| paths(&root().join(under)));
-    let programs = programs.concat().into_iter().filter(|path: &PathBuf| !path.ends_with("tests/tidy/readme.rs"));
+    let programs = programs.concat().into_iter().filter(|path: &PathBuf| !path.ends_with("tests/tidy/docs.rs"));
     found.extend(programs.flat_map(|path| owned(&mut read_by_program(&read(path)))));
     found.retain(|name| !PRIVATE.contains(&name.as_str()));
     found
 }
 
 #[test]
-fn the_readme_lists_every_environment_variable() {
-    let [_, list, _] = readme("environment");
+fn every_environment_variable_is_documented() {
+    let [_, list, _] = split(ENVIRONMENT_PAGE);
     let rows = list.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
     let listed: Vec<String> = rows.map(|(name, _)| name.to_owned()).collect();
     let unique: BTreeSet<String> = listed.iter().cloned().collect();
@@ -119,4 +124,91 @@ fn variables_and_metrics_are_found_in_text() {
     assert_eq!(read_by_program("f(\"A_B\")").count(), 0);
     let source = "a: gauge(\"etcd_a\", \"Some (a).\"),\nb: calls(\"grpc_b\", \"B.\", &[\"To\"]), f(\"etcd_c\")";
     assert_eq!(metrics(source), [("etcd_a", "Some (a)."), ("grpc_b", "B.")]);
+}
+
+/// The README is what a newcomer reads: one to three screens.
+#[test]
+fn the_readme_is_short() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 120, "{lines} lines");
+}
+
+/// All Markdown files of the repository, by their paths in it.
+fn markdown() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut directories = vec![root().to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
+            let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+            let is_ours = !name.starts_with('.') && name != "target" && extension != "metastore";
+            if is_ours && entry.file_type().unwrap().is_dir() {
+                directories.push(path);
+            } else if is_ours && extension == "md" {
+                found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A text without its code: fenced blocks and spans between backticks.
+fn without_code(text: &str) -> String {
+    let mut is_fenced = false;
+    let prose = text.lines().filter(|line| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_fenced ^= is_fence;
+        !is_fence && !is_fenced
+    });
+    prose.collect::<Vec<_>>().join("\n").split('`').step_by(2).collect::<Vec<_>>().join("code")
+}
+
+/// The targets of links, `[text](target)`.
+fn links(text: &str) -> Vec<String> {
+    let text = without_code(text);
+    text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target.to_owned()).collect()
+}
+
+/// The anchors of the headings of a page, as hosting sites make them: in lower case, without punctuation, with hyphens for spaces.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut is_fenced = false;
+    let headings = text.lines().filter(|line| {
+        is_fenced ^= line.trim_start().starts_with("```");
+        !is_fenced && line.starts_with('#')
+    });
+    let anchor = |heading: &str| {
+        let kept = heading.trim_start_matches('#').trim().chars();
+        let kept = kept.filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>().to_lowercase()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn relative_links_resolve() {
+    let mut broken = Vec::new();
+    for page in markdown() {
+        for link in links(&read(&page)) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let here = Path::new(&page).parent().expect("a page is in a directory");
+            let target = if path.is_empty() { root().join(&page) } else { root().join(here).join(path) };
+            let has_anchor = || anchors(&fs::read_to_string(&target).unwrap()).contains(anchor);
+            if !target.exists() || !anchor.is_empty() && !has_anchor() {
+                broken.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn links_and_anchors_are_found_in_text() {
+    let text =
+        "# A `b` c: D-e!\n[x](y.md#z), `[no](link)` and [w](https://v)\n```\n# no heading [u](t)\n```\n## 5. É\n";
+    assert_eq!(links(text), ["y.md#z", "https://v"]);
+    assert_eq!(anchors(text).into_iter().collect::<Vec<_>>(), ["5-é", "a-b-c-d-e"]);
 }
