@@ -264,7 +264,7 @@ fn a_window_that_opens_byte_by_byte_ends_the_connection_with_enhance_your_calm()
         let code = raw.flood(|_| frame(raw::WINDOW_UPDATE, 0, 3, &[0, 0, 0, 1]));
         // Either limit may be reached first: if the client is fast, a window is wider than one byte when the stream gets its
         // turn.
-        let reasons = counted(server, "crumbs") + counted(server, "window_updates");
+        let reasons = counted(server, "tiny_window_updates") + counted(server, "window_updates");
         assert_eq!((code, reasons), (raw::ENHANCE_YOUR_CALM, 1));
     });
 }
