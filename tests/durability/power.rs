@@ -21,13 +21,10 @@ use metastore::{
         compact::{KeyHash, MAX_HASHED_HISTORY_BYTES},
     },
     node::{
-        Node, Parts, Settings, Threads, auto_compaction,
+        Node, Parts, Settings, Threads,
         background::BackgroundConfig,
-        clock::Clock,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
-        quota::Quota,
-        replica::Timing,
     },
     proto::{
         etcdserverpb::{CompactionRequest, Member},
@@ -226,34 +223,17 @@ impl RunningNode {
 }
 
 fn settings(ids: &Arc<RequestIds>) -> Settings {
-    Settings {
-        member_id: MEMBER,
-        ids: ids.clone(),
-        clock: Clock::default(),
-        timing: Timing {
-            tick_ms: 100,
-            election_ticks: 10,
-            pre_vote: true,
-            request_timeout_ms: 30_000,
-            fixed_timeout: None,
-        },
-        request_timeout: TIMEOUT,
-        catchup_entries: 50,
-        lagging_log_bytes: usize::MAX,
-        quota: Quota { bytes: -1 },
-        retention: auto_compaction::Policy::All,
-        background_config: BackgroundConfig {
-            compaction_batch: 100,
-            compaction_pause: Duration::from_millis(1),
-            compaction_range: 4,
-            hashed_bytes: MAX_HASHED_HISTORY_BYTES,
-            flush_after_bytes: FLUSH_AFTER_BYTES,
-            flush_after: Duration::from_secs(1),
-            flush_after_entries: u64::MAX,
-        },
-        slow_apply: TIMEOUT,
-        backlog: 5000,
-    }
+    let mut settings = Settings::for_tests(MEMBER, ids.clone());
+    settings.timing.tick_ms = 100;
+    settings.background_config = BackgroundConfig {
+        compaction_pause: Duration::from_millis(1),
+        compaction_range: 4,
+        hashed_bytes: MAX_HASHED_HISTORY_BYTES,
+        flush_after_bytes: FLUSH_AFTER_BYTES,
+        flush_after: Duration::from_secs(1),
+        ..settings.background_config
+    };
+    settings
 }
 
 fn propose(node: &Node, id: u64, kind: Kind, request: &impl Message) -> Result<Response, Error> {
