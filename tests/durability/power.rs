@@ -46,6 +46,7 @@ use tempfile::TempDir;
 
 use super::{
     Statistics, fresh_seed,
+    support::time_limit,
     writer::{Outcome, Writer},
 };
 
@@ -56,7 +57,6 @@ const RUN_MS: std::ops::Range<u64> = 30..400;
 const SEGMENT_BYTES: u64 = 256 << 10;
 const FLUSH_AFTER_BYTES: u64 = 1 << 20;
 const KEPT_REVISIONS: i64 = 500;
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The database, with a copy of itself as of its last flush.
 struct Checkpointed {
@@ -196,7 +196,7 @@ impl RunningNode {
     fn catch_up(&self) {
         let (sender, receiver) = mpsc::channel();
         self.node.read_barrier(Box::new(move |outcome| _ = sender.send(outcome)));
-        receiver.recv_timeout(TIMEOUT).unwrap().unwrap();
+        receiver.recv_timeout(time_limit()).unwrap().unwrap();
     }
 
     fn hash(&self, revision: i64) -> Option<KeyHash> {
@@ -239,7 +239,7 @@ fn settings(ids: &Arc<RequestIds>) -> Settings {
 fn propose(node: &Node, id: u64, kind: Kind, request: &impl Message) -> Result<Response, Error> {
     let (sender, receiver) = mpsc::channel();
     node.propose(id, kind, &request.encode_to_vec(), Box::new(move |outcome| _ = sender.send(outcome)));
-    receiver.recv_timeout(TIMEOUT).expect("a proposal has an outcome")
+    receiver.recv_timeout(time_limit()).expect("a proposal has an outcome")
 }
 
 /// The kind of disk that the log is on.
