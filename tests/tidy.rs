@@ -7,6 +7,8 @@
 mod readme;
 #[path = "tidy/source.rs"]
 mod source;
+#[path = "tidy/suites.rs"]
+mod suites;
 #[path = "tidy/traps.rs"]
 mod traps;
 
