@@ -21,13 +21,8 @@ use metastore::{
     frontend::grpc::{Grpc, methods::MethodTable},
     node::{
         Node, Parts, Settings,
-        auto_compaction::Policy,
-        background::BackgroundConfig,
-        clock::Clock,
         identity::{MemberId, RequestIds},
-        quota::Quota,
         read_pool::ReadPool,
-        replica::Timing,
     },
     proto::etcdserverpb::{Member, PutRequest, RangeRequest, RangeResponse},
     raft_log::{Identity, Position, simulated_log::VolatileLog},
@@ -118,7 +113,7 @@ impl TestServer {
         let ids = Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), 0));
         let recovered = log.open().unwrap();
         let parts = Parts::alone(engine, machine, publisher, Box::new(log), recovered);
-        let (node, _) = Node::start(&settings(&ids), Arc::default(), parts).unwrap();
+        let (node, _) = Node::start(&Settings::for_tests(MEMBER, ids.clone()), Arc::default(), parts).unwrap();
         let cluster = Cluster {
             node,
             ids,
@@ -167,37 +162,6 @@ impl TestServer {
     /// The fewest allocations of many calls: buffers grow now and then.
     fn fewest(&self, path: &str, request: &impl Message) -> usize {
         (0..100).map(|_| self.call(path, request)).map(|(count, answer)| answer.map(|_| count).unwrap()).min().unwrap()
-    }
-}
-
-fn settings(ids: &Arc<RequestIds>) -> Settings {
-    Settings {
-        member_id: MEMBER,
-        ids: ids.clone(),
-        clock: Clock::default(),
-        timing: Timing {
-            tick_ms: 10,
-            election_ticks: 10,
-            pre_vote: true,
-            request_timeout_ms: 30_000,
-            fixed_timeout: None,
-        },
-        request_timeout: TIMEOUT,
-        catchup_entries: 50,
-        lagging_log_bytes: usize::MAX,
-        quota: Quota { bytes: -1 },
-        retention: Policy::All,
-        background_config: BackgroundConfig {
-            compaction_batch: 100,
-            compaction_pause: Duration::ZERO,
-            compaction_range: 2,
-            hashed_bytes: 0,
-            flush_after_bytes: 1 << 20,
-            flush_after: TIMEOUT,
-            flush_after_entries: u64::MAX,
-        },
-        slow_apply: TIMEOUT,
-        backlog: 5000,
     }
 }
 

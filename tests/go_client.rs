@@ -6,8 +6,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use test_support::process;
-
 use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -15,40 +13,37 @@ use std::{
     sync::OnceLock,
 };
 
-use process::Server;
+use test_support::{
+    Server, program,
+    requirements::{etcd, installed},
+};
 
 #[test]
 fn the_go_client_passes_against_metastore() {
     let Some(client) = client() else { return };
-    drive(client, Server::ours(&[]));
+    drive(client, Server::start_program(&program(), &[]));
 }
 
 #[test]
 fn the_go_client_passes_against_etcd() {
     let Some(client) = client() else { return };
-    let Some(etcd) = process::etcd() else {
-        eprintln!("\n*** NO ETCD FOUND: THE GO CLIENT WAS NOT RUN AGAINST IT ***\n");
-        return;
-    };
-    drive(client, Server::start(&etcd, &[]));
+    let Some(etcd) = etcd() else { return };
+    drive(client, Server::start_program(&etcd, &[]));
 }
 
 /// The path of the built program; `None` on a machine without Go.
 fn client() -> Option<&'static Path> {
-    static CLIENT: OnceLock<Option<PathBuf>> = OnceLock::new();
-    CLIENT.get_or_init(build).as_deref()
+    static CLIENT: OnceLock<PathBuf> = OnceLock::new();
+    let go = installed("go", "go")?;
+    Some(CLIENT.get_or_init(|| build(&go)))
 }
 
-fn build() -> Option<PathBuf> {
-    if Command::new("go").arg("version").output().is_err() {
-        eprintln!("\n*** NO GO TOOLCHAIN FOUND: THE GO CLIENT WAS NOT TESTED ***\n");
-        return None;
-    }
+fn build(go: &Path) -> PathBuf {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("goclient");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go");
-    let built = Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(source).output().unwrap();
+    let built = Command::new(go).args(["build", "-o"]).arg(&program).arg(".").current_dir(source).output().unwrap();
     assert!(built.status.success(), "go build: {}", String::from_utf8_lossy(&built.stderr));
-    Some(program)
+    program
 }
 
 fn drive(client: &Path, mut server: Server) {

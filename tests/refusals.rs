@@ -5,20 +5,15 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader},
     net::TcpListener,
-    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
-use test_support as support;
 
 use metastore::{
     node::data_dir::DataDir,
     proto::etcdserverpb::{PutRequest, RangeRequest},
 };
-use rustix::process::{Pid, Signal, kill_process};
-use support::Server;
+use test_support::Server;
 
 const REFUSED: i32 = 1;
 const ANY_PORT: &str = "http://127.0.0.1:0";
@@ -45,25 +40,18 @@ fn assert_untouched(before: &BTreeMap<PathBuf, Option<Vec<u8>>>, path: &Path) {
     assert!(changed.is_empty(), "{changed:?} have changed");
 }
 
-fn command(data_dir: &Path, client_url: &str) -> Command {
-    let mut command = Command::new(test_support::program());
-    command
-        .args(["--name", "one", "--data-dir"])
-        .arg(data_dir)
-        .args(["--listen-client-urls", client_url, "--advertise-client-urls", "http://127.0.0.1:2379"])
-        .args(["--listen-peer-urls", ANY_PORT, "--initial-advertise-peer-urls", "http://127.0.0.1:2380"])
-        .args(["--initial-cluster", "one=http://127.0.0.1:2380"])
-        .env_clear()
-        .stdin(Stdio::null());
-    command
+/// A server that is not started yet.
+fn server(data_dir: &Path, client_url: &str) -> Server {
+    let mut server = Server::single(&["--listen-client-urls", client_url]);
+    server.set_data_dir(data_dir);
+    server
 }
 
 /// Starts a server that must exit by itself; returns the error of its one fatal log line.
 #[track_caller]
 fn refusal(data_dir: &Path, client_url: &str) -> String {
-    let output = command(data_dir, client_url).output().unwrap();
-    let log = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(REFUSED), "{log}");
+    let (status, log) = server(data_dir, client_url).run_to_end();
+    assert_eq!(status.code(), Some(REFUSED), "{log}");
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let errors: Vec<_> =
         lines.iter().filter(|line| !["debug", "info", "warn"].contains(&field(line, "level"))).collect();
@@ -181,12 +169,10 @@ fn a_process_waiting_for_the_lock_ends_on_sigterm() {
     let server = stopped_member();
     let path = server.data_dir();
     let first = DataDir::open(&path).unwrap();
-    let mut second = command(&path, ANY_PORT).stderr(Stdio::piped()).spawn().unwrap();
-    let mut log = BufReader::new(second.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert!(log.any(|line| line.contains("db file is flocked by another process")));
-    let id = Pid::from_raw(second.id().try_into().unwrap()).unwrap();
-    kill_process(id, Signal::TERM).unwrap();
-    assert_eq!(second.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
+    let mut second = self::server(&path, ANY_PORT);
+    second.launch();
+    second.wait_for_log("db file is flocked by another process");
+    second.stop();
     drop(first);
 }
 
@@ -197,26 +183,15 @@ fn a_second_process_waits_and_changes_nothing() {
     let path = server.data_dir();
     let first = DataDir::open(&path).unwrap();
     let before = tree(&path);
-    let mut second = command(&path, ANY_PORT).stderr(Stdio::piped()).spawn().unwrap();
-    let mut log = BufReader::new(second.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let until = |log: &mut dyn Iterator<Item = String>, text: &str| {
-        let mut seen = Vec::new();
-        for line in log {
-            seen.push(line);
-            if seen.last().is_some_and(|line| line.contains(text)) {
-                return seen;
-            }
-        }
-        panic!("no line contains {text:?}: {seen:?}");
-    };
-    let waiting = until(&mut log, "db file is flocked by another process");
-    assert!(waiting.iter().all(|line| !line.contains("serving client traffic")), "{waiting:?}");
-    assert!(second.try_wait().unwrap().is_none(), "it waits");
+    let mut second = self::server(&path, ANY_PORT);
+    second.launch();
+    second.wait_for_log("db file is flocked by another process");
+    let log = second.log();
+    assert!(!log.contains("serving client traffic") && !second.has_ended(), "it does not wait: {log}");
     assert_untouched(&before, &path);
     drop(first);
-    until(&mut log, "serving client traffic");
-    second.kill().unwrap();
-    second.wait().unwrap();
+    second.await_serving();
+    second.kill();
 }
 
 #[tokio::test]

@@ -8,6 +8,8 @@
 mod docs;
 #[path = "tidy/source.rs"]
 mod source;
+#[path = "tidy/suites.rs"]
+mod suites;
 #[path = "tidy/traps.rs"]
 mod traps;
 

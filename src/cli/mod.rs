@@ -1,5 +1,6 @@
 //! The subcommands: a thin module each. Without one, the server runs.
 
+#[cfg(feature = "bench")]
 pub mod bench;
 mod serve;
 
@@ -11,7 +12,15 @@ use std::{
 /// Runs one subcommand with the arguments behind its name.
 type Run = fn(&mut dyn Iterator<Item = OsString>) -> ExitCode;
 
-const SUBCOMMANDS: &[(&str, Run)] = &[("serve", serve::run), ("bench", |arguments| bench::run(arguments))];
+#[cfg(feature = "bench")]
+const BENCH: Run = |arguments| bench::run(arguments);
+#[cfg(not(feature = "bench"))]
+const BENCH: Run = |_| {
+    eprintln!("metastore bench: this build does not contain the load generator; build with --features bench");
+    ExitCode::from(2)
+};
+
+const SUBCOMMANDS: &[(&str, Run)] = &[("serve", serve::run), ("bench", BENCH)];
 
 /// Runs the subcommand that the first argument names, or the server if it names none.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {

@@ -105,6 +105,40 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Settings for tests of a member that is alone: no quota, no compaction of its own, and waits that end after half a minute.
+    #[must_use]
+    pub fn for_tests(member_id: u64, ids: Arc<RequestIds>) -> Self {
+        let limit = Duration::from_secs(30);
+        Self {
+            member_id,
+            ids,
+            clock: Clock::default(),
+            timing: Timing {
+                tick_ms: 10,
+                election_ticks: 10,
+                pre_vote: true,
+                request_timeout_ms: 30_000,
+                fixed_timeout: None,
+            },
+            request_timeout: limit,
+            catchup_entries: 50,
+            lagging_log_bytes: usize::MAX,
+            quota: Quota { bytes: -1 },
+            retention: Policy::All,
+            background_config: BackgroundConfig {
+                compaction_batch: 100,
+                compaction_pause: Duration::ZERO,
+                compaction_range: 2,
+                hashed_bytes: 0,
+                flush_after_bytes: 1 << 20,
+                flush_after: limit,
+                flush_after_entries: u64::MAX,
+            },
+            slow_apply: limit,
+            backlog: 5000,
+        }
+    }
+
     fn times(&self) -> Times {
         let tick = Duration::from_millis(self.timing.tick_ms);
         let election_ticks = u32::try_from(self.timing.election_ticks).unwrap_or(u32::MAX);

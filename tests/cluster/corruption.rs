@@ -1,7 +1,5 @@
 //! Detection of a member whose data differs from that of the others.
 
-use std::time::{Duration, Instant};
-
 use etcd_client::CompactionOptions;
 use metastore::{
     node::databases::Databases,
@@ -11,8 +9,8 @@ use metastore::{
 use tonic::Code;
 
 use super::{
-    harness::{Cluster, QUICK, TIMEOUT},
-    support::assert_refused,
+    harness::{Cluster, QUICK},
+    support::{assert_refused, eventually_async, time_limit},
 };
 
 /// Starts a cluster, writes some keys, stops a follower and changes a byte in its database. Returns the stopped follower.
@@ -47,16 +45,12 @@ async fn with_a_changed_byte(arguments: &[&str]) -> (Cluster, usize) {
 
 /// Waits for a CORRUPT alarm, and returns the members that it is raised for.
 async fn alarmed(cluster: &Cluster, via: usize) -> Vec<u64> {
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
+    eventually_async("an alarm is raised", time_limit(), async || {
         let request = AlarmRequest { action: AlarmAction::Get as i32, member_id: 0, alarm: AlarmType::Corrupt as i32 };
         let alarms = cluster.servers[via].maintenance().await.alarm(request).await.unwrap().into_inner().alarms;
-        if !alarms.is_empty() {
-            return alarms.into_iter().map(|alarm| alarm.member_id).collect();
-        }
-        assert!(Instant::now() < deadline, "no alarm is raised");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        (!alarms.is_empty()).then(|| alarms.into_iter().map(|alarm| alarm.member_id).collect())
+    })
+    .await
 }
 
 /// FAULT-17.

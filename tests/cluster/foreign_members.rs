@@ -1,9 +1,6 @@
 //! Data directories of another member, and members that are etcd: refused with a log line on both sides.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{path::Path, process::Command};
 
 use etcd_client::Client;
 use metastore::proto::etcdserverpb::{
@@ -13,8 +10,7 @@ use metastore::proto::etcdserverpb::{
 use super::{
     harness::{Cluster, QUICK},
     network::Proxy,
-    process,
-    support::{KillOnDrop, Server, skip},
+    support::{Server, free_url, requirements::etcd},
 };
 
 const MEMBER_REFUSED: &str = "a process that was to join this cluster failed to start";
@@ -97,13 +93,12 @@ async fn of_two_processes_with_the_same_data_one_is_accepted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_metastore_does_not_join_a_cluster_of_etcds() {
-    let Some(program) = process::etcd() else { return skip("there is no etcd 3.7") };
+    let Some(program) = etcd() else { return };
     let cluster = Cluster::prepare(0, &[]);
-    let (theirs, ours) =
-        (format!("http://127.0.0.1:{}", test_support::ports::free_port()), Proxy::start(&cluster.network).url());
+    let (theirs, ours) = (free_url(), Proxy::start(&cluster.network).url());
     let urls = ["--listen-peer-urls", &theirs, "--initial-advertise-peer-urls", &theirs];
     let names = format!("default={theirs}");
-    let etcd = process::Server::start(&program, &[&urls[..], &["--initial-cluster", &names]].concat());
+    let etcd = Server::start_program(&program, &[&urls[..], &["--initial-cluster", &names]].concat());
     let refusal = format!("{theirs} is no metastore, but another program, such as etcd");
 
     // It does not bootstrap a cluster with etcd members either.
@@ -123,24 +118,21 @@ async fn a_metastore_does_not_join_a_cluster_of_etcds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_cannot_join_a_cluster_of_metastores() {
-    let Some(program) = process::etcd() else { return skip("there is no etcd 3.7") };
+    let Some(program) = etcd() else { return };
     let cluster = Cluster::bootstrap(1, &[]);
-    let (ours, theirs) = (cluster.proxies[0].url(), format!("http://127.0.0.1:{}", test_support::ports::free_port()));
+    let (ours, theirs) = (cluster.proxies[0].url(), free_url());
     let request = MemberAddRequest { peer_ur_ls: vec![theirs.clone()], is_learner: true };
     cluster.servers[0].cluster().await.member_add(request).await.unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    let child = Command::new(program)
-        .args(["--name", "other", "--initial-cluster-state", "existing"])
-        .arg("--data-dir")
-        .arg(directory.path().join("data"))
-        .args(["--listen-client-urls", "http://127.0.0.1:0", "--advertise-client-urls", "http://127.0.0.1:0"])
-        .args(["--listen-peer-urls", &theirs, "--initial-advertise-peer-urls", &theirs])
-        .args(["--initial-cluster", &format!("m0={ours},other={theirs}")])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let _etcd = KillOnDrop(child); // Dropped before the directory that it writes to.
+    let identity = [
+        ("--name", "other"),
+        ("--listen-client-urls", "http://127.0.0.1:0"),
+        ("--advertise-client-urls", "http://127.0.0.1:0"),
+        ("--listen-peer-urls", &theirs),
+        ("--initial-advertise-peer-urls", &theirs),
+        ("--initial-cluster", &format!("m0={ours},other={theirs}")),
+    ];
+    let mut etcd = Server::new(&program, &identity, &["--initial-cluster-state=existing"]);
+    etcd.launch();
     cluster.servers[0].wait_for_log("rejected a raft connection from an etcd");
     cluster.servers[0].wait_for_log("handshake failed: ");
     cluster.client(0).await.put("a", "1", None).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use etcd_client::Client;
@@ -14,11 +14,9 @@ use tonic::{Code, Status};
 
 use super::{
     network::{Network, Proxy},
-    support::{Server, http},
+    support::{Server, eventually_async, http, time_limit},
 };
 
-/// An operation that takes longer than this has failed.
-pub const TIMEOUT: Duration = Duration::from_mins(1);
 const TOKEN: &str = "etcd-cluster";
 
 /// Short ticks, for fast elections.
@@ -65,7 +63,7 @@ impl Cluster {
         let proxy = Proxy::start(&self.network);
         let request = MemberAddRequest { peer_ur_ls: vec![proxy.url()], is_learner };
         let mut client = self.servers[via].cluster().await;
-        let adding = tokio::time::timeout(TIMEOUT, client.member_add(request));
+        let adding = tokio::time::timeout(time_limit(), client.member_add(request));
         let added = adding.await.expect("the request is answered in time")?.into_inner();
         let nth = self.servers.len();
         let (name, url) = (format!("m{nth}"), proxy.url());
@@ -84,14 +82,15 @@ impl Cluster {
 
     /// The member list of one member. Retries while leadership is changing.
     pub async fn members(&self, nth: usize) -> Vec<Member> {
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
-            let request = MemberListRequest { linearizable: true };
-            match self.servers[nth].cluster().await.member_list(request).await {
-                Ok(listed) => return listed.into_inner().members,
-                Err(refused) => assert!(refused.code() == Code::Unavailable && Instant::now() < deadline, "{refused}"),
+        let mut client = self.servers[nth].cluster().await;
+        eventually_async("a member lists the members", time_limit(), async || {
+            let listed = client.member_list(MemberListRequest { linearizable: true }).await;
+            if let Err(refused) = &listed {
+                assert_eq!(refused.code(), Code::Unavailable, "{refused}");
             }
-        }
+            listed.map(|listed| listed.into_inner().members)
+        })
+        .await
     }
 
     /// Starts a member without waiting until it serves clients.
@@ -143,21 +142,16 @@ impl Cluster {
     }
 
     async fn agreed_leader(&self, among: &[usize], fits: impl Fn(usize) -> bool) -> usize {
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
+        eventually_async("the members agree on a leader", time_limit(), async || {
             let mut leaders = Vec::new();
             for &nth in among {
                 leaders.push(self.status(nth).await.map_or(0, |status| status.leader));
             }
             let first = self.ids.iter().position(|id| *id == leaders[0]);
-            if let Some(first) =
-                first.filter(|&first| fits(first) && leaders.iter().all(|leader| *leader == leaders[0]))
-            {
-                return first;
-            }
-            assert!(Instant::now() < deadline, "the members do not agree on a leader: {leaders:x?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            let agreed = first.filter(|&first| fits(first) && leaders.iter().all(|leader| *leader == leaders[0]));
+            agreed.ok_or_else(|| format!("these leaders: {leaders:x?}"))
+        })
+        .await
     }
 
     /// Waits until all members agree on a leader, and returns it.
@@ -171,7 +165,7 @@ impl Cluster {
         (0..self.servers.len()).filter(|other| *other != nth).collect()
     }
 
-    /// Cuts all links between a member and the others.
+    /// Cuts the raft streams between a member and the others, in both directions. HTTP requests between them still pass.
     pub fn isolate(&self, nth: usize) {
         let others: Vec<u64> = self.others(nth).into_iter().map(|other| self.ids[other]).collect();
         self.network.isolate(self.ids[nth], &others);
@@ -179,28 +173,19 @@ impl Cluster {
 
     /// Waits until these members have applied the same entries, and asserts that their data is the same.
     pub async fn assert_equal(&self, members: &[usize]) {
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
+        let revision = eventually_async("the members have applied the same entries", time_limit(), async || {
             let mut applied = Vec::new();
             for &nth in members {
                 let status = self.status(nth).await.expect("the member is running");
                 applied.push((status.raft_applied_index, status.header.unwrap().revision));
             }
-            if applied.iter().all(|progress| *progress == applied[0]) {
-                let revision = applied[0].1;
-                let mut hashes = Vec::new();
-                for &nth in members {
-                    hashes.push(self.hash(nth, revision));
-                }
-                assert!(
-                    hashes.iter().all(|hash| *hash == hashes[0]),
-                    "members differ at revision {revision}: {hashes:x?}"
-                );
-                return;
-            }
-            assert!(Instant::now() < deadline, "the members do not reach the same index: {applied:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            let are_equal = applied.iter().all(|progress| *progress == applied[0]);
+            if are_equal { Ok(applied[0].1) } else { Err(applied) }
+        })
+        .await;
+        let hashes: Vec<_> = members.iter().map(|&nth| self.hash(nth, revision)).collect();
+        let are_equal = hashes.iter().all(|hash| *hash == hashes[0]);
+        assert!(are_equal, "members differ at revision {revision}: {hashes:x?}");
     }
 
     /// The hash of a member's data, and its compact revision. It is read from the peer port, which learners serve, too.

@@ -12,7 +12,10 @@ use raft::eraftpb::{Entry, Message, MessageType};
 
 use metastore::proto::etcdserverpb::MemberAddRequest;
 
-use super::harness::{Cluster, TIMEOUT};
+use super::{
+    harness::Cluster,
+    support::{scaled, time_limit},
+};
 
 pub const ACCEPTED: [u8; 3] = [0; 3];
 pub const RELEASE: [u8; 4] = [3, 7, 3, 0];
@@ -55,7 +58,7 @@ impl Hello {
 
     pub fn send(&self, address: &str) -> TcpStream {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_read_timeout(Some(time_limit())).unwrap();
         stream.write_all(&self.bytes()).unwrap();
         stream
     }
@@ -175,5 +178,8 @@ async fn invalid_handshakes_and_messages_are_refused_without_disturbing_the_clus
     assert_eq!(cluster.leader().await, leader, "the leader has not changed");
     assert_eq!(cluster.status(leader).await.unwrap().raft_term, before.raft_term);
     cluster.assert_all_equal().await;
-    tokio::time::timeout(Duration::from_secs(5), cluster.client(leader).await.get("a", None)).await.unwrap().unwrap();
+    tokio::time::timeout(scaled(Duration::from_secs(5)), cluster.client(leader).await.get("a", None))
+        .await
+        .unwrap()
+        .unwrap();
 }

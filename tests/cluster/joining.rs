@@ -1,15 +1,13 @@
 //! Members that join a cluster, and members whose attempt to join or to bootstrap again is refused.
 
-use std::time::Instant;
-
 use metastore::{node::identity::MemberId, proto::etcdserverpb::MemberRemoveRequest};
 
 use tonic::Code;
 
 use super::{
-    harness::{Cluster, QUICK, TIMEOUT},
+    harness::{Cluster, QUICK},
     network::Proxy,
-    support::Server,
+    support::{Server, eventually_async, time_limit},
 };
 
 const NO_RECONFIG_CHECK: &[&str] = &["--strict-reconfig-check=false"];
@@ -29,14 +27,15 @@ async fn learned(cluster: &Cluster, nth: usize) -> String {
 async fn remove(cluster: &Cluster, via: usize, nth: usize) {
     let mut client = cluster.servers[via].cluster().await;
     let request = MemberRemoveRequest { id: cluster.ids[nth] };
-    let deadline = Instant::now() + TIMEOUT;
-    while let Err(status) = client.member_remove(request).await {
-        assert!(Instant::now() < deadline, "{status}");
-        match status.code() {
-            Code::NotFound => return, // An earlier attempt was committed after all.
-            code => assert_eq!(code, Code::Unavailable, "{status}"),
+    eventually_async("the member is removed", time_limit(), async || match client.member_remove(request).await {
+        Ok(_) => Ok(()),
+        Err(status) if status.code() == Code::NotFound => Ok(()), // An earlier attempt was committed after all.
+        Err(status) => {
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            Err(status)
         }
-    }
+    })
+    .await;
 }
 
 fn assert_refused(mut server: Server, reason: &str) {

@@ -12,7 +12,10 @@ use std::{
 use etcd_client::{Client, GetOptions};
 use tokio::task::JoinSet;
 
-use super::harness::Urls;
+use super::{
+    harness::Urls,
+    support::{eventually_async, time_limit},
+};
 
 /// Writers that run in the background.
 pub struct Load {
@@ -89,15 +92,11 @@ impl Load {
     /// Waits until this many more writes were acknowledged.
     pub async fn progress(&self, more: u64) {
         let goal = self.writes.count() + more;
-        let deadline = Instant::now() + super::harness::TIMEOUT;
-        while self.writes.count() < goal {
-            assert!(
-                Instant::now() < deadline,
-                "{} writes were acknowledged, {goal} were expected",
-                self.writes.count()
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        eventually_async(&format!("{goal} writes are acknowledged"), time_limit(), async || {
+            let count = self.writes.count();
+            if count >= goal { Ok(()) } else { Err(count) }
+        })
+        .await;
     }
 
     /// Stops the writers.

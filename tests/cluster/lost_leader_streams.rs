@@ -11,8 +11,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, codec::Streaming};
 
 use super::{
-    harness::{Cluster, ELECTION, TIMEOUT},
-    support::{Server, assert_refused},
+    harness::{Cluster, ELECTION},
+    support::{Server, assert_refused, time_limit},
 };
 
 const TTL: i64 = 120;
@@ -76,11 +76,11 @@ async fn streams_that_require_a_leader_end_without_one_and_all_others_stay_open(
         let mut others = Streams::open(server, lease, false).await;
         cluster.isolate(lost);
         let began = Instant::now();
-        let ended = timeout(TIMEOUT, requiring.watch.message()).await.expect("it ends");
+        let ended = timeout(time_limit(), requiring.watch.message()).await.expect("it ends");
         let took = began.elapsed();
         assert_refused(ended, Code::Unavailable, NO_LEADER);
         assert!(took >= 2 * ELECTION, "it takes three checks that find no leader, but took {took:?}");
-        let ended = timeout(TIMEOUT, requiring.renewed.message()).await.expect("it ends");
+        let ended = timeout(time_limit(), requiring.renewed.message()).await.expect("it ends");
         assert_refused(ended, Code::Unavailable, NO_LEADER);
         assert_all_refused(server).await;
         let silence = timeout(ELECTION, others.watch.message()).await;
@@ -89,10 +89,11 @@ async fn streams_that_require_a_leader_end_without_one_and_all_others_stay_open(
         cluster.network.heal();
         cluster.leader().await;
         cluster.client(cluster.others(lost)[0]).await.put("a", "1", None).await.unwrap();
-        let response = timeout(TIMEOUT, others.watch.message()).await.expect("it is still open").unwrap().unwrap();
+        let response = timeout(time_limit(), others.watch.message()).await.expect("it is still open").unwrap().unwrap();
         assert_eq!(response.events.len(), 1);
         others.renewals.send(LeaseKeepAliveRequest { id: lease }).await.unwrap();
-        let renewed = timeout(TIMEOUT, others.renewed.message()).await.expect("it is still open").unwrap().unwrap();
+        let renewed =
+            timeout(time_limit(), others.renewed.message()).await.expect("it is still open").unwrap().unwrap();
         assert_eq!(renewed.ttl, TTL);
         Streams::open(server, lease, true).await;
     }

@@ -25,5 +25,5 @@ mod removal;
 mod snapshots;
 mod stuck_disks;
 mod watches;
+
 use test_support as support;
-use test_support::process;

@@ -1,7 +1,5 @@
 //! Members are added, promoted and moved to other URLs.
 
-use std::time::{Duration, Instant};
-
 use metastore::proto::etcdserverpb::{
     LeaseKeepAliveRequest, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
     MemberUpdateRequest, PutRequest, RangeRequest, StatusRequest, TxnRequest, WatchRequest, kv_client::KvClient,
@@ -10,9 +8,9 @@ use metastore::proto::etcdserverpb::{
 use tonic::{Code, Status};
 
 use super::{
-    harness::{Cluster, TIMEOUT},
+    harness::Cluster,
     network::Proxy,
-    support::assert_refused,
+    support::{assert_refused, eventually_async, time_limit},
 };
 
 const NO_RECONFIG_CHECK: &[&str] = &["--strict-reconfig-check=false"];
@@ -27,17 +25,15 @@ async fn promote(cluster: &Cluster, via: usize, id: u64) -> Result<usize, Status
 
 /// Promotes a learner as soon as it is ready.
 async fn promote_when_ready(cluster: &Cluster, via: usize, id: u64) -> usize {
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
-        match promote(cluster, via, id).await {
-            Ok(voters) => return voters,
-            Err(status) => {
-                assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
-                assert!(status.message().ends_with("in sync with leader") && Instant::now() < deadline, "{status}");
-            }
+    eventually_async("the learner is promoted", time_limit(), async || {
+        let promoted = promote(cluster, via, id).await;
+        if let Err(status) = &promoted {
+            assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+            assert!(status.message().ends_with("in sync with leader"), "{status}");
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        promoted
+    })
+    .await
 }
 
 /// KV-35.
@@ -91,9 +87,9 @@ async fn a_learner_can_be_added_and_promoted_through_any_member() {
     cluster.restart(learner);
     assert_learns_only(&cluster, learner).await;
     assert_eq!(promote_when_ready(&cluster, follower, id).await, 4);
-    while cluster.status(learner).await.unwrap().is_learner {
-        tokio::time::sleep(Duration::from_millis(10)).await; // It applies the change last.
-    }
+    // It applies the change last.
+    let applied = async || !cluster.status(learner).await.unwrap().is_learner;
+    eventually_async("the promoted member knows that it is a voter", time_limit(), applied).await;
     cluster.client(learner).await.put("b", "2", None).await.unwrap();
     cluster.assert_all_equal().await;
     for nth in 0..4 {
@@ -119,15 +115,14 @@ async fn changes_that_could_lose_the_quorum_are_refused() {
     assert_refused(client.member_remove(remove(cluster.ids[0])).await, Code::Unknown, started);
     cluster.restart(second);
     // Both have started, but have not been connected for long enough.
-    let deadline = Instant::now() + TIMEOUT;
-    let third = loop {
-        match cluster.add_member(0, false).await {
-            Ok(third) => break third,
-            Err(status) => assert_refused::<()>(Err(status), Code::Unavailable, "etcdserver: unhealthy cluster"),
+    let third = eventually_async("both count as connected", time_limit(), async || {
+        let added = cluster.add_member(0, false).await;
+        if let Err(status) = &added {
+            assert_refused::<()>(Err(status.clone()), Code::Unavailable, "etcdserver: unhealthy cluster");
         }
-        assert!(Instant::now() < deadline, "they never count as connected");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
+        added
+    })
+    .await;
     cluster.restart(third);
     cluster.client(third).await.put("a", "1", None).await.unwrap();
     cluster.assert_all_equal().await;
@@ -144,15 +139,11 @@ async fn a_serializable_member_list_needs_no_quorum() {
         let mut client = client.clone();
         async move { client.member_add(request).await }
     });
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
+    eventually_async("the second member is listed", time_limit(), async || {
         let stale = client.member_list(MemberListRequest { linearizable: false }).await.unwrap().into_inner();
-        if stale.members.len() == 2 {
-            break;
-        }
-        assert!(Instant::now() < deadline, "the second member is never listed");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        if stale.members.len() == 2 { Ok(()) } else { Err(stale.members) }
+    })
+    .await;
     let mut linearizable = tonic::Request::new(MemberListRequest { linearizable: true });
     linearizable.metadata_mut().insert("grpc-timeout", "1S".parse().unwrap());
     let refused = client.member_list(linearizable).await.unwrap_err();

@@ -36,7 +36,7 @@ impl Network {
         self.0.0.lock().unwrap().links.insert((from, to));
     }
 
-    /// Cuts all links between a member and these others, in both directions.
+    /// Cuts the links between a member and these others, in both directions.
     pub fn isolate(&self, member: u64, others: &[u64]) {
         for &other in others {
             self.cut(member, other);

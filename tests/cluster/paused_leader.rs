@@ -17,9 +17,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
 use super::{
-    harness::{Cluster, TIMEOUT},
+    harness::Cluster,
     leases::grant,
     load::Load,
+    support::{eventually_async, time_limit},
 };
 
 const LEASES: i64 = 300;
@@ -133,7 +134,7 @@ impl KeepAlive {
 
     /// The lease ID and the TTL of the next response.
     async fn answer(&mut self) -> (i64, i64) {
-        let answer = tokio::time::timeout(TIMEOUT, self.answers.message()).await.expect("it is answered");
+        let answer = tokio::time::timeout(time_limit(), self.answers.message()).await.expect("it is answered");
         let answer = answer.unwrap().expect("the stream is open");
         (answer.id, answer.ttl)
     }
@@ -187,10 +188,12 @@ impl Renewers {
 
 /// The remaining time of a lease, from whichever member leads: on a busy machine leadership may move during the question.
 async fn remaining(client: &mut etcd_client::Client, id: i64) -> i64 {
-    loop {
-        match client.lease_time_to_live(id, None).await {
-            Ok(found) => return found.ttl(),
-            Err(error) => assert!(error.to_string().contains("leader changed"), "{error}"),
+    eventually_async("a leader says how long the lease remains", time_limit(), async || {
+        let found = client.lease_time_to_live(id, None).await;
+        if let Err(error) = &found {
+            assert!(error.to_string().contains("leader changed"), "{error}");
         }
-    }
+        found.map(|found| found.ttl())
+    })
+    .await
 }

@@ -4,8 +4,8 @@ use metastore::proto::etcdserverpb::MemberRemoveRequest;
 use tonic::Code;
 
 use super::{
-    harness::{Cluster, TIMEOUT},
-    support::assert_refused,
+    harness::Cluster,
+    support::{assert_refused, time_limit},
 };
 
 const NO_RECONFIG_CHECK: &[&str] = &["--strict-reconfig-check=false"];
@@ -13,7 +13,7 @@ const NO_RECONFIG_CHECK: &[&str] = &["--strict-reconfig-check=false"];
 async fn remove(cluster: &Cluster, via: usize, nth: usize) -> Result<usize, tonic::Status> {
     let request = MemberRemoveRequest { id: cluster.ids[nth] };
     let mut client = cluster.servers[via].cluster().await;
-    let removing = tokio::time::timeout(TIMEOUT, client.member_remove(request));
+    let removing = tokio::time::timeout(time_limit(), client.member_remove(request));
     let removed = removing.await.expect("the request is answered in time")?.into_inner();
     assert_eq!(removed.header.unwrap().revision, 0);
     Ok(removed.members.len())

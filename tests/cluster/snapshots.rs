@@ -1,27 +1,21 @@
 //! Members that are too far behind to catch up from the log, and get a snapshot.
 
-use std::time::Duration;
-
 use etcd_client::Client;
 
-use super::{harness::Cluster, load::Load};
+use super::{
+    harness::Cluster,
+    load::Load,
+    support::{eventually_async, time_limit},
+};
 
 /// The log is kept so short that a member that was down needs a snapshot.
 pub const SHORT_LOG: &[&str] = &["--snapshot-count", "100", "--snapshot-catchup-entries", "10"];
-
-async fn wait_for(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = std::time::Instant::now() + super::harness::TIMEOUT;
-    while !is_so().await {
-        assert!(std::time::Instant::now() < deadline, "{what} took too long");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// Writes keys until a member that gets none of them needs a snapshot from the leader; returns their number.
 pub async fn leave_behind(cluster: &Cluster, leader: usize, client: &mut Client, prefix: &str) -> usize {
     let before = f64::from(u32::try_from(cluster.status(leader).await.unwrap().raft_applied_index).unwrap());
     let mut written = 0;
-    wait_for("truncating the log", async || {
+    eventually_async("the log is truncated", time_limit(), async || {
         for _ in 0..100 {
             client.put(format!("{prefix}{written:05}"), "", None).await.unwrap();
             written += 1;
@@ -65,7 +59,7 @@ async fn a_member_that_is_far_behind_gets_snapshots_while_others_write() {
         let before = f64::from(u32::try_from(cluster.status(leader).await.unwrap().raft_applied_index).unwrap());
         load.progress(1000).await;
         // The log is truncated after the database is flushed, which is done after a number of entries.
-        wait_for("truncating the log", async || {
+        eventually_async("the log is truncated", time_limit(), async || {
             cluster.servers[leader].http("GET", "/metrics").metric("metastore_log_first_index") > before + 1.0
         })
         .await;

@@ -1,7 +1,6 @@
 //! Disks that hang: writes and syncs do not return, and nothing fails.
 //!
-//! Each member's data is on a file system of its own, in an image file, which can be frozen. That takes root and loop devices;
-//! without them, these tests are skipped with a message.
+//! Each member's data is on a file system of its own, in an image file, which can be frozen. That takes root and loop devices.
 
 use std::{
     fs::File,
@@ -18,7 +17,7 @@ use super::{
     leases::{grant, keep_alive_despite, renew},
     load::Load,
 };
-use crate::support::skip;
+use crate::support::{require, scaled};
 
 const SIZE_BYTES: u64 = 512 << 20;
 
@@ -79,18 +78,9 @@ impl Drop for Disk {
     }
 }
 
-/// A cluster whose members each have such a disk; None, with a message, if such disks cannot be made.
+/// A cluster whose members each have such a disk; `None` where such disks cannot be made.
 fn cluster_on_disks() -> Option<(Vec<Disk>, Cluster)> {
-    let mut disks = Vec::new();
-    for _ in 0..3 {
-        match Disk::make() {
-            Ok(disk) => disks.push(disk),
-            Err(error) => {
-                skip(&format!("cannot create a file system: {error}"));
-                return None;
-            }
-        }
-    }
+    let disks = require("loop", (0..3).map(|_| Disk::make()).collect::<Result<Vec<_>, _>>())?;
     let mut cluster = Cluster::prepare(3, &[]);
     for (server, disk) in cluster.servers.iter_mut().zip(&disks) {
         server.move_to(&disk.home());
@@ -110,7 +100,7 @@ async fn a_leader_whose_disk_hangs_is_replaced() {
     cluster.leader_after(old).await;
     load.progress(200).await;
     println!("{:?} without service", load.writes().longest_gap());
-    assert!(load.writes().longest_gap() < Duration::from_secs(8));
+    assert!(load.writes().longest_gap() < scaled(Duration::from_secs(8)));
     drop(frozen);
     let writes = load.stop().await;
     cluster.assert_all_equal().await;
@@ -128,7 +118,7 @@ async fn a_follower_whose_disk_hangs_does_not_affect_the_others() {
     let frozen = disks[slow].freeze();
     for nth in 1..=100 {
         let put = client.put("a", nth.to_string(), None);
-        tokio::time::timeout(Duration::from_secs(5), put).await.expect("two of three are enough").unwrap();
+        tokio::time::timeout(scaled(Duration::from_secs(5)), put).await.expect("two of three are enough").unwrap();
     }
     assert_eq!(cluster.leader_among(&cluster.others(slow)).await, leader, "the leader has not changed");
     drop(frozen);

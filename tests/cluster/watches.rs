@@ -3,8 +3,9 @@
 use etcd_client::{Client, WatchOptions, WatchStream};
 
 use super::{
-    harness::{Cluster, TIMEOUT},
+    harness::Cluster,
     snapshots::{SHORT_LOG, leave_behind},
+    support::time_limit,
 };
 
 async fn watch(client: &mut Client) -> WatchStream {
@@ -15,7 +16,8 @@ async fn watch(client: &mut Client) -> WatchStream {
 async fn assert_seen(stream: &mut WatchStream, count: usize, last_revision: &mut i64) {
     let mut seen = 0;
     while seen < count {
-        let message = tokio::time::timeout(TIMEOUT, stream.message()).await.expect("events come").unwrap().unwrap();
+        let message =
+            tokio::time::timeout(time_limit(), stream.message()).await.expect("events come").unwrap().unwrap();
         assert!(!message.canceled(), "{message:?}");
         for event in message.events() {
             let revision = event.kv().unwrap().mod_revision();

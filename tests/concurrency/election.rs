@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use super::{
     assert_unknown, grant, keys_below,
     support::{Server, assert_refused},
-    wait_for_keys, wait_for_no_watches,
+    wait_for_keys, wait_for_watches,
 };
 
 /// Starts a campaign, and returns once its key exists.
@@ -62,7 +62,7 @@ async fn the_first_candidate_leads_until_it_resigns_or_its_lease_ends() {
     client.lease_revoke(2).await.unwrap();
     third.await.unwrap().unwrap();
     assert_eq!(key_value_revision(&client.leader("e").await.unwrap()), ("e/3", "three", 6));
-    wait_for_no_watches(&server).await;
+    wait_for_watches(&server, 0).await;
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_cancelled_campaign_leaves_no_key_behind() {
     client.campaign("e", "one", 1).await.unwrap();
     campaign_in_background(&server, "e", "two", 2).await.abort();
     wait_for_keys(&mut client, "e", &["e/1"]).await;
-    wait_for_no_watches(&server).await;
+    wait_for_watches(&server, 0).await;
 }
 
 /// CONCURRENCY-18.
@@ -151,9 +151,7 @@ async fn observers_receive_every_leader_and_every_proclaimed_value() {
         }
         received
     });
-    while !server.http("GET", "/metrics").body.contains("\netcd_debugging_mvcc_watcher_total 1\n") {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    wait_for_watches(&server, 1).await;
     let leader = client.campaign("e", "0", 1).await.unwrap().leader().unwrap().clone();
     let mut late = client.observe("e").await.unwrap();
     assert_eq!(key_value_revision(&late.message().await.unwrap().unwrap()), ("e/1", "0", 2));

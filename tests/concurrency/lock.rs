@@ -3,7 +3,7 @@
 use etcd_client::{Client, Error, LockOptions, LockResponse};
 use tokio::task::JoinHandle;
 
-use super::{assert_unknown, grant, keys_below, support::Server, wait_for_keys, wait_for_no_watches};
+use super::{assert_unknown, grant, keys_below, support::Server, wait_for_keys, wait_for_watches};
 
 async fn lock(client: &mut Client, name: &str, lease: i64) -> Result<LockResponse, Error> {
     client.lock(name, Some(LockOptions::new().with_lease(lease))).await
@@ -50,7 +50,7 @@ async fn a_lock_is_granted_in_the_order_of_the_requests() {
     client.lease_revoke(0xb).await.unwrap();
     assert_eq!(key_and_revision(&third.await.unwrap().unwrap()), ("l/c", 6));
     assert_eq!(key_and_revision(&lock(&mut client, "other", -0xd).await.unwrap()), ("other/-d", 7));
-    wait_for_no_watches(&server).await;
+    wait_for_watches(&server, 0).await;
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn a_cancelled_lock_request_leaves_no_key_behind() {
     assert_eq!(client.leases().await.unwrap().leases().len(), 3, "the lease is kept");
     client.unlock("l/1").await.unwrap();
     third.await.unwrap().unwrap();
-    wait_for_no_watches(&server).await;
+    wait_for_watches(&server, 0).await;
 }
 
 /// CONCURRENCY-18 and FAULT-36.

@@ -5,11 +5,11 @@
 mod election;
 mod lock;
 
-use std::{fmt, time::Duration};
+use std::fmt;
 use test_support as support;
 
 use etcd_client::{Client, Error, GetOptions, LeaseGrantOptions};
-use support::Server;
+use support::{Server, eventually_async, time_limit};
 
 /// All failures of these services have the code `Unknown`.
 fn assert_unknown<T: fmt::Debug>(outcome: Result<T, Error>, message: &str) {
@@ -36,14 +36,20 @@ async fn keys_below(client: &mut Client, name: &str) -> Vec<String> {
 
 /// Waits until the keys with the prefix `<name>/` are these, in the order of their creation.
 async fn wait_for_keys(client: &mut Client, name: &str, expected: &[&str]) {
-    while keys_below(client, name).await != expected {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually_async(&format!("the keys below {name} are {expected:?}"), time_limit(), async || {
+        let keys = keys_below(client, name).await;
+        if keys == expected { Ok(()) } else { Err(keys) }
+    })
+    .await;
 }
 
-/// Waits until the server has no open watches.
-async fn wait_for_no_watches(server: &Server) {
-    while !server.http("GET", "/metrics").body.contains("\netcd_debugging_mvcc_watcher_total 0\n") {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+/// Waits until the server has so many open watches.
+async fn wait_for_watches(server: &Server, count: u32) {
+    eventually_async(&format!("there are {count} watches"), time_limit(), async || {
+        let page = server.http("GET", "/metrics").body;
+        let found = page.lines().find(|line| line.starts_with("etcd_debugging_mvcc_watcher_total "));
+        let found = found.expect("the number of watches is always shown").to_owned();
+        if found.ends_with(&format!(" {count}")) { Ok(()) } else { Err(found) }
+    })
+    .await;
 }

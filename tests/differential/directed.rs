@@ -1,7 +1,5 @@
 //! What random operations do not reach: calls that wait for one another, and corner cases that need several steps.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use metastore::proto::{
     etcdserverpb::{
@@ -11,6 +9,7 @@ use metastore::proto::{
     v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ResignRequest},
     v3lockpb::{LockRequest, UnlockRequest},
 };
+use test_support::{eventually_async, time_limit};
 use tonic::Streaming;
 
 use super::{
@@ -57,12 +56,11 @@ impl Pair {
         };
         let operation = Operation::Range(request);
         for clients in self.clients() {
-            let waiting = async {
-                while !matches!(clients.ask(&operation).await, Answer::Range(answer) if answer.count == keys) {
-                    tokio::task::yield_now().await;
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("the keys are written");
+            eventually_async(&format!("there are {keys} keys"), time_limit(), async || {
+                let answer = clients.ask(&operation).await;
+                if matches!(&answer, Answer::Range(answer) if answer.count == keys) { Ok(()) } else { Err(answer) }
+            })
+            .await;
         }
         self.ask(&operation).await;
     }
@@ -108,7 +106,7 @@ type Leaders = Streaming<LeaderResponse>;
 /// Expects both observers to report the same next leader.
 async fn expect_same_leader((ours, theirs): &mut (Leaders, Leaders), value: &str) {
     let both = async { tokio::join!(ours.message(), theirs.message()) };
-    let (ours, theirs) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("a leader is seen");
+    let (ours, theirs) = tokio::time::timeout(time_limit(), both).await.expect("a leader is seen");
     let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
     assert_eq!(ours, theirs, "leader {value}");
     assert_eq!(theirs.unwrap().kv.unwrap().value, value);

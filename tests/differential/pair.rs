@@ -1,9 +1,6 @@
 //! Both servers, which are sent the same operations in lockstep.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use metastore::proto::etcdserverpb::{CompactionRequest, HashKvRequest, PutRequest, RangeRequest, WatchCreateRequest};
 use tonic::transport::Endpoint;
@@ -13,9 +10,9 @@ use super::{
     answers::{Answer, Clients, Operation},
     generator::{Action, Generator, MAX_TXN_OPS},
     known::{self, KnownDifference},
-    process::Server,
     shortened, watches,
 };
+use test_support::{Server, eventually_async, program, time_limit};
 
 /// A run stops after this many differences.
 const MAX_DIFFERENCES: usize = 5;
@@ -49,17 +46,13 @@ impl Side {
 
 /// A new server sets the cluster version shortly after it begins to serve.
 async fn until_version_is_set(clients: &Clients) {
-    let mut tries = tokio::time::interval(Duration::from_millis(20));
-    for _ in 0..500 {
-        tries.tick().await;
+    eventually_async("the cluster version is set", time_limit(), async || {
         let Answer::Status(status) = clients.ask(&Operation::Status).await else { panic!("there is no status") };
         // An old etcd has no storage version.
-        if status.storage_version == "3.7.0" || status.storage_version.is_empty() && status.version.starts_with("3.5.")
-        {
-            return;
-        }
-    }
-    panic!("no cluster version was set");
+        let is_old = status.storage_version.is_empty() && status.version.starts_with("3.5.");
+        if status.storage_version == "3.7.0" || is_old { Ok(()) } else { Err(status) }
+    })
+    .await;
 }
 
 /// Both servers.
@@ -101,8 +94,8 @@ impl Pair {
         Self {
             seed,
             actions,
-            ours: Side::new(Server::ours(&flags)).await,
-            theirs: Side::new(Server::start(&etcd.program, &flags)).await,
+            ours: Side::new(Server::start_program(&program(), &flags)).await,
+            theirs: Side::new(Server::start_program(&etcd.program, &flags)).await,
             known: known::applicable(etcd),
             is_old: etcd.is_old,
             generator: Generator::new(seed),

@@ -6,26 +6,17 @@ use std::{
     net::TcpStream,
 };
 
-use super::{Etcd, etcd, odd_calls, process::Server};
+use test_support::{Server, program, requirements::etcd};
 
-/// A real etcd of the release that ours implements, and its address.
-fn start() -> Option<(Server, String)> {
-    let Etcd { program, is_old: false } = etcd()? else { return None };
-    let server = Server::start(&program, &[]);
-    let address = address(&server);
-    Some((server, address))
-}
-
-fn address(server: &Server) -> String {
-    server.url().trim_start_matches("http://").to_owned()
-}
+use super::odd_calls;
 
 /// The test of our own server expects the same answers.
 #[test]
 fn etcd_still_answers_odd_calls_as_recorded() {
-    let Some((_etcd, address)) = start() else { return };
+    let Some(etcd) = etcd() else { return };
+    let etcd = Server::start_program(&etcd, &[]);
     for call in odd_calls::all() {
-        assert_eq!(call.ask(&address), call.answer, "{}", call.name());
+        assert_eq!(call.ask(etcd.address()), call.answer, "{}", call.name());
     }
 }
 
@@ -41,9 +32,9 @@ fn series(address: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_call_that_etcd_counts_from_the_start_is_counted_here() {
-    let Some((_etcd, theirs)) = start() else { return };
-    let ours = Server::ours(&[]);
-    let (ours, theirs) = (series(&address(&ours)), series(&theirs));
+    let Some(etcd) = etcd() else { return };
+    let (ours, etcd) = (Server::start_program(&program(), &[]), Server::start_program(&etcd, &[]));
+    let (ours, theirs) = (series(ours.address()), series(etcd.address()));
     assert_eq!(theirs.len(), 900);
     let missing: Vec<_> = theirs.difference(&ours).collect();
     assert!(missing.is_empty(), "{missing:#?}");

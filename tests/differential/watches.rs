@@ -19,6 +19,7 @@ use metastore::proto::{
     mvccpb::Event,
 };
 use parking_lot::Mutex;
+use test_support::scaled;
 use tokio::{
     sync::{Notify, mpsc},
     time::timeout,
@@ -124,7 +125,7 @@ impl Stream {
                 }
             }
         };
-        timeout(TIMEOUT, asking)
+        timeout(scaled(TIMEOUT), asking)
             .await
             .unwrap_or_else(|_| panic!("no progress to {revision}: {:?}", self.received.lock()));
     }
@@ -160,7 +161,7 @@ impl Stream {
                 _ = timeout(RETRY_INTERVAL, other.arrived.notified()).await;
             }
         };
-        let count = timeout(TIMEOUT / 4, both).await;
+        let count = timeout(scaled(TIMEOUT / 4), both).await;
         count.map_err(|_| difference(&self.received.lock().by_watch, &other.received.lock().by_watch))
     }
 
@@ -188,7 +189,7 @@ impl Stream {
                 arrived.await;
             }
         };
-        timeout(TIMEOUT, waiting).await.unwrap_or_else(|_| panic!("waited {TIMEOUT:?} until {what}"))
+        timeout(scaled(TIMEOUT), waiting).await.unwrap_or_else(|_| panic!("waited {TIMEOUT:?} until {what}"))
     }
 }
 

@@ -21,13 +21,10 @@ use metastore::{
         compact::{KeyHash, MAX_HASHED_HISTORY_BYTES},
     },
     node::{
-        Node, Parts, Settings, Threads, auto_compaction,
+        Node, Parts, Settings, Threads,
         background::BackgroundConfig,
-        clock::Clock,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
-        quota::Quota,
-        replica::Timing,
     },
     proto::{
         etcdserverpb::{CompactionRequest, Member},
@@ -49,6 +46,7 @@ use tempfile::TempDir;
 
 use super::{
     Statistics, fresh_seed,
+    support::time_limit,
     writer::{Outcome, Writer},
 };
 
@@ -59,7 +57,6 @@ const RUN_MS: std::ops::Range<u64> = 30..400;
 const SEGMENT_BYTES: u64 = 256 << 10;
 const FLUSH_AFTER_BYTES: u64 = 1 << 20;
 const KEPT_REVISIONS: i64 = 500;
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The database, with a copy of itself as of its last flush.
 struct Checkpointed {
@@ -199,7 +196,7 @@ impl RunningNode {
     fn catch_up(&self) {
         let (sender, receiver) = mpsc::channel();
         self.node.read_barrier(Box::new(move |outcome| _ = sender.send(outcome)));
-        receiver.recv_timeout(TIMEOUT).unwrap().unwrap();
+        receiver.recv_timeout(time_limit()).unwrap().unwrap();
     }
 
     fn hash(&self, revision: i64) -> Option<KeyHash> {
@@ -226,40 +223,23 @@ impl RunningNode {
 }
 
 fn settings(ids: &Arc<RequestIds>) -> Settings {
-    Settings {
-        member_id: MEMBER,
-        ids: ids.clone(),
-        clock: Clock::default(),
-        timing: Timing {
-            tick_ms: 100,
-            election_ticks: 10,
-            pre_vote: true,
-            request_timeout_ms: 30_000,
-            fixed_timeout: None,
-        },
-        request_timeout: TIMEOUT,
-        catchup_entries: 50,
-        lagging_log_bytes: usize::MAX,
-        quota: Quota { bytes: -1 },
-        retention: auto_compaction::Policy::All,
-        background_config: BackgroundConfig {
-            compaction_batch: 100,
-            compaction_pause: Duration::from_millis(1),
-            compaction_range: 4,
-            hashed_bytes: MAX_HASHED_HISTORY_BYTES,
-            flush_after_bytes: FLUSH_AFTER_BYTES,
-            flush_after: Duration::from_secs(1),
-            flush_after_entries: u64::MAX,
-        },
-        slow_apply: TIMEOUT,
-        backlog: 5000,
-    }
+    let mut settings = Settings::for_tests(MEMBER, ids.clone());
+    settings.timing.tick_ms = 100;
+    settings.background_config = BackgroundConfig {
+        compaction_pause: Duration::from_millis(1),
+        compaction_range: 4,
+        hashed_bytes: MAX_HASHED_HISTORY_BYTES,
+        flush_after_bytes: FLUSH_AFTER_BYTES,
+        flush_after: Duration::from_secs(1),
+        ..settings.background_config
+    };
+    settings
 }
 
 fn propose(node: &Node, id: u64, kind: Kind, request: &impl Message) -> Result<Response, Error> {
     let (sender, receiver) = mpsc::channel();
     node.propose(id, kind, &request.encode_to_vec(), Box::new(move |outcome| _ = sender.send(outcome)));
-    receiver.recv_timeout(TIMEOUT).expect("a proposal has an outcome")
+    receiver.recv_timeout(time_limit()).expect("a proposal has an outcome")
 }
 
 /// The kind of disk that the log is on.

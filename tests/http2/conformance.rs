@@ -1,7 +1,7 @@
 //! Both HTTP/2 servers give the same responses: this project's own, and tonic, which serves the same method table as a plain
 //! reference.
 
-use std::{fmt::Debug, time::Duration};
+use std::fmt::Debug;
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp, WatchOptions};
 use metastore::proto::etcdserverpb::{PutRequest, RangeRequest, RangeStreamResponse, kv_client::KvClient};
@@ -11,7 +11,10 @@ use tokio::{
 };
 use tonic::{Code, codec::CompressionEncoding, transport::Channel};
 
-use crate::{odd_calls, support::Server};
+use crate::{
+    odd_calls,
+    support::{Server, time_limit},
+};
 
 async fn both() -> [(Server, KvClient<Channel>); 2] {
     let start = async |name| {
@@ -41,7 +44,7 @@ async fn silent_clients_are_disconnected() {
         for beginning in ["", "PRI * HTTP/2"] {
             let (mut silent, mut output) = (TcpStream::connect(server.address()).await.unwrap(), Vec::new());
             silent.write_all(beginning.as_bytes()).await.unwrap();
-            let closed = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut output)).await;
+            let closed = tokio::time::timeout(time_limit(), silent.read_to_end(&mut output)).await;
             assert!(closed.expect("the server must close the connection").is_ok());
             // A server of HTTP/2 alone sends its SETTINGS at once; a client that has begun to speak it may receive a GOAWAY, too.
             let may_speak = name == "tonic" || !beginning.is_empty();
@@ -208,7 +211,7 @@ async fn tonic_serves_no_http1() {
     let server = Server::start(&["--grpc-server=tonic"]);
     let (mut client, mut output) = (TcpStream::connect(server.address()).await.unwrap(), Vec::new());
     client.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-    let closed = tokio::time::timeout(Duration::from_mins(1), client.read_to_end(&mut output)).await;
+    let closed = tokio::time::timeout(time_limit(), client.read_to_end(&mut output)).await;
     closed.expect("the server must close the connection").ok();
     assert!(!output.starts_with(b"HTTP/1"), "{}", String::from_utf8_lossy(&output));
 }

@@ -11,7 +11,7 @@ use prost::Message;
 
 use crate::{
     raw::{self, Raw, call, frame, framed, setting},
-    support::Server,
+    support::{Server, eventually, scaled, time_limit},
 };
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -69,7 +69,7 @@ pub fn assert_healthy(server: &Server) {
         .unwrap();
     let answer = healthy.wait_for(raw::DATA).expect("an answer");
     assert!(!answer.payload.is_empty());
-    assert!(started.elapsed() < Duration::from_secs(3), "it took {:?}", started.elapsed());
+    assert!(started.elapsed() < scaled(Duration::from_secs(3)), "it took {:?}", started.elapsed());
 }
 
 fn counted(server: &Server, reason: &str) -> u64 {
@@ -266,7 +266,7 @@ fn a_window_that_opens_byte_by_byte_ends_the_connection_with_enhance_your_calm()
         let code = raw.flood(|_| frame(raw::WINDOW_UPDATE, 0, 3, &[0, 0, 0, 1]));
         // Either limit may be reached first: if the client is fast, a window is wider than one byte when the stream gets its
         // turn.
-        let reasons = counted(server, "crumbs") + counted(server, "window_updates");
+        let reasons = counted(server, "tiny_window_updates") + counted(server, "window_updates");
         assert_eq!((code, reasons), (raw::ENHANCE_YOUR_CALM, 1));
     });
 }
@@ -350,9 +350,7 @@ fn clients_that_read_nothing_are_disconnected() {
                 raw.send(&call(2 * nth + 1, RANGE, &range)).unwrap();
             }
         }
-        while counted(server, "slow_reader") < 2 {
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
+        eventually("both are disconnected", time_limit(), || counted(server, "slow_reader") >= 2);
         for raw in [&mut closed_window, &mut unread_socket] {
             while raw.next().is_some() {} // Until the connection is closed.
         }
@@ -365,9 +363,7 @@ fn an_http1_client_that_reads_nothing_is_disconnected() {
     check_bounded(&["--client-read-timeout=1s"], 60 * MEBIBYTE, |server| {
         let mut unread = Raw::connect(server.address());
         unread.send("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2000).as_bytes()).unwrap();
-        while counted(server, "slow_reader") < 1 {
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
+        eventually("it is disconnected", time_limit(), || counted(server, "slow_reader") >= 1);
         assert_eq!(counted(server, "slow_beginning"), 0);
     });
 }
@@ -383,11 +379,11 @@ fn clients_that_are_slow_to_begin_are_disconnected() {
         stuck.send(&frame(raw::HEADERS, 0, 1, &raw::block(RANGE))).unwrap();
         let mut unsettled = Raw::connect(server.address());
         unsettled.send(raw::PREFACE).unwrap();
-        let mut dripping = Raw::handshake(server.address());
-        dripping.wait_for(raw::SETTINGS).unwrap();
-        while dripping.wait_for(raw::SETTINGS).unwrap().flags == 0 {} // Until the client's settings are acknowledged.
-        dripping.send_slowly(&frame(raw::HEADERS, raw::END_HEADERS, 1, &[0x83; 1000]));
-        for mut late in [unsettled, dripping] {
+        let mut byte_by_byte = Raw::handshake(server.address());
+        byte_by_byte.wait_for(raw::SETTINGS).unwrap();
+        while byte_by_byte.wait_for(raw::SETTINGS).unwrap().flags == 0 {} // Until the client's settings are acknowledged.
+        byte_by_byte.send_slowly(&frame(raw::HEADERS, raw::END_HEADERS, 1, &[0x83; 1000]));
+        for mut late in [unsettled, byte_by_byte] {
             assert_eq!(late.wait_for(raw::GOAWAY).unwrap().payload[7], 11);
         }
         assert_eq!(silent.next(), None);
@@ -403,11 +399,11 @@ fn clients_that_are_slow_to_begin_are_disconnected() {
 #[test]
 fn clients_with_a_slow_first_http1_request_are_disconnected() {
     check_bounded(&["--client-begin-timeout=2s"], 20 * MEBIBYTE, |server| {
-        let mut dripping = Raw::connect(server.address());
+        let mut byte_by_byte = Raw::connect(server.address());
         let mut stuck = Raw::connect(server.address());
         stuck.send(b"GET /version HTTP/1.1\r\nX-a: ").unwrap();
-        dripping.send_slowly(format!("GET /version HTTP/1.1\r\n{}", "X-a: b\r\n".repeat(1000)).as_bytes());
-        for mut late in [stuck, dripping] {
+        byte_by_byte.send_slowly(format!("GET /version HTTP/1.1\r\n{}", "X-a: b\r\n".repeat(1000)).as_bytes());
+        for mut late in [stuck, byte_by_byte] {
             while late.next().is_some() {} // Until the connection is closed.
         }
         assert_eq!(counted(server, "slow_beginning"), 2);

@@ -7,7 +7,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use metastore::proto::{
@@ -20,7 +20,7 @@ use prost::Message;
 use crate::{
     floods::{assert_healthy, peak_bytes, put, reset_peak},
     raw::{self, Raw, call, frame, framed, setting},
-    support::{Server, TIMEOUT},
+    support::{Server, eventually, scaled, time_limit},
 };
 
 const MEBIBYTE: usize = 1 << 20;
@@ -32,14 +32,17 @@ const CAMPAIGN: &str = "/v3electionpb.Election/Campaign";
 
 /// The bytes that the server reports as held.
 fn ledger(server: &Server) -> usize {
-    let mut held = None;
     // While almost nothing may be held, the metrics page may be refused.
-    eventually("the server says what it holds", || {
+    eventually("the server says what it holds", time_limit(), || {
         let page = server.http("GET", "/metrics").body;
-        held = page.lines().find_map(|line| line.strip_prefix("metastore_http2_held_bytes ")?.parse().ok());
-        held.is_some()
-    });
-    held.unwrap()
+        page.lines().find_map(|line| line.strip_prefix("metastore_http2_held_bytes ")?.parse().ok()).ok_or(page)
+    })
+}
+
+/// Whether the server holds so many bytes, or else how many it holds.
+fn holds(server: &Server, bytes: usize) -> Result<(), usize> {
+    let held = ledger(server);
+    if held >= bytes { Ok(()) } else { Err(held) }
 }
 
 /// Asserts that the server never grows by more than its ledger says plus a constant; returns the largest value of the ledger.
@@ -67,14 +70,6 @@ fn is_counted(server: &Server, constant: usize, act: impl FnOnce()) -> usize {
     assert!(grown <= bound, "{} MiB more than before, the ledger says {}", grown / MEBIBYTE, most / MEBIBYTE);
     assert_healthy(server);
     most
-}
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + TIMEOUT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "timed out waiting until {what}");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
 }
 
 /// A connection whose streams open no window.
@@ -148,7 +143,7 @@ fn grpc_over_http1_is_not_found() {
             })
             .collect();
         for mut stream in asking {
-            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            stream.set_read_timeout(Some(scaled(Duration::from_secs(30)))).unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
             assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\n"), "{answer}");
@@ -200,7 +195,7 @@ fn waiting_lock_and_campaign_calls_keep_only_what_they_need() {
                     raw.send(&frame(raw::WINDOW_UPDATE, 0, 0, &1_000_000_u32.to_be_bytes())).unwrap();
                 }
             }
-            eventually("all of them wait", || ledger(&server) >= 100 * 4096);
+            eventually("all of them wait", time_limit(), || holds(&server, 100 * 4096));
         });
         assert!(most < 20 * MEBIBYTE, "{most}");
     }
@@ -220,7 +215,7 @@ fn unread_range_streams_are_counted() {
             }
             kept.push(raw);
         }
-        eventually("much waits to be read", || ledger(&server) > 30 * MEBIBYTE);
+        eventually("much waits to be read", time_limit(), || holds(&server, 30 * MEBIBYTE));
     });
     assert!(most <= 67_108_864, "{most}");
 }

@@ -24,6 +24,11 @@ pub const INITIAL_WINDOW: u16 = 4;
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// How long an answer may take.
+fn read_timeout() -> Duration {
+    test_support::scaled(Duration::from_secs(30))
+}
+
 pub struct Raw {
     stream: TcpStream,
     input: Vec<u8>,
@@ -78,8 +83,8 @@ impl Raw {
     pub fn connect(address: &str) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.set_read_timeout(Some(read_timeout())).unwrap();
+        stream.set_write_timeout(Some(read_timeout())).unwrap();
         Self { stream, input: Vec::new(), received: 0 }
     }
 
@@ -112,7 +117,7 @@ impl Raw {
                 break;
             }
         }
-        self.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        self.stream.set_read_timeout(Some(read_timeout())).unwrap();
     }
 
     /// The next frame; None when the server has closed the connection.

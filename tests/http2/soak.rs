@@ -18,7 +18,8 @@ const RANGE: &str = "/etcdserverpb.KV/Range";
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 fn number(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
 }
 
 fn measure(server: &Server) -> (usize, usize) {
@@ -32,9 +33,8 @@ fn measure(server: &Server) -> (usize, usize) {
 /// Every connection needs a descriptor, here and in the server, which raises its own limit.
 fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        eprintln!("\n*** THE LIMIT OF OPEN FILES CANNOT BE RAISED TO {maximum:?}: {error} ***\n");
-    }
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .expect("a process may raise its limit to the maximum");
 }
 
 /// `SOAK_SECONDS` and `SOAK_CONNECTIONS` make it shorter.

@@ -15,7 +15,7 @@ use prost::Message;
 use crate::{
     floods::put,
     raw::{self, Raw, call, frame, framed, setting},
-    support::Server,
+    support::{Server, scaled},
 };
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -63,7 +63,7 @@ fn assert_no_stall(server: &Server, what: &str, act: impl Fn()) {
     for _ in 0..ROUNDS {
         best = best.min(worst_latency_while(server, &act));
         eprintln!("the worst latency of a small range during {what}: {best:?}");
-        if best < 10 * GOAL {
+        if best < scaled(10 * GOAL) {
             return;
         }
     }

@@ -1,6 +1,6 @@
 //! TLS for clients: ALPN, client certificates, and renewed certificates.
 
-use std::{env, fs, path::PathBuf, process::Command, sync::Arc};
+use std::{fs, path::PathBuf, process::Command, sync::Arc};
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
@@ -18,7 +18,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::support::Server;
+use crate::support::{Server, requirements::etcdctl, time_limit};
 
 /// A certificate authority, and a directory for the certificates that it signs.
 struct Authority {
@@ -146,7 +146,7 @@ async fn alpn_decides_the_protocol() {
     assert!(page(connect(&[]).await.unwrap()).await.is_err());
     let mut silent = connect(&[]).await.unwrap();
     let mut reserved = connect(&["h2"]).await.unwrap();
-    let limit = std::time::Duration::from_secs(20);
+    let limit = time_limit();
     let mut received = Vec::new();
     assert!(tokio::time::timeout(limit, silent.read_to_end(&mut received)).await.is_ok() && received.is_empty());
     assert!(tokio::time::timeout(limit, reserved.read_to_end(&mut received)).await.is_ok());
@@ -218,10 +218,7 @@ async fn the_previous_certificate_is_used_while_the_new_one_cannot_be_read() {
 
 #[test]
 fn etcdctl_works_with_a_client_certificate() {
-    let Some(etcdctl) = env::var_os("METASTORE_TEST_ETCDCTL") else {
-        eprintln!("\n*** METASTORE_TEST_ETCDCTL IS NOT SET: TLS WAS NOT TESTED WITH ETCDCTL ***\n");
-        return;
-    };
+    let Some(etcdctl) = etcdctl() else { return };
     let authority = Authority::new();
     let server = authority.server(SECURE, &[authority.flag("trusted-ca-file", "ca.pem")]);
     authority.sign("client", 2, ExtendedKeyUsagePurpose::ClientAuth);
@@ -238,12 +235,8 @@ fn etcdctl_works_with_a_client_certificate() {
 
 #[test]
 fn an_unreadable_certificate_prevents_the_start() {
-    let mut server = Server::member(
-        "one",
-        "http://127.0.0.1:2380",
-        "one=http://127.0.0.1:2380",
-        &["--listen-client-urls=https://127.0.0.1:0", "--cert-file=/nowhere/cert.pem", "--key-file=/nowhere/key.pem"],
-    );
+    let files = ["--cert-file=/nowhere/cert.pem", "--key-file=/nowhere/key.pem"];
+    let mut server = Server::single(&[&["--listen-client-urls=https://127.0.0.1:0"][..], &files].concat());
     server.launch();
     let line = server.wait_for_log("\"level\":\"fatal\"");
     assert!(line.contains("open /nowhere/cert.pem: No such file or directory"), "{line}");

@@ -11,7 +11,7 @@ use metastore::proto::etcdserverpb::{
 };
 use tonic::Code;
 
-use crate::support::{Server, assert_refused};
+use crate::support::{Server, assert_refused, eventually_async, time_limit};
 
 /// KV-50: if too many entries are committed but not applied, writes fail with "too many requests" and the code Unknown.
 #[tokio::test(flavor = "multi_thread")]
@@ -20,8 +20,8 @@ async fn writes_are_refused_during_a_backlog_between_commit_and_apply() {
     let server = Server::start(&["--max-apply-backlog=0"]);
     let kv = server.kv().await;
     let maintenance = server.maintenance().await;
-    let refusal = tokio::time::timeout(Duration::from_mins(1), async {
-        loop {
+    let refusal =
+        eventually_async("a write arrives while others are committed but not applied", time_limit(), async || {
             let calls: Vec<_> = (0..AT_ONCE)
                 .map(|nth| {
                     let (mut kv, mut maintenance) = (kv.clone(), maintenance.clone());
@@ -36,12 +36,9 @@ async fn writes_are_refused_during_a_backlog_between_commit_and_apply() {
                 let alarms = alarms.await.unwrap().expect("a backlog does not stop clients from reading the alarms");
                 assert!(alarms.into_inner().alarms.is_empty());
             }
-            if let Some(refusal) = refusal {
-                return refusal;
-            }
-        }
-    });
-    let refusal = refusal.await.expect("some write arrives while others are committed but not applied");
+            refusal
+        })
+        .await;
     assert_refused(Err::<(), _>(refusal), Code::Unknown, "etcdserver: too many requests");
 }
 
@@ -77,7 +74,7 @@ fn connections_beyond_the_limit_wait() {
     second.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     assert!(second.read(&mut [0; 1]).is_err(), "the connection is not answered yet");
     drop(first);
-    second.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    second.set_read_timeout(Some(time_limit())).unwrap();
     let mut answer = String::new();
     second.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -92,7 +89,7 @@ fn a_connection_that_does_not_answer_a_ping_is_closed() {
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
     client.write_all(&settings).unwrap();
-    client.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    client.set_read_timeout(Some(time_limit())).unwrap();
     let started = Instant::now();
     let mut received = Vec::new();
     // Reads up to the end of the connection, whether it is closed or reset.

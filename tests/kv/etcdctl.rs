@@ -1,26 +1,21 @@
-//! The stock `etcdctl`, named by the variable `METASTORE_TEST_ETCDCTL` or `ETCDCTL_BIN`. Without it these tests report that they
-//! are skipped, and pass.
+//! The stock `etcdctl`.
 
 use std::{
-    env,
     io::Write,
+    path::PathBuf,
     process::{Command, Output, Stdio},
 };
 
-use crate::support::{Server, skip};
+use crate::support::{Server, requirements::etcdctl};
 
 struct Etcdctl {
-    binary: String,
+    binary: PathBuf,
     server: Server,
 }
 
 impl Etcdctl {
     fn start() -> Option<Self> {
-        let Ok(binary) = env::var("METASTORE_TEST_ETCDCTL").or_else(|_| env::var("ETCDCTL_BIN")) else {
-            skip("METASTORE_TEST_ETCDCTL does not name an etcdctl");
-            return None;
-        };
-        Some(Self { binary, server: Server::start(&[]) })
+        Some(Self { binary: etcdctl()?, server: Server::start(&[]) })
     }
 
     fn output(&self, command: &str, input: &str) -> Output {

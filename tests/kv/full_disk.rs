@@ -4,23 +4,26 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use metastore::proto::etcdserverpb::{DefragmentRequest, PutRequest, RangeRequest};
 use tonic::Code;
 
-use crate::support::{Server, skip};
+use crate::support::{Server, eventually_async, require, time_limit};
 
 /// A mounted in-memory file system.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
-    fn make(size: &str) -> Option<Self> {
+    fn make(size: &str) -> Result<Self, String> {
         let mount = tempfile::tempdir().unwrap();
         let options = format!("size={size}");
         let made = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(mount.path()).status();
-        made.is_ok_and(|status| status.success()).then(|| Self(mount))
+        match made {
+            Ok(status) if status.success() => Ok(Self(mount)),
+            failure => Err(format!("mount -t tmpfs: {failure:?}")),
+        }
     }
 
     fn path(&self) -> &Path {
@@ -34,12 +37,13 @@ impl Disk {
 
     /// Fills the disk up to `left` bytes, after background writes have stopped, which would fail otherwise.
     async fn fill(&self, left: u64) -> PathBuf {
-        let (mut free, mut quiet) = (self.free_bytes(), 0);
-        while quiet < 25 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        let (mut free, mut since) = (self.free_bytes(), Instant::now());
+        eventually_async("nothing is written for half a second", time_limit(), async || {
             let before = std::mem::replace(&mut free, self.free_bytes());
-            quiet = if free == before { quiet + 1 } else { 0 };
-        }
+            since = if free == before { since } else { Instant::now() };
+            since.elapsed() > Duration::from_millis(500)
+        })
+        .await;
         let filler = self.path().join("filler");
         fs::write(&filler, vec![1; usize::try_from(free - left).unwrap()]).unwrap();
         filler
@@ -57,10 +61,8 @@ impl Drop for Disk {
 #[tokio::test]
 async fn a_defragmentation_without_enough_space_is_refused_and_does_no_harm() {
     const VALUE_BYTES: usize = 256 << 10;
-    let Some(disk) = Disk::make("320m") else {
-        return skip("file systems cannot be mounted here");
-    };
-    let mut server = Server::member("one", "http://127.0.0.1:2380", "one=http://127.0.0.1:2380", &[]);
+    let Some(disk) = require("tmpfs", Disk::make("320m")) else { return };
+    let mut server = Server::single(&[]);
     server.move_to(disk.path());
     server.restart();
     let mut kv = server.kv().await;

@@ -12,10 +12,11 @@ mod http;
 mod keys;
 mod lists;
 mod maintenance;
-mod positions;
 mod quota;
-mod raw_grpc;
 mod services;
 mod stop;
 mod stream;
+mod unix_sockets;
+mod without_flags;
+
 use test_support as support;

@@ -7,7 +7,7 @@ use metastore::{
 };
 use tonic::Code;
 
-use crate::support::{Server, assert_refused};
+use crate::support::{Server, assert_refused, eventually_async, time_limit};
 
 const QUOTA: i64 = 8 << 20;
 const VALUE_BYTES: usize = 64 << 10;
@@ -19,12 +19,7 @@ async fn a_member_over_quota_refuses_puts_until_space_is_reclaimed_and_the_alarm
     let mut client = server.client().await;
     let mut kv = server.kv().await;
     let put = || PutRequest { key: "full".into(), value: vec![b'v'; VALUE_BYTES].into(), ..PutRequest::default() };
-    let refusal = loop {
-        match kv.put(put()).await {
-            Ok(_) => (),
-            Err(refusal) => break refusal,
-        }
-    };
+    let refusal = eventually_async("a put is refused", time_limit(), async || kv.put(put()).await.err()).await;
     assert_eq!(refusal.code(), Code::ResourceExhausted);
     assert_eq!(refusal.message(), "etcdserver: mvcc: database space exceeded");
     let status = client.status().await.unwrap();

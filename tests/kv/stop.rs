@@ -8,7 +8,7 @@ use std::{
 use etcd_client::LockOptions;
 use rustix::process::Signal;
 
-use crate::support::Server;
+use crate::support::{Server, scaled};
 
 /// The time limit for a stop.
 const LIMIT: Duration = Duration::from_millis(1500);
@@ -41,10 +41,10 @@ async fn a_server_ends_at_once_and_by_the_signal_it_received() {
         let (started, status) = (Instant::now(), server.end_with(signal));
         let took = started.elapsed();
         assert_eq!(status.signal(), Some(signal.as_raw()), "{status}");
-        assert!(took < LIMIT, "it took {took:?}");
+        assert!(took < scaled(LIMIT), "it took {took:?}");
         let rest = async { while let Ok(Some(_)) = watch.message().await {} };
-        tokio::time::timeout(LIMIT, rest).await.expect("the watch has ended");
-        assert!(tokio::time::timeout(LIMIT, waiting).await.expect("the call has ended").unwrap().is_err());
+        tokio::time::timeout(scaled(LIMIT), rest).await.expect("the watch has ended");
+        assert!(tokio::time::timeout(scaled(LIMIT), waiting).await.expect("the call has ended").unwrap().is_err());
         drop((held, idle));
     }
 }

@@ -12,7 +12,7 @@ use etcd_client::{
     AlarmAction, AlarmType, Client, Error, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions,
 };
 use metastore::proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, lease_client::LeaseClient};
-use support::Server;
+use support::{Server, eventually_async, scaled, time_limit};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
@@ -53,9 +53,11 @@ async fn leases(client: &mut Client) -> Vec<i64> {
 
 /// Waits until a lease is gone.
 async fn until_gone(client: &mut Client, id: i64) {
-    while time_to_live(client, id).await.1 != 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually_async(&format!("lease {id} is gone"), time_limit(), async || {
+        let (left, granted, _) = time_to_live(client, id).await;
+        if granted == 0 { Ok(()) } else { Err(format!("{left} of {granted} seconds left")) }
+    })
+    .await;
 }
 
 fn check_refused<T: std::fmt::Debug>(outcome: Result<T, Error>, code: tonic::Code, message: &str) {
@@ -230,14 +232,18 @@ async fn a_lease_expires_unless_it_is_renewed() {
     let (_, before) = keys(&mut client).await;
     let mut stream = KeepAlive::open(&server, 3).await;
     let mut renewed = Instant::now();
-    while leases(&mut client).await != [3] {
-        let elapsed = granted.elapsed();
-        assert!(elapsed < Duration::from_secs(2) + MAX_DELAY, "late");
+    let limit = Duration::from_secs(2) + MAX_DELAY;
+    eventually_async("the leases that are not renewed have expired", limit, async || {
+        let left = leases(&mut client).await;
+        if left == [3] {
+            return Ok(());
+        }
         stream.send(3);
         renewed = Instant::now();
         assert_eq!(stream.next().await, Some((3, MIN_TTL)));
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        Err(left)
+    })
+    .await;
     assert!(granted.elapsed() >= Duration::from_secs(2), "early");
     assert_eq!(
         keys(&mut client).await,
@@ -246,7 +252,7 @@ async fn a_lease_expires_unless_it_is_renewed() {
     );
     until_gone(&mut client, 3).await;
     let lived = renewed.elapsed();
-    assert!(lived >= Duration::from_secs(2) && lived < Duration::from_secs(2) + MAX_DELAY, "{lived:?}");
+    assert!(lived >= Duration::from_secs(2) && lived < scaled(Duration::from_secs(2) + MAX_DELAY), "{lived:?}");
 }
 
 /// LEASE-16 and FAULT-33. While the CORRUPT alarm is active nothing is changed, so expired leases stay.
@@ -257,9 +263,9 @@ async fn a_renewal_of_an_expired_lease_waits_until_it_is_revoked_and_does_not_re
     grant(&mut client, 1, MIN_TTL).await.unwrap();
     put(&mut client, "k", 1).await.unwrap();
     client.alarm(AlarmAction::Activate, AlarmType::Corrupt, None).await.unwrap();
-    while time_to_live(&mut client, 1).await.0 >= 0 {
-        tokio::time::sleep(Duration::from_millis(50)).await; // It becomes negative a second after the end.
-    }
+    // The time that is left becomes negative a second after the end.
+    let has_expired = async || time_to_live(&mut client, 1).await.0 < 0;
+    eventually_async("the lease has expired", time_limit(), has_expired).await;
     assert_eq!(time_to_live(&mut client, 1).await, (-1, MIN_TTL, vec!["k".to_owned()]));
     assert_eq!(leases(&mut client).await, [1]);
     let mut waiting = tokio::spawn(async move {
@@ -285,9 +291,8 @@ async fn leases_and_their_keys_survive_a_crash_and_their_deadlines_reset() {
         put(&mut client, &format!("on{id}"), id).await.unwrap();
     }
     put(&mut client, "on9", -7).await.unwrap();
-    while time_to_live(&mut client, -7).await.0 > 1 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let ends_soon = async || time_to_live(&mut client, -7).await.0 <= 1;
+    eventually_async("the shortest lease ends within a second", time_limit(), ends_soon).await;
     server.kill();
     server.restart();
     let restarted = Instant::now();
@@ -300,7 +305,7 @@ async fn leases_and_their_keys_survive_a_crash_and_their_deadlines_reset() {
     until_gone(&mut client, -7).await;
     let lived = restarted.elapsed();
     let earliest = Duration::from_millis(3500); // The clock starts when it becomes leader, a moment before it serves.
-    assert!(lived >= earliest && lived < Duration::from_secs(4) + MAX_DELAY, "{lived:?}");
+    assert!(lived >= earliest && lived < scaled(Duration::from_secs(4) + MAX_DELAY), "{lived:?}");
     assert_eq!(keys(&mut client).await.0, ["on-9223372036854775808"]);
 }
 

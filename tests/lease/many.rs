@@ -11,7 +11,7 @@ use std::{
 use etcd_client::{Client, GetOptions, PutOptions, Txn, TxnOp};
 use tokio::task::JoinSet;
 
-use super::support::Server;
+use super::support::{Server, scaled};
 
 /// How late the last lease of a slice may disappear.
 const MAX_DELAY: Duration = Duration::from_secs(1);
@@ -110,7 +110,7 @@ async fn watch_slice(mut client: Client, slice: Slice) -> Duration {
             return asked.saturating_duration_since(slice.last_end);
         }
         let late = asked.saturating_duration_since(slice.last_end);
-        assert!(late <= MAX_DELAY, "{left} of {} leases are {late:?} late", slice.keys);
+        assert!(late <= scaled(MAX_DELAY), "{left} of {} leases are {late:?} late", slice.keys);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -135,7 +135,7 @@ async fn grant_and_expire(plan: Plan) {
     let slices = grant_all(&server, plan, start).await;
     let granting = start.elapsed();
     println!("granted {} leases, with a key on each, in {granting:.1?}", plan.leases);
-    assert!(granting < plan.grant_limit, "granting them may take {:?}", plan.grant_limit);
+    assert!(granting < scaled(plan.grant_limit), "granting them may take {:?}", plan.grant_limit);
     let stop = Arc::new(AtomicBool::new(false));
     let mut putting = JoinSet::new();
     for nth in 0..4 {

@@ -240,8 +240,10 @@ const NO_DURABLE_WRITES: Setup = Setup { ignores_durable_writes: true, ..OS_FILE
 
 #[test]
 fn durable_writes_that_are_not_durable_are_detected() {
-    let detects = |seed| panic::catch_unwind(|| run_random_steps(NO_DURABLE_WRITES, seed, 25)).is_err();
-    assert!((0..5).any(detects), "acknowledged groups should be lost");
+    let failure = |seed| panic::catch_unwind(|| run_random_steps(NO_DURABLE_WRITES, seed, 25)).err();
+    let cause = (0..5).find_map(failure).expect("acknowledged groups should be lost");
+    let text = cause.downcast::<String>().expect("the panic has a formatted message");
+    assert!(text.contains("seed ") && text.contains(", crash "), "not one of the checks has failed: {text}");
 }
 
 #[test]

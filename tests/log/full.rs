@@ -7,17 +7,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use metastore::error::Halt;
 use metastore::raft_log::files::{File, Files, OsFiles};
 use metastore::raft_log::{LogLocation, SegmentLog};
 use tempfile::TempDir;
+use test_support::{eventually, time_limit};
 
 use crate::fixture::{IDENTITY, START, Step, at, expected, group, hard_state};
 
-const TIMEOUT: Duration = Duration::from_mins(1);
 const SEGMENT_BYTES: u64 = 8192;
 
 /// The operating system's files, on a disk that can be full.
@@ -55,15 +54,7 @@ impl Disk {
     /// Waits until another operation is refused.
     fn await_refusal(&self) {
         let before = self.refused.load(Ordering::SeqCst);
-        eventually("a refused background fill", || self.refused.load(Ordering::SeqCst) > before);
-    }
-}
-
-fn eventually(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + TIMEOUT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "timed out waiting for {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        eventually("a background fill is refused", time_limit(), || self.refused.load(Ordering::SeqCst) > before);
     }
 }
 
@@ -151,15 +142,11 @@ impl LogOnDisk {
         let mut log = Self { root, disk, log: None, steps: Vec::new(), next: START.index + 1 };
         SegmentLog::create(&log.place(), IDENTITY, START, &hard_state(1, 3)).unwrap();
         log.open();
-        while log.count("segment") < 3 {
-            log.append();
-        }
-        eventually("a spare segment", || log.count("spare") > 0);
+        log.append_until(|log| log.count("segment") == 3);
+        eventually("there is a spare segment", time_limit(), || log.count("spare") > 0);
         log.open(); // Takes over the spare segment that the helper thread has made.
         log.disk.set_full(true);
-        while log.count("spare") > 0 {
-            log.append();
-        }
+        log.append_until(|log| log.count("spare") == 0);
         log
     }
 
@@ -193,6 +180,17 @@ impl LogOnDisk {
         self.try_append().unwrap();
     }
 
+    /// Appends as often as it takes, which is less often than a few segments have space for.
+    fn append_until(&mut self, is_done: impl Fn(&Self) -> bool) {
+        for _ in 0..100 {
+            if is_done(self) {
+                return;
+            }
+            self.append();
+        }
+        panic!("100 appends do not suffice: {} segments, {} spare", self.count("segment"), self.count("spare"));
+    }
+
     fn count(&self, extension: &str) -> usize {
         let names = std::fs::read_dir(self.root.path().join("log")).unwrap().map(|entry| entry.unwrap().path());
         names.filter(|path| path.extension().is_some_and(|found| found == extension)).count()
@@ -216,11 +214,9 @@ fn operations_that_need_no_space_work_without_a_spare_segment() {
         assert_eq!((log.count("segment"), log.count("spare")), (1, 0), "truncated segments are removed");
 
         log.disk.set_full(false);
-        eventually("a spare segment once there is space", || log.count("spare") == 1);
+        eventually("there is a spare segment once there is space", time_limit(), || log.count("spare") == 1);
         let segments = log.count("segment");
-        while log.count("segment") == segments {
-            log.append();
-        }
+        log.append_until(|log| log.count("segment") > segments);
         log.open();
     }
 }

@@ -12,6 +12,8 @@ const CONVERGENCE_TIMEOUT: Duration = Duration::from_secs(90);
 /// The longest that a stall from before may still last, and that a request may still wait for its answer.
 const STALL_MAX: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(200);
+/// The most rounds of the background thread that a compaction takes.
+const MAX_BACKGROUND_ROUNDS: usize = 10_000;
 
 impl World {
     /// Ends all disruptions, waits until the members have converged, and checks their state.
@@ -137,7 +139,11 @@ impl World {
             if id == chosen {
                 check_hashes(&keys, &fault_free.keys);
             }
-            while !member.compaction_is_done() {
+            for round in 0.. {
+                if member.compaction_is_done() {
+                    break;
+                }
+                assert!(round < MAX_BACKGROUND_ROUNDS, "the compaction of {id} does not end");
                 member.run_background(now).expect("the disk works");
             }
             let (ours, theirs) = (keys.hash_kv(0), fault_free.keys.hash_kv(0));

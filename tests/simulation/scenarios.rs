@@ -107,9 +107,7 @@ fn a_removal_survives_a_crash_after_the_removed_member_has_stopped() {
         let leader = world.expect_leader();
         world.change_members(leader, MembershipChange::Remove(leader));
         let remaining = world.other_than(leader);
-        while !world.slots[&leader].gone {
-            world.run_for(SECOND / 10);
-        }
+        world.run_until("the removed leader has stopped", SECOND / 10, |world| world.slots[&leader].gone);
         world.crash(remaining);
         world.wait_until_converged();
     });
@@ -122,10 +120,8 @@ fn a_learner_faster_than_its_leader_causes_no_stale_read() {
         world.change_and_converge(MembershipChange::Add { id: 2, learner: true, max_learners: None });
         world.slots.get_mut(&1).expect("it exists").apply_stalled_until = world.events.now() + 2 * SECOND;
         let before = world.acknowledged;
-        while world.acknowledged == before {
-            world.propose(2);
-            world.run_for(SECOND / 20);
-        }
+        let is_acknowledged = |world: &mut World| world.acknowledged > before;
+        world.run_until_after("a write is acknowledged", SECOND / 20, is_acknowledged, |world| world.propose(2));
         let reads = world.report.reads;
         world.read(1);
         world.run_for(3 * SECOND);
@@ -141,10 +137,11 @@ fn a_removed_member_faster_than_the_remaining_one_causes_no_stale_read() {
         let remaining = world.expect_leader();
         let removed = world.other_than(remaining);
         world.change_members(remaining, MembershipChange::Remove(removed));
-        while !world.member(remaining).expect("it is running").threads.core.raft_thread.replica.is_sole_member() {
-            world.propose(removed);
-            world.run_for(SECOND / 1000);
-        }
+        let is_alone = |world: &mut World| {
+            world.member(remaining).expect("it is running").threads.core.raft_thread.replica.is_sole_member()
+        };
+        let write = |world: &mut World| world.propose(removed);
+        world.run_until_after("the remaining member knows that it is alone", SECOND / 1000, is_alone, write);
         world.slots.get_mut(&remaining).expect("it exists").apply_stalled_until = world.events.now() + SECOND;
         for _ in 0..100 {
             world.read(remaining);
@@ -159,9 +156,7 @@ fn a_sole_voter_sends_nothing_in_a_term_that_is_not_durable() {
     run_scenario(1, |world| {
         world.change_and_converge(MembershipChange::Add { id: 2, learner: true, max_learners: None });
         world.crash(1);
-        while world.member(1).is_none() {
-            world.run_for(SECOND / 1000);
-        }
+        world.run_until("it is restarted", SECOND / 1000, |world| world.member(1).is_some());
         // What it sends is checked against its disk.
         world.stall_log(1, SECOND / 2);
         world.run_for(SECOND / 4);
@@ -183,12 +178,12 @@ fn a_partitioned_member_catches_up_with_a_leader_that_it_does_not_know() {
         }
         world.change_members(leader, MembershipChange::Add { id: 4, learner: false, max_learners: None });
         world.run_for(10 * SECOND);
-        while world.expect_leader() != 4 {
+        let transfer = |world: &mut World| {
             let leader = world.expect_leader();
             world.member(leader).expect("it leads").node.transfer_leader(4);
             world.schedule_threads(leader);
-            world.run_for(SECOND);
-        }
+        };
+        world.run_until_after("the new member leads", SECOND, |world| world.expect_leader() == 4, transfer);
         world.network.heal();
         // No other member can tell it.
         for id in others {
@@ -229,9 +224,7 @@ fn a_lease_that_is_not_renewed_expires_in_time() {
         let next = world.other_than(leader);
         world.member(leader).expect("it leads").node.transfer_leader(next);
         world.schedule_threads(leader);
-        while world.leader() != Some(next) {
-            world.run_for(SECOND / 10);
-        }
+        world.run_until("leadership has moved", SECOND / 10, |world| world.leader() == Some(next));
         world.quiescent = true; // Its owner does not renew it.
         world.run_for(World::max_lease_lifetime(5));
         let left = world.lease_owners.held();

@@ -57,6 +57,9 @@ const BACKGROUND_INTERVAL: Duration = Duration::from_millis(500);
 /// and its answer.
 const QUIET_STEPS: usize = 4;
 
+/// The longest that a scenario waits for something.
+const WAIT_LIMIT: Duration = Duration::from_mins(2);
+
 /// An event of the simulation.
 #[derive(Debug)]
 pub enum Event {
@@ -270,6 +273,27 @@ impl World {
         let end = self.events.now() + time;
         while self.run_next_event(end) {}
         self.set_clock();
+    }
+
+    /// Runs step by step until `check` succeeds, which is a failure if it takes longer than [`WAIT_LIMIT`].
+    pub fn run_until(&mut self, what: &str, step: Duration, mut check: impl FnMut(&mut Self) -> bool) {
+        self.run_until_after(what, step, &mut check, |_| ());
+    }
+
+    /// The same, with an action before each step.
+    pub fn run_until_after(
+        &mut self,
+        what: &str,
+        step: Duration,
+        mut check: impl FnMut(&mut Self) -> bool,
+        mut act: impl FnMut(&mut Self),
+    ) {
+        let end = self.events.now() + WAIT_LIMIT;
+        while !check(self) {
+            assert!(self.events.now() < end, "waited {WAIT_LIMIT:?} until {what}: {}", self.describe());
+            act(self);
+            self.run_for(step);
+        }
     }
 
     /// Handles the next event, if there is one up to `end`.

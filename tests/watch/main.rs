@@ -3,12 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod aftermath;
 mod client;
 mod contract;
 mod expensive;
+mod install_and_stop;
 mod lagging;
-mod neighbours;
+mod other_clients;
 mod progress;
 mod race;
 mod random;

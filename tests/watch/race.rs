@@ -7,6 +7,7 @@ use std::{
     },
     task::{Wake, Waker},
     thread::{self, Thread},
+    time::Instant,
 };
 
 use metastore::{
@@ -19,6 +20,7 @@ use metastore::{
 
 use crate::{
     client::Client,
+    support::time_limit,
     world::{World, from, on},
 };
 
@@ -78,7 +80,9 @@ fn watch_once(hub: &Hub, reader: &Reader, control: &WriterControl, nth: i64) {
         client.step();
         let responses = std::mem::take(&mut client.line.sent);
         if responses.is_empty() {
-            thread::park();
+            let (limit, parked) = (time_limit(), Instant::now());
+            thread::park_timeout(limit);
+            assert!(parked.elapsed() < limit, "waited {limit:?} for the events from {next:?} on");
         }
         for response in responses {
             let revision = response.header.as_ref().unwrap().revision;

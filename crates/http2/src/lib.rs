@@ -26,6 +26,10 @@
 //! | [`limits`], [`ledger`] | limits per client; the account of all bytes that are held for clients |
 //! | [`metrics`] | what is counted |
 
+/// For the service of the tests, which is compiled into the fuzz targets, too.
+#[cfg(test)]
+extern crate self as http2;
+
 pub mod call;
 pub mod closed_streams;
 pub mod connection;

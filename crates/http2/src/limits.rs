@@ -210,7 +210,7 @@ impl Flood {
             Self::Idle => "idle_frames",
             Self::Stray => "stray_frames",
             Self::WindowUpdate => "window_updates",
-            Self::TinyFrame => "crumbs",
+            Self::TinyFrame => "tiny_window_updates",
         }
     }
 }

@@ -13,11 +13,10 @@ pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     // Test programs that run at the same time start at different ports.
     let start = std::process::id().wrapping_mul(97);
-    loop {
+    let next = || {
         let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        let port = u16::try_from(FIRST + offset).unwrap();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
+        u16::try_from(FIRST + offset).unwrap()
+    };
+    let mut ports = (0..COUNT).map(|_| next());
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("some port is free")
 }

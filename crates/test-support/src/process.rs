@@ -1,144 +1,127 @@
-//! Server processes: ours, and a real etcd to compare it with.
-//!
-//! Both are started with the same command line, each with a directory and ports of its own. They advertise etcd's default
-//! addresses instead of those they listen on, so that both compute the same cluster ID and member ID.
+//! One process, whose stderr is kept as its log, and which does not outlive the test.
 
 use std::{
-    env,
-    io::{BufRead, BufReader},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
+    io::{BufRead, BufReader, Read},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use crate::ports::free_port;
-use tempfile::TempDir;
+use rustix::process::{Pid, Signal, kill_process};
 
-/// The time limit for a server to become ready.
-const START_LIMIT: Duration = Duration::from_secs(30);
-/// Both servers log this message when they accept client requests.
-const READY: &str = "ready to serve client requests";
+use crate::wait::time_limit;
 
-/// A server process, its directory and its ports. Killed on drop.
-pub struct Server {
-    program: PathBuf,
-    flags: Vec<String>,
-    client_port: u16,
-    peer_port: u16,
-    directory: TempDir,
-    child: Option<Child>,
+/// A running process. Killed on drop.
+pub struct Process {
+    child: Child,
+    log: Arc<Log>,
 }
 
-impl Server {
-    /// A fresh server of the program under test.
-    pub fn ours(flags: &[&str]) -> Self {
-        Self::start(&crate::program(), flags)
+impl Process {
+    /// Starts a program. Its stderr is read all the time, because a full pipe would block it.
+    pub fn start(command: &mut Command) -> Self {
+        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut child = started.unwrap_or_else(|error| panic!("{}: {error}", command.get_program().display()));
+        let log = Arc::new(Log::default());
+        let (errors, reader) = (child.stderr.take().unwrap(), log.clone());
+        thread::spawn(move || reader.read(errors));
+        Self { child, log }
     }
 
-    /// A fresh server of `program`, which accepts etcd's flags.
-    pub fn start(program: &Path, flags: &[&str]) -> Self {
-        let mut server = Self {
-            program: program.to_owned(),
-            flags: flags.iter().map(ToString::to_string).collect(),
-            client_port: free_port(),
-            peer_port: free_port(),
-            directory: tempfile::tempdir().unwrap(),
-            child: None,
-        };
-        server.run();
-        server
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
-    /// The URL for clients.
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+    /// The log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lines.lock().unwrap().lines.join("\n")
     }
 
-    /// Kills the process and starts it again on the same directory and ports.
-    pub fn kill_and_restart(&mut self) {
-        self.kill();
-        self.run();
+    /// Waits for a log line that contains `text`; returns the first one. Fails if the process ends without it.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        self.log.wait_for(text)
     }
 
-    fn run(&mut self) {
-        let mut child = Command::new(&self.program)
-            .arg("--data-dir")
-            .arg(self.directory.path().join("data"))
-            .args(["--listen-client-urls", &self.url()])
-            .args(["--listen-peer-urls", &format!("http://127.0.0.1:{}", self.peer_port)])
-            .args(["--advertise-client-urls", "http://localhost:2379"])
-            .args(["--initial-advertise-peer-urls", "http://localhost:2380"])
-            .args(["--initial-cluster", "default=http://localhost:2380"])
-            .args(&self.flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
-        let (ready, is_ready) = mpsc::channel();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        // Keeps reading after the server is ready: a full pipe would block it.
-        thread::spawn(move || {
-            let mut log = String::new();
-            for line in lines.map_while(Result::ok) {
-                if line.contains(READY) {
-                    _ = ready.send(Ok(()));
-                }
-                log.push_str(&line);
-                log.push('\n');
-            }
-            _ = ready.send(Err(log));
-        });
-        self.child = Some(child);
-        match is_ready.recv_timeout(START_LIMIT) {
-            Ok(Ok(())) => {}
-            Ok(Err(log)) => panic!("{} ended before it was ready:\n{log}", self.program.display()),
-            Err(mpsc::RecvTimeoutError::Timeout | mpsc::RecvTimeoutError::Disconnected) => {
-                panic!("{} was not ready within {START_LIMIT:?}", self.program.display())
-            }
-        }
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            _ = child.kill();
-            _ = child.wait();
-        }
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until the process ends by itself, and all of its log is read.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        self.log.wait_for_end();
+        self.child.wait().unwrap()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 
-impl Drop for Server {
+impl Drop for Process {
     fn drop(&mut self) {
-        self.kill();
+        // Fails if the process has ended already, which is no error here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
-/// The binary of a real etcd 3.7: the one named by `METASTORE_TEST_ETCD` or `ETCD_BIN`, or the one that `scripts/peers` builds.
-pub fn etcd() -> Option<PathBuf> {
-    let (etcd, version) = any_etcd()?;
-    if version.starts_with("3.7.") {
-        return Some(etcd);
+/// What a process has written to stderr so far.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Lines>,
+    grown: Condvar,
+}
+
+#[derive(Default)]
+struct Lines {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Log {
+    fn read(&self, from: impl Read) {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            self.lines.lock().unwrap().lines.push(line);
+            self.grown.notify_all();
+        }
+        self.lines.lock().unwrap().ended = true;
+        self.grown.notify_all();
     }
-    eprintln!("{} is etcd {version}; only 3.7 answers as metastore does", etcd.display());
-    None
-}
 
-/// Like [`etcd`], of any version; also returns the version.
-pub fn any_etcd() -> Option<(PathBuf, String)> {
-    let named = ["METASTORE_TEST_ETCD", "ETCD_BIN"].into_iter().find_map(env::var_os);
-    let etcd = named.map(PathBuf::from).or_else(built_by_script)?;
-    let output = Command::new(&etcd).env_remove("ETCD_BIN").arg("--version").output().ok()?.stdout;
-    let output = String::from_utf8_lossy(&output);
-    let version = output.lines().next()?.strip_prefix("etcd Version: ")?;
-    Some((etcd, version.to_owned()))
-}
+    fn wait_for(&self, text: &str) -> String {
+        self.wait_until(&format!("a log line contains {text:?}"), |log| {
+            let line = log.lines.iter().find(|line| line.contains(text));
+            assert!(line.is_some() || !log.ended, "no line contains {text:?}; the log is\n{}", log.lines.join("\n"));
+            line.cloned()
+        })
+    }
 
-fn built_by_script() -> Option<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/peers");
-    let output =
-        Command::new(script).stderr(Stdio::inherit()).output().ok().filter(|output| output.status.success())?;
-    let output = String::from_utf8(output.stdout).ok()?;
-    output.lines().find_map(|line| line.strip_prefix("ETCD_BIN=")).map(PathBuf::from)
+    /// Waits for the end of stderr, that is, of the process.
+    fn wait_for_end(&self) {
+        self.wait_until("the process ends", |log| log.ended.then_some(()));
+    }
+
+    /// [`crate::eventually`], but woken by new lines.
+    fn wait_until<T>(&self, what: &str, check: impl Fn(&Lines) -> Option<T>) -> T {
+        let (limit, started) = (time_limit(), Instant::now());
+        let mut lines = self.lines.lock().unwrap();
+        loop {
+            if let Some(found) = check(&lines) {
+                return found;
+            }
+            let left = limit.saturating_sub(started.elapsed());
+            assert!(left > Duration::ZERO, "waited {limit:?} until {what}; the log is\n{}", lines.lines.join("\n"));
+            lines = self.grown.wait_timeout(lines, left).unwrap().0;
+        }
+    }
 }

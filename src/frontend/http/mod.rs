@@ -73,11 +73,11 @@ fn constants(service: &Service) -> String {
     let id = format!("{{server_id=\"{:x}\"}}", service.cluster.member_id);
     gauge("etcd_server_id", "The ID of this member.", &id, 1.0);
     let version = format!("{{server_version=\"{ETCD_VERSION}\"}}");
-    gauge("etcd_server_version", "The version that this server speaks.", &version, 1.0);
+    gauge("etcd_server_version", "The etcd version that this server implements.", &version, 1.0);
     let cluster = service.cluster.versions().cluster;
     if let Some((minor, _)) = cluster.rsplit_once('.') {
         let labels = format!("{{cluster_version=\"{minor}\"}}");
-        gauge("etcd_cluster_version", "The version that all members speak.", &labels, 1.0);
+        gauge("etcd_cluster_version", "The cluster version: the lowest of all members.", &labels, 1.0);
     }
     if let Some(bytes) = resident_bytes() {
         gauge("process_resident_memory_bytes", "Memory that the process holds.", "", bytes);

@@ -7,10 +7,7 @@ use raft::eraftpb::HardState;
 
 use super::*;
 use crate::{
-    node::{
-        Node, Parts, Settings, Threads, auto_compaction, background::BackgroundConfig, clock::Clock,
-        identity::MemberId, replica::Timing,
-    },
+    node::{Node, Parts, Settings, Threads, identity::MemberId},
     proto::etcdserverpb::{LeaseGrantRequest, Member, PutRequest},
     raft_log::{Identity, Position, simulated_log::VolatileLog},
     state::{Machine, Members, NOSPACE, Response},
@@ -43,7 +40,7 @@ impl SingleMember {
             watch::Hub::assemble(machine.readers().keys, watch::Settings::default(), watch::Gauges::detached());
         let ids = Arc::new(RequestIds::new(MemberId::new(MEMBER).unwrap(), 0));
         let bytes = engine.size().unwrap().total_bytes.cast_signed() + i64::from(FREE_BYTES);
-        let settings = settings(Quota { bytes }, ids.clone());
+        let settings = Settings { quota: Quota { bytes }, ..Settings::for_tests(MEMBER, ids.clone()) };
         let recovered = log.open().unwrap();
         let parts = Parts::alone(engine, machine, publisher, Box::new(log), recovered);
         let (node, threads) = Node::start(&settings, Arc::default(), parts).unwrap();
@@ -66,37 +63,6 @@ impl SingleMember {
     fn stop(self) {
         self.node.stop();
         self.threads.join();
-    }
-}
-
-fn settings(quota: Quota, ids: Arc<RequestIds>) -> Settings {
-    Settings {
-        member_id: MEMBER,
-        ids,
-        clock: Clock::default(),
-        timing: Timing {
-            tick_ms: 10,
-            election_ticks: 10,
-            pre_vote: true,
-            request_timeout_ms: 30_000,
-            fixed_timeout: None,
-        },
-        request_timeout: TIMEOUT,
-        catchup_entries: 50,
-        lagging_log_bytes: usize::MAX,
-        quota,
-        retention: auto_compaction::Policy::All,
-        background_config: BackgroundConfig {
-            compaction_batch: 100,
-            compaction_pause: Duration::ZERO,
-            compaction_range: 2,
-            hashed_bytes: 0,
-            flush_after_bytes: 1 << 20,
-            flush_after: TIMEOUT,
-            flush_after_entries: u64::MAX,
-        },
-        slow_apply: TIMEOUT,
-        backlog: 5000,
     }
 }
 

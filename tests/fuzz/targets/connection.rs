@@ -14,18 +14,22 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::Request;
+use http_body_util::BodyExt;
 use http2::{
     connection::Connection,
     frame::{self, DEFAULT_WINDOW, Frame, HEAD_BYTES, MAX_PAYLOAD, PREFACE, flag, kind, setting},
     hpack::{Decoder, decoder::Fields},
     ledger::Ledger,
     limits::{Limits, Shared},
+    request_body::RequestBody,
     sender::SATURATED_BYTES,
+    service::{Response, ResponseBody},
 };
 
 use super::{
     input::{Input, Splitter},
-    server::{Server, ServiceState},
+    test_service::{Seen, TestService},
     wire,
 };
 
@@ -111,11 +115,23 @@ fn decide(input: &mut Input, newest: &mut u32, last: &mut Vec<u8>) -> Action {
     }
 }
 
+/// Answers a request with its own headers and body, and with its headers again as trailers.
+fn mirror(request: Request<RequestBody>) -> Response {
+    Box::pin(async move {
+        let (parts, body) = request.into_parts();
+        let trailers = parts.headers.clone();
+        let body: ResponseBody = Box::pin(body.with_trailers(async move { Some(Ok(trailers)) }));
+        let mut response = http::Response::new(body);
+        *response.headers_mut() = parts.headers;
+        response
+    })
+}
+
 /// A connection under test and its environment.
 struct Instance {
     connection: Connection,
     shared: Arc<Shared>,
-    service: Arc<ServiceState>,
+    seen: Arc<Seen>,
     now: Instant,
     splitter: Option<Splitter>,
     runs_between: bool,
@@ -132,11 +148,11 @@ impl Instance {
             max_held: MAX_HELD,
             ..Limits::default()
         };
-        let (shared, service) =
-            (Arc::new(Shared::new(limits, Ledger::new(2 << 30))), Arc::new(ServiceState::default()));
-        let connection = Connection::new(Arc::new(Server(service.clone())), shared.clone(), Arc::default(), now);
+        let (shared, seen) = (Arc::new(Shared::new(limits, Ledger::new(2 << 30))), Arc::new(Seen::default()));
+        let service = TestService { seen: seen.clone(), handle_http: mirror, keeps_what_it_gets: false };
+        let connection = Connection::new(Arc::new(service), shared.clone(), Arc::default(), now);
         let (received, written) = (Vec::new(), Vec::new());
-        Self { connection, shared, service, now, splitter, runs_between: false, received, written }
+        Self { connection, shared, seen, now, splitter, runs_between: false, received, written }
     }
 
     fn perform(&mut self, action: &Action) {
@@ -151,7 +167,7 @@ impl Instance {
             Action::Run => _ = self.connection.run(self.now),
             Action::Write(most) => self.write(*most),
             Action::CallResult(nth) => {
-                let mut replies = self.service.replies.lock();
+                let mut replies = self.seen.replies.lock();
                 if !replies.is_empty() {
                     let nth = nth % replies.len();
                     let (message, reply) = replies.remove(nth);
@@ -237,11 +253,11 @@ impl Instance {
             assert!(turn < MAX_IDLE_TURNS, "the connection does not become idle");
         }
         drop(self.connection);
-        self.service.replies.lock().clear(); // Pending calls hold counted memory.
+        self.seen.replies.lock().clear(); // Pending calls hold counted memory.
         assert_eq!(self.shared.ledger.held(), 0, "a closed connection holds no memory");
-        let count = |counter: &std::sync::atomic::AtomicUsize| counter.load(Ordering::Relaxed);
-        assert_eq!(count(&self.service.started), count(&self.service.ended), "each call ends once");
-        assert_eq!(count(&self.service.conversations), 0, "conversations end with their connection");
+        let (started, ended) = (self.seen.started.load(Ordering::Relaxed), self.seen.handled.lock().len());
+        assert_eq!(started, ended, "each call ends once");
+        assert_eq!(self.seen.conversations.load(Ordering::Relaxed), 0, "conversations end with their connection");
         OutputChecker::new(&self.received).read(&self.written);
     }
 }

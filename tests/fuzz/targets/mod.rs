@@ -15,7 +15,8 @@ pub mod frames;
 pub mod headers;
 mod input;
 mod pipe;
-mod server;
+#[path = "../../../crates/http2/src/connection/tests/test_service.rs"]
+mod test_service;
 mod wire;
 
 pub struct Target {

@@ -51,7 +51,7 @@ const VALUES: [&str; 18] = [
     "a\u{e4}\n",
 ];
 /// The paths of the test service, and one that it does not know.
-const PATHS: [&str; 6] = ["/t/Echo", "/t/Later", "/t/Refuse", "/t/Chat", "/t/Pour", "/guest"];
+const PATHS: [&str; 6] = ["/t/Echo", "/t/Later", "/t/Refuse", "/t/Chat", "/t/Pour", "/page"];
 
 /// Appends an HPACK integer with a prefix of `prefix` bits.
 pub fn integer(value: usize, prefix: u32, flags: u8, out: &mut Vec<u8>) {

@@ -1,185 +1,52 @@
-//! A client that writes frames by hand, and a test service.
+//! A client that writes frames by hand.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http_body::Body as _;
-use parking_lot::Mutex;
+use http_body_util::BodyExt as _;
 
 use super::*;
 use crate::{
-    call::{self, Call, CallError, Conversation, Metadata, Reply, Step, StreamIo},
+    call::{self, Reply},
     frame::{self, HEAD_BYTES},
     hpack::Encoder,
     ledger::Ledger,
     message::{self, PREFIX_BYTES},
     request_body::RequestBody,
-    service::{Method, Response, ResponseBody, Shape},
+    service::{Response, ResponseBody},
 };
+use test_service::{Seen, TestService};
 
 mod abuse;
 mod calls;
 mod flow;
 mod ledger;
 mod protocol;
+mod test_service;
 
-/// What the test service has seen.
-#[derive(Default)]
-struct Seen {
-    metadata: Mutex<Vec<Metadata>>,
-    replies: Mutex<Vec<(Bytes, Reply)>>,
-    handled: Mutex<Vec<call::Code>>,
-    open_streams: AtomicUsize,
-    /// Jobs for another thread.
-    jobs: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
-}
-
-#[derive(Clone, Copy)]
-enum Behavior {
-    /// Responds with the request at once.
-    Echo,
-    /// Keeps the reply.
-    Later,
-    /// Fails.
-    Refuse,
-    /// Sends every message back.
-    Chat,
-    /// Sends a thousand bytes for each byte of a message, in messages of a thousand bytes, while there is room.
-    Pour,
-}
-
-struct TestMethod(Behavior, Arc<Seen>);
-
-impl Method for TestMethod {
-    fn shape(&self) -> Shape {
-        match self.0 {
-            Behavior::Echo | Behavior::Later | Behavior::Refuse => Shape::Unary,
-            Behavior::Chat | Behavior::Pour => Shape::Stream,
-        }
-    }
-
-    fn is_unary(&self) -> bool {
-        self.shape() == Shape::Unary
-    }
-
-    fn call(&self, call: Call, reply: Reply) {
-        self.1.metadata.lock().push(call.metadata);
-        match self.0 {
-            Behavior::Later => self.1.replies.lock().push((call.message, reply)),
-            Behavior::Refuse => reply.answer(Err(CallError { code: call::Code::NotFound, message: "no\u{e4}".into() })),
-            Behavior::Echo | Behavior::Chat | Behavior::Pour => {
-                let message = Bytes::copy_from_slice(&call.message); // No response keeps the read buffer of its request alive.
-                reply.run(move |reply| reply.answer(Ok(message)));
-            }
-        }
-    }
-
-    fn open(&self, _: Metadata) -> Result<Box<dyn Conversation>, CallError> {
-        self.1.open_streams.fetch_add(1, Ordering::Relaxed);
-        let pour = matches!(self.0, Behavior::Pour);
-        Ok(Box::new(Chat { pour, left: 0, seen: self.1.clone() }))
-    }
-
-    fn started(&self) {}
-    fn received(&self, _: usize) {}
-    fn sent(&self, _: usize) {}
-
-    fn handled(&self, code: call::Code) {
-        self.1.handled.lock().push(code);
-    }
-
-    fn answered(&self, _: Duration, _: usize, answer: &call::CallResult) {
-        self.handled(answer.as_ref().map_or_else(|refusal| refusal.code, |_| call::Code::Ok));
-    }
-}
-
-struct Chat {
-    pour: bool,
-    left: usize,
-    seen: Arc<Seen>,
-}
-
-impl Drop for Chat {
-    fn drop(&mut self) {
-        self.seen.open_streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Conversation for Chat {
-    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
-        loop {
-            while self.left > 0 {
-                if !line.can_send() {
-                    return Step::Wait;
-                }
-                let next = self.left.min(1000);
-                self.left -= next;
-                line.send(vec![b'.'; next].into());
-            }
-            if !line.can_send() {
-                return Step::Wait;
-            }
-            match line.receive() {
-                Some(message) if self.pour => self.left = message.len() * 1000,
-                Some(message) => line.send(message),
-                None if line.is_half_closed() => return Step::End(Ok(())),
-                None => return Step::Wait,
-            }
-        }
-    }
-}
-
-struct TestService(Arc<Seen>);
-
-impl Service for TestService {
-    fn metadata_fields(&self) -> &'static [&'static str; call::MAX_METADATA_FIELDS] {
-        &["other", "version", "token", "another"]
-    }
-
-    fn find(&self, path: &str) -> Option<Arc<dyn Method>> {
-        let behavior = match path {
-            "/t/Echo" => Behavior::Echo,
-            "/t/Later" => Behavior::Later,
-            "/t/Refuse" => Behavior::Refuse,
-            "/t/Chat" => Behavior::Chat,
-            "/t/Pour" => Behavior::Pour,
-            _ => return None,
+/// Ordinary HTTP requests.
+fn page(request: http::Request<RequestBody>) -> Response {
+    Box::pin(async move {
+        let mut builder = http::Response::builder().status(if request.uri().path() == "/gone" { 404 } else { 200 });
+        builder = builder.header("x-method", request.method().as_str());
+        let body: ResponseBody = if request.uri().path() == "/large" {
+            Box::pin(http_body_util::Full::new(vec![b'x'; 50_000].into()).map_err(|never| match never {}))
+        } else if request.body().is_end_stream() {
+            Box::pin(http_body_util::Full::new(Bytes::from_static(b"page")).map_err(|never| match never {}))
+        } else {
+            Box::pin(request.into_body())
         };
-        Some(Arc::new(TestMethod(behavior, self.0.clone())))
-    }
-
-    fn refuse(&self, path: &str) -> Option<CallError> {
-        let message = "nothing like that".into();
-        path.starts_with("/t/").then_some(CallError { code: call::Code::Unimplemented, message })
-    }
-
-    fn run_blocking(&self, job: Box<dyn FnOnce() + Send>) {
-        self.0.jobs.lock().push(job);
-    }
-
-    fn handle_http(&self, request: http::Request<RequestBody>) -> Response {
-        Box::pin(async move {
-            let mut builder = http::Response::builder().status(if request.uri().path() == "/gone" { 404 } else { 200 });
-            builder = builder.header("x-method", request.method().as_str());
-            let body: ResponseBody = if request.uri().path() == "/large" {
-                Box::pin(http_body_util::Full::new(vec![b'x'; 50_000].into()).map_err(|never| match never {}))
-            } else if request.body().is_end_stream() {
-                Box::pin(http_body_util::Full::new(Bytes::from_static(b"page")).map_err(|never| match never {}))
-            } else {
-                Box::pin(request.into_body())
-            };
-            builder.body(body).unwrap()
-        })
-    }
+        builder.body(body).unwrap()
+    })
 }
 
-use http_body_util::BodyExt as _;
+fn service(seen: &Arc<Seen>) -> Arc<TestService> {
+    Arc::new(TestService { seen: seen.clone(), handle_http: page, keeps_what_it_gets: true })
+}
 
 /// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,9 +85,8 @@ impl Client {
     /// A client that has not sent anything.
     fn before_preface(limits: Limits) -> Self {
         let (seen, now) = (Arc::new(Seen::default()), Instant::now());
-        let service = Arc::new(TestService(seen.clone()));
         let shared = Arc::new(Shared::new(limits, Ledger::new(2 << 30)));
-        let connection = Connection::new(service, shared, Arc::default(), now);
+        let connection = Connection::new(service(&seen), shared, Arc::default(), now);
         Self { connection, seen, encoder: Encoder::default(), decoder: Decoder::default(), now }
     }
 

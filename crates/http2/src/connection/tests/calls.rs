@@ -28,15 +28,14 @@ fn a_response_may_come_later_and_from_another_thread() {
     client.call(3, "/t/Later", b"b");
     assert_eq!(client.received(), [""; 0]);
     let replies = std::mem::take(&mut *client.seen.replies.lock());
-    std::thread::spawn(move || {
+    let answering = std::thread::spawn(move || {
         for (message, reply) in replies.into_iter().rev() {
             reply.answer(Ok(message));
         }
     });
-    let mut received = client.received();
-    while received.len() < 6 {
-        received.extend(client.received());
-    }
+    answering.join().unwrap();
+    let received = client.received();
+    assert_eq!(received.len(), 6, "{received:?}");
     assert_eq!([&received[0], &received[3]], [&format!("3 {HEAD}"), &format!("1 {HEAD}")]);
 }
 
@@ -155,9 +154,9 @@ fn a_conversation_continues_until_either_side_ends_it() {
     assert_eq!(client.received(), [format!("1 {OK_END}")]);
     client.open(3, "/t/Chat", &[], false);
     client.received();
-    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 1);
+    assert_eq!(client.seen.conversations.load(Ordering::Relaxed), 1);
     client.frame(kind::RST_STREAM, 0, 3, &8_u32.to_be_bytes());
-    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0, "a reset reaches the handler");
+    assert_eq!(client.seen.conversations.load(Ordering::Relaxed), 0, "a reset reaches the handler");
     assert_eq!(*client.seen.handled.lock(), [call::Code::Ok, call::Code::Canceled]);
 }
 
@@ -249,7 +248,7 @@ fn a_deadline_ends_a_call_and_a_conversation() {
     assert!(client.connection.next_timer() <= client.now);
     client.connection.on_timer(client.now);
     assert_eq!(client.received(), ["1 reset 8"]);
-    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0);
+    assert_eq!(client.seen.conversations.load(Ordering::Relaxed), 0);
     client.now += Duration::from_millis(100);
     client.connection.on_timer(client.now);
     assert_eq!(client.received(), ["3 reset 8"]);

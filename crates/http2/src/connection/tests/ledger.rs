@@ -9,8 +9,7 @@ impl Client {
     /// One of several clients of a server.
     fn on(shared: &Arc<Shared>) -> Self {
         let mut client = Self::new();
-        let service = Arc::new(TestService(client.seen.clone()));
-        client.connection = Connection::new(service, shared.clone(), Arc::default(), client.now);
+        client.connection = Connection::new(service(&client.seen), shared.clone(), Arc::default(), client.now);
         (client.encoder, client.decoder) = (Encoder::default(), Decoder::default());
         client.send(PREFACE);
         client.frame(kind::SETTINGS, 0, 0, &[]);
@@ -203,7 +202,7 @@ fn complete_requests_are_answered_after_the_client_has_closed_its_side() {
     client.open(7, "/t/Echo", &[], false);
     client.take();
     client.connection.input_ended(client.now);
-    assert_eq!(client.seen.open_streams.load(Ordering::Relaxed), 0, "the conversation cannot continue");
+    assert_eq!(client.seen.conversations.load(Ordering::Relaxed), 0, "the conversation cannot continue");
     client.reply().answer(Ok(Bytes::from_static(b"late")));
     assert_eq!(client.received(), [format!("3 {HEAD}"), "3 data 9".into(), "3 grpc-status=0 end".into()]);
     client.reply().answer(Ok(Bytes::from_static(b"last")));

@@ -22,7 +22,7 @@ use tonic::{Streaming, transport::Channel};
 
 use crate::{
     expensive::{hostile_order, key},
-    support::Server,
+    support::{Server, eventually_async, scaled, time_limit},
     world::{between, from, on, owned},
 };
 
@@ -126,7 +126,7 @@ fn probe(server: &Server, attack: impl AsyncFnOnce(&Server)) -> Duration {
 
 fn assert_short(what: &str, worst: Duration) {
     println!("worst read during {what}: {worst:?} (goal: {WORST_STALL:?})");
-    assert!(worst < WORST_STALL * 10, "{what} delays other clients by {worst:?}");
+    assert!(worst < scaled(WORST_STALL * 10), "{what} delays other clients by {worst:?}");
 }
 
 #[test]
@@ -182,11 +182,11 @@ fn other_clients_are_served_while_a_stream_requests_progress() {
 }
 
 async fn wait_for_metric(server: &Server, metric: &str, value: f64) {
-    let deadline = Instant::now() + crate::support::TIMEOUT;
-    while server.http("GET", "/metrics").metric(metric) > value {
-        assert!(Instant::now() < deadline, "{metric} stays above {value}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    eventually_async(&format!("{metric} is at most {value}"), time_limit(), async || {
+        let found = server.http("GET", "/metrics").metric(metric);
+        if found <= value { Ok(()) } else { Err(found) }
+    })
+    .await;
 }
 
 /// The server's resident memory in bytes.
@@ -283,5 +283,5 @@ fn a_server_stops_in_time_while_it_removes_watches() {
     server.end_with(Signal::TERM);
     let took = start.elapsed();
     println!("a server that removes 60,000 watches stops in {took:?}");
-    assert!(took < Duration::from_secs(5), "it takes {took:?}");
+    assert!(took < scaled(Duration::from_secs(5)), "it takes {took:?}");
 }
