@@ -140,7 +140,11 @@ const FAULTS: Covered = &[
     ),
     ("FAULT-24", "tests that try writes again", &["tests/cluster/load.rs"]),
     ("FAULT-25", "progress that overtakes events, or is not sent at all", &["tests/watch/progress.rs"]),
-    ("FAULT-26", "watches across the install of a snapshot", &["tests/watch/install_and_stop.rs", "tests/cluster/watches.rs"]),
+    (
+        "FAULT-26",
+        "watches across the install of a snapshot",
+        &["tests/watch/install_and_stop.rs", "tests/cluster/watches.rs"],
+    ),
     ("FAULT-27", "a watch from a future revision", &["tests/watch/contract.rs"]),
     ("FAULT-28", "a slow watch that a compaction overtakes", &["tests/watch/lagging.rs"]),
     ("FAULT-29", "events that arrive twice", &["tests/watch/random.rs", "tests/watch/lagging.rs"]),
