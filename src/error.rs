@@ -96,6 +96,45 @@ pub enum Error {
     WrongDowngradeVersionFormat,
     #[error("etcdserver: invalid downgrade target version")]
     InvalidDowngradeTargetVersion,
+    #[error("etcdserver: root user does not exist")]
+    RootUserNotExist,
+    #[error("etcdserver: root user does not have root role")]
+    RootRoleNotExist,
+    #[error("etcdserver: user name already exists")]
+    UserAlreadyExist,
+    #[error("etcdserver: user name is empty")]
+    UserEmpty,
+    #[error("etcdserver: user name not found")]
+    UserNotFound,
+    #[error("etcdserver: role name already exists")]
+    RoleAlreadyExist,
+    #[error("etcdserver: role name is empty")]
+    RoleEmpty,
+    #[error("etcdserver: role name not found")]
+    RoleNotFound,
+    #[error("etcdserver: role is not granted to the user")]
+    RoleNotGranted,
+    #[error("etcdserver: permission not given")]
+    PermissionNotGiven,
+    #[error("etcdserver: permission is not granted to the role")]
+    PermissionNotGranted,
+    #[error("etcdserver: permission denied")]
+    PermissionDenied,
+    #[error("etcdserver: authentication failed, invalid user ID or password")]
+    AuthFailed,
+    #[error("auth: authentication failed, password was given for no password user")]
+    NoPasswordUser,
+    #[error("etcdserver: authentication is not enabled")]
+    AuthNotEnabled,
+    #[error("etcdserver: invalid auth token")]
+    InvalidAuthToken,
+    #[error("etcdserver: invalid auth management")]
+    InvalidAuthManagement,
+    #[error("etcdserver: revision of auth store is old")]
+    AuthOldRevision,
+    /// The capability level of the cluster is too low.
+    #[error("etcdserver: not capable")]
+    NotCapable,
     #[error("etcdserver: request canceled")]
     Canceled,
     /// A write found no leader within its timeout.
@@ -131,6 +170,9 @@ pub enum Halt {
     /// Data on disk is corrupt, or is not data of this member.
     #[error("{0}")]
     InvalidData(String),
+    /// The cluster uses what this build does not know.
+    #[error("{0}")]
+    NewerVersionRequired(String),
 }
 
 impl Halt {

@@ -15,6 +15,7 @@ pub mod watch;
 
 pub mod state;
 
+pub mod auth;
 pub mod lease;
 pub mod mvcc;
 pub mod storage;

@@ -13,6 +13,7 @@ pub struct Metrics {
     pub has_leader: IntGauge,
     pub is_leader: IntGauge,
     pub is_learner: IntGauge,
+    pub capability_level: IntGauge,
     pub leader_changes: IntCounter,
     pub proposals_failed: IntCounter,
     pub proposals_pending: IntGauge,
@@ -113,6 +114,10 @@ impl Metrics {
         let metrics = Self {
             has_leader: gauge("etcd_server_has_leader", "Whether a leader is known: 1 or 0."),
             is_leader: gauge("etcd_server_is_leader", "Whether this member leads: 1 or 0."),
+            capability_level: gauge(
+                "metastore_capability_level",
+                "The capability level of the cluster: which kinds of log entries it uses.",
+            ),
             is_learner: gauge("etcd_server_is_learner", "Whether this member is a learner: 1 or 0."),
             leader_changes: counter("etcd_server_leader_changes_seen_total", "How often leadership changed, as seen here."),
             proposals_failed: counter("etcd_server_proposals_failed_total", "Proposals that were not answered in time."),

@@ -26,9 +26,14 @@ use metastore::{
     },
     proto::etcdserverpb::{Member, PutRequest, RangeRequest, RangeResponse},
     raft_log::{Identity, Position, simulated_log::VolatileLog},
-    service::{RequestLimits, Service, slow_log::SlowLog},
+    service::{
+        RequestLimits, Service,
+        auth::{Authentication, Tokens, passwords::Passwords},
+        slow_log::SlowLog,
+    },
     state::{Machine, Members},
     storage::memory::Memory,
+    version::CAPABILITY_LEVEL,
     watch,
 };
 use prost::Message;
@@ -121,6 +126,7 @@ impl TestServer {
             member_id: identity.member_id,
             client: PeerClient::new(TIMEOUT),
             strict_reconfig_check: true,
+            known_level: CAPABILITY_LEVEL,
             max_learners: 1,
             request_timeout: TIMEOUT,
             heartbeat_interval: Duration::from_millis(10),
@@ -131,6 +137,11 @@ impl TestServer {
             cluster: Arc::new(cluster),
             hub,
             limits: RequestLimits { max_txn_ops: 128, max_request_bytes: 1 << 20, min_lease_seconds: 1 },
+            authentication: Authentication {
+                tokens: Tokens::Simple,
+                passwords: Arc::new(Passwords::start(4, 1, 1).unwrap()),
+                certificates_name_users: false,
+            },
             ledger: Ledger::new(1 << 30),
             quota_bytes: -1,
             leader_watch: Arc::default(),

@@ -22,7 +22,7 @@ fn every_line_is_one_json_object_in_zaps_form() {
     let (one, other) = (dir.path().join("one.log"), dir.path().join("other.log"));
     fs::write(&one, "{\"msg\":\"from before\"}\n").unwrap();
     let outputs = vec![Output::File(one.clone()), Output::File(other.clone())];
-    let settings = Settings { level: Level::Info, format: Format::Json, outputs };
+    let settings = Settings { level: Level::Info, format: Format::Json, outputs, audit: None };
     logging::start(&settings).unwrap();
 
     let missing = Output::File(dir.path().join("missing/x"));

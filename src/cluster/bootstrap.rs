@@ -46,7 +46,9 @@ pub async fn plan(config: &Config, client: &PeerClient) -> Result<BootstrapPlan,
         }
         ClusterState::Existing => {
             let timeout = config.request_timeout();
-            join::plan_join(&cluster, config.max_learners, client, timeout).await.map_err(StartError::Refused)
+            join::plan_join(&cluster, config.auth.max_capability_level, config.max_learners, client, timeout)
+                .await
+                .map_err(StartError::Refused)
         }
     };
     if let Err(error) = &plan {

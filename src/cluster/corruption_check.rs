@@ -12,6 +12,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use prost::Message;
 use tokio::time::sleep;
 
 use super::{Cluster, await_outcome, peer_client::PeerHash};
@@ -192,7 +193,7 @@ async fn raise_alarm(cluster: &Arc<Cluster>, member_id: u64) {
     );
     let action = AlarmAction::Activate as i32;
     let request = AlarmRequest { action, member_id, alarm: AlarmType::Corrupt as i32 };
-    if let Err(error) = cluster.propose(Kind::Alarm, &request).await {
+    if let Err(error) = cluster.propose(Kind::Alarm, request.encode_to_vec()).await {
         tracing::warn!(%error, "failed to raise the CORRUPT alarm");
     }
 }

@@ -27,11 +27,18 @@ const MEMBER_LIST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The initial state of a member that joins a cluster; `Err` says why it cannot.
 pub async fn plan_join(
     cluster: &InitialCluster,
+    known_level: u64,
     max_learners: u64,
     client: &PeerClient,
     timeout: Duration,
 ) -> Result<BootstrapPlan, String> {
-    let MemberList { cluster_id, members, .. } = fetch_member_list(cluster, client).await?;
+    let MemberList { cluster_id, members, capability_level, .. } = fetch_member_list(cluster, client).await?;
+    if capability_level > known_level {
+        return Err(format!(
+            "the cluster uses capability level {capability_level}, and this member knows level {known_level} only: start it \
+             with a version that knows level {capability_level}, and without a lower --max-capability-level"
+        ));
+    }
     let member_id = find_local_member(cluster, &members)
         .map_err(|error| format!("error validating peerURLs {}: {error}", describe(cluster_id, &members)))?;
     refuse_rejoin_without_data(cluster, member_id, &members, client).await?;

@@ -10,6 +10,7 @@
 //! out which member leads, try each of its URLs, and try again until the request times out, because leaders change.
 
 pub mod bootstrap;
+pub mod capability;
 pub mod corruption_check;
 pub mod force_new_cluster;
 pub mod join;
@@ -54,6 +55,8 @@ pub struct Cluster {
     pub client: PeerClient,
     /// Whether membership changes that could lose the quorum are refused (`--strict-reconfig-check`).
     pub strict_reconfig_check: bool,
+    /// The capability level that this member knows.
+    pub known_level: u64,
     /// The maximum number of learners, for additions that this member proposes.
     pub max_learners: u64,
     pub request_timeout: Duration,
@@ -160,8 +163,8 @@ impl Cluster {
     }
 
     /// Proposes a command on behalf of the server itself, once, and waits for its outcome.
-    pub async fn propose(&self, kind: Kind, request: &impl Message) -> Result<Response, Error> {
-        await_outcome(|waiter| self.node.propose(self.ids.next(), kind, &request.encode_to_vec(), waiter)).await
+    pub async fn propose(&self, kind: Kind, request: Vec<u8>) -> Result<Response, Error> {
+        await_outcome(|waiter| self.node.propose(self.ids.next(), kind, &request, waiter)).await
     }
 
     /// Promotes a learner if this member leads: only the leader knows how far a learner has caught up.

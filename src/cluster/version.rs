@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use prost::Message;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
@@ -96,7 +97,7 @@ pub async fn update(cluster: &Arc<Cluster>) {
     let (from, to) = (cluster.versions().cluster, next.to_string());
     tracing::info!(from, to, "updating cluster version using v3 API");
     let request = ClusterVersionSetRequest { ver: to };
-    if let Err(error) = cluster.propose(Kind::ClusterVersionSet, &request).await {
+    if let Err(error) = cluster.propose(Kind::ClusterVersionSet, request.encode_to_vec()).await {
         tracing::warn!(%error, "failed to update cluster version");
     }
 }

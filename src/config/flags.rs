@@ -207,9 +207,14 @@ const SECURITY: &[Flag] = &[
     flag("tls-max-version", Kind::Text, "", "Maximum TLS version.").refused(TLS),
     flag("cors", Kind::Origins, "*", "Origins allowed for CORS: `*`, or URLs.").refused(ORIGINS),
     flag("host-whitelist", Kind::Strings, "*", "Host names accepted in plain HTTP requests.").refused(HOSTS),
-    flag("auth-token", Kind::Text, "simple", "Kind of auth token.").refused(TOKENS),
-    flag("auth-token-ttl", Kind::Unsigned, "300", "Lifetime of an auth token, in seconds.").no_effect(AUTH),
-    flag("bcrypt-cost", Kind::Unsigned, "10", "Cost of bcrypt password hashes.").no_effect(AUTH),
+    flag(
+        "auth-token",
+        Kind::Text,
+        "simple",
+        "Kind of auth token: `simple`, or `jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE,ttl=5m`.",
+    ),
+    flag("auth-token-ttl", Kind::Unsigned, "300", "Seconds after its last use for which a simple token is valid."),
+    flag("bcrypt-cost", Kind::Unsigned, "10", "Cost of bcrypt password hashes, from 4 to 31."),
 ];
 
 const LOGGING: &[Flag] = &[
@@ -367,6 +372,24 @@ const LIMITS: &[Flag] = &[
         "0",
         "Maximum number of client connections, others wait; 0 is what the limit of open files leaves.",
     ),
+    flag(
+        "max-waiting-logins",
+        Kind::Unsigned,
+        "1024",
+        "Logins that may wait until their password is checked, at least 1; more are refused.",
+    ),
+    flag(
+        "audit-log",
+        Kind::Text,
+        "",
+        "File for audit lines. Unset: they are written to the log, by the logger `audit`.",
+    ),
+    flag(
+        "max-capability-level",
+        Kind::Unsigned,
+        "1",
+        "Highest capability level that this member takes part in: a lower one keeps the way back to an older version open.",
+    ),
 ];
 
 const CLIENT_CONNECTIONS: &[Flag] = &[
@@ -469,8 +492,6 @@ pub const FORMERLY_EXPERIMENTAL: &[&str] = &[
 const TLS: &str = "this part of TLS is not supported yet, and starting without it would be insecure";
 const ORIGINS: &str = "a list of origins is not supported yet, and starting without it would be insecure";
 const HOSTS: &str = "a list of hosts is not supported yet, and starting without it would be insecure";
-const TOKENS: &str = "only `simple` is supported yet, and starting with it instead would be insecure";
-const AUTH: &str = "authentication is not supported yet";
 const DISCOVERY: &str = "discovery is not supported yet, and starting without it would bootstrap another cluster";
 const NO_DISCOVERY: &str = "there is no discovery";
 const TRACES: &str = "no traces are sent";

@@ -13,6 +13,7 @@
 //! Settings that matter only while there is no data (the initial members) are checked by [`Config::parse_initial_cluster`]; a
 //! restart ignores them.
 
+pub mod auth;
 pub mod duration;
 pub mod flag;
 pub mod flags;
@@ -116,6 +117,8 @@ pub struct Config {
     pub value_cache_bytes: usize,
     /// Whether other processes may listen on the same ports.
     pub socket_reuse_port: bool,
+    /// Tokens and passwords.
+    pub auth: auth::AuthConfig,
     /// Limits on memory, threads, watches and connections.
     pub limits: Limits,
     pub feature_gates: FeatureGates,

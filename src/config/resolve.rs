@@ -4,7 +4,9 @@
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use super::{
-    AutoCompaction, ClusterState, Config, Exit, NOT_VERIFIED, START_FAILED, duration,
+    AutoCompaction, ClusterState, Config, Exit, NOT_VERIFIED, START_FAILED,
+    auth::AuthConfig,
+    duration,
     flag::Status,
     flags,
     frontend::{self, FrontendConfig},
@@ -45,7 +47,8 @@ pub fn logs(values: &FlagValues) -> Result<logging::Settings, Exit> {
     if names.len() > 1 && names.contains("default") {
         return Err(refuse("multi logoutput for \"default\" is not supported yet".to_owned()));
     }
-    Ok(logging::Settings { level, format, outputs: names.into_iter().map(output).collect() })
+    let audit = Some(values.text("audit-log")).filter(|path| !path.is_empty()).map(PathBuf::from);
+    Ok(logging::Settings { level, format, outputs: names.into_iter().map(output).collect(), audit })
 }
 
 fn output(name: &str) -> Output {
@@ -89,6 +92,8 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     }
     let max_concurrent_streams =
         value::unsigned_32(values.text("max-concurrent-streams")).expect("a text is checked when it is set");
+    let auth = AuthConfig::read(values, notices)
+        .map_err(|error| Notice::new(Level::Fatal, START_FAILED).with("error", error))?;
     let frontend_config =
         FrontendConfig::read(values, &addresses.listen_client, notices).map_err(verification_failed)?;
     Ok(Config {
@@ -129,6 +134,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         unsafe_no_fsync: values.get("unsafe-no-fsync"),
         value_cache_bytes: count(values.get("value-cache-bytes")),
         socket_reuse_port: values.get("socket-reuse-port"),
+        auth,
         limits,
         feature_gates,
         frontend: frontend_config,

@@ -135,7 +135,6 @@ fn unsupported_protection_is_refused() {
         "--peer-key-file=k",
         "--cipher-suites=a",
         "--tls-min-version=TLS1.3",
-        "--auth-token=jwt,pub-key=a",
         "--cors=http://a:80",
         "--host-whitelist=a",
         "--host-whitelist=",

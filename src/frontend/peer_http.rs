@@ -19,7 +19,7 @@ use std::{
 use axum::{
     Router,
     body::{Body, to_bytes},
-    extract::{Path, State},
+    extract::{FromRef, Path, State},
     handler::Handler,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -37,7 +37,7 @@ use prost::Message;
 use crate::{
     cluster::{
         Cluster, await_outcome,
-        peer_client::{CLUSTER_ID, PROGRAM_HEADER, PROGRAM_METASTORE, json, paths},
+        peer_client::{CAPABILITY_LEVEL, CLUSTER_ID, PROGRAM_HEADER, PROGRAM_METASTORE, json, paths},
     },
     error::Error,
     lease::LeaseId,
@@ -46,6 +46,7 @@ use crate::{
         etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, MemberPromoteResponse, ResponseHeader},
         leasepb::{LeaseInternalRequest, LeaseInternalResponse},
     },
+    service::{Caller, Service},
 };
 
 /// The limit of request bodies, which are short: a lease's ID, a revision.
@@ -61,8 +62,18 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/protobuf";
 
+/// What the routes use.
+#[derive(Clone)]
+struct PeerRoutes(Arc<Service>);
+
+impl FromRef<PeerRoutes> for Arc<Cluster> {
+    fn from_ref(routes: &PeerRoutes) -> Self {
+        routes.0.cluster.clone()
+    }
+}
+
 /// The routes of the peer port.
-pub fn router(cluster: Arc<Cluster>) -> Router {
+pub fn router(service: Arc<Service>) -> Router {
     Router::new()
         .route(paths::MEMBERS, only_get(members))
         .route(&format!("{}{{*id}}", paths::PROMOTE), only_post(promote))
@@ -75,7 +86,7 @@ pub fn router(cluster: Arc<Cluster>) -> Router {
         .route(paths::RAFT, any(reject_etcd))
         .route(&format!("{}/{{*rest}}", paths::RAFT), any(reject_etcd))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "404 page not found") })
-        .with_state(cluster)
+        .with_state(PeerRoutes(service))
 }
 
 /// Serves one connection of a member.
@@ -95,11 +106,11 @@ fn refusal(status: StatusCode, text: impl std::fmt::Display) -> Response {
 }
 
 /// A route that only allows GET. HEAD is not GET.
-fn only_get<H: Handler<T, Arc<Cluster>>, T: 'static>(handler: H) -> MethodRouter<Arc<Cluster>> {
+fn only_get<H: Handler<T, PeerRoutes>, T: 'static>(handler: H) -> MethodRouter<PeerRoutes> {
     any(|| async { wrong_method("GET") }).get(handler).head(|| async { wrong_method("GET") })
 }
 
-fn only_post<H: Handler<T, Arc<Cluster>>, T: 'static>(handler: H) -> MethodRouter<Arc<Cluster>> {
+fn only_post<H: Handler<T, PeerRoutes>, T: 'static>(handler: H) -> MethodRouter<PeerRoutes> {
     any(|| async { wrong_method("POST") }).post(handler)
 }
 
@@ -120,6 +131,7 @@ fn identified(cluster: &Cluster, mut response: Response) -> Response {
     let value = cluster_id(cluster).parse().expect("digits are a valid header value");
     response.headers_mut().insert(CLUSTER_ID, value);
     response.headers_mut().insert(PROGRAM_HEADER, PROGRAM_METASTORE);
+    response.headers_mut().insert(CAPABILITY_LEVEL, cluster.node.status().capability_level().into());
     response
 }
 
@@ -173,9 +185,20 @@ async fn report_startup_failure(State(cluster): State<Arc<Cluster>>, body: Body)
     identified(&cluster, StatusCode::NO_CONTENT.into_response())
 }
 
-async fn promote(State(cluster): State<Arc<Cluster>>, Path(id): Path<String>) -> Response {
+/// The only route that needs a user, while authentication is enabled: root, by the token that the client has shown to the member
+/// that it asked.
+async fn promote(
+    State(PeerRoutes(service)): State<PeerRoutes>,
+    State(cluster): State<Arc<Cluster>>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Response {
+    let token = headers.get(header::AUTHORIZATION).map(|token| Bytes::copy_from_slice(token.as_bytes()));
     let promoted = match id.parse() {
-        Ok(id) => cluster.promote(id).await,
+        Ok(id) => match service.allow_promotion(Caller { token, ..Caller::default() }).await {
+            Ok(()) => cluster.promote(id).await,
+            Err(error) => Err(error),
+        },
         Err(_) => {
             return identified(&cluster, refusal(StatusCode::NOT_FOUND, format!("member {id} not found in cluster")));
         }

@@ -32,7 +32,7 @@ pub fn routes(grpc: &Arc<Grpc>) -> axum::Router {
         let codec = content_type.as_ref().and_then(|value| request::codec(value.as_bytes())).map(<[u8]>::to_vec);
         let refusal = match request.uri().path() {
             _ if codec.is_none() => None,
-            REFLECTION => service.admit(&Caller::default(), &Operation::Other).err().map(CallError::from),
+            REFLECTION => service.admit(&Caller::default(), &Operation::Health).err().map(CallError::from),
             unknown => Some(methods::refuse_unknown(unknown)),
         };
         let router = if codec.is_some() { reflection.clone() } else { plain.clone() };

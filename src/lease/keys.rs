@@ -65,6 +65,15 @@ impl Keys {
         }
     }
 
+    /// The first and the last key; None if there are none.
+    pub(super) fn bounds(&self) -> Option<(&[u8], &[u8])> {
+        match self {
+            Self::One(only) => Some((only, only)),
+            Self::Several(None) => None,
+            Self::Several(Some(tree)) => Some((tree.first()?, tree.last()?)),
+        }
+    }
+
     pub(super) fn into_ascending(self) -> Vec<Bytes> {
         match self {
             Self::One(only) => vec![only.into()],
@@ -104,6 +113,9 @@ mod tests {
                     let expected: Vec<_> = model.range(1..).take(limit).map(|&key| vec![key]).collect();
                     prop_assert_eq!(found, expected);
                 }
+                let (first, last) = (model.first().map(|key| vec![*key]), model.last().map(|key| vec![*key]));
+                let bounds = keys.bounds().map(|(first, last)| (first.to_vec(), last.to_vec()));
+                prop_assert_eq!(bounds, first.zip(last));
                 prop_assert_eq!(matches!(keys, Keys::One(_)), model.len() == 1);
             }
             prop_assert_eq!(keys.into_ascending(), model.into_iter().map(|key| vec![key]).collect::<Vec<_>>());

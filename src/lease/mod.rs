@@ -220,6 +220,14 @@ impl Reader {
         }
     }
 
+    /// The first and the last of the keys attached to a lease; None if there are none.
+    #[must_use]
+    pub fn key_bounds(&self, id: LeaseId) -> Option<(Bytes, Bytes)> {
+        let leases = self.leases.read();
+        let (first, last) = leases.get(&id)?.keys.bounds()?;
+        Some((Bytes::copy_from_slice(first), Bytes::copy_from_slice(last)))
+    }
+
     /// All leases by ascending ID, with their granted TTLs in seconds.
     #[must_use]
     pub fn all(&self) -> Vec<(LeaseId, i64)> {

@@ -97,11 +97,13 @@ pub struct Settings {
     pub format: Format,
     /// Every line is written to each of these.
     pub outputs: Vec<Output>,
+    /// The file that audit lines are appended to, instead of the outputs.
+    pub audit: Option<PathBuf>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { level: Level::default(), format: Format::default(), outputs: vec![Output::Stderr] }
+        Self { level: Level::default(), format: Format::default(), outputs: vec![Output::Stderr], audit: None }
     }
 }
 
@@ -165,15 +167,27 @@ impl Notice {
 
     /// Writes the line, if its level is enabled.
     pub fn log(&self) {
-        let Some(sink) = sink::installed().filter(|sink| sink.is_on(self.level)) else {
-            return;
-        };
-        let header = line::LineHeader { level: self.level, logger: self.logger, file: &self.file, line: self.line };
-        sink.write(header, &self.message, |fields| {
-            for (name, value) in &self.fields {
-                fields.json(name, value.to_string().as_bytes());
-            }
-        });
+        if let Some(sink) = sink::installed().filter(|sink| sink.is_on(self.level)) {
+            sink.write(self.header(), &self.message, |fields| self.write_fields(fields));
+        }
+    }
+
+    /// Writes the line to the audit log, from the logger `audit`.
+    pub fn log_audit(mut self) {
+        self.logger = Some("audit");
+        if let Some(sink) = sink::installed() {
+            sink.write_audit(self.header(), &self.message, |fields| self.write_fields(fields));
+        }
+    }
+
+    fn header(&self) -> line::LineHeader<'_> {
+        line::LineHeader { level: self.level, logger: self.logger, file: &self.file, line: self.line }
+    }
+
+    fn write_fields(&self, fields: &mut line::Fields<'_>) {
+        for (name, value) in &self.fields {
+            fields.json(name, value.to_string().as_bytes());
+        }
     }
 }
 

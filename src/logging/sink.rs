@@ -22,6 +22,8 @@ pub struct Sink {
     format: Format,
     /// One lock for all outputs, so that lines of several threads have the same order in each.
     outputs: Mutex<Vec<OpenOutput>>,
+    /// A file of its own for audit lines.
+    audit: Option<Mutex<OpenOutput>>,
 }
 
 enum OpenOutput {
@@ -52,7 +54,9 @@ impl Sink {
     /// Opens every output.
     pub fn open(settings: &Settings) -> Result<Self, String> {
         let outputs = settings.outputs.iter().map(OpenOutput::new).collect::<Result<_, _>>()?;
-        Ok(Self { threshold: settings.level, format: settings.format, outputs: Mutex::new(outputs) })
+        let audit =
+            settings.audit.clone().map(|path| OpenOutput::new(&Output::File(path)).map(Mutex::new)).transpose()?;
+        Ok(Self { threshold: settings.level, format: settings.format, outputs: Mutex::new(outputs), audit })
     }
 
     /// Whether lines of this level are written.
@@ -62,14 +66,31 @@ impl Sink {
 
     /// Writes one line. Nothing is locked while `fill` runs, so a value that itself logs while it is formatted cannot deadlock.
     pub fn write(&self, header: LineHeader<'_>, message: &str, fill: impl FnOnce(&mut Fields<'_>)) {
-        let mut line = LogLine::begin(LINE_BUFFER.take(), self.format, SystemTime::now(), header, message);
-        fill(&mut line.fields());
-        let bytes = line.end();
+        let bytes = self.format_line(header, message, fill);
         for output in self.outputs.lock().iter_mut() {
             // A full disk or a closed pipe must not stop the server, and there is no other place to report it.
             let _ = output.write(&bytes);
         }
         LINE_BUFFER.set(bytes);
+    }
+
+    /// Writes one audit line: to the file for those, whatever the level of the log, or else like any other line.
+    pub fn write_audit(&self, header: LineHeader<'_>, message: &str, fill: impl FnOnce(&mut Fields<'_>)) {
+        let Some(file) = &self.audit else {
+            if self.is_on(header.level) {
+                self.write(header, message, fill);
+            }
+            return;
+        };
+        let bytes = self.format_line(header, message, fill);
+        let _ = file.lock().write(&bytes);
+        LINE_BUFFER.set(bytes);
+    }
+
+    fn format_line(&self, header: LineHeader<'_>, message: &str, fill: impl FnOnce(&mut Fields<'_>)) -> Vec<u8> {
+        let mut line = LogLine::begin(LINE_BUFFER.take(), self.format, SystemTime::now(), header, message);
+        fill(&mut line.fields());
+        line.end()
     }
 }
 

@@ -114,6 +114,15 @@ impl Tls {
     }
 }
 
+/// The common name of the certificate by which a client was verified; None if it has shown none.
+#[must_use]
+pub fn client_common_name<S>(stream: &TlsStream<S>) -> Option<Arc<str>> {
+    let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(name.into())
+}
+
 impl Drop for Tls {
     fn drop(&mut self) {
         if let Some(threads) = self.threads.take() {

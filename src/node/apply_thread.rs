@@ -21,6 +21,7 @@ use super::{
     messages::{BackgroundTask, ChangeApplied, Handoff, Input, MessageSender, Peer},
     quota::QuotaEnforcer,
     replica::Leadership,
+    simple_tokens::SimpleTokens,
     snapshot::conf_state,
     status::Status,
     waiters::{TimeoutCause, Waiters},
@@ -61,6 +62,8 @@ pub struct ApplyThread {
     pub unconfirmed_term: Option<u64>,
     /// Finds the error for proposals that time out.
     pub timeout_cause: TimeoutCause,
+    /// The tokens of users that have logged in.
+    pub tokens: Arc<SimpleTokens>,
     /// Checks writes against this member's quota.
     pub quota: Arc<QuotaEnforcer>,
     /// A batch that takes longer is logged.
@@ -83,6 +86,8 @@ impl ApplyThread {
         let readers = machine.readers();
         tracing::info!(revision = applied.head, index = applied.index, "restored the key space from a snapshot");
         self.lease_expiry.demote();
+        // It is not known which of them the entries that the snapshot stands for have revoked.
+        self.tokens.clear();
         let engine = machine.engine().clone();
         let keys = machine.shared().clone();
         self.publisher.restore(readers.keys.clone());
@@ -107,6 +112,7 @@ impl ApplyThread {
     fn publish_members(&self) {
         let members = self.machine.members();
         self.status.set_is_learner(members.get(self.id).is_some_and(|member| member.is_learner));
+        self.status.set_capability_level(self.machine.capability_level());
         let peers = members.iter().map(|member| Peer { id: member.id, urls: member.peer_ur_ls.clone() });
         self.message_sender.set_peers(peers.collect(), members.removed().collect());
     }
@@ -181,6 +187,7 @@ impl ApplyThread {
         let applied = self.machine.applied();
         self.status.set_applied(applied.index, applied.term);
         self.lease_expiry.note(&published.effects);
+        self.tokens.note(&published.effects);
         self.promote_if_due(applied.term);
         if let Some(change) = change {
             self.finish_change(applied.index, change, outcomes);
@@ -241,11 +248,14 @@ impl ApplyThread {
     fn dispatch(&self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                // Handled by lease expiry and the transport. Active alarms are read from the state when they matter.
+                Effect::MemberStarted { id, level } if id != self.id && level > 0 => self.status.note_started_member(),
+                // Handled by lease expiry, the transport and the tokens. Active alarms are read from the state when they matter.
                 Effect::LeaseGranted { .. }
                 | Effect::LeaseRevoked { .. }
                 | Effect::MembersChanged
-                | Effect::AlarmsChanged => (),
+                | Effect::AlarmsChanged
+                | Effect::MemberStarted { .. }
+                | Effect::Tokens(_) => (),
                 Effect::CompactionScheduled { .. } => {
                     let _ = self.background.send(BackgroundTask::Effect(effect));
                 }

@@ -180,7 +180,11 @@ impl LeaseExpiry {
                     state.deadlines.revoked(LeaseId(id));
                     gone.extend(state.late_renewals.remove(&LeaseId(id)).into_iter().flatten());
                 }
-                Effect::CompactionScheduled { .. } | Effect::AlarmsChanged | Effect::MembersChanged => (),
+                Effect::CompactionScheduled { .. }
+                | Effect::AlarmsChanged
+                | Effect::MembersChanged
+                | Effect::MemberStarted { .. }
+                | Effect::Tokens(_) => (),
             }
         }
         drop(state);
@@ -369,7 +373,10 @@ impl LeaseExpiry {
 
     fn revoke(self: &Arc<Self>, id: LeaseId, term: u64) {
         let request_id = self.ids.next();
-        let data = Command::encode(request_id, Kind::LeaseRevoke, &LeaseRevokeRequest { id: id.0 }.encode_to_vec());
+        // A revocation of the first kind needs the permission of a user while authentication is enabled.
+        let is_known = self.status.capability_level() >= Kind::LeaseExpire.level();
+        let kind = if is_known { Kind::LeaseExpire } else { Kind::LeaseRevoke };
+        let data = Command::encode(request_id, kind, &LeaseRevokeRequest { id: id.0 }.encode_to_vec());
         let this = self.clone();
         let waiter = Box::new(move |outcome| this.revoke_finished(id, outcome));
         let proposal = Input::ProposeInTerm { term, id: request_id, data, waiter };

@@ -33,6 +33,7 @@ pub mod quota;
 pub mod raft_thread;
 pub mod read_pool;
 pub mod replica;
+pub mod simple_tokens;
 pub mod snapshot;
 pub mod snapshot_receiver;
 pub mod status;
@@ -56,7 +57,7 @@ use crate::raft_log::{LogStore, MemoryLog, Position, Recovered};
 use crate::{
     error::{Error, Halt},
     metrics,
-    state::{AppliedPosition, Command, Kind, Machine, Readers},
+    state::{Command, Kind, Machine, Readers},
     storage::{Engine, InsufficientSpace},
     watch::Publisher,
 };
@@ -72,6 +73,7 @@ use messages::{BackgroundTask, Input, MessageSender, NoPeers, Peer, ProgressWait
 use quota::{Quota, QuotaEnforcer};
 use raft_thread::RaftThread;
 use replica::{Incarnation, Replica, Timing};
+use simple_tokens::SimpleTokens;
 use snapshot::{OutboundSlot, OutboundTracker, conf_state};
 use status::{Connectivity, Status};
 use threads::{Core, abort_on_failure};
@@ -102,6 +104,8 @@ pub struct Settings {
     pub slow_apply: Duration,
     /// Proposals are refused while more than this many entries are committed but not applied.
     pub backlog: u64,
+    /// How long a simple token is valid after its last use.
+    pub token_ttl: Duration,
 }
 
 impl Settings {
@@ -136,6 +140,7 @@ impl Settings {
             },
             slow_apply: limit,
             backlog: 5000,
+            token_ttl: Duration::from_mins(5),
         }
     }
 
@@ -231,6 +236,7 @@ pub struct Node {
     connectivity: Arc<Connectivity>,
     backlog: u64,
     quota: Arc<QuotaEnforcer>,
+    tokens: Arc<SimpleTokens>,
 }
 
 /// The workers of a node, connected to each other but not running yet. Each may get a thread, or several may share one.
@@ -266,25 +272,24 @@ impl Node {
     /// Connects the workers of a node. Database and log must be open and belong together. `raft` is the raft thread's inbox.
     pub fn assemble(settings: &Settings, raft: Arc<Inbox<Input>>, parts: Parts) -> Result<(Arc<Self>, Workers), Halt> {
         let Parts { engine, machine, publisher, mut log, mut recovered, message_sender, .. } = parts;
-        let AppliedPosition { index, term, .. } = machine.applied();
-        let reached = Position { index, term };
+        let reached = machine.applied();
+        let reached = Position { index: reached.index, term: reached.term };
         finish_install(log.as_mut(), &mut recovered, reached)?;
         recovered.check_applied(reached)?;
-        let memory = MemoryLog::new(&recovered, index, conf_state(&machine.members().voters_and_learners()));
-        let incarnation = Incarnation { member: settings.member_id, number: settings.ids.next() };
-        let replica = Replica::new(incarnation, index, memory, settings.timing, &parts.logger)?;
+        let replica = new_replica(settings, &recovered, &machine, &parts.logger)?;
         let status = Arc::new(first_status(settings, &recovered, reached, engine.as_ref())?);
         metrics::set_memory_bytes("log", replica.log_bytes() as u64);
         // The state on disk needs no flush to be durable: a node that crashes early again and again still truncates its log.
         let _ = raft.send(Input::Durable(reached));
         let background = Arc::new(Inbox::default());
         let times = settings.times();
-        let tick = times.tick;
         let lease_expiry = Arc::new(LeaseExpiry::new(times, status.clone(), raft.clone(), settings.ids.clone()));
-        let (id, ids) = (settings.member_id, settings.ids.clone());
-        let quota = Arc::new(QuotaEnforcer::new(settings.quota, id, status.clone(), raft.clone(), ids));
-        let stores = Stores { readers: machine.readers(), engine: engine.clone() };
-        let stores = Arc::new(ArcSwap::from_pointee(stores));
+        let quota =
+            QuotaEnforcer::new(settings.quota, settings.member_id, status.clone(), raft.clone(), settings.ids.clone());
+        let quota = Arc::new(quota);
+        let tokens = Arc::new(SimpleTokens::new(settings.token_ttl, recovered.last_index()));
+        let readers = machine.readers();
+        let stores = Arc::new(ArcSwap::from_pointee(Stores { readers, engine: engine.clone() }));
         let node = Arc::new(Self {
             raft: raft.clone(),
             background: background.clone(),
@@ -294,8 +299,8 @@ impl Node {
             connectivity: parts.connectivity.clone(),
             backlog: settings.backlog,
             quota: quota.clone(),
+            tokens: tokens.clone(),
         });
-        let keys = machine.shared().clone();
         let raft_thread = RaftThread {
             replica,
             inbox: raft.clone(),
@@ -305,7 +310,7 @@ impl Node {
             message_sender: message_sender.clone(),
             outbound: OutboundTracker::new(parts.outbound_slot),
             status: status.clone(),
-            tick,
+            tick: times.tick,
             election_ticks: settings.timing.election_ticks as u64,
             catchup_entries: settings.catchup_entries,
             lagging_log_bytes: settings.lagging_log_bytes,
@@ -330,13 +335,14 @@ impl Node {
             lease_expiry,
             unconfirmed_term: None,
             timeout_cause: TimeoutCause::new(settings.member_id, parts.connectivity, times.election_timeout),
+            tokens,
             quota,
             slow: settings.slow_apply,
         };
         apply_thread.publish_first_members(parts.first_peers);
         let background = Background {
             engine,
-            keys,
+            keys: apply_thread.machine.shared().clone(),
             inbox: background,
             raft,
             status,
@@ -421,6 +427,11 @@ impl Node {
 
     /// Which members are connected, and since when.
     #[must_use]
+    pub fn simple_tokens(&self) -> &SimpleTokens {
+        &self.tokens
+    }
+
+    #[must_use]
     pub fn connectivity(&self) -> &Connectivity {
         &self.connectivity
     }
@@ -486,6 +497,19 @@ pub fn finish_install(log: &mut dyn LogStore, recovered: &mut Recovered, applied
         log.set_installing(None)?;
     }
     Ok(())
+}
+
+/// Raft, which continues from what the log and the database hold.
+fn new_replica<R>(
+    settings: &Settings,
+    recovered: &Recovered,
+    machine: &Machine,
+    logger: &slog::Logger,
+) -> Result<Replica<R>, Halt> {
+    let index = machine.applied().index;
+    let memory = MemoryLog::new(recovered, index, conf_state(&machine.members().voters_and_learners()));
+    let incarnation = Incarnation { member: settings.member_id, number: settings.ids.next() };
+    Replica::new(incarnation, index, memory, settings.timing, logger)
 }
 
 fn first_status(

@@ -21,6 +21,8 @@ pub struct SnapshotReceiver {
     pub databases: Databases,
     pub value_cache_bytes: u64,
     pub caches: MemoryLimits,
+    /// The capability level that this member knows.
+    pub known_level: u64,
 }
 
 impl transport::SnapshotStore for SnapshotReceiver {
@@ -35,7 +37,8 @@ impl transport::SnapshotStore for SnapshotReceiver {
 
     fn open(&self, files: Scratch) -> Result<InboundSnapshot, Halt> {
         let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(files.path(), self.caches)?);
-        let machine = Machine::open(engine, self.value_cache_bytes)?;
+        let mut machine = Machine::open(engine, self.value_cache_bytes)?;
+        machine.limit_level(self.known_level)?;
         let databases = self.databases.clone();
         let adopt = Box::new(move || {
             databases.adopt(files.path())?;

@@ -31,6 +31,9 @@ pub struct Status {
     /// Whether this member leads a cluster that has no other member, and has caught up.
     is_sole_leader: AtomicBool,
     is_learner: AtomicBool,
+    capability_level: AtomicU64,
+    /// How many starts of other members this one has applied, of those that know capability levels.
+    started_members: AtomicU64,
     /// Bytes written to the log since the last flush of the database, including those of earlier runs of this member.
     unflushed_log_bytes: AtomicU64,
     /// The total cost of all writes, as the quota charges for them, and how much of that is in the last measurement.
@@ -72,6 +75,8 @@ impl Status {
             applied_term: AtomicU64::default(),
             is_sole_leader: AtomicBool::default(),
             is_learner: AtomicBool::default(),
+            capability_level: AtomicU64::default(),
+            started_members: AtomicU64::default(),
             unflushed_log_bytes: AtomicU64::default(),
             written_bytes: AtomicU64::default(),
             measured_bytes: AtomicU64::default(),
@@ -117,6 +122,12 @@ impl Status {
     }
 
     /// Whether this member is a learner.
+    /// The capability level of the cluster, as far as this member has applied the log.
+    #[must_use]
+    pub fn capability_level(&self) -> u64 {
+        self.capability_level.load(Ordering::Relaxed)
+    }
+
     pub fn is_learner(&self) -> bool {
         self.is_learner.load(Ordering::Relaxed)
     }
@@ -175,6 +186,21 @@ impl Status {
     pub(super) fn set_leader(&self, leader: u64) {
         let before = self.leader.swap(leader, Ordering::Relaxed);
         metrics::leader_changed(before, leader);
+    }
+
+    /// How often other members were started, as far as this one has applied the log: those that know capability levels.
+    #[must_use]
+    pub fn started_members(&self) -> u64 {
+        self.started_members.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_started_member(&self) {
+        self.started_members.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_capability_level(&self, level: u64) {
+        self.capability_level.store(level, Ordering::Relaxed);
+        metrics::METRICS.capability_level.set(i64::try_from(level).unwrap_or(i64::MAX));
     }
 
     pub(super) fn set_is_learner(&self, learner: bool) {

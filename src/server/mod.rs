@@ -12,9 +12,9 @@ use std::{
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 
 use crate::{
-    cluster::{Cluster, bootstrap, corruption_check, peer_client::PeerClient, publish::publish, version},
-    config::{AutoCompaction, Config, gates::Gate},
-    error::{Error, StartError},
+    cluster::{Cluster, bootstrap, capability, corruption_check, peer_client::PeerClient, publish::publish, version},
+    config::{AutoCompaction, Config, auth::TokenKind, gates::Gate},
+    error::{Error, Halt, StartError},
     frontend::{
         grpc::Grpc,
         listener::{Acceptor, ClientPort, bind_all, connection_limit::ConnectionLimit},
@@ -43,7 +43,12 @@ use crate::{
         transport::{self, Transport},
     },
     raft_log::{LogLocation, SegmentLog},
-    service::{RequestLimits, Service, lease, slow_log::SlowLog},
+    service::{
+        RequestLimits, Service,
+        auth::{Authentication, Tokens, jwt::Jwt, passwords::Passwords},
+        lease,
+        slow_log::SlowLog,
+    },
     state::{Machine, Members},
     storage::{
         Engine,
@@ -119,18 +124,24 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
             return Err(error);
         }
     };
-    let end = tokio::select! {
-        published = publish(config, &running.service.cluster) => published.err().map(|error| Err(StartError::Refused(error.to_string()))),
-        reason = stop_events.wait() => Some(match reason {
+    let published = tokio::select! {
+        published = publish(config, &running.service.cluster) => {
+            published.map_err(|error| Err(StartError::Refused(error.to_string())))
+        }
+        reason = stop_events.wait() => Err(match reason {
             StopReason::Signal(signal) => Ok(Some(signal)),
             StopReason::Removed => Err(StartError::Refused("server is stopping: this member was removed".to_owned())),
         }),
     };
-    if let Some(end) = end {
-        peer_listener.close();
-        running.stop().await;
-        return end;
-    }
+    let attributes = match published {
+        Ok(attributes) => attributes,
+        Err(end) => {
+            peer_listener.close();
+            running.stop().await;
+            return end;
+        }
+    };
+    tokio::spawn(capability::maintain(running.service.cluster.clone(), attributes));
     tokio::spawn(version::update_periodically(running.service.cluster.clone()));
     corruption_check::start(config, &running.service.cluster);
     let frontends = Frontends::open(config, &running.service, tls, ports, &connection_limit);
@@ -170,7 +181,7 @@ async fn serve_peers(
     if config.feature_gates.is_enabled(Gate::InitialCorruptCheck) {
         corruption_check::check_before_serving(&running.service.cluster).await.map_err(StartError::Refused)?;
     }
-    let routes = peer_http::router(running.service.cluster.clone());
+    let routes = peer_http::router(running.service.clone());
     let serve_http = move |stream, admitted| {
         let serving = peer_http::serve(stream, routes.clone());
         tokio::spawn(async move {
@@ -300,16 +311,15 @@ async fn build(
     let limits = &config.limits;
     let caches = MemoryLimits { block_bytes: limits.block_cache_bytes, write_bytes: limits.write_buffer_bytes };
     let engine: Arc<dyn Engine> = Arc::new(Rocks::open_with(&database, caches)?);
-    let machine = Machine::open(engine.clone(), value_cache_bytes)?;
+    let known_level = config.auth.max_capability_level;
+    let machine = open_machine(engine.clone(), value_cache_bytes, known_level)?;
     bootstrap::refuse_data_of_another_member(config, identity.member_id, machine.members(), &client).await?;
     let quota_bytes = config.quota_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
     METRICS.quota_bytes.set(quota_bytes.max(0));
     let (publisher, hub) = watch::Hub::start(machine.readers().keys, watch_settings(config));
     let member = MemberId::new(identity.member_id)
         .ok_or_else(|| StartError::Refused("the raft log contains no member ID".into()))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let started_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    let ids = Arc::new(RequestIds::new(member, started_ms));
+    let ids = Arc::new(request_ids(member));
     let settings = settings(config, identity.member_id, ids.clone(), quota_bytes);
     let (raft, outbound_slot) = (Arc::new(Inbox::default()), Arc::new(OutboundSlot::default()));
     let connectivity = Arc::new(Connectivity::default());
@@ -319,7 +329,12 @@ async fn build(
         raft: raft.clone(),
         connectivity: connectivity.clone(),
         outbound_slot: outbound_slot.clone(),
-        snapshot_store: Box::new(SnapshotReceiver { databases: databases.clone(), value_cache_bytes, caches }),
+        snapshot_store: Box::new(SnapshotReceiver {
+            databases: databases.clone(),
+            value_cache_bytes,
+            caches,
+            known_level,
+        }),
         on_removed: on_removed.clone(),
         advance_first_election: config.advance_first_election,
         limits: transport_limits(config),
@@ -354,18 +369,47 @@ async fn build(
         member_id: identity.member_id,
         client,
         strict_reconfig_check: config.strict_reconfig_check,
+        known_level,
         max_learners: config.max_learners,
         request_timeout: settings.request_timeout,
         heartbeat_interval: config.heartbeat_interval,
         runtime: tokio::runtime::Handle::current(),
         read_pool: ReadPool::start(read_threads),
     };
-    let service = Arc::new(service(config, cluster, hub, quota_bytes));
+    let service = Arc::new(service(config, cluster, hub, quota_bytes)?);
     Ok(RunningServer { service, threads, transport })
 }
 
-fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes: i64) -> Service {
-    Service {
+/// The IDs of this run's requests: they begin with the time, so that no run repeats those of an earlier one.
+fn request_ids(member: MemberId) -> RequestIds {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    RequestIds::new(member, u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Opens the state machine of a member that knows no more than this capability level.
+fn open_machine(engine: Arc<dyn Engine>, value_cache_bytes: u64, known_level: u64) -> Result<Machine, Halt> {
+    let mut machine = Machine::open(engine, value_cache_bytes)?;
+    machine.limit_level(known_level)?;
+    Ok(machine)
+}
+
+/// Reads the keys of tokens, and starts the threads that check passwords.
+fn authentication(config: &Config) -> Result<Authentication, StartError> {
+    let tokens = match &config.auth.tokens {
+        TokenKind::Simple => Tokens::Simple,
+        TokenKind::Jwt(jwt) => Tokens::Jwt(Arc::new(Jwt::open(jwt).map_err(StartError::Refused)?)),
+        TokenKind::None => Tokens::None,
+    };
+    // Half of the processors are left to what serves requests, whatever the scheduler thinks of priorities.
+    let threads = (processors() / 2).max(1);
+    let passwords = Passwords::start(config.auth.bcrypt_cost, config.auth.max_waiting_logins, threads)
+        .map_err(|error| StartError::Refused(format!("cannot start the threads that check passwords: {error}")))?;
+    let certificates_name_users = config.frontend.tls.as_ref().is_some_and(|tls| tls.client_cert_auth);
+    Ok(Authentication { tokens, passwords: Arc::new(passwords), certificates_name_users })
+}
+
+fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes: i64) -> Result<Service, StartError> {
+    Ok(Service {
         cluster: Arc::new(cluster),
         hub,
         limits: RequestLimits {
@@ -373,6 +417,7 @@ fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes:
             max_request_bytes: config.max_request_bytes,
             min_lease_seconds: lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
         },
+        authentication: authentication(config)?,
         ledger: Ledger::new(config.frontend.max_held_bytes),
         quota_bytes,
         leader_watch: Arc::default(),
@@ -381,7 +426,7 @@ fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes:
             call_threshold: config.warning_unary_request_duration,
             read_threshold: config.warning_apply_duration,
         },
-    }
+    })
 }
 
 fn watch_settings(config: &Config) -> watch::Settings {
@@ -442,5 +487,6 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
         },
         slow_apply: config.warning_apply_duration,
         backlog: config.limits.max_apply_backlog,
+        token_ttl: config.auth.simple_token_ttl,
     }
 }

@@ -8,9 +8,9 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{Caller, Operation, Outcome, Reply, Request, Service};
+use super::{Caller, Operation, Outcome, Reply, Request, Service, auth::Administered};
 use crate::{
-    cluster::LeaderAnswer,
+    cluster::{LeaderAnswer, await_outcome},
     error::Error,
     net::url::{Url, UrlAddress},
     node::identity::MemberId,
@@ -33,21 +33,32 @@ pub enum PromoteOutcome {
 impl Service {
     /// All members, by ascending ID.
     pub fn member_list(self: &Arc<Self>, caller: &Caller, linearizable: bool, reply: impl Reply<Vec<Member>>) {
-        if let Err(error) = self.admit(caller, &Operation::Other) {
-            return reply.answer(Err(error));
+        if let Err(error) = self.admit(caller, &Operation::MemberList) {
+            return self.refuse(caller, "MemberList", error, reply, move |service, caller, reply| {
+                service.member_list(caller, linearizable, reply);
+            });
         }
         let cluster = self.cluster.clone();
         self.read(!linearizable, reply, move |reply| reply.answer(Ok(cluster.members())));
     }
 
     pub fn member_add(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         request: MemberAddRequest,
         reply: impl Reply<Outcome<MemberAddResponse>>,
     ) {
-        let new_member = self.admit(caller, &Operation::Other).and_then(|()| self.new_member(request));
-        let checked = new_member.and_then(|new_member| {
+        let identity = match self.admit(caller, &Operation::MemberAdd) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "MemberAdd", error, reply, move |service, caller, reply| {
+                    service.member_add(caller, request, reply);
+                });
+            }
+        };
+        let target = request.peer_ur_ls.join(",");
+        let reply = Administered::new(caller, &identity, Operation::MemberAdd, target, reply);
+        let checked = self.new_member(request).and_then(|new_member| {
             self.cluster.check_reconfig(|check| check.check_addition(new_member.member.is_learner))?;
             Ok(new_member)
         });
@@ -75,15 +86,22 @@ impl Service {
     }
 
     pub fn member_remove(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
-        request: &Request<MemberRemoveRequest>,
+        request: Request<MemberRemoveRequest>,
         reply: impl Reply<Outcome<MemberRemoveResponse>>,
     ) {
-        let checked = self
-            .admit(caller, &Operation::Other)
-            .and_then(|()| self.cluster.check_reconfig(|check| check.check_removal(request.parsed.id)));
-        match checked {
+        let identity = match self.admit(caller, &Operation::MemberRemove) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "MemberRemove", error, reply, move |service, caller, reply| {
+                    service.member_remove(caller, request, reply);
+                });
+            }
+        };
+        let id = request.parsed.id;
+        let reply = Administered::new(caller, &identity, Operation::MemberRemove, format!("{id:x}"), reply);
+        match self.cluster.check_reconfig(|check| check.check_removal(id)) {
             Ok(()) => self.change_members(Kind::MemberRemove, &request.raw, reply),
             Err(error) => reply.answer(Err(error)),
         }
@@ -91,26 +109,51 @@ impl Service {
 
     /// Not a raft configuration change: raft does not know the members' URLs.
     pub fn member_update(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
-        request: &Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
         reply: impl Reply<Outcome<MemberUpdateResponse>>,
     ) {
+        let identity = match self.admit(caller, &Operation::MemberUpdate) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "MemberUpdate", error, reply, move |service, caller, reply| {
+                    service.member_update(caller, request, reply);
+                });
+            }
+        };
+        let target = format!("{:x}", request.parsed.id);
+        let reply = Administered::new(caller, &identity, Operation::MemberUpdate, target, reply);
         // etcd accepts any text, and members that find one that is no URL exit.
-        match self.admit(caller, &Operation::Other).and_then(|()| parse_peer_urls(&request.parsed.peer_ur_ls)) {
+        match parse_peer_urls(&request.parsed.peer_ur_ls) {
             // etcd accepts an empty list too, and the other members exit.
             Ok(urls) if urls.is_empty() => reply.answer(Err(Error::MemberBadUrls)),
-            Ok(_) => self.propose(Kind::MemberUpdate, &request.raw, reply),
+            Ok(_) => self.propose(&identity, Kind::MemberUpdate, &request.raw, reply),
             Err(error) => reply.answer(Err(error)),
         }
     }
 
     pub fn member_promote(self: &Arc<Self>, caller: &Caller, id: u64, reply: impl Reply<PromoteOutcome>) {
-        if let Err(error) = self.admit(caller, &Operation::Other) {
-            return reply.answer(Err(error));
-        }
+        let identity = match self.admit(caller, &Operation::MemberPromote) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "MemberPromote", error, reply, move |service, caller, reply| {
+                    service.member_promote(caller, id, reply);
+                });
+            }
+        };
+        let reply = Administered::new(caller, &identity, Operation::MemberPromote, format!("{id:x}"), reply);
         let (service, caller) = (self.clone(), caller.clone());
         self.cluster.runtime.spawn(async move { reply.answer(service.promote_or_ask_leader(id, &caller).await) });
+    }
+
+    /// Whether a caller may promote a learner, for the member that it has asked.
+    pub async fn allow_promotion(self: &Arc<Self>, caller: Caller) -> Result<(), Error> {
+        if self.admit(&caller, &Operation::MemberPromote).is_ok() {
+            return Ok(());
+        }
+        await_outcome(|waiter| self.node().read_barrier(waiter)).await?;
+        self.admit(&caller.confirmed(), &Operation::MemberPromote).map(drop)
     }
 
     async fn promote_or_ask_leader(&self, id: u64, caller: &Caller) -> Result<PromoteOutcome, Error> {
@@ -121,7 +164,7 @@ impl Service {
                 outcome => return outcome.map(|response| PromoteOutcome::Here(response.into())),
             }
             let asked = self.cluster.ask_leader(caller.deadline, |url, timeout| {
-                let token = caller.identity.as_ref().map(|identity| identity.token.clone());
+                let token = caller.token.as_ref().map(|token| String::from_utf8_lossy(token).into_owned());
                 async move { client.promote(&url, id, token, timeout).await }
             });
             if let LeaderAnswer::Answered(members) = asked.await? {

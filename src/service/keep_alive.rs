@@ -20,7 +20,8 @@ use std::{
 };
 
 use super::{
-    Service,
+    Caller, Operation, Service,
+    auth::audit,
     reply::{self, OneshotReceiver},
 };
 use crate::{
@@ -28,6 +29,7 @@ use crate::{
     error::Error,
     lease::{LeaseId, Renewal},
     node::waiters::ReadWaiter,
+    state::permission::Access,
 };
 
 /// A renewal that is not answered yet.
@@ -72,10 +74,17 @@ enum Awaited {
 }
 
 impl Service {
-    /// Begins a renewal, in a stream that was admitted when it was opened.
-    #[must_use]
-    pub fn keep_alive(&self, id: LeaseId) -> KeepAlive {
-        KeepAlive { id, head: self.head(), is_caught_up: false, waiting: None }
+    /// Begins a renewal, in a stream that was admitted when it was opened. It needs the permission to write all keys that are
+    /// attached to the lease.
+    pub fn keep_alive(&self, caller: &Caller, id: LeaseId) -> Result<KeepAlive, Error> {
+        match self.authorize_read(caller, |check| check.attached_keys(Access::Write, id)) {
+            Ok(_) => Ok(KeepAlive { id, head: self.head(), is_caught_up: false, waiting: None }),
+            Err(error) => {
+                let identity = self.identify(caller).unwrap_or_default();
+                audit::denied(caller, &identity, Operation::LeaseKeepAlive.name(), &error);
+                Err(error)
+            }
+        }
     }
 }
 

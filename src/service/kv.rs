@@ -6,7 +6,7 @@ use super::{Caller, Operation, Outcome, Reply, Request, Service, read_error};
 use crate::{
     error::Error,
     metrics::METRICS,
-    mvcc::{Query, read::Rows},
+    mvcc::read::Rows,
     proto::etcdserverpb::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
         RangeRequest, RequestOp, TxnRequest, TxnResponse, request_op,
@@ -24,54 +24,76 @@ pub struct RangeOutcome {
 
 impl Service {
     pub fn range(self: &Arc<Self>, caller: &Caller, request: RangeRequest, reply: impl Reply<RangeOutcome>) {
-        if let Err(error) = self.admit(caller, &Operation::Range(&request)) {
+        if let Err(error) = self.check_request(caller, &Operation::Range(&request)) {
             return reply.answer(Err(error));
         }
         METRICS.ranges.inc();
-        let service = self.clone();
-        let serializable = request.serializable;
-        let query = txn::query(request);
-        self.read(serializable, reply, move |reply| service.run_range(query, reply));
+        if self.can_read_now(request.serializable) {
+            return self.run_range(caller, request, reply);
+        }
+        let (service, caller) = (self.clone(), caller.confirmed());
+        self.await_read(reply, move |reply| service.run_range(&caller, request, reply));
     }
 
     /// A range that is short, and in memory or nearly so, is read here; any other one on the read pool.
-    fn run_range(self: Arc<Self>, query: Query, reply: impl Reply<RangeOutcome>) {
+    fn run_range(self: &Arc<Self>, caller: &Caller, request: RangeRequest, reply: impl Reply<RangeOutcome>) {
+        let identity = match self.authorize_read(caller, |check| check.range(&request)) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "Range", error, reply, move |service, caller, reply| {
+                    service.run_range(caller, request, reply);
+                });
+            }
+        };
+        let query = txn::query(request);
         if let Some(found) = self.readers().keys.range_if_short(&query).transpose() {
-            return reply.answer(found.map(|(rows, head)| RangeOutcome { rows, head }).map_err(read_error));
+            let found = found.map(|(rows, head)| RangeOutcome { rows, head }).map_err(read_error);
+            return reply.answer(found.and_then(|found| self.unless_users_changed(&identity, found)));
         }
-        let pool = self.read_pool().clone();
+        let (service, pool) = (self.clone(), self.read_pool());
         pool.run(move || {
             let started = Instant::now();
-            self.read_counted(reply, |meter| {
-                let found = self.readers().keys.range_metered(&query, meter)?;
+            service.read_counted(&identity, reply, |meter| {
+                let found = service.readers().keys.range_metered(&query, meter)?;
                 Ok(found.map(|(rows, head)| RangeOutcome { rows, head }))
             });
-            self.slow_log.note_read(started, "read-only range ");
+            service.slow_log.note_read(started, "read-only range ");
         });
     }
 
-    pub fn put(&self, caller: &Caller, request: &Request<PutRequest>, reply: impl Reply<Outcome<PutResponse>>) {
+    pub fn put(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: Request<PutRequest>,
+        reply: impl Reply<Outcome<PutResponse>>,
+    ) {
         match self.admit(caller, &Operation::Put(&request.parsed)) {
-            Ok(()) => {
+            Ok(identity) => {
                 METRICS.puts.inc();
-                self.propose(Kind::Put, &request.raw, reply);
+                self.propose(&identity, Kind::Put, &request.raw, reply);
             }
-            Err(error) => self.reject_write(error, reply),
+            Err(error) => {
+                self.refuse(caller, "Put", error, reply, move |service, caller, reply| {
+                    service.put(caller, request, reply);
+                });
+            }
         }
     }
 
     pub fn delete_range(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
-        request: &Request<DeleteRangeRequest>,
+        request: Request<DeleteRangeRequest>,
         reply: impl Reply<Outcome<DeleteRangeResponse>>,
     ) {
         match self.admit(caller, &Operation::DeleteRange(&request.parsed)) {
-            Ok(()) => {
+            Ok(identity) => {
                 METRICS.deletes.inc();
-                self.propose(Kind::DeleteRange, &request.raw, reply);
+                self.propose(&identity, Kind::DeleteRange, &request.raw, reply);
             }
-            Err(error) => reply.answer(Err(error)),
+            Err(error) => self.refuse(caller, "DeleteRange", error, reply, move |service, caller, reply| {
+                service.delete_range(caller, request, reply);
+            }),
         }
     }
 
@@ -81,30 +103,59 @@ impl Service {
         request: Request<TxnRequest>,
         reply: impl Reply<Outcome<TxnResponse>>,
     ) {
-        if let Err(error) = self.admit(caller, &Operation::Txn(&request.parsed)) {
-            return self.reject_write(error, reply);
+        let operation = Operation::Txn(&request.parsed);
+        if is_read_only(&request.parsed) {
+            if let Err(error) = self.check_request(caller, &operation) {
+                return self.reject_write(error, reply);
+            }
+            METRICS.txns.inc();
+            return self.read_only_txn(caller, request.parsed, reply);
         }
-        METRICS.txns.inc();
-        if !is_read_only(&request.parsed) {
-            return self.propose(Kind::Txn, &request.raw, reply);
+        match self.admit(caller, &operation) {
+            Ok(identity) => {
+                METRICS.txns.inc();
+                self.propose(&identity, Kind::Txn, &request.raw, reply);
+            }
+            Err(error) => {
+                self.refuse(caller, "Txn", error, reply, move |service, caller, reply| {
+                    service.txn(caller, request, reply);
+                });
+            }
         }
-        let (service, txn) = (self.clone(), request.parsed);
-        self.read(is_serializable(&txn), reply, move |reply| service.run_read_only_txn(txn, reply));
     }
 
-    fn run_read_only_txn(self: Arc<Self>, txn: TxnRequest, reply: impl Reply<Outcome<TxnResponse>>) {
+    fn read_only_txn(self: &Arc<Self>, caller: &Caller, txn: TxnRequest, reply: impl Reply<Outcome<TxnResponse>>) {
+        if self.can_read_now(is_serializable(&txn)) {
+            return self.run_read_only_txn(caller, txn, reply);
+        }
+        let (service, caller) = (self.clone(), caller.confirmed());
+        self.await_read(reply, move |reply| service.run_read_only_txn(&caller, txn, reply));
+    }
+
+    fn run_read_only_txn(self: &Arc<Self>, caller: &Caller, txn: TxnRequest, reply: impl Reply<Outcome<TxnResponse>>) {
+        let identity = match self.authorize_read(caller, |check| check.txn(&txn)) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "Txn", error, reply, move |service, caller, reply| {
+                    service.run_read_only_txn(caller, txn, reply);
+                });
+            }
+        };
         let started = Instant::now();
         if self.is_short(&txn)
             && let Some(found) = txn::read_only_if_short(&self.readers().keys, &txn).transpose()
         {
-            reply.answer(found.map(Into::into).map_err(read_error));
+            let found = found.map(Into::into).map_err(read_error);
+            reply.answer(found.and_then(|found| self.unless_users_changed(&identity, found)));
             return self.slow_log.note_read(started, "read-only txn ");
         }
-        let pool = self.read_pool().clone();
+        let (service, pool) = (self.clone(), self.read_pool());
         pool.run(move || {
             let started = Instant::now();
-            self.read_counted(reply, |meter| Ok(txn::read_only(&self.readers().keys, &txn, meter)?.map(Into::into)));
-            self.slow_log.note_read(started, "read-only txn ");
+            service.read_counted(&identity, reply, |meter| {
+                Ok(txn::read_only(&service.readers().keys, &txn, meter)?.map(Into::into))
+            });
+            service.slow_log.note_read(started, "read-only txn ");
         });
     }
 
@@ -121,14 +172,19 @@ impl Service {
     pub fn compact(
         self: &Arc<Self>,
         caller: &Caller,
-        request: &Request<CompactionRequest>,
+        request: Request<CompactionRequest>,
         reply: impl Reply<Outcome<CompactionResponse>>,
     ) {
-        if let Err(error) = self.admit(caller, &Operation::Other) {
-            return reply.answer(Err(error));
-        }
+        let identity = match self.admit(caller, &Operation::Compact) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "Compact", error, reply, move |service, caller, reply| {
+                    service.compact(caller, request, reply);
+                });
+            }
+        };
         if !request.parsed.physical {
-            return self.propose(Kind::Compact, &request.raw, reply);
+            return self.propose(&identity, Kind::Compact, &request.raw, reply);
         }
         let node = self.node().clone();
         let committed = move |outcome: Result<_, Error>| {

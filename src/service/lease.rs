@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Caller, Operation, Outcome, Reply, Request, Service};
+use super::{Caller, Operation, Outcome, Reply, Request, Service, auth::audit};
 use crate::{
     cluster::LeaderAnswer,
     error::Error,
@@ -14,7 +14,7 @@ use crate::{
         LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest,
         LeaseTimeToLiveResponse,
     },
-    state::Kind,
+    state::{Kind, permission::Access},
 };
 
 /// How many leases' expiry times are looked up under one lock.
@@ -47,14 +47,18 @@ pub struct LeaseList {
 
 impl Service {
     pub fn lease_grant(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         grant: LeaseGrantRequest,
         reply: impl Reply<Outcome<LeaseGrantResponse>>,
     ) {
         match self.admit(caller, &Operation::LeaseGrant) {
-            Ok(()) => self.propose(Kind::LeaseGrant, &Request::new(self.complete_grant(grant)).raw, reply),
-            Err(error) => self.reject_write(error, reply),
+            Ok(identity) => {
+                self.propose(&identity, Kind::LeaseGrant, &Request::new(self.complete_grant(grant)).raw, reply);
+            }
+            Err(error) => self.refuse(caller, "LeaseGrant", error, reply, move |service, caller, reply| {
+                service.lease_grant(caller, grant, reply);
+            }),
         }
     }
 
@@ -67,14 +71,16 @@ impl Service {
     }
 
     pub fn lease_revoke(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
-        request: &Request<LeaseRevokeRequest>,
+        request: Request<LeaseRevokeRequest>,
         reply: impl Reply<Outcome<LeaseRevokeResponse>>,
     ) {
-        match self.admit(caller, &Operation::Other) {
-            Ok(()) => self.propose(Kind::LeaseRevoke, &request.raw, reply),
-            Err(error) => reply.answer(Err(error)),
+        match self.admit(caller, &Operation::LeaseRevoke(LeaseId(request.parsed.id))) {
+            Ok(identity) => self.propose(&identity, Kind::LeaseRevoke, &request.raw, reply),
+            Err(error) => self.refuse(caller, "LeaseRevoke", error, reply, move |service, caller, reply| {
+                service.lease_revoke(caller, request, reply);
+            }),
         }
     }
 
@@ -84,8 +90,11 @@ impl Service {
         request: LeaseTimeToLiveRequest,
         reply: impl Reply<LeaseInfo>,
     ) {
-        if let Err(error) = self.admit(caller, &Operation::Other) {
-            return reply.answer(Err(error));
+        let with_keys = request.keys.then_some(LeaseId(request.id));
+        if let Err(error) = self.admit(caller, &Operation::LeaseTimeToLive(with_keys)) {
+            return self.refuse(caller, "LeaseTimeToLive", error, reply, move |service, caller, reply| {
+                service.lease_time_to_live(caller, request, reply);
+            });
         }
         if self.cluster.leads() {
             return self.look_up_as_leader(request, reply);
@@ -141,14 +150,30 @@ impl Service {
         LeaseInfo { head: self.head(), lease: found.unwrap_or(unknown) }
     }
 
+    /// Root may list the leases, and a user that may read the keys of all of them.
     pub fn lease_leases(self: &Arc<Self>, caller: &Caller, reply: impl Reply<LeaseList>) {
-        if let Err(error) = self.admit(caller, &Operation::Other) {
-            return reply.answer(Err(error));
-        }
-        let service = self.clone();
+        let identity = match self.admit(caller, &Operation::LeaseLeases) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "LeaseLeases", error, reply, |service, caller, reply| {
+                    service.lease_leases(caller, reply);
+                });
+            }
+        };
+        let (service, caller) = (self.clone(), caller.clone());
         self.read_pool().run(move || {
             let head = service.head();
-            reply.answer(Ok(LeaseList { head, leases: service.leases_by_expiry() }));
+            let leases = service.leases_by_expiry();
+            let permitted = service.authorize_read(&caller, |check| {
+                leases.iter().try_for_each(|lease| check.attached_keys(Access::Read, *lease))
+            });
+            match permitted {
+                Ok(_) => reply.answer(Ok(LeaseList { head, leases })),
+                Err(error) => {
+                    audit::denied(&caller, &identity, Operation::LeaseLeases.name(), &error);
+                    reply.answer(Err(error));
+                }
+            }
         });
     }
 

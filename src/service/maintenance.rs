@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Caller, Operation, Outcome, Reply, Request, Service, read_error};
+use super::{Caller, Operation, Outcome, Reply, Request, Service, auth::Administered, read_error};
 use crate::{
     error::{Error, Halt},
     mvcc::{compact::KeyHash, read::ReadError},
@@ -42,9 +42,9 @@ pub enum AlarmOutcome {
 
 impl Service {
     /// Answered locally, without asking other members.
-    pub fn status(&self, caller: &Caller, reply: impl Reply<StatusOutcome>) {
-        if let Err(error) = self.admit(caller, &Operation::Inspect) {
-            return reply.answer(Err(error));
+    pub fn status(self: &Arc<Self>, caller: &Caller, reply: impl Reply<StatusOutcome>) {
+        if let Err(error) = self.admit(caller, &Operation::Status) {
+            return self.refuse(caller, "Status", error, reply, Self::status);
         }
         if let Err(halt) = self.node().measure() {
             halt.abort();
@@ -64,18 +64,28 @@ impl Service {
         }));
     }
 
-    pub fn alarm(self: &Arc<Self>, caller: &Caller, request: &Request<AlarmRequest>, reply: impl Reply<AlarmOutcome>) {
-        if let Err(error) = self.admit(caller, &Operation::Other) {
-            return reply.answer(Err(error));
-        }
+    pub fn alarm(self: &Arc<Self>, caller: &Caller, request: Request<AlarmRequest>, reply: impl Reply<AlarmOutcome>) {
         let AlarmRequest { action, alarm, .. } = request.parsed;
-        match AlarmAction::try_from(action) {
+        let action = AlarmAction::try_from(action);
+        let operation = if action == Ok(AlarmAction::Get) { Operation::AlarmGet } else { Operation::AlarmChange };
+        let identity = match self.admit(caller, &operation) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, operation.name(), error, reply, move |service, caller, reply| {
+                    service.alarm(caller, request, reply);
+                });
+            }
+        };
+        match action {
             Ok(AlarmAction::Get) => self.list_alarms(alarm, reply),
             Ok(AlarmAction::Activate | AlarmAction::Deactivate) => {
-                self.propose(Kind::Alarm, &request.raw, ChangedAlarm(reply));
+                let target =
+                    format!("{} {:x}", alarm_text(&AlarmMember { member_id: 0, alarm }), request.parsed.member_id);
+                let reply = Administered::new(caller, &identity, operation, target, ChangedAlarm(reply));
+                self.propose(&identity, Kind::Alarm, &request.raw, reply);
             }
             Err(_) => {
-                let text = format!("etcdserver: unknown alarm action {action}: 0, 1 and 2 are known");
+                let text = format!("etcdserver: unknown alarm action {}: 0, 1 and 2 are known", request.parsed.action);
                 reply.answer(Err(Error::Unknown(text)));
             }
         }
@@ -93,10 +103,15 @@ impl Service {
 
     /// The hash of the history up to a revision (0: all of it), on this member.
     pub fn hash_kv(self: &Arc<Self>, caller: &Caller, revision: i64, reply: impl Reply<KeyHash>) {
-        if let Err(error) = self.admit(caller, &Operation::Other) {
-            return reply.answer(Err(error));
-        }
-        let service = self.clone();
+        let identity = match self.admit(caller, &Operation::HashKv) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "HashKv", error, reply, move |service, caller, reply| {
+                    service.hash_kv(caller, revision, reply);
+                });
+            }
+        };
+        let (service, reply) = (self.clone(), Administered::new(caller, &identity, Operation::HashKv, "", reply));
         self.read_pool().run(move || {
             reply.answer(service.readers().keys.hash_kv(revision).map_err(read_error));
         });
@@ -104,10 +119,15 @@ impl Service {
 
     /// The hash of all tables, at a revision.
     pub fn hash(self: &Arc<Self>, caller: &Caller, reply: impl Reply<(i64, u32)>) {
-        if let Err(error) = self.admit(caller, &Operation::Other) {
-            return reply.answer(Err(error));
-        }
-        let service = self.clone();
+        let identity = match self.admit(caller, &Operation::Hash) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "Hash", error, reply, move |service, caller, reply| {
+                    service.hash(caller, reply);
+                });
+            }
+        };
+        let (service, reply) = (self.clone(), Administered::new(caller, &identity, Operation::Hash, "", reply));
         self.read_pool().run(move || {
             let hash = service.hash_all_tables().map_err(|halt| read_error(ReadError::Halt(halt)));
             reply.answer(hash.map(|hash| (service.head(), hash)));
@@ -117,7 +137,9 @@ impl Service {
     /// A checksum over every table: its tag, then its keys and values.
     fn hash_all_tables(&self) -> Result<u32, Halt> {
         let mut crc = 0;
-        for table in [Table::Alarm, Table::History, Table::Lease, Table::Member, Table::Removed] {
+        let tables =
+            [Table::Alarm, Table::History, Table::Lease, Table::Member, Table::Removed, Table::Role, Table::User];
+        for table in tables {
             crc = crc32c::crc32c_append(crc, &[table.tag()]);
             self.node().engine().scan(table, &[], &[], &mut |key, value| {
                 crc = crc32c::crc32c_append(crc32c::crc32c_append(crc, key), value);
@@ -129,10 +151,16 @@ impl Service {
 
     /// Answers once deleted data occupies no space any more. Reads and writes continue meanwhile.
     pub fn defragment(self: &Arc<Self>, caller: &Caller, reply: impl Reply<()>) {
-        if let Err(error) = self.admit(caller, &Operation::Other) {
-            return reply.answer(Err(error));
-        }
-        let node = self.node().clone();
+        let identity = match self.admit(caller, &Operation::Defragment) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "Defragment", error, reply, move |service, caller, reply| {
+                    service.defragment(caller, reply);
+                });
+            }
+        };
+        let (node, reply) =
+            (self.node().clone(), Administered::new(caller, &identity, Operation::Defragment, "", reply));
         self.node().await_compaction(Box::new(move || {
             let reclaim = move || match node.defragment() {
                 Ok(None) => reply.answer(Ok(())),
@@ -152,16 +180,23 @@ impl Service {
 
     /// Answers once the other member leads. A member that does not lead says so before it looks at the target (KV-44).
     pub fn move_leader(self: &Arc<Self>, caller: &Caller, target: u64, reply: impl Reply<()>) {
-        let checked = self.admit(caller, &Operation::Other).and_then(|()| {
-            if !self.cluster.leads() {
-                return Err(Error::NotLeader);
+        let identity = match self.admit(caller, &Operation::MoveLeader) {
+            Ok(identity) => identity,
+            Err(error) => {
+                return self.refuse(caller, "MoveLeader", error, reply, move |service, caller, reply| {
+                    service.move_leader(caller, target, reply);
+                });
             }
-            let readers = self.readers();
-            let is_voter = readers.cluster.read().members.voters().any(|voter| voter.id == target);
-            if is_voter { Ok(()) } else { Err(Error::BadLeaderTransferee) }
-        });
-        if checked.is_err() || target == self.cluster.member_id {
-            return reply.answer(checked);
+        };
+        let reply = Administered::new(caller, &identity, Operation::MoveLeader, format!("{target:x}"), reply);
+        if !self.cluster.leads() {
+            return reply.answer(Err(Error::NotLeader));
+        }
+        if !self.readers().cluster.read().members.voters().any(|voter| voter.id == target) {
+            return reply.answer(Err(Error::BadLeaderTransferee));
+        }
+        if target == self.cluster.member_id {
+            return reply.answer(Ok(()));
         }
         let cluster = self.cluster.clone();
         self.cluster.runtime.spawn(async move {

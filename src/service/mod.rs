@@ -12,6 +12,7 @@
 //! answered at once is answered later. Operations of several steps, which may wait for hours, are futures ([`concurrency`]).
 
 pub mod admission;
+pub mod auth;
 pub mod cluster;
 pub mod concurrency;
 pub mod health;
@@ -39,7 +40,8 @@ use crate::{
     state::{Command, Kind, NOSPACE, Response},
     watch::Hub,
 };
-pub use admission::Operation;
+pub use admission::{Operation, Rule};
+use auth::{Authentication, Identity};
 use http2::ledger::Ledger;
 use leader_watch::LeaderWatch;
 pub use reply::Reply;
@@ -56,20 +58,34 @@ pub struct RequestLimits {
     pub min_lease_seconds: i64,
 }
 
-/// The credentials of a caller. They are not checked yet: there are no users.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Identity {
-    pub token: String,
+/// What is known about the connection of a caller.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct CallerConnection {
+    pub address: String,
+    /// The common name in the certificate by which the client was verified.
+    pub common_name: Option<Arc<str>>,
 }
 
 /// On whose behalf an operation is carried out, and under which conditions.
 #[derive(Debug, Clone, Default)]
 pub struct Caller {
-    pub identity: Option<Arc<Identity>>,
+    /// What the caller has shown to be identified by.
+    pub token: Option<Bytes>,
+    /// The connection that it uses, if it uses one.
+    pub connection: Option<Arc<CallerConnection>>,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
     /// Whether the caller prefers an error to waiting while there is no leader.
     pub require_leader: bool,
+    /// Whether this member has applied everything that was acknowledged before the request.
+    pub(crate) is_confirmed: bool,
+}
+
+impl Caller {
+    /// The same caller, when this member has applied everything that was acknowledged before the request.
+    fn confirmed(&self) -> Self {
+        Self { is_confirmed: true, ..self.clone() }
+    }
 }
 
 /// A request of which the client's own encoding goes into the log.
@@ -116,6 +132,7 @@ pub struct Service {
     /// Delivers events to watches.
     pub hub: Arc<Hub>,
     pub limits: RequestLimits,
+    pub authentication: Authentication,
     /// Counts the memory that the server holds for clients.
     pub ledger: Arc<Ledger>,
     /// The quota that Status reports.
@@ -151,37 +168,49 @@ impl Service {
         self.readers().keys.head()
     }
 
-    /// Proposes a command and answers with its outcome.
-    fn propose<M: 'static>(&self, kind: Kind, message: &[u8], reply: impl Reply<Outcome<M>>) {
+    /// Proposes a command on behalf of a user, and answers with its outcome.
+    fn propose<M: 'static>(&self, identity: &Identity, kind: Kind, message: &[u8], reply: impl Reply<Outcome<M>>) {
         let id = self.cluster.ids.next();
-        let entry = Command::encode(id, kind, message);
+        let entry = Command::encode_for(identity.requester(), id, kind, message);
         if entry.len() > self.limits.max_request_bytes {
             return reply.answer(Err(Error::RequestTooLarge));
         }
         self.node().propose_entry(id, entry, Box::new(move |outcome| reply.answer(outcome.map(Into::into))));
     }
 
-    /// Runs a read on the request's own task: immediately if it is serializable, otherwise once all writes acknowledged before
-    /// the request are visible on this member.
-    fn read<T, R: Reply<T>>(&self, serializable: bool, reply: R, read: impl FnOnce(R) + Send + 'static) {
-        if serializable || self.node().status().is_sole_leader() {
-            return read(reply);
-        }
+    /// Whether a read sees all that it must without waiting: a serializable one always, any other on a sole leader.
+    fn can_read_now(&self, serializable: bool) -> bool {
+        serializable || self.node().status().is_sole_leader()
+    }
+
+    /// Runs a read on the request's own task, once all writes acknowledged before the request are visible on this member.
+    fn await_read<T, R: Reply<T>>(&self, reply: R, read: impl FnOnce(R) + Send + 'static) {
         self.node().read_barrier(Box::new(move |outcome| match outcome {
             Ok(()) => reply.run(read),
             Err(error) => reply.answer(Err(error)),
         }));
     }
 
+    /// Runs a read on the request's own task: immediately if it can be, otherwise as soon as it can be.
+    fn read<T, R: Reply<T>>(&self, serializable: bool, reply: R, read: impl FnOnce(R) + Send + 'static) {
+        if self.can_read_now(serializable) { read(reply) } else { self.await_read(reply, read) }
+    }
+
     /// Answers a long read. The ledger counts what has been read until the answer is delivered, twice because the encoded answer
     /// is a copy. The read ends when the ledger's limit is reached, before it can fill the memory.
-    fn read_counted<T>(&self, reply: impl Reply<T>, read: impl FnOnce(Meter<'_>) -> Result<Option<T>, ReadError>) {
+    fn read_counted<T>(
+        &self,
+        identity: &Identity,
+        reply: impl Reply<T>,
+        read: impl FnOnce(Meter<'_>) -> Result<Option<T>, ReadError>,
+    ) {
         if !reply.is_wanted() {
             return;
         }
         let charge = RefCell::new(self.ledger.charge(0));
         let found = read(&|cost| charge.borrow_mut().try_grow(2 * cost));
         let outcome = found.map_err(read_error).and_then(|found| found.ok_or(Error::TooManyBytesUnread));
+        let outcome = outcome.and_then(|found| self.unless_users_changed(identity, found));
         reply.answer_counted(outcome, charge.into_inner());
     }
 

@@ -19,7 +19,9 @@ use bytes::{Bytes, BytesMut};
 use prost::Message;
 
 use super::{
-    Service, read_error,
+    Caller, Operation, Service,
+    auth::audit,
+    read_error,
     reply::{self, OneshotReceiver},
     validate,
 };
@@ -31,7 +33,7 @@ use crate::{
         read::{ReadError, Rows},
     },
     proto::{etcdserverpb::RangeRequest, mvccpb::KeyValue},
-    state::txn,
+    state::{permission::Access, txn},
 };
 use http2::ledger::Charge;
 
@@ -51,6 +53,9 @@ pub struct Chunk {
 /// A RangeStream that is under way.
 pub struct RangeStream {
     service: Arc<Service>,
+    caller: Caller,
+    /// The range, as it was sent.
+    range: (Bytes, Bytes),
     stage: Stage,
 }
 
@@ -100,19 +105,30 @@ struct Sorted {
 
 impl Service {
     /// Begins a RangeStream, in a stream that was admitted when it was opened.
-    pub fn range_stream(self: &Arc<Self>, request: &RangeRequest, waker: &Waker) -> Result<RangeStream, Error> {
+    pub fn range_stream(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: &RangeRequest,
+        waker: &Waker,
+    ) -> Result<RangeStream, Error> {
         validate::range_stream(request)?;
         METRICS.ranges.inc();
         // A copy: the stream may wait, and must not keep the buffer in which its request was received.
         let copy = RangeRequest::decode(Bytes::from(request.encode_to_vec()));
-        let query = txn::query(RangeRequest { sort_order: 0, ..copy.expect("it was just encoded") });
-        if request.serializable {
-            let stage = Stage::Sending(self.begin_sending(query)?);
-            return Ok(RangeStream { service: self.clone(), stage });
-        }
-        let (receiver, callback) = reply::channel(waker);
-        self.node().read_barrier(callback);
-        Ok(RangeStream { service: self.clone(), stage: Stage::AwaitingReadBarrier(receiver, query) })
+        let copy = copy.expect("it was just encoded");
+        let range = (copy.key.clone(), copy.range_end.clone());
+        let query = txn::query(RangeRequest { sort_order: 0, ..copy });
+        let (service, caller) = (self.clone(), caller.clone());
+        let mut stream = RangeStream { service, caller, range, stage: Stage::Done };
+        stream.stage = if request.serializable && !self.must_await_token(&stream.caller) {
+            stream.check_permission()?;
+            Stage::Sending(self.begin_sending(query)?)
+        } else {
+            let (receiver, callback) = reply::channel(waker);
+            self.node().read_barrier(callback);
+            Stage::AwaitingReadBarrier(receiver, query)
+        };
+        Ok(stream)
     }
 
     fn begin_sending(&self, query: Query) -> Result<Sending, Error> {
@@ -123,6 +139,16 @@ impl Service {
 }
 
 impl RangeStream {
+    /// Whether the caller may read the range now. Users may change while a stream is under way.
+    fn check_permission(&self) -> Result<(), Error> {
+        let (key, range_end) = &self.range;
+        let checked = self.service.authorize_read(&self.caller, |check| check.keys(Access::Read, key, range_end));
+        checked.map(drop).inspect_err(|error| {
+            let identity = self.service.identify(&self.caller).unwrap_or_default();
+            audit::denied(&self.caller, &identity, Operation::RangeStream.name(), error);
+        })
+    }
+
     /// The next chunk, or None after the last one. To be called when the chunk can be sent, or while [`Self::is_reading`]. `spare`
     /// is how many more bytes may be held for the client; `waker` is woken when there is something to do again.
     pub fn poll_next(&mut self, spare: usize, waker: &Waker) -> Poll<Result<Option<Chunk>, Error>> {
@@ -133,15 +159,18 @@ impl RangeStream {
                         self.stage = Stage::AwaitingReadBarrier(receiver, query);
                         return Poll::Pending;
                     };
-                    match barrier.and_then(|()| self.service.begin_sending(query)) {
+                    let permitted = barrier.and_then(|()| self.check_permission());
+                    match permitted.and_then(|()| self.service.begin_sending(query)) {
                         Ok(sending) => (Stage::Sending(sending), None),
                         Err(error) => return Poll::Ready(Err(error)),
                     }
                 }
-                Stage::Sending(sending) => match self.read(sending, spare, waker) {
-                    Ok(next) => next,
-                    Err(error) => return Poll::Ready(Err(error)),
-                },
+                Stage::Sending(sending) => {
+                    match self.check_permission().and_then(|()| self.read(sending, spare, waker)) {
+                        Ok(next) => next,
+                        Err(error) => return Poll::Ready(Err(error)),
+                    }
+                }
                 Stage::Reading(receiver, sending) => {
                     let Some(outcome) = receiver.outcome() else {
                         self.stage = Stage::Reading(receiver, sending);

@@ -3,16 +3,20 @@
 //! Requests go to the hub in the order in which they arrived, and all responses come out of the stream's outbox in the order in
 //! which the hub put them there. So the order is not decided here.
 
-use std::{borrow::Cow, collections::VecDeque, task::Waker};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc, task::Waker};
 
 use bytes::Bytes;
 
-use super::{Caller, Operation, Service};
+use super::{
+    Caller, Operation, Service,
+    auth::{TokenBarrier, audit},
+};
 use crate::{
     error::Error,
     metrics::METRICS,
     mvcc::Interval,
     proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType},
+    state::permission::Access,
     watch::{self, Create, Request, Response, Stopped, Subscriber, WatchOptions},
 };
 
@@ -32,15 +36,31 @@ const FIRST_KEY: &[u8] = &[0];
 pub struct WatchStream {
     subscriber: Subscriber,
     permission: WatchPermission,
+    /// None: the caller need not be identified.
+    token: Option<TokenBarrier>,
     /// What the watches that were requested since [`WatchStream::begin_step`] count as held.
     requested_bytes: usize,
 }
 
 impl Service {
-    pub fn open_watch_stream(&self, caller: &Caller) -> Result<WatchStream, Error> {
-        self.admit(caller, &Operation::Stream)?;
-        let permission = Box::new(|_key: &[u8], _range_end: &[u8]| Ok(())); // There are no users yet.
-        Ok(WatchStream::new(self.hub.open(), permission))
+    /// `denial` writes an error as the reason for which a watch is refused.
+    pub fn open_watch_stream(
+        self: &Arc<Self>,
+        caller: &Caller,
+        denial: fn(&Error) -> String,
+    ) -> Result<WatchStream, Error> {
+        self.check_request(caller, &Operation::Watch)?;
+        let (service, watcher) = (self.clone(), caller.clone());
+        let permission = move |key: &[u8], range_end: &[u8]| {
+            let checked = service.authorize_read(&watcher, |check| check.keys(Access::Read, key, range_end));
+            checked.map(drop).map_err(|error| {
+                let identity = service.identify(&watcher).unwrap_or_default();
+                audit::denied(&watcher, &identity, Operation::Watch.name(), &error);
+                denial(&error).into()
+            })
+        };
+        let token = Some(TokenBarrier::new(self, caller));
+        Ok(WatchStream { token, ..WatchStream::new(self.hub.open(), Box::new(permission)) })
     }
 }
 
@@ -48,12 +68,17 @@ impl WatchStream {
     /// A stream without watches.
     #[must_use]
     pub fn new(subscriber: Subscriber, permission: WatchPermission) -> Self {
-        Self { subscriber, permission, requested_bytes: 0 }
+        Self { subscriber, permission, token: None, requested_bytes: 0 }
     }
 
     /// To be called when the bytes that may be held for the client are known anew.
     pub fn begin_step(&mut self) {
         self.requested_bytes = 0;
+    }
+
+    /// Whether the caller of the stream can be identified, so that requests can be made. If not, `waker` is woken when it can be.
+    pub fn can_identify_caller(&mut self, waker: &Waker) -> bool {
+        self.token.as_mut().is_none_or(|token| token.is_passed(waker))
     }
 
     /// Whether a request may be made now. If not, responses have to be taken first.

@@ -2,8 +2,12 @@
 
 use prost::Message;
 
-use super::{Applied, CORRUPT, Command, Effect, Entry, Machine, Members, NOSPACE, Request, Response, command};
+use super::{
+    Applied, CORRUPT, Command, Effect, Entry, Machine, MemberAttributes, Members, NOSPACE, Request, Response, command,
+    permission::{Access, PermissionCheck},
+};
 use crate::{
+    auth::{Change, Requester},
     error::{Error, Halt},
     lease::LeaseId,
     mvcc::{Interval, write},
@@ -12,7 +16,7 @@ use crate::{
             AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
             Member, PutRequest, alarm_request::AlarmAction,
         },
-        membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
+        membershippb::ClusterVersionSetRequest,
     },
     storage::{Batch, Table, schema::meta},
 };
@@ -31,32 +35,47 @@ impl Machine {
             return Ok(Applied { id: 0, cost: 0, outcome: Ok(Response::header_only(self.store.head())) });
         }
         match Command::decode(entry.data.clone()) {
-            Ok(Command { id, request }) if request.changes_members() != entry.changes_members => {
+            // An entry of a kind that this member does not know is executed by those that do.
+            Ok(command) if command.level > self.known_level => Err(self.unknown_entry(entry.index)),
+            Ok(Command { id, request, .. }) if request.changes_members() != entry.changes_members => {
                 let text = "etcdserver: an entry changes the members if and only if raft is told so";
                 Ok(Applied { id, cost: 0, outcome: Err(Error::Unknown(text.into())) })
             }
-            Ok(command) => self.apply_command(command),
+            Ok(command) => self.apply_command(command, entry.index),
             Err(error) => Ok(Applied { id: 0, cost: 0, outcome: Err(Error::Malformed(error.to_string())) }),
         }
     }
 
-    fn apply_command(&mut self, Command { id, request }: Command) -> Result<Applied, Halt> {
-        let (cost, outcome) = match self.check_alarms(&request) {
-            Ok(cost) => (cost, self.execute(request)?),
+    fn apply_command(&mut self, command: Command, index: u64) -> Result<Applied, Halt> {
+        let Command { id, user, auth_revision, level, request } = command;
+        let requester = Requester { user: &user, auth_revision };
+        let checked = self.check_alarms(&request).and_then(|cost| {
+            // The first entry of a level is the one that raises it.
+            let is_raise = matches!(request, Request::CapabilityLevelSet(_));
+            if level > self.cluster.capability_level && !is_raise {
+                return Err(Error::NotCapable);
+            }
+            self.check_permission(requester, &request)?;
+            Ok(cost)
+        });
+        let (cost, outcome) = match checked {
+            Ok(cost) => (cost, self.execute(request, requester, index)?),
             Err(error) => (0, Err(error)),
         };
         Ok(Applied { id, cost: if outcome.is_ok() { cost } else { 0 }, outcome })
     }
 
-    fn execute(&mut self, request: Request) -> Outcome<Response> {
+    fn execute(&mut self, request: Request, requester: Requester<'_>, index: u64) -> Outcome<Response> {
         match request {
             Request::Put(put) => self.put(put),
             Request::DeleteRange(delete) => self.delete_range(&delete),
             Request::Txn(txn) => self.txn(txn),
             Request::Compact(compact) => Ok(self.compact(compact)),
             Request::LeaseGrant(grant) => Ok(self.lease_grant(&grant)),
-            Request::LeaseRevoke(revoke) => Ok(self.lease_revoke(&revoke)),
+            Request::LeaseRevoke(revoke) | Request::LeaseExpire(revoke) => Ok(self.lease_revoke(&revoke)),
             Request::Alarm(alarm) => Ok(self.alarm(&alarm)),
+            Request::Auth(change) => Ok(self.change_auth(requester, change, index)),
+            Request::CapabilityLevelSet(request) => self.set_capability_level(request),
             Request::ClusterVersionSet(version) => Ok(Ok(self.set_cluster_version(version))),
             Request::MemberAttributesSet(attributes) => Ok(self.set_member_attributes(attributes)),
             Request::MemberAdd(newcomer) => {
@@ -71,7 +90,7 @@ impl Machine {
             Request::MemberUpdate(update) => Ok(self.change_members(|members, batch| {
                 members.set_peer_urls(batch, update.id, update.peer_ur_ls).map(|()| None)
             })),
-            Request::Unknown(_) => Ok(Err(Error::Unknown("etcdserver: unknown method".into()))),
+            Request::Unknown(_) => unreachable!("its level is above every level that is known"),
         }
     }
 
@@ -82,8 +101,12 @@ impl Machine {
             Request::Put(put) => (true, command::put_cost(put)),
             Request::Txn(txn) => (true, command::txn_cost(txn)),
             Request::LeaseGrant(_) => (true, command::lease_cost()),
-            Request::DeleteRange(_) | Request::Compact(_) | Request::LeaseRevoke(_) => (true, 0),
+            Request::DeleteRange(_) | Request::Compact(_) | Request::LeaseRevoke(_) | Request::LeaseExpire(_) => {
+                (true, 0)
+            }
             Request::Alarm(_)
+            | Request::Auth(_)
+            | Request::CapabilityLevelSet(_)
             | Request::ClusterVersionSet(_)
             | Request::MemberAttributesSet(_)
             | Request::MemberAdd(_)
@@ -99,6 +122,42 @@ impl Machine {
             return Err(Error::NoSpace);
         }
         Ok(cost)
+    }
+
+    /// Whether the user of a request may make it. What is not checked here (leases, compactions, members) has been checked by the
+    /// member that proposed it.
+    fn check_permission(&self, requester: Requester<'_>, request: &Request) -> Result<(), Error> {
+        let check = PermissionCheck { auth: &self.auth, leases: self.leases.reader(), requester };
+        match request {
+            Request::Put(put) => check.put(put),
+            Request::DeleteRange(delete) => check.delete_range(delete),
+            Request::Txn(txn) => check.txn(txn),
+            Request::LeaseRevoke(revoke) => check.attached_keys(Access::Write, LeaseId(revoke.id)),
+            Request::Compact(_)
+            | Request::LeaseGrant(_)
+            | Request::LeaseExpire(_)
+            | Request::Alarm(_)
+            | Request::Auth(_) // `Auth::apply` checks.
+            | Request::CapabilityLevelSet(_)
+            | Request::ClusterVersionSet(_)
+            | Request::MemberAttributesSet(_)
+            | Request::MemberAdd(_)
+            | Request::MemberRemove(_)
+            | Request::MemberPromote(_)
+            | Request::MemberUpdate(_)
+            | Request::Unknown(_) => Ok(()),
+        }
+    }
+
+    fn change_auth(&mut self, requester: Requester<'_>, change: Change, index: u64) -> Result<Response, Error> {
+        let outcome = self.auth.apply(&mut self.batch, requester, change, index)?;
+        self.auth_changed = true;
+        self.effects.extend(outcome.effect.map(Effect::Tokens));
+        let mut body = Vec::new();
+        if let Some(token) = outcome.token {
+            prost::encoding::string::encode(TOKEN_FIELD, &token, &mut body);
+        }
+        Ok(Response { revision: self.store.head(), body })
     }
 
     fn put(&mut self, put: PutRequest) -> Outcome<Response> {
@@ -265,11 +324,15 @@ impl Machine {
         Response::header_only(self.store.head())
     }
 
-    fn set_member_attributes(&mut self, request: ClusterMemberAttrSetRequest) -> Result<Response, Error> {
+    fn set_member_attributes(&mut self, published: MemberAttributes) -> Result<Response, Error> {
+        let MemberAttributes { request, level, repeated } = published;
         let attributes = request.member_attributes.unwrap_or_default();
         let (id, name, client_urls) = (request.member_id, attributes.name, attributes.client_urls);
-        self.cluster.members.set_attributes(&mut self.batch, id, name, client_urls)?;
+        self.cluster.members.set_attributes(&mut self.batch, id, name, client_urls, level)?;
         self.note_changed_members();
+        if !repeated {
+            self.effects.push(Effect::MemberStarted { id, level });
+        }
         Ok(Response::header_only(self.store.head()))
     }
 
@@ -293,7 +356,7 @@ impl Machine {
         Ok(Response { revision: 0, body })
     }
 
-    fn note_changed_members(&mut self) {
+    pub(super) fn note_changed_members(&mut self) {
         self.cluster_changed = true;
         self.effects.push(Effect::MembersChanged);
     }
@@ -306,3 +369,4 @@ const PREV_KV_FIELD: u32 = 2;
 const DELETED_FIELD: u32 = 2;
 const PREV_KVS_FIELD: u32 = 3;
 const ALARMS_FIELD: u32 = 2;
+const TOKEN_FIELD: u32 = 2;

@@ -10,14 +10,21 @@ use prost::{
     encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field},
 };
 
-use super::{members::NewMember, txn_decode};
-use crate::proto::{
-    etcdserverpb::{
-        AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
-        MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest, PutRequest, RequestHeader, RequestOp,
-        TxnRequest, request_op,
+use super::{
+    capability::{CapabilityLevelSet, MemberAttributes},
+    members::NewMember,
+    txn_decode,
+};
+use crate::{
+    auth::{Change, Requester},
+    proto::{
+        etcdserverpb::{
+            AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+            MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest, PutRequest, RequestHeader, RequestOp,
+            TxnRequest, request_op,
+        },
+        membershippb::ClusterVersionSetRequest,
     },
-    membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest},
 };
 
 const HEADER_FIELD: u32 = 100;
@@ -34,16 +41,31 @@ pub enum Kind {
     LeaseGrant = 8,
     LeaseRevoke = 9,
     Alarm = 10,
+    AuthEnable = 1000,
+    AuthDisable = 1011,
+    Authenticate = 1012,
+    UserAdd = 1100,
+    UserDelete = 1101,
+    UserChangePassword = 1103,
+    UserGrantRole = 1104,
+    UserRevokeRole = 1105,
+    RoleAdd = 1200,
+    RoleDelete = 1201,
+    RoleGrantPermission = 1203,
+    RoleRevokePermission = 1204,
     ClusterVersionSet = 1300,
     MemberAttributesSet = 1301,
     MemberAdd = 1401,
     MemberRemove = 1402,
     MemberPromote = 1403,
     MemberUpdate = 1404,
+    CapabilityLevelSet = 1405,
+    /// A revocation of the server itself, because the lease's time is over: it needs no permission.
+    LeaseExpire = 1406,
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 27] = [
         Self::Put,
         Self::DeleteRange,
         Self::Txn,
@@ -51,13 +73,61 @@ impl Kind {
         Self::LeaseGrant,
         Self::LeaseRevoke,
         Self::Alarm,
+        Self::AuthEnable,
+        Self::AuthDisable,
+        Self::Authenticate,
+        Self::UserAdd,
+        Self::UserDelete,
+        Self::UserChangePassword,
+        Self::UserGrantRole,
+        Self::UserRevokeRole,
+        Self::RoleAdd,
+        Self::RoleDelete,
+        Self::RoleGrantPermission,
+        Self::RoleRevokePermission,
         Self::ClusterVersionSet,
         Self::MemberAttributesSet,
         Self::MemberAdd,
         Self::MemberRemove,
         Self::MemberPromote,
         Self::MemberUpdate,
+        Self::CapabilityLevelSet,
+        Self::LeaseExpire,
     ];
+
+    /// The capability level of the cluster from which on entries of this kind may be in the log.
+    #[must_use]
+    pub fn level(self) -> u64 {
+        match self {
+            Self::Put
+            | Self::DeleteRange
+            | Self::Txn
+            | Self::Compact
+            | Self::LeaseGrant
+            | Self::LeaseRevoke
+            | Self::Alarm
+            | Self::ClusterVersionSet
+            | Self::MemberAttributesSet
+            | Self::MemberAdd
+            | Self::MemberRemove
+            | Self::MemberPromote
+            | Self::MemberUpdate => 0,
+            Self::AuthEnable
+            | Self::AuthDisable
+            | Self::Authenticate
+            | Self::UserAdd
+            | Self::UserDelete
+            | Self::UserChangePassword
+            | Self::UserGrantRole
+            | Self::UserRevokeRole
+            | Self::RoleAdd
+            | Self::RoleDelete
+            | Self::RoleGrantPermission
+            | Self::RoleRevokePermission
+            | Self::CapabilityLevelSet
+            | Self::LeaseExpire => 1,
+        }
+    }
 
     fn of_field(field: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u32 == field)
@@ -74,13 +144,16 @@ pub enum Request {
     LeaseGrant(LeaseGrantRequest),
     LeaseRevoke(LeaseRevokeRequest),
     Alarm(AlarmRequest),
+    Auth(Change),
     ClusterVersionSet(ClusterVersionSetRequest),
-    MemberAttributesSet(ClusterMemberAttrSetRequest),
+    MemberAttributesSet(MemberAttributes),
     MemberAdd(NewMember),
     MemberRemove(MemberRemoveRequest),
     MemberPromote(MemberPromoteRequest),
     MemberUpdate(MemberUpdateRequest),
-    /// A command that this version does not know, by field number. Every replica of this version refuses it alike.
+    CapabilityLevelSet(CapabilityLevelSet),
+    LeaseExpire(LeaseRevokeRequest),
+    /// A command that this version does not know, by field number.
     Unknown(u32),
 }
 
@@ -97,6 +170,9 @@ impl Request {
             | Self::LeaseGrant(_)
             | Self::LeaseRevoke(_)
             | Self::Alarm(_)
+            | Self::Auth(_)
+            | Self::CapabilityLevelSet(_)
+            | Self::LeaseExpire(_)
             | Self::ClusterVersionSet(_)
             | Self::MemberAttributesSet(_)
             | Self::MemberUpdate(_)
@@ -109,15 +185,28 @@ impl Request {
 pub struct Command {
     /// The request ID, by which the proposer finds its waiter; unique among all proposals of the cluster.
     pub id: u64,
+    /// The user on whose behalf it was proposed, and the auth revision at which that was identified. Empty and 0 if
+    /// authentication was disabled, or if the server itself proposed it.
+    pub user: String,
+    pub auth_revision: u64,
+    /// The level of its kind; unknown kinds have a level above all others.
+    pub level: u64,
     pub request: Request,
 }
 
 impl Command {
-    /// Builds an entry around an encoded request.
+    /// Builds an entry around an encoded request, for the server itself or while authentication is disabled.
     #[must_use]
     pub fn encode(id: u64, kind: Kind, request: &[u8]) -> Bytes {
-        let header = RequestHeader { id, ..RequestHeader::default() };
-        let mut entry = Vec::with_capacity(request.len() + 32);
+        Self::encode_for(Requester::default(), id, kind, request)
+    }
+
+    /// Builds an entry around an encoded request.
+    #[must_use]
+    pub fn encode_for(requester: Requester<'_>, id: u64, kind: Kind, request: &[u8]) -> Bytes {
+        let Requester { user, auth_revision } = requester;
+        let header = RequestHeader { id, username: user.to_owned(), auth_revision };
+        let mut entry = Vec::with_capacity(request.len() + user.len() + 44);
         encode_key(kind as u32, WireType::LengthDelimited, &mut entry);
         encode_varint(request.len() as u64, &mut entry);
         entry.extend_from_slice(request);
@@ -129,20 +218,25 @@ impl Command {
 
     /// Decodes an entry. Fields share its bytes.
     pub fn decode(mut entry: Bytes) -> Result<Self, DecodeError> {
-        let (mut id, mut legacy_id) = (0, 0);
-        let mut request = Request::Unknown(0);
+        let (mut header, mut legacy_id) = (RequestHeader::default(), 0);
+        let (mut request, mut level) = (Request::Unknown(0), u64::MAX);
         while entry.has_remaining() {
             let (field, wire) = decode_key(&mut entry)?;
             match (field, wire) {
                 (LEGACY_ID_FIELD, WireType::Varint) => legacy_id = decode_varint(&mut entry)?,
                 (HEADER_FIELD, WireType::LengthDelimited) => {
-                    id = RequestHeader::decode_length_delimited(&mut entry)?.id;
+                    header = RequestHeader::decode_length_delimited(&mut entry)?;
                 }
-                (field, WireType::LengthDelimited) => request = read(field, take(&mut entry)?)?,
+                (field, WireType::LengthDelimited) => {
+                    level = Kind::of_field(field).map_or(u64::MAX, Kind::level);
+                    request = read(field, take(&mut entry)?)?;
+                }
                 (field, wire) => skip_field(wire, field, &mut entry, DecodeContext::default())?,
             }
         }
-        Ok(Self { id: if legacy_id == 0 { id } else { legacy_id }, request })
+        let RequestHeader { id, username, auth_revision } = header;
+        let id = if legacy_id == 0 { id } else { legacy_id };
+        Ok(Self { id, user: username, auth_revision, level, request })
     }
 }
 
@@ -164,12 +258,26 @@ fn read(field: u32, message: Bytes) -> Result<Request, DecodeError> {
         Some(Kind::LeaseGrant) => Request::LeaseGrant(Message::decode(message)?),
         Some(Kind::LeaseRevoke) => Request::LeaseRevoke(Message::decode(message)?),
         Some(Kind::Alarm) => Request::Alarm(Message::decode(message)?),
+        Some(Kind::AuthEnable) => Request::Auth(Change::Enable),
+        Some(Kind::AuthDisable) => Request::Auth(Change::Disable),
+        Some(Kind::Authenticate) => Request::Auth(Change::Authenticate(Message::decode(message)?)),
+        Some(Kind::UserAdd) => Request::Auth(Change::UserAdd(Message::decode(message)?)),
+        Some(Kind::UserDelete) => Request::Auth(Change::UserDelete(Message::decode(message)?)),
+        Some(Kind::UserChangePassword) => Request::Auth(Change::UserChangePassword(Message::decode(message)?)),
+        Some(Kind::UserGrantRole) => Request::Auth(Change::UserGrantRole(Message::decode(message)?)),
+        Some(Kind::UserRevokeRole) => Request::Auth(Change::UserRevokeRole(Message::decode(message)?)),
+        Some(Kind::RoleAdd) => Request::Auth(Change::RoleAdd(Message::decode(message)?)),
+        Some(Kind::RoleDelete) => Request::Auth(Change::RoleDelete(Message::decode(message)?)),
+        Some(Kind::RoleGrantPermission) => Request::Auth(Change::RoleGrantPermission(Message::decode(message)?)),
+        Some(Kind::RoleRevokePermission) => Request::Auth(Change::RoleRevokePermission(Message::decode(message)?)),
         Some(Kind::ClusterVersionSet) => Request::ClusterVersionSet(Message::decode(message)?),
-        Some(Kind::MemberAttributesSet) => Request::MemberAttributesSet(Message::decode(message)?),
+        Some(Kind::MemberAttributesSet) => Request::MemberAttributesSet(MemberAttributes::decode(message)?),
         Some(Kind::MemberAdd) => Request::MemberAdd(NewMember::decode(message)?),
         Some(Kind::MemberRemove) => Request::MemberRemove(Message::decode(message)?),
         Some(Kind::MemberPromote) => Request::MemberPromote(Message::decode(message)?),
         Some(Kind::MemberUpdate) => Request::MemberUpdate(Message::decode(message)?),
+        Some(Kind::CapabilityLevelSet) => Request::CapabilityLevelSet(Message::decode(message)?),
+        Some(Kind::LeaseExpire) => Request::LeaseExpire(Message::decode(message)?),
         None => Request::Unknown(field),
     })
 }
@@ -230,8 +338,10 @@ mod tests {
     #[test]
     fn a_command_decodes_from_its_entry() {
         let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
-        let entry = Command::encode(7, Kind::Put, &put.encode_to_vec());
-        assert_eq!(Command::decode(entry).unwrap(), Command { id: 7, request: Request::Put(put) });
+        let requester = Requester { user: "u", auth_revision: 3 };
+        let entry = Command::encode_for(requester, 7, Kind::Put, &put.encode_to_vec());
+        let expected = Command { id: 7, user: "u".into(), auth_revision: 3, level: 0, request: Request::Put(put) };
+        assert_eq!(Command::decode(entry).unwrap(), expected);
     }
 
     #[test]
@@ -246,8 +356,8 @@ mod tests {
     #[test]
     fn malformed_and_unknown_entries_are_distinguished() {
         assert!(Command::decode(Bytes::from_static(&[0x22, 0x7f, 1])).is_err());
-        let foreign = Command::decode(Bytes::from_static(&[0xc2, 0x3e, 0])).unwrap();
-        assert_eq!(foreign.request, Request::Unknown(1000));
+        let foreign = Command::decode(Bytes::from_static(&[0xca, 0x3e, 0])).unwrap();
+        assert_eq!((foreign.request, foreign.level), (Request::Unknown(1001), u64::MAX));
     }
 
     /// KV-32.

@@ -24,7 +24,9 @@ use crate::{
 /// The members by ID, and the IDs of those that were removed.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Members {
-    members: BTreeMap<u64, Member>,
+    by_id: BTreeMap<u64, Member>,
+    /// The capability level that each member has published, unless it is 0.
+    levels: BTreeMap<u64, u64>,
     removed: BTreeSet<u64>,
 }
 
@@ -51,6 +53,13 @@ struct NewMemberOptions {
     max_learners: Option<u64>,
 }
 
+/// The field that a stored member has in addition to those of `etcdserverpb.Member`.
+#[derive(Clone, Copy, PartialEq, Message)]
+struct StoredLevel {
+    #[prost(uint64, tag = "100")]
+    level: u64,
+}
+
 impl NewMember {
     /// The encoding in a log entry: an `etcdserverpb.Member` with one more field.
     #[must_use]
@@ -69,8 +78,8 @@ impl NewMember {
 impl Members {
     #[must_use]
     pub fn new(members: impl IntoIterator<Item = Member>) -> Self {
-        let members = members.into_iter().map(|member| (member.id, member)).collect();
-        Self { members, removed: BTreeSet::new() }
+        let by_id = members.into_iter().map(|member| (member.id, member)).collect();
+        Self { by_id, levels: BTreeMap::new(), removed: BTreeSet::new() }
     }
 
     /// Reads the member table from a database.
@@ -78,9 +87,14 @@ impl Members {
         let mut table = Self::default();
         let mut damaged = false;
         engine.scan(Table::Member, &[], &[], &mut |_, value| {
-            match Member::decode(value) {
-                Ok(member) => _ = table.members.insert(member.id, member),
-                Err(_) => damaged = true,
+            match (StoredLevel::decode(value), Member::decode(value)) {
+                (Ok(StoredLevel { level }), Ok(member)) => {
+                    if level > 0 {
+                        table.levels.insert(member.id, level);
+                    }
+                    table.by_id.insert(member.id, member);
+                }
+                _ => damaged = true,
             }
             std::ops::ControlFlow::Continue(())
         })?;
@@ -99,8 +113,8 @@ impl Members {
     }
 
     pub(super) fn write(&self, batch: &mut Batch) {
-        for member in self.members.values() {
-            write(batch, member);
+        for id in self.by_id.keys() {
+            self.write_member(batch, *id);
         }
         for id in &self.removed {
             batch.put(Table::Removed, &id.to_be_bytes(), Vec::new());
@@ -128,12 +142,12 @@ impl Members {
 
     /// All members, by ascending ID.
     pub fn iter(&self) -> impl Iterator<Item = &Member> {
-        self.members.values()
+        self.by_id.values()
     }
 
     #[must_use]
     pub fn get(&self, id: u64) -> Option<&Member> {
-        self.members.get(&id)
+        self.by_id.get(&id)
     }
 
     /// Whether a member with this ID was removed; the ID cannot be used again.
@@ -147,8 +161,29 @@ impl Members {
         self.removed.iter().copied()
     }
 
+    /// The capability level that a member has published.
+    #[must_use]
+    pub fn level(&self, id: u64) -> u64 {
+        self.levels.get(&id).copied().unwrap_or(0)
+    }
+
+    /// The capability level that all members know.
+    #[must_use]
+    pub fn lowest_level(&self) -> u64 {
+        self.by_id.keys().map(|id| self.level(*id)).min().unwrap_or(0)
+    }
+
+    /// All members know this level: those whose entry here is older have published it all the same.
+    pub(super) fn raise_levels(&mut self, batch: &mut Batch, level: u64) {
+        let ids: Vec<u64> = self.by_id.keys().copied().filter(|id| self.level(*id) < level).collect();
+        for id in ids {
+            self.levels.insert(id, level);
+            self.write_member(batch, id);
+        }
+    }
+
     pub fn voters(&self) -> impl Iterator<Item = &Member> {
-        self.members.values().filter(|member| !member.is_learner)
+        self.by_id.values().filter(|member| !member.is_learner)
     }
 
     #[must_use]
@@ -161,16 +196,16 @@ impl Members {
     pub(super) fn add(&mut self, batch: &mut Batch, newcomer: NewMember) -> Result<Member, Error> {
         let NewMember { member, max_learners } = newcomer;
         self.check_not_removed(member.id)?;
-        if self.members.contains_key(&member.id) {
+        if self.by_id.contains_key(&member.id) {
             return Err(Error::MemberExists);
         }
         self.check_urls_are_free(member.id, &member.peer_ur_ls)?;
-        let learners = self.members.values().filter(|member| member.is_learner).count() as u64;
+        let learners = self.by_id.values().filter(|member| member.is_learner).count() as u64;
         if member.is_learner && max_learners.is_some_and(|most| learners >= most) {
             return Err(Error::TooManyLearners);
         }
-        write(batch, &member);
-        self.members.insert(member.id, member.clone());
+        self.by_id.insert(member.id, member.clone());
+        self.write_member(batch, member.id);
         Ok(member)
     }
 
@@ -182,7 +217,8 @@ impl Members {
         }
         batch.delete(Table::Member, &id.to_be_bytes());
         batch.put(Table::Removed, &id.to_be_bytes(), Vec::new());
-        self.members.remove(&id);
+        self.by_id.remove(&id);
+        self.levels.remove(&id);
         self.removed.insert(id);
         Ok(())
     }
@@ -201,14 +237,20 @@ impl Members {
         self.change(batch, id, |member| member.peer_ur_ls = urls)
     }
 
-    /// Sets the attributes that a member publishes when it starts: its name and its client URLs.
+    /// Sets the attributes that a member publishes when it starts: its name, its client URLs and its capability level.
     pub(super) fn set_attributes(
         &mut self,
         batch: &mut Batch,
         id: u64,
         name: String,
         client_urls: Vec<String>,
+        level: u64,
     ) -> Result<(), Error> {
+        if level == 0 {
+            self.levels.remove(&id);
+        } else if self.by_id.contains_key(&id) {
+            self.levels.insert(id, level);
+        }
         self.change(batch, id, |member| {
             member.name = name;
             member.client_ur_ls = client_urls;
@@ -216,10 +258,16 @@ impl Members {
     }
 
     fn change(&mut self, batch: &mut Batch, id: u64, change: impl FnOnce(&mut Member)) -> Result<(), Error> {
-        let member = self.members.get_mut(&id).ok_or(Error::MemberNotFound)?;
+        let member = self.by_id.get_mut(&id).ok_or(Error::MemberNotFound)?;
         change(member);
-        write(batch, member);
+        self.write_member(batch, id);
         Ok(())
+    }
+
+    fn write_member(&self, batch: &mut Batch, id: u64) {
+        let mut bytes = self.by_id[&id].encode_to_vec();
+        StoredLevel { level: self.level(id) }.encode(&mut bytes).expect("a vector grows");
+        batch.put(Table::Member, &id.to_be_bytes(), bytes);
     }
 
     fn find(&self, id: u64) -> Result<&Member, Error> {
@@ -235,10 +283,6 @@ impl Members {
         let mut others = self.iter().filter(|member| member.id != id).flat_map(|member| &member.peer_ur_ls);
         if others.any(|taken| urls.contains(taken)) { Err(Error::PeerUrlExists) } else { Ok(()) }
     }
-}
-
-fn write(batch: &mut Batch, member: &Member) {
-    batch.put(Table::Member, &member.id.to_be_bytes(), member.encode_to_vec());
 }
 
 #[cfg(test)]
@@ -310,7 +354,7 @@ mod tests {
     #[test]
     fn an_update_changes_only_the_peer_urls() {
         let (mut members, mut batch) = cluster();
-        members.set_attributes(&mut batch, 3, "three".into(), vec!["c3".into()]).unwrap();
+        members.set_attributes(&mut batch, 3, "three".into(), vec!["c3".into()], 0).unwrap();
         let update = |members: &mut Members, batch: &mut Batch, id, url: &str| {
             members.set_peer_urls(batch, id, vec![url.to_owned()])
         };
@@ -324,8 +368,27 @@ mod tests {
     }
 
     #[test]
+    fn the_lowest_level_is_that_of_all_members() {
+        let (mut members, mut batch) = cluster();
+        assert_eq!(members.lowest_level(), 0);
+        for (id, level) in [(1, 2), (2, 1)] {
+            members.set_attributes(&mut batch, id, String::new(), vec![], level).unwrap();
+            assert_eq!(members.lowest_level(), 0, "the learner has not published yet");
+        }
+        members.set_attributes(&mut batch, 3, String::new(), vec![], 2).unwrap();
+        assert_eq!(members.lowest_level(), 1);
+        members.set_attributes(&mut batch, 2, String::new(), vec![], 0).unwrap();
+        assert_eq!(members.lowest_level(), 0, "it went back to an earlier build");
+        members.raise_levels(&mut batch, 2);
+        assert_eq!(members.lowest_level(), 2);
+        members.add(&mut batch, newcomer(4, "u4", false)).unwrap();
+        assert_eq!(members.lowest_level(), 0);
+    }
+
+    #[test]
     fn the_member_table_is_restored_from_the_database() {
-        let (members, batch) = cluster();
+        let (mut members, mut batch) = cluster();
+        members.set_attributes(&mut batch, 2, "two".into(), vec![], 1).unwrap();
         let engine = Memory::default();
         let mut first = Batch::default();
         Members::new([member(1, "u1", false), member(2, "u2", false), member(9, "u9", false)]).write(&mut first);

@@ -8,8 +8,9 @@
 //! number of entries, [`Machine::commit`] them to the database together with the applied index, then
 //! [`Machine::publish_head`].
 //!
-//! It connects the key space (`mvcc`) and the lease table (`lease`), which do not use each other: a put returns the lease that
-//! the key had, and the key is detached from it; revoking a lease returns its keys, and the key space deletes them.
+//! It connects the key space (`mvcc`), the lease table (`lease`) and the users (`auth`), which do not use each other: a put
+//! returns the lease that the key had, and the key is detached from it; revoking a lease returns its keys, and the key space
+//! deletes them; a request is executed if the permissions of its user allow that.
 //!
 //! INVARIANTS
 //! * Entries are applied in order, without gaps; the effects of an entry and its index are written in the same batch.
@@ -18,8 +19,10 @@
 
 mod alarms;
 mod apply;
+pub mod capability;
 pub mod command;
 mod members;
+pub mod permission;
 pub mod txn;
 pub mod txn_decode;
 
@@ -29,6 +32,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use crate::{
+    auth::{self, Auth, TokenEffect},
     error::{Error, Halt},
     lease,
     lease::Leases,
@@ -38,8 +42,10 @@ use crate::{
         Batch, Engine, Table,
         schema::{decode_u64, meta},
     },
+    version::CAPABILITY_LEVEL,
 };
 pub use alarms::{Alarms, CORRUPT, NOSPACE};
+pub use capability::{CapabilityLevelSet, MemberAttributes};
 pub use command::{Command, Kind, Request, Response};
 pub use members::{Members, NewMember, VotersAndLearners};
 
@@ -79,8 +85,12 @@ pub enum Effect {
     CompactionScheduled { at: i64 },
     /// An alarm was raised or cleared.
     AlarmsChanged,
-    /// A member was added, removed, promoted or updated.
+    /// A member was added, removed, promoted or updated, or has published its attributes.
     MembersChanged,
+    /// A member was started, and knows this capability level.
+    MemberStarted { id: u64, level: u64 },
+    /// What a login, or a change of users, requires of the tokens that this member keeps.
+    Tokens(TokenEffect),
 }
 
 /// The effects of a batch of entries that was written to the database.
@@ -148,6 +158,8 @@ pub struct ClusterState {
     pub alarms: Alarms,
     /// The version that all members support, `X.Y.0`; empty until it is decided.
     pub cluster_version: String,
+    /// Which kinds of entries the log may contain: see [`capability`].
+    pub capability_level: u64,
 }
 
 /// Reads the published state, from any thread.
@@ -155,6 +167,7 @@ pub struct ClusterState {
 pub struct Readers {
     pub keys: mvcc::Reader,
     pub leases: lease::Reader,
+    pub auth: auth::Reader,
     /// Everything else.
     pub cluster: Arc<RwLock<ClusterState>>,
 }
@@ -164,6 +177,11 @@ pub struct Machine {
     engine: Arc<dyn Engine>,
     store: Store,
     leases: Leases,
+    auth: Auth,
+    auth_changed: bool,
+    auth_reader: auth::Reader,
+    /// The capability level that this member knows.
+    known_level: u64,
     cluster: ClusterState,
     cluster_changed: bool,
     shared_cluster: Arc<RwLock<ClusterState>>,
@@ -206,19 +224,27 @@ impl Machine {
             members: Members::read(engine.as_ref())?,
             alarms: Alarms::read(engine.as_ref())?,
             cluster_version: String::from_utf8_lossy(&cluster_version).into_owned(),
+            capability_level: capability_level(engine.as_ref())?,
         };
+        let auth = Auth::read(engine.as_ref())?;
         let shared_cluster = Arc::new(RwLock::new(cluster.clone()));
-        Ok(Self {
+        let machine = Self {
             engine,
             store,
             leases,
+            auth_reader: auth::Reader::new(&auth),
+            auth,
+            auth_changed: false,
+            known_level: CAPABILITY_LEVEL,
             cluster,
             cluster_changed: false,
             shared_cluster,
             batch: Batch::default(),
             effects: Vec::new(),
             applied,
-        })
+        };
+        machine.check_known(machine.cluster.capability_level)?;
+        Ok(machine)
     }
 
     /// The applied position, including the current batch.
@@ -234,6 +260,11 @@ impl Machine {
     }
 
     #[must_use]
+    pub fn capability_level(&self) -> u64 {
+        self.cluster.capability_level
+    }
+
+    #[must_use]
     pub fn engine(&self) -> &Arc<dyn Engine> {
         &self.engine
     }
@@ -243,6 +274,7 @@ impl Machine {
         Readers {
             keys: self.store.reader(),
             leases: self.leases.reader().clone(),
+            auth: self.auth_reader.clone(),
             cluster: self.shared_cluster.clone(),
         }
     }
@@ -261,6 +293,9 @@ impl Machine {
         self.engine.write(&self.batch)?;
         self.batch.clear();
         let events = self.store.publish();
+        if std::mem::take(&mut self.auth_changed) {
+            self.auth_reader.publish(&self.auth);
+        }
         if std::mem::take(&mut self.cluster_changed) {
             *self.shared_cluster.write() = self.cluster.clone();
         }
@@ -271,6 +306,13 @@ impl Machine {
     pub fn publish_head(&self) {
         self.store.publish_head();
     }
+}
+
+/// The capability level that a database was written with.
+fn capability_level(engine: &dyn Engine) -> Result<u64, Halt> {
+    let Some(stored) = engine.get(Table::Meta, meta::CAPABILITY_LEVEL)? else { return Ok(0) };
+    decode_u64(&stored)
+        .ok_or_else(|| Halt::InvalidData("the database is corrupt: cannot decode `capability_level`".into()))
 }
 
 #[cfg(test)]

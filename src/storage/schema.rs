@@ -12,9 +12,11 @@
 //! | history | 8-byte big-endian revision, `_`, 8-byte big-endian sub, `t` for a deletion | `mvccpb.KeyValue` |
 //! | meta | a name of [`meta`] | 8-byte big-endian numbers, unless said otherwise |
 //! | lease | 8-byte big-endian lease ID (two's complement) | `leasepb.Lease` |
-//! | member | 8-byte big-endian member ID | `etcdserverpb.Member` |
+//! | member | 8-byte big-endian member ID | `etcdserverpb.Member`, and its capability level as field 100 |
 //! | removed | 8-byte big-endian member ID | empty |
 //! | alarm | 8-byte big-endian alarm type, 8-byte big-endian member ID | `etcdserverpb.AlarmMember` |
+//! | user | the user's name | `authpb.User` |
+//! | role | the role's name | `authpb.Role` |
 
 /// A table of the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +30,8 @@ pub enum Table {
     /// The IDs of removed members, which can never be added again.
     Removed,
     Alarm,
+    User,
+    Role,
 }
 
 impl Table {
@@ -41,6 +45,8 @@ impl Table {
             Self::Member => b'n',
             Self::Removed => b'r',
             Self::Alarm => b'a',
+            Self::User => b'u',
+            Self::Role => b'o',
         }
     }
 }
@@ -61,6 +67,12 @@ pub mod meta {
     pub const BOOTSTRAP_MEMBERS: &[u8] = b"introduced";
     /// The cluster version, which all members support: text, `X.Y.0`.
     pub const CLUSTER_VERSION: &[u8] = b"cluster_version";
+    /// The capability level of the cluster; absent at level 0.
+    pub const CAPABILITY_LEVEL: &[u8] = b"capability_level";
+    /// One byte: 1 if authentication is enabled.
+    pub const AUTH_ENABLED: &[u8] = b"auth_enabled";
+    /// Counts the changes of users and roles; absent before the first.
+    pub const AUTH_REVISION: &[u8] = b"auth_revision";
 }
 
 /// Decodes an 8-byte big-endian number.

@@ -20,7 +20,7 @@
 //! | `member remove id`, `member promote id`, `member update id url …` | changes a member |
 //! | `member attributes id name= [url …]` | publishes a member's name and client URLs |
 //! | … `misfiled` | the same in an entry of the wrong kind: a configuration change instead of a normal one, or the reverse |
-//! | `foreign`, `garbage` | an entry with an unknown command, as of a later version; an invalid entry |
+//! | `garbage` | an invalid entry |
 //!
 //! Commands that do not become entries:
 //!

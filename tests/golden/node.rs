@@ -140,7 +140,6 @@ impl Node {
             "alarm" => self.alarm(args)?,
             "member" => self.member(args)?,
             "members" => print::members(self.running().machine.members()),
-            "foreign" => self.apply_data(Kind::Put, false, Bytes::from_static(&[0xc2, 0x3e, 0])),
             "garbage" => self.apply_data(Kind::Put, false, Bytes::from_static(&[0x22, 0x7f, 1])),
             "get" => self.get(parse::range(args)?),
             "view" => self.open_view(args)?,

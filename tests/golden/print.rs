@@ -54,9 +54,26 @@ pub fn response(kind: Kind, response: &Response) -> String {
             // The three responses have the same fields.
             MemberRemoveResponse::decode(body).unwrap().members.iter().map(member).collect()
         }
-        Kind::Compact | Kind::LeaseGrant | Kind::LeaseRevoke | Kind::ClusterVersionSet | Kind::MemberAttributesSet => {
-            Vec::new()
-        }
+        // Their responses have only a header.
+        Kind::Compact
+        | Kind::LeaseGrant
+        | Kind::LeaseRevoke
+        | Kind::LeaseExpire
+        | Kind::AuthEnable
+        | Kind::AuthDisable
+        | Kind::Authenticate
+        | Kind::UserAdd
+        | Kind::UserDelete
+        | Kind::UserChangePassword
+        | Kind::UserGrantRole
+        | Kind::UserRevokeRole
+        | Kind::RoleAdd
+        | Kind::RoleDelete
+        | Kind::RoleGrantPermission
+        | Kind::RoleRevokePermission
+        | Kind::ClusterVersionSet
+        | Kind::MemberAttributesSet
+        | Kind::CapabilityLevelSet => Vec::new(),
     };
     append(&mut out, &lines);
     out
@@ -146,6 +163,8 @@ pub fn effect(effect: &Effect) -> String {
         Effect::CompactionScheduled { at } => format!("compaction at {at} scheduled"),
         Effect::AlarmsChanged => "alarms changed".to_owned(),
         Effect::MembersChanged => "members changed".to_owned(),
+        Effect::MemberStarted { id, level } => format!("member {id} started, and knows level {level}"),
+        Effect::Tokens(effect) => format!("tokens: {effect:?}"),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::{fs, path::PathBuf, process::Command, sync::Arc};
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -41,6 +43,8 @@ impl Authority {
     fn sign(&self, name: &str, serial: u64, purpose: ExtendedKeyUsagePurpose) {
         let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         params.extended_key_usages = vec![purpose];
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.serial_number = Some(serial.into());
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -240,4 +244,43 @@ fn an_unreadable_certificate_prevents_the_start() {
     server.launch();
     let line = server.wait_for_log("\"level\":\"fatal\"");
     assert!(line.contains("open /nowhere/cert.pem: No such file or directory"), "{line}");
+}
+
+/// AUTH-17: with client certificates, the common name is the user, unless the client shows a token.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_names_its_user() {
+    let Some(etcdctl) = etcdctl() else { return };
+    let authority = Authority::new();
+    let more = [authority.flag("trusted-ca-file", "ca.pem"), "--client-cert-auth".to_owned()];
+    let server = authority.server("https://127.0.0.1:0", &more);
+    for name in ["root", "ann", "stranger"] {
+        authority.sign(name, 7, ExtendedKeyUsagePurpose::ClientAuth);
+    }
+    let ask = |name: &str, words: &str| {
+        let mut command = Command::new(&etcdctl);
+        command.arg(format!("--endpoints=https://{}", server.address())).arg(authority.flag("cacert", "ca.pem"));
+        command.args([authority.flag("cert", &format!("{name}.pem")), authority.flag("key", &format!("{name}.key"))]);
+        let ran = command.args(words.split(' ')).output().unwrap();
+        let refusal = String::from_utf8_lossy(&ran.stderr).lines().last().unwrap_or_default().to_owned();
+        if ran.status.success() { Ok(()) } else { Err(refusal) }
+    };
+    for words in [
+        "user add root --no-password",
+        "user add ann --no-password",
+        "user add bob:pw",
+        "role add r",
+        "role grant-permission r readwrite a",
+        "user grant-role ann r",
+        "auth enable",
+    ] {
+        assert_eq!(ask("stranger", words), Ok(()), "{words}");
+    }
+    assert_eq!(ask("root", "user list"), Ok(()));
+    assert_eq!(ask("ann", "put a 1"), Ok(()));
+    let denied = Err("Error: etcdserver: permission denied".to_owned());
+    assert_eq!(
+        (ask("ann", "put b 1"), ask("ann", "user list"), ask("stranger", "put a 1")),
+        (denied.clone(), denied.clone(), denied.clone())
+    );
+    assert_eq!(ask("ann", "--user bob:pw put a 1"), denied, "a token counts for more than the certificate");
 }

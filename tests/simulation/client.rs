@@ -43,6 +43,9 @@ pub fn encode(request: &Request) -> (Kind, Vec<u8>) {
         Request::LeaseGrant(grant) => (Kind::LeaseGrant, grant.encode_to_vec()),
         Request::LeaseRevoke(revoke) => (Kind::LeaseRevoke, revoke.encode_to_vec()),
         Request::Alarm(_)
+        | Request::Auth(_)
+        | Request::CapabilityLevelSet(_)
+        | Request::LeaseExpire(_)
         | Request::ClusterVersionSet(_)
         | Request::MemberAttributesSet(_)
         | Request::MemberAdd(_)

@@ -109,6 +109,7 @@ fn settings(member: u64, incarnation: u64, pre_vote: bool, clock: Clock, rng: &m
         },
         slow_apply: Duration::from_secs(1000),
         backlog: 5000,
+        token_ttl: Duration::from_mins(5),
     }
 }
 

@@ -96,7 +96,7 @@ impl Model {
                 Answer::Nothing
             }
             Request::LeaseGrant(grant) => Answer::Grant(self.grant(grant)?),
-            Request::LeaseRevoke(revoke) => {
+            Request::LeaseRevoke(revoke) | Request::LeaseExpire(revoke) => {
                 let keys = self.leases.remove(&revoke.id).ok_or(Error::LeaseNotFound)?;
                 for key in keys {
                     self.set(&key, next, None);
@@ -110,6 +110,8 @@ impl Model {
             Request::MemberRemove(remove) => return self.remove(remove.id).map(|answer| (0, answer)),
             Request::MemberPromote(promote) => return self.promote(promote.id).map(|answer| (0, answer)),
             Request::Alarm(_)
+            | Request::Auth(_)
+            | Request::CapabilityLevelSet(_)
             | Request::ClusterVersionSet(_)
             | Request::MemberAttributesSet(_)
             | Request::MemberUpdate(_)

@@ -61,6 +61,7 @@ const KV: Covered = &[
     ("KV-37", "a stream overtaken by compaction", &["tests/kv/stream.rs"]),
     ("KV-38", "a stream of large values", &["tests/kv/stream.rs"]),
     ("KV-41", "the quota that Status shows", &["tests/kv/maintenance.rs"]),
+    ("KV-42", "Status needs a user, Compact root", &["tests/auth/matrix.rs"]),
     ("KV-43", "periodic compaction", &["src/node/auto_compaction.rs"]),
     ("KV-44", "MoveLeader checks first that this member leads", &["tests/cluster/leadership.rs"]),
     ("KV-45", "a defragmentation that fails", &["tests/kv/full_disk.rs"]),
@@ -72,6 +73,7 @@ const KV: Covered = &[
     ("KV-53", "the quirks of the duplicate check", &["src/service/validate.rs", "tests/golden/mvcc/same_revision"]),
     ("KV-54", "a stored hash below the compact revision", &["tests/golden/mvcc/hash_stored"]),
     ("KV-55", "a write without a leader", &["tests/cluster/leadership.rs"]),
+    ("KV-56", "an empty transaction needs no user", &["src/state/permission.rs"]),
 ];
 
 const WATCH: Covered = &[
@@ -172,6 +174,16 @@ const FAULTS: Covered = &[
         &["tests/cluster/membership.rs", "src/cluster/reconfig_check.rs"],
     ),
     ("FAULT-39", "the members after --force-new-cluster", &["tests/cluster/removal.rs"]),
+    ("FAULT-2", "the auth revision after a crash", &["tests/auth/members.rs", "src/auth/tests.rs"]),
+    ("FAULT-10", "the users in a snapshot", &["tests/auth/members.rs"]),
+    ("FAULT-41", "every RPC is denied by default", &["tests/auth/matrix.rs", "src/service/admission.rs"]),
+    ("FAULT-42", "permissions of nested operations, and for prev_kv", &["src/state/permission.rs"]),
+    ("FAULT-43", "permission for a range that ends in a zero byte", &["src/auth/permission.rs"]),
+    (
+        "FAULT-44",
+        "the keys of a lease; passwords in memory and logs",
+        &["src/state/permission.rs", "tests/auth/tokens.rs"],
+    ),
     ("FAULT-46", "floods of HTTP/2 frames", &["tests/http2/floods.rs"]),
     (
         "FAULT-47",
@@ -183,10 +195,6 @@ const FAULTS: Covered = &[
 /// What has no test, and why.
 const UNCOVERED: &[(&str, &[&str])] = &[
     ("there are no snapshots for clients, no import and no export yet", &["KV-39", "KV-40", "KV-46", "FAULT-40"]),
-    (
-        "there are no users yet",
-        &["KV-42", "KV-56", "FAULT-2", "FAULT-10", "FAULT-41", "FAULT-42", "FAULT-43", "FAULT-44"],
-    ),
     ("there are no downgrades yet", &["KV-52"]),
     ("no test stalls a TLS handshake; revocation lists and the JSON gateway do not exist yet", &["FAULT-45"]),
     (

@@ -9,7 +9,7 @@
 //! A streaming handler creates a [`Conversation`]: a value that the call's own task steps whenever a message has arrived, the
 //! sink has capacity again, or another thread has woken it.
 
-use std::{borrow::Cow, sync::Arc, task::Waker, time::Instant};
+use std::{any::Any, borrow::Cow, sync::Arc, task::Waker, time::Instant};
 
 use bytes::Bytes;
 
@@ -118,7 +118,12 @@ pub struct Metadata {
     pub fields: [Option<Bytes>; MAX_METADATA_FIELDS],
     /// When the client stops waiting.
     pub deadline: Option<Instant>,
+    /// What was attached to the connection of the call.
+    pub connection: Option<ConnectionInfo>,
 }
+
+/// What the owner of a connection attaches to it, for the handlers of its calls.
+pub type ConnectionInfo = Arc<dyn Any + Send + Sync>;
 
 /// One unary call.
 pub struct Call {

@@ -15,7 +15,7 @@ use super::{
     limits::{Limits, Shared},
     outbox::Outbox,
 };
-use crate::{ledger::Ledger, metrics};
+use crate::{call::ConnectionInfo, ledger::Ledger, metrics};
 
 /// The open connections.
 pub struct ConnectionRegistry {
@@ -36,6 +36,7 @@ pub struct ConnectionGuard {
     registry: Arc<ConnectionRegistry>,
     number: u64,
     outbox: Arc<Outbox>,
+    info: Option<ConnectionInfo>,
 }
 
 impl ConnectionRegistry {
@@ -62,7 +63,7 @@ impl ConnectionRegistry {
         let outbox: Arc<Outbox> = Arc::default();
         open.outboxes.insert(number, outbox.clone());
         metrics::connection_opened();
-        Some(ConnectionGuard { registry: self.clone(), number, outbox })
+        Some(ConnectionGuard { registry: self.clone(), number, outbox, info: None })
     }
 
     /// Asks all connections to end, and accepts no new ones.
@@ -89,6 +90,20 @@ impl ConnectionRegistry {
 }
 
 impl ConnectionGuard {
+    /// The same registration, of a connection to which this is attached.
+    #[must_use]
+    pub fn with_info(self, info: ConnectionInfo) -> Self {
+        let mut guard = self;
+        guard.info = Some(info);
+        guard
+    }
+
+    /// What is attached to the connection.
+    #[must_use]
+    pub fn info(&self) -> Option<&ConnectionInfo> {
+        self.info.as_ref()
+    }
+
     /// Where responses for this connection are put.
     #[must_use]
     pub fn outbox(&self) -> &Arc<Outbox> {

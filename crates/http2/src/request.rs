@@ -295,7 +295,7 @@ impl<'a> Parts<'a> {
 
     fn request(&self, target: Target) -> Request {
         let metadata =
-            Metadata { fields: self.metadata.map(|value| value.map(Bytes::copy_from_slice)), deadline: None };
+            Metadata { fields: self.metadata.map(|value| value.map(Bytes::copy_from_slice)), ..Metadata::default() };
         let codec = self.content_type.and_then(codec).filter(|codec| !codec.is_empty());
         let content_type: Option<Arc<[u8]>> = codec.map(|codec| [GRPC, b"+", codec].concat().into());
         let weight = metadata.fields.iter().flatten().map(Bytes::len).sum::<usize>()

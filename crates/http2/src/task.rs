@@ -69,6 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Task<S> {
     pub fn new(socket: S, first: Bytes, service: Arc<dyn Service>, guard: ConnectionGuard) -> Self {
         let now = clock();
         let mut connection = Connection::new(service, guard.shared().clone(), guard.outbox().clone(), now);
+        connection.set_info(guard.info().cloned());
         connection.receive(first, now);
         let timer_at = connection.next_timer();
         let sleep = Box::pin(tokio::time::sleep_until(timer_at.into()));

@@ -80,6 +80,9 @@ pub(super) struct TargetArgs {
     /// Give up after this long without any response; the calls in flight then count as failed.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub(super) timeout: Duration,
+    /// Log in as this user, once for each connection; not for watch and lease.
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    pub(super) user: Option<String>,
 }
 
 #[derive(Args, Debug, Clone)]

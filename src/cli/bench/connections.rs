@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{RecvStream, client, client::SendRequest};
-use http::{Request, Response, Uri, uri};
+use http::{HeaderName, HeaderValue, Request, Response, Uri, uri};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::{net::TcpStream, sync::Mutex};
@@ -23,6 +23,10 @@ use tonic::{
 };
 use tower::Service;
 
+use crate::proto::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient};
+
+/// The header field of a token.
+const TOKEN: HeaderName = HeaderName::from_static("token");
 /// Large, so that long lists do not wait for window updates.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
@@ -54,18 +58,28 @@ struct UnaryConnection {
     connections: Cell<u64>,
     /// Held by the call that establishes a connection.
     connecting: Mutex<()>,
+    /// What calls show, if they are made on behalf of a user.
+    token: RefCell<Option<HeaderValue>>,
 }
 
 impl UnaryChannel {
-    /// A connection to the server at `address`, on the current runtime.
-    pub(super) async fn connect(address: &str) -> Result<Self, String> {
+    /// A connection to the server at `address`, on the current runtime, for this user with its password.
+    pub(super) async fn connect(address: &str, user: Option<&(String, String)>) -> Result<Self, String> {
         let explain = |error: &dyn std::error::Error| format!("{address}: {}", chain(error));
         let authority = address.trim_start_matches("http://");
         let authority = authority.parse::<uri::Authority>().map_err(|error| explain(&error))?;
-        let (sender, connections, connecting) = Default::default();
-        let connection_state = UnaryConnection { authority, sender, connections, connecting };
+        let (sender, connections, connecting, token) = Default::default();
+        let connection_state = UnaryConnection { authority, sender, connections, connecting, token };
         connection_state.sender().await.map_err(|error| explain(error.as_ref()))?;
-        Ok(Self(Rc::new(connection_state)))
+        let channel = Self(Rc::new(connection_state));
+        if let Some((name, password)) = user {
+            let request = AuthenticateRequest { name: name.clone(), password: password.clone() };
+            let answer = AuthClient::new(channel.clone()).authenticate(request).await;
+            let token = answer.map_err(|status| format!("{address}: {}", status.message()))?.into_inner().token;
+            let token = token.parse().map_err(|_| format!("{address}: the token is no header value"))?;
+            channel.0.token.replace(Some(token));
+        }
+        Ok(channel)
     }
 }
 
@@ -101,6 +115,9 @@ impl UnaryConnection {
         let mut uri = head.uri.into_parts();
         (uri.scheme, uri.authority) = (Some(uri::Scheme::HTTP), Some(self.authority.clone()));
         head.uri = Uri::from_parts(uri)?;
+        if let Some(token) = &*self.token.borrow() {
+            head.headers.insert(TOKEN, token.clone());
+        }
         let (connection, sender) = self.sender().await?;
         let answer = send(sender, Request::from_parts(head, ()), message).await;
         if answer.as_ref().is_err_and(|error| !error.is_reset()) {
@@ -189,7 +206,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        for refusal in [connect(&address, 1).await.err(), UnaryChannel::connect(&address).await.err()] {
+        for refusal in [connect(&address, 1).await.err(), UnaryChannel::connect(&address, None).await.err()] {
             let refusal = refusal.unwrap();
             assert!(refusal.contains(&address) && refusal.contains("refused"), "{refusal}");
         }
@@ -219,7 +236,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let client = async {
-            let mut channel = UnaryChannel::connect(&address).await.unwrap();
+            let mut channel = UnaryChannel::connect(&address, None).await.unwrap();
             let mut received = Vec::new();
             while received.len() < 4 {
                 let body = Body::new(http_body_util::Full::from("ping"));

@@ -25,6 +25,8 @@ pub(super) struct Plan {
     pub(super) connections: u32,
     pub(super) threads: u32,
     pub(super) timeout: Duration,
+    /// A user and its password.
+    pub(super) user: Option<(String, String)>,
     pub(super) keys: KeySpace,
     pub(super) extent: Extent,
     pub(super) warmup: Duration,
@@ -113,7 +115,7 @@ impl Plan {
 
     fn of(workload: Workload, calls: CallsArgs) -> Result<Self, String> {
         let CallsArgs { target, keys, extent, report } = calls;
-        let TargetArgs { endpoints, clients, connections, threads, timeout } = target;
+        let TargetArgs { endpoints, clients, connections, threads, timeout, user } = target;
         let ReportArgs { json, label, server_pid } = report;
         let streams = if let Workload::Watch { streams, .. } = workload { streams } else { 0 };
         let callers = clients.max(streams);
@@ -130,6 +132,7 @@ impl Plan {
             connections,
             threads,
             timeout,
+            user: user.map(|user| login(workload, &user)).transpose()?,
             keys: KeySpace::new(&keys.prefix, keys.key_size, keys.key_space, keys.value_size, keys.seed)?,
             extent: measured_extent(&extent)?,
             warmup: extent.warmup,
@@ -152,6 +155,15 @@ impl Plan {
             | Workload::Load(_) => "operations",
         }
     }
+}
+
+/// The name and the password of `--user`.
+fn login(workload: Workload, user: &str) -> Result<(String, String), String> {
+    if matches!(workload, Workload::Watch { .. } | Workload::Lease { .. }) {
+        return Err("--user is for single calls, not for watch and lease".to_owned());
+    }
+    let (name, password) = user.split_once(':').ok_or_else(|| format!("--user {user:?} must be NAME:PASSWORD"))?;
+    Ok((name.to_owned(), password.to_owned()))
 }
 
 fn measured_extent(extent: &ExtentArgs) -> Result<Extent, String> {

@@ -225,7 +225,7 @@ async fn channels(plan: &Plan, index: u32) -> Result<Vec<Channel>, String> {
 async fn kv_callers(plan: &Plan, index: u32, epoch: Instant) -> Result<Vec<Caller>, String> {
     let mut channels = Vec::new();
     for address in addresses(plan, index) {
-        channels.push(UnaryChannel::connect(address).await?);
+        channels.push(UnaryChannel::connect(address, plan.user.as_ref()).await?);
     }
     let slots = if plan.workload == Workload::Txn { plan.keys.count() } else { 0 };
     let slots = usize::try_from(slots).expect("the key space of a swap fits into memory");

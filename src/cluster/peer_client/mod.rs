@@ -68,6 +68,8 @@ pub const CLUSTER_ID: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
 pub const PROGRAM_HEADER: HeaderName = header::SERVER;
 /// The value for this program.
 pub const PROGRAM_METASTORE: HeaderValue = HeaderValue::from_static("metastore");
+/// The capability level of the cluster, as far as the member that responds knows.
+pub const CAPABILITY_LEVEL: HeaderName = HeaderName::from_static("x-metastore-capability-level");
 
 /// The maximum size of a response. One about a lease may list many keys.
 const MAX_RESPONSE_BYTES: usize = 100 << 20;
@@ -89,6 +91,7 @@ struct PeerResponse {
     status: StatusCode,
     cluster_id: Option<String>,
     is_metastore: bool,
+    capability_level: u64,
     body: Bytes,
 }
 
@@ -98,6 +101,7 @@ pub struct MemberList {
     pub members: Vec<Member>,
     /// Whether the response comes from a metastore server.
     pub is_metastore: bool,
+    pub capability_level: u64,
 }
 
 impl PeerResponse {
@@ -169,7 +173,6 @@ impl PeerClient {
         Self { http: builder.build(connector) }
     }
 
-    /// The member list of the member at `url`.
     /// The member lists of those members that answer soon. A member may not have started yet, or be down: that is no error.
     pub async fn member_lists(&self, urls: Vec<Url>) -> Vec<(Url, MemberList)> {
         let fetch = |url: Url| {
@@ -180,12 +183,14 @@ impl PeerClient {
         answers.into_iter().flatten().map(|(list, url)| (url, list)).collect()
     }
 
+    /// The member list of the member at `url`.
     pub async fn members(&self, url: &str, timeout: Duration) -> Result<MemberList, String> {
         let response = self.send(url, PeerRequest::get(paths::MEMBERS, timeout)).await?.into_ok()?;
         let members = json::read_members(&response.body)?;
         let text = response.cluster_id.unwrap_or_default();
         let cluster_id = u64::from_str_radix(&text, 16).map_err(|_| format!("{text:?} is not a cluster ID"))?;
-        Ok(MemberList { cluster_id, members, is_metastore: response.is_metastore })
+        let PeerResponse { is_metastore, capability_level, .. } = response;
+        Ok(MemberList { cluster_id, members, is_metastore, capability_level })
     }
 
     /// Tells a member why this one does not start. A failure is ignored: other programs do not know the path.
@@ -290,7 +295,15 @@ impl PeerClient {
             let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await.map_err(|error| error.to_string())?;
             let cluster_id = head.headers.get(&CLUSTER_ID).and_then(|value| value.to_str().ok()).map(str::to_owned);
             let is_metastore = head.headers.get(&PROGRAM_HEADER) == Some(&PROGRAM_METASTORE);
-            Ok(PeerResponse { status: head.status, cluster_id, is_metastore, body: body.to_bytes() })
+            // A member that does not know levels sends none.
+            let level = head.headers.get(&CAPABILITY_LEVEL).and_then(|value| value.to_str().ok()?.parse().ok());
+            Ok(PeerResponse {
+                status: head.status,
+                cluster_id,
+                is_metastore,
+                capability_level: level.unwrap_or(0),
+                body: body.to_bytes(),
+            })
         };
         match tokio::time::timeout(timeout, exchange).await {
             Ok(response) => response.map_err(|error: String| format!("{uri}: {error}")),

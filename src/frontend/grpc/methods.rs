@@ -7,9 +7,10 @@ use prometheus::IntCounter;
 
 use super::{
     Grpc, requires_leader,
+    status::CODES,
     streams::{RequiresLeader, SingleRequest},
 };
-use crate::{error::Error, metrics::METRICS, proto::etcdserverpb as pb};
+use crate::{error::Error, metrics::METRICS};
 use http2::{
     call::{Call, CallError, CallResult, Code, Conversation, Metadata, Reply},
     service::{Method, Shape},
@@ -62,27 +63,6 @@ pub struct GrpcMethod {
     sent: IntCounter,
     handled: [IntCounter; CODES.len()],
 }
-
-/// gRPC's codes as Go prints them, by number.
-const CODES: [&str; 17] = [
-    "OK",
-    "Canceled",
-    "Unknown",
-    "InvalidArgument",
-    "DeadlineExceeded",
-    "NotFound",
-    "AlreadyExists",
-    "PermissionDenied",
-    "ResourceExhausted",
-    "FailedPrecondition",
-    "Aborted",
-    "OutOfRange",
-    "Unimplemented",
-    "Internal",
-    "Unavailable",
-    "DataLoss",
-    "Unauthenticated",
-];
 
 impl GrpcMethod {
     fn new(grpc: Arc<Grpc>, path: &'static str, handler: Handler) -> Self {
@@ -194,23 +174,23 @@ const METHODS: &[(&str, Handler)] = &[
     ("/etcdserverpb.Lease/LeaseKeepAlive", Handler::Bidirectional(Grpc::lease_keep_alive)),
     ("/etcdserverpb.Lease/LeaseTimeToLive", Handler::Unary(Grpc::lease_time_to_live)),
     ("/etcdserverpb.Lease/LeaseLeases", Handler::Unary(Grpc::lease_leases)),
-    ("/etcdserverpb.Auth/AuthEnable", Handler::Unary(Grpc::auth::<pb::AuthEnableRequest>)),
-    ("/etcdserverpb.Auth/AuthDisable", Handler::Unary(Grpc::auth::<pb::AuthDisableRequest>)),
-    ("/etcdserverpb.Auth/AuthStatus", Handler::Unary(Grpc::auth::<pb::AuthStatusRequest>)),
-    ("/etcdserverpb.Auth/Authenticate", Handler::Unary(Grpc::auth::<pb::AuthenticateRequest>)),
-    ("/etcdserverpb.Auth/UserAdd", Handler::Unary(Grpc::auth::<pb::AuthUserAddRequest>)),
-    ("/etcdserverpb.Auth/UserGet", Handler::Unary(Grpc::auth::<pb::AuthUserGetRequest>)),
-    ("/etcdserverpb.Auth/UserList", Handler::Unary(Grpc::auth::<pb::AuthUserListRequest>)),
-    ("/etcdserverpb.Auth/UserDelete", Handler::Unary(Grpc::auth::<pb::AuthUserDeleteRequest>)),
-    ("/etcdserverpb.Auth/UserChangePassword", Handler::Unary(Grpc::auth::<pb::AuthUserChangePasswordRequest>)),
-    ("/etcdserverpb.Auth/UserGrantRole", Handler::Unary(Grpc::auth::<pb::AuthUserGrantRoleRequest>)),
-    ("/etcdserverpb.Auth/UserRevokeRole", Handler::Unary(Grpc::auth::<pb::AuthUserRevokeRoleRequest>)),
-    ("/etcdserverpb.Auth/RoleAdd", Handler::Unary(Grpc::auth::<pb::AuthRoleAddRequest>)),
-    ("/etcdserverpb.Auth/RoleGet", Handler::Unary(Grpc::auth::<pb::AuthRoleGetRequest>)),
-    ("/etcdserverpb.Auth/RoleList", Handler::Unary(Grpc::auth::<pb::AuthRoleListRequest>)),
-    ("/etcdserverpb.Auth/RoleDelete", Handler::Unary(Grpc::auth::<pb::AuthRoleDeleteRequest>)),
-    ("/etcdserverpb.Auth/RoleGrantPermission", Handler::Unary(Grpc::auth::<pb::AuthRoleGrantPermissionRequest>)),
-    ("/etcdserverpb.Auth/RoleRevokePermission", Handler::Unary(Grpc::auth::<pb::AuthRoleRevokePermissionRequest>)),
+    ("/etcdserverpb.Auth/AuthEnable", Handler::Unary(Grpc::auth_enable)),
+    ("/etcdserverpb.Auth/AuthDisable", Handler::Unary(Grpc::auth_disable)),
+    ("/etcdserverpb.Auth/AuthStatus", Handler::Unary(Grpc::auth_status)),
+    ("/etcdserverpb.Auth/Authenticate", Handler::Unary(Grpc::authenticate)),
+    ("/etcdserverpb.Auth/UserAdd", Handler::Unary(Grpc::user_add)),
+    ("/etcdserverpb.Auth/UserGet", Handler::Unary(Grpc::user_get)),
+    ("/etcdserverpb.Auth/UserList", Handler::Unary(Grpc::user_list)),
+    ("/etcdserverpb.Auth/UserDelete", Handler::Unary(Grpc::user_delete)),
+    ("/etcdserverpb.Auth/UserChangePassword", Handler::Unary(Grpc::user_change_password)),
+    ("/etcdserverpb.Auth/UserGrantRole", Handler::Unary(Grpc::user_grant_role)),
+    ("/etcdserverpb.Auth/UserRevokeRole", Handler::Unary(Grpc::user_revoke_role)),
+    ("/etcdserverpb.Auth/RoleAdd", Handler::Unary(Grpc::role_add)),
+    ("/etcdserverpb.Auth/RoleGet", Handler::Unary(Grpc::role_get)),
+    ("/etcdserverpb.Auth/RoleList", Handler::Unary(Grpc::role_list)),
+    ("/etcdserverpb.Auth/RoleDelete", Handler::Unary(Grpc::role_delete)),
+    ("/etcdserverpb.Auth/RoleGrantPermission", Handler::Unary(Grpc::role_grant_permission)),
+    ("/etcdserverpb.Auth/RoleRevokePermission", Handler::Unary(Grpc::role_revoke_permission)),
     ("/etcdserverpb.Cluster/MemberAdd", Handler::Unary(Grpc::member_add)),
     ("/etcdserverpb.Cluster/MemberRemove", Handler::Unary(Grpc::member_remove)),
     ("/etcdserverpb.Cluster/MemberUpdate", Handler::Unary(Grpc::member_update)),

@@ -23,7 +23,7 @@ use crate::{
     error::Error,
     metrics::METRICS,
     proto::etcdserverpb::TxnRequest,
-    service::{Caller, Identity, Outcome, Reply, Service},
+    service::{Caller, Outcome, Reply, Service},
     state::txn_decode::{self, TxnDecodeError},
 };
 use header::Header;
@@ -103,12 +103,13 @@ pub const METADATA_FIELDS: [&str; MAX_METADATA_FIELDS] = ["hasleader", "token", 
 /// On whose behalf a call is made.
 #[must_use]
 pub fn caller(metadata: Metadata) -> Caller {
-    let Metadata { fields: [has_leader, token, authorization, _], deadline } = metadata;
-    let token = token.or(authorization).and_then(|token| std::str::from_utf8(&token).ok().map(ToOwned::to_owned));
+    let Metadata { fields: [has_leader, token, authorization, _], deadline, connection } = metadata;
     Caller {
-        identity: token.map(|token| Arc::new(Identity { token })),
+        token: token.or(authorization),
+        connection: connection.and_then(|attached| attached.downcast().ok()),
         deadline,
         require_leader: requires_leader(has_leader.as_ref()),
+        ..Caller::default()
     }
 }
 

@@ -11,6 +11,33 @@ impl From<Error> for CallError {
     }
 }
 
+/// An error with its code, as etcd puts it into the reason for which a watch is refused.
+#[must_use]
+pub fn as_go_prints_it(error: &Error) -> String {
+    format!("rpc error: code = {} desc = {error}", CODES[code(error) as usize])
+}
+
+/// gRPC's codes as Go prints them, by number.
+pub const CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
 /// etcd's code for an error. Three of etcd's errors lose their code on the way to the client, and so do ours.
 fn code(error: &Error) -> Code {
     match error {
@@ -25,7 +52,13 @@ fn code(error: &Error) -> Code {
         | Error::MemberBadUrls
         | Error::RequestTooLarge
         | Error::WrongDowngradeVersionFormat
-        | Error::InvalidDowngradeTargetVersion => Code::InvalidArgument,
+        | Error::InvalidDowngradeTargetVersion
+        | Error::UserEmpty
+        | Error::RoleEmpty
+        | Error::PermissionNotGiven
+        | Error::AuthFailed
+        | Error::InvalidAuthManagement
+        | Error::AuthOldRevision => Code::InvalidArgument,
         Error::Compacted | Error::FutureRev | Error::LeaseTtlTooLarge => Code::OutOfRange,
         Error::NoSpace | Error::TooManyBytesUnread => Code::ResourceExhausted,
         Error::LeaseNotFound | Error::MemberNotFound => Code::NotFound,
@@ -37,7 +70,19 @@ fn code(error: &Error) -> Code {
         | Error::TooManyLearners
         | Error::NotLeader
         | Error::NotSupportedForLearner
-        | Error::BadLeaderTransferee => Code::FailedPrecondition,
+        | Error::BadLeaderTransferee
+        | Error::RootUserNotExist
+        | Error::RootRoleNotExist
+        | Error::UserAlreadyExist
+        | Error::UserNotFound
+        | Error::RoleAlreadyExist
+        | Error::RoleNotFound
+        | Error::RoleNotGranted
+        | Error::PermissionNotGranted
+        | Error::AuthNotEnabled
+        | Error::NotCapable => Code::FailedPrecondition,
+        Error::PermissionDenied => Code::PermissionDenied,
+        Error::InvalidAuthToken => Code::Unauthenticated,
         Error::WatchCanceled | Error::Canceled => Code::Canceled,
         Error::NoLeader
         | Error::LeaderChanged
@@ -55,6 +100,7 @@ fn code(error: &Error) -> Code {
         | Error::MemberNotEnoughStarted
         | Error::TimeoutLeaderTransfer
         | Error::NotPrimary
+        | Error::NoPasswordUser
         | Error::Unknown(_) => Code::Unknown,
     }
 }
@@ -129,6 +175,25 @@ mod tests {
             "etcdserver: wrong downgrade target version format",
         ),
         (Error::InvalidDowngradeTargetVersion, Code::InvalidArgument, "etcdserver: invalid downgrade target version"),
+        (Error::RootUserNotExist, Code::FailedPrecondition, "etcdserver: root user does not exist"),
+        (Error::RootRoleNotExist, Code::FailedPrecondition, "etcdserver: root user does not have root role"),
+        (Error::UserAlreadyExist, Code::FailedPrecondition, "etcdserver: user name already exists"),
+        (Error::UserEmpty, Code::InvalidArgument, "etcdserver: user name is empty"),
+        (Error::UserNotFound, Code::FailedPrecondition, "etcdserver: user name not found"),
+        (Error::RoleAlreadyExist, Code::FailedPrecondition, "etcdserver: role name already exists"),
+        (Error::RoleEmpty, Code::InvalidArgument, "etcdserver: role name is empty"),
+        (Error::RoleNotFound, Code::FailedPrecondition, "etcdserver: role name not found"),
+        (Error::RoleNotGranted, Code::FailedPrecondition, "etcdserver: role is not granted to the user"),
+        (Error::PermissionNotGiven, Code::InvalidArgument, "etcdserver: permission not given"),
+        (Error::PermissionNotGranted, Code::FailedPrecondition, "etcdserver: permission is not granted to the role"),
+        (Error::PermissionDenied, Code::PermissionDenied, "etcdserver: permission denied"),
+        (Error::AuthFailed, Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password"),
+        (Error::NoPasswordUser, Code::Unknown, "auth: authentication failed, password was given for no password user"),
+        (Error::AuthNotEnabled, Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
+        (Error::InvalidAuthToken, Code::Unauthenticated, "etcdserver: invalid auth token"),
+        (Error::InvalidAuthManagement, Code::InvalidArgument, "etcdserver: invalid auth management"),
+        (Error::AuthOldRevision, Code::InvalidArgument, "etcdserver: revision of auth store is old"),
+        (Error::NotCapable, Code::FailedPrecondition, "etcdserver: not capable"),
         (Error::Canceled, Code::Canceled, "etcdserver: request canceled"),
         (Error::DeadlineExceeded, Code::DeadlineExceeded, "context deadline exceeded"),
         (Error::NotPrimary, Code::Unknown, "not a primary lessor"),

@@ -19,7 +19,8 @@ use crate::{
         health::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus},
     },
     service::{
-        Operation,
+        Caller, Operation,
+        auth::TokenBarrier,
         keep_alive::{KeepAlive, KeepAliveOutcome},
         leader_watch::LeaderLoss,
         range_stream::{Chunk, RangeStream},
@@ -34,30 +35,34 @@ const RANGE_RESPONSE_FIELD: u32 = 1;
 
 impl Grpc {
     pub fn range_stream(self: &Arc<Self>, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
-        self.service.admit(&caller(metadata), &Operation::Stream)?;
-        Ok(Box::new(RangeStreamConversation { grpc: self.clone(), stream: None, response: None }))
+        let caller = caller(metadata);
+        self.service.check_request(&caller, &Operation::RangeStream)?;
+        Ok(Box::new(RangeStreamConversation { grpc: self.clone(), caller, stream: None, response: None }))
     }
 
     /// One request is answered after another: those behind a renewal that waits, wait too.
     pub fn lease_keep_alive(self: &Arc<Self>, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
-        self.service.admit(&caller(metadata), &Operation::Stream)?;
-        Ok(Box::new(KeepAliveConversation { grpc: self.clone(), request: None, response: None }))
+        let caller = caller(metadata);
+        self.service.check_request(&caller, &Operation::LeaseKeepAlive)?;
+        let token = TokenBarrier::new(&self.service, &caller);
+        Ok(Box::new(KeepAliveConversation { grpc: self.clone(), token, request: None, response: None }))
     }
 
     pub fn snapshot(self: &Arc<Self>, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
-        self.service.admit(&caller(metadata), &Operation::Inspect)?;
+        self.service.admit(&caller(metadata), &Operation::Snapshot)?;
         Ok(Box::new(NotImplemented("this version of metastore cannot stream snapshots yet")))
     }
 
     /// Nothing changes after the first response, until the stream ends.
     pub fn health_watch(self: &Arc<Self>, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
-        self.service.admit(&caller(metadata), &Operation::Stream)?;
+        self.service.admit(&caller(metadata), &Operation::Health)?;
         Ok(Box::new(HealthWatch { is_answered: false }))
     }
 }
 
 struct RangeStreamConversation {
     grpc: Arc<Grpc>,
+    caller: Caller,
     /// None until the request has arrived.
     stream: Option<RangeStream>,
     /// A chunk that has not been sent yet.
@@ -71,7 +76,7 @@ impl Conversation for RangeStreamConversation {
         } else {
             let Some(message) = io.receive() else { return Step::Wait };
             let begun = decode_streamed::<RangeRequest>(message)
-                .and_then(|request| Ok(self.grpc.service.range_stream(&request, io.waker())?));
+                .and_then(|request| Ok(self.grpc.service.range_stream(&self.caller, &request, io.waker())?));
             match begun {
                 Ok(stream) => self.stream.insert(stream),
                 Err(error) => return Step::End(Err(error)),
@@ -128,6 +133,7 @@ fn encode_chunk(grpc: &Grpc, Chunk { rows, head }: &Chunk) -> Bytes {
 
 struct KeepAliveConversation {
     grpc: Arc<Grpc>,
+    token: TokenBarrier,
     request: Option<KeepAlive>,
     /// A response that has not been sent yet.
     response: Option<Bytes>,
@@ -135,6 +141,9 @@ struct KeepAliveConversation {
 
 impl Conversation for KeepAliveConversation {
     fn step(&mut self, io: &mut dyn StreamIo) -> Step {
+        if !self.token.is_passed(io.waker()) {
+            return Step::Wait;
+        }
         let service = &self.grpc.service;
         loop {
             if !send_pending(&mut self.response, io) {
@@ -142,7 +151,10 @@ impl Conversation for KeepAliveConversation {
             }
             if self.request.is_none() {
                 match io.receive().map(decode_streamed::<LeaseKeepAliveRequest>) {
-                    Some(Ok(request)) => self.request = Some(service.keep_alive(LeaseId(request.id))),
+                    Some(Ok(request)) => match service.keep_alive(self.token.caller(), LeaseId(request.id)) {
+                        Ok(renewal) => self.request = Some(renewal),
+                        Err(error) => return Step::End(Err(error.into())),
+                    },
                     Some(Err(error)) => return Step::End(Err(error)),
                     None if io.is_half_closed() => return Step::End(Ok(())),
                     None => return Step::Wait,

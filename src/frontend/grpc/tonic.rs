@@ -90,7 +90,7 @@ fn status(error: &CallError) -> Status {
 /// The metadata in a call's headers. There is no deadline: hyper resets the stream at the client's.
 fn metadata(headers: &HeaderMap) -> Metadata {
     let value = |name| headers.get(name).map(|value| Bytes::copy_from_slice(value.as_bytes()));
-    Metadata { fields: METADATA_FIELDS.map(value), deadline: None }
+    Metadata { fields: METADATA_FIELDS.map(value), ..Metadata::default() }
 }
 
 /// Passes messages through as bytes.

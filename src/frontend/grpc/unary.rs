@@ -11,10 +11,15 @@ use crate::{
     mvcc::compact::KeyHash,
     proto::{
         etcdserverpb::{
-            AlarmRequest, AlarmResponse, CompactionRequest, DefragmentRequest, DefragmentResponse, DeleteRangeRequest,
-            DowngradeInfo, DowngradeRequest, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
-            LeaseGrantRequest, LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseStatus,
-            LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberListRequest,
+            AlarmRequest, AlarmResponse, AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest,
+            AuthRoleDeleteRequest, AuthRoleGetRequest, AuthRoleGetResponse, AuthRoleGrantPermissionRequest,
+            AuthRoleListRequest, AuthRoleListResponse, AuthRoleRevokePermissionRequest, AuthStatusRequest,
+            AuthStatusResponse, AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest,
+            AuthUserGetRequest, AuthUserGetResponse, AuthUserGrantRoleRequest, AuthUserListRequest,
+            AuthUserListResponse, AuthUserRevokeRoleRequest, AuthenticateRequest, CompactionRequest, DefragmentRequest,
+            DefragmentResponse, DeleteRangeRequest, DowngradeInfo, DowngradeRequest, HashKvRequest, HashKvResponse,
+            HashRequest, HashResponse, LeaseGrantRequest, LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest,
+            LeaseStatus, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberAddRequest, MemberListRequest,
             MemberListResponse, MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberUpdateRequest,
             MoveLeaderRequest, MoveLeaderResponse, PutRequest, RangeRequest, StatusRequest, StatusResponse,
         },
@@ -25,6 +30,7 @@ use crate::{
     },
     service::{
         Caller, Operation, Request,
+        auth::{AuthStatus, Names, RolePermissions},
         cluster::PromoteOutcome,
         kv::RangeOutcome,
         lease::{LeaseInfo, LeaseList},
@@ -65,13 +71,13 @@ impl Grpc {
 
     pub fn put(self: &Arc<Self>, call: Call, reply: Reply) {
         decoded_with_raw(call, reply, |caller, request: Request<PutRequest>, reply| {
-            self.service.put(&caller, &request, self.command_reply(reply));
+            self.service.put(&caller, request, self.command_reply(reply));
         });
     }
 
     pub fn delete_range(self: &Arc<Self>, call: Call, reply: Reply) {
         decoded_with_raw(call, reply, |caller, request: Request<DeleteRangeRequest>, reply| {
-            self.service.delete_range(&caller, &request, self.command_reply(reply));
+            self.service.delete_range(&caller, request, self.command_reply(reply));
         });
     }
 
@@ -87,7 +93,7 @@ impl Grpc {
 
     pub fn compact(self: &Arc<Self>, call: Call, reply: Reply) {
         decoded_with_raw(call, reply, |caller, request: Request<CompactionRequest>, reply| {
-            self.service.compact(&caller, &request, self.command_reply(reply));
+            self.service.compact(&caller, request, self.command_reply(reply));
         });
     }
 }
@@ -102,7 +108,7 @@ impl Grpc {
 
     pub fn lease_revoke(self: &Arc<Self>, call: Call, reply: Reply) {
         decoded_with_raw(call, reply, |caller, request: Request<LeaseRevokeRequest>, reply| {
-            self.service.lease_revoke(&caller, &request, self.command_reply(reply));
+            self.service.lease_revoke(&caller, request, self.command_reply(reply));
         });
     }
 
@@ -145,13 +151,13 @@ impl Grpc {
 
     pub fn member_remove(self: &Arc<Self>, call: Call, reply: Reply) {
         decoded_with_raw(call, reply, |caller, request: Request<MemberRemoveRequest>, reply| {
-            self.service.member_remove(&caller, &request, self.command_reply(reply));
+            self.service.member_remove(&caller, request, self.command_reply(reply));
         });
     }
 
     pub fn member_update(self: &Arc<Self>, call: Call, reply: Reply) {
         decoded_with_raw(call, reply, |caller, request: Request<MemberUpdateRequest>, reply| {
-            self.service.member_update(&caller, &request, self.command_reply(reply));
+            self.service.member_update(&caller, request, self.command_reply(reply));
         });
     }
 
@@ -184,7 +190,7 @@ impl Grpc {
                 }
                 AlarmOutcome::Changed(outcome) => header.with_body(outcome.revision, &outcome.body),
             });
-            self.service.alarm(&caller, &request, reply);
+            self.service.alarm(&caller, request, reply);
         });
     }
 
@@ -227,7 +233,7 @@ impl Grpc {
 
     pub fn downgrade(self: &Arc<Self>, call: Call, reply: Reply) {
         decoded(call, reply, |caller, _: DowngradeRequest, reply| {
-            let error = self.service.admit(&caller, &Operation::Other).err();
+            let error = self.service.admit(&caller, &Operation::Downgrade).err();
             let not_yet = not_implemented("this version of metastore cannot be downgraded yet");
             reply.answer(Err(error.map_or(not_yet, Into::into)));
         });
@@ -236,12 +242,121 @@ impl Grpc {
 
 /// `Auth`.
 impl Grpc {
-    /// All its methods.
-    pub fn auth<M: Message + Default>(self: &Arc<Self>, call: Call, reply: Reply) {
-        decoded(call, reply, |caller, _: M, reply| {
-            let error = self.service.admit(&caller, &Operation::Other).err();
-            let not_yet = not_implemented("this version of metastore has no users, roles and permissions yet");
-            reply.answer(Err(error.map_or(not_yet, Into::into)));
+    pub fn auth_enable(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded_with_raw(call, reply, |caller, request: Request<AuthEnableRequest>, reply| {
+            self.service.auth_enable(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn auth_disable(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded_with_raw(call, reply, |caller, request: Request<AuthDisableRequest>, reply| {
+            self.service.auth_disable(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn auth_status(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded(call, reply, |caller, _: AuthStatusRequest, reply| {
+            let reply = self.reply(reply, |header: &Header, status: AuthStatus| {
+                let AuthStatus { head, enabled, auth_revision } = status;
+                encode(&AuthStatusResponse { header: Some(header.at(head)), enabled, auth_revision })
+            });
+            self.service.auth_status(&caller, reply);
+        });
+    }
+
+    pub fn authenticate(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded(call, reply, |caller, request: AuthenticateRequest, reply| {
+            self.service.authenticate(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn user_add(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded(call, reply, |caller, request: AuthUserAddRequest, reply| {
+            self.service.user_add(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn user_get(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded(call, reply, |caller, request: AuthUserGetRequest, reply| {
+            let reply = self.reply(reply, |header: &Header, Names { head, names }: Names| {
+                encode(&AuthUserGetResponse { header: Some(header.at(head)), roles: names })
+            });
+            self.service.user_get(&caller, request.name, reply);
+        });
+    }
+
+    pub fn user_list(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded(call, reply, |caller, _: AuthUserListRequest, reply| {
+            let reply = self.reply(reply, |header: &Header, Names { head, names }: Names| {
+                encode(&AuthUserListResponse { header: Some(header.at(head)), users: names })
+            });
+            self.service.user_list(&caller, reply);
+        });
+    }
+
+    pub fn user_delete(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded_with_raw(call, reply, |caller, request: Request<AuthUserDeleteRequest>, reply| {
+            self.service.user_delete(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn user_change_password(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded(call, reply, |caller, request: AuthUserChangePasswordRequest, reply| {
+            self.service.user_change_password(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn user_grant_role(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded_with_raw(call, reply, |caller, request: Request<AuthUserGrantRoleRequest>, reply| {
+            self.service.user_grant_role(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn user_revoke_role(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded_with_raw(call, reply, |caller, request: Request<AuthUserRevokeRoleRequest>, reply| {
+            self.service.user_revoke_role(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn role_add(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded_with_raw(call, reply, |caller, request: Request<AuthRoleAddRequest>, reply| {
+            self.service.role_add(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn role_get(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded(call, reply, |caller, request: AuthRoleGetRequest, reply| {
+            let reply = self.reply(reply, |header: &Header, role: RolePermissions| {
+                encode(&AuthRoleGetResponse { header: Some(header.at(role.head)), perm: role.permissions })
+            });
+            self.service.role_get(&caller, request.role, reply);
+        });
+    }
+
+    pub fn role_list(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded(call, reply, |caller, _: AuthRoleListRequest, reply| {
+            let reply = self.reply(reply, |header: &Header, Names { head, names }: Names| {
+                encode(&AuthRoleListResponse { header: Some(header.at(head)), roles: names })
+            });
+            self.service.role_list(&caller, reply);
+        });
+    }
+
+    pub fn role_delete(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded_with_raw(call, reply, |caller, request: Request<AuthRoleDeleteRequest>, reply| {
+            self.service.role_delete(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn role_grant_permission(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded_with_raw(call, reply, |caller, request: Request<AuthRoleGrantPermissionRequest>, reply| {
+            self.service.role_grant_permission(&caller, request, self.command_reply(reply));
+        });
+    }
+
+    pub fn role_revoke_permission(self: &Arc<Self>, call: Call, reply: Reply) {
+        decoded_with_raw(call, reply, |caller, request: Request<AuthRoleRevokePermissionRequest>, reply| {
+            self.service.role_revoke_permission(&caller, request, self.command_reply(reply));
         });
     }
 }
@@ -252,9 +367,9 @@ impl Grpc {
     pub fn health_check(self: &Arc<Self>, call: Call, reply: Reply) {
         decoded(call, reply, |caller, request: HealthCheckRequest, reply| {
             let unknown = || CallError { code: Code::NotFound, message: "unknown service".into() };
-            reply.answer(match self.service.admit(&caller, &Operation::Other) {
-                Ok(()) if request.service.is_empty() => Ok(encode(&serving())),
-                Ok(()) => Err(unknown()),
+            reply.answer(match self.service.admit(&caller, &Operation::Health) {
+                Ok(_) if request.service.is_empty() => Ok(encode(&serving())),
+                Ok(_) => Err(unknown()),
                 Err(error) => Err(error.into()),
             });
         });
@@ -263,8 +378,8 @@ impl Grpc {
     pub fn health_list(self: &Arc<Self>, call: Call, reply: Reply) {
         decoded(call, reply, |caller, _: HealthListRequest, reply| {
             let statuses = HashMap::from([(String::new(), serving())]);
-            let admitted = self.service.admit(&caller, &Operation::Other);
-            reply.answer(admitted.map(|()| encode(&HealthListResponse { statuses })).map_err(Into::into));
+            let admitted = self.service.admit(&caller, &Operation::Health);
+            reply.answer(admitted.map(|_| encode(&HealthListResponse { statuses })).map_err(Into::into));
         });
     }
 }

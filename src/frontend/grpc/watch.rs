@@ -6,7 +6,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Grpc, caller, decode_streamed, header::Header};
+use super::{Grpc, caller, decode_streamed, header::Header, status};
 use crate::{
     error::Error,
     metrics::{self, WatchResponseCounts},
@@ -30,7 +30,7 @@ pub struct WatchConversation {
 
 impl Grpc {
     pub fn watch(self: &Arc<Self>, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
-        let watches = self.service.open_watch_stream(&caller(metadata))?;
+        let watches = self.service.open_watch_stream(&caller(metadata), status::as_go_prints_it)?;
         Ok(Box::new(WatchConversation::new(watches, self.header.clone(), self.max_message_bytes())))
     }
 }
@@ -172,6 +172,9 @@ fn assemble(head: &WatchResponse, frames: &[Bytes], size: usize) -> Bytes {
 impl Conversation for WatchConversation {
     fn step(&mut self, io: &mut dyn StreamIo) -> Step {
         self.watches.begin_step();
+        if !self.watches.can_identify_caller(io.waker()) {
+            return Step::Wait;
+        }
         loop {
             let could_request = self.watches.can_request();
             let received = match self.receive_requests(io) {

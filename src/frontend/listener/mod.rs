@@ -35,9 +35,10 @@ use crate::{
     net::{
         listener::Listener,
         stream::Stream,
-        tls::Tls,
+        tls::{self, Tls},
         url::{Url, UrlAddress},
     },
+    service::CallerConnection,
 };
 use connection_limit::ConnectionLimit;
 use http2::{
@@ -223,15 +224,21 @@ impl Acceptor {
         let Some(http2) = &self.http2 else { return self.serve_with_hyper(stream).await };
         let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
         if first.starts_with(HTTP2_START) {
+            let guard =
+                guard.with_info(Arc::new(CallerConnection { address: peer_address(&stream), common_name: None }));
             return Ok(Task::new(stream, first, http2.clone(), guard).await?);
         }
         self.serve_http1(stream, first).await
     }
 
     async fn serve_tls(&self, tls: &Tls, stream: Stream, guard: ConnectionGuard) -> ServeResult {
-        let peer = stream.peer_address().map_or_else(String::new, |address| address.to_string());
+        let peer = peer_address(&stream);
         match (self.with_begin_timeout(tls.accept(stream)).await, &self.http2) {
-            (Ok((stream, true)), Some(http2)) => Ok(Task::new(stream, Bytes::new(), http2.clone(), guard).await?),
+            (Ok((stream, true)), Some(http2)) => {
+                let common_name = tls::client_common_name(&stream);
+                let guard = guard.with_info(Arc::new(CallerConnection { address: peer, common_name }));
+                Ok(Task::new(stream, Bytes::new(), http2.clone(), guard).await?)
+            }
             (Ok((stream, _)), None) => self.serve_with_hyper(stream).await,
             (Ok((mut stream, false)), Some(_)) => {
                 let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
@@ -268,6 +275,10 @@ impl Acceptor {
             _ => self.serve_plain(stream, guard).await,
         }
     }
+}
+
+fn peer_address(stream: &Stream) -> String {
+    stream.peer_address().map_or_else(String::new, |address| address.to_string())
 }
 
 /// Serves one connection to its end, and then releases its permit.

@@ -50,7 +50,7 @@ pub struct Session {
 
 impl Session {
     pub fn open(service: &Arc<Service>, caller: Caller) -> Result<Self, Error> {
-        service.admit(&caller, &Operation::Other)?;
+        service.check_request(&caller, &Operation::Concurrency)?;
         Ok(Self { service: service.clone(), caller, held: Arc::default() })
     }
 
@@ -80,7 +80,7 @@ impl Session {
     /// Deletes keys. Returns the revision.
     async fn delete_range(&self, request: DeleteRangeRequest) -> Result<i64, Error> {
         let request = Request::new(request);
-        let outcome = answered(|reply| self.service.delete_range(&self.caller, &request, reply)).await?;
+        let outcome = answered(|reply| self.service.delete_range(&self.caller, request, reply)).await?;
         Ok(outcome.revision)
     }
 

@@ -159,7 +159,8 @@ impl Connection {
         self.held_in = self.held_in - std::mem::replace(&mut stream.inbound.held, message.len()) + message.len();
         self.turn_cost.spend(message.len());
         method.received(message.len());
-        let metadata = Metadata { deadline: stream.deadline, ..stream.request.metadata.clone() };
+        let (deadline, connection) = (stream.deadline, self.info.clone());
+        let metadata = Metadata { deadline, connection, ..stream.request.metadata.clone() };
         let reply = Reply::new(self.outbox.clone(), slot);
         self.outbox.run_local(&mut self.deliveries, || method.call(Call { metadata, message }, reply));
     }

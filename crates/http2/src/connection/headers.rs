@@ -193,7 +193,9 @@ impl Connection {
             Target::Method(method) => {
                 method.started();
                 if method.shape() == Shape::Stream {
-                    self.start_stream_handler(slot, method, Metadata { deadline, ..request.metadata.clone() });
+                    let connection = self.info.clone();
+                    let metadata = Metadata { deadline, connection, ..request.metadata.clone() };
+                    self.start_stream_handler(slot, method, metadata);
                 }
             }
             Target::Http(parts) => self.start_http_handler(slot, (**parts).clone()),

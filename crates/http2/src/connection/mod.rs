@@ -50,7 +50,7 @@ use super::{
     service::Service,
     streams::Streams,
 };
-use crate::metrics;
+use crate::{call::ConnectionInfo, metrics};
 use calls::TurnCost;
 use timers::Timers;
 
@@ -63,6 +63,8 @@ pub struct Connection {
     service: Arc<dyn Service>,
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
+    /// What is attached to the connection.
+    info: Option<ConnectionInfo>,
     phase: Phase,
     /// The time of the last call that passed one.
     now: Instant,
@@ -133,6 +135,11 @@ struct Block {
 }
 
 impl Connection {
+    /// Attaches something for the handlers of calls.
+    pub fn set_info(&mut self, info: Option<ConnectionInfo>) {
+        self.info = info;
+    }
+
     /// A connection that was just accepted.
     #[must_use]
     pub fn new(service: Arc<dyn Service>, shared: Arc<Shared>, outbox: Arc<Outbox>, now: Instant) -> Self {
@@ -140,6 +147,7 @@ impl Connection {
         let mut connection = Self {
             service,
             outbox,
+            info: None,
             phase: Phase::Preface(0),
             now,
             timers: Timers::new(now, &shared.limits),
