@@ -11,13 +11,14 @@ use metastore::proto::{
     },
 };
 use prost::Message;
+use test_support::time_limit;
 use tonic::{
     Request, Status,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     transport::Channel,
 };
 
-/// A stream that is not ended by the server is left after its first message, or after this long without one.
+/// A stream is left after its first message, or after this long without one.
 const STREAM_WAIT: Duration = Duration::from_millis(700);
 
 /// Passes messages on as bytes.
@@ -69,15 +70,19 @@ pub async fn call(
     client.ready().await.unwrap();
     // The client's side of the stream stays open: some methods end when it does.
     let messages = tokio_stream::StreamExt::chain(tokio_stream::once(message.into()), tokio_stream::pending());
-    let is_unary = !path.ends_with("/Watch") && !path.ends_with("/LeaseKeepAlive");
+    let keeps_open = path.ends_with("/Watch") || path.ends_with("/LeaseKeepAlive");
+    let wait = if keeps_open || path.ends_with("/Observe") { STREAM_WAIT } else { time_limit() };
     let path = path.parse().unwrap();
-    let mut answers = if is_unary {
-        let one = tokio_stream::StreamExt::take(messages, 1);
-        client.streaming(with_token(one, token), path, RawCodec).await?.into_inner()
-    } else {
-        client.streaming(with_token(messages, token), path, RawCodec).await?.into_inner()
+    let first = async {
+        let mut answers = if keeps_open {
+            client.streaming(with_token(messages, token), path, RawCodec).await?.into_inner()
+        } else {
+            let one = tokio_stream::StreamExt::take(messages, 1);
+            client.streaming(with_token(one, token), path, RawCodec).await?.into_inner()
+        };
+        answers.message().await
     };
-    tokio::time::timeout(STREAM_WAIT, answers.message()).await.unwrap_or(Ok(None))
+    tokio::time::timeout(wait, first).await.unwrap_or(Ok(None))
 }
 
 fn with_token<S>(stream: S, token: Option<&str>) -> Request<S> {
