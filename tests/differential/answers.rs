@@ -17,7 +17,28 @@ use metastore::proto::{
     },
     v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse, lock_client::LockClient},
 };
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{
+    Code, Request, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
+
+/// What calls show, if they are made as a user.
+#[derive(Debug, Clone, Default)]
+pub struct Token(pub Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("token", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// A connection, used as one user.
+pub type Caller = InterceptedService<Channel, Token>;
 
 /// A request to a server.
 #[derive(Debug, Clone)]
@@ -106,23 +127,23 @@ impl Answer {
 /// The clients of one server.
 #[derive(Clone)]
 pub struct Clients {
-    kv: KvClient<Channel>,
-    lease: LeaseClient<Channel>,
-    cluster: ClusterClient<Channel>,
-    maintenance: MaintenanceClient<Channel>,
-    lock: LockClient<Channel>,
-    election: ElectionClient<Channel>,
+    kv: KvClient<Caller>,
+    lease: LeaseClient<Caller>,
+    cluster: ClusterClient<Caller>,
+    maintenance: MaintenanceClient<Caller>,
+    lock: LockClient<Caller>,
+    election: ElectionClient<Caller>,
 }
 
 impl Clients {
-    pub fn new(channel: &Channel) -> Self {
+    pub fn new(channel: &Channel, token: &Token) -> Self {
         Self {
-            kv: KvClient::new(channel.clone()).max_decoding_message_size(usize::MAX),
-            lease: LeaseClient::new(channel.clone()),
-            cluster: ClusterClient::new(channel.clone()),
-            maintenance: MaintenanceClient::new(channel.clone()),
-            lock: LockClient::new(channel.clone()),
-            election: ElectionClient::new(channel.clone()),
+            kv: KvClient::with_interceptor(channel.clone(), token.clone()).max_decoding_message_size(usize::MAX),
+            lease: LeaseClient::with_interceptor(channel.clone(), token.clone()),
+            cluster: ClusterClient::with_interceptor(channel.clone(), token.clone()),
+            maintenance: MaintenanceClient::with_interceptor(channel.clone(), token.clone()),
+            lock: LockClient::with_interceptor(channel.clone(), token.clone()),
+            election: ElectionClient::with_interceptor(channel.clone(), token.clone()),
         }
     }
 
@@ -184,7 +205,7 @@ impl Clients {
 }
 
 /// Merges the parts of a streamed range; only the last part may contain more than keys.
-async fn merged(mut kv: KvClient<Channel>, request: RangeRequest) -> Result<RangeResponse, Status> {
+async fn merged(mut kv: KvClient<Caller>, request: RangeRequest) -> Result<RangeResponse, Status> {
     let mut parts = kv.range_stream(request).await?.into_inner();
     let mut whole = RangeResponse::default();
     while let Some(part) = parts.message().await? {

@@ -23,6 +23,7 @@ mod pair;
 #[path = "../http2/raw.rs"]
 mod raw;
 mod surface;
+mod users;
 mod watches;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
@@ -32,16 +33,28 @@ use test_support::{require, requirements};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_few_thousand_random_operations_are_answered_as_etcd_answers_them() {
-    Box::pin(compare(1..=3, 1000)).await;
+    Box::pin(compare(1..=3, 1000, false)).await;
+}
+
+/// The same with authentication: half of the operations are those of a user that may do some of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_with_some_permissions_is_allowed_and_denied_what_etcd_allows_and_denies() {
+    Box::pin(compare(11..=12, 1000, true)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long"]
+async fn tens_of_thousands_of_operations_of_two_users_are_answered_as_etcd_answers_them() {
+    Box::pin(compare(200..=209, 4200, true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long"]
 async fn a_hundred_thousand_random_operations_are_answered_as_etcd_answers_them() {
-    Box::pin(compare(100..=124, 4200)).await;
+    Box::pin(compare(100..=124, 4200, false)).await;
 }
 
-async fn compare(seeds: impl Iterator<Item = u64>, actions: usize) {
+async fn compare(seeds: impl Iterator<Item = u64>, actions: usize, has_users: bool) {
     let Some(etcd) = etcd() else { return };
     // A single seed, to investigate: METASTORE_SEED=7.
     let only: Option<u64> =
@@ -49,7 +62,7 @@ async fn compare(seeds: impl Iterator<Item = u64>, actions: usize) {
     let (mut outcomes, mut excused) = (BTreeMap::new(), BTreeMap::new());
     for seed in seeds.filter(|&seed| only.is_none_or(|only| only == seed)) {
         let began = Instant::now();
-        let pair = Box::pin(Pair::start(&etcd, seed, actions).await.run()).await;
+        let pair = Box::pin(Pair::start_with(&etcd, seed, actions, has_users).await.run()).await;
         eprintln!("seed {seed}: {actions} operations, head {}, {:.1?}", pair.generator.head(), began.elapsed());
         for (what, times) in &pair.outcomes {
             *outcomes.entry(what.clone()).or_insert(0) += times;

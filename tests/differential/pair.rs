@@ -7,10 +7,10 @@ use tonic::transport::Endpoint;
 
 use super::{
     Etcd,
-    answers::{Answer, Clients, Operation},
+    answers::{Answer, Clients, Operation, Token},
     generator::{Action, Generator, MAX_TXN_OPS},
     known::{self, KnownDifference},
-    shortened, watches,
+    shortened, users, watches,
 };
 use test_support::{Server, eventually_async, program, time_limit};
 
@@ -25,22 +25,30 @@ const ACTIONS_BETWEEN_COMPARISONS: usize = 60;
 struct Side {
     server: Server,
     clients: Clients,
+    /// Those of a user that may read and write some of the keys; None without authentication.
+    limited: Option<Clients>,
     /// The streams of watches that begin in the past or now, and of those that begin later.
     streams: [watches::Stream; 2],
 }
 
 impl Side {
-    async fn new(server: Server) -> Self {
+    async fn new(server: Server, has_users: bool) -> Self {
         let channel = Endpoint::from_shared(server.url()).unwrap().tcp_nodelay(true).connect().await.unwrap();
-        let clients = Clients::new(&channel);
+        let (root, limited) = if has_users {
+            let [root, limited] = users::log_in(&channel).await;
+            (root, Some(Clients::new(&channel, &limited)))
+        } else {
+            (Token::default(), None)
+        };
+        let clients = Clients::new(&channel, &root);
         until_version_is_set(&clients).await;
-        let streams = [watches::Stream::open(&channel).await, watches::Stream::open(&channel).await];
-        Self { server, clients, streams }
+        let streams = [watches::Stream::open(&channel, &root).await, watches::Stream::open(&channel, &root).await];
+        Self { server, clients, limited, streams }
     }
 
     async fn restarted(mut self) -> Self {
         self.server.kill_and_restart();
-        Self::new(self.server).await
+        Self::new(self.server, self.limited.is_some()).await
     }
 }
 
@@ -89,13 +97,18 @@ impl Pending {
 
 impl Pair {
     pub async fn start(etcd: &Etcd, seed: u64, actions: usize) -> Self {
+        Self::start_with(etcd, seed, actions, false).await
+    }
+
+    /// With authentication, half of the operations are those of a user with some permissions.
+    pub async fn start_with(etcd: &Etcd, seed: u64, actions: usize, has_users: bool) -> Self {
         let max_ops = MAX_TXN_OPS.to_string();
-        let flags = ["--max-txn-ops", &max_ops, "--unsafe-no-fsync", "--log-level", "info"];
+        let flags = ["--max-txn-ops", &max_ops, "--unsafe-no-fsync", "--log-level", "info", "--bcrypt-cost", "4"];
         Self {
             seed,
             actions,
-            ours: Side::new(Server::start_program(&program(), &flags)).await,
-            theirs: Side::new(Server::start_program(&etcd.program, &flags)).await,
+            ours: Side::new(Server::start_program(&program(), &flags), has_users).await,
+            theirs: Side::new(Server::start_program(&etcd.program, &flags), has_users).await,
             known: known::applicable(etcd),
             is_old: etcd.is_old,
             generator: Generator::new(seed),
@@ -143,7 +156,11 @@ impl Pair {
                     if matches!(operation, Operation::Compact(_)) {
                         self.compare_watches().await;
                     }
-                    self.ask(&operation).await;
+                    if number % 2 == 0 {
+                        self.ask_limited(&operation).await;
+                    } else {
+                        self.ask(&operation).await;
+                    }
                     if let Operation::Compact(request) = operation {
                         // A physical compaction waits until the compaction is done, even if nothing is left to do: hashes
                         // depend on that.
@@ -170,6 +187,17 @@ impl Pair {
         self.compare(operation, &ours, &theirs);
         self.generator.observe(operation, &theirs);
         theirs
+    }
+
+    /// The same as the user with some permissions, if there is one.
+    async fn ask_limited(&mut self, operation: &Operation) {
+        let (Some(ours), Some(theirs)) = (&self.ours.limited, &self.theirs.limited) else {
+            self.ask(operation).await;
+            return;
+        };
+        let (ours, theirs) = tokio::join!(ours.ask(operation), theirs.ask(operation));
+        self.compare(operation, &ours, &theirs);
+        self.generator.observe(operation, &theirs);
     }
 
     /// Sends an operation to both that waits for another one.

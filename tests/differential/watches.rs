@@ -27,7 +27,10 @@ use tokio::{
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Status, transport::Channel};
 
-use super::shortened;
+use super::{
+    answers::{Caller, Token},
+    shortened,
+};
 
 /// The key of the first watch of each stream.
 pub const OWN_KEY: &[u8] = b"~watched";
@@ -79,10 +82,11 @@ pub struct Stream {
 
 impl Stream {
     /// A stream with its first watch.
-    pub async fn open(channel: &Channel) -> Self {
+    pub async fn open(channel: &Channel, token: &Token) -> Self {
         let (requests, outgoing) = mpsc::unbounded_channel();
         let (received, arrived) = (Arc::new(Mutex::new(Received::default())), Arc::new(Notify::new()));
-        let client = WatchClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
+        let client =
+            WatchClient::with_interceptor(channel.clone(), token.clone()).max_decoding_message_size(usize::MAX);
         tokio::spawn(receive(client, outgoing, Arc::clone(&received), Arc::clone(&arrived)));
         let stream = Self { requests, received, arrived };
         let first = WatchCreateRequest { key: OWN_KEY.into(), ..WatchCreateRequest::default() };
@@ -194,7 +198,7 @@ impl Stream {
 }
 
 async fn receive(
-    mut client: WatchClient<Channel>,
+    mut client: WatchClient<Caller>,
     requests: mpsc::UnboundedReceiver<WatchRequest>,
     received: Arc<Mutex<Received>>,
     arrived: Arc<Notify>,
