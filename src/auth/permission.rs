@@ -39,17 +39,12 @@ impl KeySet {
     }
 
     /// Whether all keys of a request are in the set: one key if `range_end` is empty, otherwise a range. A range that contains no
-    /// key (its end is not after its beginning) must lie inside the set, as in etcd.
+    /// key, because its end is not after its beginning, must begin in the set, as in etcd.
     #[must_use]
     pub fn covers(&self, key: &[u8], range_end: &[u8]) -> bool {
-        if range_end.is_empty() {
-            return self.contains(key);
-        }
         let is_open = range_end == OPEN_END;
         if !is_open && range_end <= key {
-            let contains_both =
-                |(begin, end): &(Bytes, Option<Bytes>)| begin < range_end && end.as_ref().is_none_or(|end| key < end);
-            return self.0.iter().any(contains_both);
+            return self.contains(key);
         }
         let after = self.0.partition_point(|(begin, _)| begin <= key);
         let Some((_, end)) = after.checked_sub(1).map(|at| &self.0[at]) else { return false };
@@ -155,6 +150,9 @@ mod tests {
             ("y", "\0", true, false),
             ("b", "\0", false, false),
             ("x", "z", true, false),
+            ("b", "a", true, false),
+            ("b", "b", true, false),
+            ("f", "a", false, false),
         ] {
             let (key, end) = (key.as_bytes(), end.as_bytes());
             assert_eq!(permissions.may_read(key, end), may_read, "read {key:?} {end:?}");
