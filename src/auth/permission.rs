@@ -39,7 +39,7 @@ impl KeySet {
     }
 
     /// Whether all keys of a request are in the set: one key if `range_end` is empty, otherwise a range. A range that contains no
-    /// key, because its end is not after its beginning, must begin in the set, as in etcd.
+    /// key, because its end is not after its beginning, must begin in the set.
     #[must_use]
     pub fn covers(&self, key: &[u8], range_end: &[u8]) -> bool {
         let is_open = range_end == OPEN_END;

@@ -191,7 +191,8 @@ impl Pair {
 
     /// The same as the user with some permissions, if there is one.
     async fn ask_limited(&mut self, operation: &Operation) {
-        let (Some(ours), Some(theirs)) = (&self.ours.limited, &self.theirs.limited) else {
+        let limited = self.ours.limited.as_ref().zip(self.theirs.limited.as_ref());
+        let Some((ours, theirs)) = limited.filter(|_| !users::has_range_without_keys(operation)) else {
             self.ask(operation).await;
             return;
         };

@@ -4,12 +4,14 @@ use metastore::proto::{
     authpb::{Permission, permission::Type},
     etcdserverpb::{
         AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthUserAddRequest,
-        AuthUserGrantRoleRequest, AuthenticateRequest, auth_client::AuthClient,
+        AuthUserGrantRoleRequest, AuthenticateRequest, TxnRequest,
+        auth_client::AuthClient,
+        request_op::Request::{RequestDeleteRange, RequestPut, RequestRange, RequestTxn},
     },
 };
 use tonic::transport::Channel;
 
-use super::answers::Token;
+use super::answers::{Operation, Token};
 
 const ROOT: &str = "root";
 const LIMITED: &str = "ann";
@@ -54,4 +56,30 @@ async fn set_up(client: &mut AuthClient<Channel>) {
         client.user_grant_role(AuthUserGrantRoleRequest { user: user.into(), role: role.into() }).await.unwrap();
     }
     client.auth_enable(AuthEnableRequest {}).await.unwrap();
+}
+
+/// Whether an operation has a range whose end is not after its beginning. Whether etcd denies such a range depends on the shape
+/// of the tree in which it keeps permissions.
+pub fn has_range_without_keys(operation: &Operation) -> bool {
+    match operation {
+        Operation::Range(range) | Operation::RangeStream(range) => is_without_keys(&range.key, &range.range_end),
+        Operation::DeleteRange(delete) => is_without_keys(&delete.key, &delete.range_end),
+        Operation::Txn(txn) => txn_has_range_without_keys(txn),
+        _ => false,
+    }
+}
+
+fn txn_has_range_without_keys(txn: &TxnRequest) -> bool {
+    let compares = txn.compare.iter().any(|compare| is_without_keys(&compare.key, &compare.range_end));
+    compares
+        || txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
+            Some(RequestRange(range)) => is_without_keys(&range.key, &range.range_end),
+            Some(RequestDeleteRange(delete)) => is_without_keys(&delete.key, &delete.range_end),
+            Some(RequestTxn(txn)) => txn_has_range_without_keys(txn),
+            Some(RequestPut(_)) | None => false,
+        })
+}
+
+fn is_without_keys(key: &[u8], range_end: &[u8]) -> bool {
+    !range_end.is_empty() && range_end != b"\0" && range_end <= key
 }
