@@ -11,7 +11,7 @@ use crate::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
         RangeRequest, RequestOp, TxnRequest, TxnResponse, request_op,
     },
-    state::{Kind, txn},
+    state::{Command, Kind, txn},
 };
 
 /// What a Range found.
@@ -73,11 +73,19 @@ impl Service {
                 self.propose(&identity, Kind::Put, &request.raw, reply);
             }
             Err(error) => {
+                let error = self.too_large_or(error, Kind::Put, &request.raw);
                 self.refuse(caller, "Put", error, reply, move |service, caller, reply| {
                     service.put(caller, request, reply);
                 });
             }
         }
+    }
+
+    /// The error of a write that was not let in. Its size is looked at before the permissions of its user, as in etcd.
+    fn too_large_or(&self, error: Error, kind: Kind, raw: &[u8]) -> Error {
+        let is_by_permission = matches!(error, Error::PermissionDenied | Error::UserEmpty | Error::AuthOldRevision);
+        let is_too_large = || Command::encode(u64::MAX, kind, raw).len() > self.limits.max_request_bytes;
+        if is_by_permission && is_too_large() { Error::RequestTooLarge } else { error }
     }
 
     pub fn delete_range(
@@ -91,9 +99,12 @@ impl Service {
                 METRICS.deletes.inc();
                 self.propose(&identity, Kind::DeleteRange, &request.raw, reply);
             }
-            Err(error) => self.refuse(caller, "DeleteRange", error, reply, move |service, caller, reply| {
-                service.delete_range(caller, request, reply);
-            }),
+            Err(error) => {
+                let error = self.too_large_or(error, Kind::DeleteRange, &request.raw);
+                self.refuse(caller, "DeleteRange", error, reply, move |service, caller, reply| {
+                    service.delete_range(caller, request, reply);
+                });
+            }
         }
     }
 
@@ -117,6 +128,7 @@ impl Service {
                 self.propose(&identity, Kind::Txn, &request.raw, reply);
             }
             Err(error) => {
+                let error = self.too_large_or(error, Kind::Txn, &request.raw);
                 self.refuse(caller, "Txn", error, reply, move |service, caller, reply| {
                     service.txn(caller, request, reply);
                 });
