@@ -8,7 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{Caller, Operation, Outcome, Reply, Request, Service, auth::Administered};
+use super::{Caller, Operation, Outcome, Reply, Request, Service};
 use crate::{
     cluster::{LeaderAnswer, await_outcome},
     error::Error,
@@ -48,24 +48,17 @@ impl Service {
         request: MemberAddRequest,
         reply: impl Reply<Outcome<MemberAddResponse>>,
     ) {
-        let identity = match self.admit(caller, &Operation::MemberAdd) {
-            Ok(identity) => identity,
-            Err(error) => {
-                return self.refuse(caller, "MemberAdd", error, reply, move |service, caller, reply| {
-                    service.member_add(caller, request, reply);
-                });
-            }
-        };
         let target = request.peer_ur_ls.join(",");
-        let reply = Administered::new(caller, &identity, Operation::MemberAdd, target, reply);
-        let checked = self.new_member(request).and_then(|new_member| {
-            self.cluster.check_reconfig(|check| check.check_addition(new_member.member.is_learner))?;
-            Ok(new_member)
+        self.administer(caller, Operation::MemberAdd, target, reply, move |service, _, reply| {
+            let checked = service.new_member(request).and_then(|new_member| {
+                service.cluster.check_reconfig(|check| check.check_addition(new_member.member.is_learner))?;
+                Ok(new_member)
+            });
+            match checked {
+                Ok(new_member) => service.change_members(Kind::MemberAdd, &new_member.encode(), reply),
+                Err(error) => reply.answer(Err(error)),
+            }
         });
-        match checked {
-            Ok(new_member) => self.change_members(Kind::MemberAdd, &new_member.encode(), reply),
-            Err(error) => reply.answer(Err(error)),
-        }
     }
 
     /// The member to be added, with an ID that is made of its URLs and the present time.
@@ -91,20 +84,13 @@ impl Service {
         request: Request<MemberRemoveRequest>,
         reply: impl Reply<Outcome<MemberRemoveResponse>>,
     ) {
-        let identity = match self.admit(caller, &Operation::MemberRemove) {
-            Ok(identity) => identity,
-            Err(error) => {
-                return self.refuse(caller, "MemberRemove", error, reply, move |service, caller, reply| {
-                    service.member_remove(caller, request, reply);
-                });
-            }
-        };
         let id = request.parsed.id;
-        let reply = Administered::new(caller, &identity, Operation::MemberRemove, format!("{id:x}"), reply);
-        match self.cluster.check_reconfig(|check| check.check_removal(id)) {
-            Ok(()) => self.change_members(Kind::MemberRemove, &request.raw, reply),
-            Err(error) => reply.answer(Err(error)),
-        }
+        self.administer(caller, Operation::MemberRemove, format!("{id:x}"), reply, move |service, _, reply| {
+            match service.cluster.check_reconfig(|check| check.check_removal(id)) {
+                Ok(()) => service.change_members(Kind::MemberRemove, &request.raw, reply),
+                Err(error) => reply.answer(Err(error)),
+            }
+        });
     }
 
     /// Not a raft configuration change: raft does not know the members' URLs.
@@ -114,37 +100,25 @@ impl Service {
         request: Request<MemberUpdateRequest>,
         reply: impl Reply<Outcome<MemberUpdateResponse>>,
     ) {
-        let identity = match self.admit(caller, &Operation::MemberUpdate) {
-            Ok(identity) => identity,
-            Err(error) => {
-                return self.refuse(caller, "MemberUpdate", error, reply, move |service, caller, reply| {
-                    service.member_update(caller, request, reply);
-                });
-            }
-        };
         let target = format!("{:x}", request.parsed.id);
-        let reply = Administered::new(caller, &identity, Operation::MemberUpdate, target, reply);
-        // etcd accepts any text, and members that find one that is no URL exit.
-        match parse_peer_urls(&request.parsed.peer_ur_ls) {
-            // etcd accepts an empty list too, and the other members exit.
-            Ok(urls) if urls.is_empty() => reply.answer(Err(Error::MemberBadUrls)),
-            Ok(_) => self.propose(&identity, Kind::MemberUpdate, &request.raw, reply),
-            Err(error) => reply.answer(Err(error)),
-        }
+        self.administer(caller, Operation::MemberUpdate, target, reply, move |service, identity, reply| {
+            // etcd accepts any text, and members that find one that is no URL exit.
+            match parse_peer_urls(&request.parsed.peer_ur_ls) {
+                // etcd accepts an empty list too, and the other members exit.
+                Ok(urls) if urls.is_empty() => reply.answer(Err(Error::MemberBadUrls)),
+                Ok(_) => service.propose(identity, Kind::MemberUpdate, &request.raw, reply),
+                Err(error) => reply.answer(Err(error)),
+            }
+        });
     }
 
     pub fn member_promote(self: &Arc<Self>, caller: &Caller, id: u64, reply: impl Reply<PromoteOutcome>) {
-        let identity = match self.admit(caller, &Operation::MemberPromote) {
-            Ok(identity) => identity,
-            Err(error) => {
-                return self.refuse(caller, "MemberPromote", error, reply, move |service, caller, reply| {
-                    service.member_promote(caller, id, reply);
-                });
-            }
-        };
-        let reply = Administered::new(caller, &identity, Operation::MemberPromote, format!("{id:x}"), reply);
-        let (service, caller) = (self.clone(), caller.clone());
-        self.cluster.runtime.spawn(async move { reply.answer(service.promote_or_ask_leader(id, &caller).await) });
+        let asked_by = caller.clone();
+        self.administer(caller, Operation::MemberPromote, format!("{id:x}"), reply, move |service, _, reply| {
+            let service = service.clone();
+            let runtime = service.cluster.runtime.clone();
+            runtime.spawn(async move { reply.answer(service.promote_or_ask_leader(id, &asked_by).await) });
+        });
     }
 
     /// Whether a caller may promote a learner, for the member that it has asked.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Caller, Operation, Outcome, Reply, Request, Service, auth::Administered, read_error};
+use super::{Caller, Operation, Outcome, Reply, Request, Service, read_error};
 use crate::{
     error::{Error, Halt},
     mvcc::{compact::KeyHash, read::ReadError},
@@ -65,35 +65,29 @@ impl Service {
     }
 
     pub fn alarm(self: &Arc<Self>, caller: &Caller, request: Request<AlarmRequest>, reply: impl Reply<AlarmOutcome>) {
-        let AlarmRequest { action, alarm, .. } = request.parsed;
+        let AlarmRequest { action, alarm, member_id } = request.parsed;
         let action = AlarmAction::try_from(action);
-        let operation = if action == Ok(AlarmAction::Get) { Operation::AlarmGet } else { Operation::AlarmChange };
-        let identity = match self.admit(caller, &operation) {
-            Ok(identity) => identity,
-            Err(error) => {
-                return self.refuse(caller, operation.name(), error, reply, move |service, caller, reply| {
-                    service.alarm(caller, request, reply);
-                });
-            }
-        };
-        match action {
-            Ok(AlarmAction::Get) => self.list_alarms(alarm, reply),
-            Ok(AlarmAction::Activate | AlarmAction::Deactivate) => {
-                let target =
-                    format!("{} {:x}", alarm_text(&AlarmMember { member_id: 0, alarm }), request.parsed.member_id);
-                let reply = Administered::new(caller, &identity, operation, target, ChangedAlarm(reply));
-                self.propose(&identity, Kind::Alarm, &request.raw, reply);
-            }
-            Err(_) => {
-                let text = format!("etcdserver: unknown alarm action {}: 0, 1 and 2 are known", request.parsed.action);
-                reply.answer(Err(Error::Unknown(text)));
-            }
+        if action == Ok(AlarmAction::Get) {
+            return self.list_alarms(caller, alarm, reply);
         }
+        let target = format!("{} {member_id:x}", alarm_text(&AlarmMember { member_id: 0, alarm }));
+        self.administer(caller, Operation::AlarmChange, target, reply, move |service, identity, reply| {
+            if action.is_ok() {
+                return service.propose(identity, Kind::Alarm, &request.raw, ChangedAlarm(reply));
+            }
+            let text = format!("etcdserver: unknown alarm action {}: 0, 1 and 2 are known", request.parsed.action);
+            reply.answer(Err(Error::Unknown(text)));
+        });
     }
 
     /// Answers from the replicated table. (etcd sends the request through the log, where a backlog refuses it. Liveness probes
     /// then restart members that are merely busy.)
-    fn list_alarms(self: &Arc<Self>, alarm: i32, reply: impl Reply<AlarmOutcome>) {
+    fn list_alarms(self: &Arc<Self>, caller: &Caller, alarm: i32, reply: impl Reply<AlarmOutcome>) {
+        if let Err(error) = self.admit(caller, &Operation::AlarmGet) {
+            return self.refuse(caller, "AlarmGet", error, reply, move |service, caller, reply| {
+                service.list_alarms(caller, alarm, reply);
+            });
+        }
         let service = self.clone();
         self.read(false, reply, move |reply| {
             let alarms = service.readers().cluster.read().alarms.list(alarm);
@@ -103,34 +97,22 @@ impl Service {
 
     /// The hash of the history up to a revision (0: all of it), on this member.
     pub fn hash_kv(self: &Arc<Self>, caller: &Caller, revision: i64, reply: impl Reply<KeyHash>) {
-        let identity = match self.admit(caller, &Operation::HashKv) {
-            Ok(identity) => identity,
-            Err(error) => {
-                return self.refuse(caller, "HashKv", error, reply, move |service, caller, reply| {
-                    service.hash_kv(caller, revision, reply);
-                });
-            }
-        };
-        let (service, reply) = (self.clone(), Administered::new(caller, &identity, Operation::HashKv, "", reply));
-        self.read_pool().run(move || {
-            reply.answer(service.readers().keys.hash_kv(revision).map_err(read_error));
+        self.administer(caller, Operation::HashKv, String::new(), reply, move |service, _, reply| {
+            let service = service.clone();
+            service.clone().read_pool().run(move || {
+                reply.answer(service.readers().keys.hash_kv(revision).map_err(read_error));
+            });
         });
     }
 
     /// The hash of all tables, at a revision.
     pub fn hash(self: &Arc<Self>, caller: &Caller, reply: impl Reply<(i64, u32)>) {
-        let identity = match self.admit(caller, &Operation::Hash) {
-            Ok(identity) => identity,
-            Err(error) => {
-                return self.refuse(caller, "Hash", error, reply, move |service, caller, reply| {
-                    service.hash(caller, reply);
-                });
-            }
-        };
-        let (service, reply) = (self.clone(), Administered::new(caller, &identity, Operation::Hash, "", reply));
-        self.read_pool().run(move || {
-            let hash = service.hash_all_tables().map_err(|halt| read_error(ReadError::Halt(halt)));
-            reply.answer(hash.map(|hash| (service.head(), hash)));
+        self.administer(caller, Operation::Hash, String::new(), reply, |service, _, reply| {
+            let service = service.clone();
+            service.clone().read_pool().run(move || {
+                let hash = service.hash_all_tables().map_err(|halt| read_error(ReadError::Halt(halt)));
+                reply.answer(hash.map(|hash| (service.head(), hash)));
+            });
         });
     }
 
@@ -151,59 +133,45 @@ impl Service {
 
     /// Answers once deleted data occupies no space any more. Reads and writes continue meanwhile.
     pub fn defragment(self: &Arc<Self>, caller: &Caller, reply: impl Reply<()>) {
-        let identity = match self.admit(caller, &Operation::Defragment) {
-            Ok(identity) => identity,
-            Err(error) => {
-                return self.refuse(caller, "Defragment", error, reply, move |service, caller, reply| {
-                    service.defragment(caller, reply);
-                });
-            }
-        };
-        let (node, reply) =
-            (self.node().clone(), Administered::new(caller, &identity, Operation::Defragment, "", reply));
-        self.node().await_compaction(Box::new(move || {
-            let reclaim = move || match node.defragment() {
-                Ok(None) => reply.answer(Ok(())),
-                Ok(Some(lack)) => {
-                    tracing::warn!(%lack, "failed to defragment");
-                    reply.answer(Err(Error::Unknown(lack.to_string())));
-                }
-                Err(halt) => halt.abort(),
-            };
-            // A thread of its own: it may take minutes, and the threads of the read pool are for reads.
-            std::thread::Builder::new()
-                .name("defragment".into())
-                .spawn(reclaim)
-                .map_or_else(|error| tracing::warn!(%error, "failed to start the defragmentation thread"), drop);
-        }));
+        self.administer(caller, Operation::Defragment, String::new(), reply, |service, _, reply| {
+            let node = service.node().clone();
+            service.node().await_compaction(Box::new(move || {
+                let reclaim = move || match node.defragment() {
+                    Ok(None) => reply.answer(Ok(())),
+                    Ok(Some(lack)) => {
+                        tracing::warn!(%lack, "failed to defragment");
+                        reply.answer(Err(Error::Unknown(lack.to_string())));
+                    }
+                    Err(halt) => halt.abort(),
+                };
+                // A thread of its own: it may take minutes, and the threads of the read pool are for reads.
+                std::thread::Builder::new()
+                    .name("defragment".into())
+                    .spawn(reclaim)
+                    .map_or_else(|error| tracing::warn!(%error, "failed to start the defragmentation thread"), drop);
+            }));
+        });
     }
 
     /// Answers once the other member leads. A member that does not lead says so before it looks at the target (KV-44).
     pub fn move_leader(self: &Arc<Self>, caller: &Caller, target: u64, reply: impl Reply<()>) {
-        let identity = match self.admit(caller, &Operation::MoveLeader) {
-            Ok(identity) => identity,
-            Err(error) => {
-                return self.refuse(caller, "MoveLeader", error, reply, move |service, caller, reply| {
-                    service.move_leader(caller, target, reply);
-                });
+        self.administer(caller, Operation::MoveLeader, format!("{target:x}"), reply, move |service, _, reply| {
+            if !service.cluster.leads() {
+                return reply.answer(Err(Error::NotLeader));
             }
-        };
-        let reply = Administered::new(caller, &identity, Operation::MoveLeader, format!("{target:x}"), reply);
-        if !self.cluster.leads() {
-            return reply.answer(Err(Error::NotLeader));
-        }
-        if !self.readers().cluster.read().members.voters().any(|voter| voter.id == target) {
-            return reply.answer(Err(Error::BadLeaderTransferee));
-        }
-        if target == self.cluster.member_id {
-            return reply.answer(Ok(()));
-        }
-        let cluster = self.cluster.clone();
-        self.cluster.runtime.spawn(async move {
-            let (from, to) = (format!("{:x}", cluster.member_id), format!("{target:x}"));
-            tracing::info!({ "current-leader-member-id" = from, "transferee-member-id" = to }, "leadership transfer starting");
-            // The client's own deadline ends the call sooner; ours only ends the waiting.
-            reply.answer(cluster.move_leadership(target, |leader| leader == target).await);
+            if !service.readers().cluster.read().members.voters().any(|voter| voter.id == target) {
+                return reply.answer(Err(Error::BadLeaderTransferee));
+            }
+            if target == service.cluster.member_id {
+                return reply.answer(Ok(()));
+            }
+            let cluster = service.cluster.clone();
+            service.cluster.runtime.spawn(async move {
+                let (from, to) = (format!("{:x}", cluster.member_id), format!("{target:x}"));
+                tracing::info!({ "current-leader-member-id" = from, "transferee-member-id" = to }, "leadership transfer starting");
+                // The client's own deadline ends the call sooner; ours only ends the waiting.
+                reply.answer(cluster.move_leadership(target, |leader| leader == target).await);
+            });
         });
     }
 }

@@ -98,6 +98,11 @@ async fn a_member_that_is_sent_a_snapshot_knows_the_users_in_it() {
     enable(&all[0]).await;
     let root = log_in(&all[0], "root", "root").await.unwrap();
     servers[2].kill();
+    // It may have led, and what is on its way to it then is lost.
+    eventually_async("there is a leader", time_limit(), async || {
+        call(&all[0], PUT, Some(&root), put("fill")).await.map(drop).map_err(|status| status.to_string())
+    })
+    .await;
     permit(&all[0], Some(&root), "w", Type::Readwrite, "x", "").await;
     grant_role(&all[0], Some(&root), "idle", "w").await;
     must(&all[0], "/etcdserverpb.Auth/UserRevokeRole", Some(&root), &revoke("writer", "w")).await;

@@ -24,9 +24,9 @@ const ACTIONS_BETWEEN_COMPARISONS: usize = 60;
 /// One of the two servers.
 struct Side {
     server: Server,
-    clients: Clients,
+    clients: Box<Clients>,
     /// Those of a user that may read and write some of the keys; None without authentication.
-    limited: Option<Clients>,
+    limited: Option<Box<Clients>>,
     /// The streams of watches that begin in the past or now, and of those that begin later.
     streams: [watches::Stream; 2],
 }
@@ -36,11 +36,11 @@ impl Side {
         let channel = Endpoint::from_shared(server.url()).unwrap().tcp_nodelay(true).connect().await.unwrap();
         let (root, limited) = if has_users {
             let [root, limited] = users::log_in(&channel).await;
-            (root, Some(Clients::new(&channel, &limited)))
+            (root, Some(Box::new(Clients::new(&channel, &limited))))
         } else {
             (Token::default(), None)
         };
-        let clients = Clients::new(&channel, &root);
+        let clients = Box::new(Clients::new(&channel, &root));
         until_version_is_set(&clients).await;
         let streams = [watches::Stream::open(&channel, &root).await, watches::Stream::open(&channel, &root).await];
         Self { server, clients, limited, streams }
@@ -120,7 +120,7 @@ impl Pair {
     }
 
     /// Ours and etcd's.
-    pub fn clients(&self) -> [Clients; 2] {
+    pub fn clients(&self) -> [Box<Clients>; 2] {
         [self.ours.clients.clone(), self.theirs.clients.clone()]
     }
 

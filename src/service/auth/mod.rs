@@ -198,7 +198,29 @@ impl TokenBarrier {
 
 /// Changes of users and roles, and whether they are enabled.
 impl Service {
-    /// Proposes a change that only root may make.
+    /// Lets in an operation that only root may carry out, and whose outcome is noted in the audit log. `target` says what it is
+    /// done to.
+    pub(super) fn administer<T, R: Reply<T>>(
+        self: &Arc<Self>,
+        caller: &Caller,
+        operation: Operation<'static>,
+        target: String,
+        reply: R,
+        then: impl FnOnce(&Arc<Self>, &Identity, Administered<R>) + Send + 'static,
+    ) {
+        match self.admit(caller, &operation) {
+            Ok(identity) => {
+                let (caller, name) = (caller.clone(), operation.name());
+                let reply = Administered { caller, identity: identity.clone(), operation: name, target, reply };
+                then(self, &identity, reply);
+            }
+            Err(error) => self.refuse(caller, operation.name(), error, reply, move |service, caller, reply| {
+                service.administer(caller, operation, target, reply, then);
+            }),
+        }
+    }
+
+    /// Proposes a change of users.
     fn change_auth<T: Message + 'static, M: Send + 'static>(
         self: &Arc<Self>,
         caller: &Caller,
@@ -208,24 +230,12 @@ impl Service {
         request: Request<T>,
         reply: impl Reply<Outcome<M>>,
     ) {
-        let admitted = self.admit(caller, &operation).and_then(|identity| {
-            if self.node().status().capability_level() < kind.level() {
-                return Err(Error::NotCapable);
+        self.administer(caller, operation, target.to_owned(), reply, move |service, identity, reply| {
+            if service.node().status().capability_level() < kind.level() {
+                return reply.answer(Err(Error::NotCapable));
             }
-            Ok(identity)
+            service.propose(identity, kind, &request.raw, reply);
         });
-        match admitted {
-            Ok(identity) => {
-                let reply = Administered::new(caller, &identity, operation, target, reply);
-                self.propose(&identity, kind, &request.raw, reply);
-            }
-            Err(error) => {
-                let target = target.to_owned();
-                self.refuse(caller, operation.name(), error, reply, move |service, caller, reply| {
-                    service.change_auth(caller, operation, kind, &target, request, reply);
-                });
-            }
-        }
     }
 
     pub fn auth_enable(
@@ -576,19 +586,6 @@ pub(super) struct Administered<R> {
     operation: &'static str,
     target: String,
     reply: R,
-}
-
-impl<R> Administered<R> {
-    pub(super) fn new(
-        caller: &Caller,
-        identity: &Identity,
-        operation: Operation<'_>,
-        target: impl Into<String>,
-        reply: R,
-    ) -> Self {
-        let (caller, identity) = (caller.clone(), identity.clone());
-        Self { caller, identity, operation: operation.name(), target: target.into(), reply }
-    }
 }
 
 impl<T, R: Reply<T>> Reply<T> for Administered<R> {
