@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use metastore::proto::{self, etcdserverpb::SnapshotRequest, health::HealthListRequest};
 use prost::Message;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
-use tonic::{Code, Request, Status, client::Grpc, codec::Streaming};
+use tonic::{Code, Status, codec::Streaming};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
 };
-use tonic_prost::ProstCodec;
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -63,22 +62,6 @@ async fn reflection_finds_the_file_that_defines_a_symbol() {
         }
         let unknown = reflect(&server, MessageRequest::FileContainingSymbol("etcdserverpb.No".to_owned())).await;
         assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
-    }
-}
-
-#[tokio::test]
-async fn auth_methods_are_not_implemented_yet() {
-    let auth = described().into_iter().flat_map(|file| file.service).find(|service| service.name() == "Auth").unwrap();
-    assert_eq!(auth.method.len(), 17);
-    for server in both() {
-        let mut grpc = Grpc::new(server.channel().await);
-        for method in &auth.method {
-            grpc.ready().await.unwrap();
-            let path = format!("/etcdserverpb.Auth/{}", method.name()).parse().unwrap();
-            let answer = grpc.unary(Request::new(()), path, ProstCodec::<(), ()>::default()).await;
-            let message = "this version of metastore has no users, roles and permissions yet";
-            assert_refused(answer, Code::Unimplemented, message);
-        }
     }
 }
 
