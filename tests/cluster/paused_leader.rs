@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_secs(8);
 /// The number of leases that are renewed through the paused leader only. Their TTL is longer than the pause.
 const OWN_LEASES: i64 = 20;
 const OWN_TTL: i64 = 60;
-const OWN_TTL_LENGTH: Duration = Duration::from_secs(60);
+const OWN_TTL_LENGTH: Duration = Duration::from_mins(1);
 
 /// FAULT-32.
 #[tokio::test(flavor = "multi_thread")]
