@@ -19,6 +19,7 @@ use http2::{
 use metastore::{
     cluster::{Cluster, peer_client::PeerClient},
     frontend::grpc::{Grpc, methods::MethodTable},
+    net::tls::ClientTls,
     node::{
         Node, Parts, Settings,
         identity::{MemberId, RequestIds},
@@ -124,7 +125,7 @@ impl TestServer {
             ids,
             cluster_id: identity.cluster_id,
             member_id: identity.member_id,
-            client: PeerClient::new(TIMEOUT),
+            client: PeerClient::new(TIMEOUT, ClientTls::without_certificates()),
             strict_reconfig_check: true,
             known_level: CAPABILITY_LEVEL,
             max_learners: 1,

@@ -213,7 +213,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{cluster::peer_client::json, proto::etcdserverpb::Member};
+    use crate::{cluster::peer_client::json, net::tls::ClientTls, proto::etcdserverpb::Member};
 
     fn initial_cluster(members: &[(&str, &str)], name: &str) -> InitialCluster {
         InitialCluster {
@@ -274,7 +274,7 @@ mod tests {
     async fn a_repeated_bootstrap_is_refused_even_if_the_answer_comes_late() {
         let (url, connections) = start_member_that_knows(7, 2).await;
         let cluster = initial_cluster(&[("a", "http://127.0.0.1:1"), ("b", &url)], "a");
-        let client = PeerClient::new(MEMBER_LIST_TIMEOUT);
+        let client = PeerClient::new(MEMBER_LIST_TIMEOUT, ClientTls::without_certificates());
         // Enough time for as many queries as it takes, even on a busy machine.
         let refusal = refuse_repeated_bootstrap(&cluster, 7, &client, Duration::from_mins(1)).await.err().unwrap();
         assert_eq!(refusal.to_string(), "member 7 has already been bootstrapped");
@@ -283,7 +283,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_members_are_queried_for_a_while_and_a_single_member_waits_for_nothing() {
-        let client = PeerClient::new(MEMBER_LIST_TIMEOUT);
+        let client = PeerClient::new(MEMBER_LIST_TIMEOUT, ClientTls::without_certificates());
         let (url, connections) = start_member_that_knows(8, 0).await;
         let both = initial_cluster(&[("a", "http://127.0.0.1:1"), ("b", &url)], "a");
         let started = Instant::now();

@@ -174,7 +174,7 @@ fn describe(cluster_id: u64, members: &[Member]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ClusterState;
+    use crate::{config::ClusterState, net::tls::ClientTls};
 
     fn initial_cluster(members: &[(&str, &str)]) -> InitialCluster {
         let urls = |text: &str| text.split(',').map(|url| Url::parse(url).unwrap()).collect();
@@ -217,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_member_joins_only_a_cluster_of_a_compatible_version() {
-        let client = PeerClient::new(MEMBER_LIST_TIMEOUT);
+        let client = PeerClient::new(MEMBER_LIST_TIMEOUT, ClientTls::without_certificates());
         let check = async |members: &[&Member]| check_versions(members, &client, MEMBER_LIST_TIMEOUT).await;
         let refused = Err("incompatible with current running cluster".to_owned());
         let (same, old, new) = tokio::join!(start_member("3.7"), start_member("2.3"), start_member("3.9"));

@@ -176,35 +176,54 @@ const SECURITY: &[Flag] = &[
     flag("cert-file", Kind::Text, "", "Server certificate for clients."),
     flag("key-file", Kind::Text, "", "Key of --cert-file."),
     flag("client-cert-file", Kind::Text, "", "Client certificate for connections of the server to itself.")
-        .refused(TLS),
-    flag("client-key-file", Kind::Text, "", "Key of --client-cert-file.").refused(TLS),
-    flag("client-cert-auth", Kind::Bool, "false", "Require client certificates."),
+        .no_effect("this server does not connect to itself"),
+    flag("client-key-file", Kind::Text, "", "Key of --client-cert-file.")
+        .no_effect("this server does not connect to itself"),
+    flag(
+        "client-cert-auth",
+        Kind::Bool,
+        "false",
+        "Require client certificates. With auth, their common names are the names of users.",
+    ),
     flag(
         "trusted-ca-file",
         Kind::Text,
         "",
-        "CA certificates to verify client certificates with; implies --client-cert-auth.",
+        "CA certificates to verify client certificates with; if set, they are required.",
     ),
-    flag("client-crl-file", Kind::Text, "", "Revocation list for client certificates.").refused(TLS),
-    flag("client-cert-allowed-hostname", Kind::Strings, "", "Host names accepted in client certificates.").refused(TLS),
-    flag("auto-tls", Kind::Bool, "false", "TLS for clients with a generated certificate.").refused(TLS),
-    flag("peer-cert-file", Kind::Text, "", "Certificate for connections from other members.").refused(TLS),
-    flag("peer-key-file", Kind::Text, "", "Key of --peer-cert-file.").refused(TLS),
-    flag("peer-client-cert-file", Kind::Text, "", "Certificate for connections to other members.").refused(TLS),
-    flag("peer-client-key-file", Kind::Text, "", "Key of --peer-client-cert-file.").refused(TLS),
-    flag("peer-client-cert-auth", Kind::Bool, "false", "Require certificates from other members.").refused(TLS),
-    flag("peer-trusted-ca-file", Kind::Text, "", "CA certificates to verify member certificates with.").refused(TLS),
-    flag("peer-auto-tls", Kind::Bool, "false", "TLS between members with generated certificates.").refused(TLS),
-    flag("peer-crl-file", Kind::Text, "", "Revocation list for member certificates.").refused(TLS),
-    flag("peer-cert-allowed-cn", Kind::Strings, "", "Common names accepted in member certificates.").refused(TLS),
-    flag("peer-cert-allowed-hostname", Kind::Strings, "", "Host names accepted in member certificates.").refused(TLS),
-    flag("peer-skip-client-san-verification", Kind::Bool, "false", "Do not verify the SAN of member certificates.")
-        .refused(TLS),
-    flag("self-signed-cert-validity", Kind::Unsigned, "1", "Validity of generated certificates, in years.")
-        .refused(TLS),
-    flag("cipher-suites", Kind::Strings, "", "TLS cipher suites.").refused(TLS),
-    flag("tls-min-version", Kind::Text, "TLS1.2", "Minimum TLS version.").refused(TLS),
-    flag("tls-max-version", Kind::Text, "", "Maximum TLS version.").refused(TLS),
+    flag("client-crl-file", Kind::Text, "", "Revocation list for client certificates, DER or PEM."),
+    flag("client-cert-allowed-hostname", Kind::Strings, "", "Host names accepted in client certificates."),
+    flag("auto-tls", Kind::Bool, "false", "TLS for clients with a generated certificate."),
+    flag("peer-cert-file", Kind::Text, "", "Certificate for connections from other members."),
+    flag("peer-key-file", Kind::Text, "", "Key of --peer-cert-file."),
+    flag(
+        "peer-client-cert-file",
+        Kind::Text,
+        "",
+        "Certificate for connections to other members. Unset: that of --peer-cert-file.",
+    ),
+    flag("peer-client-key-file", Kind::Text, "", "Key of --peer-client-cert-file."),
+    flag("peer-client-cert-auth", Kind::Bool, "false", "Require certificates from other members."),
+    flag(
+        "peer-trusted-ca-file",
+        Kind::Text,
+        "",
+        "CA certificates to verify certificates of members with; if set, members must show one.",
+    ),
+    flag("peer-auto-tls", Kind::Bool, "false", "TLS between members with generated certificates."),
+    flag("peer-crl-file", Kind::Text, "", "Revocation list for certificates of members, DER or PEM."),
+    flag("peer-cert-allowed-cn", Kind::Strings, "", "Common names accepted in certificates of members."),
+    flag("peer-cert-allowed-hostname", Kind::Strings, "", "Host names accepted in certificates of members."),
+    flag(
+        "peer-skip-client-san-verification",
+        Kind::Bool,
+        "false",
+        "Do not compare a member's certificate with the address that it connects from.",
+    ),
+    flag("self-signed-cert-validity", Kind::Unsigned, "1", "Validity of generated certificates, in years."),
+    flag("cipher-suites", Kind::Strings, "", "Cipher suites for TLS 1.2, by Go's names. Unset: all."),
+    flag("tls-min-version", Kind::Text, "TLS1.2", "Minimum TLS version: `TLS1.2` or `TLS1.3`."),
+    flag("tls-max-version", Kind::Text, "", "Maximum TLS version: `TLS1.2` or `TLS1.3`. Unset: the latest."),
     flag("cors", Kind::Origins, "*", "Origins allowed for CORS: `*`, or URLs.").refused(ORIGINS),
     flag("host-whitelist", Kind::Strings, "*", "Host names accepted in plain HTTP requests.").refused(HOSTS),
     flag(
@@ -373,6 +392,12 @@ const LIMITS: &[Flag] = &[
         "Maximum number of client connections, others wait; 0 is what the limit of open files leaves.",
     ),
     flag(
+        "max-waiting-handshakes",
+        Kind::Unsigned,
+        "1024",
+        "TLS handshakes in progress, with clients and with members each, at least 1; a new one closes the oldest.",
+    ),
+    flag(
         "max-waiting-logins",
         Kind::Unsigned,
         "1024",
@@ -489,7 +514,6 @@ pub const FORMERLY_EXPERIMENTAL: &[&str] = &[
     "watch-progress-notify-interval",
 ];
 
-const TLS: &str = "this part of TLS is not supported yet, and starting without it would be insecure";
 const ORIGINS: &str = "a list of origins is not supported yet, and starting without it would be insecure";
 const HOSTS: &str = "a list of hosts is not supported yet, and starting without it would be insecure";
 const DISCOVERY: &str = "discovery is not supported yet, and starting without it would bootstrap another cluster";

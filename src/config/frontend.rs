@@ -1,14 +1,10 @@
-//! Settings of the listeners for clients: which HTTP/2 server, limits per connection, timeouts, TLS.
+//! Settings of the listeners for clients: which HTTP/2 server, limits per connection, timeouts.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use super::{
     parse::FlagValues,
     value::{self, count},
-};
-use crate::{
-    logging::{Level, Notice},
-    net::{tls::TlsFiles, url::Url},
 };
 
 /// Flags that only the HTTP/2 server of this project honours.
@@ -32,8 +28,6 @@ pub struct FrontendConfig {
     pub read_timeout: Duration,
     /// How long an HTTP/2 connection may stay open without a call. None: no limit.
     pub idle_timeout: Option<Duration>,
-    /// Present if a listen URL asks for TLS.
-    pub tls: Option<TlsFiles>,
 }
 
 /// The HTTP/2 server for clients.
@@ -46,7 +40,7 @@ pub enum GrpcServer {
 }
 
 impl FrontendConfig {
-    pub(super) fn read(values: &FlagValues, listen: &[Url], notices: &mut Vec<Notice>) -> Result<Self, String> {
+    pub(super) fn read(values: &FlagValues) -> Result<Self, String> {
         let timeout = |flag| match values.duration(flag) {
             time if time >= MIN_TIMEOUT => Ok(time),
             _ => Err(format!("--{flag} must be at least 1s (set to {})", values.text(flag))),
@@ -63,32 +57,6 @@ impl FrontendConfig {
                 Duration::ZERO => None,
                 _ => Some(timeout("client-idle-timeout")?),
             },
-            tls: tls_files(values, listen, notices)?,
         })
-    }
-}
-
-/// etcd's rules: an `https` URL needs a certificate and a key; for an `http` URL they are ignored, with a warning.
-fn tls_files(values: &FlagValues, listen: &[Url], notices: &mut Vec<Notice>) -> Result<Option<TlsFiles>, String> {
-    let path = |flag| Some(values.text(flag)).filter(|text| !text.is_empty()).map(PathBuf::from);
-    let (cert, key, trusted_ca) = (path("cert-file"), path("key-file"), path("trusted-ca-file"));
-    let client_cert_auth = values.get::<bool>("client-cert-auth") || trusted_ca.is_some();
-    for url in listen.iter().filter(|url| !url.is_secure()) {
-        if cert.is_some() || key.is_some() {
-            let message = "scheme is http or unix while cert and key files are present; ignoring cert and key files";
-            notices.push(Notice::new(Level::Warn, message).with("client-url", url.as_str()));
-        }
-        if values.get("client-cert-auth") {
-            let message =
-                "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL";
-            notices.push(Notice::new(Level::Warn, message).with("client-url", url.as_str()));
-        }
-    }
-    let Some(secure) = listen.iter().find(|url| url.is_secure()) else { return Ok(None) };
-    match (cert, key) {
-        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key, trusted_ca, client_cert_auth })),
-        _ => Err(format!(
-            "TLS key/cert (--cert-file, --key-file) must be provided for client url {secure} with HTTPS scheme"
-        )),
     }
 }

@@ -24,6 +24,7 @@ pub mod limits;
 mod parse;
 mod quickstart;
 mod resolve;
+pub mod tls;
 pub mod url_resolution;
 pub mod usage;
 mod value;
@@ -122,8 +123,10 @@ pub struct Config {
     /// Limits on memory, threads, watches and connections.
     pub limits: Limits,
     pub feature_gates: FeatureGates,
-    /// Settings of the listeners for clients: HTTP/2 server, limits per connection, TLS.
+    /// Settings of the listeners for clients: HTTP/2 server, limits per connection.
     pub frontend: frontend::FrontendConfig,
+    /// TLS, for clients and between members.
+    pub tls: tls::TlsConfig,
     pub logs: logging::Settings,
 }
 

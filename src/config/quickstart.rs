@@ -60,7 +60,9 @@ fn members(text: &str) -> Result<Vec<Url>, String> {
 /// The listen URL for an advertised one: all interfaces if its host is a name.
 fn listen_url(url: &Url) -> String {
     match url.address() {
-        UrlAddress::Tcp { port, .. } if !url.can_be_bound() => format!("http://0.0.0.0:{port}"),
+        UrlAddress::Tcp { port, .. } if !url.can_be_bound() => {
+            format!("{}://0.0.0.0:{port}", if url.is_secure() { "https" } else { "http" })
+        }
         UrlAddress::Tcp { .. } | UrlAddress::Unix(_) => url.to_string(),
     }
 }

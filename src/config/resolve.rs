@@ -13,6 +13,7 @@ use super::{
     gates::{FeatureGates, Gate},
     limits::Limits,
     parse::FlagValues,
+    tls::{self, TlsConfig},
     url_resolution,
     value::{self, count},
 };
@@ -83,6 +84,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     if name == DEFAULT_NAME {
         notices.push(default_name());
     }
+    let tls_versions = tls::protocol_versions(values).map_err(verification_failed)?;
     let auto_compaction = auto_compaction(mode, values.text("auto-compaction-retention")).map_err(|error| {
         Notice::new(Level::Fatal, START_FAILED).with("error", format!("error parsing CompactionRetention: {error}"))
     })?;
@@ -94,10 +96,13 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         value::unsigned_32(values.text("max-concurrent-streams")).expect("a text is checked when it is set");
     let auth = AuthConfig::read(values, notices)
         .map_err(|error| Notice::new(Level::Fatal, START_FAILED).with("error", error))?;
-    let frontend_config =
-        FrontendConfig::read(values, &addresses.listen_client, notices).map_err(verification_failed)?;
+    let frontend_config = FrontendConfig::read(values).map_err(verification_failed)?;
+    let data_dir = data_dir(values, &name, notices);
+    let listen = [addresses.listen_client.as_slice(), &addresses.listen_peer];
+    let tls = TlsConfig::read(values, tls_versions, listen, &data_dir, notices)
+        .map_err(|error| Notice::new(Level::Fatal, START_FAILED).with("error", error))?;
     Ok(Config {
-        data_dir: data_dir(values, &name, notices),
+        data_dir,
         initial_cluster: initial_cluster_text(values, &name, &addresses.advertise_peer),
         initial_cluster_state: cluster_state(values),
         initial_cluster_token: values.get("initial-cluster-token"),
@@ -138,6 +143,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         limits,
         feature_gates,
         frontend: frontend_config,
+        tls,
         logs,
     })
 }
@@ -161,9 +167,6 @@ fn refuse_unsupported(values: &FlagValues) -> Result<(), Notice> {
             flag,
             "--grpc-server=tonic cannot do this; it is a plain reference for --grpc-server=own",
         ));
-    }
-    if list(values, "listen-peer-urls").iter().any(Url::is_secure) {
-        return Err(unsupported("listen-peer-urls", "TLS between members is not supported yet"));
     }
     Ok(())
 }

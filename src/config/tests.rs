@@ -128,20 +128,12 @@ fn urls_are_validated() {
 #[test]
 fn unsupported_protection_is_refused() {
     for argument in [
-        "--client-cert-file=a",
-        "--client-crl-file=a",
-        "--auto-tls=true",
-        "--peer-auto-tls",
-        "--peer-key-file=k",
-        "--cipher-suites=a",
-        "--tls-min-version=TLS1.3",
         "--cors=http://a:80",
         "--host-whitelist=a",
         "--host-whitelist=",
         "--discovery-srv=example.com",
         "--discovery-endpoints=a:1",
         "--config-file=etcd.yml",
-        "--listen-peer-urls=https://127.0.0.1:2380",
     ] {
         let (level, message, error) = reason(&[argument]);
         assert_eq!((level, message.as_str()), (Level::Fatal, NOT_VERIFIED), "{argument}");
@@ -152,28 +144,119 @@ fn unsupported_protection_is_refused() {
 
 #[test]
 fn a_refused_flag_is_accepted_with_its_default() {
-    for argument in
-        ["--auto-tls=0", "--client-cert-auth=false", "--client-crl-file=", "--auth-token=simple", "--cors=*"]
-    {
+    for argument in ["--discovery-srv=", "--auth-token=simple", "--cors=*"] {
         assert!(run(&[argument], &[]).is_ok(), "{argument}");
     }
-    assert!(run(&[], &[("ETCD_CERT_FILE", ""), ("ETCD_AUTO_TLS", "false")]).is_ok());
-    assert!(run(&[], &[("ETCD_AUTO_TLS", "true")]).is_err());
+    assert!(run(&[], &[("ETCD_DISCOVERY_SRV", ""), ("ETCD_AUTO_TLS", "false")]).is_ok());
+    assert!(run(&[], &[("ETCD_DISCOVERY_SRV", "example.com")]).is_err());
 }
+
+const SECURE: [&str; 2] =
+    ["--listen-client-urls=https://127.0.0.1:2379", "--advertise-client-urls=https://127.0.0.1:2379"];
+const PAIR: [&str; 2] = ["--cert-file=c", "--key-file=k"];
+const PEER_PAIR: [&str; 2] = ["--peer-cert-file=pc", "--peer-key-file=pk"];
 
 #[test]
 fn a_secure_url_needs_certificate_and_key() {
-    let secure = ["--listen-client-urls=https://127.0.0.1:2379", "--advertise-client-urls=https://127.0.0.1:2379"];
-    let (level, message, error) = reason(&[secure[0], secure[1], "--cert-file=c"]);
-    assert_eq!((level, message.as_str()), (Level::Warn, NOT_VERIFIED));
+    let (level, message, error) = reason(&SECURE);
+    assert_eq!((level, message.as_str()), (Level::Fatal, START_FAILED));
     let text = "TLS key/cert (--cert-file, --key-file) must be provided for client url";
     assert_eq!(error, format!("{text} https://127.0.0.1:2379 with HTTPS scheme"));
-    let tls = |more| config(&[secure[0], secure[1], "--cert-file=c", "--key-file=k", more]).frontend.tls.unwrap();
-    assert!(!tls("--client-cert-auth=false").client_cert_auth);
-    assert!(tls("--client-cert-auth").client_cert_auth);
-    assert!(tls("--trusted-ca-file=ca").client_cert_auth, "a trusted CA implies client certificates");
-    assert_eq!(config(&["--cert-file=c", "--key-file=k"]).frontend.tls, None);
-    assert_eq!(warnings(&["--name=a", "--data-dir=d", "--cert-file=c"]).len(), 1);
+    for (arguments, error) in [
+        (&["--cert-file=c"][..], "KeyFile and CertFile must both be present[key: , cert: c]"),
+        (&["--peer-key-file=k"], "KeyFile and CertFile must both be present[key: k, cert: ]"),
+        (
+            &["--peer-client-cert-file=c"],
+            "ClientKeyFile and ClientCertFile must both be present or both absent: key: , cert: c]",
+        ),
+        (
+            &["--listen-peer-urls=https://127.0.0.1:2380"],
+            "cannot listen on TLS for https://127.0.0.1:2380: KeyFile and CertFile are not presented",
+        ),
+        (
+            &["--peer-cert-allowed-cn=a,b", "--peer-cert-allowed-hostname=c"],
+            "AllowedCNs and AllowedHostnames are mutually exclusive (cns=[\"a\" \"b\"], hostnames=[\"c\"])",
+        ),
+        (&["--cipher-suites=FOO"], "unexpected TLS cipher suite \"FOO\""),
+        (&["--max-waiting-handshakes=0"], "--max-waiting-handshakes must be at least 1 (set to 0)"),
+        (
+            &["--peer-auto-tls", "--self-signed-cert-validity=0"],
+            "selfSignedCertValidity is invalid,it should be greater than 0",
+        ),
+    ] {
+        assert_eq!(reason(arguments), (Level::Fatal, START_FAILED.to_owned(), error.to_owned()));
+    }
+    let none_offered = reason(&["--cipher-suites=TLS_RSA_WITH_RC4_128_SHA"]).2;
+    assert!(none_offered.contains("it offers TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"), "{none_offered}");
+}
+
+#[test]
+fn tls_versions_are_checked() {
+    for (arguments, error) in [
+        (&["--tls-min-version=TLS1.1"][..], "unexpected TLS version \"TLS1.1\" (must be one of: TLS1.2, TLS1.3)"),
+        (
+            &["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"],
+            "min version (TLS1.3) is greater than max version (TLS1.2)",
+        ),
+        (
+            &["--tls-min-version=TLS1.3", "--cipher-suites=a"],
+            "cipher suites cannot be configured when only TLS1.3 is enabled",
+        ),
+    ] {
+        assert_eq!(verification_error(arguments), error);
+    }
+    let protocols = |more: &[&str]| config(more).tls.peers.protocols;
+    assert_eq!((protocols(&[]).tls12, protocols(&[]).tls13), (true, true));
+    assert!(!protocols(&["--tls-min-version=TLS1.3"]).tls12);
+    assert!(!protocols(&["--tls-max-version=TLS1.2"]).tls13);
+    let suites = protocols(&["--cipher-suites=TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305,TLS_AES_128_GCM_SHA256"]);
+    assert_eq!(suites.cipher_suites, ["TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"]);
+}
+
+#[test]
+fn certificates_are_demanded_as_configured() {
+    let tls = |more: &[&str]| config(&[&SECURE[..], &PAIR, more].concat()).tls;
+    let clients = |more: &[&str]| tls(more).clients.unwrap();
+    assert!(!clients(&["--client-cert-auth=false"]).requires_client_certificate);
+    assert!(clients(&["--client-cert-auth"]).requires_client_certificate);
+    assert!(clients(&["--trusted-ca-file=ca"]).requires_client_certificate, "a trusted CA demands certificates");
+    assert!(!tls(&["--trusted-ca-file=ca"]).certificates_name_users, "but they name no users");
+    assert!(tls(&["--client-cert-auth"]).certificates_name_users);
+    assert_eq!(config(&PAIR).tls.clients, None, "no URL asks for TLS");
+    assert_eq!(warnings(&[&["--name=a", "--data-dir=d"], &PAIR[..]].concat()).len(), 1);
+}
+
+#[test]
+fn members_show_the_certificate_that_is_for_connections_to_others() {
+    let peers = |more: &[&str]| config(&[&PEER_PAIR[..], more].concat()).tls.peers;
+    let plain = peers(&[]);
+    assert_eq!((plain.server, plain.client.unwrap().cert.to_str()), (None, Some("pc")), "it may connect with TLS");
+    let secure = "--listen-peer-urls=https://127.0.0.1:2380";
+    let both = peers(&[secure, "--peer-client-cert-file=cc", "--peer-client-key-file=ck"]);
+    assert_eq!(both.client.unwrap().cert.to_str(), Some("cc"));
+    assert!(both.server.is_some() && both.checks_address && !both.requires_client_certificate);
+    let lenient = peers(&[secure, "--peer-skip-client-san-verification", "--peer-trusted-ca-file=ca"]);
+    assert!(!lenient.checks_address && lenient.requires_client_certificate);
+}
+
+#[test]
+fn certificates_are_generated_unless_some_are_given() {
+    let automatic = ["--auto-tls", "--peer-auto-tls", "--self-signed-cert-validity=3", "--data-dir=d"];
+    let secure = [&SECURE[..], &["--listen-peer-urls=https://127.0.0.2:2380"], &automatic].concat();
+    let tls = config(&secure).tls;
+    let generated: Vec<_> = tls
+        .generated
+        .iter()
+        .map(|it| (it.directory.to_str().unwrap(), it.hosts[0].as_str(), it.validity_years))
+        .collect();
+    assert_eq!(generated, [("d/fixtures/peer", "127.0.0.2", 3), ("d/fixtures/client", "127.0.0.1", 3)]);
+    assert!(tls.peers.trusts_any_server && tls.peers.client.is_none());
+    let given = [&secure[..], &PAIR, &PEER_PAIR].concat();
+    assert_eq!(config(&given).tls.generated, []);
+    assert_eq!(
+        warnings(&[&given[..], &["--name=a"]].concat()),
+        ["ignoring peer auto TLS since certs given", "ignoring client auto TLS since certs given"]
+    );
 }
 
 #[test]

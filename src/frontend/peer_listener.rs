@@ -1,12 +1,21 @@
 //! The peer port: raft streams, and HTTP for everything else. The first byte decides.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     error::StartError,
-    net::stream::Stream,
+    net::{
+        listener::{Port, Schemes},
+        stream::{Socket, Stream},
+        tls::{ServerTls, TLS_HANDSHAKE},
+    },
     node::transport::{AdmittedConnection, ConnectionKind, PREFACE, Transport},
 };
 
@@ -27,28 +36,36 @@ impl PeerListener {
     }
 }
 
-/// Accepts peer connections on a thread of their own, so that clients cannot delay them.
+/// Serves the HTTP requests of a connection.
+pub trait ServeHttp: Fn(Stream, AdmittedConnection) + Clone + Send + Sync + 'static {}
+
+impl<F: Fn(Stream, AdmittedConnection) + Clone + Send + Sync + 'static> ServeHttp for F {}
+
+/// Accepts peer connections on a thread of their own, so that clients cannot delay them. `tls` is needed if a port accepts TLS.
 pub fn listen(
-    listeners: Vec<TcpListener>,
+    ports: Vec<Port>,
+    tls: Option<Arc<ServerTls>>,
     transport: &Arc<Transport>,
-    serve_http: impl Fn(Stream, AdmittedConnection) + Clone + Send + 'static,
+    serve_http: impl ServeHttp,
 ) -> Result<PeerListener, StartError> {
     let cannot = |error: io::Error| StartError::Refused(format!("cannot listen for peers: {error}"));
-    let listeners: Vec<_> =
-        listeners.into_iter().map(TcpListener::into_std).collect::<Result<_, _>>().map_err(cannot)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
-    for listener in &listeners {
-        let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
-        tracing::info!(address, "serving peer traffic");
+    for port in &ports {
+        let address = port.address();
+        let Schemes { plain, secure } = port.schemes();
+        tracing::info!(address, plain, secure, "serving peer traffic");
     }
-    let transport = transport.clone();
+    let ports: Vec<_> = {
+        let _entered = runtime.enter();
+        ports.into_iter().map(Port::move_to_this_runtime).collect::<Result<_, _>>().map_err(cannot)?
+    };
+    let connections = Connections { transport: transport.clone(), tls, serve_http };
     let (closing, closed) = oneshot::channel::<()>();
     let run = move || {
         runtime.block_on(async move {
             let mut accepting = tokio::task::JoinSet::new();
-            for listener in listeners {
-                let listener = TcpListener::from_std(listener).expect("this runs within a runtime");
-                accepting.spawn(accept(listener, transport.clone(), serve_http.clone()));
+            for port in ports {
+                accepting.spawn(accept(port, connections.clone()));
             }
             let _ = closed.await;
         });
@@ -58,30 +75,21 @@ pub fn listen(
     Ok(PeerListener { closing, thread })
 }
 
-async fn accept(
-    listener: TcpListener,
+/// What connections are passed to.
+#[derive(Clone)]
+struct Connections<F> {
     transport: Arc<Transport>,
-    serve_http: impl Fn(Stream, AdmittedConnection) + Clone + Send + 'static,
-) {
+    tls: Option<Arc<ServerTls>>,
+    serve_http: F,
+}
+
+async fn accept(port: Port, connections: Connections<impl ServeHttp>) {
     loop {
-        match listener.accept().await {
-            Ok((stream, address)) => {
-                let stream = Stream::from(stream);
-                let Some(admitted) = transport.admit(&stream, address.ip()) else { continue };
-                let (transport, serve_http) = (transport.clone(), serve_http.clone());
-                tokio::spawn(async move {
-                    match first_byte(&stream, &admitted).await {
-                        Ok(first) if first == PREFACE[0] => pass_to_transport(&transport, stream, admitted),
-                        Ok(_) => {
-                            admitted.set_kind(ConnectionKind::Http);
-                            serve_http(stream, admitted);
-                        }
-                        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                            transport.record_hello_timeout(address.ip());
-                        }
-                        Err(error) => tracing::debug!(%address, %error, "peer connection closed before its first byte"),
-                    }
-                });
+        match port.accept().await {
+            Ok(socket) => {
+                let Some(address) = socket.peer_address() else { continue }; // It is closed already.
+                let Some(admitted) = connections.transport.admit(&socket, address.ip()) else { continue };
+                tokio::spawn(serve(connections.clone(), port.schemes(), socket, admitted));
             }
             Err(error) => {
                 // Most likely out of file descriptors: open connections are still served, and some will be closed.
@@ -92,13 +100,41 @@ async fn accept(
     }
 }
 
-async fn first_byte(stream: &Stream, admitted: &AdmittedConnection) -> io::Result<u8> {
-    let mut first = [0];
-    match tokio::time::timeout_at(admitted.hello_deadline().into(), stream.peek(&mut first)).await {
-        Ok(Ok(1..)) => Ok(first[0]),
-        Ok(Ok(_)) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+/// Identifies a connection by its first byte, below TLS if there is TLS.
+async fn serve(
+    connections: Connections<impl ServeHttp>,
+    schemes: Schemes,
+    socket: Socket,
+    admitted: AdmittedConnection,
+) {
+    let deadline = admitted.hello_deadline();
+    let address = admitted.address();
+    let Ok(mut stream) = connections.with_tls(schemes, socket, deadline).await else { return }; // Logged and counted there.
+    match tokio::time::timeout_at(deadline.into(), stream.peek_byte()).await {
+        Ok(Ok(Some(first))) if first == PREFACE[0] => pass_to_transport(&connections.transport, stream, admitted),
+        Ok(Ok(Some(_))) => {
+            admitted.set_kind(ConnectionKind::Http);
+            (connections.serve_http)(stream, admitted);
+        }
+        Ok(Ok(None)) => tracing::debug!(%address, "peer connection closed before its first byte"),
+        Ok(Err(error)) => tracing::debug!(%address, %error, "peer connection closed before its first byte"),
+        Err(_) => connections.transport.record_hello_timeout(address),
+    }
+}
+
+impl<F> Connections<F> {
+    /// Performs the TLS handshake, if the connection begins with one.
+    async fn with_tls(&self, schemes: Schemes, socket: Socket, deadline: Instant) -> io::Result<Stream> {
+        let Some(tls) = self.tls.as_ref().filter(|_| schemes.secure) else { return Ok(Stream::Plain(socket)) };
+        if schemes.plain {
+            let mut first = [0];
+            match tokio::time::timeout_at(deadline.into(), socket.peek(&mut first)).await {
+                Ok(Ok(1..)) if first[0] == TLS_HANDSHAKE => (),
+                _ => return Ok(Stream::Plain(socket)), // The caller sees what is wrong with it.
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        tls.accept(socket, left).await.map(|(stream, _)| stream)
     }
 }
 

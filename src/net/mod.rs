@@ -3,4 +3,5 @@
 pub mod listener;
 pub mod stream;
 pub mod tls;
+mod tls_error;
 pub mod url;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tokio::signal::unix::SignalKind;
 
 use crate::{
     cluster::{Cluster, bootstrap, capability, corruption_check, peer_client::PeerClient, publish::publish, version},
@@ -17,14 +17,17 @@ use crate::{
     error::{Error, Halt, StartError},
     frontend::{
         grpc::Grpc,
-        listener::{Acceptor, ClientPort, bind_all, connection_limit::ConnectionLimit},
+        listener::{self, Acceptor, connection_limit::ConnectionLimit},
         peer_http, peer_listener,
         peer_listener::PeerListener,
     },
     logging,
     metrics::{self, METRICS},
     mvcc::compact,
-    net::{listener::bind_peer_port, tls::Tls},
+    net::{
+        listener::{Port, bind_all, bind_peer_ports},
+        tls::{self, ClientTls, ServerTls, TlsSettings},
+    },
     node::{
         Node, Parts, Settings, Threads,
         auto_compaction::Policy,
@@ -63,6 +66,8 @@ use signals::StopSignal;
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a removed member keeps running, so that its clients receive the outcome of the removal.
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
+/// How often changed certificates are looked for, if there are no connections.
+const TLS_REFRESH_INTERVAL: Duration = Duration::from_mins(1);
 /// How long connecting to a member may take, in addition to an election timeout.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -96,28 +101,26 @@ fn processors() -> usize {
 
 /// Serves until the server stops. Returns the signal that stopped it; None if this member was removed.
 async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
-    let client = PeerClient::new(DIAL_TIMEOUT + config.election_timeout);
+    let outbound = Arc::new(ClientTls::open(&config.tls.peers)?);
+    let client = PeerClient::new(DIAL_TIMEOUT + config.election_timeout, outbound.clone());
     let is_first_start = !DataDir::looks_initialised(&config.data_dir);
     // Before the data directory is touched, and before a port is open: other members that are starting would take an open port
     // for a member that may answer.
     let plan = if is_first_start { Some(bootstrap::plan(config, &client).await?) } else { None };
-    let tls = config.frontend.tls.as_ref().map(Tls::open).transpose()?;
+    let tls = Tls::open(config, outbound)?;
     let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
-    let mut peer_listeners = Vec::new();
-    for url in &config.listen_peer_urls {
-        peer_listeners.push(bind_peer_port(url, config.socket_reuse_port).await?);
-    }
+    let peer_ports = bind_peer_ports(&config.listen_peer_urls, config.socket_reuse_port).await?;
     let connection_limit = ConnectionLimit::new(config.limits.max_connections)?;
     let directory = DataDir::open(&config.data_dir)?;
     startup_log::starting(config, directory.is_initialised());
     bootstrap::prepare(config, &client, plan, &directory).await?;
     let (removed, is_removed) = tokio::sync::watch::channel(false);
-    let running = build(config, &directory, client, Arc::new(move || _ = removed.send_replace(true))).await?;
+    let running = build(config, &directory, client, &tls, Arc::new(move || _ = removed.send_replace(true))).await?;
     // Until here a signal ends the process at once: there is nothing to shut down in order yet.
     let stop =
         StopSignal::listen().map_err(|error| StartError::Refused(format!("cannot listen for signals: {error}")))?;
     let mut stop_events = StopEvents { signals: stop, is_removed };
-    let peer_listener = match serve_peers(config, &running, peer_listeners).await {
+    let peer_listener = match serve_peers(config, &running, peer_ports, &tls).await {
         Ok(peer_listener) => peer_listener,
         Err(error) => {
             running.stop().await;
@@ -144,7 +147,8 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     tokio::spawn(capability::maintain(running.service.cluster.clone(), attributes));
     tokio::spawn(version::update_periodically(running.service.cluster.clone()));
     corruption_check::start(config, &running.service.cluster);
-    let frontends = Frontends::open(config, &running.service, tls, ports, &connection_limit);
+    let frontends = Frontends::open(config, &running.service, tls.clients.clone(), ports, &connection_limit);
+    tokio::spawn(tls.refresh_periodically());
     signals::notify_ready();
     let leader_watch = tokio::spawn(poll_leader(running.service.clone(), config.election_timeout));
     let reason = stop_events.wait().await;
@@ -172,11 +176,48 @@ async fn poll_leader(service: Arc<Service>, election_timeout: Duration) {
     }
 }
 
+/// The certificates of this server.
+struct Tls {
+    /// None: no listen URL asks for TLS.
+    clients: Option<Arc<ServerTls>>,
+    peers: Option<Arc<ServerTls>>,
+    outbound: Arc<ClientTls>,
+}
+
+impl Tls {
+    /// Generates what is to be generated, and reads all files for the first time.
+    fn open(config: &Config, outbound: Arc<ClientTls>) -> Result<Self, StartError> {
+        config.tls.generated.iter().try_for_each(tls::generate)?;
+        let server = |settings: &TlsSettings| {
+            let pair = settings.server.as_ref();
+            let opened = pair.map(|pair| ServerTls::open(settings, pair, config.tls.max_waiting_handshakes));
+            opened.transpose().map(|tls| tls.map(Arc::new))
+        };
+        let clients = config.tls.clients.as_ref().map(server).transpose()?.flatten();
+        Ok(Self { clients, peers: server(&config.tls.peers)?, outbound })
+    }
+
+    /// Notices changed files although there are no connections, and that certificates expire.
+    async fn refresh_periodically(self) {
+        let tls = Arc::new(self);
+        loop {
+            tokio::time::sleep(TLS_REFRESH_INTERVAL).await;
+            let tls = tls.clone();
+            let refresh = move || {
+                tls.clients.iter().chain(&tls.peers).for_each(|server| server.refresh());
+                tls.outbound.refresh();
+            };
+            let _ = tokio::task::spawn_blocking(refresh).await; // The disk may hang.
+        }
+    }
+}
+
 /// Starts to serve other members, after the initial corruption check.
 async fn serve_peers(
     config: &Config,
     running: &RunningServer,
-    listeners: Vec<TcpListener>,
+    ports: Vec<Port>,
+    tls: &Tls,
 ) -> Result<PeerListener, StartError> {
     if config.feature_gates.is_enabled(Gate::InitialCorruptCheck) {
         corruption_check::check_before_serving(&running.service.cluster).await.map_err(StartError::Refused)?;
@@ -189,7 +230,7 @@ async fn serve_peers(
             drop(admitted);
         });
     };
-    let peer_listener = peer_listener::listen(listeners, &running.transport, serve_http)?;
+    let peer_listener = peer_listener::listen(ports, tls.peers.clone(), &running.transport, serve_http)?;
     startup_log::serving(config, running.service.cluster.member_id);
     Ok(peer_listener)
 }
@@ -233,8 +274,8 @@ impl Frontends {
     fn open(
         config: &Config,
         service: &Arc<Service>,
-        tls: Option<Tls>,
-        ports: Vec<ClientPort>,
+        tls: Option<Arc<ServerTls>>,
+        ports: Vec<Port>,
         limit: &ConnectionLimit,
     ) -> Self {
         let acceptor = Arc::new(Acceptor::new(config, tls, &Arc::new(Grpc::new(service.clone()))));
@@ -242,7 +283,7 @@ impl Frontends {
         let mut accept_tasks = tokio::task::JoinSet::new();
         for port in ports {
             tracing::info!("ready to serve client requests");
-            port.announce();
+            listener::announce(&port);
             accept_tasks.spawn(acceptor.clone().accept(port, limit.clone(), stopped.clone()));
         }
         Self { accept_tasks, acceptor, stopping }
@@ -298,6 +339,7 @@ async fn build(
     config: &Config,
     directory: &DataDir,
     client: PeerClient,
+    tls: &Tls,
     on_removed: Arc<dyn Fn() + Send + Sync>,
 ) -> Result<RunningServer, StartError> {
     let place = LogLocation::new(directory.log_dir());
@@ -337,6 +379,7 @@ async fn build(
         }),
         on_removed: on_removed.clone(),
         advance_first_election: config.advance_first_election,
+        tls: tls.outbound.clone(),
         limits: transport_limits(config),
         connections: transport::ConnectionLimits {
             per_address: limits.peer_connections_per_address,
@@ -404,7 +447,7 @@ fn authentication(config: &Config) -> Result<Authentication, StartError> {
     let threads = (processors() / 2).max(1);
     let passwords = Passwords::start(config.auth.bcrypt_cost, config.auth.max_waiting_logins, threads)
         .map_err(|error| StartError::Refused(format!("cannot start the threads that check passwords: {error}")))?;
-    let certificates_name_users = config.frontend.tls.as_ref().is_some_and(|tls| tls.client_cert_auth);
+    let certificates_name_users = config.tls.certificates_name_users;
     Ok(Authentication { tokens, passwords: Arc::new(passwords), certificates_name_users })
 }
 

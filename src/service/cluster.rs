@@ -157,8 +157,8 @@ impl Service {
 /// Parses the peer URLs of a member. A member that cannot be reached would be missing from every quorum.
 fn parse_peer_urls(urls: &[String]) -> Result<Vec<Url>, Error> {
     let parse = |text: &String| match Url::parse(text) {
-        Ok(url) if matches!(url.address(), UrlAddress::Tcp { .. }) && !url.is_secure() => Ok(url),
-        Ok(url) => Err(format!("{url}: only http is supported between members yet")),
+        Ok(url) if matches!(url.address(), UrlAddress::Tcp { .. }) => Ok(url),
+        Ok(url) => Err(format!("{url}: unix sockets between members are not supported yet")),
         Err(error) => Err(error),
     };
     urls.iter().map(parse).collect::<Result<_, _>>().map_err(|error: String| {

@@ -13,6 +13,7 @@ use metastore::{
 use tonic::{Code, Status};
 
 use super::{
+    load::Urls,
     network::{Network, Proxy},
     support::{Server, eventually_async, http, time_limit},
 };
@@ -32,9 +33,6 @@ pub struct Cluster {
     /// The client URLs of the members, which change with every start.
     pub urls: Urls,
 }
-
-/// Shared with clients that run in the background.
-pub type Urls = Arc<Mutex<Vec<String>>>;
 
 impl Cluster {
     /// Starts a new cluster of this size, and waits until all members serve clients.

@@ -12,7 +12,6 @@ mod invalid_peers;
 mod joining;
 mod leadership;
 mod leases;
-mod load;
 mod lost_leader_streams;
 mod membership;
 mod network;
@@ -26,4 +25,4 @@ mod snapshots;
 mod stuck_disks;
 mod watches;
 
-use test_support as support;
+use test_support::{self as support, load};

@@ -11,5 +11,4 @@ mod odd_calls;
 mod raw;
 mod soak;
 mod stalls;
-mod tls;
 use test_support as support;

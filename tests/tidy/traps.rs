@@ -140,7 +140,7 @@ const FAULTS: Covered = &[
         "revisions of writes, and reads in a transaction",
         &["tests/cluster/register.rs", "tests/golden/txn/branches"],
     ),
-    ("FAULT-24", "tests that try writes again", &["tests/cluster/load.rs"]),
+    ("FAULT-24", "tests that try writes again", &["crates/test-support/src/load.rs"]),
     ("FAULT-25", "progress that overtakes events, or is not sent at all", &["tests/watch/progress.rs"]),
     (
         "FAULT-26",
@@ -184,11 +184,12 @@ const FAULTS: Covered = &[
         "the keys of a lease; passwords in memory and logs",
         &["src/state/permission.rs", "tests/auth/tokens.rs"],
     ),
+    ("FAULT-45", "handshakes without an end; revoked certificates", &["tests/tls/hostile.rs", "tests/tls/clients.rs"]),
     ("FAULT-46", "floods of HTTP/2 frames", &["tests/http2/floods.rs"]),
     (
         "FAULT-47",
         "limits for what clients may ask",
-        &["tests/kv/bounds.rs", "tests/watch/contract.rs", "tests/http2/floods.rs"],
+        &["tests/kv/bounds.rs", "tests/watch/contract.rs", "tests/http2/floods.rs", "tests/tls/hostile.rs"],
     ),
 ];
 
@@ -196,7 +197,6 @@ const FAULTS: Covered = &[
 const UNCOVERED: &[(&str, &[&str])] = &[
     ("there are no snapshots for clients, no import and no export yet", &["KV-39", "KV-40", "KV-46", "FAULT-40"]),
     ("there are no downgrades yet", &["KV-52"]),
-    ("no test stalls a TLS handshake; revocation lists and the JSON gateway do not exist yet", &["FAULT-45"]),
     (
         "the simulation installs snapshots, but no test puts entries and a snapshot into one Ready on purpose",
         &["FAULT-14"],

@@ -3,11 +3,13 @@
 //! * [`Server`]: real processes of `metastore`, and of etcd to compare with, in temporary directories. Only this crate starts
 //!   them. A server of our own listens on ports that the system chooses and logs its addresses.
 //! * [`eventually`]: every wait has an end, and says what it waited for. No test sleeps for something to happen.
+//! * [`load`](load::Load): clients that write all the time, and remember what was acknowledged.
 //! * [`require`]: what a test needs beside the program under test. Without it the test is skipped visibly, or fails.
 
 #![allow(clippy::unwrap_used, reason = "what fails in a test ends the test")]
 
 mod http_client;
+pub mod load;
 pub mod network_namespace;
 mod ports;
 mod process;

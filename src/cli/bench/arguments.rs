@@ -83,6 +83,23 @@ pub(super) struct TargetArgs {
     /// Log in as this user, once for each connection; not for watch and lease.
     #[arg(long, value_name = "NAME:PASSWORD")]
     pub(super) user: Option<String>,
+    #[command(flatten)]
+    pub(super) tls: TlsArgs,
+}
+
+/// For endpoints that begin with `https://`.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "TLS, for https:// endpoints")]
+pub(super) struct TlsArgs {
+    /// CA certificates to verify the servers with. [default: those of the system]
+    #[arg(long, value_name = "FILE")]
+    pub(super) cacert: Option<PathBuf>,
+    /// Client certificate to show.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(super) cert: Option<PathBuf>,
+    /// Key of the client certificate.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(super) key: Option<PathBuf>,
 }
 
 #[derive(Args, Debug, Clone)]
@@ -255,6 +272,8 @@ pub(super) struct ReadyArgs {
     /// Fail at once when this process (the server) ends.
     #[arg(long, value_name = "PID")]
     pub(super) server_pid: Option<u32>,
+    #[command(flatten)]
+    pub(super) tls: TlsArgs,
 }
 
 /// Options of `compare`.

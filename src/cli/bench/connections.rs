@@ -5,8 +5,10 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -15,7 +17,8 @@ use h2::{RecvStream, client, client::SendRequest};
 use http::{HeaderName, HeaderValue, Request, Response, Uri, uri};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use tokio::{net::TcpStream, sync::Mutex};
+use hyper_util::rt::TokioIo;
+use tokio::sync::Mutex;
 use tonic::{
     Status,
     body::Body,
@@ -23,7 +26,13 @@ use tonic::{
 };
 use tower::Service;
 
-use crate::proto::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient};
+use crate::{
+    net::{
+        stream::{Socket, Stream},
+        tls::ClientTls,
+    },
+    proto::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient},
+};
 
 /// The header field of a token.
 const TOKEN: HeaderName = HeaderName::from_static("token");
@@ -31,18 +40,30 @@ const TOKEN: HeaderName = HeaderName::from_static("token");
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
-/// A new connection to the server at `address`, on the current runtime, for up to `callers` concurrent calls.
-pub(super) async fn connect(address: &str, callers: u32) -> Result<Channel, String> {
-    let endpoint =
-        Endpoint::from_shared(address.to_owned()).map_err(|error| format!("{address}: {}", chain(&error)))?;
+/// A new connection to the server at `url`, on the current runtime, for up to `callers` concurrent calls.
+pub(super) async fn connect(url: &str, callers: u32, tls: &Arc<ClientTls>) -> Result<Channel, String> {
+    let explain = |error: &dyn std::error::Error| format!("{url}: {}", chain(error));
+    // The scheme would have tonic look for TLS of its own.
+    let endpoint = Endpoint::from_shared(url.replacen("https://", "http://", 1)).map_err(|error| explain(&error))?;
+    let (target, tls) = (url.parse::<Uri>().map_err(|error| explain(&error))?, tls.clone());
+    let connector = tower::service_fn(move |_: Uri| {
+        let (target, tls) = (target.clone(), tls.clone());
+        async move { open(&target, &tls).await.map(TokioIo::new) }
+    });
     endpoint
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .buffer_size(callers.max(16) as usize)
-        .connect()
+        .connect_with_connector(connector)
         .await
-        .map_err(|error| format!("{address}: {}", chain(&error)))
+        .map_err(|error| explain(&error))
+}
+
+/// A connection to the server of a URL, with TLS if the URL asks for it.
+async fn open(url: &Uri, tls: &Arc<ClientTls>) -> io::Result<Stream> {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']); // As an IPv6 address is written.
+    let socket = Socket::connect(host, url.port_u16().unwrap_or(2379)).await?;
+    if url.scheme() == Some(&uri::Scheme::HTTPS) { tls.connect(socket, host).await } else { Ok(Stream::Plain(socket)) }
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -52,7 +73,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(super) struct UnaryChannel(Rc<UnaryConnection>);
 
 struct UnaryConnection {
-    authority: uri::Authority,
+    url: Uri,
+    tls: Arc<ClientTls>,
     /// The number of the current connection and its request sender; None while there is no connection.
     sender: RefCell<Option<(u64, SendRequest<Bytes>)>>,
     connections: Cell<u64>,
@@ -64,12 +86,15 @@ struct UnaryConnection {
 
 impl UnaryChannel {
     /// A connection to the server at `address`, on the current runtime, for this user with its password.
-    pub(super) async fn connect(address: &str, user: Option<&(String, String)>) -> Result<Self, String> {
+    pub(super) async fn connect(
+        address: &str,
+        user: Option<&(String, String)>,
+        tls: &Arc<ClientTls>,
+    ) -> Result<Self, String> {
         let explain = |error: &dyn std::error::Error| format!("{address}: {}", chain(error));
-        let authority = address.trim_start_matches("http://");
-        let authority = authority.parse::<uri::Authority>().map_err(|error| explain(&error))?;
+        let (url, tls) = (address.parse::<Uri>().map_err(|error| explain(&error))?, tls.clone());
         let (sender, connections, connecting, token) = Default::default();
-        let connection_state = UnaryConnection { authority, sender, connections, connecting, token };
+        let connection_state = UnaryConnection { url, tls, sender, connections, connecting, token };
         connection_state.sender().await.map_err(|error| explain(error.as_ref()))?;
         let channel = Self(Rc::new(connection_state));
         if let Some((name, password)) = user {
@@ -94,12 +119,10 @@ impl UnaryConnection {
         if let Some(sender) = present() {
             return Ok(sender); // Another call has connected in the meantime.
         }
-        let port = self.authority.port_u16().unwrap_or(80);
-        let socket = TcpStream::connect((self.authority.host().trim_matches(['[', ']']), port)).await?;
-        socket.set_nodelay(true)?;
+        let stream = open(&self.url, &self.tls).await?;
         let mut builder = client::Builder::new();
         builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
-        let (sender, connection) = builder.handshake(socket).await?;
+        let (sender, connection) = builder.handshake(stream).await?;
         tokio::spawn(async {
             let _ = connection.await; // An error is reported to the calls on the connection.
         });
@@ -113,7 +136,7 @@ impl UnaryConnection {
         let (mut head, body) = request.into_parts();
         let message = body.collect().await?.to_bytes();
         let mut uri = head.uri.into_parts();
-        (uri.scheme, uri.authority) = (Some(uri::Scheme::HTTP), Some(self.authority.clone()));
+        (uri.scheme, uri.authority) = (self.url.scheme().cloned(), self.url.authority().cloned());
         head.uri = Uri::from_parts(uri)?;
         if let Some(token) = &*self.token.borrow() {
             head.headers.insert(TOKEN, token.clone());
@@ -206,7 +229,9 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        for refusal in [connect(&address, 1).await.err(), UnaryChannel::connect(&address, None).await.err()] {
+        let tls = ClientTls::without_certificates();
+        for refusal in [connect(&address, 1, &tls).await.err(), UnaryChannel::connect(&address, None, &tls).await.err()]
+        {
             let refusal = refusal.unwrap();
             assert!(refusal.contains(&address) && refusal.contains("refused"), "{refusal}");
         }
@@ -236,7 +261,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let client = async {
-            let mut channel = UnaryChannel::connect(&address, None).await.unwrap();
+            let mut channel = UnaryChannel::connect(&address, None, &ClientTls::without_certificates()).await.unwrap();
             let mut received = Vec::new();
             while received.len() < 4 {
                 let body = Body::new(http_body_util::Full::from("ping"));

@@ -1,13 +1,14 @@
 //! Resolves and validates the arguments into a plan of the run.
 
-use std::{num::NonZero, thread, time::Duration};
+use std::{num::NonZero, sync::Arc, thread, time::Duration};
 
 use super::{
-    arguments::{CallsArgs, ExtentArgs, LoadOrder, ReportArgs, TargetArgs, WatchedKeys, WorkloadArgs},
+    arguments::{CallsArgs, ExtentArgs, LoadOrder, ReportArgs, TargetArgs, TlsArgs, WatchedKeys, WorkloadArgs},
     keys::KeySpace,
     kv::Listing,
     schedule::{Extent, Rate},
 };
+use crate::net::tls::{ClientTls, KeyPair, Side, TlsSettings};
 
 /// Puts per second of `watch`, unless `--rate` is given.
 const DEFAULT_WATCH_RATE: f64 = 100.0;
@@ -27,6 +28,7 @@ pub(super) struct Plan {
     pub(super) timeout: Duration,
     /// A user and its password.
     pub(super) user: Option<(String, String)>,
+    pub(super) tls: TlsSettings,
     pub(super) keys: KeySpace,
     pub(super) extent: Extent,
     pub(super) warmup: Duration,
@@ -115,7 +117,7 @@ impl Plan {
 
     fn of(workload: Workload, calls: CallsArgs) -> Result<Self, String> {
         let CallsArgs { target, keys, extent, report } = calls;
-        let TargetArgs { endpoints, clients, connections, threads, timeout, user } = target;
+        let TargetArgs { endpoints, clients, connections, threads, timeout, user, tls } = target;
         let ReportArgs { json, label, server_pid } = report;
         let streams = if let Workload::Watch { streams, .. } = workload { streams } else { 0 };
         let callers = clients.max(streams);
@@ -133,6 +135,7 @@ impl Plan {
             threads,
             timeout,
             user: user.map(|user| login(workload, &user)).transpose()?,
+            tls: tls_settings(tls),
             keys: KeySpace::new(&keys.prefix, keys.key_size, keys.key_space, keys.value_size, keys.seed)?,
             extent: measured_extent(&extent)?,
             warmup: extent.warmup,
@@ -141,6 +144,11 @@ impl Plan {
             label,
             server_pids: server_pid,
         })
+    }
+
+    /// Reads the certificates.
+    pub(super) fn open_tls(&self) -> Result<Arc<ClientTls>, String> {
+        ClientTls::open(&self.tls).map(Arc::new).map_err(|error| error.to_string())
     }
 
     /// What the figures of the report count.
@@ -174,19 +182,29 @@ fn measured_extent(extent: &ExtentArgs) -> Result<Extent, String> {
     }
 }
 
+/// The certificates for `https://` endpoints.
+pub(super) fn tls_settings(arguments: TlsArgs) -> TlsSettings {
+    let TlsArgs { cacert, cert, key } = arguments;
+    TlsSettings {
+        trusted_ca: cacert,
+        client: cert.zip(key).map(|(cert, key)| KeyPair { cert, key }),
+        ..TlsSettings::without_files(Side::Clients)
+    }
+}
+
 /// The URL of an endpoint, which may be given without the scheme.
 pub(super) fn endpoint_url(endpoint: &str) -> Result<String, String> {
     let endpoint = endpoint.trim().trim_end_matches('/');
-    if endpoint.starts_with("https://") {
-        return Err(format!("{endpoint}: the load generator does not support TLS"));
-    }
-    let authority = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+    let (scheme, authority) = match endpoint.split_once("://") {
+        Some((scheme @ ("http" | "https"), authority)) => (scheme, authority),
+        _ => ("http", endpoint),
+    };
     let parsed: http::uri::Authority =
         authority.parse().map_err(|error| format!("{endpoint:?} is not an endpoint: {error}"))?;
     if parsed.port_u16().is_none() {
         return Err(format!("{endpoint:?} is not an endpoint: it needs a port, as in 127.0.0.1:2379"));
     }
-    Ok(format!("http://{authority}"))
+    Ok(format!("{scheme}://{authority}"))
 }
 
 #[cfg(test)]
@@ -273,6 +291,6 @@ mod tests {
         assert_eq!(endpoint_url("http://[::1]:2379/").unwrap(), "http://[::1]:2379");
         assert!(endpoint_url("localhost").unwrap_err().contains("port"));
         assert!(endpoint_url("").unwrap_err().contains("endpoint"));
-        assert!(endpoint_url("https://localhost:2379").unwrap_err().contains("TLS"));
+        assert_eq!(endpoint_url("https://localhost:2379/").unwrap(), "https://localhost:2379");
     }
 }

@@ -4,15 +4,23 @@ use std::{
     io,
     net::{TcpStream, ToSocketAddrs},
     path::Path,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use tokio::{runtime, time::timeout};
 
-use crate::proto::etcdserverpb::{RangeRequest, kv_client::KvClient};
+use crate::{
+    net::tls::ClientTls,
+    proto::etcdserverpb::{RangeRequest, kv_client::KvClient},
+};
 
-use super::{arguments::ReadyArgs, connections, plan::endpoint_url};
+use super::{
+    arguments::ReadyArgs,
+    connections,
+    plan::{endpoint_url, tls_settings},
+};
 
 /// Time between two attempts while the port refuses connections.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -22,7 +30,8 @@ pub(super) fn wait(arguments: &ReadyArgs) -> Result<(), String> {
     let started = Instant::now();
     let deadline = started + arguments.timeout;
     let url = endpoint_url(&arguments.endpoint)?;
-    let authority = url.trim_start_matches("http://");
+    let authority = url.split_once("://").map_or(url.as_str(), |(_, authority)| authority);
+    let tls = ClientTls::open(&tls_settings(arguments.tls.clone())).map(Arc::new).map_err(|error| error.to_string())?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("the runtime cannot be built: {error}"))?;
     let mut last_error = "no attempt was made".to_owned();
@@ -31,7 +40,7 @@ pub(super) fn wait(arguments: &ReadyArgs) -> Result<(), String> {
             return Err(format!("{url}: process {pid} has ended; last error: {last_error}"));
         }
         let asked = match accepts(authority) {
-            Ok(()) => runtime.block_on(ask(&url, deadline)),
+            Ok(()) => runtime.block_on(ask(&url, deadline, &tls)),
             Err(error) => Err(error.to_string()),
         };
         match asked {
@@ -58,10 +67,10 @@ fn accepts(authority: &str) -> io::Result<()> {
     Err(last)
 }
 
-async fn ask(url: &str, deadline: Instant) -> Result<(), String> {
+async fn ask(url: &str, deadline: Instant, tls: &Arc<ClientTls>) -> Result<(), String> {
     let request = RangeRequest { key: "ready".into(), serializable: true, ..RangeRequest::default() };
     let asking = async {
-        let channel = connections::connect(url, 1).await?;
+        let channel = connections::connect(url, 1, tls).await?;
         KvClient::new(channel)
             .range(request)
             .await
@@ -78,11 +87,17 @@ async fn ask(url: &str, deadline: Instant) -> Result<(), String> {
 mod tests {
     use std::net::TcpListener;
 
+    use super::super::arguments::TlsArgs;
     use super::*;
 
     fn arguments(listener: &TcpListener) -> ReadyArgs {
         let endpoint = listener.local_addr().unwrap().to_string();
-        ReadyArgs { endpoint, timeout: Duration::from_millis(50), server_pid: None }
+        ReadyArgs {
+            endpoint,
+            timeout: Duration::from_millis(50),
+            server_pid: None,
+            tls: TlsArgs { cacert: None, cert: None, key: None },
+        }
     }
 
     #[test]

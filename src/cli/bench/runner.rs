@@ -46,7 +46,7 @@ pub(super) fn run_plan(plan: &Plan) -> Result<Report, String> {
 }
 
 async fn is_filled(plan: &Plan) -> Result<bool, String> {
-    let channel = UnaryChannel::connect(&plan.endpoints[0], plan.user.as_ref()).await?;
+    let channel = UnaryChannel::connect(&plan.endpoints[0], plan.user.as_ref(), &plan.open_tls()?).await?;
     let mut caller = KvCaller::new(channel, plan.keys.clone(), 0, std::rc::Rc::default(), Instant::now());
     let asked = tokio::time::timeout(plan.timeout, caller.is_filled()).await;
     let asked = asked.map_err(|_| format!("{}: no answer within {:?}", plan.endpoints[0], plan.timeout))?;

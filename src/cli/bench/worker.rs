@@ -214,18 +214,18 @@ fn addresses(plan: &Plan, index: u32) -> impl Iterator<Item = &str> {
 }
 
 async fn channels(plan: &Plan, index: u32) -> Result<Vec<Channel>, String> {
-    let callers = plan.clients.div_ceil(plan.connections);
+    let (callers, tls) = (plan.clients.div_ceil(plan.connections), plan.open_tls()?);
     let mut channels = Vec::new();
     for address in addresses(plan, index) {
-        channels.push(connections::connect(address, callers).await?);
+        channels.push(connections::connect(address, callers, &tls).await?);
     }
     Ok(channels)
 }
 
 async fn kv_callers(plan: &Plan, index: u32, epoch: Instant) -> Result<Vec<Caller>, String> {
-    let mut channels = Vec::new();
+    let (mut channels, tls) = (Vec::new(), plan.open_tls()?);
     for address in addresses(plan, index) {
-        channels.push(UnaryChannel::connect(address, plan.user.as_ref()).await?);
+        channels.push(UnaryChannel::connect(address, plan.user.as_ref(), &tls).await?);
     }
     let slots = if plan.workload == Workload::Txn { plan.keys.count() } else { 0 };
     let slots = usize::try_from(slots).expect("the key space of a swap fits into memory");

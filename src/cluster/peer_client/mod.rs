@@ -13,12 +13,13 @@ pub mod json;
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header, uri::Scheme};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{
     client::legacy::Client as HttpClient,
@@ -29,7 +30,11 @@ use tokio::task::JoinSet;
 
 use crate::{
     error::Error,
-    net::{stream::Stream, url::Url},
+    net::{
+        stream::{Socket, Stream},
+        tls::ClientTls,
+        url::Url,
+    },
     proto::{
         etcdserverpb::{
             LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member,
@@ -139,6 +144,7 @@ impl PeerRequest {
 #[derive(Clone)]
 struct Connector {
     timeout: Duration,
+    tls: Arc<ClientTls>,
 }
 
 impl tower::Service<Uri> for Connector {
@@ -151,10 +157,14 @@ impl tower::Service<Uri> for Connector {
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
-        let timeout = self.timeout;
+        let Self { timeout, tls } = self.clone();
         Box::pin(async move {
             let host = url.host().unwrap_or_default().trim_matches(['[', ']']); // As an IPv6 address is written.
-            let connected = Stream::connect(host, url.port_u16().unwrap_or(80));
+            let is_secure = url.scheme() == Some(&Scheme::HTTPS);
+            let connected = async {
+                let socket = Socket::connect(host, url.port_u16().unwrap_or(if is_secure { 443 } else { 80 })).await?;
+                if is_secure { tls.connect(socket, host).await } else { Ok(Stream::Plain(socket)) }
+            };
             tokio::time::timeout(timeout, connected).await?.map(TokioIo::new)
         })
     }
@@ -163,8 +173,8 @@ impl tower::Service<Uri> for Connector {
 impl PeerClient {
     /// A client that may take `dial` to connect.
     #[must_use]
-    pub fn new(dial: Duration) -> Self {
-        let connector = Connector { timeout: dial };
+    pub fn new(dial: Duration, tls: Arc<ClientTls>) -> Self {
+        let connector = Connector { timeout: dial, tls };
         let mut builder = HttpClient::builder(TokioExecutor::new());
         builder
             .pool_timer(TokioTimer::new())

@@ -31,12 +31,10 @@ use super::{
 };
 use crate::{
     config::{Config, frontend::GrpcServer},
-    error::StartError,
     net::{
-        listener::Listener,
-        stream::Stream,
-        tls::{self, Tls},
-        url::{Url, UrlAddress},
+        listener::{Port, Schemes},
+        stream::{Socket, Stream},
+        tls::{self, ServerTls, TLS_HANDSHAKE},
     },
     service::CallerConnection,
 };
@@ -48,59 +46,27 @@ use http2::{
     task::Task,
 };
 
-/// The first byte of a TLS handshake record.
-const TLS_HANDSHAKE: u8 = 0x16;
 /// The start of the HTTP/2 preface. No method of HTTP/1.1 starts like this.
 const HTTP2_START: &[u8] = b"PRI";
 
-/// A listener for clients, and whether it accepts plain connections, TLS, or both.
-pub struct ClientPort {
-    listener: Listener,
-    url_address: UrlAddress,
-    is_plain: bool,
-    is_secure: bool,
-}
-
-impl ClientPort {
-    /// Logs that clients are served here.
-    pub fn announce(&self) {
-        let address = self.listener.address();
-        if self.is_plain {
-            tracing::info!(
-                traffic = "grpc+http",
-                address,
-                "serving client traffic insecurely; this is strongly discouraged!"
-            );
-        }
-        if self.is_secure {
-            tracing::info!(traffic = "grpc+http", address, "serving client traffic securely");
-        }
+/// Logs that clients are served at a port.
+pub fn announce(port: &Port) {
+    let address = port.address();
+    if port.schemes().plain {
+        tracing::info!(
+            traffic = "grpc+http",
+            address,
+            "serving client traffic insecurely; this is strongly discouraged!"
+        );
     }
-}
-
-/// Listens on every address once: one that is listed with and without TLS accepts both.
-pub async fn bind_all(urls: &[Url], shares_port: bool) -> Result<Vec<ClientPort>, StartError> {
-    let mut ports: Vec<ClientPort> = Vec::new();
-    for url in urls {
-        match ports.iter_mut().find(|port| port.url_address == *url.address()) {
-            Some(port) => {
-                port.is_plain |= !url.is_secure();
-                port.is_secure |= url.is_secure();
-            }
-            None => ports.push(ClientPort {
-                listener: Listener::bind(url, shares_port).await?,
-                url_address: url.address().clone(),
-                is_plain: !url.is_secure(),
-                is_secure: url.is_secure(),
-            }),
-        }
+    if port.schemes().secure {
+        tracing::info!(traffic = "grpc+http", address, "serving client traffic securely");
     }
-    Ok(ports)
 }
 
 /// Accepts client connections, and serves them.
 pub struct Acceptor {
-    tls: Option<Tls>,
+    tls: Option<Arc<ServerTls>>,
     /// None: hyper serves HTTP/2 as well.
     http2: Option<Arc<dyn service::Service>>,
     registry: Arc<ConnectionRegistry>,
@@ -114,7 +80,7 @@ pub struct Acceptor {
 impl Acceptor {
     /// Accepts nothing until [`Self::accept`] is called.
     #[must_use]
-    pub fn new(config: &Config, tls: Option<Tls>, grpc: &Arc<Grpc>) -> Self {
+    pub fn new(config: &Config, tls: Option<Arc<ServerTls>>, grpc: &Arc<Grpc>) -> Self {
         let limits = Limits {
             max_streams: hyper_server::max_streams(config),
             max_resets: config.frontend.max_resets,
@@ -150,18 +116,18 @@ impl Acceptor {
     /// Accepts connections until `stopped` changes.
     pub async fn accept(
         self: Arc<Self>,
-        port: ClientPort,
+        port: Port,
         limit: ConnectionLimit,
         mut stopped: tokio::sync::watch::Receiver<()>,
     ) {
-        let schemes = (port.is_plain, port.is_secure);
+        let schemes = port.schemes();
         loop {
             let accepted = tokio::select! {
-                accepted = port.listener.accept() => accepted,
+                accepted = port.accept() => accepted,
                 _ = stopped.changed() => return,
             };
-            let stream = match accepted {
-                Ok(stream) => stream,
+            let socket = match accepted {
+                Ok(socket) => socket,
                 Err(error) => {
                     // Most likely out of file descriptors: open connections are still served, and some will be closed.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -174,7 +140,7 @@ impl Acceptor {
                 _ = stopped.changed() => return,
             };
             let Some(guard) = self.registry.register() else { return };
-            tokio::spawn(serve_connection(self.clone(), schemes, stream, guard, permit));
+            tokio::spawn(serve_connection(self.clone(), schemes, socket, guard, permit));
         }
     }
 
@@ -198,20 +164,16 @@ impl Acceptor {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let watcher = self.graceful.lock().as_ref().map(GracefulShutdown::watcher);
-        let begin_timeout = self.registry.shared().limits.begin_timeout;
         match watcher {
             Some(watcher) => {
-                hyper_server::serve(&self.hyper, self.service.clone(), watcher, stream, begin_timeout).await
+                hyper_server::serve(&self.hyper, self.service.clone(), watcher, stream, self.begin_timeout()).await
             }
             None => Ok(()),
         }
     }
 
     /// Serves an HTTP/1.1 connection, of which the first bytes have been read already.
-    async fn serve_http1<S>(&self, stream: S, first: Bytes) -> ServeResult
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn serve_http1(&self, stream: Stream, first: Bytes) -> ServeResult {
         if first.starts_with(HTTP2_START) || !may_be_http1(&first) {
             limits::count_refusal("first_line");
             return Err("neither HTTP/1.1 nor negotiated HTTP/2".into());
@@ -220,76 +182,68 @@ impl Acceptor {
         self.serve_with_hyper(tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
     }
 
-    async fn serve_plain(&self, mut stream: Stream, guard: ConnectionGuard) -> ServeResult {
-        let Some(http2) = &self.http2 else { return self.serve_with_hyper(stream).await };
-        let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
-        if first.starts_with(HTTP2_START) {
-            let guard =
-                guard.with_info(Arc::new(CallerConnection { address: peer_address(&stream), common_name: None }));
-            return Ok(Task::new(stream, first, http2.clone(), guard).await?);
-        }
-        self.serve_http1(stream, first).await
-    }
-
-    async fn serve_tls(&self, tls: &Tls, stream: Stream, guard: ConnectionGuard) -> ServeResult {
-        let peer = peer_address(&stream);
-        match (self.with_begin_timeout(tls.accept(stream)).await, &self.http2) {
-            (Ok((stream, true)), Some(http2)) => {
-                let common_name = tls::client_common_name(&stream);
-                let guard = guard.with_info(Arc::new(CallerConnection { address: peer, common_name }));
-                Ok(Task::new(stream, Bytes::new(), http2.clone(), guard).await?)
-            }
-            (Ok((stream, _)), None) => self.serve_with_hyper(stream).await,
-            (Ok((mut stream, false)), Some(_)) => {
-                let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
-                self.serve_http1(stream, first).await
-            }
-            (Err(error), _) => {
-                tracing::warn!({ "remote-addr" = peer, error = %error }, "rejected connection on client endpoint");
-                Ok(())
-            }
-        }
+    async fn serve_http2(
+        &self,
+        http2: &Arc<dyn service::Service>,
+        stream: Stream,
+        first: Bytes,
+        guard: ConnectionGuard,
+    ) -> ServeResult {
+        let address = stream.peer_address().map_or_else(String::new, |address| address.to_string());
+        let caller = CallerConnection { address, common_name: tls::client_common_name(&stream) };
+        Ok(Task::new(stream, first, http2.clone(), guard.with_info(Arc::new(caller))).await?)
     }
 
     /// Awaits something that a client has to send first, within `--client-begin-timeout`.
     async fn with_begin_timeout<T>(&self, first: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-        let begin_timeout = self.registry.shared().limits.begin_timeout;
-        tokio::time::timeout(begin_timeout, first).await.unwrap_or_else(|_| Err(begin_timed_out()))
+        tokio::time::timeout(self.begin_timeout(), first).await.unwrap_or_else(|_| Err(begin_timed_out()))
     }
 
-    async fn starts_with_tls(&self, stream: &Stream) -> io::Result<bool> {
-        let mut first = [0];
-        let count = self.with_begin_timeout(stream.peek(&mut first)).await?;
-        Ok(count > 0 && first[0] == TLS_HANDSHAKE)
+    fn begin_timeout(&self) -> Duration {
+        self.registry.shared().limits.begin_timeout
     }
 
-    async fn serve(&self, (is_plain, is_secure): (bool, bool), stream: Stream, guard: ConnectionGuard) -> ServeResult {
-        let is_tls = match &stream {
-            _ if !is_secure || self.tls.is_none() => false,
-            _ if !is_plain => true,
-            Stream::Tcp(_) => self.starts_with_tls(&stream).await?,
-            Stream::Unix(_) => false,
-        };
-        match &self.tls {
-            Some(tls) if is_tls => self.serve_tls(tls, stream, guard).await,
-            _ => self.serve_plain(stream, guard).await,
+    /// Whether a connection begins with a TLS handshake. A port that accepts both looks at the first byte.
+    async fn is_tls(&self, schemes: Schemes, socket: &Socket) -> io::Result<bool> {
+        match socket {
+            _ if !schemes.secure || self.tls.is_none() => Ok(false),
+            _ if !schemes.plain => Ok(true),
+            Socket::Tcp(_) => {
+                let mut first = [0];
+                let count = self.with_begin_timeout(socket.peek(&mut first)).await?;
+                Ok(count > 0 && first[0] == TLS_HANDSHAKE)
+            }
+            Socket::Unix(_) => Ok(false),
         }
     }
-}
 
-fn peer_address(stream: &Stream) -> String {
-    stream.peer_address().map_or_else(String::new, |address| address.to_string())
+    async fn serve(&self, schemes: Schemes, socket: Socket, guard: ConnectionGuard) -> ServeResult {
+        let is_tls = self.is_tls(schemes, &socket).await?;
+        let (mut stream, is_http2) = match &self.tls {
+            Some(tls) if is_tls => tls.accept(socket, self.begin_timeout()).await?,
+            _ => (Stream::Plain(socket), false),
+        };
+        let Some(http2) = &self.http2 else { return self.serve_with_hyper(stream).await };
+        if is_http2 {
+            return self.serve_http2(http2, stream, Bytes::new(), guard).await;
+        }
+        let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
+        if !is_tls && first.starts_with(HTTP2_START) {
+            return self.serve_http2(http2, stream, first, guard).await;
+        }
+        self.serve_http1(stream, first).await
+    }
 }
 
 /// Serves one connection to its end, and then releases its permit.
 async fn serve_connection(
     acceptor: Arc<Acceptor>,
-    schemes: (bool, bool),
-    stream: Stream,
+    schemes: Schemes,
+    socket: Socket,
     guard: ConnectionGuard,
     _permit: OwnedSemaphorePermit,
 ) {
-    if let Err(error) = acceptor.serve(schemes, stream, guard).await {
+    if let Err(error) = acceptor.serve(schemes, socket, guard).await {
         tracing::debug!(%error, "client connection closed with an error");
     }
 }

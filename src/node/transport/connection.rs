@@ -14,7 +14,7 @@ use prometheus::IntCounter;
 
 use super::{
     super::messages::{Input, Peer},
-    Transport, dial,
+    Transport,
     frame::{self, Hello, Purpose, Verdict},
     outbox::Outbox,
 };
@@ -131,7 +131,7 @@ impl PeerConnection {
     }
 
     fn connect(&self, transport: &Transport) -> Result<BlockingStream, ConnectError> {
-        let mut stream = dial(&self.peer, transport.parts.limits).map_err(ConnectError::Failed)?;
+        let mut stream = transport.dial(&self.peer).map_err(ConnectError::Failed)?;
         let hello = transport.hello(Purpose::Messages, self.peer.id);
         self.frame_max_bytes.store(frame::max_bytes(hello.largest_request), Ordering::Relaxed);
         let verdict = hello.write(&mut stream).and_then(|()| Verdict::read(&mut stream));

@@ -30,12 +30,13 @@ mod validate;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{SocketAddr, ToSocketAddrs},
+    io,
+    net::ToSocketAddrs,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -47,7 +48,11 @@ use super::{
     snapshot::{InboundSnapshot, OutboundSlot, Scratch},
     status::Connectivity,
 };
-use crate::net::stream::BlockingStream;
+use crate::net::{
+    stream::BlockingStream,
+    tls::ClientTls,
+    url::{Url, UrlAddress},
+};
 use crate::raft_log::Identity;
 use crate::{error::Halt, metrics::METRICS};
 use accepted::{AcceptedConnections, MAX_UNKNOWN_STREAMS};
@@ -66,7 +71,7 @@ pub trait SnapshotStore: Send + Sync {
     fn new_directory(&self, index: u64) -> Scratch;
 
     /// The free space on the disk.
-    fn free_bytes(&self) -> std::io::Result<u64>;
+    fn free_bytes(&self) -> io::Result<u64>;
 
     /// Opens a received snapshot, whose files have been synced.
     fn open(&self, files: Scratch) -> Result<InboundSnapshot, Halt>;
@@ -107,6 +112,8 @@ pub struct TransportParts {
     pub on_removed: Arc<dyn Fn() + Send + Sync>,
     /// Whether raft is told to shorten the wait for its first election as soon as enough peers are connected.
     pub advance_first_election: bool,
+    /// For connections to members whose URL asks for TLS.
+    pub tls: Arc<ClientTls>,
     /// Timeouts, rates and queue sizes.
     pub limits: TransportLimits,
     /// Limits for incoming connections.
@@ -256,35 +263,43 @@ impl MessageSender for Arc<Transport> {
     }
 }
 
-/// The addresses of a peer URL. Host names are resolved each time, because a member may move.
-fn addresses(url: &str) -> Result<Vec<SocketAddr>, String> {
-    let address =
-        url.strip_prefix("http://").ok_or_else(|| format!("{url}: only http is supported between members"))?;
-    let found = address.to_socket_addrs().map_err(|error| format!("{url}: {error}"))?;
-    Ok(found.collect())
-}
-
-/// Connects to the first of a member's URLs that accepts a connection.
-fn dial(peer: &Peer, limits: TransportLimits) -> Result<BlockingStream, String> {
-    let mut last_error = format!("member {:x} has no URLs", peer.id);
-    for url in &peer.urls {
-        match addresses(url) {
-            Ok(addresses) => {
-                for address in addresses {
-                    match BlockingStream::connect(&address, limits.dial) {
-                        Ok(stream) => return prepared(stream, limits).map_err(|error| format!("{url}: {error}")),
-                        Err(error) => last_error = format!("{url}: {error}"),
-                    }
-                }
+impl Transport {
+    /// Connects to the first of a member's URLs that accepts a connection.
+    fn dial(&self, peer: &Peer) -> Result<BlockingStream, String> {
+        let mut last_error = format!("member {:x} has no URLs", peer.id);
+        for url in &peer.urls {
+            match self.dial_url(url) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last_error = format!("{url}: {error}"),
             }
-            Err(error) => last_error = error,
         }
+        Err(last_error)
     }
-    Err(last_error)
+
+    /// Host names are resolved each time, because a member may move.
+    fn dial_url(&self, url: &str) -> io::Result<BlockingStream> {
+        let limits = self.parts.limits;
+        let url = Url::parse(url).map_err(io::Error::other)?;
+        let UrlAddress::Tcp { host, port } = url.address() else {
+            return Err(io::Error::other("unix sockets between members are not supported yet"));
+        };
+        let mut last_error = io::Error::other("the host has no addresses");
+        for address in (host.as_str(), *port).to_socket_addrs()? {
+            let connected = BlockingStream::connect(&address, limits.dial).and_then(|stream| match url.is_secure() {
+                true => self.parts.tls.connect_blocking(stream, host, Instant::now() + limits.dial),
+                false => Ok(stream),
+            });
+            match connected {
+                Ok(stream) => return prepared(stream, limits),
+                Err(error) => last_error = error,
+            }
+        }
+        Err(last_error)
+    }
 }
 
 /// Sets the timeouts that detect a peer which is gone without closing the connection.
-fn prepared(stream: BlockingStream, limits: TransportLimits) -> std::io::Result<BlockingStream> {
+fn prepared(stream: BlockingStream, limits: TransportLimits) -> io::Result<BlockingStream> {
     stream.set_read_timeout(Some(limits.dial))?;
     stream.set_write_timeout(Some(limits.write))?;
     stream.set_unacknowledged_timeout(limits.write)?;

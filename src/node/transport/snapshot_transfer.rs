@@ -33,7 +33,7 @@ use super::{
         messages::Input,
         snapshot::{InboundSnapshot, OutboundSnapshot, conf_state},
     },
-    AdmittedConnection, Transport, TransportLimits, dial,
+    AdmittedConnection, Transport, TransportLimits,
     frame::{self, Hello, Purpose, Verdict},
     paced::Paced,
     validate,
@@ -105,7 +105,7 @@ pub(super) fn send(transport: &Arc<Transport>, message: Message) {
 fn deliver(transport: &Transport, message: &Message, offer: &OutboundSnapshot) -> Result<(u64, Duration), String> {
     let connection = transport.connection(message.to).ok_or("the member is no longer in the member list")?;
     let limits = transport.parts.limits;
-    let mut stream = dial(&connection.peer, limits)?;
+    let mut stream = transport.dial(&connection.peer)?;
     let hello = transport.hello(Purpose::Snapshot, message.to);
     let started = Instant::now();
     let mut bytes = 0;

@@ -51,6 +51,7 @@ fn member_of_version(version: (u8, u8), member_id: u64) -> TestMember {
         snapshot_store: Box::new(NoSnapshots),
         on_removed: Arc::new(|| ()),
         advance_first_election: false,
+        tls: ClientTls::without_certificates(),
         limits: TransportLimits {
             dial: Duration::from_secs(5),
             write: WRITE_TIMEOUT,

@@ -12,10 +12,10 @@ use std::{
 use etcd_client::{Client, GetOptions};
 use tokio::task::JoinSet;
 
-use super::{
-    harness::Urls,
-    support::{eventually_async, time_limit},
-};
+use crate::wait::{eventually_async, time_limit};
+
+/// The URLs of the members, which may change when one is restarted.
+pub type Urls = Arc<Mutex<Vec<String>>>;
 
 /// Writers that run in the background.
 pub struct Load {

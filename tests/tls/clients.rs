@@ -1,104 +1,20 @@
-//! TLS for clients: ALPN, client certificates, and renewed certificates.
+//! Clients over TLS: ALPN, client certificates, renewed certificates, revocation, versions and cipher suites.
 
-use std::{fs, path::PathBuf, process::Command, sync::Arc};
+use std::{fs, process::Command};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-};
-use tempfile::TempDir;
+use rcgen::ExtendedKeyUsagePurpose;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tokio_rustls::{
-    TlsConnector,
-    client::TlsStream,
-    rustls::{
-        ClientConfig, RootCertStore,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-    },
+use tokio_rustls::{client::TlsStream, rustls::version};
+
+use metastore::proto::etcdserverpb::{
+    AuthEnableRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, AuthUserListRequest, auth_client::AuthClient,
 };
 
+use super::authority::{Authority, SECURE, Wanted, connect_with};
 use crate::support::{Server, requirements::etcdctl, time_limit};
-
-/// A certificate authority, and a directory for the certificates that it signs.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    directory: TempDir,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new([]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("ca.pem"), certificate.pem()).unwrap();
-        Self { issuer: Issuer::new(params, key), directory }
-    }
-
-    /// Signs a certificate with this serial number.
-    fn sign(&self, name: &str, serial: u64, purpose: ExtendedKeyUsagePurpose) {
-        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-        params.extended_key_usages = vec![purpose];
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.serial_number = Some(serial.into());
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        fs::write(self.directory.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
-        fs::write(self.directory.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.directory.path().join(file)
-    }
-
-    fn flag(&self, flag: &str, file: &str) -> String {
-        format!("--{flag}={}", self.path(file).display())
-    }
-
-    /// A server with a certificate of this authority.
-    fn server(&self, urls: &str, more: &[String]) -> Server {
-        self.sign("server", 1, ExtendedKeyUsagePurpose::ServerAuth);
-        let mut arguments = vec![format!("--listen-client-urls={urls}")];
-        arguments.extend([self.flag("cert-file", "server.pem"), self.flag("key-file", "server.key")]);
-        arguments.extend_from_slice(more);
-        Server::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
-    /// The certificate that a new connection sees.
-    async fn shown_certificate(&self, server: &Server) -> Vec<u8> {
-        let stream = self.connect(server, &["h2"], None).await.unwrap();
-        stream.get_ref().1.peer_certificates().unwrap()[0].as_ref().to_vec()
-    }
-
-    /// Completes a TLS handshake, with or without a client certificate.
-    async fn connect(
-        &self,
-        server: &Server,
-        protocols: &[&str],
-        shown: Option<&str>,
-    ) -> std::io::Result<TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-        let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
-        let mut config = match shown {
-            None => builder.with_no_client_auth(),
-            Some(name) => {
-                let certificate = CertificateDer::from_pem_file(self.path(&format!("{name}.pem"))).unwrap();
-                let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).unwrap();
-                builder.with_client_auth_cert(vec![certificate], key).unwrap()
-            }
-        };
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        let stream = TcpStream::connect(server.address()).await.unwrap();
-        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), stream).await
-    }
-}
 
 /// Requests a page over HTTP/2.
 async fn page(stream: TlsStream<TcpStream>) -> Result<String, h2::Error> {
@@ -116,15 +32,19 @@ async fn page(stream: TlsStream<TcpStream>) -> Result<String, h2::Error> {
     Ok(String::from_utf8(text).unwrap())
 }
 
-async fn page_of_http1(mut stream: TlsStream<TcpStream>) -> String {
-    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+async fn page_of_http1(stream: TlsStream<TcpStream>) -> String {
+    get(stream, "/health").await
+}
+
+async fn get(mut stream: TlsStream<TcpStream>, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
     text
 }
 
 const HEALTHY: &str = r#"{"health":"true","reason":""}"#;
-const SECURE: &str = "https://127.0.0.1:0";
 
 #[tokio::test]
 async fn tonic_disconnects_clients_that_are_silent_after_the_handshake_too() {
@@ -213,7 +133,7 @@ async fn the_previous_certificate_is_used_while_the_new_one_cannot_be_read() {
     let before = shown().await;
     fs::remove_file(authority.path("server.key")).unwrap();
     assert_eq!(shown().await, before);
-    server.wait_for_log("cannot use the renewed TLS certificate; clients still see the one before");
+    server.wait_for_log("cannot use the changed TLS files; those read before stay in use");
     fs::write(authority.path("server.pem"), "no certificate").unwrap();
     assert_eq!(shown().await, before);
     authority.sign("server", 99, ExtendedKeyUsagePurpose::ServerAuth);
@@ -243,7 +163,7 @@ fn an_unreadable_certificate_prevents_the_start() {
     let mut server = Server::single(&[&["--listen-client-urls=https://127.0.0.1:0"][..], &files].concat());
     server.launch();
     let line = server.wait_for_log("\"level\":\"fatal\"");
-    assert!(line.contains("open /nowhere/cert.pem: No such file or directory"), "{line}");
+    assert!(line.contains("open /nowhere/cert.pem: no such file or directory"), "{line}");
 }
 
 /// AUTH-17: with client certificates, the common name is the user, unless the client shows a token.
@@ -283,4 +203,140 @@ async fn a_certificate_names_its_user() {
         (denied.clone(), denied.clone(), denied.clone())
     );
     assert_eq!(ask("ann", "--user bob:pw put a 1"), denied, "a token counts for more than the certificate");
+}
+
+/// AUTH-17: a trusted CA demands certificates, but only `--client-cert-auth` makes their names those of users.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trusted_ca_alone_names_no_users() {
+    let authority = Authority::new();
+    let server = authority.server(SECURE, &[authority.flag("trusted-ca-file", "ca.pem")]);
+    authority.sign("root", 2, ExtendedKeyUsagePurpose::ClientAuth);
+    let channel = authority.channel(&server, Some("root")).await.unwrap();
+    let mut auth = AuthClient::new(channel);
+    let add = AuthUserAddRequest { name: "root".to_owned(), password: "pw".to_owned(), ..Default::default() };
+    auth.user_add(add).await.unwrap();
+    let grant = AuthUserGrantRoleRequest { user: "root".to_owned(), role: "root".to_owned() };
+    auth.user_grant_role(grant).await.unwrap();
+    auth.auth_enable(AuthEnableRequest {}).await.unwrap();
+    let refused = auth.user_list(AuthUserListRequest {}).await.unwrap_err();
+    assert_eq!(refused.message(), "etcdserver: user name is empty");
+}
+
+/// FAULT-45.
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_from_the_next_connection_on() {
+    let authority = Authority::new();
+    authority.revoke("crl", &[77]);
+    let more = [authority.flag("trusted-ca-file", "ca.pem"), authority.flag("client-crl-file", "crl")];
+    let server = authority.server(SECURE, &more);
+    authority.sign("good", 5, ExtendedKeyUsagePurpose::ClientAuth);
+    authority.sign("bad", 77, ExtendedKeyUsagePurpose::ClientAuth);
+    let ask = async |shown| {
+        page(authority.connect(&server, &["h2"], Some(shown)).await?).await.map_err(std::io::Error::other)
+    };
+    assert_eq!(ask("good").await.unwrap(), HEALTHY);
+    ask("bad").await.expect_err("it is revoked");
+    server.wait_for_log("transport: certificate serial 4d revoked");
+    authority.revoke("crl", &[5]);
+    assert_eq!(ask("bad").await.unwrap(), HEALTHY, "the list is read again");
+    ask("good").await.expect_err("it is revoked now");
+}
+
+#[tokio::test]
+async fn a_client_certificate_must_be_valid_for_an_allowed_host_name() {
+    let authority = Authority::new();
+    let more = [
+        authority.flag("trusted-ca-file", "ca.pem"),
+        "--client-cert-allowed-hostname=ops.example.com,10.1.2.3".to_owned(),
+    ];
+    let server = authority.server(SECURE, &more);
+    let issue =
+        |name: &str, hosts: &[&str]| authority.issue(name, Wanted { common_name: name, hosts, ..Wanted::default() });
+    issue("named", &["ops.example.com"]);
+    issue("wild", &["*.example.com"]);
+    issue("address", &["10.1.2.3"]);
+    issue("other", &["example.com"]);
+    let ask = async |shown| {
+        page(authority.connect(&server, &["h2"], Some(shown)).await?).await.map_err(std::io::Error::other)
+    };
+    for allowed in ["named", "wild", "address"] {
+        assert_eq!(ask(allowed).await.unwrap(), HEALTHY, "{allowed}");
+    }
+    ask("other").await.expect_err("its name is not allowed");
+    let line = server.wait_for_log("client certificate authentication failed");
+    assert!(line.contains("ops.example.com") && line.contains("rejected connection on client endpoint"), "{line}");
+}
+
+#[tokio::test]
+async fn versions_and_cipher_suites_are_as_configured() {
+    let authority = Authority::new();
+    let connect = async |server: &Server, version| {
+        let stream = connect_with(authority.client_config(&["h2"], None, &[version]), server.address()).await?;
+        let session = stream.get_ref().1;
+        Ok::<_, std::io::Error>(format!("{:?}", session.negotiated_cipher_suite().unwrap().suite()))
+    };
+    let newest = authority.server(SECURE, &["--tls-min-version=TLS1.3".to_owned()]);
+    connect(&newest, &version::TLS13).await.unwrap();
+    connect(&newest, &version::TLS12).await.unwrap_err();
+    newest.wait_for_log("tls: client offered only unsupported versions");
+    let oldest = authority.server(SECURE, &["--tls-max-version=TLS1.2".to_owned()]);
+    connect(&oldest, &version::TLS12).await.unwrap();
+    connect(&oldest, &version::TLS13).await.unwrap_err();
+    let suite = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256";
+    let chosen = authority.server(SECURE, &[format!("--cipher-suites={suite},TLS_RSA_WITH_AES_128_CBC_SHA")]);
+    assert_eq!(connect(&chosen, &version::TLS12).await.unwrap(), suite);
+    chosen.wait_for_log("\"ignored\":\"TLS_RSA_WITH_AES_128_CBC_SHA\"");
+}
+
+/// `--auto-tls`: the certificate is generated once, and kept.
+#[tokio::test]
+async fn a_certificate_is_generated_on_request() {
+    let mut server = Server::start(&["--listen-client-urls=https://127.0.0.1:0", "--auto-tls"]);
+    let generated = server.data_dir().join("fixtures/client/cert.pem");
+    let first = fs::read(&generated).unwrap();
+    let authority = Authority::new();
+    fs::write(authority.path("ca.pem"), &first).unwrap();
+    let config = || authority.client_config(&["h2"], None, &[&version::TLS13]);
+    // It is valid for the address of the listen URL, and for no name.
+    let refused = connect_with(config(), server.address()).await.unwrap_err().to_string();
+    assert!(refused.contains("NotValidForName") || refused.contains("not valid for"), "{refused}");
+    server.kill_and_restart();
+    assert_eq!(fs::read(&generated).unwrap(), first);
+    let Some(etcdctl) = etcdctl() else { return };
+    let mut command = Command::new(etcdctl);
+    command.arg(format!("--endpoints=https://{}", server.address())).arg("--insecure-skip-tls-verify");
+    let ran = command.args(["--insecure-transport=false", "put", "a", "1"]).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_a_trusted_ca_itself_is_accepted_as_in_go() {
+    let authority = Authority::new();
+    let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    fs::write(authority.path("own.pem"), certificate.pem()).unwrap();
+    fs::write(authority.path("own.key"), key.serialize_pem()).unwrap();
+    fs::write(authority.path("both.pem"), fs::read_to_string(authority.path("ca.pem")).unwrap() + &certificate.pem())
+        .unwrap();
+    let server = authority.server(SECURE, &[authority.flag("trusted-ca-file", "both.pem")]);
+    let stream = authority.connect(&server, &["h2"], Some("own")).await.unwrap();
+    assert_eq!(page(stream).await.unwrap(), HEALTHY);
+}
+
+#[tokio::test]
+async fn a_server_says_when_its_certificate_expires() {
+    let authority = Authority::new();
+    let server = authority.server(SECURE, &[]);
+    let metrics = get(authority.connect(&server, &["http/1.1"], None).await.unwrap(), "/metrics").await;
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("metastore_certificate_expiry_timestamp_seconds{flag=\"cert-file\"}"));
+    let seconds: f64 = line.expect("there is a metric").rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(seconds > 2e9, "{seconds}");
+    server.wait_for_log("TLS certificate in use");
+    authority.issue("server", Wanted { has_expired: true, ..Wanted::default() });
+    authority.connect(&server, &["h2"], None).await.unwrap_err();
+    server.wait_for_log("the TLS certificate has expired: connections fail until it is renewed");
 }
