@@ -48,12 +48,8 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     Supported,
-    /// Accepted without effect. A warning at startup gives the reason, unless the value is the neutral one.
-    NoEffect {
-        /// The value with which nothing is missing.
-        neutral: &'static str,
-        reason: &'static str,
-    },
+    /// Accepted without effect. A warning at startup gives the reason, unless the value is the default.
+    NoEffect(&'static str),
     /// Any value but the default stops the start; the text says why.
     Refused(&'static str),
 }
@@ -64,14 +60,7 @@ pub(super) const fn flag(name: &'static str, kind: Kind, default: &'static str, 
 
 impl Flag {
     pub(super) const fn no_effect(mut self, reason: &'static str) -> Self {
-        self.status = Status::NoEffect { neutral: self.default, reason };
-        self
-    }
-
-    pub(super) const fn neutral(mut self, value: &'static str) -> Self {
-        if let Status::NoEffect { reason, .. } = self.status {
-            self.status = Status::NoEffect { neutral: value, reason };
-        }
+        self.status = Status::NoEffect(reason);
         self
     }
 

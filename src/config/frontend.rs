@@ -16,6 +16,8 @@ const MIN_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontendConfig {
     pub grpc_server: GrpcServer,
+    /// Whether the JSON API is served.
+    pub json_api: bool,
     /// Calls in progress that one connection may cancel per second.
     pub max_resets: u32,
     /// Bytes that the server holds for one connection.
@@ -48,6 +50,7 @@ impl FrontendConfig {
         let unsigned_32 = |flag| value::unsigned_32(values.text(flag)).expect("a text is checked when it is set");
         Ok(Self {
             grpc_server: if values.text("grpc-server") == "tonic" { GrpcServer::Tonic } else { GrpcServer::Own },
+            json_api: values.get("enable-grpc-gateway"),
             max_resets: unsigned_32("max-resets-per-second"),
             max_connection_bytes: count(values.get("max-connection-bytes")),
             max_held_bytes: count(values.get("max-held-bytes")),

@@ -185,11 +185,10 @@ fn warnings(values: &FlagValues) -> Vec<Notice> {
         notices.push(Notice::new(Level::Warn, message));
     }
     for flag in flags::all().filter(|flag| values.is_set(flag.name)) {
-        let Status::NoEffect { neutral, reason } = flag.status else {
+        let Status::NoEffect(reason) = flag.status else {
             continue;
         };
-        let text = values.text(flag.name);
-        if !flag.same_value(text, neutral) {
+        if !flag.same_value(values.text(flag.name), flag.default) {
             let message = "flag is accepted, but has no effect yet";
             notices.push(Notice::new(Level::Warn, message).with("flag", flag.name).with("reason", reason));
         }

@@ -261,13 +261,13 @@ fn certificates_are_generated_unless_some_are_given() {
 
 #[test]
 fn flags_without_effect_are_reported() {
-    let quiet = warnings(&["--name=a", "--data-dir=d", "--max-wals=5", "--enable-grpc-gateway=false", "--name=b"]);
+    let quiet = warnings(&["--name=a", "--data-dir=d", "--max-wals=5", "--enable-pprof=false", "--name=b"]);
     assert_eq!(quiet, [] as [&str; 0]);
     let logged = warnings(&[
         "--name=a",
         "--data-dir=d",
         "--max-wals=7",
-        "--enable-grpc-gateway",
+        "--enable-pprof",
         "--max-snapshots=5",
         "--experimental-initial-corrupt-check=true",
         "--feature-gates=PriorityRequest=true",
@@ -276,7 +276,7 @@ fn flags_without_effect_are_reported() {
         "--experimental-initial-corrupt-check is deprecated",
         "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.",
         "flag is accepted, but has no effect yet flag=\"max-wals\"",
-        "flag is accepted, but has no effect yet flag=\"enable-grpc-gateway\"",
+        "flag is accepted, but has no effect yet flag=\"enable-pprof\"",
         "feature gate is accepted, but has no effect yet feature-gate=\"PriorityRequest\"",
     ];
     assert_eq!(logged.len(), expected.len(), "{logged:?}");

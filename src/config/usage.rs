@@ -78,7 +78,7 @@ pub fn flag_table() -> String {
 fn status_note(flag: &Flag) -> String {
     match flag.status {
         Status::Supported => String::new(),
-        Status::NoEffect { reason, .. } => format!(" Accepted, without effect: {reason}."),
+        Status::NoEffect(reason) => format!(" Accepted, without effect: {reason}."),
         Status::Refused(why) => format!(" Refused: {why}."),
     }
 }

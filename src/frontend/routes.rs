@@ -1,4 +1,4 @@
-//! What the method table does not contain: gRPC reflection, and plain HTTP.
+//! What is no call of gRPC to a method of the table: gRPC reflection, the JSON API, and plain HTTP.
 
 use std::sync::Arc;
 
@@ -6,18 +6,19 @@ use ::http::{HeaderValue, header::CONTENT_TYPE};
 use tower::ServiceExt;
 
 use super::{
+    gateway::{Gateway, routes::is_json_path},
     grpc::{
         Grpc,
         methods::{self, REFLECTION},
         tonic::error_response,
     },
-    http,
+    http::{self, redirect::redirect},
 };
 use crate::service::{Caller, Operation};
 use http2::{call::CallError, request};
 
 /// Serves everything on the client port that the method table does not contain.
-pub fn routes(grpc: &Arc<Grpc>) -> axum::Router {
+pub fn routes(grpc: &Arc<Grpc>, gateway: Option<Arc<Gateway>>) -> axum::Router {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
         .build_v1()
@@ -35,11 +36,17 @@ pub fn routes(grpc: &Arc<Grpc>) -> axum::Router {
             REFLECTION => service.admit(&Caller::default(), &Operation::Health).err().map(CallError::from),
             unknown => Some(methods::refuse_unknown(unknown)),
         };
+        let path = request.uri().path();
+        let directories: &[&str] = if gateway.is_some() { &["/v3/"] } else { &[] };
+        let redirect = codec.is_none().then(|| redirect(request.method(), request.uri(), directories)).flatten();
+        let gateway = gateway.clone().filter(|_| codec.is_none() && is_json_path(path));
         let router = if codec.is_some() { reflection.clone() } else { plain.clone() };
         async move {
-            let mut response = match refusal {
-                Some(refusal) => error_response(&refusal).map(axum::body::Body::new),
-                None => router.oneshot(request).await?,
+            let mut response = match (refusal, redirect, gateway) {
+                (Some(refusal), ..) => error_response(&refusal).map(axum::body::Body::new),
+                (None, Some(redirect), _) => redirect,
+                (None, None, Some(gateway)) => gateway.respond(request).await,
+                (None, None, None) => router.oneshot(request).await?,
             };
             if let Some(codec) = codec.filter(|codec| !codec.is_empty())
                 && let Ok(content_type) = HeaderValue::from_bytes(&[request::GRPC, b"+", &codec].concat())

@@ -13,7 +13,7 @@ use tokio::signal::unix::SignalKind;
 
 use crate::{
     cluster::{Cluster, bootstrap, capability, corruption_check, peer_client::PeerClient, publish::publish, version},
-    config::{AutoCompaction, Config, auth::TokenKind, gates::Gate},
+    config::{AutoCompaction, Config, auth::TokenKind, gates::Gate, limits::Limits},
     error::{Error, Halt, StartError},
     frontend::{
         grpc::Grpc,
@@ -381,11 +381,7 @@ async fn build(
         advance_first_election: config.advance_first_election,
         tls: tls.outbound.clone(),
         limits: transport_limits(config),
-        connections: transport::ConnectionLimits {
-            per_address: limits.peer_connections_per_address,
-            before_hello: limits.peer_connections_before_hello,
-            hello_timeout: limits.peer_hello_timeout,
-        },
+        connections: peer_connection_limits(limits),
         max_request_bytes: config.max_request_bytes as u64,
     });
     let join_contacts = Members::join_contacts(engine.as_ref())?.into_iter();
@@ -479,6 +475,14 @@ fn watch_settings(config: &Config) -> watch::Settings {
         all_pending_bytes: config.limits.all_watch_pending_bytes,
         progress_interval: config.watch_progress_notify_interval,
         watches_per_stream: config.limits.max_watches_per_stream,
+    }
+}
+
+fn peer_connection_limits(limits: &Limits) -> transport::ConnectionLimits {
+    transport::ConnectionLimits {
+        per_address: limits.peer_connections_per_address,
+        before_hello: limits.peer_connections_before_hello,
+        hello_timeout: limits.peer_hello_timeout,
     }
 }
 

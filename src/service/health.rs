@@ -14,29 +14,58 @@ use crate::{
 /// A health check fails after this time.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(7);
 
+/// One condition of being alive or ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// This member can read.
+    SerializableRead,
+    /// This member can read what the cluster has agreed on.
+    LinearizableRead,
+    /// No member's data is known to differ from that of others.
+    DataCorruption,
+    /// This member is a voter.
+    NonLearner,
+}
+
 impl Service {
+    /// Whether a condition holds; if not, why.
+    pub async fn check(&self, check: Check) -> Result<(), String> {
+        match check {
+            Check::SerializableRead => self.read_one_key(true).await,
+            Check::LinearizableRead => self.read_one_key(false).await,
+            Check::DataCorruption if self.readers().cluster.read().alarms.list(CORRUPT).is_empty() => Ok(()),
+            Check::DataCorruption => Err("alarm activated: CORRUPT".to_owned()),
+            Check::NonLearner if self.node().status().is_learner() => Err("not supported for learner".to_owned()),
+            Check::NonLearner => Ok(()),
+        }
+    }
+
     /// Whether this member can serve; if not, why. `excluded` are names of alarms that do not count.
-    pub async fn check_health(&self, serializable: bool, excluded: &[&str]) -> Result<(), String> {
+    pub async fn check_health(&self, serializable: bool, excluded: &[String]) -> Result<(), String> {
         for alarm in self.readers().cluster.read().alarms.list(0) {
             let name = match alarm.alarm {
                 NOSPACE => "NOSPACE",
                 CORRUPT => "CORRUPT",
                 _ => "UNKNOWN",
             };
-            if !excluded.contains(&name) {
+            if excluded.iter().all(|excluded| excluded != name) {
                 return Err(format!("ALARM {name}"));
             }
         }
         if !serializable && self.node().status().leader() == 0 {
             return Err("RAFT NO LEADER".to_owned());
         }
+        self.read_one_key(serializable).await.map_err(|error| format!("RANGE ERROR:{error}"))
+    }
+
+    async fn read_one_key(&self, serializable: bool) -> Result<(), String> {
         if !serializable {
             let barrier = await_outcome(|waiter| self.node().read_barrier(waiter));
             let result = tokio::time::timeout(HEALTH_TIMEOUT, barrier).await;
-            result.unwrap_or(Err(Error::Timeout)).map_err(|error| format!("RANGE ERROR:{error}"))?;
+            result.unwrap_or(Err(Error::Timeout)).map_err(|error| error.to_string())?;
         }
         let query = Query { limit: 1, keys_only: true, ..Query::all(Interval::From("\0".into())) };
-        self.readers().keys.range(&query).map(|_| ()).map_err(|error| format!("RANGE ERROR:{error}"))
+        self.readers().keys.range(&query).map(|_| ()).map_err(|error| error.to_string())
     }
 
     /// Sets the metrics that are measured only when they are scraped.

@@ -77,7 +77,14 @@ impl Service {
     /// Begins a renewal, in a stream that was admitted when it was opened. It needs the permission to write all keys that are
     /// attached to the lease.
     pub fn keep_alive(&self, caller: &Caller, id: LeaseId) -> Result<KeepAlive, Error> {
-        match self.authorize_read(caller, |check| check.attached_keys(Access::Write, id)) {
+        let checked = self.authorize_read(caller, |check| {
+            // Also a lease without keys is renewed for users only.
+            if check.requester.user.is_empty() {
+                return Err(Error::UserEmpty);
+            }
+            check.attached_keys(Access::Write, id)
+        });
+        match checked {
             Ok(_) => Ok(KeepAlive { id, head: self.head(), is_caught_up: false, waiting: None }),
             Err(error) => {
                 let identity = self.identify(caller).unwrap_or_default();

@@ -44,8 +44,8 @@ async fn a_running_cluster_moves_to_tls() {
         load.progress(50).await;
     }
     // 3: no member accepts plain connections any more.
-    for nth in 0..3 {
-        let only = format!("--listen-peer-urls={}", secure[nth]);
+    for (nth, url) in secure.iter().enumerate() {
+        let only = format!("--listen-peer-urls={url}");
         restart(&mut servers, nth, &urls, &[&[only], &files[..]].concat()).await;
         load.progress(50).await;
     }

@@ -6,6 +6,7 @@
 //! adapter in [`tonic`].
 
 pub mod concurrency;
+pub mod direct;
 pub mod header;
 pub mod methods;
 pub mod status;

@@ -8,13 +8,11 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Instant,
 };
 
 use bytes::{Buf, BufMut, Bytes};
 use http::HeaderMap;
 use http_body::Body as HttpBody;
-use parking_lot::Mutex;
 use tokio_stream::Stream;
 use tonic::{
     Request, Response, Status, Streaming,
@@ -23,11 +21,11 @@ use tonic::{
 };
 
 use super::{
-    METADATA_FIELDS,
+    METADATA_FIELDS, direct,
     methods::{self, GrpcMethod, MethodTable},
 };
 use http2::{
-    call::{Call, CallError, CallResult, Code, Conversation, Delivery, Metadata, Reply, ReplySink, Step, StreamIo},
+    call::{Call, CallError, Code, Conversation, Metadata, Step, StreamIo},
     service::{Method, Shape},
 };
 
@@ -131,54 +129,6 @@ impl Decoder for BytesCodec {
     }
 }
 
-/// Where the answer of a unary call is put.
-#[derive(Default)]
-struct UnarySink {
-    state: Mutex<(Option<Delivery>, Option<Waker>)>,
-}
-
-impl ReplySink for UnarySink {
-    fn put(self: Arc<Self>, _slot: u64, delivery: Delivery) {
-        let mut state = self.state.lock();
-        state.0 = Some(delivery);
-        let waker = state.1.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
-impl UnarySink {
-    async fn delivery(&self) -> Delivery {
-        std::future::poll_fn(|context| {
-            let mut state = self.state.lock();
-            if let Some(delivery) = state.0.take() {
-                return Poll::Ready(delivery);
-            }
-            state.1 = Some(context.waker().clone());
-            Poll::Pending
-        })
-        .await
-    }
-}
-
-/// Calls a method and waits for its answer, running the work that is to be run here.
-async fn answer(method: &GrpcMethod, call: Call) -> CallResult {
-    let (started, request_bytes) = (Instant::now(), call.message.len());
-    method.received(request_bytes);
-    let sink = Arc::new(UnarySink::default());
-    method.call(call, Reply::new(sink.clone(), 0));
-    let answer = loop {
-        match sink.delivery().await {
-            Delivery::Answer(answer) => break answer,
-            Delivery::Work(work) => work(Reply::new(sink.clone(), 0)),
-        }
-    };
-    method.answered(started.elapsed(), request_bytes, &answer);
-    answer
-}
-
 struct UnaryCall(Arc<GrpcMethod>);
 
 type ResponseFuture<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
@@ -192,7 +142,7 @@ impl UnaryService<Bytes> for UnaryCall {
         Box::pin(async move {
             let (headers, _, message) = request.into_parts();
             let metadata = metadata(&headers.into_headers());
-            let answer = answer(&method, Call { metadata, message }).await;
+            let answer = direct::call(&method, Call { metadata, message }).await;
             answer.map(Response::new).map_err(|error| status(&error))
         })
     }

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use super::min_rate::{ChargedBody, MinRateBody, MinRateWriter, begin_timed_out};
+use super::min_rate::{ChargedBody, IsCharged, MinRateBody, MinRateWriter, begin_timed_out};
 use crate::{
     config::Config,
     frontend::grpc::{
@@ -52,6 +52,8 @@ pub struct HyperService {
     pub tonic: Option<TonicService>,
     /// How long a client may take to send or to read [`limits::MIN_READ_BYTES`].
     pub timeout: Duration,
+    /// Whether clients may take as long as they like to send the body of a request for this path.
+    pub is_open_ended: fn(&str) -> bool,
 }
 
 /// The methods that tonic serves.
@@ -77,8 +79,15 @@ impl HyperService {
 
     /// The response is charged to the ledger until the client has read it.
     async fn respond_via_router(self, request: http::Request<Incoming>) -> http::Response<axum::body::Body> {
-        let request = request.map(|body| axum::body::Body::new(MinRateBody::new(body, self.timeout)));
+        let request = if (self.is_open_ended)(request.uri().path()) {
+            request.map(axum::body::Body::new)
+        } else {
+            request.map(|body| axum::body::Body::new(MinRateBody::new(body, self.timeout)))
+        };
         let Ok(mut response) = self.router.oneshot(request).await;
+        if response.extensions().get::<IsCharged>().is_some() {
+            return response;
+        }
         let mut length = usize::try_from(http_body::Body::size_hint(response.body()).lower()).unwrap_or(usize::MAX);
         if !self.ledger.has_space_for(length) {
             length = 0;

@@ -173,6 +173,10 @@ where
     }
 }
 
+/// Marks a response whose body is charged to the ledger already.
+#[derive(Debug, Clone, Copy)]
+pub struct IsCharged;
+
 /// The body of a response from the router: charged to the ledger until it is sent, and passed on in small pieces.
 pub struct ChargedBody {
     body: axum::body::Body,

@@ -1,7 +1,10 @@
-//! The HTTP routes of the client port beside gRPC: /health, /version, /metrics.
+//! The HTTP routes of the client port beside gRPC and the JSON API: /health, /livez, /readyz, /version, /metrics.
 
 pub mod hyper_server;
 pub mod min_rate;
+pub mod percent;
+pub mod probes;
+pub mod redirect;
 
 use std::{fmt::Write, sync::Arc};
 
@@ -10,26 +13,45 @@ use axum::{
     extract::{RawQuery, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::any,
+    routing::{MethodRouter, any},
 };
+use percent::query_values;
 use prometheus::{Encoder, TextEncoder};
 
-use crate::{metrics::REGISTRY, service::Service, version::ETCD_VERSION};
+use crate::{
+    metrics::{METRICS, REGISTRY},
+    service::Service,
+    version::ETCD_VERSION,
+};
 
 /// The routes of the client port that are not gRPC.
 pub fn router(service: Arc<Service>) -> Router {
-    let only_get =
-        || any(|| async { (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")], "Method Not Allowed") });
     Router::new()
-        .route("/health", only_get().get(health).head(method_not_allowed))
-        .route("/version", only_get().get(version).head(method_not_allowed))
+        .route("/health", only_get().get(health))
+        .route("/version", only_get().get(version))
         .route("/metrics", any(metrics))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
+        .merge(probes::routes())
+        .fallback(|| async { error(StatusCode::NOT_FOUND, "404 page not found") })
         .with_state(service)
 }
 
+/// A route of which GET is the only method. To axum, HEAD would be one, too.
+fn only_get() -> MethodRouter<Arc<Service>> {
+    any(method_not_allowed).head(method_not_allowed)
+}
+
 async fn method_not_allowed() -> Response {
-    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")], "Method Not Allowed").into_response()
+    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
+}
+
+/// An error as Go's HTTP server words it.
+fn error(status: StatusCode, text: &str) -> Response {
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    let headers =
+        [(header::CONTENT_TYPE, plain), (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))];
+    (status, headers, format!("{text}\n")).into_response()
 }
 
 async fn version(State(service): State<Arc<Service>>) -> Response {
@@ -38,17 +60,22 @@ async fn version(State(service): State<Arc<Service>>) -> Response {
 
 async fn health(State(service): State<Arc<Service>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
-    let serializable = query.split('&').any(|pair| pair == "serializable=true");
-    let excluded: Vec<&str> = query.split('&').filter_map(|pair| pair.strip_prefix("exclude=")).collect();
-    match service.check_health(serializable, &excluded).await {
+    let serializable = query_values(&query, "serializable").next().is_some_and(|value| value == "true");
+    let excluded: Vec<String> = query_values(&query, "exclude").collect();
+    let outcome = service.check_health(serializable, &excluded).await;
+    if outcome.is_ok() {
+        METRICS.health_successes.inc();
+    } else {
+        METRICS.health_failures.inc();
+    }
+    match outcome {
         Ok(()) => {
             let plain = HeaderValue::from_static("text/plain; charset=utf-8");
             ([(header::CONTENT_TYPE, plain)], r#"{"health":"true","reason":""}"#).into_response()
         }
         Err(reason) => {
-            let body = format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n");
-            let headers = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
-            (StatusCode::SERVICE_UNAVAILABLE, headers, body).into_response()
+            let body = format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}");
+            error(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
     }
 }

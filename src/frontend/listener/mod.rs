@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    gateway::{self, Gateway},
     grpc::{Grpc, methods::MethodTable},
     http::{
         hyper_server::{self, HyperService, ServeResult, TonicService},
@@ -93,7 +94,11 @@ impl Acceptor {
             keepalive_timeout: config.limits.keepalive_timeout,
             ..Limits::default()
         };
-        let (methods, router) = (Arc::new(MethodTable::new(grpc)), routes::routes(grpc));
+        let methods = Arc::new(MethodTable::new(grpc));
+        let gateway = config.frontend.json_api.then(|| {
+            Gateway::new(grpc, &methods, hyper_server::max_streams(config), config.frontend.max_connection_bytes)
+        });
+        let router = routes::routes(grpc, gateway);
         let ledger = grpc.service.ledger.clone();
         let (http2, tonic): (Option<Arc<dyn service::Service>>, _) = match config.frontend.grpc_server {
             GrpcServer::Own => {
@@ -109,7 +114,13 @@ impl Acceptor {
             http2,
             registry: ConnectionRegistry::new(limits, ledger.clone()),
             graceful: Mutex::new(Some(GracefulShutdown::new())),
-            service: HyperService { router, ledger, tonic, timeout: config.frontend.read_timeout },
+            service: HyperService {
+                router,
+                ledger,
+                tonic,
+                timeout: config.frontend.read_timeout,
+                is_open_ended: gateway::routes::is_open_ended,
+            },
         }
     }
 

@@ -5,7 +5,13 @@
 //! leniency of Go's, which small installations rely on: a certificate that is itself a trusted CA may be shown as that of a
 //! server or a client.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Write},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+};
 
 use tokio_rustls::rustls::pki_types::CertificateRevocationListDer;
 use tokio_rustls::rustls::{
@@ -161,7 +167,10 @@ fn without_zeros(serial: &[u8]) -> &[u8] {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // A string takes everything.
+        text
+    })
 }
 
 /// Verifies the certificates of clients and members that connect.
@@ -249,7 +258,7 @@ impl ServerCertVerifier for ServerVerifier {
             Err(error) if self.rules.is_trusted_itself(leaf, &error, now) => {
                 verify_server_name(&ParsedCertificate::try_from(leaf)?, server_name)?;
             }
-            verified => drop(verified?),
+            verified => _ = verified?,
         }
         self.rules.check(leaf, chain)?;
         Ok(ServerCertVerified::assertion())
@@ -338,7 +347,7 @@ pub(super) fn check_address(leaf: &CertificateDer<'_>, address: IpAddr) -> Resul
         Some(domain) if domain.starts_with('.') => found.ends_with(domain),
         _ => *name == found,
     };
-    if !found.is_empty() && names.dns.iter().any(|name| matches(&name)) {
+    if !found.is_empty() && names.dns.iter().any(matches) {
         return Ok(());
     }
     let resolves = |name: &&&str| {

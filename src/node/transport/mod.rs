@@ -285,9 +285,12 @@ impl Transport {
         };
         let mut last_error = io::Error::other("the host has no addresses");
         for address in (host.as_str(), *port).to_socket_addrs()? {
-            let connected = BlockingStream::connect(&address, limits.dial).and_then(|stream| match url.is_secure() {
-                true => self.parts.tls.connect_blocking(stream, host, Instant::now() + limits.dial),
-                false => Ok(stream),
+            let connected = BlockingStream::connect(&address, limits.dial).and_then(|stream| {
+                if url.is_secure() {
+                    self.parts.tls.connect_blocking(stream, host, Instant::now() + limits.dial)
+                } else {
+                    Ok(stream)
+                }
             });
             match connected {
                 Ok(stream) => return prepared(stream, limits),

@@ -1,0 +1,13 @@
+//! The JSON API below `/v3/`: each route, malformed requests and streams, beside a real etcd; what clients can make it hold. The pages of plain HTTP.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod bounds;
+mod client;
+mod pages;
+mod pair;
+mod random;
+mod session;
+mod streams;
+mod tokens;
+use test_support as support;
