@@ -66,6 +66,17 @@ pub enum Error {
     TooManyBytesUnread,
     #[error("etcdserver: too many requests")]
     TooManyRequests,
+    /// A limit of this member, which a flag sets. (etcd has no such limit, so no client knows the text.)
+    #[error("etcdserver: {what} (--{flag}={value})")]
+    LimitReached { what: &'static str, flag: &'static str, value: usize },
+    /// A read whose answer would be longer than this.
+    #[error(
+        "etcdserver: the answer is too large (--max-answer-bytes={0}): ask for fewer keys with a limit, or use RangeStream"
+    )]
+    AnswerTooLarge(usize),
+    /// A transaction with more levels than this.
+    #[error("etcdserver: too many levels of nested transactions (--max-txn-depth={0})")]
+    TxnTooDeep(usize),
     #[error("etcdserver: no leader")]
     NoLeader,
     #[error("etcdserver: not leader")]

@@ -121,10 +121,7 @@ impl Metrics {
         let metrics = Self {
             has_leader: gauge("etcd_server_has_leader", "Whether a leader is known: 1 or 0."),
             is_leader: gauge("etcd_server_is_leader", "Whether this member leads: 1 or 0."),
-            capability_level: gauge(
-                "metastore_capability_level",
-                "The capability level of the cluster: which kinds of log entries it uses.",
-            ),
+            capability_level: gauge("metastore_capability_level", "The capability level of the cluster: which kinds of log entries it uses."),
             is_learner: gauge("etcd_server_is_learner", "Whether this member is a learner: 1 or 0."),
             leader_changes: counter("etcd_server_leader_changes_seen_total", "How often leadership changed, as seen here."),
             proposals_failed: counter("etcd_server_proposals_failed_total", "Proposals that were not answered in time."),
@@ -202,6 +199,11 @@ impl Metrics {
     }
 }
 
+/// Counts a request that was refused because a limit was reached, by the limit.
+pub fn refused(reason: &str) {
+    METRICS.refused.with_label_values(&[reason]).inc();
+}
+
 /// Records that the known leader changed; zero means that no leader is known.
 pub fn leader_changed(before: u64, now: u64) {
     METRICS.has_leader.set(i64::from(now != 0));
@@ -251,7 +253,7 @@ struct Http2Metrics;
 
 impl http2::metrics::Metrics for Http2Metrics {
     fn refused(&self, reason: &'static str) {
-        METRICS.refused.with_label_values(&[reason]).inc();
+        refused(reason);
     }
 
     fn connection_opened(&self) {

@@ -30,6 +30,7 @@ use metastore::{
     service::{
         RequestLimits, Service,
         auth::{Authentication, Tokens, passwords::Passwords},
+        low_priority::LowPriorityThreads,
         slow_log::SlowLog,
     },
     state::{Machine, Members},
@@ -137,12 +138,20 @@ impl TestServer {
         let service = Service {
             cluster: Arc::new(cluster),
             hub,
-            limits: RequestLimits { max_txn_ops: 128, max_request_bytes: 1 << 20, min_lease_seconds: 1 },
+            limits: RequestLimits {
+                max_txn_ops: 128,
+                max_txn_depth: 500,
+                max_request_bytes: 1 << 20,
+                max_answer_bytes: 1 << 30,
+                max_leases: 1000,
+                min_lease_seconds: 1,
+            },
             authentication: Authentication {
                 tokens: Tokens::Simple,
                 passwords: Arc::new(Passwords::start(4, 1, 1).unwrap()),
                 certificates_name_users: false,
             },
+            scans: LowPriorityThreads::start("scans", 1, 1).unwrap(),
             ledger: Ledger::new(1 << 30),
             quota_bytes: -1,
             leader_watch: Arc::default(),

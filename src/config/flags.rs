@@ -224,8 +224,18 @@ const SECURITY: &[Flag] = &[
     flag("cipher-suites", Kind::Strings, "", "Cipher suites for TLS 1.2, by Go's names. Unset: all."),
     flag("tls-min-version", Kind::Text, "TLS1.2", "Minimum TLS version: `TLS1.2` or `TLS1.3`."),
     flag("tls-max-version", Kind::Text, "", "Maximum TLS version: `TLS1.2` or `TLS1.3`. Unset: the latest."),
-    flag("cors", Kind::Origins, "*", "Origins allowed for CORS: `*`, or URLs.").refused(ORIGINS),
-    flag("host-whitelist", Kind::Strings, "*", "Host names accepted in plain HTTP requests.").refused(HOSTS),
+    flag(
+        "cors",
+        Kind::Origins,
+        "*",
+        "Origins of web pages that may read HTTP responses (CORS): `*`, or URLs with ports.",
+    ),
+    flag(
+        "host-whitelist",
+        Kind::Strings,
+        "*",
+        "Host names that HTTP requests without TLS may be addressed to; others are refused with status 421.",
+    ),
     flag(
         "auth-token",
         Kind::Text,
@@ -379,6 +389,31 @@ const LIMITS: &[Flag] = &[
         "Maximum number of watches per stream; more are refused.",
     ),
     flag(
+        "max-watches",
+        Kind::Unsigned,
+        "10000000",
+        "Maximum number of watches of all streams of this member, at least 1; more are refused.",
+    ),
+    flag(
+        "max-leases",
+        Kind::Unsigned,
+        "10000000",
+        "Number of leases, at least 1, at which this member grants no more; grants that are under way may exceed it.",
+    ),
+    flag("max-txn-depth", Kind::Unsigned, "500", "Maximum number of levels of a nested transaction, from 1 to 500."),
+    flag(
+        "max-answer-bytes",
+        Kind::Unsigned,
+        "1073741824",
+        "Maximum size of the answer to a read that is not a stream; at least 524288 more than --max-request-bytes.",
+    ),
+    flag(
+        "max-waiting-hashes",
+        Kind::Unsigned,
+        "16",
+        "Calls of Hash, HashKV and Defragment that may wait for each other, at least 1; more are refused.",
+    ),
+    flag(
         "api-threads",
         Kind::Unsigned,
         "0",
@@ -396,6 +431,12 @@ const LIMITS: &[Flag] = &[
         Kind::Unsigned,
         "1024",
         "TLS handshakes in progress, with clients and with members each, at least 1; a new one closes the oldest.",
+    ),
+    flag(
+        "max-connections-per-address",
+        Kind::Unsigned,
+        "0",
+        "Maximum number of client connections from one address (of IPv6, its first half), others are closed; 0 is no limit.",
     ),
     flag(
         "max-waiting-logins",
@@ -424,6 +465,12 @@ const CLIENT_CONNECTIONS: &[Flag] = &[
         Kind::Unsigned32,
         "1000",
         "Calls in progress that one connection may cancel per second.",
+    ),
+    flag(
+        "max-header-list-bytes",
+        Kind::Unsigned32,
+        "65536",
+        "Maximum size of the header fields of a request, and 32 bytes for each field; from 8192 to 1048576.",
     ),
     flag(
         "max-connection-bytes",
@@ -514,8 +561,6 @@ pub const FORMERLY_EXPERIMENTAL: &[&str] = &[
     "watch-progress-notify-interval",
 ];
 
-const ORIGINS: &str = "a list of origins is not supported yet, and starting without it would be insecure";
-const HOSTS: &str = "a list of hosts is not supported yet, and starting without it would be insecure";
 const DISCOVERY: &str = "discovery is not supported yet, and starting without it would bootstrap another cluster";
 const NO_DISCOVERY: &str = "there is no discovery";
 const TRACES: &str = "no traces are sent";

@@ -1,6 +1,6 @@
 //! Settings of the listeners for clients: which HTTP/2 server, limits per connection, timeouts.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
     parse::FlagValues,
@@ -12,6 +12,8 @@ pub const OWN_SERVER_FLAGS: [&str; 4] =
     ["max-resets-per-second", "max-connection-bytes", "max-held-bytes", "client-idle-timeout"];
 /// With a shorter timeout, a momentary network problem would close connections.
 const MIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// With less, a request with a token would be refused; more is more than the frames of a header block may contain.
+const HEADER_LIST_BYTES: RangeInclusive<u32> = 8 << 10..=1 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrontendConfig {
@@ -20,6 +22,8 @@ pub struct FrontendConfig {
     pub json_api: bool,
     /// Calls in progress that one connection may cancel per second.
     pub max_resets: u32,
+    /// Bytes of the header fields of a request, and 32 bytes for each field.
+    pub max_header_list_bytes: u32,
     /// Bytes that the server holds for one connection.
     pub max_connection_bytes: usize,
     /// Bytes that the server holds for all connections together.
@@ -52,6 +56,13 @@ impl FrontendConfig {
             grpc_server: if values.text("grpc-server") == "tonic" { GrpcServer::Tonic } else { GrpcServer::Own },
             json_api: values.get("enable-grpc-gateway"),
             max_resets: unsigned_32("max-resets-per-second"),
+            max_header_list_bytes: match unsigned_32("max-header-list-bytes") {
+                bytes if HEADER_LIST_BYTES.contains(&bytes) => bytes,
+                bytes => {
+                    let (least, most) = HEADER_LIST_BYTES.into_inner();
+                    return Err(format!("--max-header-list-bytes must be from {least} to {most} (set to {bytes})"));
+                }
+            },
             max_connection_bytes: count(values.get("max-connection-bytes")),
             max_held_bytes: count(values.get("max-held-bytes")),
             begin_timeout: timeout("client-begin-timeout")?,

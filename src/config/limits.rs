@@ -4,12 +4,15 @@
 use std::time::Duration;
 
 use super::{parse::FlagValues, value::count};
+use crate::state::txn_decode::MAX_LEVELS;
 
 const MIN_WRITE_BUFFER_BYTES: u64 = 64 << 10;
 const MIN_SNAPSHOT_BYTES_PER_SECOND: u64 = 1 << 20;
 const MIN_PEER_CONNECTIONS: u64 = 16;
 const MIN_PEER_CONNECTIONS_BEFORE_HELLO: u64 = 2;
 const MAX_THREADS: u64 = 1024;
+/// What the answer with a single value takes in addition to the request that has written the value.
+const ANSWER_OVERHEAD_BYTES: u64 = 512 << 10;
 const DEFAULT_KEEPALIVE_INTERVAL: Duration = Duration::from_hours(2);
 const DEFAULT_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const MIN_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,12 +50,24 @@ pub struct Limits {
     /// Events queued for all watch streams together.
     pub all_watch_pending_bytes: usize,
     pub max_watches_per_stream: usize,
+    /// Watches of all streams of this member.
+    pub max_watches: usize,
+    /// Leases at which this member grants no more.
+    pub max_leases: usize,
+    /// Levels of a nested transaction.
+    pub max_txn_depth: usize,
+    /// Bytes of the answer to a read.
+    pub max_answer_bytes: usize,
+    /// Hashes and defragmentations that may wait for each other.
+    pub max_waiting_hashes: usize,
     /// Threads for client connections. None: one per processor, less one.
     pub api_threads: Option<usize>,
     /// Threads for long reads. None: one per processor.
     pub read_threads: Option<usize>,
     /// Maximum number of client connections. None: what the limit of open files leaves.
     pub max_connections: Option<usize>,
+    /// The same for connections from one address. None: no limit of their own.
+    pub max_connections_per_address: Option<usize>,
     /// A client that has been silent for this long is sent a keepalive ping.
     pub keepalive_interval: Duration,
     /// How long the client may take to answer the ping.
@@ -77,10 +92,12 @@ impl Limits {
             time => Ok(time),
         };
         let flush_interval = non_zero_time("flush-interval")?;
-        for flag in ["api-threads", "read-threads"] {
-            let threads = number(flag);
-            if threads > MAX_THREADS {
-                return Err(format!("--{flag} must be at most {MAX_THREADS} (set to {threads})"));
+        for (flag, most) in
+            [("api-threads", MAX_THREADS), ("read-threads", MAX_THREADS), ("max-txn-depth", MAX_LEVELS as u64)]
+        {
+            let value = number(flag);
+            if value > most {
+                return Err(format!("--{flag} must be at most {most} (set to {value})"));
             }
         }
         Ok(Self {
@@ -103,13 +120,32 @@ impl Limits {
             watch_pending_bytes: at_least("watch-pending-bytes", 1)?,
             all_watch_pending_bytes: at_least("all-watch-pending-bytes", 1)?,
             max_watches_per_stream: at_least("max-watches-per-stream", 1)?,
+            max_watches: at_least("max-watches", 1)?,
+            max_leases: at_least("max-leases", 1)?,
+            max_txn_depth: at_least("max-txn-depth", 1)?,
+            max_answer_bytes: max_answer_bytes(values)?,
+            max_waiting_hashes: at_least("max-waiting-hashes", 1)?,
             api_threads: unless_zero("api-threads"),
             read_threads: unless_zero("read-threads"),
             max_connections: unless_zero("max-connections"),
+            max_connections_per_address: unless_zero("max-connections-per-address"),
             keepalive_interval: keepalive[0].max(MIN_KEEPALIVE_INTERVAL),
             keepalive_timeout: keepalive[1],
         })
     }
+}
+
+/// What can be written must be readable: a value may be as long as a request.
+fn max_answer_bytes(values: &FlagValues) -> Result<usize, String> {
+    let bytes = values.get::<u64>("max-answer-bytes");
+    let least = values.get::<u64>("max-request-bytes").saturating_add(ANSWER_OVERHEAD_BYTES);
+    if bytes >= least {
+        return Ok(count(bytes));
+    }
+    Err(format!(
+        "--max-answer-bytes must be at least {least}, which is {ANSWER_OVERHEAD_BYTES} more than --max-request-bytes \
+         (set to {bytes})"
+    ))
 }
 
 #[cfg(test)]
@@ -135,6 +171,9 @@ mod tests {
         assert_eq!((limits.peer_connections_per_address, limits.peer_connections_before_hello), (1024, 16));
         assert_eq!((limits.peer_hello_timeout, limits.peer_min_bytes_per_second), (Duration::from_secs(5), 64 << 10));
         assert_eq!((limits.read_threads, limits.max_connections), (None, None));
+        assert_eq!((limits.max_watches, limits.max_leases), (10_000_000, 10_000_000));
+        assert_eq!((limits.max_txn_depth, limits.max_answer_bytes), (500, 1 << 30));
+        assert_eq!((limits.max_waiting_hashes, limits.max_connections_per_address), (16, None));
     }
 
     #[test]
@@ -167,6 +206,16 @@ mod tests {
             ("--all-watch-pending-bytes=0", "--all-watch-pending-bytes must be at least 1 (set to 0)"),
             ("--write-buffer-bytes=1000", "--write-buffer-bytes must be at least 65536 (set to 1000)"),
             ("--api-threads=1025", "--api-threads must be at most 1024 (set to 1025)"),
+            ("--max-watches=0", "--max-watches must be at least 1 (set to 0)"),
+            ("--max-leases=0", "--max-leases must be at least 1 (set to 0)"),
+            ("--max-waiting-hashes=0", "--max-waiting-hashes must be at least 1 (set to 0)"),
+            ("--max-txn-depth=0", "--max-txn-depth must be at least 1 (set to 0)"),
+            ("--max-txn-depth=501", "--max-txn-depth must be at most 500 (set to 501)"),
+            (
+                "--max-answer-bytes=2097151",
+                "--max-answer-bytes must be at least 2097152, which is 524288 more than --max-request-bytes (set to \
+                 2097151)",
+            ),
             ("--read-threads=1025", "--read-threads must be at most 1024 (set to 1025)"),
             ("--peer-connections-per-address=15", "--peer-connections-per-address must be at least 16 (set to 15)"),
             ("--peer-connections-before-hello=1", "--peer-connections-before-hello must be at least 2 (set to 1)"),

@@ -13,6 +13,7 @@
 //! Settings that matter only while there is no data (the initial members) are checked by [`Config::parse_initial_cluster`]; a
 //! restart ignores them.
 
+pub mod access;
 pub mod auth;
 pub mod duration;
 pub mod flag;
@@ -123,6 +124,8 @@ pub struct Config {
     /// Limits on memory, threads, watches and connections.
     pub limits: Limits,
     pub feature_gates: FeatureGates,
+    /// Which web pages and host names may be used for HTTP.
+    pub access: access::AccessConfig,
     /// Settings of the listeners for clients: HTTP/2 server, limits per connection.
     pub frontend: frontend::FrontendConfig,
     /// TLS, for clients and between members.

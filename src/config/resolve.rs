@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use super::{
     AutoCompaction, ClusterState, Config, Exit, NOT_VERIFIED, START_FAILED,
+    access::AccessConfig,
     auth::AuthConfig,
     duration,
     flag::Status,
@@ -69,6 +70,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     refuse_unsupported(values)?;
     notices.extend(warnings(values));
     let verification_failed = |error: String| Notice::new(Level::Warn, NOT_VERIFIED).with("error", error);
+    let start_failed = |error: String| Notice::new(Level::Fatal, START_FAILED).with("error", error);
     let mut addresses = Addresses::read(values).map_err(verification_failed)?;
     let limits = Limits::read(values).map_err(verification_failed)?;
     let (heartbeat_interval, election_timeout) = raft_times(values).map_err(verification_failed)?;
@@ -85,22 +87,19 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         notices.push(default_name());
     }
     let tls_versions = tls::protocol_versions(values).map_err(verification_failed)?;
-    let auto_compaction = auto_compaction(mode, values.text("auto-compaction-retention")).map_err(|error| {
-        Notice::new(Level::Fatal, START_FAILED).with("error", format!("error parsing CompactionRetention: {error}"))
-    })?;
+    let auto_compaction = auto_compaction(mode, values.text("auto-compaction-retention"))
+        .map_err(|error| start_failed(format!("error parsing CompactionRetention: {error}")))?;
     let max_request_bytes: u64 = values.get("max-request-bytes");
     if max_request_bytes > RECOMMENDED_REQUEST_BYTES {
         notices.push(large_request(max_request_bytes));
     }
     let max_concurrent_streams =
         value::unsigned_32(values.text("max-concurrent-streams")).expect("a text is checked when it is set");
-    let auth = AuthConfig::read(values, notices)
-        .map_err(|error| Notice::new(Level::Fatal, START_FAILED).with("error", error))?;
+    let auth = AuthConfig::read(values, notices).map_err(start_failed)?;
     let frontend_config = FrontendConfig::read(values).map_err(verification_failed)?;
     let data_dir = data_dir(values, &name, notices);
     let listen = [addresses.listen_client.as_slice(), &addresses.listen_peer];
-    let tls = TlsConfig::read(values, tls_versions, listen, &data_dir, notices)
-        .map_err(|error| Notice::new(Level::Fatal, START_FAILED).with("error", error))?;
+    let tls = TlsConfig::read(values, tls_versions, listen, &data_dir, notices).map_err(start_failed)?;
     Ok(Config {
         data_dir,
         initial_cluster: initial_cluster_text(values, &name, &addresses.advertise_peer),
@@ -142,6 +141,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         auth,
         limits,
         feature_gates,
+        access: AccessConfig::read(values),
         frontend: frontend_config,
         tls,
         logs,

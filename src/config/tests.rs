@@ -127,14 +127,7 @@ fn urls_are_validated() {
 
 #[test]
 fn unsupported_protection_is_refused() {
-    for argument in [
-        "--cors=http://a:80",
-        "--host-whitelist=a",
-        "--host-whitelist=",
-        "--discovery-srv=example.com",
-        "--discovery-endpoints=a:1",
-        "--config-file=etcd.yml",
-    ] {
+    for argument in ["--discovery-srv=example.com", "--discovery-endpoints=a:1", "--config-file=etcd.yml"] {
         let (level, message, error) = reason(&[argument]);
         assert_eq!((level, message.as_str()), (Level::Fatal, NOT_VERIFIED), "{argument}");
         let name = argument.split('=').next().unwrap();
@@ -144,7 +137,7 @@ fn unsupported_protection_is_refused() {
 
 #[test]
 fn a_refused_flag_is_accepted_with_its_default() {
-    for argument in ["--discovery-srv=", "--auth-token=simple", "--cors=*"] {
+    for argument in ["--discovery-srv=", "--auth-token=simple"] {
         assert!(run(&[argument], &[]).is_ok(), "{argument}");
     }
     assert!(run(&[], &[("ETCD_DISCOVERY_SRV", ""), ("ETCD_AUTO_TLS", "false")]).is_ok());

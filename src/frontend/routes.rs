@@ -12,19 +12,19 @@ use super::{
         methods::{self, REFLECTION},
         tonic::error_response,
     },
-    http::{self, redirect::redirect},
+    http::{self, access::AccessControl, redirect::redirect},
 };
 use crate::service::{Caller, Operation};
 use http2::{call::CallError, request};
 
 /// Serves everything on the client port that the method table does not contain.
-pub fn routes(grpc: &Arc<Grpc>, gateway: Option<Arc<Gateway>>) -> axum::Router {
+pub fn routes(grpc: &Arc<Grpc>, gateway: Option<Arc<Gateway>>, access: AccessControl) -> axum::Router {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
         .build_v1()
         .expect("the build script has generated the descriptors");
     let reflection = tonic::service::Routes::new(reflection).into_axum_router();
-    let plain = http::router(grpc.service.clone());
+    let plain = access.protect(http::router(grpc.service.clone()));
     let service = grpc.service.clone();
     axum::Router::new().fallback(move |request: axum::extract::Request| {
         // As in etcd, gRPC requires HTTP/2.

@@ -362,6 +362,7 @@ impl Node {
     /// Proposes an encoded entry.
     pub fn propose_entry(&self, id: u64, data: Bytes, waiter: ProposalWaiter) {
         if self.status.committed().saturating_sub(self.status.applied()) > self.backlog {
+            metrics::refused("backlog");
             return waiter(Err(Error::TooManyRequests));
         }
         if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, waiter }) {

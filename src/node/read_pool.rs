@@ -1,12 +1,22 @@
 //! A few threads for long reads, so that these block neither their connection nor anything else.
+//!
+//! Jobs wait in lanes, one for each connection, which take turns: a client that asks for a thousand long reads at once delays
+//! those of another client by one job per thread, and not by a thousand.
 
-use std::{collections::VecDeque, sync::Arc, thread};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    thread,
+};
 
 use parking_lot::{Condvar, Mutex};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The read pool. Jobs are queued in order. Each belongs to a call, so their number is bounded by the clients' calls.
+/// The lane of jobs that belong to no connection.
+const NO_CONNECTION: usize = 0;
+
+/// The read pool. Each job belongs to a call, so their number is bounded by the clients' calls.
 #[derive(Clone)]
 pub struct ReadPool {
     queue: Arc<Queue>,
@@ -14,8 +24,16 @@ pub struct ReadPool {
 
 #[derive(Default)]
 struct Queue {
-    jobs: Mutex<VecDeque<Job>>,
+    jobs: Mutex<Jobs>,
     arrived: Condvar,
+}
+
+/// The jobs of each lane, in order. No lane is empty.
+#[derive(Default)]
+struct Jobs {
+    lanes: HashMap<usize, VecDeque<Job>>,
+    /// Each lane once; the first one is next.
+    turns: VecDeque<usize>,
 }
 
 impl ReadPool {
@@ -36,10 +54,37 @@ impl ReadPool {
         Self { queue }
     }
 
-    /// Runs a job when a thread is free.
+    /// Runs a job that belongs to no connection when a thread is free.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
-        self.queue.jobs.lock().push_back(Box::new(job));
+        self.run_in_lane(NO_CONNECTION, job);
+    }
+
+    /// Runs a job when a thread is free and it is the turn of its lane: any number that identifies a connection.
+    pub fn run_in_lane(&self, lane: usize, job: impl FnOnce() + Send + 'static) {
+        self.queue.jobs.lock().push(lane, Box::new(job));
         self.queue.arrived.notify_one();
+    }
+}
+
+impl Jobs {
+    fn push(&mut self, lane: usize, job: Job) {
+        let jobs = self.lanes.entry(lane).or_default();
+        if jobs.is_empty() {
+            self.turns.push_back(lane);
+        }
+        jobs.push_back(job);
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        let lane = self.turns.pop_front()?;
+        let jobs = self.lanes.get_mut(&lane).expect("it has a turn because it is not empty");
+        let job = jobs.pop_front();
+        if jobs.is_empty() {
+            self.lanes.remove(&lane);
+        } else {
+            self.turns.push_back(lane);
+        }
+        job
     }
 }
 
@@ -47,10 +92,41 @@ impl Queue {
     fn next(&self) -> Job {
         let mut jobs = self.jobs.lock();
         loop {
-            match jobs.pop_front() {
+            match jobs.pop() {
                 Some(job) => return job,
                 None => self.arrived.wait(&mut jobs),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn connections_take_turns() {
+        let (done, outcomes) = mpsc::channel();
+        let mut jobs = Jobs::default();
+        for (lane, name) in [(7, "a1"), (7, "a2"), (7, "a3"), (8, "b1"), (NO_CONNECTION, "c1"), (8, "b2")] {
+            let done = done.clone();
+            jobs.push(lane, Box::new(move || done.send(name).unwrap()));
+        }
+        while let Some(job) = jobs.pop() {
+            job();
+        }
+        drop(done);
+        assert_eq!(outcomes.iter().collect::<Vec<_>>(), ["a1", "b1", "c1", "a2", "b2", "a3"]);
+        assert!(jobs.lanes.is_empty() && jobs.turns.is_empty());
+    }
+
+    #[test]
+    fn a_job_runs_on_a_thread_of_the_pool() {
+        let pool = ReadPool::start(1);
+        let (done, outcome) = mpsc::channel();
+        pool.run(move || done.send(thread::current().name().map(str::to_owned)).unwrap());
+        assert_eq!(outcome.recv().unwrap().as_deref(), Some("read-0"));
     }
 }

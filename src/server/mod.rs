@@ -50,6 +50,7 @@ use crate::{
         RequestLimits, Service,
         auth::{Authentication, Tokens, jwt::Jwt, passwords::Passwords},
         lease,
+        low_priority::LowPriorityThreads,
         slow_log::SlowLog,
     },
     state::{Machine, Members},
@@ -110,7 +111,8 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     let tls = Tls::open(config, outbound)?;
     let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
     let peer_ports = bind_peer_ports(&config.listen_peer_urls, config.socket_reuse_port).await?;
-    let connection_limit = ConnectionLimit::new(config.limits.max_connections)?;
+    let limits = &config.limits;
+    let connection_limit = ConnectionLimit::new(limits.max_connections, limits.max_connections_per_address)?;
     let directory = DataDir::open(&config.data_dir)?;
     startup_log::starting(config, directory.is_initialised());
     bootstrap::prepare(config, &client, plan, &directory).await?;
@@ -453,10 +455,15 @@ fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes:
         hub,
         limits: RequestLimits {
             max_txn_ops: config.max_txn_ops,
+            max_txn_depth: config.limits.max_txn_depth,
             max_request_bytes: config.max_request_bytes,
+            max_answer_bytes: config.limits.max_answer_bytes,
+            max_leases: config.limits.max_leases,
             min_lease_seconds: lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
         },
         authentication: authentication(config)?,
+        scans: LowPriorityThreads::start("scans", 1, config.limits.max_waiting_hashes)
+            .map_err(|error| StartError::Refused(format!("cannot start the thread for hashes: {error}")))?,
         ledger: Ledger::new(config.frontend.max_held_bytes),
         quota_bytes,
         leader_watch: Arc::default(),
@@ -475,6 +482,7 @@ fn watch_settings(config: &Config) -> watch::Settings {
         all_pending_bytes: config.limits.all_watch_pending_bytes,
         progress_interval: config.watch_progress_notify_interval,
         watches_per_stream: config.limits.max_watches_per_stream,
+        watches: config.limits.max_watches,
     }
 }
 

@@ -18,13 +18,14 @@
 use std::sync::Arc;
 
 use super::{
-    Caller, Reply, Service,
+    Caller, Reply, RequestLimits, Service,
     auth::{Identity, audit},
     validate,
 };
 use crate::{
     error::Error,
     lease::LeaseId,
+    metrics,
     proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest},
     state::{
         CORRUPT, NOSPACE, command,
@@ -231,12 +232,12 @@ impl Operation<'_> {
 
     /// Checks the request by itself.
     #[expect(clippy::wildcard_enum_match_arm, reason = "it is a property of few operations")]
-    fn validate(&self, max_txn_ops: usize) -> Result<(), Error> {
+    fn validate(&self, limits: &RequestLimits) -> Result<(), Error> {
         match self {
             Self::Range(range) => validate::range(range),
             Self::Put(put) => validate::put(put),
             Self::DeleteRange(delete) => validate::delete_range(delete),
-            Self::Txn(txn) => validate::txn(txn, max_txn_ops),
+            Self::Txn(txn) => validate::txn(txn, limits.max_txn_ops, limits.max_txn_depth),
             _ => Ok(()),
         }
     }
@@ -255,6 +256,16 @@ impl Operation<'_> {
     }
 }
 
+/// Counts a request that reaches a limit by itself.
+#[expect(clippy::wildcard_enum_match_arm, reason = "other errors are no limits")]
+pub(super) fn count_refusal(error: &Error) {
+    match error {
+        Error::TooManyOps => metrics::refused("txn_ops"),
+        Error::TxnTooDeep(_) => metrics::refused("txn_depth"),
+        _ => (),
+    }
+}
+
 impl Service {
     /// Lets an operation in and identifies its caller, or says why not.
     pub fn admit(&self, caller: &Caller, operation: &Operation<'_>) -> Result<Identity, Error> {
@@ -270,7 +281,7 @@ impl Service {
         {
             return Err(Error::NoSpace);
         }
-        operation.validate(self.limits.max_txn_ops)
+        operation.validate(&self.limits).inspect_err(count_refusal)
     }
 
     pub(super) fn check_member(&self, caller: &Caller, operation: &Operation<'_>) -> Result<(), Error> {

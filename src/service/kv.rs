@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{Caller, Operation, Outcome, Reply, Request, Service, read_error};
 use crate::{
     error::Error,
-    metrics::METRICS,
+    metrics::{self, METRICS},
     mvcc::read::Rows,
     proto::etcdserverpb::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
@@ -50,10 +50,11 @@ impl Service {
             let found = found.map(|(rows, head)| RangeOutcome { rows, head }).map_err(read_error);
             return reply.answer(found.and_then(|found| self.unless_users_changed(&identity, found)));
         }
-        let (service, pool) = (self.clone(), self.read_pool());
-        pool.run(move || {
+        let service = self.clone();
+        self.run_long_read(caller, move || {
             let started = Instant::now();
-            service.read_counted(&identity, reply, |meter| {
+            let encoded_len = |found: &RangeOutcome| found.rows.encoded_len();
+            service.read_counted(&identity, reply, encoded_len, |meter| {
                 let found = service.readers().keys.range_metered(&query, meter)?;
                 Ok(found.map(|(rows, head)| RangeOutcome { rows, head }))
             });
@@ -85,7 +86,11 @@ impl Service {
     fn too_large_or(&self, error: Error, kind: Kind, raw: &[u8]) -> Error {
         let is_by_permission = matches!(error, Error::PermissionDenied | Error::UserEmpty | Error::AuthOldRevision);
         let is_too_large = || Command::encode(u64::MAX, kind, raw).len() > self.limits.max_request_bytes;
-        if is_by_permission && is_too_large() { Error::RequestTooLarge } else { error }
+        if is_by_permission && is_too_large() {
+            metrics::refused("request_bytes");
+            return Error::RequestTooLarge;
+        }
+        error
     }
 
     pub fn delete_range(
@@ -161,10 +166,11 @@ impl Service {
             reply.answer(found.and_then(|found| self.unless_users_changed(&identity, found)));
             return self.slow_log.note_read(started, "read-only txn ");
         }
-        let (service, pool) = (self.clone(), self.read_pool());
-        pool.run(move || {
+        let service = self.clone();
+        self.run_long_read(caller, move || {
             let started = Instant::now();
-            service.read_counted(&identity, reply, |meter| {
+            let encoded_len = |outcome: &Outcome<TxnResponse>| outcome.body.len();
+            service.read_counted(&identity, reply, encoded_len, |meter| {
                 Ok(txn::read_only(&service.readers().keys, &txn, meter)?.map(Into::into))
             });
             service.slow_log.note_read(started, "read-only txn ");

@@ -5,11 +5,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use prost::Message;
+
 use super::{Caller, Operation, Outcome, Reply, Request, Service, auth::audit};
 use crate::{
     cluster::LeaderAnswer,
     error::Error,
     lease::LeaseId,
+    metrics,
     proto::etcdserverpb::{
         LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest,
         LeaseTimeToLiveResponse,
@@ -52,7 +55,7 @@ impl Service {
         grant: LeaseGrantRequest,
         reply: impl Reply<Outcome<LeaseGrantResponse>>,
     ) {
-        match self.admit(caller, &Operation::LeaseGrant) {
+        match self.admit(caller, &Operation::LeaseGrant).and_then(|identity| self.check_leases().map(|()| identity)) {
             Ok(identity) => {
                 self.propose(&identity, Kind::LeaseGrant, &Request::new(self.complete_grant(grant)).raw, reply);
             }
@@ -60,6 +63,17 @@ impl Service {
                 service.lease_grant(caller, grant, reply);
             }),
         }
+    }
+
+    /// Refuses a grant when there are too many leases. Grants that are under way are not counted, so that there may be a few more.
+    /// This depends on this member's flags, so it is decided before the grant is proposed.
+    fn check_leases(&self) -> Result<(), Error> {
+        let value = self.limits.max_leases;
+        if self.readers().leases.len() < value {
+            return Ok(());
+        }
+        metrics::refused("leases");
+        Err(Error::LimitReached { what: "too many leases", flag: "max-leases", value })
     }
 
     /// Chooses the ID and the TTL of a grant before it is proposed.
@@ -134,7 +148,8 @@ impl Service {
                 let pool = self.read_pool().clone();
                 pool.run(move || {
                     let found = self.cluster.with_keys(found); // On the read pool: a lease may have many keys.
-                    reply.answer(Ok(self.lease_info(&request, Some(found))));
+                    let info = self.lease_info(&request, Some(found));
+                    reply.answer(self.check_answer(info.lease.encoded_len()).map(|()| info));
                 });
             }
             Ok(found) => reply.answer(Ok(self.lease_info(&request, found))),
@@ -160,17 +175,17 @@ impl Service {
                 });
             }
         };
-        let (service, caller) = (self.clone(), caller.clone());
-        self.read_pool().run(move || {
+        let (service, asking) = (self.clone(), caller.clone());
+        self.run_long_read(caller, move || {
             let head = service.head();
             let leases = service.leases_by_expiry();
-            let permitted = service.authorize_read(&caller, |check| {
+            let permitted = service.authorize_read(&asking, |check| {
                 leases.iter().try_for_each(|lease| check.attached_keys(Access::Read, *lease))
             });
             match permitted {
                 Ok(_) => reply.answer(Ok(LeaseList { head, leases })),
                 Err(error) => {
-                    audit::denied(&caller, &identity, Operation::LeaseLeases.name(), &error);
+                    audit::denied(&asking, &identity, Operation::LeaseLeases.name(), &error);
                     reply.answer(Err(error));
                 }
             }

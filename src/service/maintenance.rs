@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Caller, Operation, Outcome, Reply, Request, Service, read_error};
 use crate::{
     error::{Error, Halt},
+    metrics,
     mvcc::{compact::KeyHash, read::ReadError},
     proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmResponse, alarm_request::AlarmAction},
     state::Kind,
@@ -98,8 +99,10 @@ impl Service {
     /// The hash of the history up to a revision (0: all of it), on this member.
     pub fn hash_kv(self: &Arc<Self>, caller: &Caller, revision: i64, reply: impl Reply<KeyHash>) {
         self.administer(caller, Operation::HashKv, String::new(), reply, move |service, _, reply| {
-            let service = service.clone();
-            service.clone().read_pool().run(move || {
+            service.scan(reply, move |service, reply| {
+                if !reply.is_wanted() {
+                    return;
+                }
                 reply.answer(service.readers().keys.hash_kv(revision).map_err(read_error));
             });
         });
@@ -108,12 +111,27 @@ impl Service {
     /// The hash of all tables, at a revision.
     pub fn hash(self: &Arc<Self>, caller: &Caller, reply: impl Reply<(i64, u32)>) {
         self.administer(caller, Operation::Hash, String::new(), reply, |service, _, reply| {
-            let service = service.clone();
-            service.clone().read_pool().run(move || {
+            service.scan(reply, |service, reply| {
+                if !reply.is_wanted() {
+                    return;
+                }
                 let hash = service.hash_all_tables().map_err(|halt| read_error(ReadError::Halt(halt)));
                 reply.answer(hash.map(|hash| (service.head(), hash)));
             });
         });
+    }
+
+    /// Runs something that reads all data, on a thread of its own: while it runs, reads go on, and a few others may wait for it.
+    fn scan<T, R: Reply<T>>(self: &Arc<Self>, reply: R, scan: impl FnOnce(&Arc<Self>, R) + Send + 'static) {
+        let service = self.clone();
+        if let Err(reply) = self.scans.run(reply, move |reply| scan(&service, reply)) {
+            metrics::refused("hashes");
+            reply.answer(Err(Error::LimitReached {
+                what: "too many hashes and defragmentations wait for each other",
+                flag: "max-waiting-hashes",
+                value: self.scans.max_waiting(),
+            }));
+        }
     }
 
     /// A checksum over every table: its tag, then its keys and values.
@@ -134,21 +152,16 @@ impl Service {
     /// Answers once deleted data occupies no space any more. Reads and writes continue meanwhile.
     pub fn defragment(self: &Arc<Self>, caller: &Caller, reply: impl Reply<()>) {
         self.administer(caller, Operation::Defragment, String::new(), reply, |service, _, reply| {
-            let node = service.node().clone();
-            service.node().await_compaction(Box::new(move || {
-                let reclaim = move || match node.defragment() {
+            let service = service.clone();
+            service.clone().node().await_compaction(Box::new(move || {
+                service.scan(reply, |service, reply| match service.node().defragment() {
                     Ok(None) => reply.answer(Ok(())),
                     Ok(Some(lack)) => {
                         tracing::warn!(%lack, "failed to defragment");
                         reply.answer(Err(Error::Unknown(lack.to_string())));
                     }
                     Err(halt) => halt.abort(),
-                };
-                // A thread of its own: it may take minutes, and the threads of the read pool are for reads.
-                std::thread::Builder::new()
-                    .name("defragment".into())
-                    .spawn(reclaim)
-                    .map_or_else(|error| tracing::warn!(%error, "failed to start the defragmentation thread"), drop);
+                });
             }));
         });
     }

@@ -20,6 +20,7 @@ pub mod keep_alive;
 pub mod kv;
 pub mod leader_watch;
 pub mod lease;
+pub mod low_priority;
 pub mod maintenance;
 pub mod range_stream;
 pub mod reply;
@@ -35,15 +36,17 @@ use prost::Message;
 use crate::{
     cluster::Cluster,
     error::Error,
+    metrics,
     mvcc::{meter::Meter, read::ReadError},
     node::{CurrentReaders, Node, read_pool::ReadPool},
-    state::{Command, Kind, NOSPACE, Response},
+    state::{Command, Kind, NOSPACE, Response, txn_decode::MAX_LEVELS},
     watch::Hub,
 };
 pub use admission::{Operation, Rule};
 use auth::{Authentication, Identity};
 use http2::ledger::Ledger;
 use leader_watch::LeaderWatch;
+use low_priority::LowPriorityThreads;
 pub use reply::Reply;
 use slow_log::SlowLog;
 
@@ -52,10 +55,28 @@ use slow_log::SlowLog;
 pub struct RequestLimits {
     /// The maximum number of comparisons, or of operations in one branch, of a transaction.
     pub max_txn_ops: usize,
+    /// The maximum number of levels of a nested transaction.
+    pub max_txn_depth: usize,
     /// The maximum size of a log entry.
     pub max_request_bytes: usize,
+    /// The maximum size of the answer to a read.
+    pub max_answer_bytes: usize,
+    /// The number of leases at which no more are granted.
+    pub max_leases: usize,
     /// The minimum TTL of a lease, in seconds.
     pub min_lease_seconds: i64,
+}
+
+impl RequestLimits {
+    /// The error of a transaction with too many levels to be decoded. Each level has at least one operation, so if fewer are
+    /// allowed it is refused for that, as in etcd.
+    #[must_use]
+    pub fn refuse_levels(&self) -> Error {
+        let error =
+            if self.max_txn_ops < MAX_LEVELS { Error::TooManyOps } else { Error::TxnTooDeep(self.max_txn_depth) };
+        admission::count_refusal(&error);
+        error
+    }
 }
 
 /// What is known about the connection of a caller.
@@ -133,6 +154,8 @@ pub struct Service {
     pub hub: Arc<Hub>,
     pub limits: RequestLimits,
     pub authentication: Authentication,
+    /// Runs hashes and defragmentations, one at a time.
+    pub scans: LowPriorityThreads,
     /// Counts the memory that the server holds for clients.
     pub ledger: Arc<Ledger>,
     /// The quota that Status reports.
@@ -157,6 +180,12 @@ impl Service {
         &self.cluster.read_pool
     }
 
+    /// Runs a long read. Those of different connections take turns.
+    fn run_long_read(&self, caller: &Caller, read: impl FnOnce() + Send + 'static) {
+        let lane = caller.connection.as_ref().map_or(0, |connection| Arc::as_ptr(connection).addr());
+        self.read_pool().run_in_lane(lane, read);
+    }
+
     /// The state that reads see.
     #[must_use]
     pub fn readers(&self) -> CurrentReaders {
@@ -173,6 +202,7 @@ impl Service {
         let id = self.cluster.ids.next();
         let entry = Command::encode_for(identity.requester(), id, kind, message);
         if entry.len() > self.limits.max_request_bytes {
+            metrics::refused("request_bytes");
             return reply.answer(Err(Error::RequestTooLarge));
         }
         self.node().propose_entry(id, entry, Box::new(move |outcome| reply.answer(outcome.map(Into::into))));
@@ -196,12 +226,22 @@ impl Service {
         if self.can_read_now(serializable) { read(reply) } else { self.await_read(reply, read) }
     }
 
+    /// Refuses an answer that is too large. What was read is already counted by the ledger, and is dropped.
+    fn check_answer(&self, bytes: usize) -> Result<(), Error> {
+        if bytes <= self.limits.max_answer_bytes {
+            return Ok(());
+        }
+        metrics::refused("answer_bytes");
+        Err(Error::AnswerTooLarge(self.limits.max_answer_bytes))
+    }
+
     /// Answers a long read. The ledger counts what has been read until the answer is delivered, twice because the encoded answer
     /// is a copy. The read ends when the ledger's limit is reached, before it can fill the memory.
     fn read_counted<T>(
         &self,
         identity: &Identity,
         reply: impl Reply<T>,
+        encoded_len: impl FnOnce(&T) -> usize,
         read: impl FnOnce(Meter<'_>) -> Result<Option<T>, ReadError>,
     ) {
         if !reply.is_wanted() {
@@ -210,6 +250,7 @@ impl Service {
         let charge = RefCell::new(self.ledger.charge(0));
         let found = read(&|cost| charge.borrow_mut().try_grow(2 * cost));
         let outcome = found.map_err(read_error).and_then(|found| found.ok_or(Error::TooManyBytesUnread));
+        let outcome = outcome.and_then(|found| self.check_answer(encoded_len(&found)).map(|()| found));
         let outcome = outcome.and_then(|found| self.unless_users_changed(identity, found));
         reply.answer_counted(outcome, charge.into_inner());
     }

@@ -214,7 +214,7 @@ impl RangeStream {
         }
         let (receiver, callback) = reply::channel(waker);
         let (service, left) = (self.service.clone(), sending.left);
-        self.service.read_pool().run(move || {
+        self.service.run_long_read(&self.caller, move || {
             callback(Ok(if query.is_sorted() {
                 read_whole(&service, &query)
             } else {

@@ -60,18 +60,20 @@ pub fn delete_range(delete: &DeleteRangeRequest) -> Result<(), Error> {
 }
 
 /// Refuses a transaction that is too large, is malformed in any branch, or writes a key twice in one.
-pub fn txn(request: &TxnRequest, max_ops: usize) -> Result<(), Error> {
-    txn_ops(request, max_ops)?;
+pub fn txn(request: &TxnRequest, max_ops: usize, max_depth: usize) -> Result<(), Error> {
+    txn_ops(request, max_ops, max_depth, max_depth)?;
     for branch in [&request.success, &request.failure] {
         footprint(branch)?;
     }
     Ok(())
 }
 
-/// `allowed` shrinks with each level of nesting by what the level above used; siblings do not add up.
-fn txn_ops(txn: &TxnRequest, allowed: usize) -> Result<(), Error> {
+/// `allowed` shrinks with each level of nesting by what the level above used; siblings do not add up. `levels` are those that
+/// this transaction and its nested ones may have.
+fn txn_ops(txn: &TxnRequest, allowed: usize, levels: usize, max_depth: usize) -> Result<(), Error> {
     let ops = txn.compare.len().max(txn.success.len()).max(txn.failure.len());
     let Some(left) = allowed.checked_sub(ops) else { return Err(Error::TooManyOps) };
+    let Some(levels_left) = levels.checked_sub(1) else { return Err(Error::TxnTooDeep(max_depth)) };
     if txn.compare.iter().any(|compare| compare.key.is_empty()) {
         return Err(Error::EmptyKey);
     }
@@ -80,7 +82,7 @@ fn txn_ops(txn: &TxnRequest, allowed: usize) -> Result<(), Error> {
             Some(request_op::Request::RequestRange(request)) => range(request)?,
             Some(request_op::Request::RequestPut(request)) => put(request)?,
             Some(request_op::Request::RequestDeleteRange(request)) => delete_range(request)?,
-            Some(request_op::Request::RequestTxn(nested)) => txn_ops(nested, left)?,
+            Some(request_op::Request::RequestTxn(nested)) => txn_ops(nested, left, levels_left, max_depth)?,
             None => return Err(Error::KeyNotFound),
         }
     }
@@ -194,9 +196,9 @@ mod tests {
 
     fn check(success: Vec<RequestOp>, expected: Result<(), Error>) {
         let request = TxnRequest { success: success.clone(), ..Default::default() };
-        assert_eq!(txn(&request, 128), expected, "as success: {success:?}");
+        assert_eq!(txn(&request, 128, 500), expected, "as success: {success:?}");
         let request = TxnRequest { failure: success, ..Default::default() };
-        assert_eq!(txn(&request, 128), expected, "as failure");
+        assert_eq!(txn(&request, 128, 500), expected, "as failure");
     }
 
     /// KV-23 and KV-53.
@@ -224,8 +226,8 @@ mod tests {
     fn the_limit_of_operations_shrinks_with_depth_and_not_with_siblings() {
         let three = || vec![put_op("a"), put_op("b"), put_op("c")];
         let nested = |failure| TxnRequest { success: vec![txn_op(three(), failure)], ..Default::default() };
-        assert_eq!(txn(&nested(vec![]), 4), Ok(()));
-        assert_eq!(txn(&nested(vec![]), 3), Err(Error::TooManyOps));
+        assert_eq!(txn(&nested(vec![]), 4, 500), Ok(()));
+        assert_eq!(txn(&nested(vec![]), 3, 500), Err(Error::TooManyOps));
         let siblings = TxnRequest {
             success: vec![
                 txn_op(vec![put_op("a"), put_op("b")], vec![]),
@@ -233,7 +235,17 @@ mod tests {
             ],
             ..Default::default()
         };
-        assert_eq!(txn(&siblings, 4), Ok(()));
+        assert_eq!(txn(&siblings, 4, 500), Ok(()));
+    }
+
+    #[test]
+    fn levels_of_nesting_are_limited() {
+        let two = TxnRequest { success: vec![txn_op(vec![put_op("a")], vec![])], ..Default::default() };
+        let three =
+            TxnRequest { failure: vec![op(request_op::Request::RequestTxn(two.clone()))], ..Default::default() };
+        assert_eq!((txn(&two, 128, 2), txn(&two, 128, 1)), (Ok(()), Err(Error::TxnTooDeep(1))));
+        assert_eq!((txn(&three, 128, 3), txn(&three, 128, 2)), (Ok(()), Err(Error::TxnTooDeep(2))));
+        assert_eq!(txn(&three, 1, 1), Err(Error::TooManyOps), "operations are counted first");
     }
 
     /// KV-26, KV-27 and KV-28.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    metrics::METRICS,
+    metrics,
     mvcc::Interval,
     proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType},
     state::permission::Access,
@@ -23,6 +23,8 @@ use crate::{
 /// Whether the caller may watch from a key to a range end (as it was sent); the error is the cancel reason that the client gets.
 pub type WatchPermission = Box<dyn Fn(&[u8], &[u8]) -> Result<(), Cow<'static, str>> + Send>;
 
+const TOO_MANY_BYTES: &str =
+    "etcdserver: the watches of this connection take too much memory (--max-connection-bytes, --max-held-bytes)";
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 
 /// The longest key and range end of a watch, because a watch keeps them for as long as it lives, and each of its comparisons
@@ -91,8 +93,8 @@ impl WatchStream {
     pub fn create(&mut self, create: &WatchCreateRequest, spare: usize) {
         let request = match self.check(create) {
             Ok(create) if self.requested_bytes + watch::watch_cost(&create.interval) > spare => {
-                METRICS.refused.with_label_values(&["watches"]).inc();
-                Request::Refuse(Error::TooManyRequests.to_string().into())
+                metrics::refused("watches");
+                Request::Refuse(TOO_MANY_BYTES.into())
             }
             Ok(create) => {
                 self.requested_bytes += watch::watch_cost(&create.interval);
@@ -132,6 +134,7 @@ impl WatchStream {
         }
         (self.permission)(key, &create.range_end)?;
         if key.len().max(create.range_end.len()) > MAX_KEY_BYTES {
+            metrics::refused("request_bytes");
             return Err(Error::RequestTooLarge.to_string().into());
         }
         // Copies: a watch must not keep the buffer in which its request was received.

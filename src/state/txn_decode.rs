@@ -12,7 +12,7 @@ use crate::proto::etcdserverpb::{
 };
 
 /// Everything that traverses a transaction is recursive; this many levels fit easily on a thread's stack.
-const MAX_LEVELS: usize = 500;
+pub const MAX_LEVELS: usize = 500;
 /// prost's message for a message that is nested too deeply. prost has no other way to distinguish this error.
 const PROST_RECURSION_ERROR: &str = "recursion limit reached";
 

@@ -3,11 +3,12 @@
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use super::{
+    Settings,
     hub::{Create, HubCore, Input, Request},
     outbox::{Outbox, Response},
     stream::{Stream, Watch, WatchState},
 };
-use crate::{error::Error, mvcc::Reader};
+use crate::{error::Error, metrics, mvcc::Reader};
 
 /// The watch ID in a response that concerns no watch, or all watches of the stream.
 pub const NO_WATCH_ID: i64 = -1;
@@ -79,10 +80,16 @@ impl HubCore {
         if create.id == NO_WATCH_ID || create.id != 0 && watches.contains_key(&create.id) {
             return Err(DUPLICATE.into());
         }
-        if watches.len() >= self.settings.watches_per_stream {
-            return Err(Error::TooManyRequests.to_string());
-        }
-        Ok(())
+        let Settings { watches_per_stream, watches: watches_in_all, .. } = self.settings;
+        let (what, flag, value) = if watches.len() >= watches_per_stream {
+            ("too many watches on this stream", "max-watches-per-stream", watches_per_stream)
+        } else if self.watches.len() >= watches_in_all {
+            ("too many watches on this member", "max-watches", watches_in_all)
+        } else {
+            return Ok(());
+        };
+        metrics::refused("watches");
+        Err(Error::LimitReached { what, flag, value }.to_string())
     }
 
     fn create(&mut self, slot: u32, create: Create) {

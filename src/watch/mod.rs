@@ -79,6 +79,8 @@ pub struct Settings {
     pub progress_interval: Duration,
     /// The maximum number of watches of one stream.
     pub watches_per_stream: usize,
+    /// The maximum number of watches of all streams.
+    pub watches: usize,
 }
 
 impl Default for Settings {
@@ -89,6 +91,7 @@ impl Default for Settings {
             all_pending_bytes: 128 << 20,
             progress_interval: Duration::from_mins(10),
             watches_per_stream: 1_000_000,
+            watches: 10_000_000,
         }
     }
 }

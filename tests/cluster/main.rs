@@ -5,6 +5,7 @@
 mod bootstrap;
 mod corruption;
 mod failures;
+mod floods;
 mod foreign_members;
 mod harness;
 mod hostile;

@@ -30,7 +30,7 @@ impl Pair {
             // It is set shortly after a server begins to serve.
             eventually("the storage version is set", time_limit(), || {
                 let answer = request(server.address(), "POST", "/v3/maintenance/status", &[], b"");
-                if answer.body.contains("\"storageVersion\":\"3.7.0\"") { Ok(()) } else { Err(answer) }
+                if answer.body.contains("\"storageVersion\":\"3.7.0\"") { Ok(()) } else { Err(answer.body) }
             });
         }
         Some(Self { ours, etcd, asked: BTreeSet::new(), differences: String::new() })

@@ -217,7 +217,7 @@ impl Random {
 
     /// Changes some bytes.
     fn damage(&mut self, body: &mut Vec<u8>) {
-        for _ in 0..1 + self.below(3) {
+        for _ in 0..=self.below(3) {
             let place = self.below(body.len() + 1);
             let byte = if self.one_in(6) {
                 u8::try_from(self.below(256)).unwrap()

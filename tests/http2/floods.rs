@@ -11,7 +11,7 @@ use prost::Message;
 
 use crate::{
     raw::{self, Raw, call, frame, framed, setting},
-    support::{Server, eventually, scaled, time_limit},
+    support::{Server, eventually, http, scaled, time_limit},
 };
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -136,6 +136,31 @@ fn a_header_list_that_is_too_long_is_refused() {
         assert_eq!(raw.wait_for(raw::HEADERS).unwrap().stream, 3, "the connection stays usable");
         assert_eq!(counted(server, "header_list"), 1);
     });
+}
+
+/// The limit holds for HTTP/1.1, too.
+#[test]
+fn the_limit_of_the_header_list_can_be_set() {
+    let lengths = |server: &Server, length: usize| {
+        let field = format!("X-Long: {}\r\n", "x".repeat(length));
+        let http1 = http(server.address(), "GET", "/version", &field, b"").status;
+        let mut raw = Raw::handshake(server.address());
+        let length = u16::try_from(length - 127).unwrap();
+        let [low, high] = [length.to_le_bytes()[0] & 0x7f | 0x80, u8::try_from(length >> 7).unwrap()];
+        assert!(high < 128);
+        let field =
+            [&b"\x00\x06x-long\x7f"[..], &[low, high], "x".repeat(usize::from(length) + 127).as_bytes()].concat();
+        let block = [raw::block(RANGE), field].concat();
+        let range = framed(&RangeRequest { key: "a".into(), ..RangeRequest::default() }.encode_to_vec());
+        let [headers, data] =
+            [frame(raw::HEADERS, raw::END_HEADERS, 1, &block), frame(raw::DATA, raw::END_STREAM, 1, &range)];
+        raw.send(&[headers, data].concat()).unwrap();
+        (http1, raw.wait_for(raw::HEADERS).unwrap().flags & raw::END_STREAM == 0)
+    };
+    let (little, usual) = (Server::start(&["--max-header-list-bytes=8192"]), Server::start(&[]));
+    assert_eq!((lengths(&little, 6000), lengths(&little, 10_000)), ((200, true), (431, false)));
+    assert_eq!(lengths(&usual, 10_000), (200, true));
+    assert_eq!(counted(&little, "header_list"), 1);
 }
 
 /// Calls with large responses from a client that never reads them.

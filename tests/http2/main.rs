@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod access;
 mod clients;
 mod conformance;
 mod floods;
 mod h2spec;
 mod ledger;
+mod mixed_floods;
 mod odd_calls;
 mod raw;
 mod soak;

@@ -11,7 +11,7 @@ use metastore::proto::etcdserverpb::{
 };
 use tonic::Code;
 
-use crate::support::{Server, assert_refused, eventually_async, time_limit};
+use crate::support::{Server, assert_refused, eventually, eventually_async, time_limit};
 
 /// KV-50: if too many entries are committed but not applied, writes fail with "too many requests" and the code Unknown.
 #[tokio::test(flavor = "multi_thread")]
@@ -57,7 +57,8 @@ async fn watches_beyond_the_limit_of_a_stream_are_refused() {
         }
         assert!(answer.created() && answer.watch_id() < 2);
     };
-    assert_eq!((refused.watch_id(), refused.cancel_reason()), (-1, "etcdserver: too many requests"));
+    let too_many = "etcdserver: too many watches on this stream (--max-watches-per-stream=2)";
+    assert_eq!((refused.watch_id(), refused.cancel_reason()), (-1, too_many));
     client.watch("d", None).await.expect("another stream has watches of its own");
 }
 
@@ -134,5 +135,104 @@ async fn transactions_nest_up_to_the_documented_depth() {
     let found = kv.range(RangeRequest { key: "deep".into(), ..RangeRequest::default() }).await.unwrap().into_inner();
     assert_eq!(found.kvs[0].value, "500");
     let refusal = kv.txn(nested(501)).await;
-    assert_refused(refusal, Code::InvalidArgument, "etcdserver: too many operations in txn request");
+    let too_deep = "etcdserver: too many levels of nested transactions (--max-txn-depth=500)";
+    assert_refused(refusal, Code::InvalidArgument, too_deep);
+    // A lower limit, with the default limit of operations, which is looked at first.
+    let server = Server::start(&["--max-txn-depth=3"]);
+    let mut kv = server.kv().await;
+    kv.txn(nested(3)).await.unwrap();
+    let too_deep = "etcdserver: too many levels of nested transactions (--max-txn-depth=3)";
+    assert_refused(kv.txn(nested(4)).await, Code::InvalidArgument, too_deep);
+    let too_many = "etcdserver: too many operations in txn request";
+    assert_refused(kv.txn(nested(501)).await, Code::InvalidArgument, too_many);
+    assert_eq!((counted(&server, "txn_depth"), counted(&server, "txn_ops")), (1, 1));
+}
+
+/// How many requests were refused for this reason.
+fn counted(server: &Server, reason: &str) -> u64 {
+    let metrics = server.http("GET", "/metrics").body;
+    let name = format!("metastore_http2_refused_total{{reason=\"{reason}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |count| count.parse().unwrap())
+}
+
+/// FAULT-47.
+#[tokio::test]
+async fn leases_beyond_the_limit_are_not_granted() {
+    let server = Server::start(&["--max-leases=2"]);
+    let mut client = server.client().await;
+    let first = client.lease_grant(100, None).await.unwrap().id();
+    client.lease_grant(100, None).await.unwrap();
+    let etcd_client::Error::GRpcStatus(refusal) = client.lease_grant(100, None).await.unwrap_err() else {
+        panic!("it is an error of the server")
+    };
+    assert_eq!(
+        (refusal.code(), refusal.message()),
+        (Code::ResourceExhausted, "etcdserver: too many leases (--max-leases=2)")
+    );
+    assert_eq!(counted(&server, "leases"), 1);
+    client.lease_revoke(first).await.unwrap();
+    client.lease_grant(100, None).await.unwrap();
+}
+
+/// FAULT-47.
+#[tokio::test]
+async fn answers_beyond_the_limit_are_refused_and_shorter_ones_are_not() {
+    let server = Server::start(&["--max-request-bytes=524288", "--max-answer-bytes=1048576"]);
+    let mut kv = server.kv().await;
+    for key in ["a", "b", "c"] {
+        let value = vec![b'x'; 500_000].into();
+        kv.put(PutRequest { key: key.into(), value, ..PutRequest::default() }).await.unwrap();
+    }
+    let list = |limit| RangeRequest { key: "a".into(), range_end: "d".into(), limit, ..RangeRequest::default() };
+    let text = "etcdserver: the answer is too large (--max-answer-bytes=1048576): ask for fewer keys with a limit, or use RangeStream";
+    assert_refused(kv.range(list(0)).await, Code::ResourceExhausted, text);
+    assert_eq!(kv.range(list(2)).await.unwrap().into_inner().kvs.len(), 2);
+    let keys_only = RangeRequest { keys_only: true, ..list(0) };
+    assert_eq!(
+        kv.range(keys_only).await.unwrap().into_inner().kvs.len(),
+        3,
+        "what counts is the answer, not what is read"
+    );
+    let reads = |limit| {
+        let op = RequestOp { request: Some(Request::RequestRange(list(limit))) };
+        TxnRequest { success: vec![op], ..TxnRequest::default() }
+    };
+    assert_refused(kv.txn(reads(0)).await, Code::ResourceExhausted, text);
+    kv.txn(reads(2)).await.unwrap();
+    assert_eq!(counted(&server, "answer_bytes"), 2);
+    let mut stream = kv.range_stream(list(0)).await.unwrap().into_inner();
+    let mut streamed = 0;
+    while let Some(part) = stream.message().await.unwrap() {
+        streamed += part.range_response.unwrap().kvs.len();
+    }
+    assert_eq!(streamed, 3, "a stream is not limited");
+}
+
+/// FAULT-47.
+#[test]
+fn connections_beyond_the_limit_of_an_address_are_closed() {
+    let server = Server::start(&["--max-connections-per-address=2"]);
+    let connect = || {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(time_limit())).unwrap();
+        // The connection may be closed before the request is written.
+        let _ = write!(stream, "GET /version HTTP/1.1\r\nHost: a\r\n\r\n");
+        let answered = stream.read(&mut [0; 64]).is_ok_and(|read| read > 0);
+        (stream, answered)
+    };
+    let (first, second) = (connect(), connect());
+    assert!(first.1 && second.1);
+    assert!(!connect().1, "a third one is closed");
+    server.wait_for_log("too many connections from one address; more are closed");
+    drop(first);
+    let (_third, metrics) = eventually("another one is served", time_limit(), || {
+        let (mut stream, answered) = connect();
+        let mut metrics = String::new();
+        if answered {
+            write!(stream, "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+            stream.read_to_string(&mut metrics).unwrap();
+        }
+        answered.then_some((stream, metrics))
+    });
+    assert!(metrics.contains("metastore_http2_refused_total{reason=\"connections_per_address\"}"), "{metrics}");
 }

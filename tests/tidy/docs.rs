@@ -7,11 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use metastore::config::flags;
+
 use crate::source::paths;
 
 /// The pages with a list between markers, and the marker of each.
 const METRICS_PAGE: (&str, &str) = ("docs/metrics.md", "metrics");
 const ENVIRONMENT_PAGE: (&str, &str) = ("docs/environment.md", "environment");
+const LIMITS_PAGE: (&str, &str) = ("docs/limits.md", "limits");
 
 /// The files that define metrics, each with its help text.
 const METRICS: [&str; 2] = ["src/metrics.rs", "src/frontend/http/mod.rs"];
@@ -69,6 +72,69 @@ fn every_metric_is_documented() {
     } else {
         assert_eq!(list, table(), "run this test with WRITE_DOCS=1 to update the table");
     }
+}
+
+/// The texts in backquotes.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// What is wrong with a row of the table of limits.
+fn limit_errors(row: &str, metrics: &BTreeSet<&str>, code: &str) -> Vec<String> {
+    let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+    let [what, flag, default, beyond, counted] = cells[..] else { return vec![format!("not five cells: {row}")] };
+    let mut errors = Vec::new();
+    let named = flag.strip_prefix("`--").and_then(|flag| flag.strip_suffix('`')).and_then(flags::find);
+    match named {
+        None => errors.push(format!("{what}: {flag} is no flag")),
+        Some(flag) if format!("`{}`", flag.default) != default => {
+            errors.push(format!("{what}: the default is {}, not {default}", flag.default));
+        }
+        Some(_) => (),
+    }
+    if beyond.is_empty() || quoted(counted).is_empty() {
+        errors.push(format!("{what}: what happens, and what counts it?"));
+    }
+    for counter in quoted(counted) {
+        // A reason is a literal where it is counted.
+        let reason = counter.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        let exists = match reason {
+            Some(reason) => code.contains(&format!("\"{}\"", reason.trim_start_matches("peer: "))),
+            None => metrics.contains(counter),
+        };
+        if !exists {
+            errors.push(format!("{what}: {counter} does not exist"));
+        }
+    }
+    errors
+}
+
+#[test]
+fn every_limit_has_a_flag_and_a_metric() {
+    let [_, list, _] = split(LIMITS_PAGE);
+    let files = METRICS.map(read);
+    let metrics: BTreeSet<&str> = files.iter().flat_map(|text| metrics(text)).map(|(name, _)| name).collect();
+    let code = ["src", "crates/http2/src"].map(|under| paths(&root().join(under))).concat();
+    let code: String = code.iter().map(read).collect();
+    let rows: Vec<&str> = list.lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    assert!(rows.len() > 20, "{rows:?}");
+    let errors: Vec<String> = rows.iter().flat_map(|row| limit_errors(row, &metrics, &code)).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+}
+
+#[test]
+fn errors_in_the_table_of_limits_are_found() {
+    let metrics = BTreeSet::from(["etcd_x"]);
+    let errors = |row| limit_errors(row, &metrics, r#"count("leases")"#);
+    assert_eq!(errors("| leases | `--max-leases` | `10000000` | error | `{leases}`, `etcd_x` |"), [] as [&str; 0]);
+    assert_eq!(
+        errors("| leases | `--max-leases` | `1` | error | `{leases}` |"),
+        ["leases: the default is 10000000, not `1`"]
+    );
+    assert_eq!(errors("| a | `--no` | `1` | error | `{leases}` |"), ["a: `--no` is no flag"]);
+    assert_eq!(errors("| a | `--max-leases` | `10000000` | | |").len(), 1);
+    assert_eq!(errors("| a | `--max-leases` | `10000000` | x | `{b}`, `etcd_y` |").len(), 2);
+    assert_eq!(errors("| a | b |").len(), 1);
 }
 
 /// Variables that a script reads with a default value: `${NAME-`, `${NAME:-`.

@@ -189,7 +189,13 @@ const FAULTS: Covered = &[
     (
         "FAULT-47",
         "limits for what clients may ask",
-        &["tests/kv/bounds.rs", "tests/watch/contract.rs", "tests/http2/floods.rs", "tests/tls/hostile.rs"],
+        &[
+            "tests/kv/bounds.rs",
+            "tests/watch/contract.rs",
+            "tests/http2/floods.rs",
+            "tests/http2/mixed_floods.rs",
+            "tests/tls/hostile.rs",
+        ],
     ),
 ];
 

@@ -355,8 +355,23 @@ fn watches_beyond_the_limit_of_a_stream_are_refused() {
     let mut client = world.client();
     world.watch(&mut client, on("a"));
     world.watch(&mut client, on("a"));
-    assert_eq!(world.watch(&mut client, on("a")), ["refused -1: etcdserver: too many requests @1"]);
+    let refused = "refused -1: etcdserver: too many watches on this stream (--max-watches-per-stream=2) @1";
+    assert_eq!(world.watch(&mut client, on("a")), [refused]);
     client.cancel(0);
     client.create(on("a"));
     assert_eq!(world.receive_text(&mut client), ["canceled 0 @1", "created 2 @1"]);
+}
+
+/// FAULT-47.
+#[test]
+fn watches_beyond_the_limit_of_a_member_are_refused() {
+    let mut world = World::with(metastore::watch::Settings { watches: 2, ..Default::default() });
+    let (mut client, mut other) = (world.client(), world.client());
+    world.watch(&mut client, on("a"));
+    world.watch(&mut other, on("a"));
+    let refused = "refused -1: etcdserver: too many watches on this member (--max-watches=2) @1";
+    assert_eq!(world.watch(&mut other, on("a")), [refused]);
+    client.cancel(0);
+    assert_eq!(world.receive_text(&mut client), ["canceled 0 @1"]);
+    assert_eq!(world.watch(&mut other, on("a")), ["created 1 @1"]);
 }

@@ -92,7 +92,9 @@ mod tests {
 
     fn of(headers: &[(&'static str, &'static str)]) -> Result<Metadata, String> {
         let mut map = HeaderMap::new();
-        headers.iter().for_each(|(name, value)| _ = map.append(*name, value.parse().unwrap()));
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
         metadata(&map).map_err(|error| error.message.into_owned())
     }
 
@@ -121,7 +123,7 @@ mod tests {
         assert_eq!(left("-5S"), Ok(Some(Duration::ZERO)));
         assert_eq!(left("0S"), Ok(None));
         assert!(left("5H").unwrap().unwrap() > Duration::from_hours(4));
-        assert_eq!(left("9223372036854775807H").unwrap().map(|left| left.is_zero()).unwrap_or(false), false);
+        assert!(left("9223372036854775807H").unwrap().is_none_or(|left| !left.is_zero()));
         for wrong in ["5", "S", "5s", "x5S", "9223372036854775808S"] {
             assert_eq!(left(wrong), Err(format!("invalid grpc-timeout: {wrong}")));
         }

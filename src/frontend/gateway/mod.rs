@@ -23,6 +23,15 @@ pub mod lines;
 pub mod metadata;
 pub mod number;
 #[cfg(test)]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::format_collect,
+    clippy::format_push_string,
+    clippy::single_match_else,
+    clippy::wildcard_enum_match_arm,
+    reason = "it makes random messages and their text, where neither speed nor the value of a number matters"
+)]
 mod oracle;
 pub mod quote;
 pub mod requests;

@@ -24,7 +24,7 @@ use crate::{
     error::Error,
     metrics::METRICS,
     proto::etcdserverpb::TxnRequest,
-    service::{Caller, Outcome, Reply, Service},
+    service::{Caller, Outcome, Reply, RequestLimits, Service},
     state::txn_decode::{self, TxnDecodeError},
 };
 use header::Header;
@@ -132,10 +132,10 @@ pub fn decode_streamed<M: Message + Default>(message: Bytes) -> Result<M, CallEr
 }
 
 /// Decodes a client's transaction.
-fn decode_txn(message: Bytes) -> Result<TxnRequest, Error> {
+fn decode_txn(message: Bytes, limits: &RequestLimits) -> Result<TxnRequest, Error> {
     txn_decode::decode(message).map_err(|why| match why {
         TxnDecodeError::Malformed(error) => malformed(&error),
-        TxnDecodeError::TooDeep(_) => Error::TooManyOps, // Each level has at least one operation.
+        TxnDecodeError::TooDeep(_) => limits.refuse_levels(),
     })
 }
 

@@ -46,6 +46,7 @@ fn code(error: &Error) -> Code {
         | Error::ValueProvided
         | Error::LeaseProvided
         | Error::TooManyOps
+        | Error::TxnTooDeep(_)
         | Error::DuplicateKey
         | Error::InvalidClientApiVersion
         | Error::InvalidSortOption
@@ -60,7 +61,9 @@ fn code(error: &Error) -> Code {
         | Error::InvalidAuthManagement
         | Error::AuthOldRevision => Code::InvalidArgument,
         Error::Compacted | Error::FutureRev | Error::LeaseTtlTooLarge => Code::OutOfRange,
-        Error::NoSpace | Error::TooManyBytesUnread => Code::ResourceExhausted,
+        Error::NoSpace | Error::TooManyBytesUnread | Error::LimitReached { .. } | Error::AnswerTooLarge(_) => {
+            Code::ResourceExhausted
+        }
         Error::LeaseNotFound | Error::MemberNotFound => Code::NotFound,
         Error::LeaseExists
         | Error::MemberExists

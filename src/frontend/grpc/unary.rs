@@ -82,7 +82,7 @@ impl Grpc {
     }
 
     pub fn txn(self: &Arc<Self>, call: Call, reply: Reply) {
-        match decode_txn(call.message.clone()) {
+        match decode_txn(call.message.clone(), &self.service.limits) {
             Ok(parsed) => {
                 let request = Request { parsed, raw: call.message };
                 self.service.txn(&caller(call.metadata), request, self.command_reply(reply));

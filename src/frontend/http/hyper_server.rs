@@ -33,10 +33,6 @@ use http2::{frame::PREFACE, ledger::Ledger, limits};
 /// Flow-control windows of one stream and of one connection.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// A larger header list is refused.
-const HEADER_LIST_BYTES: u32 = 64 << 10;
-/// The most that hyper buffers for an HTTP/1.1 connection: a request head, or a piece of a response.
-const BUFFER_BYTES: usize = 64 << 10;
 /// How long an HTTP/1.1 connection may be idle between two requests, or take to send the head of one.
 const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -107,14 +103,17 @@ pub fn max_streams(config: &Config) -> u32 {
 /// A server for HTTP/1.1 and HTTP/2.
 pub fn builder(config: &Config) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BUFFER_BYTES);
+    let header_list_bytes = config.frontend.max_header_list_bytes;
+    // hyper buffers a request head, or a piece of a response.
+    let buffer_bytes = header_list_bytes as usize;
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(buffer_bytes);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(max_streams(config))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(HEADER_LIST_BYTES)
+        .max_header_list_size(header_list_bytes)
         .keep_alive_interval(config.limits.keepalive_interval)
         .keep_alive_timeout(config.limits.keepalive_timeout);
     builder

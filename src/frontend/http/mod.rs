@@ -1,5 +1,6 @@
 //! The HTTP routes of the client port beside gRPC and the JSON API: /health, /livez, /readyz, /version, /metrics.
 
+pub mod access;
 pub mod hyper_server;
 pub mod min_rate;
 pub mod percent;

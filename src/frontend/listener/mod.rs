@@ -15,15 +15,13 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
 };
 use parking_lot::Mutex;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
-    sync::OwnedSemaphorePermit,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::{
     gateway::{self, Gateway},
     grpc::{Grpc, methods::MethodTable},
     http::{
+        access::AccessControl,
         hyper_server::{self, HyperService, ServeResult, TonicService},
         min_rate::begin_timed_out,
     },
@@ -39,7 +37,7 @@ use crate::{
     },
     service::CallerConnection,
 };
-use connection_limit::ConnectionLimit;
+use connection_limit::{ConnectionLimit, ConnectionPermit};
 use http2::{
     limits::{self, Limits},
     registry::{ConnectionGuard, ConnectionRegistry},
@@ -68,14 +66,21 @@ pub fn announce(port: &Port) {
 /// Accepts client connections, and serves them.
 pub struct Acceptor {
     tls: Option<Arc<ServerTls>>,
-    /// None: hyper serves HTTP/2 as well.
-    http2: Option<Arc<dyn service::Service>>,
+    /// For connections without TLS, and with it.
+    plain: Handlers,
+    secure: Handlers,
     registry: Arc<ConnectionRegistry>,
     /// Serves HTTP/1.1, or with tonic HTTP/2.
     hyper: auto::Builder<TokioExecutor>,
     /// None: connections are being closed, and no more are accepted.
     graceful: Mutex<Option<GracefulShutdown>>,
-    service: HyperService,
+}
+
+/// What handles the requests of connections.
+struct Handlers {
+    /// None: hyper serves HTTP/2 as well.
+    http2: Option<Arc<dyn service::Service>>,
+    hyper: HyperService,
 }
 
 impl Acceptor {
@@ -85,6 +90,7 @@ impl Acceptor {
         let limits = Limits {
             max_streams: hyper_server::max_streams(config),
             max_resets: config.frontend.max_resets,
+            max_header_list: config.frontend.max_header_list_bytes as usize,
             max_message: grpc.max_message_bytes(),
             max_held: config.frontend.max_connection_bytes,
             begin_timeout: config.frontend.begin_timeout,
@@ -92,35 +98,21 @@ impl Acceptor {
             idle_timeout: config.frontend.idle_timeout,
             keepalive_interval: config.limits.keepalive_interval,
             keepalive_timeout: config.limits.keepalive_timeout,
-            ..Limits::default()
         };
         let methods = Arc::new(MethodTable::new(grpc));
         let gateway = config.frontend.json_api.then(|| {
             Gateway::new(grpc, &methods, hyper_server::max_streams(config), config.frontend.max_connection_bytes)
         });
-        let router = routes::routes(grpc, gateway);
-        let ledger = grpc.service.ledger.clone();
-        let (http2, tonic): (Option<Arc<dyn service::Service>>, _) = match config.frontend.grpc_server {
-            GrpcServer::Own => {
-                let read_pool = grpc.service.read_pool().clone();
-                (Some(Arc::new(Http2Service::new(methods, router.clone(), read_pool))), None)
-            }
-            GrpcServer::Tonic => (None, Some(TonicService { methods, max_message_bytes: grpc.max_message_bytes() })),
-        };
+        let handlers = |is_secure| Handlers::new(config, grpc, methods.clone(), gateway.clone(), is_secure);
+        let [plain, secure] = [false, true].map(handlers);
         let hyper = hyper_server::builder(config);
         Self {
             tls,
-            hyper: if http2.is_some() { hyper.http1_only() } else { hyper.http2_only() },
-            http2,
-            registry: ConnectionRegistry::new(limits, ledger.clone()),
+            hyper: if plain.http2.is_some() { hyper.http1_only() } else { hyper.http2_only() },
+            plain,
+            secure,
+            registry: ConnectionRegistry::new(limits, grpc.service.ledger.clone()),
             graceful: Mutex::new(Some(GracefulShutdown::new())),
-            service: HyperService {
-                router,
-                ledger,
-                tonic,
-                timeout: config.frontend.read_timeout,
-                is_open_ended: gateway::routes::is_open_ended,
-            },
         }
     }
 
@@ -146,10 +138,12 @@ impl Acceptor {
                     continue;
                 }
             };
+            let client = socket.peer_address().map(|address| address.ip());
             let permit = tokio::select! {
-                permit = limit.acquire() => permit,
+                permit = limit.acquire(client) => permit,
                 _ = stopped.changed() => return,
             };
+            let Some(permit) = permit else { continue };
             let Some(guard) = self.registry.register() else { return };
             tokio::spawn(serve_connection(self.clone(), schemes, socket, guard, permit));
         }
@@ -170,27 +164,27 @@ impl Acceptor {
     }
 
     /// Serves a connection with hyper.
-    async fn serve_with_hyper<S>(&self, stream: S) -> ServeResult
+    async fn serve_with_hyper<S>(&self, handlers: &Handlers, stream: S) -> ServeResult
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let watcher = self.graceful.lock().as_ref().map(GracefulShutdown::watcher);
         match watcher {
             Some(watcher) => {
-                hyper_server::serve(&self.hyper, self.service.clone(), watcher, stream, self.begin_timeout()).await
+                hyper_server::serve(&self.hyper, handlers.hyper.clone(), watcher, stream, self.begin_timeout()).await
             }
             None => Ok(()),
         }
     }
 
     /// Serves an HTTP/1.1 connection, of which the first bytes have been read already.
-    async fn serve_http1(&self, stream: Stream, first: Bytes) -> ServeResult {
+    async fn serve_http1(&self, handlers: &Handlers, stream: Stream, first: Bytes) -> ServeResult {
         if first.starts_with(HTTP2_START) || !may_be_http1(&first) {
             limits::count_refusal("first_line");
             return Err("neither HTTP/1.1 nor negotiated HTTP/2".into());
         }
         let (reader, writer) = tokio::io::split(stream);
-        self.serve_with_hyper(tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
+        self.serve_with_hyper(handlers, tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
     }
 
     async fn serve_http2(
@@ -230,11 +224,14 @@ impl Acceptor {
 
     async fn serve(&self, schemes: Schemes, socket: Socket, guard: ConnectionGuard) -> ServeResult {
         let is_tls = self.is_tls(schemes, &socket).await?;
-        let (mut stream, is_http2) = match &self.tls {
-            Some(tls) if is_tls => tls.accept(socket, self.begin_timeout()).await?,
-            _ => (Stream::Plain(socket), false),
+        let (mut stream, is_http2, handlers) = match &self.tls {
+            Some(tls) if is_tls => {
+                let (stream, is_http2) = tls.accept(socket, self.begin_timeout()).await?;
+                (stream, is_http2, &self.secure)
+            }
+            _ => (Stream::Plain(socket), false, &self.plain),
         };
-        let Some(http2) = &self.http2 else { return self.serve_with_hyper(stream).await };
+        let Some(http2) = &handlers.http2 else { return self.serve_with_hyper(handlers, stream).await };
         if is_http2 {
             return self.serve_http2(http2, stream, Bytes::new(), guard).await;
         }
@@ -242,7 +239,29 @@ impl Acceptor {
         if !is_tls && first.starts_with(HTTP2_START) {
             return self.serve_http2(http2, stream, first, guard).await;
         }
-        self.serve_http1(stream, first).await
+        self.serve_http1(handlers, stream, first).await
+    }
+}
+
+impl Handlers {
+    fn new(
+        config: &Config,
+        grpc: &Arc<Grpc>,
+        methods: Arc<MethodTable>,
+        gateway: Option<Arc<Gateway>>,
+        is_secure: bool,
+    ) -> Self {
+        let router = routes::routes(grpc, gateway, AccessControl::new(config.access.clone(), is_secure));
+        let ledger = grpc.service.ledger.clone();
+        let (http2, tonic): (Option<Arc<dyn service::Service>>, _) = match config.frontend.grpc_server {
+            GrpcServer::Own => {
+                let read_pool = grpc.service.read_pool().clone();
+                (Some(Arc::new(Http2Service::new(methods, router.clone(), read_pool))), None)
+            }
+            GrpcServer::Tonic => (None, Some(TonicService { methods, max_message_bytes: grpc.max_message_bytes() })),
+        };
+        let (timeout, is_open_ended) = (config.frontend.read_timeout, gateway::routes::is_open_ended);
+        Self { http2, hyper: HyperService { router, ledger, tonic, timeout, is_open_ended } }
     }
 }
 
@@ -252,7 +271,7 @@ async fn serve_connection(
     schemes: Schemes,
     socket: Socket,
     guard: ConnectionGuard,
-    _permit: OwnedSemaphorePermit,
+    _permit: ConnectionPermit,
 ) {
     if let Err(error) = acceptor.serve(schemes, socket, guard).await {
         tracing::debug!(%error, "client connection closed with an error");

@@ -6,31 +6,24 @@
 //! remembered contains the stored hash, so a changed password is not found, and the key is new in every process.
 
 use std::{
-    collections::VecDeque,
     io,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
-use parking_lot::{Condvar, Mutex};
 use quick_cache::sync::Cache;
 use sha2::Sha256;
 
-use crate::error::Error;
+use crate::{error::Error, metrics, service::low_priority::LowPriorityThreads};
 
 /// How long a password that was checked is remembered.
 const REMEMBERED: Duration = Duration::from_mins(1);
 /// How many of them are remembered.
 const REMEMBERED_LOGINS: usize = 10_000;
-/// Added to the priority of the process: whatever serves requests runs first.
-const NICE: i32 = 10;
 /// Longer passwords cannot be hashed.
 pub const MAX_PASSWORD_BYTES: usize = 72;
-
-type Job = Box<dyn FnOnce() + Send>;
 
 /// A keyed hash of a user, the stored hash and the password.
 type LoginHash = [u8; 32];
@@ -38,27 +31,16 @@ type LoginHash = [u8; 32];
 /// Threads that hash and check passwords.
 pub struct Passwords {
     cost: u32,
-    max_waiting: usize,
-    queue: Arc<Queue>,
+    threads: LowPriorityThreads,
     key: [u8; 32],
     remembered: Cache<LoginHash, Instant>,
-}
-
-#[derive(Default)]
-struct Queue {
-    jobs: Mutex<VecDeque<Job>>,
-    added: Condvar,
 }
 
 impl Passwords {
     /// Starts the threads.
     pub fn start(cost: u32, max_waiting: usize, threads: usize) -> io::Result<Self> {
-        let queue = Arc::new(Queue::default());
-        for _ in 0..threads {
-            let queue = queue.clone();
-            thread::Builder::new().name("passwords".into()).spawn(move || work(&queue))?;
-        }
-        Ok(Self { cost, max_waiting, queue, key: rand::random(), remembered: Cache::new(REMEMBERED_LOGINS) })
+        let threads = LowPriorityThreads::start("passwords", threads, max_waiting)?;
+        Ok(Self { cost, threads, key: rand::random(), remembered: Cache::new(REMEMBERED_LOGINS) })
     }
 
     /// Hashes a new password, and passes the hash on.
@@ -103,14 +85,14 @@ impl Passwords {
         then: impl FnOnce(Result<T, Error>) + Send + 'static,
         job: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) {
-        let mut jobs = self.queue.jobs.lock();
-        if jobs.len() >= self.max_waiting {
-            drop(jobs);
-            return then(Err(Error::TooManyRequests));
+        if let Err(then) = self.threads.run(then, move |then| then(job())) {
+            metrics::refused("logins");
+            then(Err(Error::LimitReached {
+                what: "too many logins wait for their password to be checked",
+                flag: "max-waiting-logins",
+                value: self.threads.max_waiting(),
+            }));
         }
-        jobs.push_back(Box::new(move || then(job())));
-        drop(jobs);
-        self.queue.added.notify_one();
     }
 
     fn is_remembered(&self, login: &LoginHash) -> bool {
@@ -124,20 +106,6 @@ impl Passwords {
             mac.update(part);
         }
         mac.finalize().into_bytes().into()
-    }
-}
-
-fn work(queue: &Queue) {
-    // Without it logins would only be served as soon as requests; that is no reason not to serve them.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
-    loop {
-        let mut jobs = queue.jobs.lock();
-        while jobs.is_empty() {
-            queue.added.wait(&mut jobs);
-        }
-        let job = jobs.pop_front().expect("it is not empty");
-        drop(jobs);
-        job();
     }
 }
 
@@ -208,15 +176,13 @@ mod tests {
     #[test]
     fn logins_beyond_the_queue_are_refused_at_once() {
         let passwords = passwords(2);
-        let (blocked, block) = (Arc::new(Mutex::new(())), Arc::new(Mutex::new(())));
-        let held = block.lock();
-        let (started, (inside, outside)) = (blocked.clone(), mpsc::channel());
-        let waits = block.clone();
+        let (inside, outside) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
         passwords.run(
             |_: Result<(), Error>| (),
             move || {
                 inside.send(()).unwrap();
-                drop((waits.lock(), started.lock()));
+                released.recv().unwrap();
                 Ok(())
             },
         );
@@ -226,8 +192,9 @@ mod tests {
             let sender = sender.clone();
             passwords.run(move |outcome: Result<(), Error>| sender.send(outcome).unwrap(), || Ok(()));
         }
-        assert_eq!(outcomes.recv().unwrap(), Err(Error::TooManyRequests));
-        drop(held);
+        let refused = outcomes.recv().unwrap().unwrap_err().to_string();
+        assert!(refused.ends_with("(--max-waiting-logins=2)"), "{refused}");
+        release.send(()).unwrap();
         assert_eq!([outcomes.recv().unwrap(), outcomes.recv().unwrap()], [Ok(()), Ok(())]);
     }
 }
