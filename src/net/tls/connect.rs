@@ -113,7 +113,9 @@ fn load(settings: &TlsSettings) -> Result<Loaded<ClientConfig>, String> {
     let builder = builder.with_protocol_versions(&settings.protocols.versions()).map_err(|error| error.to_string())?;
     let builder = builder.dangerous();
     let builder = if settings.trusts_any_server {
-        builder.with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        builder.with_custom_certificate_verifier(Arc::new(AnyServer {
+            algorithms: provider.signature_verification_algorithms,
+        }))
     } else {
         builder.with_custom_certificate_verifier(Arc::new(ServerVerifier::new(settings, &provider)?))
     };

@@ -13,7 +13,6 @@ use std::{
     sync::Arc,
 };
 
-use tokio_rustls::rustls::pki_types::CertificateRevocationListDer;
 use tokio_rustls::rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
     client::{
@@ -21,8 +20,8 @@ use tokio_rustls::rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime, pem::PemObject},
     server::{
         ParsedCertificate, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -173,22 +172,53 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// The methods of a verifier that have nothing to do with trust: signatures prove that the other side has the certificate's key.
+macro_rules! verify_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.algorithms.supported_schemes()
+        }
+    };
+}
+
 /// Verifies the certificates of clients and members that connect.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     inner: Arc<dyn ClientCertVerifier>,
     rules: Rules,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ClientVerifier {
     pub fn new(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let rules = Rules::read(settings)?;
         let inner = WebPkiClientVerifier::builder_with_provider(rules.store(), provider.clone()).build();
-        Ok(Self { inner: inner.map_err(|error| error.to_string())?, rules })
+        let inner = inner.map_err(|error| error.to_string())?;
+        Ok(Self { inner, rules, algorithms: provider.signature_verification_algorithms })
     }
 }
 
 impl ClientCertVerifier for ClientVerifier {
+    verify_signatures!();
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.inner.root_hint_subjects()
     }
@@ -206,28 +236,6 @@ impl ClientCertVerifier for ClientVerifier {
         self.rules.check(leaf, chain)?;
         Ok(ClientCertVerified::assertion())
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
 }
 
 /// Verifies the certificates of members that this one connects to.
@@ -235,17 +243,21 @@ impl ClientCertVerifier for ClientVerifier {
 pub(super) struct ServerVerifier {
     inner: Arc<WebPkiServerVerifier>,
     rules: Rules,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerVerifier {
     pub fn new(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let rules = Rules::read(settings)?;
         let inner = WebPkiServerVerifier::builder_with_provider(rules.store(), provider.clone()).build();
-        Ok(Self { inner: inner.map_err(|error| error.to_string())?, rules })
+        let inner = inner.map_err(|error| error.to_string())?;
+        Ok(Self { inner, rules, algorithms: provider.signature_verification_algorithms })
     }
 }
 
 impl ServerCertVerifier for ServerVerifier {
+    verify_signatures!();
+
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -263,36 +275,18 @@ impl ServerCertVerifier for ServerVerifier {
         self.rules.check(leaf, chain)?;
         Ok(ServerCertVerified::assertion())
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
 }
 
 /// Accepts any certificate: with automatic TLS every member has generated its own, so there is nothing to verify it with. The
 /// signatures are still verified, so the connection is private.
 #[derive(Debug)]
-pub(super) struct AnyServer(pub Arc<CryptoProvider>);
+pub(super) struct AnyServer {
+    pub algorithms: WebPkiSupportedAlgorithms,
+}
 
 impl ServerCertVerifier for AnyServer {
+    verify_signatures!();
+
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -302,30 +296,6 @@ impl ServerCertVerifier for AnyServer {
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        tokio_rustls::rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        tokio_rustls::rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 
