@@ -24,7 +24,20 @@ pub fn routes(grpc: &Arc<Grpc>, gateway: Option<Arc<Gateway>>, access: AccessCon
         .build_v1()
         .expect("the build script has generated the descriptors");
     let reflection = tonic::service::Routes::new(reflection).into_axum_router();
-    let plain = access.protect(http::router(grpc.service.clone()));
+    let pages = http::router(grpc.service.clone());
+    let web = access.protect(axum::Router::new().fallback(move |request: axum::extract::Request| {
+        let directories: &[&str] = if gateway.is_some() { &["/v3/"] } else { &[] };
+        let redirect = redirect(request.method(), request.uri(), directories);
+        let gateway = gateway.clone().filter(|_| is_json_path(request.uri().path()));
+        let pages = pages.clone();
+        async move {
+            match (redirect, gateway) {
+                (Some(redirect), _) => Ok(redirect),
+                (None, Some(gateway)) => Ok(gateway.respond(request).await),
+                (None, None) => pages.oneshot(request).await,
+            }
+        }
+    }));
     let service = grpc.service.clone();
     axum::Router::new().fallback(move |request: axum::extract::Request| {
         // As in etcd, gRPC requires HTTP/2.
@@ -36,17 +49,11 @@ pub fn routes(grpc: &Arc<Grpc>, gateway: Option<Arc<Gateway>>, access: AccessCon
             REFLECTION => service.admit(&Caller::default(), &Operation::Health).err().map(CallError::from),
             unknown => Some(methods::refuse_unknown(unknown)),
         };
-        let path = request.uri().path();
-        let directories: &[&str] = if gateway.is_some() { &["/v3/"] } else { &[] };
-        let redirect = codec.is_none().then(|| redirect(request.method(), request.uri(), directories)).flatten();
-        let gateway = gateway.clone().filter(|_| codec.is_none() && is_json_path(path));
-        let router = if codec.is_some() { reflection.clone() } else { plain.clone() };
+        let router = if codec.is_some() { reflection.clone() } else { web.clone() };
         async move {
-            let mut response = match (refusal, redirect, gateway) {
-                (Some(refusal), ..) => error_response(&refusal).map(axum::body::Body::new),
-                (None, Some(redirect), _) => redirect,
-                (None, None, Some(gateway)) => gateway.respond(request).await,
-                (None, None, None) => router.oneshot(request).await?,
+            let mut response = match refusal {
+                Some(refusal) => error_response(&refusal).map(axum::body::Body::new),
+                None => router.oneshot(request).await?,
             };
             if let Some(codec) = codec.filter(|codec| !codec.is_empty())
                 && let Ok(content_type) = HeaderValue::from_bytes(&[request::GRPC, b"+", &codec].concat())

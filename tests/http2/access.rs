@@ -57,6 +57,19 @@ const CASES: &[(&[&str], &[Case])] = &[
             Case("GET http://a.example/version HTTP/1.1|Host: c.example", 200, None),
             Case("GET http://c.example/version HTTP/1.1|Host: a.example", 421, None),
             Case("GET /version HTTP/1.0", 421, None),
+            Case(
+                "POST /v3/auth/status HTTP/1.1|Host: a.example|Content-Length: 0|Origin: https://b.example:443",
+                200,
+                B,
+            ),
+            Case(
+                "POST /v3/auth/status HTTP/1.1|Host: c.example|Content-Length: 0|Origin: https://b.example:443",
+                421,
+                None,
+            ),
+            Case("OPTIONS /v3/auth/status HTTP/1.1|Host: a.example|Origin: https://b.example:443", 200, B),
+            Case("GET //version HTTP/1.1|Host: a.example|Origin: https://b.example:443", 307, B),
+            Case("GET //version HTTP/1.1|Host: c.example", 421, None),
         ],
     ),
     (

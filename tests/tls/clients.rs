@@ -340,3 +340,58 @@ async fn a_server_says_when_its_certificate_expires() {
     authority.connect(&server, &["h2"], None).await.unwrap_err();
     server.wait_for_log("the TLS certificate has expired: connections fail until it is renewed");
 }
+
+/// FAULT-45: the name in a certificate is that of a user for gRPC, and the JSON API says that it takes no notice of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_names_no_user_of_the_json_api() {
+    let authority = Authority::new();
+    let more = [authority.flag("trusted-ca-file", "ca.pem"), "--client-cert-auth".to_owned()];
+    let server = authority.server(SECURE, &more);
+    authority.sign("root", 2, ExtendedKeyUsagePurpose::ClientAuth);
+    authority.issue("nameless", Wanted { common_name: "", ..Wanted::default() });
+    let ask = async |shown, protocols: &[&str]| {
+        let stream = authority.connect(&server, protocols, Some(shown)).await.unwrap();
+        if protocols == ["h2"] { post_http2(stream).await } else { post_http1(stream).await }
+    };
+    for protocols in [["h2"], ["http/1.1"]] {
+        assert_eq!(ask("root", &protocols).await.0, 200, "{protocols:?}: without authentication there are no users");
+    }
+    let channel = authority.channel(&server, Some("root")).await.unwrap();
+    let mut auth = AuthClient::new(channel);
+    let add = AuthUserAddRequest { name: "root".to_owned(), password: "pw".to_owned(), ..Default::default() };
+    auth.user_add(add).await.unwrap();
+    let grant = AuthUserGrantRoleRequest { user: "root".to_owned(), role: "root".to_owned() };
+    auth.user_grant_role(grant).await.unwrap();
+    auth.auth_enable(AuthEnableRequest {}).await.unwrap();
+    auth.user_list(AuthUserListRequest {}).await.expect("for gRPC it names the user");
+    for protocols in [["h2"], ["http/1.1"]] {
+        let refused = ask("root", &protocols).await;
+        let text = "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
+        assert_eq!(refused, (400, text.to_owned()), "{protocols:?}");
+        assert_eq!(ask("nameless", &protocols).await.0, 200, "{protocols:?}");
+    }
+}
+
+const STATUS_PATH: &str = "/v3/auth/status";
+
+async fn post_http1(mut stream: TlsStream<TcpStream>) -> (u16, String) {
+    let request =
+        format!("POST {STATUS_PATH} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+async fn post_http2(stream: TlsStream<TcpStream>) -> (u16, String) {
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("https://localhost{STATUS_PATH}")).body(()).unwrap();
+    let (head, mut body) = client.send_request(request, true).unwrap().0.await.unwrap().into_parts();
+    let mut text = Vec::new();
+    while let Some(data) = body.data().await {
+        text.extend_from_slice(&data.unwrap());
+    }
+    (head.status.as_u16(), String::from_utf8(text).unwrap())
+}

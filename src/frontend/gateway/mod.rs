@@ -58,10 +58,10 @@ use super::{
     },
     http::min_rate::{ChargedBody, IsCharged},
 };
-use crate::error::Error;
+use crate::{error::Error, service::CallerConnection};
 use conversation::ConversationCall;
 use http2::{
-    call::{Call, CallError, Code, Metadata},
+    call::{Call, CallError, Code, ConnectionInfo, Metadata},
     ledger::{self, Charge},
     service::{Method, Shape},
 };
@@ -133,7 +133,9 @@ impl Gateway {
             return error_response(&CallError { code: Code::Unimplemented, message: "Method Not Allowed".into() });
         }
         let (parts, body) = request.into_parts();
-        let answer = match metadata::metadata(&parts.headers) {
+        let metadata = metadata::metadata(&parts.headers)
+            .map(|metadata| Metadata { connection: without_name(parts.extensions.get()), ..metadata });
+        let answer = match metadata {
             Ok(metadata) if route.takes_stream => Ok(self.converse(route, metadata, body).await),
             Ok(metadata) => self.call(route, metadata, body).await,
             Err(error) => Err(error),
@@ -283,6 +285,12 @@ impl Gateway {
         self.grpc.service.read_pool().run(move || _ = sender.send(encode()));
         encoded.await.expect("the read pool runs every job")
     }
+}
+
+/// The connection of a client, without the name in its certificate: that names no user here.
+fn without_name(connection: Option<&ConnectionInfo>) -> Option<ConnectionInfo> {
+    let connection = connection?.downcast_ref::<CallerConnection>()?;
+    Some(Arc::new(CallerConnection { common_name: None, ..connection.clone() }))
 }
 
 /// Awaits something until a deadline. If that has passed, it is not even begun.

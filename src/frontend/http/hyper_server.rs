@@ -28,7 +28,7 @@ use crate::{
         tonic,
     },
 };
-use http2::{frame::PREFACE, ledger::Ledger, limits};
+use http2::{call::ConnectionInfo, frame::PREFACE, ledger::Ledger, limits};
 
 /// Flow-control windows of one stream and of one connection.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -50,6 +50,8 @@ pub struct HyperService {
     pub timeout: Duration,
     /// Whether clients may take as long as they like to send the body of a request for this path.
     pub is_open_ended: fn(&str) -> bool,
+    /// What requests get as an extension; None until there is a connection.
+    pub connection: Option<ConnectionInfo>,
 }
 
 /// The methods that tonic serves.
@@ -74,7 +76,10 @@ impl HyperService {
     }
 
     /// The response is charged to the ledger until the client has read it.
-    async fn respond_via_router(self, request: http::Request<Incoming>) -> http::Response<axum::body::Body> {
+    async fn respond_via_router(self, mut request: http::Request<Incoming>) -> http::Response<axum::body::Body> {
+        if let Some(connection) = self.connection {
+            request.extensions_mut().insert(connection);
+        }
         let request = if (self.is_open_ended)(request.uri().path()) {
             request.map(axum::body::Body::new)
         } else {

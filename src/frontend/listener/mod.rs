@@ -39,6 +39,7 @@ use crate::{
 };
 use connection_limit::{ConnectionLimit, ConnectionPermit};
 use http2::{
+    call::ConnectionInfo,
     limits::{self, Limits},
     registry::{ConnectionGuard, ConnectionRegistry},
     service,
@@ -164,39 +165,35 @@ impl Acceptor {
     }
 
     /// Serves a connection with hyper.
-    async fn serve_with_hyper<S>(&self, handlers: &Handlers, stream: S) -> ServeResult
+    async fn serve_with_hyper<S>(&self, handlers: &Handlers, stream: S, connection: ConnectionInfo) -> ServeResult
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let watcher = self.graceful.lock().as_ref().map(GracefulShutdown::watcher);
         match watcher {
             Some(watcher) => {
-                hyper_server::serve(&self.hyper, handlers.hyper.clone(), watcher, stream, self.begin_timeout()).await
+                let service = HyperService { connection: Some(connection), ..handlers.hyper.clone() };
+                hyper_server::serve(&self.hyper, service, watcher, stream, self.begin_timeout()).await
             }
             None => Ok(()),
         }
     }
 
     /// Serves an HTTP/1.1 connection, of which the first bytes have been read already.
-    async fn serve_http1(&self, handlers: &Handlers, stream: Stream, first: Bytes) -> ServeResult {
+    async fn serve_http1(
+        &self,
+        handlers: &Handlers,
+        stream: Stream,
+        first: Bytes,
+        connection: ConnectionInfo,
+    ) -> ServeResult {
         if first.starts_with(HTTP2_START) || !may_be_http1(&first) {
             limits::count_refusal("first_line");
             return Err("neither HTTP/1.1 nor negotiated HTTP/2".into());
         }
         let (reader, writer) = tokio::io::split(stream);
-        self.serve_with_hyper(handlers, tokio::io::join(io::Cursor::new(first).chain(reader), writer)).await
-    }
-
-    async fn serve_http2(
-        &self,
-        http2: &Arc<dyn service::Service>,
-        stream: Stream,
-        first: Bytes,
-        guard: ConnectionGuard,
-    ) -> ServeResult {
-        let address = stream.peer_address().map_or_else(String::new, |address| address.to_string());
-        let caller = CallerConnection { address, common_name: tls::client_common_name(&stream) };
-        Ok(Task::new(stream, first, http2.clone(), guard.with_info(Arc::new(caller))).await?)
+        let stream = tokio::io::join(io::Cursor::new(first).chain(reader), writer);
+        self.serve_with_hyper(handlers, stream, connection).await
     }
 
     /// Awaits something that a client has to send first, within `--client-begin-timeout`.
@@ -231,15 +228,17 @@ impl Acceptor {
             }
             _ => (Stream::Plain(socket), false, &self.plain),
         };
-        let Some(http2) = &handlers.http2 else { return self.serve_with_hyper(handlers, stream).await };
+        let address = stream.peer_address().map_or_else(String::new, |address| address.to_string());
+        let connection = Arc::new(CallerConnection { address, common_name: tls::client_common_name(&stream) });
+        let Some(http2) = &handlers.http2 else { return self.serve_with_hyper(handlers, stream, connection).await };
         if is_http2 {
-            return self.serve_http2(http2, stream, Bytes::new(), guard).await;
+            return Ok(Task::new(stream, Bytes::new(), http2.clone(), guard.with_info(connection)).await?);
         }
         let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
         if !is_tls && first.starts_with(HTTP2_START) {
-            return self.serve_http2(http2, stream, first, guard).await;
+            return Ok(Task::new(stream, first, http2.clone(), guard.with_info(connection)).await?);
         }
-        self.serve_http1(handlers, stream, first).await
+        self.serve_http1(handlers, stream, first, connection).await
     }
 }
 
@@ -251,7 +250,10 @@ impl Handlers {
         gateway: Option<Arc<Gateway>>,
         is_secure: bool,
     ) -> Self {
-        let router = routes::routes(grpc, gateway, AccessControl::new(config.access.clone(), is_secure));
+        let demands_no_names = is_secure && config.tls.certificates_name_users && gateway.is_some();
+        let access =
+            AccessControl::new(config.access.clone(), is_secure, demands_no_names.then(|| grpc.service.clone()));
+        let router = routes::routes(grpc, gateway, access);
         let ledger = grpc.service.ledger.clone();
         let (http2, tonic): (Option<Arc<dyn service::Service>>, _) = match config.frontend.grpc_server {
             GrpcServer::Own => {
@@ -261,7 +263,7 @@ impl Handlers {
             GrpcServer::Tonic => (None, Some(TonicService { methods, max_message_bytes: grpc.max_message_bytes() })),
         };
         let (timeout, is_open_ended) = (config.frontend.read_timeout, gateway::routes::is_open_ended);
-        Self { http2, hyper: HyperService { router, ledger, tonic, timeout, is_open_ended } }
+        Self { http2, hyper: HyperService { router, ledger, tonic, timeout, is_open_ended, connection: None } }
     }
 }
 

@@ -243,8 +243,12 @@ impl Connection {
         }
     }
 
-    fn start_http_handler(&mut self, slot: u64, parts: http::request::Parts) {
+    /// The request gets what is attached to the connection, as an extension.
+    fn start_http_handler(&mut self, slot: u64, mut parts: http::request::Parts) {
         let (body_sender, body) = BodySender::new();
+        if let Some(info) = &self.info {
+            parts.extensions.insert(info.clone());
+        }
         let response = self.service.handle_http(http::Request::from_parts(parts, body));
         let stream_waker = StreamWaker::new(self.outbox.clone(), slot);
         let stream = self.streams.get(slot).expect("it was just added");
