@@ -51,10 +51,13 @@ const MEMBER: &[Flag] = &[
     flag("initial-election-tick-advance", Kind::Bool, "true", "Hold the first election after a start early."),
     flag("listen-peer-urls", Kind::Urls, "http://localhost:2380", "URLs to listen on for other members."),
     flag("listen-client-urls", Kind::Urls, "http://localhost:2379", "URLs to listen on for clients."),
-    flag("listen-client-http-urls", Kind::Urls, "", "Separate URLs for HTTP.")
-        .no_effect("HTTP is served on --listen-client-urls only"),
-    flag("listen-metrics-urls", Kind::Urls, "", "Additional URLs for metrics and health.")
-        .no_effect("metrics and health are served on --listen-client-urls only"),
+    flag(
+        "listen-client-http-urls",
+        Kind::Urls,
+        "",
+        "URLs to listen on for HTTP alone; with them, --listen-client-urls serves gRPC alone.",
+    ),
+    flag("listen-metrics-urls", Kind::Urls, "", "Additional URLs to listen on for metrics and health."),
     flag(
         "quota-backend-bytes",
         Kind::Signed,

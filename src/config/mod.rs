@@ -61,6 +61,10 @@ pub struct Config {
     pub name: String,
     pub data_dir: PathBuf,
     pub listen_client_urls: Vec<Url>,
+    /// URLs for HTTP alone; if there are any, `listen_client_urls` are for gRPC alone.
+    pub listen_client_http_urls: Vec<Url>,
+    /// URLs for metrics and health, beside those for clients.
+    pub listen_metrics_urls: Vec<Url>,
     /// The client URLs that this member advertises to clients and other members.
     pub advertise_client_urls: Vec<Url>,
     pub listen_peer_urls: Vec<Url>,

@@ -1,7 +1,11 @@
 //! Resolves the texts of the flags into a [`Config`]. The checks are etcd's, in etcd's order, so that of two mistakes the same
 //! one is reported.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     AutoCompaction, ClusterState, Config, Exit, NOT_VERIFIED, START_FAILED,
@@ -14,7 +18,7 @@ use super::{
     gates::{FeatureGates, Gate},
     limits::Limits,
     parse::FlagValues,
-    tls::{self, TlsConfig},
+    tls::{self, ListenUrls, TlsConfig},
     url_resolution,
     value::{self, count},
 };
@@ -98,14 +102,15 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     let auth = AuthConfig::read(values, notices).map_err(start_failed)?;
     let frontend_config = FrontendConfig::read(values).map_err(verification_failed)?;
     let data_dir = data_dir(values, &name, notices);
-    let listen = [addresses.listen_client.as_slice(), &addresses.listen_peer];
-    let tls = TlsConfig::read(values, tls_versions, listen, &data_dir, notices).map_err(start_failed)?;
+    let tls = addresses.tls(values, tls_versions, &data_dir, notices).map_err(start_failed)?;
     Ok(Config {
         data_dir,
         initial_cluster: initial_cluster_text(values, &name, &addresses.advertise_peer),
         initial_cluster_state: cluster_state(values),
         initial_cluster_token: values.get("initial-cluster-token"),
         listen_client_urls: addresses.listen_client,
+        listen_client_http_urls: addresses.listen_client_http,
+        listen_metrics_urls: addresses.listen_metrics,
         advertise_client_urls: addresses.advertise_client,
         listen_peer_urls: addresses.listen_peer,
         initial_advertise_peer_urls: addresses.advertise_peer,
@@ -196,9 +201,11 @@ fn warnings(values: &FlagValues) -> Vec<Notice> {
     notices
 }
 
-/// The four lists of URLs.
+/// The lists of URLs.
 struct Addresses {
     listen_client: Vec<Url>,
+    listen_client_http: Vec<Url>,
+    listen_metrics: Vec<Url>,
     advertise_client: Vec<Url>,
     listen_peer: Vec<Url>,
     advertise_peer: Vec<Url>,
@@ -208,14 +215,20 @@ impl Addresses {
     fn read(values: &FlagValues) -> Result<Self, String> {
         let addresses = Self {
             listen_client: list(values, "listen-client-urls"),
+            listen_client_http: list(values, "listen-client-http-urls"),
+            listen_metrics: list(values, "listen-metrics-urls"),
             advertise_client: list(values, "advertise-client-urls"),
             listen_peer: list(values, "listen-peer-urls"),
             advertise_peer: list(values, "initial-advertise-peer-urls"),
         };
-        for url in addresses.listen_peer.iter().chain(&addresses.listen_client) {
-            if !url.can_be_bound() {
-                return Err(format!("expected IP in URL for binding ({url})"));
-            }
+        let bound = [
+            &addresses.listen_peer,
+            &addresses.listen_client,
+            &addresses.listen_client_http,
+            &addresses.listen_metrics,
+        ];
+        if let Some(url) = bound.into_iter().flatten().find(|url| !url.can_be_bound()) {
+            return Err(format!("expected IP in URL for binding ({url})"));
         }
         if let Some(url) = addresses.advertise_peer.iter().find(|url| url.has_empty_host()) {
             let all = url::joined(&addresses.advertise_peer);
@@ -252,6 +265,29 @@ impl Addresses {
                     notices.push(Notice::new(Level::Info, "failed to detect default host").with("error", error));
                 }
             }
+        }
+    }
+
+    /// What the URLs to listen on need of TLS; and one address cannot be for gRPC alone and for HTTP alone.
+    fn tls(
+        &self,
+        values: &FlagValues,
+        versions: (bool, bool),
+        data_dir: &Path,
+        notices: &mut Vec<Notice>,
+    ) -> Result<TlsConfig, String> {
+        let listen = ListenUrls {
+            clients: &[self.listen_client.as_slice(), &self.listen_client_http].concat(),
+            peers: &self.listen_peer,
+            metrics: &self.listen_metrics,
+        };
+        let tls = TlsConfig::read(values, versions, listen, data_dir, notices)?;
+        let is_shared = |http: &&Url| self.listen_client.iter().any(|client| client.address() == http.address());
+        match self.listen_client_http.iter().find(is_shared) {
+            Some(url) => Err(format!(
+                "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {url}"
+            )),
+            None => Ok(tls),
         }
     }
 

@@ -73,6 +73,48 @@ fn every_setting_has_a_default() {
 }
 
 #[test]
+fn http_and_metrics_may_have_urls_of_their_own() {
+    let config = config(&[
+        "--listen-client-http-urls=http://[::1]:2,http://0.0.0.0:1",
+        "--listen-metrics-urls=http://localhost:3",
+    ]);
+    assert_eq!(url::joined(&config.listen_client_http_urls), "http://0.0.0.0:1,http://[::1]:2");
+    assert_eq!(url::joined(&config.listen_metrics_urls), "http://localhost:3");
+    for flag in ["--listen-client-http-urls", "--listen-metrics-urls"] {
+        let error = verification_error(&[&format!("{flag}=http://a.example:1")]);
+        assert_eq!(error, "expected IP in URL for binding (http://a.example:1)");
+    }
+    for (flag, error) in [
+        (
+            "--listen-client-http-urls=http://localhost:2379",
+            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url http://localhost:2379",
+        ),
+        (
+            "--listen-client-http-urls=https://localhost:1",
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url https://localhost:1 with HTTPS scheme",
+        ),
+        (
+            "--listen-metrics-urls=https://localhost:1",
+            "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
+        ),
+        (
+            "--listen-metrics-urls=unixs://metrics",
+            "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
+        ),
+    ] {
+        assert_eq!(reason(&[flag]), (Level::Fatal, START_FAILED.to_owned(), error.to_owned()));
+    }
+}
+
+#[test]
+fn metrics_may_be_the_only_use_of_tls() {
+    let files = ["--cert-file=c", "--key-file=k"];
+    let secure = config(&[&files[..], &["--listen-metrics-urls=https://localhost:1"]].concat());
+    assert!(secure.tls.clients.is_some_and(|clients| clients.server.is_some()));
+    assert!(config(&[&files[..], &["--listen-metrics-urls=http://localhost:1"]].concat()).tls.clients.is_none());
+}
+
+#[test]
 fn the_name_determines_data_directory_and_initial_cluster() {
     let config = config(&["--name=m1", "--initial-advertise-peer-urls=http://b:2,http://a:1"]);
     assert_eq!(config.data_dir, PathBuf::from("m1.metastore"));

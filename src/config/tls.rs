@@ -39,7 +39,7 @@ const OLD_NAMES: [&str; 2] = ["TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305", "TLS_ECDHE
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// Present if a listen URL for clients asks for TLS.
+    /// Present if a listen URL for clients or for metrics asks for TLS.
     pub clients: Option<TlsSettings>,
     /// Between members. It accepts TLS if it has a server certificate.
     pub peers: TlsSettings,
@@ -70,16 +70,25 @@ pub fn protocol_versions(values: &FlagValues) -> Result<(bool, bool), String> {
     Ok((min == 2, max == 3))
 }
 
+/// The URLs to listen on.
+#[derive(Clone, Copy)]
+pub struct ListenUrls<'a> {
+    /// For gRPC, for HTTP, and for both.
+    pub clients: &'a [Url],
+    pub peers: &'a [Url],
+    pub metrics: &'a [Url],
+}
+
 impl TlsConfig {
     /// `versions` are TLS 1.2 and TLS 1.3.
     pub fn read(
         values: &FlagValues,
         versions: (bool, bool),
-        listen: [&[Url]; 2],
+        listen: ListenUrls<'_>,
         data_dir: &Path,
         notices: &mut Vec<Notice>,
     ) -> Result<Self, String> {
-        let [listen_client, listen_peer] = listen;
+        let ListenUrls { clients: listen_client, peers: listen_peer, metrics: listen_metrics } = listen;
         let protocols = Protocols {
             tls12: versions.0,
             tls13: versions.1,
@@ -101,6 +110,10 @@ impl TlsConfig {
             return Err(format!("cannot listen on TLS for {url}: KeyFile and CertFile are not presented"));
         }
         let has_secure = |urls: &[Url]| urls.iter().any(Url::is_secure);
+        if clients.server.is_none() && has_secure(listen_metrics) {
+            let text = "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url";
+            return Err(text.to_owned());
+        }
         if !has_secure(listen_peer) {
             peers.server = None;
         }
@@ -110,7 +123,7 @@ impl TlsConfig {
         };
         Ok(Self {
             certificates_name_users: values.get("client-cert-auth"),
-            clients: has_secure(listen_client).then_some(clients),
+            clients: (has_secure(listen_client) || has_secure(listen_metrics)).then_some(clients),
             peers,
             generated,
             max_waiting_handshakes,

@@ -18,14 +18,15 @@ use http2::{
 
 /// Finds the method for a path, and serves all other requests with the router.
 pub struct Http2Service {
-    methods: Arc<MethodTable>,
+    /// None: HTTP alone is served.
+    methods: Option<Arc<MethodTable>>,
     router: axum::Router,
     read_pool: ReadPool,
 }
 
 impl Http2Service {
     #[must_use]
-    pub fn new(methods: Arc<MethodTable>, router: axum::Router, read_pool: ReadPool) -> Self {
+    pub fn new(methods: Option<Arc<MethodTable>>, router: axum::Router, read_pool: ReadPool) -> Self {
         Self { methods, router, read_pool }
     }
 }
@@ -36,11 +37,11 @@ impl Service for Http2Service {
     }
 
     fn find(&self, path: &str) -> Option<Arc<dyn Method>> {
-        self.methods.find(path).map(|method| -> Arc<dyn Method> { method })
+        self.methods.as_ref()?.find(path).map(|method| -> Arc<dyn Method> { method })
     }
 
     fn refuse(&self, path: &str) -> Option<CallError> {
-        (path != REFLECTION).then(|| methods::refuse_unknown(path))
+        (self.methods.is_some() && path != REFLECTION).then(|| methods::refuse_unknown(path))
     }
 
     fn run_blocking(&self, job: Box<dyn FnOnce() + Send>) {

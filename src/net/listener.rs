@@ -76,6 +76,17 @@ impl Port {
         self.schemes
     }
 
+    /// The URLs of [`Self::address`].
+    pub fn urls(&self) -> impl Iterator<Item = String> {
+        let (plain, secure) =
+            if matches!(self.listener, Listener::Tcp(_)) { ("http", "https") } else { ("unix", "unixs") };
+        let schemes = [(self.schemes.plain, plain), (self.schemes.secure, secure)];
+        schemes
+            .into_iter()
+            .filter(|(is_served, _)| *is_served)
+            .map(|(_, scheme)| format!("{scheme}://{}", self.address()))
+    }
+
     /// Lets the runtime that calls this accept the connections, instead of the one that has bound the port.
     pub fn move_to_this_runtime(self) -> io::Result<Self> {
         let listener = match self.listener {

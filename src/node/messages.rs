@@ -8,7 +8,7 @@ use bytes::Bytes;
 use raft::eraftpb::{ConfChange, ConfState, Entry, Message};
 
 use super::{
-    replica::{Leadership, Write},
+    replica::{Leadership, RaftStatus, Write},
     snapshot::{InboundSnapshot, OutboundSnapshot},
     waiters::{ProposalWaiter, ReadWaiter},
 };
@@ -54,6 +54,8 @@ pub enum Input {
     CatchUp(ReadWaiter),
     /// Call the waiter with each member's match index.
     Progress(ProgressWaiter),
+    /// Call this with what raft knows.
+    RaftStatus(RaftStatusWaiter),
     /// Transfer leadership to this voter.
     Transfer(u64),
     /// Messages from other members.
@@ -102,6 +104,9 @@ pub enum Input {
 
 /// Called with each member's ID and match index; with None if this member is not the leader.
 pub type ProgressWaiter = Box<dyn FnOnce(Option<Vec<(u64, u64)>>) + Send>;
+
+/// Called with the state of raft.
+pub type RaftStatusWaiter = Box<dyn FnOnce(RaftStatus) + Send>;
 
 /// The result of a membership change.
 pub struct ChangeApplied {

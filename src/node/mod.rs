@@ -69,7 +69,7 @@ use identity::RequestIds;
 use inbox::Inbox;
 use lease_expiry::{LeaseExpiry, Times};
 use log_thread::LogThread;
-use messages::{BackgroundTask, Input, MessageSender, NoPeers, Peer, ProgressWaiter};
+use messages::{BackgroundTask, Input, MessageSender, NoPeers, Peer, ProgressWaiter, RaftStatusWaiter};
 use quota::{Quota, QuotaEnforcer};
 use raft_thread::RaftThread;
 use replica::{Incarnation, Replica, Timing};
@@ -384,6 +384,11 @@ impl Node {
         if let Err(Input::Progress(waiter)) = self.raft.send(Input::Progress(waiter)) {
             waiter(None);
         }
+    }
+
+    /// Calls the waiter with the state of raft; drops it if the node has stopped.
+    pub fn raft_status(&self, waiter: RaftStatusWaiter) {
+        let _ = self.raft.send(Input::RaftStatus(waiter));
     }
 
     /// Transfers leadership to another voter as soon as that has all entries; [`Status::leader`] shows whether it succeeded.

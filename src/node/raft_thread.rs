@@ -198,6 +198,7 @@ impl RaftThread {
             Input::Read(waiter) | Input::ConfirmLeadership(waiter) => self.replica.read(waiter),
             Input::CatchUp(waiter) => handoff.catch_up.push((self.replica.committed(), waiter)),
             Input::Progress(waiter) => waiter(self.replica.progress()),
+            Input::RaftStatus(waiter) => waiter(self.replica.status()),
             Input::Transfer(to) => self.replica.transfer_leader(to),
             Input::Messages(messages) => messages.into_iter().for_each(|message| self.step(message)),
             Input::Reachable(member) => self.replica.reachable(member),

@@ -20,6 +20,7 @@ use crate::{
         listener::{self, Acceptor, connection_limit::ConnectionLimit},
         peer_http, peer_listener,
         peer_listener::PeerListener,
+        routes::Traffic,
     },
     logging,
     metrics::{self, METRICS},
@@ -69,6 +70,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 const REMOVED_GRACE: Duration = Duration::from_secs(1);
 /// How often changed certificates are looked for, if there are no connections.
 const TLS_REFRESH_INTERVAL: Duration = Duration::from_mins(1);
+/// Connections to `--listen-metrics-urls`. They have a limit of their own, so that many clients cannot keep probes out.
+const METRICS_CONNECTIONS: usize = 128;
 /// How long connecting to a member may take, in addition to an election timeout.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -110,6 +113,7 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     let plan = if is_first_start { Some(bootstrap::plan(config, &client).await?) } else { None };
     let tls = Tls::open(config, outbound)?;
     let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
+    let http_ports = bind_all(&config.listen_client_http_urls, config.socket_reuse_port).await?;
     let peer_ports = bind_peer_ports(&config.listen_peer_urls, config.socket_reuse_port).await?;
     let limits = &config.limits;
     let connection_limit = ConnectionLimit::new(limits.max_connections, limits.max_connections_per_address)?;
@@ -122,7 +126,8 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     let stop =
         StopSignal::listen().map_err(|error| StartError::Refused(format!("cannot listen for signals: {error}")))?;
     let mut stop_events = StopEvents { signals: stop, is_removed };
-    let peer_listener = match serve_peers(config, &running, peer_ports, &tls).await {
+    let mut frontends = Frontends::new(config, &running.service, &tls);
+    let peer_listener = match serve_peers_and_metrics(config, &running, peer_ports, &tls, &mut frontends).await {
         Ok(peer_listener) => peer_listener,
         Err(error) => {
             running.stop().await;
@@ -141,6 +146,7 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     let attributes = match published {
         Ok(attributes) => attributes,
         Err(end) => {
+            frontends.close(&running.service).await;
             peer_listener.close();
             running.stop().await;
             return end;
@@ -149,7 +155,12 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     tokio::spawn(capability::maintain(running.service.cluster.clone(), attributes));
     tokio::spawn(version::update_periodically(running.service.cluster.clone()));
     corruption_check::start(config, &running.service.cluster);
-    let frontends = Frontends::open(config, &running.service, tls.clients.clone(), ports, &connection_limit);
+    if http_ports.is_empty() {
+        frontends.open(Traffic::GrpcAndHttp, ports, &connection_limit);
+    } else {
+        frontends.open(Traffic::Grpc, ports, &connection_limit);
+        frontends.open(Traffic::Http, http_ports, &connection_limit);
+    }
     tokio::spawn(tls.refresh_periodically());
     signals::notify_ready();
     let leader_watch = tokio::spawn(poll_leader(running.service.clone(), config.election_timeout));
@@ -214,16 +225,20 @@ impl Tls {
     }
 }
 
-/// Starts to serve other members, after the initial corruption check.
-async fn serve_peers(
+/// Starts to serve other members, after the initial corruption check, and metrics.
+async fn serve_peers_and_metrics(
     config: &Config,
     running: &RunningServer,
     ports: Vec<Port>,
     tls: &Tls,
+    frontends: &mut Frontends<'_>,
 ) -> Result<PeerListener, StartError> {
     if config.feature_gates.is_enabled(Gate::InitialCorruptCheck) {
         corruption_check::check_before_serving(&running.service.cluster).await.map_err(StartError::Refused)?;
     }
+    // Not earlier, as in etcd: before this there is nothing to ask, and a probe that is refused says so.
+    let metrics_ports = bind_all(&config.listen_metrics_urls, config.socket_reuse_port).await?;
+    let limit = ConnectionLimit::new(Some(METRICS_CONNECTIONS), None)?;
     let routes = peer_http::router(running.service.clone());
     let serve_http = move |stream, admitted| {
         let serving = peer_http::serve(stream, routes.clone());
@@ -233,6 +248,7 @@ async fn serve_peers(
         });
     };
     let peer_listener = peer_listener::listen(ports, tls.peers.clone(), &running.transport, serve_http)?;
+    frontends.open(Traffic::Metrics, metrics_ports, &limit);
     startup_log::serving(config, running.service.cluster.member_id);
     Ok(peer_listener)
 }
@@ -265,38 +281,54 @@ impl StopEvents {
     }
 }
 
-/// The listeners for clients, and the connections that they have accepted.
-struct Frontends {
+/// The listeners for clients and for metrics, and the connections that they have accepted.
+struct Frontends<'a> {
+    config: &'a Config,
+    grpc: Arc<Grpc>,
+    tls: Option<Arc<ServerTls>>,
     accept_tasks: tokio::task::JoinSet<()>,
-    acceptor: Arc<Acceptor>,
+    acceptors: Vec<Arc<Acceptor>>,
     stopping: tokio::sync::watch::Sender<()>,
 }
 
-impl Frontends {
-    fn open(
-        config: &Config,
-        service: &Arc<Service>,
-        tls: Option<Arc<ServerTls>>,
-        ports: Vec<Port>,
-        limit: &ConnectionLimit,
-    ) -> Self {
-        let acceptor = Arc::new(Acceptor::new(config, tls, &Arc::new(Grpc::new(service.clone()))));
-        let (stopping, stopped) = tokio::sync::watch::channel(());
-        let mut accept_tasks = tokio::task::JoinSet::new();
-        for port in ports {
-            tracing::info!("ready to serve client requests");
-            listener::announce(&port);
-            accept_tasks.spawn(acceptor.clone().accept(port, limit.clone(), stopped.clone()));
+impl<'a> Frontends<'a> {
+    /// Nothing is open yet.
+    fn new(config: &'a Config, service: &Arc<Service>, tls: &Tls) -> Self {
+        Self {
+            config,
+            grpc: Arc::new(Grpc::new(service.clone())),
+            tls: tls.clients.clone(),
+            accept_tasks: tokio::task::JoinSet::new(),
+            acceptors: Vec::new(),
+            stopping: tokio::sync::watch::Sender::new(()),
         }
-        Self { accept_tasks, acceptor, stopping }
+    }
+
+    /// Accepts connections at these ports.
+    fn open(&mut self, traffic: Traffic, ports: Vec<Port>, limit: &ConnectionLimit) {
+        if ports.is_empty() {
+            return;
+        }
+        let acceptor = Arc::new(Acceptor::new(traffic, self.config, self.tls.clone(), &self.grpc));
+        for port in ports {
+            listener::announce(&port, traffic);
+            let stopped = self.stopping.subscribe();
+            self.accept_tasks.spawn(acceptor.clone().accept(port, limit.clone(), stopped));
+        }
+        self.acceptors.push(acceptor);
     }
 
     async fn close(self, service: &Service) {
         drop(self.stopping);
         self.accept_tasks.join_all().await;
-        self.acceptor.close();
+        self.acceptors.iter().for_each(|acceptor| acceptor.close());
         service.hub.stop(); // Watches end at once; their clients then connect to another member.
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, self.acceptor.wait_until_empty()).await;
+        let emptied = async {
+            for acceptor in &self.acceptors {
+                acceptor.wait_until_empty().await;
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, emptied).await;
     }
 }
 

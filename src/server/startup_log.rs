@@ -31,6 +31,7 @@ pub fn starting(config: &Config, is_initialised: bool) {
         .with("listen-peer-urls", texts(&config.listen_peer_urls))
         .with("advertise-client-urls", texts(&config.advertise_client_urls))
         .with("listen-client-urls", texts(&config.listen_client_urls))
+        .with("listen-metrics-urls", texts(&config.listen_metrics_urls))
         .with("initial-cluster", config.initial_cluster.as_str())
         .with("initial-cluster-state", state)
         .with("initial-cluster-token", config.initial_cluster_token.as_str())
@@ -64,7 +65,7 @@ fn quota(bytes: Option<u64>) {
     Notice::new(Level::Info, "enabled backend quota").with("quota-size-bytes", bytes).log();
 }
 
-/// Logs that the peer port is open.
+/// Logs that the ports for members and for metrics are open.
 pub fn serving(config: &Config, member_id: u64) {
     Notice::new(Level::Info, "now serving peer/client/metrics")
         .with("local-member-id", format!("{member_id:x}"))
@@ -72,6 +73,7 @@ pub fn serving(config: &Config, member_id: u64) {
         .with("listen-peer-urls", texts(&config.listen_peer_urls))
         .with("advertise-client-urls", texts(&config.advertise_client_urls))
         .with("listen-client-urls", texts(&config.listen_client_urls))
+        .with("listen-metrics-urls", texts(&config.listen_metrics_urls))
         .log();
 }
 

@@ -8,9 +8,12 @@ use crate::{
     error::Error,
     metrics::{self, METRICS},
     mvcc::{Interval, Query},
+    node::replica::RaftStatus,
     state::{CORRUPT, NOSPACE},
 };
 
+/// How long asking the raft thread for its state may take.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// A health check fails after this time.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(7);
 
@@ -66,6 +69,12 @@ impl Service {
         }
         let query = Query { limit: 1, keys_only: true, ..Query::all(Interval::From("\0".into())) };
         self.readers().keys.range(&query).map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// The state of raft; None if the raft thread does not answer.
+    pub async fn raft_status(&self) -> Option<RaftStatus> {
+        let status = await_outcome(|waiter| self.node().raft_status(Box::new(move |status| waiter(Ok(status)))));
+        tokio::time::timeout(STATUS_TIMEOUT, status).await.ok()?.ok()
     }
 
     /// Sets the metrics that are measured only when they are scraped.

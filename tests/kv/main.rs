@@ -10,6 +10,7 @@ mod full_disk;
 mod hashes;
 mod http;
 mod keys;
+mod listeners;
 mod lists;
 mod maintenance;
 mod quota;

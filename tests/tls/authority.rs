@@ -185,8 +185,13 @@ impl Authority {
 
     /// A connection for gRPC clients, with or without a client certificate.
     pub async fn channel(&self, server: &Server, shown: Option<&str>) -> Result<Channel, tonic::transport::Error> {
+        self.channel_to(server.address(), shown).await
+    }
+
+    /// The same, to an address.
+    pub async fn channel_to(&self, address: &str, shown: Option<&str>) -> Result<Channel, tonic::transport::Error> {
         let config = self.client_config(&["h2"], shown, &[&version::TLS13, &version::TLS12]);
-        let address = server.address().to_owned();
+        let address = address.to_owned();
         let connector = tower::service_fn(move |_: Uri| {
             let (config, address) = (config.clone(), address.clone());
             async move { connect_with(config, &address).await.map(TokioIo::new) }

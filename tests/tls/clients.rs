@@ -17,7 +17,7 @@ use super::authority::{Authority, SECURE, Wanted, connect_with};
 use crate::support::{Server, requirements::etcdctl, time_limit};
 
 /// Requests a page over HTTP/2.
-async fn page(stream: TlsStream<TcpStream>) -> Result<String, h2::Error> {
+pub async fn page(stream: TlsStream<TcpStream>) -> Result<String, h2::Error> {
     let (mut client, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
     let request = http::Request::get("https://localhost/health").body(()).unwrap();
@@ -44,7 +44,7 @@ async fn get(mut stream: TlsStream<TcpStream>, path: &str) -> String {
     text
 }
 
-const HEALTHY: &str = r#"{"health":"true","reason":""}"#;
+pub const HEALTHY: &str = r#"{"health":"true","reason":""}"#;
 
 #[tokio::test]
 async fn tonic_disconnects_clients_that_are_silent_after_the_handshake_too() {

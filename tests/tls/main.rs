@@ -5,6 +5,7 @@
 mod authority;
 mod clients;
 mod hostile;
+mod listeners;
 mod members;
 mod moving;
 mod rotation;

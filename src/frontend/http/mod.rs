@@ -1,6 +1,8 @@
-//! The HTTP routes of the client port beside gRPC and the JSON API: /health, /livez, /readyz, /version, /metrics.
+//! The HTTP routes beside gRPC and the JSON API: /health, /livez, /readyz, /metrics, and for clients /version
+//! and /debug/vars.
 
 pub mod access;
+pub mod debug_vars;
 pub mod hyper_server;
 pub mod min_rate;
 pub mod percent;
@@ -25,15 +27,25 @@ use crate::{
     version::ETCD_VERSION,
 };
 
-/// The routes of the client port that are not gRPC.
-pub fn router(service: Arc<Service>) -> Router {
+/// The routes for clients.
+pub fn client_routes(service: Arc<Service>) -> Router {
+    metrics_and_health()
+        .route("/version", only_get().get(version))
+        .route("/debug/vars", only_get().get(debug_vars::variables))
+        .with_state(service)
+}
+
+/// The routes of `--listen-metrics-urls`.
+pub fn metrics_routes(service: Arc<Service>) -> Router {
+    metrics_and_health().with_state(service)
+}
+
+fn metrics_and_health() -> Router<Arc<Service>> {
     Router::new()
         .route("/health", only_get().get(health))
-        .route("/version", only_get().get(version))
         .route("/metrics", any(metrics))
         .merge(probes::routes())
         .fallback(|| async { error(StatusCode::NOT_FOUND, "404 page not found") })
-        .with_state(service)
 }
 
 /// A route of which GET is the only method. To axum, HEAD would be one, too.

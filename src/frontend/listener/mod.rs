@@ -1,9 +1,10 @@
 //! Accepts client connections and detects their protocol.
 //!
-//! One port serves all protocols, and the first bytes decide: a TLS handshake, if a listen URL asks for TLS, after which the
-//! protocol is the one negotiated by ALPN; the HTTP/2 preface, which selects the HTTP/2 server of this crate; anything else is
-//! HTTP/1.1, which hyper serves. With `--grpc-server=tonic` hyper serves HTTP/2, and nothing else. Over TLS, HTTP/2 must be negotiated: a client that
-//! negotiates no protocol speaks HTTP/1.1.
+//! One port serves all protocols, unless gRPC, HTTP or metrics have ports of their own ([`Traffic`]). The first bytes decide: a TLS
+//! handshake, if a listen URL asks for TLS, after which the protocol is the one negotiated by ALPN; the HTTP/2 preface, which
+//! selects the HTTP/2 server of this crate; anything else is HTTP/1.1, which hyper serves. Over TLS, HTTP/2 must be negotiated: a
+//! client that negotiates no protocol speaks HTTP/1.1. Without TLS, a port without gRPC serves HTTP/1.1 alone. With
+//! `--grpc-server=tonic` hyper serves HTTP/2 on ports for gRPC, and nothing else there.
 
 pub mod connection_limit;
 
@@ -26,7 +27,7 @@ use super::{
         min_rate::begin_timed_out,
     },
     http2_service::Http2Service,
-    routes,
+    routes::{self, Traffic},
 };
 use crate::{
     config::{Config, frontend::GrpcServer},
@@ -49,23 +50,25 @@ use http2::{
 /// The start of the HTTP/2 preface. No method of HTTP/1.1 starts like this.
 const HTTP2_START: &[u8] = b"PRI";
 
-/// Logs that clients are served at a port.
-pub fn announce(port: &Port) {
-    let address = port.address();
-    if port.schemes().plain {
-        tracing::info!(
-            traffic = "grpc+http",
-            address,
-            "serving client traffic insecurely; this is strongly discouraged!"
-        );
+/// Logs what is served at a port.
+pub fn announce(port: &Port, traffic: Traffic) {
+    let (address, schemes) = (port.address(), port.schemes());
+    if traffic == Traffic::Metrics {
+        return port.urls().for_each(|address| tracing::info!(address, "serving metrics"));
     }
-    if port.schemes().secure {
-        tracing::info!(traffic = "grpc+http", address, "serving client traffic securely");
+    let traffic = traffic.name();
+    tracing::info!("ready to serve client requests");
+    if schemes.plain {
+        tracing::info!(traffic, address, "serving client traffic insecurely; this is strongly discouraged!");
+    }
+    if schemes.secure {
+        tracing::info!(traffic, address, "serving client traffic securely");
     }
 }
 
 /// Accepts client connections, and serves them.
 pub struct Acceptor {
+    traffic: Traffic,
     tls: Option<Arc<ServerTls>>,
     /// For connections without TLS, and with it.
     plain: Handlers,
@@ -87,7 +90,7 @@ struct Handlers {
 impl Acceptor {
     /// Accepts nothing until [`Self::accept`] is called.
     #[must_use]
-    pub fn new(config: &Config, tls: Option<Arc<ServerTls>>, grpc: &Arc<Grpc>) -> Self {
+    pub fn new(traffic: Traffic, config: &Config, tls: Option<Arc<ServerTls>>, grpc: &Arc<Grpc>) -> Self {
         let limits = Limits {
             max_streams: hyper_server::max_streams(config),
             max_resets: config.frontend.max_resets,
@@ -101,13 +104,15 @@ impl Acceptor {
             keepalive_timeout: config.limits.keepalive_timeout,
         };
         let methods = Arc::new(MethodTable::new(grpc));
-        let gateway = config.frontend.json_api.then(|| {
+        let has_gateway = matches!(traffic, Traffic::GrpcAndHttp | Traffic::Http) && config.frontend.json_api;
+        let gateway = has_gateway.then(|| {
             Gateway::new(grpc, &methods, hyper_server::max_streams(config), config.frontend.max_connection_bytes)
         });
-        let handlers = |is_secure| Handlers::new(config, grpc, methods.clone(), gateway.clone(), is_secure);
+        let handlers = |is_secure| Handlers::new(traffic, config, grpc, methods.clone(), gateway.clone(), is_secure);
         let [plain, secure] = [false, true].map(handlers);
         let hyper = hyper_server::builder(config);
         Self {
+            traffic,
             tls,
             hyper: if plain.http2.is_some() { hyper.http1_only() } else { hyper.http2_only() },
             plain,
@@ -223,7 +228,11 @@ impl Acceptor {
         let is_tls = self.is_tls(schemes, &socket).await?;
         let (mut stream, is_http2, handlers) = match &self.tls {
             Some(tls) if is_tls => {
-                let (stream, is_http2) = tls.accept(socket, self.begin_timeout()).await?;
+                let (stream, is_http2) = if self.traffic == Traffic::Metrics {
+                    tls.accept_from_own_address(socket, self.begin_timeout()).await?
+                } else {
+                    tls.accept(socket, self.begin_timeout()).await?
+                };
                 (stream, is_http2, &self.secure)
             }
             _ => (Stream::Plain(socket), false, &self.plain),
@@ -231,11 +240,14 @@ impl Acceptor {
         let address = stream.peer_address().map_or_else(String::new, |address| address.to_string());
         let connection = Arc::new(CallerConnection { address, common_name: tls::client_common_name(&stream) });
         let Some(http2) = &handlers.http2 else { return self.serve_with_hyper(handlers, stream, connection).await };
-        if is_http2 {
+        if is_http2 || (self.traffic == Traffic::Grpc && !is_tls) {
             return Ok(Task::new(stream, Bytes::new(), http2.clone(), guard.with_info(connection)).await?);
         }
+        if self.traffic == Traffic::Grpc {
+            return Err("HTTP/2 was not negotiated on a port for gRPC alone".into());
+        }
         let first = self.with_begin_timeout(first_bytes(&mut stream)).await?;
-        if !is_tls && first.starts_with(HTTP2_START) {
+        if !is_tls && self.traffic == Traffic::GrpcAndHttp && first.starts_with(HTTP2_START) {
             return Ok(Task::new(stream, first, http2.clone(), guard.with_info(connection)).await?);
         }
         self.serve_http1(handlers, stream, first, connection).await
@@ -244,6 +256,7 @@ impl Acceptor {
 
 impl Handlers {
     fn new(
+        traffic: Traffic,
         config: &Config,
         grpc: &Arc<Grpc>,
         methods: Arc<MethodTable>,
@@ -253,14 +266,17 @@ impl Handlers {
         let demands_no_names = is_secure && config.tls.certificates_name_users && gateway.is_some();
         let access =
             AccessControl::new(config.access.clone(), is_secure, demands_no_names.then(|| grpc.service.clone()));
-        let router = routes::routes(grpc, gateway, access);
+        let router = routes::routes(traffic, grpc, gateway, access);
         let ledger = grpc.service.ledger.clone();
         let (http2, tonic): (Option<Arc<dyn service::Service>>, _) = match config.frontend.grpc_server {
-            GrpcServer::Own => {
-                let read_pool = grpc.service.read_pool().clone();
+            GrpcServer::Tonic if traffic.has_grpc() => {
+                (None, Some(TonicService { methods, max_message_bytes: grpc.max_message_bytes() }))
+            }
+            GrpcServer::Own | GrpcServer::Tonic => {
+                let (methods, read_pool) =
+                    (Some(methods).filter(|_| traffic.has_grpc()), grpc.service.read_pool().clone());
                 (Some(Arc::new(Http2Service::new(methods, router.clone(), read_pool))), None)
             }
-            GrpcServer::Tonic => (None, Some(TonicService { methods, max_message_bytes: grpc.max_message_bytes() })),
         };
         let (timeout, is_open_ended) = (config.frontend.read_timeout, gateway::routes::is_open_ended);
         Self { http2, hyper: HyperService { router, ledger, tonic, timeout, is_open_ended, connection: None } }

@@ -98,8 +98,17 @@ impl ServerTls {
 
     /// Performs the handshake, within a time. True if HTTP/2 was negotiated. An error has been logged and counted.
     pub async fn accept(&self, socket: Socket, within: Duration) -> io::Result<(Stream, bool)> {
+        self.accept_with(socket, within, self.checks_address).await
+    }
+
+    /// As [`Self::accept`], but a client's certificate must be valid for the address that it connects from.
+    pub async fn accept_from_own_address(&self, socket: Socket, within: Duration) -> io::Result<(Stream, bool)> {
+        self.accept_with(socket, within, true).await
+    }
+
+    async fn accept_with(&self, socket: Socket, within: Duration, checks_address: bool) -> io::Result<(Stream, bool)> {
         let address = socket.peer_address();
-        let outcome = match tokio::time::timeout(within, self.shake_hands(socket)).await {
+        let outcome = match tokio::time::timeout(within, self.shake_hands(socket, checks_address)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(("timeout", "tls: the handshake was not completed in time".to_owned())),
         };
@@ -116,9 +125,13 @@ impl ServerTls {
         })
     }
 
-    async fn shake_hands(&self, socket: Socket) -> Result<(Stream, bool), (&'static str, String)> {
+    async fn shake_hands(
+        &self,
+        socket: Socket,
+        checks_address: bool,
+    ) -> Result<(Stream, bool), (&'static str, String)> {
         let threads = self.threads.as_ref().ok_or(("error", "the server is stopping".to_owned()))?;
-        let (files, checks_address) = (self.files.clone(), self.checks_address);
+        let files = self.files.clone();
         let address = socket.peer_address();
         let task = threads.spawn(async move {
             let stream = TlsAcceptor::from(files.current()).accept(socket).await.map_err(|it| tls_error::text(&it))?;

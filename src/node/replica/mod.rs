@@ -72,6 +72,50 @@ pub struct Incarnation {
     pub number: u64,
 }
 
+/// The state of raft at one time, for operators. Zero stands for no member.
+#[derive(Debug, Clone)]
+pub struct RaftStatus {
+    pub term: u64,
+    /// The member that this one has voted for in this term.
+    pub vote: u64,
+    pub committed: u64,
+    pub applied: u64,
+    pub leader: u64,
+    /// As etcd's raft library prints it: `StateLeader`.
+    pub role: &'static str,
+    /// How far each member's log has got; empty unless this member is the leader.
+    pub progress: Vec<MemberProgress>,
+    /// The member that leadership is being transferred to.
+    pub transfers_to: u64,
+}
+
+/// How far a member's log has got, as the leader sees it.
+#[derive(Debug, Clone)]
+pub struct MemberProgress {
+    pub id: u64,
+    pub matched: u64,
+    pub next: u64,
+    /// As etcd's raft library prints it: `StateReplicate`.
+    pub state: &'static str,
+}
+
+fn role_name(role: StateRole) -> &'static str {
+    match role {
+        StateRole::Follower => "StateFollower",
+        StateRole::PreCandidate => "StatePreCandidate",
+        StateRole::Candidate => "StateCandidate",
+        StateRole::Leader => "StateLeader",
+    }
+}
+
+fn progress_name(state: ProgressState) -> &'static str {
+    match state {
+        ProgressState::Probe => "StateProbe",
+        ProgressState::Replicate => "StateReplicate",
+        ProgressState::Snapshot => "StateSnapshot",
+    }
+}
+
 struct InFlightWrite {
     number: u64,
     /// The number to acknowledge when it is durable: higher than `number` if later `Ready`s had nothing to write.
@@ -349,6 +393,28 @@ impl<R> Replica<R> {
     pub fn progress(&self) -> Option<Vec<(u64, u64)>> {
         let matched = || self.raft.raft.prs().iter().map(|(&member, progress)| (member, progress.matched));
         self.leads().then(|| matched().collect())
+    }
+
+    /// The state of raft, for operators.
+    #[must_use]
+    pub fn status(&self) -> RaftStatus {
+        let raft = &self.raft.raft;
+        let member = |(&id, progress): (&u64, &Progress)| MemberProgress {
+            id,
+            matched: progress.matched,
+            next: progress.next_idx,
+            state: progress_name(progress.state),
+        };
+        RaftStatus {
+            term: raft.term,
+            vote: raft.vote,
+            committed: raft.raft_log.committed,
+            applied: raft.raft_log.applied,
+            leader: raft.leader_id,
+            role: role_name(raft.state),
+            progress: if self.leads() { raft.prs().iter().map(member).collect() } else { Vec::new() },
+            transfers_to: raft.lead_transferee.unwrap_or_default(),
+        }
     }
 
     /// The lowest match index among members that were active recently and are not being sent a snapshot; None unless this
