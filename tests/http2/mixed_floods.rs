@@ -203,6 +203,7 @@ fn repeat(server: &Server, is_over: &AtomicBool, path: &str, message: impl Fn(us
             let message = &message;
             scope.spawn(move || {
                 let mut raw = open_wide(server);
+                raw.wait_patiently();
                 let mut nth = 0;
                 while !is_over.load(Ordering::Relaxed) {
                     for _ in 0..AT_ONCE {

@@ -144,6 +144,11 @@ impl Raw {
         }
     }
 
+    /// Lets the server take longer than other tests would wait: this client adds to a flood, and has no claim to be served soon.
+    pub fn wait_patiently(&self) {
+        self.stream.set_read_timeout(Some(10 * read_timeout())).unwrap();
+    }
+
     /// The next frame of this kind; None when the server has closed the connection.
     pub fn wait_for(&mut self, kind: u8) -> Option<Frame> {
         loop {

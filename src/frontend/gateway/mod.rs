@@ -45,7 +45,7 @@ use std::{collections::HashMap, future::poll_fn, sync::Arc, time::Instant};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Method as HttpMethod, Request, Response,
+    HeaderName, HeaderValue, Method as HttpMethod, Request, Response, StatusCode,
     header::{CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use http_body_util::BodyExt;
@@ -56,7 +56,10 @@ use super::{
         Grpc, direct,
         methods::{GrpcMethod, MethodTable},
     },
-    http::min_rate::{ChargedBody, IsCharged},
+    http::{
+        error as plain_error,
+        min_rate::{ChargedBody, IsCharged},
+    },
 };
 use crate::{error::Error, service::CallerConnection};
 use conversation::ConversationCall;
@@ -77,6 +80,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// JSON takes this much more space than the message that it stands for: base64, names, and space. What takes even more is refused.
 const JSON_FACTOR: usize = 4;
 const JSON_OVERHEAD_BYTES: usize = 64 << 10;
+/// etcd's text.
+const NAME_IGNORED: &str =
+    "CommonName of client sending a request against gateway will be ignored and not used as expected";
 /// A longer answer is encoded where it blocks no connection.
 const LONG_ANSWER_BYTES: usize = 256 << 10;
 
@@ -125,6 +131,10 @@ impl Gateway {
 
     /// Answers a request for a path below `/v3/`.
     pub async fn respond(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
+        let connection = request.extensions().get::<ConnectionInfo>().and_then(|info| info.downcast_ref()).cloned();
+        if self.ignores_name(connection.as_ref()) {
+            return plain_error(StatusCode::BAD_REQUEST, NAME_IGNORED);
+        }
         let path = routes::route_path(request.uri().path()).into_owned();
         let Some(route) = self.routes.get(path.as_str()) else {
             return error_response(&CallError { code: Code::NotFound, message: "Not Found".into() });
@@ -133,8 +143,10 @@ impl Gateway {
             return error_response(&CallError { code: Code::Unimplemented, message: "Method Not Allowed".into() });
         }
         let (parts, body) = request.into_parts();
-        let metadata = metadata::metadata(&parts.headers)
-            .map(|metadata| Metadata { connection: without_name(parts.extensions.get()), ..metadata });
+        // The name in a certificate names no user here.
+        let connection = connection.map(|known| CallerConnection { common_name: None, ..known });
+        let connection = connection.map(|connection| -> ConnectionInfo { Arc::new(connection) });
+        let metadata = metadata::metadata(&parts.headers).map(|metadata| Metadata { connection, ..metadata });
         let answer = match metadata {
             Ok(metadata) if route.takes_stream => Ok(self.converse(route, metadata, body).await),
             Ok(metadata) => self.call(route, metadata, body).await,
@@ -143,6 +155,14 @@ impl Gateway {
         let mut response = answer.unwrap_or_else(|error| error_response(&error));
         response.extensions_mut().insert(IsCharged);
         response
+    }
+
+    /// Whether a client may believe that its certificate is taken for that of a user, as with gRPC.
+    fn ignores_name(&self, connection: Option<&CallerConnection>) -> bool {
+        let service = &self.grpc.service;
+        connection.is_some_and(|connection| connection.common_name.is_some())
+            && service.authentication.certificates_name_users
+            && service.auth_is_enabled()
     }
 
     /// A call with one request.
@@ -285,12 +305,6 @@ impl Gateway {
         self.grpc.service.read_pool().run(move || _ = sender.send(encode()));
         encoded.await.expect("the read pool runs every job")
     }
-}
-
-/// The connection of a client, without the name in its certificate: that names no user here.
-fn without_name(connection: Option<&ConnectionInfo>) -> Option<ConnectionInfo> {
-    let connection = connection?.downcast_ref::<CallerConnection>()?;
-    Some(Arc::new(CallerConnection { common_name: None, ..connection.clone() }))
 }
 
 /// Awaits something until a deadline. If that has passed, it is not even begun.

@@ -19,35 +19,25 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::error;
-use crate::{
-    config::access::AccessConfig,
-    frontend::gateway::routes::is_json_path,
-    service::{CallerConnection, Service},
-};
-use http2::{call::ConnectionInfo, limits};
+use crate::config::access::AccessConfig;
+use http2::limits;
 
 const ALLOWED_METHODS: &str = "POST, GET, OPTIONS, PUT, DELETE";
 const ALLOWED_HEADERS: &str = "accept, content-type, authorization";
-/// etcd's text.
-const NAME_IGNORED: &str =
-    "CommonName of client sending a request against gateway will be ignored and not used as expected";
 const ANY_ORIGIN: HeaderValue = HeaderValue::from_static("*");
 
 /// Lets in the requests of one kind of connection.
+#[derive(Debug)]
 pub struct AccessControl {
     config: AccessConfig,
     is_secure: bool,
-    /// Set if the common names of clients are the names of users.
-    certificates_name_users_of: Option<Arc<Service>>,
 }
 
 impl AccessControl {
-    /// `is_secure`: the requests come over TLS. `certificates_name_users_of`: if the common names of clients are the names of
-    /// this service's users.
+    /// `is_secure`: the requests come over TLS.
     #[must_use]
-    pub fn new(config: AccessConfig, is_secure: bool, certificates_name_users_of: Option<Arc<Service>>) -> Self {
-        Self { config, is_secure, certificates_name_users_of }
+    pub fn new(config: AccessConfig, is_secure: bool) -> Self {
+        Self { config, is_secure }
     }
 
     /// A router that serves only what is let in, and adds the headers of CORS.
@@ -66,9 +56,6 @@ impl AccessControl {
             tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
             return misdirected(host);
         }
-        if self.expects_a_user(&request) {
-            return error(StatusCode::BAD_REQUEST, NAME_IGNORED);
-        }
         let origin = self.allowed_origin(request.headers());
         let mut response =
             if request.method() == Method::OPTIONS { Response::new(Body::empty()) } else { next.run(request).await };
@@ -76,15 +63,6 @@ impl AccessControl {
             add_cors(response.headers_mut(), origin);
         }
         response
-    }
-
-    /// Whether the client may believe that the JSON API takes its certificate for that of a user, as gRPC does.
-    fn expects_a_user(&self, request: &Request) -> bool {
-        let Some(service) = &self.certificates_name_users_of else { return false };
-        let connection = request.extensions().get::<ConnectionInfo>();
-        let connection = connection.and_then(|connection| connection.downcast_ref::<CallerConnection>());
-        let has_name = connection.is_some_and(|connection| connection.common_name.is_some());
-        has_name && is_json_path(request.uri().path()) && service.auth_is_enabled()
     }
 
     fn allows_host(&self, host: &str) -> bool {
@@ -171,17 +149,17 @@ mod tests {
     fn hosts_are_checked_without_tls_only() {
         let hosts = Some(BTreeSet::from(["a".to_owned()]));
         let config = AccessConfig { hosts, ..AccessConfig::default() };
-        let plain = AccessControl::new(config.clone(), false, None);
+        let plain = AccessControl::new(config.clone(), false);
         assert!(plain.allows_host("a") && !plain.allows_host("b") && !plain.allows_host(""));
-        assert!(AccessControl::new(config, true, None).allows_host("b"));
-        assert!(AccessControl::new(AccessConfig::default(), false, None).allows_host("b"));
+        assert!(AccessControl::new(config, true).allows_host("b"));
+        assert!(AccessControl::new(AccessConfig::default(), false).allows_host("b"));
     }
 
     #[test]
     fn an_origin_is_named_if_it_is_listed() {
         let origins = Some(BTreeSet::from(["http://a:80".to_owned()]));
-        let listed = AccessControl::new(AccessConfig { origins, ..AccessConfig::default() }, false, None);
-        let all = AccessControl::new(AccessConfig::default(), false, None);
+        let listed = AccessControl::new(AccessConfig { origins, ..AccessConfig::default() }, false);
+        let all = AccessControl::new(AccessConfig::default(), false);
         let from = |origin| HeaderMap::from_iter([(header::ORIGIN, HeaderValue::from_static(origin))]);
         assert_eq!(listed.allowed_origin(&from("http://a:80")).unwrap(), "http://a:80");
         assert_eq!(listed.allowed_origin(&from("http://a")), None, "origins are compared as texts, as in etcd");

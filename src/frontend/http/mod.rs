@@ -60,7 +60,7 @@ async fn method_not_allowed() -> Response {
 }
 
 /// An error as Go's HTTP server words it.
-fn error(status: StatusCode, text: &str) -> Response {
+pub fn error(status: StatusCode, text: &str) -> Response {
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     let headers =
         [(header::CONTENT_TYPE, plain), (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))];

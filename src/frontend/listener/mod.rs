@@ -263,10 +263,7 @@ impl Handlers {
         gateway: Option<Arc<Gateway>>,
         is_secure: bool,
     ) -> Self {
-        let demands_no_names = is_secure && config.tls.certificates_name_users && gateway.is_some();
-        let access =
-            AccessControl::new(config.access.clone(), is_secure, demands_no_names.then(|| grpc.service.clone()));
-        let router = routes::routes(traffic, grpc, gateway, access);
+        let router = routes::routes(traffic, grpc, gateway, AccessControl::new(config.access.clone(), is_secure));
         let ledger = grpc.service.ledger.clone();
         let (http2, tonic): (Option<Arc<dyn service::Service>>, _) = match config.frontend.grpc_server {
             GrpcServer::Tonic if traffic.has_grpc() => {
