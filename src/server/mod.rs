@@ -114,6 +114,8 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     let tls = Tls::open(config, outbound)?;
     let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
     let http_ports = bind_all(&config.listen_client_http_urls, config.socket_reuse_port).await?;
+    let quick_urls = config.quick_api.as_ref().map_or(&[][..], |quick_api| &quick_api.listen_urls);
+    let quick_ports = bind_all(quick_urls, config.socket_reuse_port).await?;
     let peer_ports = bind_peer_ports(&config.listen_peer_urls, config.socket_reuse_port).await?;
     let limits = &config.limits;
     let connection_limit = ConnectionLimit::new(limits.max_connections, limits.max_connections_per_address)?;
@@ -160,6 +162,10 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     } else {
         frontends.open(Traffic::Grpc, ports, &connection_limit);
         frontends.open(Traffic::Http, http_ports, &connection_limit);
+    }
+    if let Some(quick_api) = &config.quick_api {
+        let numbers_are_members = quick_api.numbers_are_members;
+        frontends.open(Traffic::Quick { numbers_are_members }, quick_ports, &connection_limit);
     }
     tokio::spawn(tls.refresh_periodically());
     signals::notify_ready();

@@ -263,7 +263,8 @@ impl Handlers {
         gateway: Option<Arc<Gateway>>,
         is_secure: bool,
     ) -> Self {
-        let router = routes::routes(traffic, grpc, gateway, AccessControl::new(config.access.clone(), is_secure));
+        let router =
+            routes::routes(traffic, grpc, &methods, gateway, AccessControl::new(config.access.clone(), is_secure));
         let ledger = grpc.service.ledger.clone();
         let (http2, tonic): (Option<Arc<dyn service::Service>>, _) = match config.frontend.grpc_server {
             GrpcServer::Tonic if traffic.has_grpc() => {
