@@ -5,6 +5,7 @@
 
 mod bounds;
 mod client;
+mod etcd3gw;
 mod pages;
 mod pair;
 mod quick_api;
