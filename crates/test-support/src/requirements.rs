@@ -25,7 +25,10 @@ const NEEDS: [(&str, &str); 10] = [
     ("loop", "run the tests as root, where loop devices, mkfs.ext4 and fsfreeze exist"),
     ("netns", "run the tests where `unshare --net --map-root-user true` works"),
     ("nghttp2", "install nghttp and h2load (Debian's nghttp2-client)"),
-    ("python", "install Python, for which scripts/test installs grpcio, h2 and etcd3gw, or name one in METASTORE_TEST_PYTHON"),
+    (
+        "python",
+        "install Python, for which scripts/test installs grpcio, h2 and etcd3gw, or name one in METASTORE_TEST_PYTHON",
+    ),
     ("tmpfs", "run the tests as root, where a tmpfs can be mounted"),
 ];
 
