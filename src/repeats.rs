@@ -3,8 +3,7 @@
 //! each time are written up to a limit.
 
 use std::{
-    collections::HashMap,
-    hash::Hash,
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -15,7 +14,7 @@ const MAX_LINES: usize = 128;
 
 /// The lines that were written lately. A key says what a line is about.
 pub struct Repeats<K> {
-    written: HashMap<K, Written>,
+    written: BTreeMap<K, Written>,
     /// How many new lines were left out because of the limit, since the last one that was written.
     suppressed: u32,
 }
@@ -28,11 +27,11 @@ struct Written {
 
 impl<K> Default for Repeats<K> {
     fn default() -> Self {
-        Self { written: HashMap::new(), suppressed: 0 }
+        Self { written: BTreeMap::new(), suppressed: 0 }
     }
 }
 
-impl<K: Eq + Hash> Repeats<K> {
+impl<K: Ord> Repeats<K> {
     /// Returns `Some` if a line should be written now, with the number of times that it was left out since the last time; or, if
     /// it is new, the number of new lines that were left out because of the limit.
     pub fn should_log(&mut self, key: K, now: Instant) -> Option<u32> {
