@@ -101,7 +101,6 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     let max_concurrent_streams =
         value::unsigned_32(values.text("max-concurrent-streams")).expect("a text is checked when it is set");
     let auth = AuthConfig::read(values, notices).map_err(start_failed)?;
-    let frontend_config = FrontendConfig::read(values).map_err(verification_failed)?;
     let data_dir = data_dir(values, &name, notices);
     let tls = addresses.tls(values, tls_versions, &data_dir, notices).map_err(start_failed)?;
     Ok(Config {
@@ -149,7 +148,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         limits,
         feature_gates,
         access: AccessConfig::read(values),
-        frontend: frontend_config,
+        frontend: FrontendConfig::read(values).map_err(verification_failed)?,
         tls,
         logs,
     })

@@ -101,7 +101,7 @@ fn what_is_wrong_is_refused_with_the_reason() {
     assert_eq!(endless.head.status, 413);
     // A body that never comes to its end.
     let mut half = Exchange::begin(&quick, "PUT", "/a", &[("Content-Length", "90000")]);
-    half.send_raw(&[b'x'; 80_000]);
+    half.send_raw("x".repeat(80_000).as_bytes());
     let held = || server.http("GET", "/metrics").metric("metastore_http2_held_bytes");
     eventually("it is counted", time_limit(), || if held() >= 80_000.0 { Ok(()) } else { Err(held()) });
     drop(half);
@@ -187,8 +187,12 @@ fn listed(quick: &str) -> Vec<(String, String, String)> {
 fn members_are_added_and_removed() {
     let urls: Vec<_> = (0..5).map(|_| free_url()).collect();
     let mut members: Vec<_> = (1..=3).map(|id| Member::new(id, &urls[..3], &["--port-admin"])).collect();
-    members.iter_mut().for_each(|member| member.server.launch());
-    members.iter_mut().for_each(|member| member.server.await_serving());
+    for member in &mut members {
+        member.server.launch();
+    }
+    for member in &mut members {
+        member.server.await_serving();
+    }
     let quick = members[0].quick.clone();
     expect(&ask(&quick, "PUT", "/a", b"x"), 204, "");
     expect(&ask(&members[2].quick, "GET", "/a", b""), 200, "x");
