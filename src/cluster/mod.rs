@@ -18,6 +18,7 @@ pub mod peer_client;
 mod plan;
 pub mod publish;
 pub mod reconfig_check;
+pub mod round_trips;
 pub mod version;
 
 use std::{
@@ -29,6 +30,7 @@ use prost::Message;
 use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 
 use crate::{
+    metrics::METRICS,
     error::Error,
     lease::{LeaseId, Renewal},
     mvcc::read::ReadError,
@@ -169,6 +171,16 @@ impl Cluster {
 
     /// Promotes a learner if this member leads: only the leader knows how far a learner has caught up.
     pub async fn promote(&self, id: u64) -> Result<Response, Error> {
+        let outcome = self.try_to_promote(id).await;
+        match &outcome {
+            Ok(_) => METRICS.learner_promotions.inc(),
+            Err(Error::NotLeader) => (), // The leader counts it.
+            Err(error) => METRICS.learner_promotion_failures.with_label_values(&[error.to_string()]).inc(),
+        }
+        outcome
+    }
+
+    async fn try_to_promote(&self, id: u64) -> Result<Response, Error> {
         await_outcome(|waiter| self.node.catch_up(waiter)).await?;
         let progress = await_outcome(|waiter| self.node.progress(Box::new(move |progress| waiter(Ok(progress)))));
         let progress = progress.await?.ok_or(Error::NotLeader)?;

@@ -53,7 +53,7 @@ impl Fault {
     pub fn alter(self, input: Input) -> Option<Input> {
         match (self, input) {
             (Self::ForwardedRevoke, Input::ProposeInTerm { id, data, waiter, .. }) => {
-                Some(Input::Propose { id, data, waiter })
+                Some(Input::Propose { id, data, since: Instant::now(), waiter })
             }
             (Self::TickAsProof, Input::ConfirmLeadership(waiter)) => {
                 waiter(Ok(()));
