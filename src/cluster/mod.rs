@@ -30,9 +30,9 @@ use prost::Message;
 use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 
 use crate::{
-    metrics::METRICS,
     error::Error,
     lease::{LeaseId, Renewal},
+    metrics::METRICS,
     mvcc::read::ReadError,
     node::{Node, identity::RequestIds, read_pool::ReadPool},
     proto::etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberPromoteRequest},
@@ -171,11 +171,13 @@ impl Cluster {
 
     /// Promotes a learner if this member leads: only the leader knows how far a learner has caught up.
     pub async fn promote(&self, id: u64) -> Result<Response, Error> {
+        let count_failure = |reason| METRICS.learner_promotion_failures.with_label_values(&[reason]).inc();
         let outcome = self.try_to_promote(id).await;
         match &outcome {
             Ok(_) => METRICS.learner_promotions.inc(),
             Err(Error::NotLeader) => (), // The leader counts it.
-            Err(error) => METRICS.learner_promotion_failures.with_label_values(&[error.to_string()]).inc(),
+            Err(Error::MemberNotFound) => count_failure("membership: ID not found".to_owned()),
+            Err(error) => count_failure(error.to_string()),
         }
         outcome
     }

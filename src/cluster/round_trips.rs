@@ -33,8 +33,7 @@ impl RoundTrips {
     fn add(&mut self, took: Option<Duration>, now: Instant) -> Option<Duration> {
         let was_connected = std::mem::replace(&mut self.is_connected, took.is_some());
         let took = took.filter(|_| was_connected)?;
-        let smoothed =
-            self.smoothed.map_or(took, |before| (before * (SMOOTHING - 1) + took) / SMOOTHING);
+        let smoothed = self.smoothed.map_or(took, |before| (before * (SMOOTHING - 1) + took) / SMOOTHING);
         self.smoothed = Some(smoothed);
         let is_due = self.observed_at.is_none_or(|at| now.saturating_duration_since(at) >= OBSERVATION_INTERVAL);
         is_due.then(|| {

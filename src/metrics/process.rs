@@ -33,8 +33,7 @@ impl Process {
     #[must_use]
     pub fn read() -> Self {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let (stat, status, limits) =
-            (text("/proc/self/stat"), text("/proc/self/status"), text("/proc/self/limits"));
+        let (stat, status, limits) = (text("/proc/self/stat"), text("/proc/self/status"), text("/proc/self/limits"));
         let (received_bytes, transmitted_bytes) = traffic(&text("/proc/self/net/dev"));
         let times = TaskTimes::parse(&stat).unwrap_or_default();
         Self {
@@ -182,7 +181,8 @@ mod tests {
         let mut threads = CountedThreads::default();
         let thread = |id, name: &str, used, started| (id, name.to_owned(), TaskTimes { used, started });
         threads.since_last_time([thread(1, "to-ab", 100, 5), thread(2, "read-0", 50, 5), thread(3, "read-1", 50, 5)]);
-        let now = threads.since_last_time([thread(1, "to-cd", 30, 9), thread(2, "read-0", 70, 5), thread(4, "raft", 10, 9)]);
+        let now =
+            threads.since_last_time([thread(1, "to-cd", 30, 9), thread(2, "read-0", 70, 5), thread(4, "raft", 10, 9)]);
         let expected = [("peer_send", 0.3), ("raft", 0.1), ("read", 0.2)];
         assert_eq!(now, expected.map(|(name, seconds)| (name.to_owned(), seconds)).into());
     }

@@ -176,7 +176,8 @@ impl Collector for DurationsVec {
     fn collect(&self) -> Vec<MetricFamily> {
         let family = &*self.0;
         let export = |(values, histogram): &(Vec<String>, Arc<Durations>)| {
-            let mut labels: Vec<LabelPair> = family.labels.iter().zip(values).map(|(name, value)| pair(name, value)).collect();
+            let mut labels: Vec<LabelPair> =
+                family.labels.iter().zip(values).map(|(name, value)| pair(name, value)).collect();
             labels.sort_by(|a, b| a.name().cmp(b.name()));
             let mut metric = Metric::from_label(labels);
             metric.set_histogram(histogram.export(&family.bounds));

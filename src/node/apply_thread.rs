@@ -101,13 +101,14 @@ struct BatchTimes {
 impl BatchTimes {
     /// How long an entry waited in queues, of the raft and the apply thread, and until it was written, synced and committed.
     fn wait_parts(&self, proposed_at: Instant, since: Instant) -> (Duration, Duration) {
-        let queue = proposed_at.saturating_duration_since(since) + self.started.saturating_duration_since(self.committed);
+        let queue =
+            proposed_at.saturating_duration_since(since) + self.started.saturating_duration_since(self.committed);
         (queue, self.committed.saturating_duration_since(proposed_at))
     }
 }
 
-/// Measures the entries of a batch. The clock is read between operations of different kinds, and once for several puts that
-/// follow one another: they take so little that reading the clock would be a part of it.
+/// Measures the entries of a batch. The clock is read after each of them, but for a put that another put follows: puts take so
+/// little that reading the clock would be a part of it, so those that follow one another are measured together.
 struct Stopwatch {
     /// When the current run of entries began, and how many of them have succeeded and failed.
     since: Instant,
@@ -141,12 +142,9 @@ impl Stopwatch {
 
 fn count(counts: OperationCounts) {
     let OperationCounts { puts, put_bytes, deletes, ranges, txns } = counts;
-    for (counter, number) in [
-        (&METRICS.puts, puts),
-        (&METRICS.deletes, deletes),
-        (&METRICS.ranges, ranges),
-        (&METRICS.txns, txns),
-    ] {
+    for (counter, number) in
+        [(&METRICS.puts, puts), (&METRICS.deletes, deletes), (&METRICS.ranges, ranges), (&METRICS.txns, txns)]
+    {
         if number > 0 {
             counter.inc_by(number);
         }

@@ -368,7 +368,9 @@ impl Node {
             metrics::refused("backlog");
             return waiter(Err(Error::TooManyRequests));
         }
-        if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, since: Instant::now(), waiter }) {
+        if let Err(Input::Propose { waiter, .. }) =
+            self.raft.send(Input::Propose { id, data, since: Instant::now(), waiter })
+        {
             waiter(Err(Error::Stopped));
         }
     }

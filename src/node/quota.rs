@@ -141,7 +141,9 @@ impl QuotaEnforcer {
             let waiters = quota.awaiting_alarm.lock().take();
             waiters.into_iter().flatten().for_each(|waiter| waiter(Err(Error::NoSpace)));
         });
-        if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, since: Instant::now(), waiter }) {
+        if let Err(Input::Propose { waiter, .. }) =
+            self.raft.send(Input::Propose { id, data, since: Instant::now(), waiter })
+        {
             waiter(Err(Error::Stopped));
         }
     }

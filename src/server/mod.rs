@@ -12,7 +12,10 @@ use std::{
 use tokio::signal::unix::SignalKind;
 
 use crate::{
-    cluster::{Cluster, bootstrap, capability, corruption_check, peer_client::PeerClient, publish::publish, round_trips, version},
+    cluster::{
+        Cluster, bootstrap, capability, corruption_check, peer_client::PeerClient, publish::publish, round_trips,
+        version,
+    },
     config::{AutoCompaction, Config, auth::TokenKind, gates::Gate, limits::Limits},
     error::{Error, Halt, StartError},
     frontend::{

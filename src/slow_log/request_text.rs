@@ -268,11 +268,8 @@ mod tests {
             hashed_password: "hidden".into(),
             ..AuthUserAddRequest::default()
         };
-        let login = InternalAuthenticateRequest {
-            name: "u".into(),
-            password: "hidden".into(),
-            simple_token: "hidden".into(),
-        };
+        let login =
+            InternalAuthenticateRequest { name: "u".into(), password: "hidden".into(), simple_token: "hidden".into() };
         let requester = Requester { user: "root", auth_revision: 3 };
         for (kind, message) in [
             (Kind::Txn, txn.encode_to_vec()),

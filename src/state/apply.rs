@@ -32,7 +32,12 @@ impl Machine {
         self.applied.index = entry.index;
         self.applied.term = entry.term;
         if entry.data.is_empty() && !entry.changes_members {
-            return Ok(Applied { id: 0, cost: 0, operation: "", outcome: Ok(Response::header_only(self.store.head())) });
+            return Ok(Applied {
+                id: 0,
+                cost: 0,
+                operation: "",
+                outcome: Ok(Response::header_only(self.store.head())),
+            });
         }
         match Command::decode(entry.data.clone()) {
             // An entry of a kind that this member does not know is executed by those that do.

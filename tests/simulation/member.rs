@@ -23,6 +23,7 @@ use metastore::{
         snapshot::{InboundSnapshot, OutboundSlot},
     },
     raft_log::{Identity, Position},
+    slow_log::Thresholds,
     state::{AppliedPosition, Machine, Members, VotersAndLearners},
     storage::memory::Memory,
     watch::{self, Hub, HubCore},

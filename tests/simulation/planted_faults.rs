@@ -1,6 +1,9 @@
 //! Planted faults that the checks must detect: each is a bug that a real system has had, or that only a rule of ours prevents.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use metastore::node::messages::Input;

@@ -121,7 +121,11 @@ fn process_metrics(process: &Process) -> String {
     let gauge = |name, help, value| write_metric(&mut out.borrow_mut(), "gauge", [name, help, ""], value);
     let counter = |name, help, value| write_metric(&mut out.borrow_mut(), "counter", [name, help, ""], value);
     counter("process_cpu_seconds_total", "Processor time that the process has used.", process.cpu_seconds);
-    gauge("process_start_time_seconds", "When the process was started, in seconds of unix time.", process.start_time_seconds);
+    gauge(
+        "process_start_time_seconds",
+        "When the process was started, in seconds of unix time.",
+        process.start_time_seconds,
+    );
     gauge("process_resident_memory_bytes", "Memory that the process holds.", process.resident_bytes as f64);
     gauge("process_virtual_memory_bytes", "Address space that the process uses.", process.virtual_bytes as f64);
     gauge("process_virtual_memory_max_bytes", "The limit for its address space.", process.virtual_limit_bytes as f64);
@@ -129,8 +133,16 @@ fn process_metrics(process: &Process) -> String {
     gauge("process_max_fds", "The limit for open file descriptors.", process.open_files_limit as f64);
     gauge("os_fd_used", "Open file descriptors.", process.open_files as f64);
     gauge("os_fd_limit", "The limit for open file descriptors.", process.open_files_limit as f64);
-    counter("process_network_receive_bytes_total", "Bytes received by all network devices that the process sees.", process.received_bytes as f64);
-    counter("process_network_transmit_bytes_total", "Bytes sent by all network devices that the process sees.", process.transmitted_bytes as f64);
+    counter(
+        "process_network_receive_bytes_total",
+        "Bytes received by all network devices that the process sees.",
+        process.received_bytes as f64,
+    );
+    counter(
+        "process_network_transmit_bytes_total",
+        "Bytes sent by all network devices that the process sees.",
+        process.transmitted_bytes as f64,
+    );
     out.into_inner()
 }
 
@@ -150,6 +162,11 @@ fn constants(service: &Service) -> String {
         gauge("etcd_cluster_version", "The cluster version: the lowest of all members.", &labels, 1.0);
     }
     let seconds = service.node().status().quota_full_seconds();
-    gauge("metastore_quota_full_seconds", "In how many seconds the quota will be used up, if the database grows as in the last ten minutes; +Inf if it does not grow.", "", seconds);
+    gauge(
+        "metastore_quota_full_seconds",
+        "In how many seconds the quota will be used up, if the database grows as in the last ten minutes; +Inf if it does not grow.",
+        "",
+        seconds,
+    );
     out
 }
