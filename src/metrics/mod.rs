@@ -199,6 +199,7 @@ fn gauges(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
 
 impl Metrics {
     #[rustfmt::skip] // A table: one metric per line.
+    #[allow(clippy::too_many_lines, reason = "it is a table")]
     fn register() -> Self {
         let metrics = Self {
             has_leader: gauge("etcd_server_has_leader", "Whether a leader is known: 1 or 0."),

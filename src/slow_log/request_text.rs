@@ -187,14 +187,11 @@ fn operation(op: &RequestOp) -> String {
 }
 
 fn comparison(compare: &Compare) -> String {
-    let result = match compare.result() {
-        CompareResult::Equal => String::new(),
-        other => format!("result:{} ", other.as_str_name()),
-    };
-    let target = match compare.target() {
-        CompareTarget::Version => String::new(),
-        other => format!("target:{} ", other.as_str_name()),
-    };
+    // Fields that are zero are left out.
+    let (result, target) = (compare.result(), compare.target());
+    let is_zero = (result == CompareResult::Equal, target == CompareTarget::Version);
+    let result = if is_zero.0 { String::new() } else { format!("result:{} ", result.as_str_name()) };
+    let target = if is_zero.1 { String::new() } else { format!("target:{} ", target.as_str_name()) };
     let with = match &compare.target_union {
         Some(TargetUnion::Version(version)) => format!("version:{version} "),
         Some(TargetUnion::CreateRevision(revision)) => format!("create_revision:{revision} "),

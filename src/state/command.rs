@@ -255,7 +255,7 @@ impl Command {
     /// Whether an entry begins as that of a put does. Others may begin in the same way.
     #[must_use]
     pub fn is_put(entry: &[u8]) -> bool {
-        const PUT_KEY: u8 = (Kind::Put as u8) << 3 | WireType::LengthDelimited as u8;
+        const PUT_KEY: u8 = ((Kind::Put as u8) << 3) | WireType::LengthDelimited as u8;
         entry.first() == Some(&PUT_KEY)
     }
 

@@ -355,14 +355,14 @@ async fn slow_requests_are_logged_with_their_parts_and_without_their_values() {
 /// A disk that makes everything slow does not flood the log: the next line says how many were left out.
 #[tokio::test]
 async fn warnings_are_limited_and_say_how_many_were_suppressed() {
-    const PUTS: usize = 200;
+    const PUTS: u32 = 200;
     let server = Server::start(&["--warning-apply-duration=1ns"]);
     let mut client = server.client().await;
     for nth in 0..PUTS {
         client.put(nth.to_string(), "1", None).await.unwrap();
     }
     let slow = scrape(&server)["etcd_server_slow_apply_total"].values[""];
-    assert!(slow >= PUTS as f64, "all of them are counted: {slow}");
+    assert!(slow >= f64::from(PUTS), "all of them are counted: {slow}");
     let suppressed = eventually("a line says how many were suppressed", time_limit() + Duration::from_secs(15), || {
         // Whatever is applied next, once the interval is over.
         let lines = warnings(&server, "apply request took too long");
@@ -372,7 +372,7 @@ async fn warnings_are_limited_and_say_how_many_were_suppressed() {
         })
     });
     let logged = warnings(&server, "apply request took too long").len();
-    assert!(logged < PUTS / 2 && suppressed > 0, "{logged} lines, {suppressed} suppressed");
+    assert!(logged < 100 && suppressed > 0, "{logged} lines, {suppressed} suppressed");
 }
 
 /// One more put, by another client.

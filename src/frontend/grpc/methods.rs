@@ -173,9 +173,11 @@ impl Method for GrpcMethod {
 
     fn call(&self, call: Call, reply: Reply) {
         let Handler::Unary(handler) = self.handler else { return };
-        self.count_client(&call.metadata);
         match check_metadata(&call.metadata) {
-            Ok(()) => handler(&self.grpc, call, reply),
+            Ok(()) => {
+                self.count_client(&call.metadata);
+                handler(&self.grpc, call, reply);
+            }
             Err(error) => reply.answer(Err(error.into())),
         }
     }
@@ -183,8 +185,8 @@ impl Method for GrpcMethod {
     /// A stream that requires a leader ends soon after the leader is lost; for a unary method that is checked at the beginning
     /// only.
     fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
-        self.count_client(&metadata);
         check_metadata(&metadata)?;
+        self.count_client(&metadata);
         let requires_leader = requires_leader(metadata.fields[0].as_ref()) && !self.handler.is_unary();
         let conversation = match self.handler {
             Handler::CancellableUnary(open) | Handler::Bidirectional(open) => open(&self.grpc, metadata)?,
