@@ -19,7 +19,7 @@ use sha2::Sha256;
 use crate::{
     error::Error,
     metrics::{self, METRICS},
-    service::low_priority::LowPriorityThreads,
+    node::low_priority::LowPriorityThreads,
 };
 
 /// How long a password that was checked is remembered.
