@@ -536,14 +536,14 @@ fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes:
     })
 }
 
+fn thresholds(config: &Config) -> Thresholds {
+    Thresholds { call: config.warning_unary_request_duration, apply: config.warning_apply_duration }
+}
+
 /// A thread for hashes.
 fn scans(name: &str, config: &Config) -> Result<LowPriorityThreads, StartError> {
     LowPriorityThreads::start(name, 1, config.limits.max_waiting_hashes)
         .map_err(|error| StartError::Refused(format!("cannot start the thread for hashes: {error}")))
-}
-
-fn thresholds(config: &Config) -> Thresholds {
-    Thresholds { call: config.warning_unary_request_duration, apply: config.warning_apply_duration }
 }
 
 fn watch_settings(config: &Config) -> watch::Settings {
