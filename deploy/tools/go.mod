@@ -3,10 +3,7 @@ module metastore/deploy/tools
 
 go 1.26.0
 
-tool (
-	github.com/google/go-jsonnet/cmd/jsonnet
-	helm.sh/helm/v3/cmd/helm
-)
+tool helm.sh/helm/v3/cmd/helm
 
 require github.com/compose-spec/compose-go/v2 v2.16.2
 
@@ -58,7 +55,6 @@ require (
 	github.com/gofrs/flock v0.13.0 // indirect
 	github.com/google/btree v1.1.3 // indirect
 	github.com/google/gnostic-models v0.7.0 // indirect
-	github.com/google/go-jsonnet v0.22.0 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/gosuri/uitable v0.0.4 // indirect
 	github.com/hashicorp/errwrap v1.1.0 // indirect
