@@ -28,4 +28,5 @@ pub mod error;
 pub mod inbox;
 pub mod metrics;
 pub mod proto;
+pub mod repeats;
 pub mod version;

@@ -23,6 +23,7 @@ use metastore::{
     node::{
         Node, Parts, Settings,
         identity::{MemberId, RequestIds},
+        low_priority::LowPriorityThreads,
         read_pool::ReadPool,
     },
     proto::etcdserverpb::{Member, PutRequest, RangeRequest, RangeResponse},
@@ -30,7 +31,6 @@ use metastore::{
     service::{
         RequestLimits, Service,
         auth::{Authentication, Tokens, passwords::Passwords},
-        low_priority::LowPriorityThreads,
         slow_log::SlowLog,
     },
     state::{Machine, Members},
@@ -134,6 +134,7 @@ impl TestServer {
             heartbeat_interval: Duration::from_millis(10),
             runtime: runtime.handle().clone(),
             read_pool: ReadPool::start(1),
+            scans: LowPriorityThreads::start("peer-scans", 1, 1).unwrap(),
         };
         let service = Service {
             cluster: Arc::new(cluster),

@@ -105,3 +105,13 @@ fn encoder() {
 fn connection() {
     run_target("connection");
 }
+
+#[test]
+fn permissions() {
+    run_target("permissions");
+}
+
+#[test]
+fn tokens() {
+    run_target("tokens");
+}

@@ -35,7 +35,7 @@ const LAYERS: &[&[&str]] = &[
     &["state"],
     &["mvcc", "lease", "auth"],
     &["storage"],
-    &["error", "proto", "inbox", "version"],
+    &["error", "proto", "inbox", "repeats", "version"],
 ];
 
 /// Uses that the order would allow, but that are not wanted, and why.

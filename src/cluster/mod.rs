@@ -31,8 +31,9 @@ use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 use crate::{
     error::Error,
     lease::{LeaseId, Renewal},
+    metrics,
     mvcc::read::ReadError,
-    node::{Node, identity::RequestIds, read_pool::ReadPool},
+    node::{Node, identity::RequestIds, low_priority::LowPriorityThreads, read_pool::ReadPool},
     proto::etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberPromoteRequest},
     state::{Command, Kind, Members, Response},
     version::{ETCD_VERSION, STORAGE_VERSION},
@@ -65,6 +66,8 @@ pub struct Cluster {
     pub runtime: Handle,
     /// Runs long reads.
     pub read_pool: ReadPool,
+    /// Runs the hashes that other members ask for.
+    pub scans: LowPriorityThreads,
 }
 
 /// The outcome of asking the leader.
@@ -259,13 +262,16 @@ impl Cluster {
     pub async fn hash_at(self: &Arc<Self>, revision: i64) -> Result<PeerHash, Error> {
         let cluster = self.clone();
         let hash = await_outcome(|waiter| {
-            self.read_pool.run(move || {
+            let hash = move |waiter: Waiter<_>| {
                 waiter(match cluster.node.readers().keys.hash_kv(revision) {
                     Ok(hash) => Ok(hash),
                     Err(ReadError::Refused(error)) => Err(error),
                     Err(ReadError::Halt(halt)) => halt.abort(),
                 });
-            });
+            };
+            if let Err(waiter) = self.scans.run(waiter, hash) {
+                waiter(Err(too_many_scans(&self.scans)));
+            }
         });
         let hash = hash.await?;
         Ok(PeerHash {
@@ -274,6 +280,16 @@ impl Cluster {
             compact_revision: hash.compact_revision,
             head: hash.head,
         })
+    }
+}
+
+/// Why a hash or a defragmentation is refused. Counts it.
+pub fn too_many_scans(scans: &LowPriorityThreads) -> Error {
+    metrics::refused("hashes");
+    Error::LimitReached {
+        what: "too many hashes and defragmentations wait for each other",
+        flag: "max-waiting-hashes",
+        value: scans.max_waiting(),
     }
 }
 

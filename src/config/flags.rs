@@ -514,7 +514,18 @@ pub const QUICKSTART: &[Flag] = &[
     flag("cluster", Kind::Text, "", "Peer URLs of all members, in the order of their IDs."),
     flag("grpc-addr", Kind::Text, "", "Address for clients: `host:port` or `:port`."),
     flag("join", Kind::Bool, "false", "Join a running cluster instead of bootstrapping one."),
-    flag("port", Kind::Unsigned, "0", "Port of a quick HTTP API.").no_effect("there is no quick HTTP API"),
+    flag(
+        "port",
+        Kind::Unsigned,
+        "0",
+        "Port of the quick HTTP API (PUT, GET, DELETE /<key>), on the hosts of --listen-client-urls; 0 means none.",
+    ),
+    flag(
+        "port-admin",
+        Kind::Bool,
+        "false",
+        "At --port, POST and DELETE of a number add and remove members, instead of keys of that name.",
+    ),
 ];
 
 const PROCESS: &[Flag] = &[

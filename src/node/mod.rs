@@ -28,6 +28,7 @@ pub mod databases;
 pub mod identity;
 pub mod lease_expiry;
 pub mod log_thread;
+pub mod low_priority;
 pub mod messages;
 pub mod quota;
 pub mod raft_thread;

@@ -121,13 +121,13 @@ impl Status {
         self.is_sole_leader.load(Ordering::Acquire)
     }
 
-    /// Whether this member is a learner.
     /// The capability level of the cluster, as far as this member has applied the log.
     #[must_use]
     pub fn capability_level(&self) -> u64 {
         self.capability_level.load(Ordering::Relaxed)
     }
 
+    /// Whether this member is a learner.
     pub fn is_learner(&self) -> bool {
         self.is_learner.load(Ordering::Relaxed)
     }

@@ -37,6 +37,7 @@ use crate::{
         data_dir::DataDir,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
+        low_priority::LowPriorityThreads,
         messages::Peer,
         quota::Quota,
         read_pool::ReadPool,
@@ -51,7 +52,6 @@ use crate::{
         RequestLimits, Service,
         auth::{Authentication, Tokens, jwt::Jwt, passwords::Passwords},
         lease,
-        low_priority::LowPriorityThreads,
         slow_log::SlowLog,
     },
     state::{Machine, Members},
@@ -114,6 +114,8 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     let tls = Tls::open(config, outbound)?;
     let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
     let http_ports = bind_all(&config.listen_client_http_urls, config.socket_reuse_port).await?;
+    let quick_urls = config.quick_api.as_ref().map_or(&[][..], |quick_api| &quick_api.listen_urls);
+    let quick_ports = bind_all(quick_urls, config.socket_reuse_port).await?;
     let peer_ports = bind_peer_ports(&config.listen_peer_urls, config.socket_reuse_port).await?;
     let limits = &config.limits;
     let connection_limit = ConnectionLimit::new(limits.max_connections, limits.max_connections_per_address)?;
@@ -160,6 +162,10 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     } else {
         frontends.open(Traffic::Grpc, ports, &connection_limit);
         frontends.open(Traffic::Http, http_ports, &connection_limit);
+    }
+    if let Some(quick_api) = &config.quick_api {
+        let numbers_are_members = quick_api.numbers_are_members;
+        frontends.open(Traffic::Quick { numbers_are_members }, quick_ports, &connection_limit);
     }
     tokio::spawn(tls.refresh_periodically());
     signals::notify_ready();
@@ -448,6 +454,7 @@ async fn build(
         heartbeat_interval: config.heartbeat_interval,
         runtime: tokio::runtime::Handle::current(),
         read_pool: ReadPool::start(read_threads),
+        scans: scans("peer-scans", config)?,
     };
     let service = Arc::new(service(config, cluster, hub, quota_bytes)?);
     Ok(RunningServer { service, threads, transport })
@@ -494,8 +501,7 @@ fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes:
             min_lease_seconds: lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
         },
         authentication: authentication(config)?,
-        scans: LowPriorityThreads::start("scans", 1, config.limits.max_waiting_hashes)
-            .map_err(|error| StartError::Refused(format!("cannot start the thread for hashes: {error}")))?,
+        scans: scans("scans", config)?,
         ledger: Ledger::new(config.frontend.max_held_bytes),
         quota_bytes,
         leader_watch: Arc::default(),
@@ -505,6 +511,12 @@ fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes:
             read_threshold: config.warning_apply_duration,
         },
     })
+}
+
+/// A thread for hashes.
+fn scans(name: &str, config: &Config) -> Result<LowPriorityThreads, StartError> {
+    LowPriorityThreads::start(name, 1, config.limits.max_waiting_hashes)
+        .map_err(|error| StartError::Refused(format!("cannot start the thread for hashes: {error}")))
 }
 
 fn watch_settings(config: &Config) -> watch::Settings {

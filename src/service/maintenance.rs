@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{Caller, Operation, Outcome, Reply, Request, Service, read_error};
 use crate::{
+    cluster::too_many_scans,
     error::{Error, Halt},
-    metrics,
     mvcc::{compact::KeyHash, read::ReadError},
     proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmResponse, alarm_request::AlarmAction},
     state::Kind,
@@ -125,12 +125,7 @@ impl Service {
     fn scan<T, R: Reply<T>>(self: &Arc<Self>, reply: R, scan: impl FnOnce(&Arc<Self>, R) + Send + 'static) {
         let service = self.clone();
         if let Err(reply) = self.scans.run(reply, move |reply| scan(&service, reply)) {
-            metrics::refused("hashes");
-            reply.answer(Err(Error::LimitReached {
-                what: "too many hashes and defragmentations wait for each other",
-                flag: "max-waiting-hashes",
-                value: self.scans.max_waiting(),
-            }));
+            reply.answer(Err(too_many_scans(&self.scans)));
         }
     }
 

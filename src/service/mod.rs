@@ -20,7 +20,6 @@ pub mod keep_alive;
 pub mod kv;
 pub mod leader_watch;
 pub mod lease;
-pub mod low_priority;
 pub mod maintenance;
 pub mod range_stream;
 pub mod reply;
@@ -38,7 +37,7 @@ use crate::{
     error::Error,
     metrics,
     mvcc::{meter::Meter, read::ReadError},
-    node::{CurrentReaders, Node, read_pool::ReadPool},
+    node::{CurrentReaders, Node, low_priority::LowPriorityThreads, read_pool::ReadPool},
     state::{Command, Kind, NOSPACE, Response, txn_decode::MAX_LEVELS},
     watch::Hub,
 };
@@ -46,7 +45,6 @@ pub use admission::{Operation, Rule};
 use auth::{Authentication, Identity};
 use http2::ledger::Ledger;
 use leader_watch::LeaderWatch;
-use low_priority::LowPriorityThreads;
 pub use reply::Reply;
 use slow_log::SlowLog;
 

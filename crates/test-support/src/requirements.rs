@@ -26,7 +26,10 @@ const NEEDS: [(&str, &str); 11] = [
     ("loop", "run the tests as root, where loop devices, mkfs.ext4 and fsfreeze exist"),
     ("netns", "run the tests where `unshare --net --map-root-user true` works"),
     ("nghttp2", "install nghttp and h2load (Debian's nghttp2-client)"),
-    ("python", "install Python, for which scripts/test installs grpcio and h2, or name one in METASTORE_TEST_PYTHON"),
+    (
+        "python",
+        "install Python, for which scripts/test installs grpcio, h2 and etcd3gw, or name one in METASTORE_TEST_PYTHON",
+    ),
     ("tmpfs", "run the tests as root, where a tmpfs can be mounted"),
 ];
 
@@ -113,7 +116,7 @@ pub fn h2spec() -> Option<PathBuf> {
     require("h2spec", named_by(&["METASTORE_TEST_H2SPEC"]))
 }
 
-/// A Python interpreter with the packages grpcio and h2.
+/// A Python interpreter with the packages grpcio, h2 and etcd3gw.
 pub fn python() -> Option<PathBuf> {
     require("python", named_by(&["METASTORE_TEST_PYTHON"]))
 }

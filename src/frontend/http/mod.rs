@@ -1,5 +1,5 @@
 //! The HTTP routes beside gRPC and the JSON API: /health, /livez, /readyz, /metrics, and for clients /version
-//! and /debug/vars.
+//! and /debug/vars. The quick API is on a port of its own.
 
 pub mod access;
 pub mod debug_vars;
@@ -7,6 +7,7 @@ pub mod hyper_server;
 pub mod min_rate;
 pub mod percent;
 pub mod probes;
+pub mod quick_api;
 pub mod redirect;
 
 use std::{fmt::Write, sync::Arc};

@@ -22,7 +22,6 @@ mod inbound;
 mod outbox;
 mod paced;
 mod peer_sessions;
-mod refusals;
 mod snapshot_transfer;
 #[cfg(test)]
 mod tests;
@@ -54,14 +53,13 @@ use crate::net::{
     url::{Url, UrlAddress},
 };
 use crate::raft_log::Identity;
-use crate::{error::Halt, metrics::METRICS};
+use crate::{error::Halt, metrics::METRICS, repeats::Repeats};
 use accepted::{AcceptedConnections, MAX_UNKNOWN_STREAMS};
 pub use accepted::{AdmittedConnection, ConnectionKind, ConnectionLimits};
 use connection::PeerConnection;
 use frame::Hello;
 pub use frame::{PREFACE, ProtocolVersion};
 use peer_sessions::PeerSessions;
-use refusals::RefusalLog;
 use snapshot_transfer::ReceiveSlot;
 pub use validate::check;
 
@@ -141,7 +139,8 @@ pub struct Transport {
     sessions: PeerSessions,
     /// Distinguishes this process from earlier ones of the same member, and from ones that run on a copy of its data.
     incarnation: u64,
-    refusals: Mutex<RefusalLog>,
+    /// By member, and why.
+    refusals: Mutex<Repeats<(u64, String)>>,
     /// Raft should shorten the wait for its first election, and has not been told yet.
     advance_first_election: AtomicBool,
 }

@@ -16,7 +16,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use quick_cache::sync::Cache;
 use sha2::Sha256;
 
-use crate::{error::Error, metrics, service::low_priority::LowPriorityThreads};
+use crate::{error::Error, metrics, node::low_priority::LowPriorityThreads};
 
 /// How long a password that was checked is remembered.
 const REMEMBERED: Duration = Duration::from_mins(1);
