@@ -64,7 +64,7 @@ def containers(document):
 def flags_used(root, manifests):
     """Everything in deploy/ that sets a flag: where, and the flag."""
     for manifest in manifests:
-        for document in yaml.safe_load_all(pathlib.Path(manifest).read_text()):
+        for document in yaml.load_all(pathlib.Path(manifest).read_text(), yaml.CSafeLoader):
             for container in containers(document):
                 for argument in container["command"][1:] + container.get("args", []):
                     yield manifest, argument.split("=")[0].lstrip("-")
