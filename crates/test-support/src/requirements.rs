@@ -16,8 +16,9 @@ use std::{
 };
 
 /// What tests may need: the words of `METASTORE_TEST_REQUIRE`, and how to get each.
-const NEEDS: [(&str, &str); 10] = [
+const NEEDS: [(&str, &str); 11] = [
     ("curl", "install curl"),
+    ("deploy", "run scripts/check-deploy --install; it says what else is missing"),
     ("etcd", "install Go, with which scripts/peers builds etcd 3.7, or name one in METASTORE_TEST_ETCD"),
     ("etcdctl", "install Go, with which scripts/peers builds etcdctl, or name one in METASTORE_TEST_ETCDCTL"),
     ("go", "install Go"),
@@ -161,7 +162,7 @@ mod tests {
         assert_eq!(required("go, etcd,").unwrap(), BTreeSet::from(["etcd", "go"]));
         assert!(required("").unwrap().is_empty());
         let refusal = required("go,golang").unwrap_err();
-        assert!(refusal.contains("[\"golang\"]") && refusal.contains("curl, etcd, etcdctl, go, h2spec"), "{refusal}");
+        assert!(refusal.contains("[\"golang\"]") && refusal.contains("curl, deploy, etcd, etcdctl, go, h2spec"), "{refusal}");
     }
 
     /// Even if no test asks for anything.
