@@ -100,7 +100,6 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     }
     let max_concurrent_streams =
         value::unsigned_32(values.text("max-concurrent-streams")).expect("a text is checked when it is set");
-    let auth = AuthConfig::read(values, notices).map_err(start_failed)?;
     let data_dir = data_dir(values, &name, notices);
     let tls = addresses.tls(values, tls_versions, &data_dir, notices).map_err(start_failed)?;
     Ok(Config {
@@ -145,7 +144,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         unsafe_no_fsync: values.get("unsafe-no-fsync"),
         value_cache_bytes: count(values.get("value-cache-bytes")),
         socket_reuse_port: values.get("socket-reuse-port"),
-        auth,
+        auth: AuthConfig::read(values, notices).map_err(start_failed)?,
         limits,
         feature_gates,
         access: AccessConfig::read(values),

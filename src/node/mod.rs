@@ -286,9 +286,7 @@ impl Node {
         let background = Arc::new(Inbox::default());
         let times = settings.times();
         let lease_expiry = Arc::new(LeaseExpiry::new(times, status.clone(), raft.clone(), settings.ids.clone()));
-        let quota =
-            QuotaEnforcer::new(settings.quota, settings.member_id, status.clone(), raft.clone(), settings.ids.clone());
-        let quota = Arc::new(quota);
+        let quota = quota_enforcer(settings, &status, &raft);
         let tokens = Arc::new(SimpleTokens::new(settings.token_ttl, recovered.last_index()));
         let readers = machine.readers();
         let stores = Arc::new(ArcSwap::from_pointee(Stores { readers, engine: engine.clone() }));
@@ -560,4 +558,9 @@ fn spawn_all(Workers { core, background }: Workers) -> Threads {
 fn spawn(name: &'static str, run: impl FnOnce() -> Result<(), Halt> + Send + 'static) -> JoinHandle<()> {
     let thread = thread::Builder::new().name(name.into());
     thread.spawn(move || abort_on_failure(name, run)).expect("the system can start a handful of threads")
+}
+
+fn quota_enforcer(settings: &Settings, status: &Arc<Status>, raft: &Arc<Inbox<Input>>) -> Arc<QuotaEnforcer> {
+    let (status, raft, ids) = (status.clone(), raft.clone(), settings.ids.clone());
+    Arc::new(QuotaEnforcer::new(settings.quota, settings.member_id, status, raft, ids))
 }
