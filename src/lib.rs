@@ -24,6 +24,8 @@ pub mod config;
 pub mod logging;
 pub mod net;
 
+pub mod slow_log;
+
 pub mod error;
 pub mod inbox;
 pub mod metrics;

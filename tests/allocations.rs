@@ -31,8 +31,8 @@ use metastore::{
     service::{
         RequestLimits, Service,
         auth::{Authentication, Tokens, passwords::Passwords},
-        slow_log::SlowLog,
     },
+    slow_log::Thresholds,
     state::{Machine, Members},
     storage::memory::Memory,
     version::CAPABILITY_LEVEL,
@@ -157,7 +157,7 @@ impl TestServer {
             quota_bytes: -1,
             leader_watch: Arc::default(),
             fast_keep_alive: true,
-            slow_log: SlowLog { call_threshold: TIMEOUT, read_threshold: TIMEOUT },
+            thresholds: Thresholds { call: TIMEOUT, apply: TIMEOUT },
         };
         let (sender, deliveries) = mpsc::channel();
         let methods = MethodTable::new(&Arc::new(Grpc::new(Arc::new(service))));

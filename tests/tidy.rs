@@ -30,6 +30,8 @@ const LAYERS: &[&[&str]] = &[
     // Flags and the variables that stand for them.
     &["config"],
     &["logging", "net"],
+    // What took too long: counted and logged.
+    &["slow_log"],
     // Only the outer layers measure: nothing below this line does.
     &["metrics"],
     &["state"],

@@ -18,6 +18,7 @@ pub mod peer_client;
 mod plan;
 pub mod publish;
 pub mod reconfig_check;
+pub mod round_trips;
 pub mod version;
 
 use std::{
@@ -31,7 +32,7 @@ use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 use crate::{
     error::Error,
     lease::{LeaseId, Renewal},
-    metrics,
+    metrics::{self, METRICS},
     mvcc::read::ReadError,
     node::{Node, identity::RequestIds, low_priority::LowPriorityThreads, read_pool::ReadPool},
     proto::etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberPromoteRequest},
@@ -172,6 +173,18 @@ impl Cluster {
 
     /// Promotes a learner if this member leads: only the leader knows how far a learner has caught up.
     pub async fn promote(&self, id: u64) -> Result<Response, Error> {
+        let count_failure = |reason| METRICS.learner_promotion_failures.with_label_values(&[reason]).inc();
+        let outcome = self.try_to_promote(id).await;
+        match &outcome {
+            Ok(_) => METRICS.learner_promotions.inc(),
+            Err(Error::NotLeader) => (), // The leader counts it.
+            Err(Error::MemberNotFound) => count_failure("membership: ID not found".to_owned()),
+            Err(error) => count_failure(error.to_string()),
+        }
+        outcome
+    }
+
+    async fn try_to_promote(&self, id: u64) -> Result<Response, Error> {
         await_outcome(|waiter| self.node.catch_up(waiter)).await?;
         let progress = await_outcome(|waiter| self.node.progress(Box::new(move |progress| waiter(Ok(progress)))));
         let progress = progress.await?.ok_or(Error::NotLeader)?;

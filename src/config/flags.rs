@@ -263,7 +263,12 @@ const LOGGING: &[Flag] = &[
     flag("log-rotation-config-json", Kind::Text, ROTATION, "How to rotate the log file.")
         .no_effect("log files are not rotated"),
     flag("enable-pprof", Kind::Bool, "false", "Serve profiles over HTTP.").no_effect("no profiles are served"),
-    flag("metrics", Kind::Text, "basic", "`basic` or `extensive`.").no_effect("there are no per-call histograms"),
+    flag(
+        "metrics",
+        Kind::Text,
+        "basic",
+        "`basic`, or `extensive` for a histogram of each method's calls; any other value counts as `basic`, as in etcd.",
+    ),
     flag("enable-distributed-tracing", Kind::Bool, "false", "Send traces.").no_effect(TRACES),
     flag("distributed-tracing-address", Kind::Text, "localhost:4317", "Address that traces are sent to.")
         .no_effect(TRACES),

@@ -119,6 +119,8 @@ pub struct Config {
     pub watch_progress_notify_interval: Duration,
     /// An apply that takes longer is logged.
     pub warning_apply_duration: Duration,
+    /// Whether calls are measured by method.
+    pub extensive_metrics: bool,
     /// A request that takes longer is logged.
     pub warning_unary_request_duration: Duration,
     /// Whether log writes are acknowledged without waiting for fsync.

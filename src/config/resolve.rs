@@ -136,6 +136,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         compaction_batch_limit: compaction_batch(values),
         compaction_sleep_interval: or_default(values.duration("compaction-sleep-interval"), DEFAULT_COMPACTION_SLEEP),
         watch_progress_notify_interval: progress_interval(values, notices),
+        extensive_metrics: values.text("metrics") == "extensive",
         warning_apply_duration: values.duration("warning-apply-duration"),
         warning_unary_request_duration: or_default(
             values.duration("warning-unary-request-duration"),
@@ -185,6 +186,10 @@ fn warnings(values: &FlagValues) -> Vec<Notice> {
     let mut notices = Vec::new();
     for (old, current) in &values.old_spellings {
         notices.push(Notice::new(Level::Warn, format!("--{old} is deprecated, use --{current}")));
+    }
+    if !["basic", "extensive"].contains(&values.text("metrics")) {
+        let message = "--metrics is neither basic nor extensive: it counts as basic";
+        notices.push(Notice::new(Level::Warn, message).with("value", values.text("metrics")));
     }
     if values.is_set("max-snapshots") {
         let message = "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.";

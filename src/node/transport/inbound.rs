@@ -140,6 +140,7 @@ impl Transport {
                 if let Err(error) = &end
                     && error.kind() == ErrorKind::InvalidData
                 {
+                    METRICS.peer_received_failures.with_label_values(&[format!("{:x}", hello.from)]).inc();
                     // The sender reads it when it finds the stream closed.
                     let _ = Verdict::Refused(error.to_string()).write(&mut stream);
                 }

@@ -212,6 +212,19 @@ impl Transport {
         }
     }
 
+    /// Exports who is a member, this one included.
+    fn export_known_peers(&self, peers: impl Iterator<Item = u64>, removed: &[u64]) {
+        let this = self.parts.identity.member_id;
+        let local = format!("{this:x}");
+        for member in peers.chain([this]) {
+            METRICS.known_peers.with_label_values(&[&local, &format!("{member:x}")]).set(1);
+        }
+        for member in removed {
+            // An error says that it was not exported.
+            let _ = METRICS.known_peers.remove_label_values(&[&local, &format!("{member:x}")]);
+        }
+    }
+
     /// Whether a peer is in this member's member list.
     fn is_known(&self, member: u64) -> bool {
         self.peer_connections.lock().get(&member).is_some_and(|connection| !connection.is_unknown)
@@ -255,6 +268,7 @@ impl MessageSender for Arc<Transport> {
         for (member, connection) in gone {
             self.disconnect(member, &connection);
         }
+        self.export_known_peers(peers.iter().map(|peer| peer.id), &removed);
         *self.removed.lock() = removed.into_iter().collect();
         for peer in peers {
             peer_connections.entry(peer.id).or_insert_with(|| PeerConnection::start(self.clone(), peer, false));
