@@ -13,8 +13,8 @@ import yaml
 
 # What a query may contain beside metrics.
 KEYWORDS = set(
-    "abs absent and avg bool by count floor group_left group_right histogram_quantile ignoring increase le max max_over_time min "
-    "offset on or predict_linear rate sum time topk unless up without".split()
+    "abs absent and avg bool by count floor group_left group_right histogram_quantile ignoring increase last_over_time le max "
+    "max_over_time min offset on or predict_linear rate sum time topk unless up without".split()
 )
 PREFIXES = ("etcd", "metastore")
 
