@@ -105,3 +105,8 @@ fn encoder() {
 fn connection() {
     run_target("connection");
 }
+
+#[test]
+fn database() {
+    run_target("database");
+}

@@ -95,7 +95,7 @@ impl BucketHeader {
             return Err(node.damaged_element(index, "an inline bucket without a page"));
         }
         let place = Place { offset: place.offset + BUCKET_HEADER_SIZE as u64, ..place };
-        let inline = Node::new(place, inline.to_vec(), Bounds::default())?;
+        let inline = Node::new(place, inline.to_vec(), 0, Bounds::default())?;
         if let Some(nested) = (0..inline.count()).find(|nested| inline.is_bucket(*nested)) {
             return Err(inline.damaged_element(nested, "a bucket inside an inline bucket"));
         }

@@ -122,7 +122,8 @@ impl<S: Source> PageFile<S> {
         };
         buffer.resize(size, 0);
         self.read(&mut buffer[self.page_size..], place.offset + self.page_size as u64)?;
-        Ok((Node::new(place, buffer, bounds)?, pages))
+        // Old versions took a page more for a node that fills its pages.
+        Ok((Node::new(place, buffer, self.page_size, bounds)?, pages))
     }
 }
 

@@ -77,8 +77,8 @@
 //! What is written is meant to be used by bbolt, not only read:
 //!
 //! * Pages are filled to the last byte but one, because bbolt splits a node as soon as it is as large as a page.
-//! * Leaves hold two entries where one alone is large, as bbolt's do: with entries a little larger than a page, that
-//!   saves a quarter of the file.
+//! * Up to four entries share a leaf of several pages where that fills its pages better, because bbolt leaves such leaves alone. With
+//!   entries a little larger than a page, it saves a third of the file. An entry of more than 64 KiB is alone, and not copied.
 //! * A branch has two children at least. With one child it would pass bbolt's check, but when that child becomes small, bbolt looks
 //!   for its sibling and panics.
 //! * Small buckets are inline, as bbolt would write them.

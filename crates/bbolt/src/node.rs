@@ -14,8 +14,8 @@ pub struct Bounds<'a> {
     pub to: Option<&'a [u8]>,
 }
 
-/// INVARIANT: the elements, their keys and their values are within the bytes and do not overlap; keys are not empty, ascend
-/// strictly, and are within the bounds.
+/// INVARIANT: keys and values follow the table without gaps, and all are within the bytes; keys are not empty, ascend strictly, and
+/// are within the bounds. (bbolt leaves no gaps. So a wrong count or length is noticed, but for the last lengths.)
 #[derive(Debug, Clone)]
 pub struct Node {
     place: Place,
@@ -25,15 +25,16 @@ pub struct Node {
 }
 
 impl Node {
-    /// `bytes` are the node with its header, which must be there and say that this is a branch or a leaf.
-    pub fn new(place: Place, bytes: Vec<u8>, bounds: Bounds<'_>) -> Result<Self, ReadError> {
+    /// `bytes` are the node with its header, which must be there and say that this is a branch or a leaf. At most `unused` of them are
+    /// not used.
+    pub fn new(place: Place, bytes: Vec<u8>, unused: usize, bounds: Bounds<'_>) -> Result<Self, ReadError> {
         let header = PageHeader::decode(&bytes);
         let node = Self { place, bytes, is_leaf: header.kind == kind::LEAF, count: usize::from(header.count) };
-        node.validate(bounds)?;
+        node.validate(bounds, unused as u64)?;
         Ok(node)
     }
 
-    fn validate(&self, bounds: Bounds<'_>) -> Result<(), ReadError> {
+    fn validate(&self, bounds: Bounds<'_>, unused: u64) -> Result<(), ReadError> {
         let size = self.bytes.len() as u64;
         let table_end = element_at(self.count);
         if table_end as u64 > size {
@@ -43,28 +44,24 @@ impl Node {
         let mut end = table_end as u64;
         for index in 0..self.count {
             let at = element_at(index);
-            let (start, key_length, value_length) = if self.is_leaf {
+            let (position, key_length, value_length) = if self.is_leaf {
                 (u32_at(&self.bytes, at + 4), u32_at(&self.bytes, at + 8), u32_at(&self.bytes, at + 12))
             } else {
                 (u32_at(&self.bytes, at), u32_at(&self.bytes, at + 4), 0)
             };
-            let start = at as u64 + u64::from(start);
-            let data_end = start + u64::from(key_length) + u64::from(value_length);
-            if start < end {
-                return Err(
-                    self.damaged(at, format!("element {index}: its data begins before that of the one before ends"))
-                );
+            let start = at as u64 + u64::from(position);
+            if start != end {
+                let problem = format!("element {index}: its data begins at byte {start} of the node instead of {end}");
+                return Err(self.damaged(at, problem));
             }
-            if data_end > size {
-                return Err(self.damaged(
-                    at,
-                    format!("element {index}: its data ends at byte {data_end}, but the node has {size} bytes"),
-                ));
+            end = start + u64::from(key_length) + u64::from(value_length);
+            if end > size {
+                let problem = format!("element {index}: its data ends at byte {end}, but the node has {size} bytes");
+                return Err(self.damaged(at, problem));
             }
             if key_length == 0 {
                 return Err(self.damaged(at, format!("element {index}: an empty key")));
             }
-            end = data_end;
             let flags = if self.is_leaf { u32_at(&self.bytes, at) } else { 0 };
             if flags & !BUCKET_FLAG != 0 {
                 return Err(self.damaged(at, format!("element {index}: unknown flags {flags:#x}")));
@@ -72,6 +69,9 @@ impl Node {
             if index > 0 && self.key(index - 1) >= self.key(index) {
                 return Err(self.damaged(at, format!("element {index}: its key is not greater than the one before")));
             }
+        }
+        if size - end > unused {
+            return Err(self.damaged(0, format!("its data ends at byte {end}, but the node has {size} bytes")));
         }
         let Some(last) = self.count.checked_sub(1) else { return Ok(()) };
         if bounds.from.is_some_and(|from| self.key(0) < from) {

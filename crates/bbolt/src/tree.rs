@@ -7,8 +7,10 @@ use crate::{
     format::{ELEMENT_SIZE, MAX_ELEMENTS, PageHeader, kind},
 };
 
-/// A leaf that is no larger than this takes a second entry, even if it is larger than a page then.
-const SHARED_LEAF_SIZE: usize = 64 << 10;
+/// A leaf of several pages is no larger than this, unless it has only one entry.
+const MAX_SHARED_SIZE: usize = 64 << 10;
+/// A leaf of several pages has no more entries than this: bbolt would split it when it changes it.
+const MAX_SHARED_ENTRIES: usize = 4;
 
 /// A key or a value: its length and, unless a file is only measured, its bytes.
 #[derive(Debug, Clone, Copy)]
@@ -165,7 +167,7 @@ impl Tree {
             self.write_leaf(out)?;
         }
         let size = PageHeader::SIZE + element.size();
-        if self.leaf.elements.is_empty() && size > SHARED_LEAF_SIZE.max(out.page_size()) {
+        if self.leaf.elements.is_empty() && size > MAX_SHARED_SIZE.max(out.page_size()) {
             // No other entry joins it: it is written without a copy.
             let data = [key.bytes, value.bytes];
             let page = out.node(&Image { kind: kind::LEAF, size, elements: &[element], data })?;
@@ -176,8 +178,13 @@ impl Tree {
     }
 
     fn leaf_has_space(&self, more: usize, page_size: usize) -> bool {
-        let (count, size) = (self.leaf.elements.len(), self.leaf.size + more);
-        count < MAX_ELEMENTS && (size < page_size || (count < 2 && size <= SHARED_LEAF_SIZE))
+        let (count, now, then) = (self.leaf.elements.len(), self.leaf.size, self.leaf.size + more);
+        if then < page_size {
+            return count < MAX_ELEMENTS;
+        }
+        // Entries share pages if that fills the pages better.
+        let fills_better = then * now.div_ceil(page_size) > now * then.div_ceil(page_size);
+        count < MAX_SHARED_ENTRIES && then <= MAX_SHARED_SIZE && fills_better
     }
 
     fn write_leaf(&mut self, out: &mut impl Output) -> Result<(), WriteError> {

@@ -8,8 +8,10 @@
 //! | [`headers`] | header blocks are understood as the `h2` crate understands them |
 //! | [`encoder`] | our decoder and the `h2` crate read the header blocks that we write |
 //! | [`connection`] | a connection survives any input within its limits and never violates the protocol itself |
+//! | [`database`] | any file in bbolt's format is read to an end, or refused; what is written is read again |
 
 pub mod connection;
+pub mod database;
 pub mod encoder;
 pub mod frames;
 pub mod headers;
@@ -27,9 +29,10 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     Target { name: "frames", run: frames::run, seeds: frames::seeds },
     Target { name: "headers", run: headers::run, seeds: headers::seeds },
     Target { name: "encoder", run: encoder::run, seeds: encoder::seeds },
     Target { name: "connection", run: connection::run, seeds: connection::seeds },
+    Target { name: "database", run: database::run, seeds: database::seeds },
 ];
