@@ -33,13 +33,13 @@ pub struct Report {
 
 /// The pages that were reached so far.
 #[derive(Debug, Default)]
-struct Census {
+struct ReachedPages {
     used: PageSet,
     free: PageSet,
     report: Report,
 }
 
-impl Census {
+impl ReachedPages {
     /// Marks a node's pages as used.
     fn mark(&mut self, place: Place, pages: u64) -> Result<(), ReadError> {
         for page in place.page..place.page + pages {
@@ -54,7 +54,7 @@ impl Census {
     }
 }
 
-impl Visitor for Census {
+impl Visitor for ReachedPages {
     fn loaded(&mut self, node: &Node, pages: u64) -> Result<(), ReadError> {
         self.mark(node.place(), pages)?;
         let count = if node.is_leaf() { &mut self.report.leaf_pages } else { &mut self.report.branch_pages };
@@ -72,9 +72,9 @@ struct Pending {
 
 /// Checks everything that the newest meta page refers to.
 pub fn check<S: Source>(file: &PageFile<S>) -> Result<Report, ReadError> {
-    let mut census = Census::default();
+    let mut reached = ReachedPages::default();
     for page in 0..FIRST_PAGE {
-        census.used.insert(page);
+        reached.used.insert(page);
         let header = file.read_header(page)?;
         if header.kind != kind::META {
             return Err(ReadError::damaged(file.place(page), format!("kind {} instead of a meta page", header.kind)));
@@ -82,34 +82,34 @@ pub fn check<S: Source>(file: &PageFile<S>) -> Result<Report, ReadError> {
     }
     let has_freelist = file.meta().freelist != NO_FREELIST;
     if has_freelist {
-        read_freelist(file, &mut census)?;
+        read_freelist(file, &mut reached)?;
     }
     let root = Root::Page { page: file.meta().root, found_at: file.place(0) };
     // Each of them has a page of its own, or none, or the check fails: there are never more than pages.
     let mut pending = vec![Pending { root, depth: 0 }];
     while let Some(bucket) = pending.pop() {
-        census = check_bucket(file, bucket, census, &mut pending)?;
+        reached = check_bucket(file, bucket, reached, &mut pending)?;
     }
-    let unused = file.meta().pages - census.used.count();
-    if has_freelist && unused != census.free.count() {
+    let unused = file.meta().pages - reached.used.count();
+    if has_freelist && unused != reached.free.count() {
         let lost =
-            (FIRST_PAGE..file.meta().pages).find(|page| !census.used.contains(*page) && !census.free.contains(*page));
+            (FIRST_PAGE..file.meta().pages).find(|page| !reached.used.contains(*page) && !reached.free.contains(*page));
         let lost = lost.expect("a page is used, free or neither");
         return Err(ReadError::damaged(file.place(lost), "the page is neither used nor in the freelist"));
     }
-    census.report.free_pages = unused;
-    Ok(census.report)
+    reached.report.free_pages = unused;
+    Ok(reached.report)
 }
 
 /// Checks a bucket's tree. Inline buckets in it are checked with it, others are added to `pending`.
 fn check_bucket<S: Source>(
     file: &PageFile<S>,
     bucket: Pending,
-    census: Census,
+    reached: ReachedPages,
     pending: &mut Vec<Pending>,
-) -> Result<Census, ReadError> {
-    let mut walk = Walk::new(file, bucket.root, census);
-    // The walk borrows the census while it hands out an element.
+) -> Result<ReachedPages, ReadError> {
+    let mut walk = Walk::new(file, bucket.root, reached);
+    // The walk borrows the reached while it hands out an element.
     let mut counted = Report::default();
     while let Some((node, index)) = walk.next_element()? {
         if !node.is_bucket(index) {
@@ -134,15 +134,15 @@ fn check_bucket<S: Source>(
             return Err(node.damaged_element(index, "more buckets than pages"));
         }
     }
-    let mut census = mem::take(&mut walk.visitor);
-    census.report.buckets += counted.buckets;
-    census.report.inline_buckets += counted.inline_buckets;
-    census.report.entries += counted.entries;
-    Ok(census)
+    let mut reached = mem::take(&mut walk.visitor);
+    reached.report.buckets += counted.buckets;
+    reached.report.inline_buckets += counted.inline_buckets;
+    reached.report.entries += counted.entries;
+    Ok(reached)
 }
 
 /// Reads the freelist into the set of free pages.
-fn read_freelist<S: Source>(file: &PageFile<S>, census: &mut Census) -> Result<(), ReadError> {
+fn read_freelist<S: Source>(file: &PageFile<S>, reached: &mut ReachedPages) -> Result<(), ReadError> {
     let page = file.meta().freelist;
     let (place, header) = (file.place(page), file.read_header(page)?);
     if header.kind != kind::FREELIST {
@@ -179,10 +179,10 @@ fn read_freelist<S: Source>(file: &PageFile<S>, census: &mut Census) -> Result<(
                     format!("the freelist has page {free} after {previous}, of {} pages", file.meta().pages),
                 ));
             }
-            census.free.insert(free);
+            reached.free.insert(free);
             previous = free;
         }
         offset += chunk as u64;
     }
-    census.mark(place, pages)
+    reached.mark(place, pages)
 }

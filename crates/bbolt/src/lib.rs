@@ -46,7 +46,7 @@
 //! least that element's key and less than the next one's; the leaves are all entries, in order.
 //!
 //! **Buckets** are entries of other buckets. The value is the number of the root page and a sequence (u64 each). Root page 0 means
-//! that the bucket is *inline*: an image of its only page, a leaf, follows in the value. bbolt does that with buckets of up to a
+//! that the bucket is *inline*: its only page, a leaf, follows in the value. bbolt does that with buckets of up to a
 //! quarter of a page. The root bucket, to which the meta page points, holds nothing but buckets.
 //!
 //! **The freelist** names the pages below the high-water mark that are unused: sorted u64, as many as the header's count says; if that

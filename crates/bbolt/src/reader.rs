@@ -37,8 +37,8 @@ impl<S: Source> Database<S> {
         self.root().bucket(name)
     }
 
-    /// Reads and checks everything, which takes a bit of memory for each page. An error is the first problem that was found. Whether
-    /// a value is what was written cannot be known: the format has no checksums for it.
+    /// Reads and checks everything. It takes one bit of memory for each page that is used or free. The error is the first problem that
+    /// was found. Whether a value is what was written cannot be known: the format has no checksums for it.
     pub fn check(&self) -> Result<Report, ReadError> {
         check::check(&self.file)
     }

@@ -46,14 +46,14 @@ impl Element {
 
 /// A node that is built.
 #[derive(Debug)]
-pub struct Nascent {
+pub struct NodeBuilder {
     elements: Vec<Element>,
     /// Keys and values, unless a file is only measured.
     data: Vec<u8>,
     size: usize,
 }
 
-impl Nascent {
+impl NodeBuilder {
     fn new() -> Self {
         Self { elements: Vec::new(), data: Vec::new(), size: PageHeader::SIZE }
     }
@@ -90,13 +90,13 @@ impl Nascent {
     }
 
     fn write(&self, kind: u16, out: &mut impl Output) -> Result<u64, WriteError> {
-        out.node(&Image { kind, size: self.size, elements: &self.elements, data: [&self.data, &[]] })
+        out.node(&FinishedNode { kind, size: self.size, elements: &self.elements, data: [&self.data, &[]] })
     }
 }
 
 /// A finished node.
 #[derive(Debug)]
-pub struct Image<'a> {
+pub struct FinishedNode<'a> {
     pub kind: u16,
     /// Bytes with the header and the table.
     pub size: usize,
@@ -105,7 +105,7 @@ pub struct Image<'a> {
     pub data: [&'a [u8]; 2],
 }
 
-impl Image<'_> {
+impl FinishedNode<'_> {
     /// Appends the header, the table, and the first part of the data.
     pub fn append_to(&self, page: u64, overflow: u32, out: &mut Vec<u8>) {
         let count = u16::try_from(self.elements.len()).expect("at most MAX_ELEMENTS");
@@ -139,19 +139,19 @@ pub trait Output {
     fn pages(&self) -> u64;
 
     /// Takes a node, and returns its page.
-    fn node(&mut self, image: &Image<'_>) -> Result<u64, WriteError>;
+    fn node(&mut self, node: &FinishedNode<'_>) -> Result<u64, WriteError>;
 }
 
 /// The tree of one bucket: the leaf that is being filled, and above it a branch for each level.
 #[derive(Debug)]
 pub struct Tree {
-    leaf: Nascent,
+    leaf: NodeBuilder,
     branches: Vec<Branch>,
 }
 
 impl Tree {
     pub fn new() -> Self {
-        Self { leaf: Nascent::new(), branches: Vec::new() }
+        Self { leaf: NodeBuilder::new(), branches: Vec::new() }
     }
 
     /// Adds an entry behind all others.
@@ -170,7 +170,7 @@ impl Tree {
         if self.leaf.elements.is_empty() && size > MAX_SHARED_SIZE.max(out.page_size()) {
             // No other entry joins it: it is written without a copy.
             let data = [key.bytes, value.bytes];
-            let page = out.node(&Image { kind: kind::LEAF, size, elements: &[element], data })?;
+            let page = out.node(&FinishedNode { kind: kind::LEAF, size, elements: &[element], data })?;
             return add_child(&mut self.branches, 0, key, page, out);
         }
         self.leaf.push(key, value, element.link);
@@ -195,11 +195,11 @@ impl Tree {
     }
 
     /// The only node, if bbolt would make the bucket inline.
-    pub fn inline(&self, page_size: usize) -> Option<Image<'_>> {
-        let Nascent { elements, data, size } = &self.leaf;
+    pub fn inline(&self, page_size: usize) -> Option<FinishedNode<'_>> {
+        let NodeBuilder { elements, data, size } = &self.leaf;
         let is_small =
             self.branches.is_empty() && *size <= page_size / 4 && elements.iter().all(|element| element.link == 0);
-        is_small.then_some(Image { kind: kind::LEAF, size: *size, elements, data: [data, &[]] })
+        is_small.then_some(FinishedNode { kind: kind::LEAF, size: *size, elements, data: [data, &[]] })
     }
 
     /// Writes what is left. The root's page.
@@ -229,14 +229,14 @@ impl Tree {
 /// INVARIANT: once the level has a page, at least two elements are here. So no page of it will have less than two.
 #[derive(Debug)]
 struct Branch {
-    node: Nascent,
+    node: NodeBuilder,
     /// How many elements fill a page; zero while there is space for more.
     full: usize,
 }
 
 impl Branch {
     /// Adds a child. The elements that fill a page, once two others are there for the next page.
-    fn push(&mut self, key: Piece<'_>, child: u64, page_size: usize) -> Option<Nascent> {
+    fn push(&mut self, key: Piece<'_>, child: u64, page_size: usize) -> Option<NodeBuilder> {
         self.node.push(key, Piece::of_length(0), child);
         let count = self.node.elements.len();
         if self.full == 0 && count > 2 && (self.node.size >= page_size || count > MAX_ELEMENTS) {
@@ -249,13 +249,13 @@ impl Branch {
     }
 
     /// All elements that are here, in one page or two.
-    fn take_rest(&mut self) -> [Option<Nascent>; 2] {
+    fn take_rest(&mut self) -> [Option<NodeBuilder>; 2] {
         let first = match self.full {
             // Nothing is full; or there are three large keys, which stay together in a node of several pages.
             0..3 => None,
             full => Some(self.node.take_first(full - 1)),
         };
-        [first, Some(std::mem::replace(&mut self.node, Nascent::new()))]
+        [first, Some(std::mem::replace(&mut self.node, NodeBuilder::new()))]
     }
 }
 
@@ -268,7 +268,7 @@ fn add_child(
     out: &mut impl Output,
 ) -> Result<(), WriteError> {
     if branches.len() == level {
-        branches.push(Branch { node: Nascent::new(), full: 0 });
+        branches.push(Branch { node: NodeBuilder::new(), full: 0 });
     }
     let Some(full) = branches[level].push(key, page, out.page_size()) else { return Ok(()) };
     let page = full.write(kind::BRANCH, out)?;

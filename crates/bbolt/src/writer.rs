@@ -11,7 +11,7 @@ use crate::{
         BUCKET_FLAG, BUCKET_HEADER_SIZE, DEFAULT_PAGE_SIZE, FIRST_PAGE, MAX_DEPTH, MAX_KEY_LENGTH, MAX_VALUE_LENGTH,
         Meta, PageHeader, is_page_size, kind,
     },
-    tree::{Image, Output, Piece, Tree},
+    tree::{FinishedNode, Output, Piece, Tree},
 };
 
 /// The freelist comes behind the meta pages.
@@ -217,10 +217,10 @@ impl<O: Output> Builder<O> {
         let mut value = Vec::new();
         let mut length = BUCKET_HEADER_SIZE;
         // The root page, or none, and the sequence.
-        if let Some(image) = tree.inline(self.out.page_size()) {
+        if let Some(node) = tree.inline(self.out.page_size()) {
             value.extend_from_slice(&[0; BUCKET_HEADER_SIZE]);
-            image.append_to(0, 0, &mut value);
-            length += image.size;
+            node.append_to(0, 0, &mut value);
+            length += node.size;
         } else {
             value.extend_from_slice(&tree.finish(&mut self.out)?.to_le_bytes());
             value.extend_from_slice(&0_u64.to_le_bytes());
@@ -264,9 +264,9 @@ impl Output for Counter {
         self.pages
     }
 
-    fn node(&mut self, image: &Image<'_>) -> Result<u64, WriteError> {
+    fn node(&mut self, node: &FinishedNode<'_>) -> Result<u64, WriteError> {
         let page = self.pages;
-        self.pages += image.size.div_ceil(self.page_size) as u64;
+        self.pages += node.size.div_ceil(self.page_size) as u64;
         Ok(page)
     }
 }
@@ -319,19 +319,19 @@ impl<W: Write> Output for Stream<W> {
         self.pages
     }
 
-    fn node(&mut self, image: &Image<'_>) -> Result<u64, WriteError> {
-        let (page, pages) = (self.pages, image.size.div_ceil(self.page_size) as u64);
+    fn node(&mut self, node: &FinishedNode<'_>) -> Result<u64, WriteError> {
+        let (page, pages) = (self.pages, node.size.div_ceil(self.page_size) as u64);
         if let Some(measured) = self.measured.filter(|measured| page + pages > measured.pages) {
             return Err(WriteError::LayoutDiffers { pages: measured.pages });
         }
         let overflow = u32::try_from(pages - 1).expect("the lengths are limited");
-        image.append_to(page, overflow, &mut self.buffer);
-        let large = image.data[1];
+        node.append_to(page, overflow, &mut self.buffer);
+        let large = node.data[1];
         if !large.is_empty() {
             self.write_buffer()?;
             self.write(large)?;
         }
-        let rest = image.size % self.page_size;
+        let rest = node.size % self.page_size;
         if rest != 0 {
             self.buffer.resize(self.buffer.len() + self.page_size - rest, 0);
         }
