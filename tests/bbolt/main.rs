@@ -22,7 +22,8 @@ fn program() -> Option<&'static Path> {
     Some(PROGRAM.get_or_init(|| {
         let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bbolt");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go");
-        let built = Command::new(go).args(["build", "-o"]).arg(&program).arg("./bbolt").current_dir(source).output().unwrap();
+        let built =
+            Command::new(go).args(["build", "-o"]).arg(&program).arg("./bbolt").current_dir(source).output().unwrap();
         assert!(built.status.success(), "go build: {}", String::from_utf8_lossy(&built.stderr));
         program
     }))

@@ -37,7 +37,7 @@ fn check_file(file: &[u8], model: &Model, page_size: usize) -> Report {
 fn item() -> impl Strategy<Value = Item> {
     let length = prop_oneof![8 => 0..40_usize, 3 => 0..1500_usize, 1 => 0..20_000_usize, 1 => 60_000..140_000_usize];
     let value = (length, any::<u8>()).prop_map(|(length, byte)| Item::Value(vec![byte; length]));
-    value.prop_recursive(3, 60, 30, |inner| collection::btree_map(key(), inner, 0..30).prop_map(Item::Bucket))
+    value.prop_recursive(3, 40, 20, |inner| collection::btree_map(key(), inner, 0..20).prop_map(Item::Bucket))
 }
 
 fn key() -> impl Strategy<Value = Vec<u8>> {
@@ -46,8 +46,8 @@ fn key() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn model() -> impl Strategy<Value = Model> {
-    let bucket = collection::btree_map(key(), item(), 0..150).prop_map(Item::Bucket);
-    collection::btree_map(key(), bucket, 0..6)
+    let bucket = collection::btree_map(key(), item(), 0..60).prop_map(Item::Bucket);
+    collection::btree_map(key(), bucket, 0..4)
 }
 
 fn page_size() -> impl Strategy<Value = usize> {

@@ -50,7 +50,7 @@ fn buckets(input: &mut Input) -> Buckets {
         }
         let name = vec![b'a' + input.byte() % 4];
         let bucket = buckets.entry(name).or_default();
-        let count = if input.byte() % 8 == 0 { usize::from(input.byte()) } else { 1 };
+        let count = if input.byte().is_multiple_of(8) { usize::from(input.byte()) } else { 1 };
         let (key, length) = (input.piece(), usize::from(input.short()) % 6000);
         for nth in 0..count {
             let key = [key, format!("{nth:03}").as_bytes()].concat();
@@ -102,7 +102,8 @@ fn change(input: &mut Input, file: &mut [u8]) {
     while !input.is_empty() {
         let page = usize::from(input.byte()) % (file.len() / PAGE_SIZE);
         // Mostly in headers and tables.
-        let within = if input.byte() % 4 == 0 { usize::from(input.short()) } else { usize::from(input.byte()) };
+        let within =
+            if input.byte().is_multiple_of(4) { usize::from(input.short()) } else { usize::from(input.byte()) };
         let at = page * PAGE_SIZE + within % PAGE_SIZE;
         let bytes = input.take(1 + usize::from(input.0.first().is_some_and(|byte| byte % 2 == 0)));
         let end = file.len().min(at + bytes.len());
@@ -115,9 +116,8 @@ fn change(input: &mut Input, file: &mut [u8]) {
 fn seal(file: &mut [u8]) {
     for page in file.chunks_mut(PAGE_SIZE).take(2) {
         let fields = page[16..72].iter();
-        let sum = fields.fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
-            (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let sum =
+            fields.fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
         page[72..80].copy_from_slice(&sum.to_le_bytes());
     }
 }
@@ -173,7 +173,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         bytes
     };
     let small = [entry(0, 1, 0, b"key", 20), entry(1, 1, 0, b"other", 2000), vec![0]].concat();
-    let tree = [entry(0, 0, 200, b"k", 3000), entry(1, 0, 250, b"long key", 5999), entry(2, 1, 0, b"", 0), vec![0]].concat();
+    let tree =
+        [entry(0, 0, 200, b"k", 3000), entry(1, 0, 250, b"long key", 5999), entry(2, 1, 0, b"", 0), vec![0]].concat();
     let with = |kind: u8, parts: &[&[u8]]| [&[kind], parts.concat().as_slice()].concat();
     let file = write(&buckets(&mut Input(&small)));
     vec![
