@@ -113,6 +113,12 @@ impl<T> Inbox<T> {
         into.append(&mut self.state.lock().messages);
     }
 
+    /// How many messages wait to be received.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.state.lock().messages.len()
+    }
+
     #[must_use]
     pub fn has_messages(&self) -> bool {
         !self.state.lock().messages.is_empty()

@@ -24,8 +24,11 @@ pub mod config;
 pub mod logging;
 pub mod net;
 
+pub mod slow_log;
+
 pub mod error;
 pub mod inbox;
 pub mod metrics;
 pub mod proto;
+pub mod repeats;
 pub mod version;

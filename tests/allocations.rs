@@ -23,6 +23,7 @@ use metastore::{
     node::{
         Node, Parts, Settings,
         identity::{MemberId, RequestIds},
+        low_priority::LowPriorityThreads,
         read_pool::ReadPool,
     },
     proto::etcdserverpb::{Member, PutRequest, RangeRequest, RangeResponse},
@@ -30,9 +31,8 @@ use metastore::{
     service::{
         RequestLimits, Service,
         auth::{Authentication, Tokens, passwords::Passwords},
-        low_priority::LowPriorityThreads,
-        slow_log::SlowLog,
     },
+    slow_log::Thresholds,
     state::{Machine, Members},
     storage::memory::Memory,
     version::CAPABILITY_LEVEL,
@@ -134,6 +134,7 @@ impl TestServer {
             heartbeat_interval: Duration::from_millis(10),
             runtime: runtime.handle().clone(),
             read_pool: ReadPool::start(1),
+            scans: LowPriorityThreads::start("peer-scans", 1, 1).unwrap(),
         };
         let service = Service {
             cluster: Arc::new(cluster),
@@ -156,7 +157,7 @@ impl TestServer {
             quota_bytes: -1,
             leader_watch: Arc::default(),
             fast_keep_alive: true,
-            slow_log: SlowLog { call_threshold: TIMEOUT, read_threshold: TIMEOUT },
+            thresholds: Thresholds { call: TIMEOUT, apply: TIMEOUT },
         };
         let (sender, deliveries) = mpsc::channel();
         let methods = MethodTable::new(&Arc::new(Grpc::new(Arc::new(service))));

@@ -110,3 +110,13 @@ fn connection() {
 fn database() {
     run_target("database");
 }
+
+#[test]
+fn permissions() {
+    run_target("permissions");
+}
+
+#[test]
+fn tokens() {
+    run_target("tokens");
+}

@@ -71,5 +71,5 @@ fn drive(client: &Path, mut server: Server) {
     let ended = running.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&ended.stderr);
     assert!(ended.status.success(), "the Go client failed: {errors}\nafter\n{}", passed.join("\n"));
-    assert!(passed.len() >= 13 && restarts == 3, "only these checks ran, with {restarts} restarts: {passed:?}");
+    assert!(passed.len() >= 17 && restarts == 4, "only these checks ran, with {restarts} restarts: {passed:?}");
 }

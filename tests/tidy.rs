@@ -30,12 +30,14 @@ const LAYERS: &[&[&str]] = &[
     // Flags and the variables that stand for them.
     &["config"],
     &["logging", "net"],
+    // What took too long: counted and logged.
+    &["slow_log"],
     // Only the outer layers measure: nothing below this line does.
     &["metrics"],
     &["state"],
     &["mvcc", "lease", "auth"],
     &["storage"],
-    &["error", "proto", "inbox", "version"],
+    &["error", "proto", "inbox", "repeats", "version"],
 ];
 
 /// Uses that the order would allow, but that are not wanted, and why.

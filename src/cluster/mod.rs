@@ -18,6 +18,7 @@ pub mod peer_client;
 mod plan;
 pub mod publish;
 pub mod reconfig_check;
+pub mod round_trips;
 pub mod version;
 
 use std::{
@@ -31,8 +32,9 @@ use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 use crate::{
     error::Error,
     lease::{LeaseId, Renewal},
+    metrics::{self, METRICS},
     mvcc::read::ReadError,
-    node::{Node, identity::RequestIds, read_pool::ReadPool},
+    node::{Node, identity::RequestIds, low_priority::LowPriorityThreads, read_pool::ReadPool},
     proto::etcdserverpb::{LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, Member, MemberPromoteRequest},
     state::{Command, Kind, Members, Response},
     version::{ETCD_VERSION, STORAGE_VERSION},
@@ -65,6 +67,8 @@ pub struct Cluster {
     pub runtime: Handle,
     /// Runs long reads.
     pub read_pool: ReadPool,
+    /// Runs the hashes that other members ask for.
+    pub scans: LowPriorityThreads,
 }
 
 /// The outcome of asking the leader.
@@ -169,6 +173,18 @@ impl Cluster {
 
     /// Promotes a learner if this member leads: only the leader knows how far a learner has caught up.
     pub async fn promote(&self, id: u64) -> Result<Response, Error> {
+        let count_failure = |reason| METRICS.learner_promotion_failures.with_label_values(&[reason]).inc();
+        let outcome = self.try_to_promote(id).await;
+        match &outcome {
+            Ok(_) => METRICS.learner_promotions.inc(),
+            Err(Error::NotLeader) => (), // The leader counts it.
+            Err(Error::MemberNotFound) => count_failure("membership: ID not found".to_owned()),
+            Err(error) => count_failure(error.to_string()),
+        }
+        outcome
+    }
+
+    async fn try_to_promote(&self, id: u64) -> Result<Response, Error> {
         await_outcome(|waiter| self.node.catch_up(waiter)).await?;
         let progress = await_outcome(|waiter| self.node.progress(Box::new(move |progress| waiter(Ok(progress)))));
         let progress = progress.await?.ok_or(Error::NotLeader)?;
@@ -259,13 +275,16 @@ impl Cluster {
     pub async fn hash_at(self: &Arc<Self>, revision: i64) -> Result<PeerHash, Error> {
         let cluster = self.clone();
         let hash = await_outcome(|waiter| {
-            self.read_pool.run(move || {
+            let hash = move |waiter: Waiter<_>| {
                 waiter(match cluster.node.readers().keys.hash_kv(revision) {
                     Ok(hash) => Ok(hash),
                     Err(ReadError::Refused(error)) => Err(error),
                     Err(ReadError::Halt(halt)) => halt.abort(),
                 });
-            });
+            };
+            if let Err(waiter) = self.scans.run(waiter, hash) {
+                waiter(Err(too_many_scans(&self.scans)));
+            }
         });
         let hash = hash.await?;
         Ok(PeerHash {
@@ -274,6 +293,16 @@ impl Cluster {
             compact_revision: hash.compact_revision,
             head: hash.head,
         })
+    }
+}
+
+/// Why a hash or a defragmentation is refused. Counts it.
+pub fn too_many_scans(scans: &LowPriorityThreads) -> Error {
+    metrics::refused("hashes");
+    Error::LimitReached {
+        what: "too many hashes and defragmentations wait for each other",
+        flag: "max-waiting-hashes",
+        value: scans.max_waiting(),
     }
 }
 

@@ -263,7 +263,12 @@ const LOGGING: &[Flag] = &[
     flag("log-rotation-config-json", Kind::Text, ROTATION, "How to rotate the log file.")
         .no_effect("log files are not rotated"),
     flag("enable-pprof", Kind::Bool, "false", "Serve profiles over HTTP.").no_effect("no profiles are served"),
-    flag("metrics", Kind::Text, "basic", "`basic` or `extensive`.").no_effect("there are no per-call histograms"),
+    flag(
+        "metrics",
+        Kind::Text,
+        "basic",
+        "`basic`, or `extensive` for a histogram of each method's calls; any other value counts as `basic`, as in etcd.",
+    ),
     flag("enable-distributed-tracing", Kind::Bool, "false", "Send traces.").no_effect(TRACES),
     flag("distributed-tracing-address", Kind::Text, "localhost:4317", "Address that traces are sent to.")
         .no_effect(TRACES),
@@ -514,7 +519,18 @@ pub const QUICKSTART: &[Flag] = &[
     flag("cluster", Kind::Text, "", "Peer URLs of all members, in the order of their IDs."),
     flag("grpc-addr", Kind::Text, "", "Address for clients: `host:port` or `:port`."),
     flag("join", Kind::Bool, "false", "Join a running cluster instead of bootstrapping one."),
-    flag("port", Kind::Unsigned, "0", "Port of a quick HTTP API.").no_effect("there is no quick HTTP API"),
+    flag(
+        "port",
+        Kind::Unsigned,
+        "0",
+        "Port of the quick HTTP API (PUT, GET, DELETE /<key>), on the hosts of --listen-client-urls; 0 means none.",
+    ),
+    flag(
+        "port-admin",
+        Kind::Bool,
+        "false",
+        "At --port, POST and DELETE of a number add and remove members, instead of keys of that name.",
+    ),
 ];
 
 const PROCESS: &[Flag] = &[

@@ -24,6 +24,9 @@ enum Stage {
     Beta,
 }
 
+const ALPHA: &str = "ALPHA";
+const BETA: &str = "BETA";
+
 struct GateInfo {
     gate: Gate,
     name: &'static str,
@@ -117,6 +120,10 @@ impl Default for FeatureGates {
     }
 }
 
+/// The bits of etcd's gates for all features of a stage, which only metrics show.
+const ALL_ALPHA: u16 = 1 << 14;
+const ALL_BETA: u16 = 1 << 15;
+
 fn bit(gate: Gate) -> u16 {
     1 << gate as u16
 }
@@ -143,6 +150,8 @@ impl FeatureGates {
         }
         for (stage, enabled) in stages {
             GATES.iter().filter(|info| info.stage == stage).for_each(|info| gates.set(info.gate, enabled));
+            let bit = if stage == Stage::Alpha { ALL_ALPHA } else { ALL_BETA };
+            gates.enabled = if enabled { gates.enabled | bit } else { gates.enabled & !bit };
         }
         for (gate, enabled) in named {
             gates.set(gate, enabled);
@@ -162,6 +171,17 @@ impl FeatureGates {
         } else {
             self.enabled &= !bit(gate);
         }
+    }
+
+    /// The name of every gate, the stage of its feature in etcd's words, and whether it is on. etcd's two gates for all features
+    /// of a stage are among them.
+    pub fn states(&self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+        let gates = GATES.iter().map(|info| {
+            let stage = if info.stage == Stage::Alpha { ALPHA } else { BETA };
+            (info.name, stage, self.is_enabled(info.gate))
+        });
+        let is_on = |bit| self.enabled & bit != 0;
+        [("AllAlpha", ALPHA, is_on(ALL_ALPHA)), ("AllBeta", BETA, is_on(ALL_BETA))].into_iter().chain(gates)
     }
 
     /// The gates that differ from their default but have no effect here: name and reason.
@@ -204,6 +224,22 @@ mod tests {
         assert!(gates.is_enabled(Gate::LeaseCheckpoint));
         assert!(!gates.is_enabled(Gate::PriorityRequest));
         assert!(!gates.is_enabled(Gate::FastLeaseKeepAlive));
+    }
+
+    #[test]
+    fn the_state_of_every_gate_is_known_for_metrics() {
+        let gates = FeatureGates::parse("AllAlpha=true,LeaseCheckpoint=false").unwrap();
+        let states: Vec<_> = gates.states().collect();
+        assert_eq!(states.len(), GATES.len() + 2);
+        for expected in [
+            ("AllAlpha", "ALPHA", true),
+            ("AllBeta", "BETA", false),
+            ("LeaseCheckpoint", "ALPHA", false),
+            ("PriorityRequest", "ALPHA", true),
+            ("FastLeaseKeepAlive", "BETA", true),
+        ] {
+            assert!(states.contains(&expected), "{expected:?} in {states:?}");
+        }
     }
 
     #[test]

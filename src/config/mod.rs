@@ -23,6 +23,7 @@ pub mod gates;
 mod initial_cluster;
 pub mod limits;
 mod parse;
+pub mod quick_api;
 mod quickstart;
 mod resolve;
 pub mod tls;
@@ -46,6 +47,7 @@ use gates::FeatureGates;
 pub use initial_cluster::InitialCluster;
 use limits::Limits;
 use parse::{FlagValues, Stop};
+use quick_api::QuickApiConfig;
 
 /// etcd's message for flags that contradict each other.
 const NOT_VERIFIED: &str = "failed to verify flags";
@@ -65,6 +67,8 @@ pub struct Config {
     pub listen_client_http_urls: Vec<Url>,
     /// URLs for metrics and health, beside those for clients.
     pub listen_metrics_urls: Vec<Url>,
+    /// None: there is no quick HTTP API.
+    pub quick_api: Option<QuickApiConfig>,
     /// The client URLs that this member advertises to clients and other members.
     pub advertise_client_urls: Vec<Url>,
     pub listen_peer_urls: Vec<Url>,
@@ -115,6 +119,8 @@ pub struct Config {
     pub watch_progress_notify_interval: Duration,
     /// An apply that takes longer is logged.
     pub warning_apply_duration: Duration,
+    /// Whether calls are measured by method.
+    pub extensive_metrics: bool,
     /// A request that takes longer is logged.
     pub warning_unary_request_duration: Duration,
     /// Whether log writes are acknowledged without waiting for fsync.

@@ -7,7 +7,7 @@
 //! Each of them stands for one or more of etcd's flags, which are set here as if they had been given. An etcd flag that is
 //! given as well must have the same value.
 
-use super::{flags, parse::FlagValues};
+use super::{flags, parse::FlagValues, quick_api};
 use crate::net::url::{Url, UrlAddress};
 
 /// Sets the flags that the short form stands for.
@@ -15,8 +15,8 @@ use crate::net::url::{Url, UrlAddress};
 /// # Errors
 /// If the short form is incomplete or invalid, or contradicts another flag.
 pub fn expand(values: &mut FlagValues) -> Result<(), String> {
-    let Some(used) = flags::QUICKSTART.iter().map(|flag| flag.name).find(|name| *name != "port" && values.is_set(name))
-    else {
+    let names = flags::QUICKSTART.iter().map(|flag| flag.name).filter(|name| !quick_api::FLAGS.contains(name));
+    let Some(used) = names.into_iter().find(|name| values.is_set(name)) else {
         return Ok(());
     };
     for needed in ["id", "cluster"] {

@@ -18,6 +18,7 @@ use super::{
     gates::{FeatureGates, Gate},
     limits::Limits,
     parse::FlagValues,
+    quick_api::QuickApiConfig,
     tls::{self, ListenUrls, TlsConfig},
     url_resolution,
     value::{self, count},
@@ -100,7 +101,6 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
     let max_concurrent_streams =
         value::unsigned_32(values.text("max-concurrent-streams")).expect("a text is checked when it is set");
     let auth = AuthConfig::read(values, notices).map_err(start_failed)?;
-    let frontend_config = FrontendConfig::read(values).map_err(verification_failed)?;
     let data_dir = data_dir(values, &name, notices);
     let tls = addresses.tls(values, tls_versions, &data_dir, notices).map_err(start_failed)?;
     Ok(Config {
@@ -108,6 +108,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         initial_cluster: initial_cluster_text(values, &name, &addresses.advertise_peer),
         initial_cluster_state: cluster_state(values),
         initial_cluster_token: values.get("initial-cluster-token"),
+        quick_api: QuickApiConfig::read(values, &addresses.listen_client).map_err(verification_failed)?,
         listen_client_urls: addresses.listen_client,
         listen_client_http_urls: addresses.listen_client_http,
         listen_metrics_urls: addresses.listen_metrics,
@@ -135,6 +136,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         compaction_batch_limit: compaction_batch(values),
         compaction_sleep_interval: or_default(values.duration("compaction-sleep-interval"), DEFAULT_COMPACTION_SLEEP),
         watch_progress_notify_interval: progress_interval(values, notices),
+        extensive_metrics: values.text("metrics") == "extensive",
         warning_apply_duration: values.duration("warning-apply-duration"),
         warning_unary_request_duration: or_default(
             values.duration("warning-unary-request-duration"),
@@ -147,7 +149,7 @@ pub fn config(values: &FlagValues, logs: logging::Settings, notices: &mut Vec<No
         limits,
         feature_gates,
         access: AccessConfig::read(values),
-        frontend: frontend_config,
+        frontend: FrontendConfig::read(values).map_err(verification_failed)?,
         tls,
         logs,
     })
@@ -184,6 +186,10 @@ fn warnings(values: &FlagValues) -> Vec<Notice> {
     let mut notices = Vec::new();
     for (old, current) in &values.old_spellings {
         notices.push(Notice::new(Level::Warn, format!("--{old} is deprecated, use --{current}")));
+    }
+    if !["basic", "extensive"].contains(&values.text("metrics")) {
+        let message = "--metrics is neither basic nor extensive: it counts as basic";
+        notices.push(Notice::new(Level::Warn, message).with("value", values.text("metrics")));
     }
     if values.is_set("max-snapshots") {
         let message = "--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8.";

@@ -472,8 +472,11 @@ fn the_short_form_expands_to_the_long_one() {
     assert_eq!(url::joined(&joining.listen_peer_urls), "http://0.0.0.0:9023", "a name cannot be bound");
     assert_eq!(url::joined(&joining.listen_client_urls), "http://0.0.0.0:1");
     assert_eq!(url::joined(&joining.advertise_client_urls), "http://db3.example:1");
-    let quiet = warnings(&["--id=1", CLUSTER, "--data-dir=d", "--port=9121"]);
-    assert_eq!(quiet, ["flag is accepted, but has no effect yet flag=\"port\" reason=\"there is no quick HTTP API\""]);
+    let quick = config(&["--id=1", CLUSTER, "--data-dir=d", "--grpc-addr=:2379", "--port=9121"]).quick_api.unwrap();
+    assert_eq!((url::joined(&quick.listen_urls).as_str(), quick.numbers_are_members), ("http://0.0.0.0:9121", false));
+    assert_eq!(config(&["--data-dir=d"]).quick_api, None);
+    let quick = config(&["--data-dir=d", "--port=1", "--port-admin"]).quick_api.unwrap();
+    assert_eq!((url::joined(&quick.listen_urls).as_str(), quick.numbers_are_members), ("http://localhost:1", true));
     let kubernetes = run(&["--data-dir=d", "--name=a"], &[("ETCD_PORT", "tcp://10.0.0.1:2379")]).unwrap();
     assert_eq!(kubernetes.config.name, "a", "the short form has no variables");
 }

@@ -14,7 +14,7 @@ use crate::{
     net::{
         listener::{Port, Schemes},
         stream::{Socket, Stream},
-        tls::{ServerTls, TLS_HANDSHAKE},
+        tls::{self, ServerTls},
     },
     node::transport::{AdmittedConnection, ConnectionKind, PREFACE, Transport},
 };
@@ -126,12 +126,9 @@ impl<F> Connections<F> {
     /// Performs the TLS handshake, if the connection begins with one.
     async fn with_tls(&self, schemes: Schemes, socket: Socket, deadline: Instant) -> io::Result<Stream> {
         let Some(tls) = self.tls.as_ref().filter(|_| schemes.secure) else { return Ok(Stream::Plain(socket)) };
-        if schemes.plain {
-            let mut first = [0];
-            match tokio::time::timeout_at(deadline.into(), socket.peek(&mut first)).await {
-                Ok(Ok(1..)) if first[0] == TLS_HANDSHAKE => (),
-                _ => return Ok(Stream::Plain(socket)), // The caller sees what is wrong with it.
-            }
+        match tokio::time::timeout_at(deadline.into(), tls::begins_handshake(schemes, &socket)).await {
+            Ok(Ok(true)) => (),
+            _ => return Ok(Stream::Plain(socket)), // The caller sees what is wrong with it.
         }
         let left = deadline.saturating_duration_since(Instant::now());
         tls.accept(socket, left).await.map(|(stream, _)| stream)

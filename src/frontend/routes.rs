@@ -10,10 +10,10 @@ use super::{
     gateway::{Gateway, routes::is_json_path},
     grpc::{
         Grpc,
-        methods::{self, REFLECTION},
+        methods::{self, MethodTable, REFLECTION},
         tonic::error_response,
     },
-    http::{self, access::AccessControl, redirect::redirect},
+    http::{self, access::AccessControl, quick_api::QuickApi, redirect::redirect},
 };
 use crate::service::{Caller, Operation};
 use http2::{
@@ -30,6 +30,10 @@ pub enum Traffic {
     Http,
     /// Metrics and health, over HTTP.
     Metrics,
+    /// The quick HTTP API, and whether it has the paths of `--port-admin`.
+    Quick {
+        numbers_are_members: bool,
+    },
 }
 
 impl Traffic {
@@ -46,6 +50,7 @@ impl Traffic {
             Self::Grpc => "grpc",
             Self::Http => "http",
             Self::Metrics => "metrics",
+            Self::Quick { .. } => "quick http",
         }
     }
 }
@@ -54,6 +59,7 @@ impl Traffic {
 pub fn routes(
     traffic: Traffic,
     grpc: &Arc<Grpc>,
+    methods: &Arc<MethodTable>,
     gateway: Option<Arc<Gateway>>,
     access: AccessControl,
 ) -> axum::Router {
@@ -67,6 +73,10 @@ pub fn routes(
         Traffic::GrpcAndHttp | Traffic::Http => access.protect(pages(http::client_routes(service.clone()), gateway)),
         Traffic::Metrics => pages(http::metrics_routes(service.clone()), None),
         Traffic::Grpc => axum::Router::new().fallback(refuse_http),
+        Traffic::Quick { numbers_are_members } => {
+            let api = Arc::new(QuickApi::new(grpc, methods.clone(), numbers_are_members));
+            access.protect(axum::Router::new().fallback(async move |request| api.respond(request).await))
+        }
     };
     axum::Router::new().fallback(move |request: axum::extract::Request| {
         // As in etcd, gRPC requires HTTP/2.

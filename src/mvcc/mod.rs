@@ -198,6 +198,16 @@ impl Shared {
         (self.index.read().bytes() as u64, self.cache.weight())
     }
 
+    /// How often a record was found in the cache, and how often it was not.
+    pub fn cache_lookups(&self) -> (u64, u64) {
+        (self.cache.hits(), self.cache.misses())
+    }
+
+    /// How many views are registered.
+    pub fn open_views(&self) -> usize {
+        self.views.lock().values().sum()
+    }
+
     /// Registers a view: until the guard is dropped, compactions above `at` remove nothing.
     fn register(self: &Arc<Self>, at: i64) -> ViewGuard {
         *self.views.lock().entry(at).or_default() += 1;

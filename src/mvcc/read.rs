@@ -253,6 +253,18 @@ impl Reader {
         self.shared.memory()
     }
 
+    /// How often a record was found in the cache, and how often it was not.
+    #[must_use]
+    pub fn cache_lookups(&self) -> (u64, u64) {
+        self.shared.cache_lookups()
+    }
+
+    /// How many views keep their revision from being compacted.
+    #[must_use]
+    pub fn open_views(&self) -> usize {
+        self.shared.open_views()
+    }
+
     /// Whether a query visits few enough keys to be executed without delay. Keys that are live at the head are counted by adding
     /// up leaves; at an older revision each key has to be visited.
     #[must_use]

@@ -18,18 +18,19 @@ use super::{
     Stores,
     inbox::Inbox,
     lease_expiry::LeaseExpiry,
-    messages::{BackgroundTask, ChangeApplied, Handoff, Input, MessageSender, Peer},
+    messages::{BackgroundTask, ChangeApplied, Handoff, Input, MessageSender, Peer, Proposed},
     quota::QuotaEnforcer,
     replica::Leadership,
     simple_tokens::SimpleTokens,
     snapshot::conf_state,
     status::Status,
-    waiters::{TimeoutCause, Waiters},
+    waiters::{Pending, TimeoutCause, Waiters},
 };
 use crate::{
     error::{Error, Halt},
-    metrics::METRICS,
-    state::{self, Applied, Effect, Machine},
+    metrics::{METRICS, sharded::OperationDurations},
+    slow_log::{Slow, Thresholds, request_text},
+    state::{self, Applied, Command, Effect, Machine, OperationCounts},
     watch::Publisher,
 };
 
@@ -66,8 +67,91 @@ pub struct ApplyThread {
     pub tokens: Arc<SimpleTokens>,
     /// Checks writes against this member's quota.
     pub quota: Arc<QuotaEnforcer>,
-    /// A batch that takes longer is logged.
-    pub slow: Duration,
+    /// What takes longer is logged.
+    pub thresholds: Thresholds,
+    pub durations: Durations,
+}
+
+/// What is measured of each entry.
+pub struct Durations {
+    apply: OperationDurations,
+    /// From the proposal to the outcome.
+    requests: OperationDurations,
+}
+
+impl Default for Durations {
+    fn default() -> Self {
+        Self {
+            apply: OperationDurations::new(METRICS.apply_seconds.clone(), &["v3"]),
+            requests: OperationDurations::new(METRICS.request_seconds.clone(), &[]),
+        }
+    }
+}
+
+/// The times of a batch of entries.
+struct BatchTimes {
+    /// When the raft thread found the first of its entries committed.
+    committed: Instant,
+    started: Instant,
+    /// When all entries were applied, and the write of the database began.
+    applied: Instant,
+    written: Instant,
+}
+
+impl BatchTimes {
+    /// How long an entry waited in queues, of the raft and the apply thread, and until it was written, synced and committed.
+    fn wait_parts(&self, proposed_at: Instant, since: Instant) -> (Duration, Duration) {
+        let queue =
+            proposed_at.saturating_duration_since(since) + self.started.saturating_duration_since(self.committed);
+        (queue, self.committed.saturating_duration_since(proposed_at))
+    }
+}
+
+/// Measures the entries of a batch. The clock is read after each of them, but for a put that another put follows: puts take so
+/// little that reading the clock would be a part of it, so those that follow one another are measured together.
+struct Stopwatch {
+    /// When the current run of entries began, and how many of them have succeeded and failed.
+    since: Instant,
+    succeeded: u32,
+    failed: u32,
+    /// The position of an entry in the batch, of those that took longest, and how long each of them took.
+    slowest: (usize, Duration),
+}
+
+impl Stopwatch {
+    fn start(now: Instant) -> Self {
+        Self { since: now, succeeded: 0, failed: 0, slowest: (0, Duration::ZERO) }
+    }
+
+    /// The entry at this position in the batch has been applied.
+    fn applied(&mut self, nth: usize, applied: &Applied, batch: &[raft::eraftpb::Entry], to: &mut OperationDurations) {
+        *(if applied.outcome.is_ok() { &mut self.succeeded } else { &mut self.failed }) += 1;
+        if applied.operation == "Put" && batch.get(nth + 1).is_some_and(|next| Command::is_put(&next.data)) {
+            return;
+        }
+        let now = Instant::now();
+        let each = now.saturating_duration_since(self.since) / (self.succeeded + self.failed);
+        (0..self.succeeded).for_each(|_| to.observe(applied.operation, true, each));
+        (0..self.failed).for_each(|_| to.observe(applied.operation, false, each));
+        if each > self.slowest.1 {
+            self.slowest = (nth, each);
+        }
+        *self = Self { since: now, succeeded: 0, failed: 0, ..*self };
+    }
+}
+
+fn count(counts: OperationCounts) {
+    let OperationCounts { puts, put_bytes, deletes, ranges, txns } = counts;
+    for (counter, number) in
+        [(&METRICS.puts, puts), (&METRICS.deletes, deletes), (&METRICS.ranges, ranges), (&METRICS.txns, txns)]
+    {
+        if number > 0 {
+            counter.inc_by(number);
+        }
+    }
+    if put_bytes > 0 {
+        METRICS.put_bytes.add(i64::try_from(put_bytes).unwrap_or(i64::MAX));
+    }
 }
 
 impl ApplyThread {
@@ -122,13 +206,16 @@ impl ApplyThread {
         let mut entries = Vec::new();
         let mut reads = Vec::new();
         let mut catch_up = Vec::new();
-        let mut expire = false;
+        let (mut expire, mut committed) = (false, None);
         for handoff in handoffs.drain(..) {
-            for (id, waiter) in handoff.waiters {
-                self.waiters.wait(id, waiter, now);
+            for Proposed { id, since, waiter } in handoff.proposed {
+                self.waiters.wait(id, Pending { waiter, since, proposed_at: handoff.at }, now);
             }
-            for waiter in handoff.dropped.into_iter().filter_map(|id| self.waiters.take(id)) {
-                waiter(Err(Error::NotPrimary));
+            for pending in handoff.dropped.into_iter().filter_map(|id| self.waiters.take(id)) {
+                (pending.waiter)(Err(Error::NotPrimary));
+            }
+            if !handoff.entries.is_empty() {
+                committed.get_or_insert(handoff.at);
             }
             entries.extend(handoff.entries);
             reads.extend(handoff.reads);
@@ -141,7 +228,7 @@ impl ApplyThread {
         let mut rest = entries.as_slice();
         while !rest.is_empty() {
             let (batch, later) = rest.split_at(batch_len(rest));
-            self.apply(batch)?;
+            self.apply(batch, committed.unwrap_or(now))?;
             rest = later;
         }
         for (index, reads) in reads {
@@ -160,11 +247,13 @@ impl ApplyThread {
         Ok(())
     }
 
-    fn apply(&mut self, batch: &[raft::eraftpb::Entry]) -> Result<(), Halt> {
+    /// Applies a batch whose first entry was committed at that time.
+    fn apply(&mut self, batch: &[raft::eraftpb::Entry], committed: Instant) -> Result<(), Halt> {
         let started = Instant::now();
+        let mut stopwatch = Stopwatch::start(started);
         let mut outcomes = Vec::with_capacity(batch.len());
         let mut change = None;
-        for entry in batch {
+        for (nth, entry) in batch.iter().enumerate() {
             let (index, term) = (entry.index, entry.term);
             let data = match entry.entry_type {
                 EntryType::EntryNormal => entry.data.clone(),
@@ -174,10 +263,15 @@ impl ApplyThread {
             };
             let changes_members = change.is_some();
             outcomes.push(self.machine.apply(&state::Entry { index, term, data, changes_members })?);
+            stopwatch.applied(nth, &outcomes[nth], batch, &mut self.durations.apply);
         }
-        let commit = Instant::now();
+        let applied_at = stopwatch.since;
         let published = self.machine.commit()?;
-        METRICS.backend_commit.observe(commit.elapsed().as_secs_f64());
+        let times = BatchTimes { committed, started, applied: applied_at, written: Instant::now() };
+        METRICS.backend_commit.observe((times.written - times.applied).as_secs_f64());
+        #[allow(clippy::cast_precision_loss, reason = "a batch is small")]
+        METRICS.apply_batches.observe(batch.len() as f64);
+        count(published.counts);
         let has_events = !published.events.is_empty();
         self.publisher.append(published.events, published.head);
         self.machine.publish_head();
@@ -192,17 +286,12 @@ impl ApplyThread {
         if let Some(change) = change {
             self.finish_change(applied.index, change, outcomes);
         } else {
-            self.answer(outcomes);
+            self.answer(batch, outcomes, &times, stopwatch.slowest);
         }
         if has_events {
             self.publisher.wake();
         }
         self.dispatch(published.effects);
-        let took = started.elapsed();
-        if took > self.slow {
-            METRICS.slow_applies.inc();
-            tracing::warn!(entries = batch.len(), took = ?took, "apply request took too long");
-        }
         Ok(())
     }
 
@@ -225,24 +314,102 @@ impl ApplyThread {
     fn finish_change(&mut self, index: u64, change: ConfChange, mut outcomes: Vec<Applied>) {
         let Applied { id, outcome, .. } = outcomes.pop().expect("a membership change is a batch of its own");
         let change = outcome.is_ok().then_some(change);
-        let done = self.waiters.take(id).map(|waiter| Box::new(move || waiter(outcome)) as Box<dyn FnOnce() + Send>);
+        let pending = self.waiters.take(id);
+        let done = pending.map(|pending| Box::new(move || (pending.waiter)(outcome)) as Box<dyn FnOnce() + Send>);
         let conf_state = conf_state(&self.machine.members().voters_and_learners());
         let _ = self.raft.send(Input::ChangeApplied(ChangeApplied { index, change, conf_state, done }));
     }
 
-    fn answer(&mut self, outcomes: Vec<Applied>) {
+    fn answer(
+        &mut self,
+        batch: &[raft::eraftpb::Entry],
+        outcomes: Vec<Applied>,
+        times: &BatchTimes,
+        slowest: (usize, Duration),
+    ) {
+        let is_slow = times.written - times.started > self.thresholds.apply;
         let mut too_many = None;
-        for Applied { id, cost, outcome } in outcomes {
-            let waiter = self.waiters.take(id);
-            if !self.quota.charge(cost) {
-                too_many.get_or_insert_with(Vec::new).extend(waiter);
-            } else if let Some(waiter) = waiter {
+        for (nth, Applied { id, cost, operation, outcome }) in outcomes.into_iter().enumerate() {
+            let pending = self.waiters.take(id);
+            if is_slow && nth == slowest.0 {
+                self.warn_of_slow_batch(batch, times, slowest, &outcome, pending.as_ref());
+            }
+            let Some(Pending { waiter, since, proposed_at }) = pending else {
+                if !self.quota.charge(cost) {
+                    too_many.get_or_insert_with(Vec::new);
+                }
+                continue;
+            };
+            let waited = times.started.saturating_duration_since(since);
+            self.durations.requests.observe(operation, outcome.is_ok(), times.written.saturating_duration_since(since));
+            if waited > self.thresholds.call {
+                self.warn_of_wait(&batch[nth], waited, times, proposed_at, since);
+            }
+            if self.quota.charge(cost) {
                 waiter(outcome);
+            } else {
+                too_many.get_or_insert_with(Vec::new).push(waiter);
             }
         }
         if let Some(waiters) = too_many {
             self.quota.raise_no_space(waiters);
         }
+    }
+
+    /// Logs a batch that took too long, with the entry in it that took longest.
+    fn warn_of_slow_batch(
+        &self,
+        batch: &[raft::eraftpb::Entry],
+        times: &BatchTimes,
+        (nth, apply): (usize, Duration),
+        outcome: &Result<state::Response, Error>,
+        pending: Option<&Pending>,
+    ) {
+        METRICS.slow_applies.inc();
+        let Some(suppressed) = Slow::Apply.count(times.written) else { return };
+        // Only the member that has proposed it knows these.
+        let (queue, log) = pending.map(|pending| times.wait_parts(pending.proposed_at, pending.since)).unzip();
+        let response = outcome.as_ref().map_or_else(Error::to_string, |found| format!("size:{}", found.body.len()));
+        tracing::warn!(
+            {
+                took = ?(times.written - times.started),
+                "expected-duration" = ?self.thresholds.apply,
+                prefix = "",
+                request = request_text::entry(&batch[nth].data),
+                response,
+                entries = batch.len(),
+                queue = ?queue.unwrap_or_default(),
+                log = ?log.unwrap_or_default(),
+                apply = ?apply,
+                commit = ?(times.written - times.applied),
+                suppressed
+            },
+            "apply request took too long"
+        );
+    }
+
+    /// Logs a proposal that took too long to be committed.
+    fn warn_of_wait(
+        &self,
+        entry: &raft::eraftpb::Entry,
+        waited: Duration,
+        times: &BatchTimes,
+        proposed_at: Instant,
+        since: Instant,
+    ) {
+        let Some(suppressed) = Slow::Wait.count(times.written) else { return };
+        let (queue, log) = times.wait_parts(proposed_at, since);
+        tracing::warn!(
+            {
+                took = ?waited,
+                "expected-duration" = ?self.thresholds.call,
+                request = request_text::entry(&entry.data),
+                queue = ?queue,
+                log = ?log,
+                suppressed
+            },
+            "request waited too long before it was applied"
+        );
     }
 
     fn dispatch(&self, effects: Vec<Effect>) {

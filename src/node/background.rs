@@ -15,13 +15,14 @@ use super::{
     identity::RequestIds,
     inbox::Inbox,
     messages::{BackgroundTask, Input},
+    quota::{Growth, Quota},
     snapshot::OutboundSnapshot,
     status::Status,
 };
 use crate::raft_log::Position;
 use crate::{
     error::{Error, Halt},
-    metrics::METRICS,
+    metrics::{METRICS, process::unix_seconds},
     mvcc::{
         self,
         compact::{Compaction, CompactionProgress, HashPass, Hashing},
@@ -78,6 +79,7 @@ pub struct Background {
     pub ids: Arc<RequestIds>,
     /// The directory in which copies for other members are made.
     pub copies: PathBuf,
+    pub quota: Quota,
 }
 
 /// Whether the engine is to compact its files eagerly, to give back the space of removed records.
@@ -104,6 +106,9 @@ pub struct BackgroundState {
     leads: bool,
     copy_wanted: bool,
     copies_made: u64,
+    /// When the compaction began.
+    compaction_began: Instant,
+    growth: Growth,
 }
 
 impl Background {
@@ -123,6 +128,8 @@ impl Background {
             if work.compaction.is_none() || work.last_measured.elapsed() >= ROUND {
                 self.status.measure(self.engine.as_ref())?;
                 work.last_measured = Instant::now();
+                work.growth.add(self.status.total_bytes(), work.last_measured);
+                self.status.set_quota_full_seconds(work.growth.seconds_until(self.quota));
             }
         }
     }
@@ -143,6 +150,8 @@ impl Background {
             leads: false,
             copy_wanted: false,
             copies_made: 0,
+            compaction_began: now,
+            growth: Growth::default(),
         }
     }
 
@@ -182,7 +191,7 @@ impl Background {
         let waiter = Box::new(move |outcome: Result<Response, Error>| {
             let _ = inbox.send(BackgroundTask::AutoCompacted(target, outcome.map(|_| ())));
         });
-        let _ = self.raft.send(Input::Propose { id, data, waiter });
+        let _ = self.raft.send(Input::Propose { id, data, since: Instant::now(), waiter });
     }
 
     /// Processes one slice of the current compaction, if any.
@@ -199,8 +208,9 @@ impl Background {
             }
             work.idle = self.background_config.compaction_pause / SLICES;
         } else if let Some(compaction) = &mut work.compaction {
-            let before = compaction.removed();
+            let (before, started) = (compaction.removed(), Instant::now());
             let progress = compaction.step(slice)?;
+            METRICS.compaction_slices.observe(milliseconds(started.elapsed()));
             METRICS.compacted_keys.inc_by(compaction.removed() - before);
             // A reader that blocks the compaction is not finished sooner for being checked more often.
             let is_blocked = progress == CompactionProgress::Blocked;
@@ -211,6 +221,8 @@ impl Background {
                     removed = compaction.removed(),
                     "finished scheduled compaction"
                 );
+                METRICS.compactions.observe(milliseconds(work.compaction_began.elapsed()));
+                METRICS.last_compaction.set(unix_seconds());
                 if compaction.used_range_deletes() {
                     work.eager_compaction = EagerCompaction::Requested;
                 }
@@ -231,6 +243,7 @@ impl Background {
     /// Starts the next compaction, if there is one.
     fn begin_compaction(&self, work: &mut BackgroundState) -> Result<(), Halt> {
         work.compaction = self.pending();
+        work.compaction_began = Instant::now();
         let Some(compaction) = &work.compaction else { return Ok(()) };
         match compaction.hashing(self.background_config.hashed_bytes)? {
             Hashing::Due(pass) => work.hashing = Some(pass),
@@ -252,9 +265,10 @@ impl Background {
             return;
         }
         work.copies_made += 1;
-        let path = self.copies.join(work.copies_made.to_string());
+        let (path, started) = (self.copies.join(work.copies_made.to_string()), Instant::now());
         let offer = match OutboundSnapshot::make(self.engine.as_ref(), path) {
             Ok(offer) => {
+                METRICS.backend_snapshot.observe(started.elapsed().as_secs_f64());
                 tracing::info!(
                     index = offer.at.index,
                     term = offer.at.term,
@@ -288,7 +302,9 @@ impl Background {
             return Ok(());
         }
         self.status.set_unflushed(0);
+        let started = Instant::now();
         self.engine.flush()?;
+        METRICS.flush.observe(started.elapsed().as_secs_f64());
         work.last_flush = now;
         if reclaims {
             self.engine.set_eager_compaction(true)?;
@@ -300,4 +316,8 @@ impl Background {
         }
         Ok(())
     }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }

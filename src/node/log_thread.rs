@@ -10,7 +10,9 @@ use super::{
     status::Status,
 };
 use crate::error::Halt;
+use crate::metrics::METRICS;
 use crate::raft_log::LogStore;
+use crate::slow_log::{SLOW_SYNC, Slow};
 
 /// The log thread's state.
 pub struct LogThread {
@@ -65,7 +67,21 @@ impl LogThread {
             let bytes = self.log.write(&write.group)?;
             let written = Instant::now();
             self.log.sync()?;
-            self.status.add_log_write(bytes, written - started, written.elapsed());
+            let (entries, synced) = (write.group.entries.len(), Instant::now());
+            self.status.add_log_write(bytes, written - started, synced - written);
+            METRICS.log_bytes.set(i64::try_from(self.log.size_bytes()).unwrap_or(i64::MAX));
+            if entries > 0 {
+                #[allow(clippy::cast_precision_loss, reason = "a group is small")]
+                METRICS.log_groups.observe(entries as f64);
+            }
+            if synced - written > SLOW_SYNC
+                && let Some(suppressed) = Slow::Sync.count(synced)
+            {
+                tracing::warn!(
+                    { took = ?synced - written, "expected-duration" = ?SLOW_SYNC, entries, suppressed },
+                    "slow fdatasync"
+                );
+            }
         }
         // Raft first: the messages may be vote requests, and it must know that the write is durable before it receives votes.
         let _ = self.raft.send(Input::Persisted(write.number));

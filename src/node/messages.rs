@@ -2,7 +2,7 @@
 //! their receivers, because most threads send to each other in both directions. Also the interface through which messages are
 //! sent to other members.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfChange, ConfState, Entry, Message};
@@ -22,6 +22,8 @@ pub enum Input {
         id: u64,
         /// The entry.
         data: Bytes,
+        /// When it was sent.
+        since: Instant,
         /// Called with the outcome.
         waiter: ProposalWaiter,
     },
@@ -128,11 +130,21 @@ pub enum LogTask {
     Truncate(Position),
 }
 
+/// A request that waits for the entry that it has proposed.
+pub struct Proposed {
+    /// The ID inside the entry.
+    pub id: u64,
+    /// When it was sent to the raft thread.
+    pub since: Instant,
+    pub waiter: ProposalWaiter,
+}
+
 /// The inputs of the apply thread: what the raft thread hands over after it has processed its own inputs.
-#[derive(Default)]
 pub struct Handoff {
-    /// Waiters for new proposals, by the ID inside the entry.
-    pub waiters: Vec<(u64, ProposalWaiter)>,
+    /// When the raft thread began to process these inputs.
+    pub at: Instant,
+    /// The requests that it has proposed.
+    pub proposed: Vec<Proposed>,
     /// The IDs inside entries that were dropped because the term to which the proposal was bound is over.
     pub dropped: Vec<u64>,
     /// Committed entries, in order.
@@ -148,10 +160,25 @@ pub struct Handoff {
 }
 
 impl Handoff {
+    /// Nothing yet, at this time.
+    #[must_use]
+    pub fn new(at: Instant) -> Self {
+        Self {
+            at,
+            proposed: Vec::new(),
+            dropped: Vec::new(),
+            entries: Vec::new(),
+            reads: Vec::new(),
+            catch_up: Vec::new(),
+            leadership: None,
+            expire: false,
+        }
+    }
+
     /// Whether there is nothing to hand over.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.waiters.is_empty()
+        self.proposed.is_empty()
             && self.dropped.is_empty()
             && self.entries.is_empty()
             && self.reads.is_empty()

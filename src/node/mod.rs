@@ -28,6 +28,7 @@ pub mod databases;
 pub mod identity;
 pub mod lease_expiry;
 pub mod log_thread;
+pub mod low_priority;
 pub mod messages;
 pub mod quota;
 pub mod raft_thread;
@@ -46,7 +47,7 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -56,12 +57,13 @@ pub use crate::inbox;
 use crate::raft_log::{LogStore, MemoryLog, Position, Recovered};
 use crate::{
     error::{Error, Halt},
-    metrics,
+    metrics::{self, METRICS},
+    slow_log::Thresholds,
     state::{Command, Kind, Machine, Readers},
     storage::{Engine, InsufficientSpace},
     watch::Publisher,
 };
-use apply_thread::ApplyThread;
+use apply_thread::{ApplyThread, Durations};
 use auto_compaction::Policy;
 use background::{Background, BackgroundConfig};
 use clock::Clock;
@@ -100,8 +102,8 @@ pub struct Settings {
     pub background_config: BackgroundConfig,
     /// The auto compaction policy.
     pub retention: Policy,
-    /// A batch that takes longer to apply is logged.
-    pub slow_apply: Duration,
+    /// What takes longer is logged.
+    pub thresholds: Thresholds,
     /// Proposals are refused while more than this many entries are committed but not applied.
     pub backlog: u64,
     /// How long a simple token is valid after its last use.
@@ -138,7 +140,7 @@ impl Settings {
                 flush_after: limit,
                 flush_after_entries: u64::MAX,
             },
-            slow_apply: limit,
+            thresholds: Thresholds { call: limit, apply: limit },
             backlog: 5000,
             token_ttl: Duration::from_mins(5),
         }
@@ -337,7 +339,8 @@ impl Node {
             timeout_cause: TimeoutCause::new(settings.member_id, parts.connectivity, times.election_timeout),
             tokens,
             quota,
-            slow: settings.slow_apply,
+            thresholds: settings.thresholds,
+            durations: Durations::default(),
         };
         apply_thread.publish_first_members(parts.first_peers);
         let background = Background {
@@ -350,6 +353,7 @@ impl Node {
             policy: settings.retention,
             ids: settings.ids.clone(),
             copies: parts.copies,
+            quota: settings.quota,
         };
         Ok((node, Workers { core: Core { raft_thread, log_thread, apply_thread }, background }))
     }
@@ -365,7 +369,9 @@ impl Node {
             metrics::refused("backlog");
             return waiter(Err(Error::TooManyRequests));
         }
-        if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, waiter }) {
+        if let Err(Input::Propose { waiter, .. }) =
+            self.raft.send(Input::Propose { id, data, since: Instant::now(), waiter })
+        {
             waiter(Err(Error::Stopped));
         }
     }
@@ -468,10 +474,19 @@ impl Node {
     /// Rewrites the database's files so that removed data takes no space, and measures them again. Returns what is missing if the
     /// database does not start.
     pub fn defragment(&self) -> Result<Option<InsufficientSpace>, Halt> {
-        let engine = self.engine();
+        let (engine, started) = (self.engine(), Instant::now());
+        METRICS.defragmenting.set(1);
         let lack = engine.defragment()?;
+        METRICS.defragmenting.set(0);
+        METRICS.defragmentation.observe(started.elapsed().as_secs_f64());
         self.status.measure(engine.as_ref())?;
         Ok(lack)
+    }
+
+    /// How many inputs wait for the raft thread and for the background thread.
+    #[must_use]
+    pub fn waiting_inputs(&self) -> (usize, usize) {
+        (self.raft.waiting(), self.background.waiting())
     }
 
     /// Measures the database, for callers that need its current size.

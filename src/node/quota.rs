@@ -9,7 +9,11 @@
 //!
 //! Waiters are answered only after the alarm is raised, so that a client that got "no space" can see the alarm.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use prost::Message;
@@ -33,6 +37,45 @@ impl Quota {
     #[must_use]
     pub fn admits(&self, cost: u64, total_bytes: i64) -> bool {
         cost == 0 || self.bytes <= 0 || total_bytes.saturating_add_unsigned(cost) < self.bytes
+    }
+}
+
+/// How the database has grown lately.
+#[derive(Debug, Default)]
+pub struct Growth {
+    /// Sizes in bytes, the oldest first.
+    sizes: VecDeque<(Instant, i64)>,
+}
+
+impl Growth {
+    /// The time between two sizes, and how many are kept: ten minutes in all.
+    const INTERVAL: Duration = Duration::from_secs(10);
+    const SIZES: usize = 60;
+
+    /// Adds the present size, unless one was added a moment ago.
+    pub fn add(&mut self, bytes: i64, now: Instant) {
+        if self.sizes.back().is_some_and(|(at, _)| now.saturating_duration_since(*at) < Self::INTERVAL) {
+            return;
+        }
+        if self.sizes.len() == Self::SIZES {
+            self.sizes.pop_front();
+        }
+        self.sizes.push_back((now, bytes));
+    }
+
+    /// In how many seconds the quota is used up at this rate; infinite if the database does not grow, or has no quota.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "it is an estimate")]
+    pub fn seconds_until(&self, quota: Quota) -> f64 {
+        let (Some((began, first)), Some((ended, last))) = (self.sizes.front(), self.sizes.back()) else {
+            return f64::INFINITY;
+        };
+        let grown = last - first;
+        if quota.bytes <= 0 || grown <= 0 {
+            return f64::INFINITY;
+        }
+        let rate = grown as f64 / ended.saturating_duration_since(*began).as_secs_f64();
+        (quota.bytes - last).max(0) as f64 / rate
     }
 }
 
@@ -98,7 +141,9 @@ impl QuotaEnforcer {
             let waiters = quota.awaiting_alarm.lock().take();
             waiters.into_iter().flatten().for_each(|waiter| waiter(Err(Error::NoSpace)));
         });
-        if let Err(Input::Propose { waiter, .. }) = self.raft.send(Input::Propose { id, data, waiter }) {
+        if let Err(Input::Propose { waiter, .. }) =
+            self.raft.send(Input::Propose { id, data, since: Instant::now(), waiter })
+        {
             waiter(Err(Error::Stopped));
         }
     }

@@ -10,14 +10,16 @@ use raft::eraftpb::{ConfState, Message};
 
 use super::{
     inbox::Inbox,
-    messages::{BackgroundTask, ChangeApplied, Discarded, Handoff, Input, LogTask, MessageSender},
+    messages::{BackgroundTask, ChangeApplied, Discarded, Handoff, Input, LogTask, MessageSender, Proposed},
     replica::{Install, Ready, Replica, Write},
     snapshot::{InboundSnapshot, OutboundTracker},
     status::Status,
     waiters::ReadWaiter,
 };
+use crate::error::Error;
 use crate::metrics::{self, METRICS};
 use crate::raft_log::Position;
+use crate::slow_log::Slow;
 
 /// At most this many overdue ticks are delivered at once: a process that was paused must handle the messages that have queued up
 /// before it calls an election.
@@ -93,8 +95,9 @@ impl RaftThread {
         let mut inputs = Vec::new();
         let mut next_tick = Instant::now() + self.tick;
         while self.inbox.receive(&mut inputs, Some(next_tick)) {
-            let ticks = self.ticks_due(&mut next_tick);
-            self.process(&mut inputs, ticks);
+            let now = Instant::now();
+            let ticks = self.ticks_due(&mut next_tick, now);
+            self.process(&mut inputs, ticks, now);
             if self.accepted.is_some() {
                 return Pause::Install;
             }
@@ -106,8 +109,8 @@ impl RaftThread {
     }
 
     /// Handles the inputs, then the ticks, then carries out what raft has made ready.
-    pub fn process(&mut self, inputs: &mut Vec<Input>, ticks: u32) {
-        let mut handoff = Handoff::default();
+    pub fn process(&mut self, inputs: &mut Vec<Input>, ticks: u32, now: Instant) {
+        let mut handoff = Handoff::new(now);
         for input in inputs.drain(..) {
             self.handle(input, &mut handoff);
         }
@@ -119,7 +122,7 @@ impl RaftThread {
                 self.status.set_ticked();
             }
             handoff.expire = true;
-            metrics::set_memory_bytes("log", self.replica.log_bytes() as u64);
+            self.set_gauges();
             if let Some(old) = self.outbound.expire(ticks) {
                 self.replica.log().offer(None);
                 self.discard(Discarded::OutboundSnapshot(old));
@@ -135,9 +138,7 @@ impl RaftThread {
         {
             self.carry_out(ready, &mut handoff);
         }
-        for (read, error) in self.replica.take_refused_reads() {
-            read(Err(error));
-        }
+        self.answer_refused_reads(now);
         handoff.dropped = self.replica.take_dropped_proposals();
         if self.accepted.is_none() {
             self.reject_arrived();
@@ -155,9 +156,59 @@ impl RaftThread {
         }
     }
 
+    fn set_gauges(&self) {
+        metrics::set_memory_bytes("log", self.replica.log_bytes() as u64);
+        let (entries, unsynced) = self.replica.log_entries();
+        let number = |entries: u64| i64::try_from(entries).unwrap_or(i64::MAX);
+        METRICS.log_entries.set(number(entries));
+        METRICS.queue_length.with_label_values(&["log"]).set(number(unsynced));
+    }
+
+    /// Answers reads that the leader has not confirmed, and counts as etcd does: once for all that waited together.
+    fn answer_refused_reads(&mut self, now: Instant) {
+        if self.replica.take_repeated_round()
+            && let Some(suppressed) = Slow::ReadIndex.count(now)
+        {
+            let leader = format!("{:x}", self.status.leader());
+            tracing::warn!({ leader, suppressed }, "waiting for ReadIndex response took too long, retrying");
+        }
+        let (mut is_late, mut is_lost) = (false, false);
+        for (read, error) in self.replica.take_refused_reads() {
+            is_late |= error == Error::Timeout;
+            is_lost |= error == Error::LeaderChanged;
+            read(Err(error));
+        }
+        METRICS.slow_read_indexes.inc_by(u64::from(is_late));
+        METRICS.read_indexes_failed.inc_by(u64::from(is_lost));
+    }
+
+    /// Counts and logs that heartbeats were sent later than their interval allows.
+    fn note_late_heartbeats(&self, late: Duration, now: Instant) {
+        let followers = self.replica.conf_state();
+        let followers = (followers.voters.len() + followers.learners.len()).saturating_sub(1);
+        if !self.replica.leads() || followers == 0 {
+            return;
+        }
+        METRICS.heartbeat_send_failures.inc_by(followers as u64);
+        let Some(suppressed) = Slow::Heartbeat.count(now) else { return };
+        tracing::warn!(
+            {
+                followers,
+                "heartbeat-interval" = ?self.tick,
+                "expected-duration" = ?2 * self.tick,
+                "exceeded-duration" = ?late.saturating_sub(self.tick),
+                suppressed
+            },
+            "leader failed to send out heartbeat on time; took too long, the raft thread got no processor time"
+        );
+    }
+
     /// How many ticks have become due; advances `next_tick`.
-    pub fn ticks_due(&self, next_tick: &mut Instant) -> u32 {
-        let now = Instant::now();
+    pub fn ticks_due(&self, next_tick: &mut Instant, now: Instant) -> u32 {
+        let late = now.saturating_duration_since(*next_tick);
+        if late > self.tick {
+            self.note_late_heartbeats(late, now);
+        }
         let mut due = 0;
         while *next_tick <= now {
             *next_tick += self.tick;
@@ -183,17 +234,17 @@ impl RaftThread {
 
     fn handle(&mut self, input: Input, handoff: &mut Handoff) {
         match input {
-            Input::Propose { id, data, waiter } => {
+            Input::Propose { id, data, since, waiter } => {
                 self.replica.propose(data);
-                handoff.waiters.push((id, waiter));
+                handoff.proposed.push(Proposed { id, since, waiter });
             }
             Input::ProposeInTerm { term, id, data, waiter } => {
                 self.replica.propose_in_term(term, id, data);
-                handoff.waiters.push((id, waiter));
+                handoff.proposed.push(Proposed { id, since: handoff.at, waiter });
             }
             Input::Change { id, change, waiter } => {
                 self.replica.propose_change(&change);
-                handoff.waiters.push((id, waiter));
+                handoff.proposed.push(Proposed { id, since: handoff.at, waiter });
             }
             Input::Read(waiter) | Input::ConfirmLeadership(waiter) => self.replica.read(waiter),
             Input::CatchUp(waiter) => handoff.catch_up.push((self.replica.committed(), waiter)),

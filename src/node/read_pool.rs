@@ -54,6 +54,12 @@ impl ReadPool {
         Self { queue }
     }
 
+    /// How many jobs wait for a thread.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.jobs.lock().lanes.values().map(VecDeque::len).sum()
+    }
+
     /// Runs a job that belongs to no connection when a thread is free.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
         self.run_in_lane(NO_CONNECTION, job);

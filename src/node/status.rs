@@ -41,6 +41,8 @@ pub struct Status {
     measured_bytes: AtomicU64,
     total_bytes: AtomicI64,
     in_use_bytes: AtomicI64,
+    /// In how many seconds the quota is expected to be used up, as the bits of a float.
+    quota_full_seconds: AtomicU64,
 }
 
 /// What entitles this member to decide about leases: the term in which it leads, and how often its raft thread has stalled since
@@ -82,6 +84,7 @@ impl Status {
             measured_bytes: AtomicU64::default(),
             total_bytes: AtomicI64::default(),
             in_use_bytes: AtomicI64::default(),
+            quota_full_seconds: AtomicU64::new(f64::INFINITY.to_bits()),
         }
     }
 
@@ -121,13 +124,13 @@ impl Status {
         self.is_sole_leader.load(Ordering::Acquire)
     }
 
-    /// Whether this member is a learner.
     /// The capability level of the cluster, as far as this member has applied the log.
     #[must_use]
     pub fn capability_level(&self) -> u64 {
         self.capability_level.load(Ordering::Relaxed)
     }
 
+    /// Whether this member is a learner.
     pub fn is_learner(&self) -> bool {
         self.is_learner.load(Ordering::Relaxed)
     }
@@ -147,6 +150,15 @@ impl Status {
     /// The part of the database's size that holds live data, as last measured.
     pub fn in_use_bytes(&self) -> i64 {
         self.in_use_bytes.load(Ordering::Relaxed)
+    }
+
+    /// In how many seconds the quota is expected to be used up; infinite if the database does not grow.
+    pub fn quota_full_seconds(&self) -> f64 {
+        f64::from_bits(self.quota_full_seconds.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_quota_full_seconds(&self, seconds: f64) {
+        self.quota_full_seconds.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
     /// Bytes in the log that are newer than the last flush of the database.

@@ -55,8 +55,9 @@ impl Core {
         let (mut inputs, mut next_tick) = (Vec::new(), Instant::now() + self.raft_thread.tick);
         while self.raft_thread.inbox.receive(&mut inputs, Some(next_tick)) {
             loop {
-                let ticks = self.raft_thread.ticks_due(&mut next_tick);
-                self.raft_thread.process(&mut inputs, ticks);
+                let now = Instant::now();
+                let ticks = self.raft_thread.ticks_due(&mut next_tick, now);
+                self.raft_thread.process(&mut inputs, ticks, now);
                 let settled = !self.settle()?;
                 if !self.raft_thread.replica.is_sole_member() {
                     return Ok(Pause::MembershipChanged); // "Persisted" is in the inbox, and will be handled there.
@@ -126,7 +127,7 @@ impl Core {
         }
         let mut inputs = Vec::new();
         self.raft_thread.inbox.drain(&mut inputs);
-        self.raft_thread.process(&mut inputs, 0);
+        self.raft_thread.process(&mut inputs, 0, Instant::now());
         METRICS.snapshots_in_progress.set(0);
         done(true);
         tracing::info!(index = install.at.index, "installed a snapshot");

@@ -21,12 +21,21 @@ pub type ReadWaiter = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 /// The requests that wait for an entry to be applied, by the ID inside the entry, and those that wait for an index.
 pub struct Waiters {
-    proposals: HashMap<u64, ProposalWaiter>,
+    proposals: HashMap<u64, Pending>,
     /// In the order of their deadlines. The IDs of answered proposals stay until their deadline.
     deadlines: VecDeque<(Instant, u64)>,
     reads: IndexQueue,
     catching_up: IndexQueue,
     timeout: Duration,
+}
+
+/// A request that waits for its entry.
+pub struct Pending {
+    pub waiter: ProposalWaiter,
+    /// When it was sent to the raft thread.
+    pub since: Instant,
+    /// When the raft thread took it.
+    pub proposed_at: Instant,
 }
 
 /// How long a request waits until the commit index of its arrival is applied.
@@ -137,9 +146,9 @@ impl Waiters {
         }
     }
 
-    /// Adds a waiter for the entry with this ID.
-    pub fn wait(&mut self, id: u64, waiter: ProposalWaiter, now: Instant) {
-        self.proposals.insert(id, waiter);
+    /// Adds a request that waits for the entry with this ID.
+    pub fn wait(&mut self, id: u64, pending: Pending, now: Instant) {
+        self.proposals.insert(id, pending);
         self.deadlines.push_back((now + self.timeout, id));
     }
 
@@ -153,8 +162,8 @@ impl Waiters {
         self.catching_up.push(index, vec![waiter], now);
     }
 
-    /// Removes and returns the waiter for an entry, if there still is one.
-    pub fn take(&mut self, id: u64) -> Option<ProposalWaiter> {
+    /// Removes and returns the request that waits for an entry, if there still is one.
+    pub fn take(&mut self, id: u64) -> Option<Pending> {
         self.proposals.remove(&id)
     }
 
@@ -167,7 +176,7 @@ impl Waiters {
     /// Answers requests that have timed out. For a proposal, `why` maps the time at which it was made to the error.
     pub fn expire(&mut self, now: Instant, why: impl Fn(Instant) -> Error) {
         while let Some((deadline, id)) = self.deadlines.pop_front_if(|&mut (deadline, _)| deadline <= now) {
-            if let Some(waiter) = self.proposals.remove(&id) {
+            if let Some(Pending { waiter, .. }) = self.proposals.remove(&id) {
                 METRICS.proposals_failed.inc();
                 let since = deadline.checked_sub(self.timeout).expect("a deadline is a time plus the timeout");
                 waiter(Err(why(since)));
@@ -185,7 +194,7 @@ impl Waiters {
 
     /// Answers all requests with the error that the node stops.
     pub fn stop(&mut self) {
-        self.proposals.drain().for_each(|(_, waiter)| waiter(Err(Error::Stopped)));
+        self.proposals.drain().for_each(|(_, pending)| (pending.waiter)(Err(Error::Stopped)));
         self.reads.stop();
         self.catching_up.stop();
     }

@@ -12,7 +12,10 @@ use std::{
 use tokio::signal::unix::SignalKind;
 
 use crate::{
-    cluster::{Cluster, bootstrap, capability, corruption_check, peer_client::PeerClient, publish::publish, version},
+    cluster::{
+        Cluster, bootstrap, capability, corruption_check, peer_client::PeerClient, publish::publish, round_trips,
+        version,
+    },
     config::{AutoCompaction, Config, auth::TokenKind, gates::Gate, limits::Limits},
     error::{Error, Halt, StartError},
     frontend::{
@@ -37,6 +40,7 @@ use crate::{
         data_dir::DataDir,
         identity::{MemberId, RequestIds},
         inbox::Inbox,
+        low_priority::LowPriorityThreads,
         messages::Peer,
         quota::Quota,
         read_pool::ReadPool,
@@ -51,9 +55,8 @@ use crate::{
         RequestLimits, Service,
         auth::{Authentication, Tokens, jwt::Jwt, passwords::Passwords},
         lease,
-        low_priority::LowPriorityThreads,
-        slow_log::SlowLog,
     },
+    slow_log::Thresholds,
     state::{Machine, Members},
     storage::{
         Engine,
@@ -91,12 +94,34 @@ pub fn run(config: &Config) -> ExitCode {
         Err(error) => return logging::fatal("discovery failed", error),
     };
     metrics::install_http2();
+    export_settings(config);
     let end = runtime.block_on(serve(config));
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
     match end {
         Ok(signal) => signal.map_or(ExitCode::SUCCESS, signals::exit_by),
         Err(error) => logging::fatal("discovery failed", error),
     }
+}
+
+/// Exports what the configuration says.
+fn export_settings(config: &Config) {
+    if config.extensive_metrics {
+        metrics::measure_calls();
+    }
+    for (name, stage, is_on) in config.feature_gates.states() {
+        METRICS.feature_enabled.with_label_values(&[name, stage]).set(i64::from(is_on));
+    }
+    let limits = &config.limits;
+    for (part, bytes) in [
+        ("value_cache", config.value_cache_bytes),
+        ("block_cache", limits.block_cache_bytes),
+        ("watch_ring", limits.watch_ring_bytes),
+        ("watch_pending", limits.all_watch_pending_bytes),
+        ("log", limits.lagging_log_bytes),
+    ] {
+        metrics::set_memory_limit_bytes(part, bytes);
+    }
+    METRICS.held_bytes_limit.set(i64::try_from(config.frontend.max_held_bytes).unwrap_or(i64::MAX));
 }
 
 fn processors() -> usize {
@@ -114,6 +139,8 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     let tls = Tls::open(config, outbound)?;
     let ports = bind_all(&config.listen_client_urls, config.socket_reuse_port).await?;
     let http_ports = bind_all(&config.listen_client_http_urls, config.socket_reuse_port).await?;
+    let quick_urls = config.quick_api.as_ref().map_or(&[][..], |quick_api| &quick_api.listen_urls);
+    let quick_ports = bind_all(quick_urls, config.socket_reuse_port).await?;
     let peer_ports = bind_peer_ports(&config.listen_peer_urls, config.socket_reuse_port).await?;
     let limits = &config.limits;
     let connection_limit = ConnectionLimit::new(limits.max_connections, limits.max_connections_per_address)?;
@@ -154,12 +181,17 @@ async fn serve(config: &Config) -> Result<Option<SignalKind>, StartError> {
     };
     tokio::spawn(capability::maintain(running.service.cluster.clone(), attributes));
     tokio::spawn(version::update_periodically(running.service.cluster.clone()));
+    tokio::spawn(round_trips::measure(running.service.cluster.clone()));
     corruption_check::start(config, &running.service.cluster);
     if http_ports.is_empty() {
         frontends.open(Traffic::GrpcAndHttp, ports, &connection_limit);
     } else {
         frontends.open(Traffic::Grpc, ports, &connection_limit);
         frontends.open(Traffic::Http, http_ports, &connection_limit);
+    }
+    if let Some(quick_api) = &config.quick_api {
+        let numbers_are_members = quick_api.numbers_are_members;
+        frontends.open(Traffic::Quick { numbers_are_members }, quick_ports, &connection_limit);
     }
     tokio::spawn(tls.refresh_periodically());
     signals::notify_ready();
@@ -448,6 +480,7 @@ async fn build(
         heartbeat_interval: config.heartbeat_interval,
         runtime: tokio::runtime::Handle::current(),
         read_pool: ReadPool::start(read_threads),
+        scans: scans("peer-scans", config)?,
     };
     let service = Arc::new(service(config, cluster, hub, quota_bytes)?);
     Ok(RunningServer { service, threads, transport })
@@ -494,17 +527,23 @@ fn service(config: &Config, cluster: Cluster, hub: Arc<watch::Hub>, quota_bytes:
             min_lease_seconds: lease::min_seconds(config.election_ticks(), config.heartbeat_interval),
         },
         authentication: authentication(config)?,
-        scans: LowPriorityThreads::start("scans", 1, config.limits.max_waiting_hashes)
-            .map_err(|error| StartError::Refused(format!("cannot start the thread for hashes: {error}")))?,
+        scans: scans("scans", config)?,
         ledger: Ledger::new(config.frontend.max_held_bytes),
         quota_bytes,
         leader_watch: Arc::default(),
         fast_keep_alive: config.feature_gates.is_enabled(Gate::FastLeaseKeepAlive),
-        slow_log: SlowLog {
-            call_threshold: config.warning_unary_request_duration,
-            read_threshold: config.warning_apply_duration,
-        },
+        thresholds: thresholds(config),
     })
+}
+
+fn thresholds(config: &Config) -> Thresholds {
+    Thresholds { call: config.warning_unary_request_duration, apply: config.warning_apply_duration }
+}
+
+/// A thread for hashes.
+fn scans(name: &str, config: &Config) -> Result<LowPriorityThreads, StartError> {
+    LowPriorityThreads::start(name, 1, config.limits.max_waiting_hashes)
+        .map_err(|error| StartError::Refused(format!("cannot start the thread for hashes: {error}")))
 }
 
 fn watch_settings(config: &Config) -> watch::Settings {
@@ -572,7 +611,7 @@ fn settings(config: &Config, member_id: u64, ids: Arc<RequestIds>, quota_bytes: 
             flush_after: config.limits.flush_interval,
             flush_after_entries: config.snapshot_count,
         },
-        slow_apply: config.warning_apply_duration,
+        thresholds: thresholds(config),
         backlog: config.limits.max_apply_backlog,
         token_ttl: config.auth.simple_token_ttl,
     }

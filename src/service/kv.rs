@@ -1,16 +1,17 @@
 //! Range, Put, DeleteRange, Txn, Compact. (RangeStream is in [`super::range_stream`].)
 
-use std::{sync::Arc, time::Instant};
+use std::{cell::Cell, sync::Arc};
 
 use super::{Caller, Operation, Outcome, Reply, Request, Service, read_error};
 use crate::{
     error::Error,
     metrics::{self, METRICS},
-    mvcc::read::Rows,
+    mvcc::{Query, read::Rows},
     proto::etcdserverpb::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
         RangeRequest, RequestOp, TxnRequest, TxnResponse, request_op,
     },
+    slow_log::{ReadStart, request_text},
     state::{Command, Kind, txn},
 };
 
@@ -22,43 +23,77 @@ pub struct RangeOutcome {
     pub head: i64,
 }
 
+impl RangeOutcome {
+    /// The number of rows, and their encoded size.
+    fn size(&self) -> (usize, usize) {
+        (self.rows.records.len(), self.rows.encoded_len())
+    }
+}
+
+/// A Range and its response, for the log.
+fn range_text(query: &Query, serializable: bool, (rows, bytes): (usize, usize)) -> [String; 2] {
+    [request_text::query(query, serializable), format!("range_response_count:{rows} size:{bytes}")]
+}
+
+/// A read-only transaction and its response, for the log.
+fn txn_text(txn: &TxnRequest, bytes: usize) -> [String; 2] {
+    [request_text::txn_request(txn), format!("size:{bytes}")]
+}
+
 impl Service {
     pub fn range(self: &Arc<Self>, caller: &Caller, request: RangeRequest, reply: impl Reply<RangeOutcome>) {
         if let Err(error) = self.check_request(caller, &Operation::Range(&request)) {
             return reply.answer(Err(error));
         }
         METRICS.ranges.inc();
+        let admitted = ReadStart::now();
         if self.can_read_now(request.serializable) {
-            return self.run_range(caller, request, reply);
+            return self.run_range(caller, request, admitted, reply);
         }
         let (service, caller) = (self.clone(), caller.confirmed());
-        self.await_read(reply, move |reply| service.run_range(&caller, request, reply));
+        self.await_read(reply, move |reply| service.run_range(&caller, request, admitted.confirmed(), reply));
     }
 
     /// A range that is short, and in memory or nearly so, is read here; any other one on the read pool.
-    fn run_range(self: &Arc<Self>, caller: &Caller, request: RangeRequest, reply: impl Reply<RangeOutcome>) {
+    fn run_range(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request: RangeRequest,
+        start: ReadStart,
+        reply: impl Reply<RangeOutcome>,
+    ) {
         let identity = match self.authorize_read(caller, |check| check.range(&request)) {
             Ok(identity) => identity,
             Err(error) => {
                 return self.refuse(caller, "Range", error, reply, move |service, caller, reply| {
-                    service.run_range(caller, request, reply);
+                    service.run_range(caller, request, start, reply);
                 });
             }
         };
+        let serializable = request.serializable;
         let query = txn::query(request);
         if let Some(found) = self.readers().keys.range_if_short(&query).transpose() {
             let found = found.map(|(rows, head)| RangeOutcome { rows, head }).map_err(read_error);
+            let parts = start.ended();
+            metrics::observe_range(found.is_ok(), parts.read, parts.total());
+            let size = found.as_ref().map(RangeOutcome::size).unwrap_or_default();
+            self.thresholds.note_read("read-only range ", &parts, || range_text(&query, serializable, size));
             return reply.answer(found.and_then(|found| self.unless_users_changed(&identity, found)));
         }
         let service = self.clone();
         self.run_long_read(caller, move || {
-            let started = Instant::now();
-            let encoded_len = |found: &RangeOutcome| found.rows.encoded_len();
-            service.read_counted(&identity, reply, encoded_len, |meter| {
+            let (start, size) = (start.dequeued(), Cell::new((0, 0)));
+            let encoded_len = |found: &RangeOutcome| {
+                size.set(found.size());
+                size.get().1
+            };
+            let is_success = service.read_counted(&identity, reply, encoded_len, |meter| {
                 let found = service.readers().keys.range_metered(&query, meter)?;
                 Ok(found.map(|(rows, head)| RangeOutcome { rows, head }))
             });
-            service.slow_log.note_read(started, "read-only range ");
+            let parts = start.ended();
+            metrics::observe_range(is_success, parts.read, parts.total());
+            service.thresholds.note_read("read-only range ", &parts, || range_text(&query, serializable, size.get()));
         });
     }
 
@@ -70,7 +105,6 @@ impl Service {
     ) {
         match self.admit(caller, &Operation::Put(&request.parsed)) {
             Ok(identity) => {
-                METRICS.puts.inc();
                 self.propose(&identity, Kind::Put, &request.raw, reply);
             }
             Err(error) => {
@@ -101,7 +135,6 @@ impl Service {
     ) {
         match self.admit(caller, &Operation::DeleteRange(&request.parsed)) {
             Ok(identity) => {
-                METRICS.deletes.inc();
                 self.propose(&identity, Kind::DeleteRange, &request.raw, reply);
             }
             Err(error) => {
@@ -124,12 +157,10 @@ impl Service {
             if let Err(error) = self.check_request(caller, &operation) {
                 return self.reject_write(error, reply);
             }
-            METRICS.txns.inc();
             return self.read_only_txn(caller, request.parsed, reply);
         }
         match self.admit(caller, &operation) {
             Ok(identity) => {
-                METRICS.txns.inc();
                 self.propose(&identity, Kind::Txn, &request.raw, reply);
             }
             Err(error) => {
@@ -142,38 +173,52 @@ impl Service {
     }
 
     fn read_only_txn(self: &Arc<Self>, caller: &Caller, txn: TxnRequest, reply: impl Reply<Outcome<TxnResponse>>) {
+        let admitted = ReadStart::now();
         if self.can_read_now(is_serializable(&txn)) {
-            return self.run_read_only_txn(caller, txn, reply);
+            return self.run_read_only_txn(caller, txn, admitted, reply);
         }
         let (service, caller) = (self.clone(), caller.confirmed());
-        self.await_read(reply, move |reply| service.run_read_only_txn(&caller, txn, reply));
+        self.await_read(reply, move |reply| service.run_read_only_txn(&caller, txn, admitted.confirmed(), reply));
     }
 
-    fn run_read_only_txn(self: &Arc<Self>, caller: &Caller, txn: TxnRequest, reply: impl Reply<Outcome<TxnResponse>>) {
+    fn run_read_only_txn(
+        self: &Arc<Self>,
+        caller: &Caller,
+        txn: TxnRequest,
+        start: ReadStart,
+        reply: impl Reply<Outcome<TxnResponse>>,
+    ) {
         let identity = match self.authorize_read(caller, |check| check.txn(&txn)) {
             Ok(identity) => identity,
             Err(error) => {
                 return self.refuse(caller, "Txn", error, reply, move |service, caller, reply| {
-                    service.run_read_only_txn(caller, txn, reply);
+                    service.run_read_only_txn(caller, txn, start, reply);
                 });
             }
         };
-        let started = Instant::now();
         if self.is_short(&txn)
             && let Some(found) = txn::read_only_if_short(&self.readers().keys, &txn).transpose()
         {
-            let found = found.map(Into::into).map_err(read_error);
-            reply.answer(found.and_then(|found| self.unless_users_changed(&identity, found)));
-            return self.slow_log.note_read(started, "read-only txn ");
+            let found = found.map(Outcome::from).map_err(read_error);
+            let parts = start.ended();
+            metrics::observe_read_only_txn(found.is_ok(), parts.total());
+            let bytes = found.as_ref().map_or(0, |found| found.body.len());
+            self.thresholds.note_read("read-only txn ", &parts, || txn_text(&txn, bytes));
+            return reply.answer(found.and_then(|found| self.unless_users_changed(&identity, found)));
         }
         let service = self.clone();
         self.run_long_read(caller, move || {
-            let started = Instant::now();
-            let encoded_len = |outcome: &Outcome<TxnResponse>| outcome.body.len();
-            service.read_counted(&identity, reply, encoded_len, |meter| {
+            let (start, bytes) = (start.dequeued(), Cell::new(0));
+            let encoded_len = |outcome: &Outcome<TxnResponse>| {
+                bytes.set(outcome.body.len());
+                bytes.get()
+            };
+            let is_success = service.read_counted(&identity, reply, encoded_len, |meter| {
                 Ok(txn::read_only(&service.readers().keys, &txn, meter)?.map(Into::into))
             });
-            service.slow_log.note_read(started, "read-only txn ");
+            let parts = start.ended();
+            metrics::observe_read_only_txn(is_success, parts.total());
+            service.thresholds.note_read("read-only txn ", &parts, || txn_text(&txn, bytes.get()));
         });
     }
 

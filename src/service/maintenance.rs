@@ -1,11 +1,12 @@
 //! Maintenance of one member: status, alarms, defragmentation, hashes, leadership transfer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use super::{Caller, Operation, Outcome, Reply, Request, Service, read_error};
 use crate::{
+    cluster::too_many_scans,
     error::{Error, Halt},
-    metrics,
+    metrics::METRICS,
     mvcc::{compact::KeyHash, read::ReadError},
     proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmResponse, alarm_request::AlarmAction},
     state::Kind,
@@ -103,7 +104,10 @@ impl Service {
                 if !reply.is_wanted() {
                     return;
                 }
-                reply.answer(service.readers().keys.hash_kv(revision).map_err(read_error));
+                let started = Instant::now();
+                let hash = service.readers().keys.hash_kv(revision);
+                METRICS.hash_revision_seconds.observe(started.elapsed().as_secs_f64());
+                reply.answer(hash.map_err(read_error));
             });
         });
     }
@@ -115,7 +119,10 @@ impl Service {
                 if !reply.is_wanted() {
                     return;
                 }
-                let hash = service.hash_all_tables().map_err(|halt| read_error(ReadError::Halt(halt)));
+                let started = Instant::now();
+                let hash = service.hash_all_tables();
+                METRICS.hash_seconds.observe(started.elapsed().as_secs_f64());
+                let hash = hash.map_err(|halt| read_error(ReadError::Halt(halt)));
                 reply.answer(hash.map(|hash| (service.head(), hash)));
             });
         });
@@ -125,12 +132,7 @@ impl Service {
     fn scan<T, R: Reply<T>>(self: &Arc<Self>, reply: R, scan: impl FnOnce(&Arc<Self>, R) + Send + 'static) {
         let service = self.clone();
         if let Err(reply) = self.scans.run(reply, move |reply| scan(&service, reply)) {
-            metrics::refused("hashes");
-            reply.answer(Err(Error::LimitReached {
-                what: "too many hashes and defragmentations wait for each other",
-                flag: "max-waiting-hashes",
-                value: self.scans.max_waiting(),
-            }));
+            reply.answer(Err(too_many_scans(&self.scans)));
         }
     }
 

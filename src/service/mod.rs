@@ -20,11 +20,9 @@ pub mod keep_alive;
 pub mod kv;
 pub mod leader_watch;
 pub mod lease;
-pub mod low_priority;
 pub mod maintenance;
 pub mod range_stream;
 pub mod reply;
-pub mod slow_log;
 pub mod validate;
 pub mod watch;
 
@@ -38,7 +36,8 @@ use crate::{
     error::Error,
     metrics,
     mvcc::{meter::Meter, read::ReadError},
-    node::{CurrentReaders, Node, read_pool::ReadPool},
+    node::{CurrentReaders, Node, low_priority::LowPriorityThreads, read_pool::ReadPool},
+    slow_log::Thresholds,
     state::{Command, Kind, NOSPACE, Response, txn_decode::MAX_LEVELS},
     watch::Hub,
 };
@@ -46,9 +45,7 @@ pub use admission::{Operation, Rule};
 use auth::{Authentication, Identity};
 use http2::ledger::Ledger;
 use leader_watch::LeaderWatch;
-use low_priority::LowPriorityThreads;
 pub use reply::Reply;
-use slow_log::SlowLog;
 
 /// Limits that apply to requests.
 #[derive(Debug, Clone, Copy)]
@@ -164,7 +161,8 @@ pub struct Service {
     pub leader_watch: Arc<LeaderWatch>,
     /// Whether a keep-alive of a known lease is answered without waiting until the committed entries are applied.
     pub fast_keep_alive: bool,
-    pub slow_log: SlowLog,
+    /// What takes longer is logged.
+    pub thresholds: Thresholds,
 }
 
 impl Service {
@@ -236,23 +234,25 @@ impl Service {
     }
 
     /// Answers a long read. The ledger counts what has been read until the answer is delivered, twice because the encoded answer
-    /// is a copy. The read ends when the ledger's limit is reached, before it can fill the memory.
+    /// is a copy. The read ends when the ledger's limit is reached, before it can fill the memory. Returns whether it succeeded.
     fn read_counted<T>(
         &self,
         identity: &Identity,
         reply: impl Reply<T>,
         encoded_len: impl FnOnce(&T) -> usize,
         read: impl FnOnce(Meter<'_>) -> Result<Option<T>, ReadError>,
-    ) {
+    ) -> bool {
         if !reply.is_wanted() {
-            return;
+            return false;
         }
         let charge = RefCell::new(self.ledger.charge(0));
         let found = read(&|cost| charge.borrow_mut().try_grow(2 * cost));
         let outcome = found.map_err(read_error).and_then(|found| found.ok_or(Error::TooManyBytesUnread));
         let outcome = outcome.and_then(|found| self.check_answer(encoded_len(&found)).map(|()| found));
         let outcome = outcome.and_then(|found| self.unless_users_changed(identity, found));
+        let is_success = outcome.is_ok();
         reply.answer_counted(outcome, charge.into_inner());
+        is_success
     }
 
     /// Answers a write that was not admitted. If the reason is lack of space, the NOSPACE alarm is raised first, unless this

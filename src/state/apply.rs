@@ -32,22 +32,30 @@ impl Machine {
         self.applied.index = entry.index;
         self.applied.term = entry.term;
         if entry.data.is_empty() && !entry.changes_members {
-            return Ok(Applied { id: 0, cost: 0, outcome: Ok(Response::header_only(self.store.head())) });
+            return Ok(Applied {
+                id: 0,
+                cost: 0,
+                operation: "",
+                outcome: Ok(Response::header_only(self.store.head())),
+            });
         }
         match Command::decode(entry.data.clone()) {
             // An entry of a kind that this member does not know is executed by those that do.
             Ok(command) if command.level > self.known_level => Err(self.unknown_entry(entry.index)),
             Ok(Command { id, request, .. }) if request.changes_members() != entry.changes_members => {
                 let text = "etcdserver: an entry changes the members if and only if raft is told so";
-                Ok(Applied { id, cost: 0, outcome: Err(Error::Unknown(text.into())) })
+                Ok(Applied { id, cost: 0, operation: "", outcome: Err(Error::Unknown(text.into())) })
             }
             Ok(command) => self.apply_command(command, entry.index),
-            Err(error) => Ok(Applied { id: 0, cost: 0, outcome: Err(Error::Malformed(error.to_string())) }),
+            Err(error) => {
+                Ok(Applied { id: 0, cost: 0, operation: "", outcome: Err(Error::Malformed(error.to_string())) })
+            }
         }
     }
 
     fn apply_command(&mut self, command: Command, index: u64) -> Result<Applied, Halt> {
         let Command { id, user, auth_revision, level, request } = command;
+        let operation = request.operation();
         let requester = Requester { user: &user, auth_revision };
         let checked = self.check_alarms(&request).and_then(|cost| {
             // The first entry of a level is the one that raises it.
@@ -62,7 +70,7 @@ impl Machine {
             Ok(cost) => (cost, self.execute(request, requester, index)?),
             Err(error) => (0, Err(error)),
         };
-        Ok(Applied { id, cost: if outcome.is_ok() { cost } else { 0 }, outcome })
+        Ok(Applied { id, cost: if outcome.is_ok() { cost } else { 0 }, operation, outcome })
     }
 
     fn execute(&mut self, request: Request, requester: Requester<'_>, index: u64) -> Outcome<Response> {
@@ -187,6 +195,8 @@ impl Machine {
         let value = if put.ignore_value { kept.value } else { put.value };
         let lease = if put.ignore_lease { kept.lease } else { put.lease };
         let key = put.key;
+        self.counts.puts += 1;
+        self.counts.put_bytes += (key.len() + value.len()) as u64;
         let displaced = self.store.put(&mut self.batch, write::Put { key: key.clone(), value, lease });
         let old_lease = displaced.as_ref().map_or(0, |displaced| displaced.lease);
         if old_lease != lease && old_lease != 0 {
@@ -231,6 +241,7 @@ impl Machine {
     /// Executes a deletion; returns its response without the header.
     pub(super) fn execute_delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<Vec<u8>, Halt> {
         use crate::mvcc::source::Source;
+        self.counts.deletes += 1;
         let interval = Interval::new(delete.key.clone(), delete.range_end.clone());
         let mut keys = Vec::new();
         self.store.visit(&interval, i64::MAX, &mut |key, _| {
@@ -281,10 +292,13 @@ impl Machine {
     }
 
     fn lease_revoke(&mut self, revoke: &LeaseRevokeRequest) -> Result<Response, Error> {
+        let before = self.counts.operations();
         // In ascending order of keys, so that all replicas assign the same sub-revisions.
         for key in self.leases.revoke(&mut self.batch, LeaseId(revoke.id))? {
+            self.counts.deletes += 1;
             self.store.delete(&mut self.batch, &key).expect("an attached key is live");
         }
+        self.counts.add_txn_since(before);
         self.effects.push(Effect::LeaseRevoked { id: revoke.id });
         Ok(Response::header_only(self.store.end_transaction()))
     }

@@ -158,6 +158,42 @@ pub enum Request {
 }
 
 impl Request {
+    /// etcd's name for its kind, for metrics; empty for changes of voters and learners, which etcd does not count.
+    #[must_use]
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Self::Put(_) => "Put",
+            Self::DeleteRange(_) => "DeleteRange",
+            Self::Txn(_) => "Txn",
+            Self::Compact(_) => "Compaction",
+            Self::LeaseGrant(_) => "LeaseGrant",
+            Self::LeaseRevoke(_) | Self::LeaseExpire(_) => "LeaseRevoke",
+            Self::Alarm(_) => "Alarm",
+            Self::Auth(change) => match change {
+                Change::Enable => "AuthEnable",
+                Change::Disable => "AuthDisable",
+                Change::Authenticate(_) => "Authenticate",
+                Change::UserAdd(_) => "AuthUserAdd",
+                Change::UserDelete(_) => "AuthUserDelete",
+                Change::UserChangePassword(_) => "AuthUserChangePassword",
+                Change::UserGrantRole(_) => "AuthUserGrantRole",
+                Change::UserRevokeRole(_) => "AuthUserRevokeRole",
+                Change::RoleAdd(_) => "AuthRoleAdd",
+                Change::RoleDelete(_) => "AuthRoleDelete",
+                Change::RoleGrantPermission(_) => "AuthRoleGrantPermission",
+                Change::RoleRevokePermission(_) => "AuthRoleRevokePermission",
+            },
+            Self::ClusterVersionSet(_) => "ClusterVersionSet",
+            Self::MemberAttributesSet(_) => "ClusterMemberAttrSet",
+            Self::CapabilityLevelSet(_) => "CapabilityLevelSet",
+            Self::MemberAdd(_)
+            | Self::MemberRemove(_)
+            | Self::MemberPromote(_)
+            | Self::MemberUpdate(_)
+            | Self::Unknown(_) => "",
+        }
+    }
+
     /// Whether it changes voters or learners. Raft must know of such a change, so it must be in a configuration change entry.
     #[must_use]
     pub fn changes_members(&self) -> bool {
@@ -214,6 +250,13 @@ impl Command {
         encode_varint(header.encoded_len() as u64, &mut entry);
         header.encode_raw(&mut entry);
         entry.into()
+    }
+
+    /// Whether an entry begins as that of a put does. Others may begin in the same way.
+    #[must_use]
+    pub fn is_put(entry: &[u8]) -> bool {
+        const PUT_KEY: u8 = ((Kind::Put as u8) << 3) | WireType::LengthDelimited as u8;
+        entry.first() == Some(&PUT_KEY)
     }
 
     /// Decodes an entry. Fields share its bytes.
@@ -341,6 +384,7 @@ mod tests {
         let requester = Requester { user: "u", auth_revision: 3 };
         let entry = Command::encode_for(requester, 7, Kind::Put, &put.encode_to_vec());
         let expected = Command { id: 7, user: "u".into(), auth_revision: 3, level: 0, request: Request::Put(put) };
+        assert!(Command::is_put(&entry) && !Command::is_put(&Command::encode(7, Kind::Txn, &[])));
         assert_eq!(Command::decode(entry).unwrap(), expected);
     }
 

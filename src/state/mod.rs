@@ -67,6 +67,8 @@ pub struct Applied {
     pub id: u64,
     /// The bytes that the quota charges for the entry.
     pub cost: u64,
+    /// etcd's name for the kind of the command, see [`Request::operation`].
+    pub operation: &'static str,
     /// The same on every replica.
     pub outcome: Result<Response, Error>,
 }
@@ -93,6 +95,31 @@ pub enum Effect {
     Tokens(TokenEffect),
 }
 
+/// How many operations were executed, those in transactions included.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct OperationCounts {
+    pub puts: u64,
+    /// The keys and values of the puts.
+    pub put_bytes: u64,
+    pub deletes: u64,
+    /// Ranges in transactions. Others are no commands.
+    pub ranges: u64,
+    /// Requests that have executed several operations, which is what etcd counts as transactions.
+    pub txns: u64,
+}
+
+impl OperationCounts {
+    /// Operations of all kinds.
+    fn operations(&self) -> u64 {
+        self.puts + self.deletes + self.ranges
+    }
+
+    /// Counts a request that has executed all operations since there were this many.
+    fn add_txn_since(&mut self, before: u64) {
+        self.txns += u64::from(self.operations() - before > 1);
+    }
+}
+
 /// The effects of a batch of entries that was written to the database.
 #[derive(Debug, Default)]
 pub struct Published {
@@ -100,6 +127,7 @@ pub struct Published {
     pub events: Vec<Event>,
     /// All other changes, in order.
     pub effects: Vec<Effect>,
+    pub counts: OperationCounts,
     /// The revision that becomes readable with this batch.
     pub head: i64,
 }
@@ -187,6 +215,7 @@ pub struct Machine {
     shared_cluster: Arc<RwLock<ClusterState>>,
     batch: Batch,
     effects: Vec<Effect>,
+    counts: OperationCounts,
     applied: AppliedPosition,
 }
 
@@ -241,6 +270,7 @@ impl Machine {
             shared_cluster,
             batch: Batch::default(),
             effects: Vec::new(),
+            counts: OperationCounts::default(),
             applied,
         };
         machine.check_known(machine.cluster.capability_level)?;
@@ -299,7 +329,8 @@ impl Machine {
         if std::mem::take(&mut self.cluster_changed) {
             *self.shared_cluster.write() = self.cluster.clone();
         }
-        Ok(Published { events, effects: std::mem::take(&mut self.effects), head: self.applied.head })
+        let (effects, counts) = (std::mem::take(&mut self.effects), std::mem::take(&mut self.counts));
+        Ok(Published { events, effects, counts, head: self.applied.head })
     }
 
     /// Publishes the last commit to readers. The caller must have passed its events to the watch hub before.

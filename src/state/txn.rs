@@ -41,7 +41,9 @@ impl Machine {
         if let Err(error) = self.check_ops(&txn, &path) {
             return Ok(Err(error));
         }
+        let before = self.counts.operations();
         let body = self.execute_ops(txn, path)?;
+        self.counts.add_txn_since(before);
         Ok(Ok(Response { revision: self.store.end_transaction(), body }))
     }
 
@@ -104,7 +106,8 @@ impl Machine {
         Ok(body)
     }
 
-    fn execute_range(&self, range: RangeRequest) -> Result<Vec<u8>, Halt> {
+    fn execute_range(&mut self, range: RangeRequest) -> Result<Vec<u8>, Halt> {
+        self.counts.ranges += 1;
         // The changes of this transaction so far are visible, unless the range requests an older revision.
         let at = if range.revision > 0 { range.revision } else { i64::MAX };
         let rows = read::range(&self.store, &query(range), at)?;

@@ -104,6 +104,18 @@ pub struct Size {
     pub block_cache_bytes: u64,
 }
 
+/// What the database knows of one of its column families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableUsage {
+    pub name: &'static str,
+    pub file_bytes: u64,
+    pub memtable_bytes: u64,
+    /// An estimate.
+    pub keys: u64,
+    /// An estimate of the bytes that compactions have yet to rewrite.
+    pub pending_compaction_bytes: u64,
+}
+
 /// There is not enough disk space to defragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -151,6 +163,11 @@ pub trait Engine: Send + Sync + 'static {
     fn defragment(&self) -> Result<Option<InsufficientSpace>, Halt>;
 
     fn size(&self) -> Result<Size, Halt>;
+
+    /// The column families; none for an engine that has no files.
+    fn tables(&self) -> Result<Vec<TableUsage>, Halt> {
+        Ok(Vec::new())
+    }
 }
 
 /// Called by a scan with each key and value.

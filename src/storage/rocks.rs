@@ -22,7 +22,7 @@ use rocksdb::{
 };
 use rustix::fs::statvfs;
 
-use super::{Batch, Engine, InsufficientSpace, Size, Table, Visit, WriteOp};
+use super::{Batch, Engine, InsufficientSpace, Size, Table, TableUsage, Visit, WriteOp};
 use crate::error::Halt;
 
 const HISTORY: &str = "history";
@@ -290,6 +290,22 @@ impl Engine for Rocks {
         let block_cache = self.db.property_int_value_cf(self.family(Table::History), properties::BLOCK_CACHE_USAGE);
         let block_cache_bytes = block_cache.map_err(halt)?.unwrap_or(0);
         Ok(Size { total_bytes, in_use_bytes, memtable_bytes, block_cache_bytes })
+    }
+
+    fn tables(&self) -> Result<Vec<TableUsage>, Halt> {
+        let usage = |(name, table)| {
+            let number = |property| {
+                self.db.property_int_value_cf(self.family(table), property).map(Option::unwrap_or_default).map_err(halt)
+            };
+            Ok(TableUsage {
+                name,
+                file_bytes: number(properties::LIVE_SST_FILES_SIZE)?,
+                memtable_bytes: number(properties::CUR_SIZE_ALL_MEM_TABLES)?,
+                keys: number(properties::ESTIMATE_NUM_KEYS)?,
+                pending_compaction_bytes: number(properties::ESTIMATE_PENDING_COMPACTION_BYTES)?,
+            })
+        };
+        [(HISTORY, Table::History), (STATE, Table::Meta)].into_iter().map(usage).collect()
     }
 }
 

@@ -93,6 +93,8 @@ pub enum Input {
     Close { stream: u64 },
     /// The results of a [`Job`].
     Replayed(Vec<Replayed>),
+    /// Call this with the lowest revision that a watch needs which is not synced; None if there is no such watch.
+    OldestNeeded(Box<dyn FnOnce(Option<i64>) + Send>),
     /// The key space was replaced by a later state of it.
     Restored(Reader),
 }

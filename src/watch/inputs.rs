@@ -36,6 +36,7 @@ impl HubCore {
                     self.apply_replayed(replayed);
                 }
             }
+            Input::OldestNeeded(answer) => answer(self.oldest_needed()),
             Input::Restored(reader) => self.restore(reader),
         }
     }

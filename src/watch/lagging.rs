@@ -49,6 +49,13 @@ impl HubCore {
         }
     }
 
+    /// The lowest revision that a watch needs which waits to catch up.
+    pub(super) fn oldest_needed(&self) -> Option<i64> {
+        let lagging = self.streams.iter().filter(|(_, stream)| stream.lagging > 0);
+        let waiting = lagging.filter_map(|(_, stream)| stream.waiting.first()).chain(self.ready.first());
+        waiting.map(|(revision, _)| *revision).min()
+    }
+
     /// Whether [`HubCore::catch_up`] has something to do now.
     pub(super) fn can_catch_up(&self) -> bool {
         match self.ready.last() {

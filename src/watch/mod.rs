@@ -177,6 +177,8 @@ struct Threads {
     running: mpsc::Receiver<Infallible>,
 }
 
+/// How long [`Hub::lag`] waits for the hub's thread.
+const LAG_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long [`Hub::stop`] waits for the threads to end.
 const STOP_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -218,6 +220,16 @@ impl Hub {
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
         self.backlog.bytes()
+    }
+
+    /// How many revisions up to `head` the watch that is furthest behind has yet to be sent; zero also if the hub does not answer
+    /// soon. This waits for the hub's thread.
+    #[must_use]
+    pub fn lag(&self, head: i64) -> i64 {
+        let (result, oldest) = mpsc::channel();
+        send_input(&self.inbox, Input::OldestNeeded(Box::new(move |revision| _ = result.send(revision))));
+        let oldest = oldest.recv_timeout(LAG_TIMEOUT).ok().flatten();
+        oldest.map_or(0, |revision| (head + 1).saturating_sub(revision).max(0))
     }
 
     /// Drains the inbox: the inputs for the next [`HubCore::step`].

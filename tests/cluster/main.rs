@@ -15,6 +15,7 @@ mod leadership;
 mod leases;
 mod lost_leader_streams;
 mod membership;
+mod metrics;
 mod network;
 mod outage;
 mod partitions;

@@ -17,7 +17,7 @@ use super::{
     leases::{grant, keep_alive_despite, renew},
     load::Load,
 };
-use crate::support::{require, scaled};
+use crate::support::{Server, require, scaled};
 
 const SIZE_BYTES: u64 = 512 << 20;
 
@@ -123,6 +123,39 @@ async fn a_follower_whose_disk_hangs_does_not_affect_the_others() {
     assert_eq!(cluster.leader_among(&cluster.others(slow)).await, leader, "the leader has not changed");
     drop(frozen);
     cluster.assert_all_equal().await;
+}
+
+/// A disk that hangs for a while makes a write slow in one of its parts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_a_slow_disk_is_logged_with_the_time_that_the_log_took() {
+    const HANG: Duration = Duration::from_millis(1500);
+    let Some(disk) = require("loop", Disk::make()) else { return };
+    let mut server = Server::single(&["--election-timeout=50000", "--heartbeat-interval=1000"]);
+    server.move_to(&disk.home());
+    server.restart();
+    let mut client = server.client().await;
+    client.put("a", "0", None).await.unwrap();
+    let frozen = disk.freeze();
+    let writing = tokio::spawn(async move { client.put("a", "1", None).await });
+    tokio::time::sleep(HANG).await; // The hang itself.
+    drop(frozen);
+    writing.await.unwrap().unwrap();
+    let line: serde_json::Value =
+        serde_json::from_str(&server.wait_for_log("request waited too long before it was applied")).unwrap();
+    let seconds = |field: &str| {
+        let text = line[field].as_str().unwrap();
+        text.strip_suffix("ms").map_or_else(
+            || text.trim_end_matches('s').parse::<f64>().unwrap(),
+            |ms| ms.parse::<f64>().unwrap() / 1000.0,
+        )
+    };
+    assert!(seconds("log") > 1.0 && seconds("log") <= seconds("took"), "{line}");
+    assert!(line["request"].as_str().unwrap().contains("value_size:1"), "{line}");
+    server.wait_for_log("slow fdatasync");
+    let page = server.http("GET", "/metrics").body;
+    for what in ["wait", "sync"] {
+        assert!(page.contains(&format!("metastore_slow_total{{what=\"{what}\"}} 1")), "{what}: {page}");
+    }
 }
 
 /// FAULT-32.

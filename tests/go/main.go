@@ -57,6 +57,10 @@ func main() {
 		{"lease kept alive through a restart", leaseKeptAlive},
 		{"mutex", mutex},
 		{"election", election},
+		{"permissions", permissions},
+		{"permissions that change", permissionsChange},
+		{"users through a restart", usersThroughRestart},
+		{"sessions of users", sessionsOfUsers},
 	}
 	for _, check := range checks {
 		if err := runCheck(env, check.run); err != nil {

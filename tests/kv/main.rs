@@ -13,6 +13,7 @@ mod keys;
 mod listeners;
 mod lists;
 mod maintenance;
+mod metrics;
 mod quota;
 mod services;
 mod stop;

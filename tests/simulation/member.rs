@@ -23,6 +23,7 @@ use metastore::{
         snapshot::{InboundSnapshot, OutboundSlot},
     },
     raft_log::{Identity, Position},
+    slow_log::Thresholds,
     state::{AppliedPosition, Machine, Members, VotersAndLearners},
     storage::memory::Memory,
     watch::{self, Hub, HubCore},
@@ -107,7 +108,7 @@ fn settings(member: u64, incarnation: u64, pre_vote: bool, clock: Clock, rng: &m
             flush_after: Duration::from_secs(5),
             flush_after_entries: u64::MAX,
         },
-        slow_apply: Duration::from_secs(1000),
+        thresholds: Thresholds { call: Duration::from_secs(1000), apply: Duration::from_secs(1000) },
         backlog: 5000,
         token_ttl: Duration::from_mins(5),
     }
@@ -262,7 +263,7 @@ impl Member {
         let handed_over = self.tasks.len();
         let ticks = mem::take(&mut self.due);
         self.ticks += u64::from(ticks);
-        self.threads.core.raft_thread.process(&mut share.of(&mut self.inputs), ticks);
+        self.threads.core.raft_thread.process(&mut share.of(&mut self.inputs), ticks, Instant::now());
         self.collect();
         let messages = self.outbox.take_messages();
         let disk_stalled = self.writes.front().is_some_and(|since| self.ticks - since >= ELECTION_TICKS);

@@ -1,6 +1,9 @@
 //! Planted faults that the checks must detect: each is a bug that a real system has had, or that only a rule of ours prevents.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use metastore::node::messages::Input;
@@ -53,7 +56,7 @@ impl Fault {
     pub fn alter(self, input: Input) -> Option<Input> {
         match (self, input) {
             (Self::ForwardedRevoke, Input::ProposeInTerm { id, data, waiter, .. }) => {
-                Some(Input::Propose { id, data, waiter })
+                Some(Input::Propose { id, data, since: Instant::now(), waiter })
             }
             (Self::TickAsProof, Input::ConfirmLeadership(waiter)) => {
                 waiter(Ok(()));

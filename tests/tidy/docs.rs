@@ -17,9 +17,9 @@ const ENVIRONMENT_PAGE: (&str, &str) = ("docs/environment.md", "environment");
 const LIMITS_PAGE: (&str, &str) = ("docs/limits.md", "limits");
 
 /// The files that define metrics, each with its help text.
-const METRICS: [&str; 2] = ["src/metrics.rs", "src/frontend/http/mod.rs"];
+const METRICS: [&str; 2] = ["src/metrics/mod.rs", "src/frontend/http/mod.rs"];
 /// The prefixes of metric names.
-const PREFIXES: [&str; 4] = ["etcd_", "grpc_", "metastore_", "process_"];
+const PREFIXES: [&str; 5] = ["etcd_", "grpc_", "metastore_", "os_", "process_"];
 
 /// Variables that are read but not meant to be set by users: Cargo's own in a build, and those that one script sets for another.
 const PRIVATE: [&str; 6] =
@@ -31,6 +31,11 @@ fn root() -> &'static Path {
 
 fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// A file of code on one line, so that arguments follow one another however the code is formatted.
+fn read_on_one_line(path: &str) -> String {
+    read(path).split_whitespace().collect::<Vec<_>>().join(" ").replace("( \"", "(\"")
 }
 
 /// A page, split at the markers around its list: the text before it, the list, the text after it.
@@ -56,7 +61,7 @@ fn until_quote(text: &str) -> &str {
 
 /// Every metric, as a table in Markdown.
 fn table() -> String {
-    let files = METRICS.map(read);
+    let files = METRICS.map(read_on_one_line);
     let mut found: Vec<_> = files.iter().flat_map(|text| metrics(text)).collect();
     found.sort_unstable();
     assert!(found.windows(2).all(|pair| pair[0].0 != pair[1].0), "each metric is defined once");
@@ -112,7 +117,7 @@ fn limit_errors(row: &str, metrics: &BTreeSet<&str>, code: &str) -> Vec<String> 
 #[test]
 fn every_limit_has_a_flag_and_a_metric() {
     let [_, list, _] = split(LIMITS_PAGE);
-    let files = METRICS.map(read);
+    let files = METRICS.map(read_on_one_line);
     let metrics: BTreeSet<&str> = files.iter().flat_map(|text| metrics(text)).map(|(name, _)| name).collect();
     let code = ["src", "crates/http2/src"].map(|under| paths(&root().join(under))).concat();
     let code: String = code.iter().map(read).collect();

@@ -68,3 +68,25 @@ async fn each_listener_serves_its_traffic_and_metrics_check_the_address_of_a_cli
         }
     }
 }
+
+#[tokio::test]
+async fn the_quick_api_is_served_as_clients_are() {
+    let authority = Authority::new();
+    authority.issue("server", Wanted::default());
+    authority.issue("here", Wanted { serial: 2, ..Wanted::default() });
+    let [clients, quick] = [free_url(), free_url()].map(|url| url.replace("http:", "https:"));
+    let address = quick.strip_prefix("https://").unwrap();
+    let mut arguments = vec![format!("--listen-client-urls={clients}"), "--client-cert-auth".to_owned()];
+    arguments.push(format!("--port={}", address.split_once(':').unwrap().1));
+    for (flag, file) in [("cert-file", "server.pem"), ("key-file", "server.key"), ("trusted-ca-file", "ca.pem")] {
+        arguments.push(authority.flag(flag, file));
+    }
+    let server = Server::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    server.wait_for_log("\"traffic\":\"quick http\"");
+    for protocol in ["http/1.1", "h2"] {
+        let answer = ask(&authority, address, protocol, Some("here")).await;
+        assert_eq!(answer.as_deref(), Ok("key not found\n"), "{protocol}: the page is a key here");
+        let answer = ask(&authority, address, protocol, None).await;
+        assert!(answer.is_err(), "{protocol} without a certificate: {answer:?}");
+    }
+}

@@ -16,8 +16,9 @@ use std::{
 };
 
 /// What tests may need: the words of `METASTORE_TEST_REQUIRE`, and how to get each.
-const NEEDS: [(&str, &str); 10] = [
+const NEEDS: [(&str, &str); 11] = [
     ("curl", "install curl"),
+    ("deploy", "run scripts/check-deploy --install; it says what else is missing"),
     ("etcd", "install Go, with which scripts/peers builds etcd 3.7, or name one in METASTORE_TEST_ETCD"),
     ("etcdctl", "install Go, with which scripts/peers builds etcdctl, or name one in METASTORE_TEST_ETCDCTL"),
     ("go", "install Go"),
@@ -25,7 +26,10 @@ const NEEDS: [(&str, &str); 10] = [
     ("loop", "run the tests as root, where loop devices, mkfs.ext4 and fsfreeze exist"),
     ("netns", "run the tests where `unshare --net --map-root-user true` works"),
     ("nghttp2", "install nghttp and h2load (Debian's nghttp2-client)"),
-    ("python", "install Python, for which scripts/test installs grpcio and h2, or name one in METASTORE_TEST_PYTHON"),
+    (
+        "python",
+        "install Python, for which scripts/test installs grpcio, h2 and etcd3gw, or name one in METASTORE_TEST_PYTHON",
+    ),
     ("tmpfs", "run the tests as root, where a tmpfs can be mounted"),
 ];
 
@@ -112,7 +116,7 @@ pub fn h2spec() -> Option<PathBuf> {
     require("h2spec", named_by(&["METASTORE_TEST_H2SPEC"]))
 }
 
-/// A Python interpreter with the packages grpcio and h2.
+/// A Python interpreter with the packages grpcio, h2 and etcd3gw.
 pub fn python() -> Option<PathBuf> {
     require("python", named_by(&["METASTORE_TEST_PYTHON"]))
 }
@@ -158,7 +162,10 @@ mod tests {
         assert_eq!(required("go, etcd,").unwrap(), BTreeSet::from(["etcd", "go"]));
         assert!(required("").unwrap().is_empty());
         let refusal = required("go,golang").unwrap_err();
-        assert!(refusal.contains("[\"golang\"]") && refusal.contains("curl, etcd, etcdctl, go, h2spec"), "{refusal}");
+        assert!(
+            refusal.contains("[\"golang\"]") && refusal.contains("curl, deploy, etcd, etcdctl, go, h2spec"),
+            "{refusal}"
+        );
     }
 
     /// Even if no test asks for anything.

@@ -1,11 +1,9 @@
-//! Errors as the gateway answers them: a status of HTTP for each code of gRPC, and a body with code and text.
+//! Errors as the gateway answers them: a body with code and text.
 
 use std::fmt::Write;
 
-use http::StatusCode;
-
 use super::encode::push_string;
-use http2::call::{CallError, Code};
+use http2::call::CallError;
 
 /// The body of an answer that is an error.
 #[must_use]
@@ -30,28 +28,10 @@ fn object(error: &CallError, escapes_html: bool) -> String {
     out
 }
 
-/// The status of an answer with this code.
-#[must_use]
-pub fn http_status(code: Code) -> StatusCode {
-    match code {
-        Code::Ok => StatusCode::OK,
-        Code::Canceled => StatusCode::from_u16(499).expect("it has three digits"),
-        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => StatusCode::BAD_REQUEST,
-        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-        Code::NotFound => StatusCode::NOT_FOUND,
-        Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,
-        Code::PermissionDenied => StatusCode::FORBIDDEN,
-        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
-        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
-        Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
-        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http2::call::Code;
 
     #[test]
     fn an_error_is_an_object_with_code_and_message() {

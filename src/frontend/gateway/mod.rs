@@ -55,6 +55,7 @@ use super::{
     grpc::{
         Grpc, direct,
         methods::{GrpcMethod, MethodTable},
+        status,
     },
     http::{
         error as plain_error,
@@ -337,7 +338,7 @@ fn stream_error_response(error: &CallError) -> Response<Body> {
 
 fn with_status(error: &CallError, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
-    *response.status_mut() = error::http_status(error.code);
+    *response.status_mut() = status::http_status(error.code);
     response.headers_mut().insert(CONTENT_TYPE, JSON);
     response
 }

@@ -1,18 +1,26 @@
 //! The method table: maps a path to a handler, and counts the calls of each method.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use prometheus::IntCounter;
+use prometheus::{Histogram, IntCounter};
 
 use super::{
     Grpc, requires_leader,
     status::CODES,
     streams::{RequiresLeader, SingleRequest},
 };
-use crate::{error::Error, metrics::METRICS};
+use crate::{
+    error::Error,
+    metrics::{self, ClientRequests, METRICS},
+};
 use http2::{
-    call::{Call, CallError, CallResult, Code, Conversation, Metadata, Reply},
+    call::{Call, CallError, CallResult, Code, Conversation, Metadata, Reply, Step, StreamIo},
     service::{Method, Shape},
 };
 
@@ -62,6 +70,8 @@ pub struct GrpcMethod {
     received: IntCounter,
     sent: IntCounter,
     handled: [IntCounter; CODES.len()],
+    /// With `--metrics=extensive`: how long the calls take.
+    seconds: Option<Histogram>,
 }
 
 impl GrpcMethod {
@@ -77,7 +87,65 @@ impl GrpcMethod {
             received: METRICS.received.with_label_values(&labels),
             sent: METRICS.sent.with_label_values(&labels),
             handled: CODES.map(with_code),
+            seconds: metrics::call_seconds(&labels),
         }
+    }
+
+    /// Counts a call by the API version that its client states, as etcd does: unless it is refused because there is no leader,
+    /// or because this member is a learner.
+    fn count_client(&self, metadata: &Metadata) {
+        thread_local! {
+            /// The version of the last call and its counters: nearly all clients state the same.
+            static LAST: RefCell<Option<(Bytes, ClientRequests)>> = const { RefCell::new(None) };
+        }
+        let status = self.grpc.service.node().status();
+        let lacks_leader = || requires_leader(metadata.fields[0].as_ref()) && status.leader() == 0;
+        if status.is_learner() && !SERVED_BY_LEARNERS.contains(&self.path) || lacks_leader() {
+            return;
+        }
+        let [.., version] = &metadata.fields;
+        let version = version.as_deref().unwrap_or_default();
+        LAST.with_borrow_mut(|last| {
+            if last.as_ref().is_none_or(|(known, _)| known != version) {
+                let counters = ClientRequests::of_version(std::str::from_utf8(version).unwrap_or_default());
+                *last = Some((Bytes::copy_from_slice(version), counters));
+            }
+            let (_, counters) = last.as_ref().expect("it was just set");
+            if self.handler.is_unary() { counters.unary.inc() } else { counters.streams.inc() }
+        });
+    }
+
+    fn observe(&self, spent: Duration) {
+        if let Some(seconds) = &self.seconds {
+            seconds.observe(spent.as_secs_f64());
+        }
+    }
+}
+
+/// The methods that a learner serves.
+const SERVED_BY_LEARNERS: [&str; 3] =
+    ["/etcdserverpb.KV/Range", "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot"];
+
+/// A conversation that is measured until it is dropped.
+struct Measured {
+    conversation: Box<dyn Conversation>,
+    since: Instant,
+    seconds: Histogram,
+}
+
+impl Conversation for Measured {
+    fn step(&mut self, line: &mut dyn StreamIo) -> Step {
+        self.conversation.step(line)
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.conversation.held_bytes()
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        self.seconds.observe(self.since.elapsed().as_secs_f64());
     }
 }
 
@@ -106,7 +174,10 @@ impl Method for GrpcMethod {
     fn call(&self, call: Call, reply: Reply) {
         let Handler::Unary(handler) = self.handler else { return };
         match check_metadata(&call.metadata) {
-            Ok(()) => handler(&self.grpc, call, reply),
+            Ok(()) => {
+                self.count_client(&call.metadata);
+                handler(&self.grpc, call, reply);
+            }
             Err(error) => reply.answer(Err(error.into())),
         }
     }
@@ -115,6 +186,7 @@ impl Method for GrpcMethod {
     /// only.
     fn open(&self, metadata: Metadata) -> Result<Box<dyn Conversation>, CallError> {
         check_metadata(&metadata)?;
+        self.count_client(&metadata);
         let requires_leader = requires_leader(metadata.fields[0].as_ref()) && !self.handler.is_unary();
         let conversation = match self.handler {
             Handler::CancellableUnary(open) | Handler::Bidirectional(open) => open(&self.grpc, metadata)?,
@@ -122,6 +194,10 @@ impl Method for GrpcMethod {
             Handler::Unary(_) => {
                 return Err(CallError { code: Code::Internal, message: "a unary call is no stream".into() });
             }
+        };
+        let conversation: Box<dyn Conversation> = match &self.seconds {
+            Some(seconds) => Box::new(Measured { conversation, since: Instant::now(), seconds: seconds.clone() }),
+            None => conversation,
         };
         Ok(if requires_leader {
             Box::new(RequiresLeader::new(conversation, self.grpc.service.leader_watch.register()))
@@ -150,7 +226,8 @@ impl Method for GrpcMethod {
 
     fn answered(&self, spent: Duration, request_bytes: usize, answer: &CallResult) {
         let response_bytes = answer.as_ref().map_or(0, Bytes::len);
-        self.grpc.service.slow_log.note_call(self.path, spent, request_bytes, response_bytes);
+        self.observe(spent);
+        self.grpc.service.thresholds.note_call(self.path, spent, request_bytes, response_bytes);
         match answer {
             Ok(message) => {
                 self.sent(message.len());

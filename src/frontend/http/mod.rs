@@ -1,5 +1,5 @@
 //! The HTTP routes beside gRPC and the JSON API: /health, /livez, /readyz, /metrics, and for clients /version
-//! and /debug/vars.
+//! and /debug/vars. The quick API is on a port of its own.
 
 pub mod access;
 pub mod debug_vars;
@@ -7,9 +7,10 @@ pub mod hyper_server;
 pub mod min_rate;
 pub mod percent;
 pub mod probes;
+pub mod quick_api;
 pub mod redirect;
 
-use std::{fmt::Write, sync::Arc};
+use std::{cell::RefCell, fmt::Write, sync::Arc};
 
 use axum::{
     Router,
@@ -19,10 +20,10 @@ use axum::{
     routing::{MethodRouter, any},
 };
 use percent::query_values;
-use prometheus::{Encoder, TextEncoder};
+use prometheus::TextEncoder;
 
 use crate::{
-    metrics::{METRICS, REGISTRY},
+    metrics::{METRICS, REGISTRY, process::Process},
     service::Service,
     version::ETCD_VERSION,
 };
@@ -94,21 +95,63 @@ async fn health(State(service): State<Arc<Service>>, RawQuery(query): RawQuery) 
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
-    service.refresh_metrics();
-    let mut body = Vec::new();
-    let encoder = TextEncoder::new();
-    if let Err(error) = encoder.encode(&REGISTRY.gather(), &mut body) {
-        return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+    // It reads files, and asks threads that may be busy.
+    let page = tokio::task::spawn_blocking(move || {
+        service.refresh_metrics();
+        let page = TextEncoder::new().encode_to_string(&REGISTRY.gather());
+        page.map(|page| page + &constants(&service) + &process_metrics(&Process::read()))
+    });
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8; escaping=underscores");
+    match page.await {
+        Ok(Ok(page)) => ([(header::CONTENT_TYPE, text)], page).into_response(),
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
-    body.extend_from_slice(constants(&service).as_bytes());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores")], body).into_response()
 }
 
-/// Metrics that do not change while the process runs, and its resident memory.
+/// Appends a metric that has one value.
+fn write_metric(out: &mut String, kind: &str, [name, help, labels]: [&str; 3], value: f64) {
+    _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{labels} ");
+    _ = if value.is_infinite() { writeln!(out, "+Inf") } else { writeln!(out, "{value}") };
+}
+
+/// Metrics of this process, as the system sees it.
+#[allow(clippy::cast_precision_loss, reason = "metrics are floats")]
+fn process_metrics(process: &Process) -> String {
+    let out = RefCell::new(String::new());
+    let gauge = |name, help, value| write_metric(&mut out.borrow_mut(), "gauge", [name, help, ""], value);
+    let counter = |name, help, value| write_metric(&mut out.borrow_mut(), "counter", [name, help, ""], value);
+    counter("process_cpu_seconds_total", "Processor time that the process has used.", process.cpu_seconds);
+    gauge(
+        "process_start_time_seconds",
+        "When the process was started, in seconds of unix time.",
+        process.start_time_seconds,
+    );
+    gauge("process_resident_memory_bytes", "Memory that the process holds.", process.resident_bytes as f64);
+    gauge("process_virtual_memory_bytes", "Address space that the process uses.", process.virtual_bytes as f64);
+    gauge("process_virtual_memory_max_bytes", "The limit for its address space.", process.virtual_limit_bytes as f64);
+    gauge("process_open_fds", "Open file descriptors.", process.open_files as f64);
+    gauge("process_max_fds", "The limit for open file descriptors.", process.open_files_limit as f64);
+    gauge("os_fd_used", "Open file descriptors.", process.open_files as f64);
+    gauge("os_fd_limit", "The limit for open file descriptors.", process.open_files_limit as f64);
+    counter(
+        "process_network_receive_bytes_total",
+        "Bytes received by all network devices that the process sees.",
+        process.received_bytes as f64,
+    );
+    counter(
+        "process_network_transmit_bytes_total",
+        "Bytes sent by all network devices that the process sees.",
+        process.transmitted_bytes as f64,
+    );
+    out.into_inner()
+}
+
+/// Metrics that do not change while the process runs, and one that may be infinite.
 fn constants(service: &Service) -> String {
     let mut out = String::new();
     let mut gauge = |name: &str, help: &str, labels: &str, value: f64| {
-        _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name}{labels} {value}");
+        write_metric(&mut out, "gauge", [name, help, labels], value);
     };
     let id = format!("{{server_id=\"{:x}\"}}", service.cluster.member_id);
     gauge("etcd_server_id", "The ID of this member.", &id, 1.0);
@@ -119,16 +162,12 @@ fn constants(service: &Service) -> String {
         let labels = format!("{{cluster_version=\"{minor}\"}}");
         gauge("etcd_cluster_version", "The cluster version: the lowest of all members.", &labels, 1.0);
     }
-    if let Some(bytes) = resident_bytes() {
-        gauge("process_resident_memory_bytes", "Memory that the process holds.", "", bytes);
-    }
+    let seconds = service.node().status().quota_full_seconds();
+    gauge(
+        "metastore_quota_full_seconds",
+        "In how many seconds the quota will be used up, if the database grows as in the last ten minutes; +Inf if it does not grow.",
+        "",
+        seconds,
+    );
     out
-}
-
-#[allow(clippy::cast_precision_loss, reason = "a gauge is a float, and no process has 2^53 bytes")]
-fn resident_bytes() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    Some((kilobytes * 1024) as f64)
 }

@@ -34,7 +34,7 @@ use crate::{
     net::{
         listener::{Port, Schemes},
         stream::{Socket, Stream},
-        tls::{self, ServerTls, TLS_HANDSHAKE},
+        tls::{self, ServerTls},
     },
     service::CallerConnection,
 };
@@ -210,22 +210,8 @@ impl Acceptor {
         self.registry.shared().limits.begin_timeout
     }
 
-    /// Whether a connection begins with a TLS handshake. A port that accepts both looks at the first byte.
-    async fn is_tls(&self, schemes: Schemes, socket: &Socket) -> io::Result<bool> {
-        match socket {
-            _ if !schemes.secure || self.tls.is_none() => Ok(false),
-            _ if !schemes.plain => Ok(true),
-            Socket::Tcp(_) => {
-                let mut first = [0];
-                let count = self.with_begin_timeout(socket.peek(&mut first)).await?;
-                Ok(count > 0 && first[0] == TLS_HANDSHAKE)
-            }
-            Socket::Unix(_) => Ok(false),
-        }
-    }
-
     async fn serve(&self, schemes: Schemes, socket: Socket, guard: ConnectionGuard) -> ServeResult {
-        let is_tls = self.is_tls(schemes, &socket).await?;
+        let is_tls = self.tls.is_some() && self.with_begin_timeout(tls::begins_handshake(schemes, &socket)).await?;
         let (mut stream, is_http2, handlers) = match &self.tls {
             Some(tls) if is_tls => {
                 let (stream, is_http2) = if self.traffic == Traffic::Metrics {
@@ -263,7 +249,8 @@ impl Handlers {
         gateway: Option<Arc<Gateway>>,
         is_secure: bool,
     ) -> Self {
-        let router = routes::routes(traffic, grpc, gateway, AccessControl::new(config.access.clone(), is_secure));
+        let router =
+            routes::routes(traffic, grpc, &methods, gateway, AccessControl::new(config.access.clone(), is_secure));
         let ledger = grpc.service.ledger.clone();
         let (http2, tonic): (Option<Arc<dyn service::Service>>, _) = match config.frontend.grpc_server {
             GrpcServer::Tonic if traffic.has_grpc() => {

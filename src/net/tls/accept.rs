@@ -4,7 +4,13 @@
 //! clients that are connected already. A connection that does not complete its handshake costs a place in a queue; when the
 //! queue is full, the oldest is closed in favour of a new one, so that silent connections cannot keep others out.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use tokio::{runtime::Runtime, task::AbortHandle};
@@ -25,6 +31,7 @@ use crate::{
         stream::{Socket, Stream},
         tls_error,
     },
+    repeats::Repeats,
 };
 
 /// Threads for handshakes with clients: one per this many processors, up to a maximum. Members have one.
@@ -39,6 +46,8 @@ pub struct ServerTls {
     checks_address: bool,
     files: Arc<Reloaded<ServerConfig>>,
     queue: Arc<Queue>,
+    /// By address, and why.
+    rejections: Mutex<Repeats<(Option<IpAddr>, String)>>,
     /// The threads for handshakes. None: dropped.
     threads: Option<Runtime>,
 }
@@ -88,7 +97,7 @@ impl ServerTls {
             .build()
             .map_err(|error| refused(format!("cannot start threads for TLS handshakes: {error}")))?;
         let queue = Arc::new(Queue { side, limit: max_waiting, handshakes: Mutex::default() });
-        Ok(Self { side, checks_address, files, queue, threads: Some(threads) })
+        Ok(Self { side, checks_address, files, queue, rejections: Mutex::default(), threads: Some(threads) })
     }
 
     /// To be called regularly.
@@ -118,9 +127,12 @@ impl ServerTls {
         };
         METRICS.tls_handshakes.with_label_values(&[self.side.name(), label]).inc();
         outcome.map_err(|error| {
-            let address = address.map_or_else(String::new, |address| address.to_string());
-            let endpoint = self.side.name();
-            tracing::warn!({ "remote-addr" = address, error }, "rejected connection on {endpoint} endpoint");
+            let key = (address.map(|address| address.ip()), error.clone());
+            if let Some(repeated) = self.rejections.lock().should_log(key, Instant::now()) {
+                let address = address.map_or_else(String::new, |address| address.to_string());
+                let endpoint = self.side.name();
+                tracing::warn!({ "remote-addr" = address, error, repeated }, "rejected connection on {endpoint} endpoint");
+            }
             io::Error::other(error)
         })
     }

@@ -28,6 +28,7 @@ use tokio_rustls::rustls::{
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
+use super::{listener::Schemes, stream::Socket};
 pub use accept::{ServerTls, client_common_name};
 pub use connect::ClientTls;
 pub use generated::{GeneratedCertificate, generate};
@@ -39,7 +40,18 @@ const SYSTEM_ROOTS: [&str; 3] =
 /// HTTP/2, as a protocol of ALPN.
 const HTTP2: &[u8] = b"h2";
 /// The first byte of a TLS handshake record.
-pub const TLS_HANDSHAKE: u8 = 0x16;
+const HANDSHAKE: u8 = 0x16;
+
+/// Waits for the first byte of a connection, if it decides whether a TLS handshake follows: a port that accepts both looks at it.
+pub async fn begins_handshake(schemes: Schemes, socket: &Socket) -> io::Result<bool> {
+    match socket {
+        Socket::Tcp(_) if schemes.secure && schemes.plain => {
+            let mut first = [0];
+            Ok(socket.peek(&mut first).await? > 0 && first[0] == HANDSHAKE)
+        }
+        Socket::Tcp(_) | Socket::Unix(_) => Ok(schemes.secure && !schemes.plain),
+    }
+}
 
 /// One of the two sides that have flags of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

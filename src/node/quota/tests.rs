@@ -120,3 +120,20 @@ fn writes_since_the_last_measurement_count() {
     status.measure(&engine).unwrap();
     assert_eq!(status.estimated_bytes(), before, "the measurement replaces the estimate");
 }
+
+#[test]
+fn the_time_until_the_quota_is_used_up_follows_from_the_growth_of_ten_minutes() {
+    let (mut growth, start, quota) = (Growth::default(), Instant::now(), Quota { bytes: 10_000 });
+    let at = |seconds| start + Duration::from_secs(seconds);
+    assert!(growth.seconds_until(quota).is_infinite(), "nothing is known");
+    growth.add(1000, at(0));
+    assert!(growth.seconds_until(quota).is_infinite(), "one size is no growth");
+    growth.add(5000, at(5));
+    growth.add(1100, at(10));
+    assert!((growth.seconds_until(quota) - 890.0).abs() < 0.01, "10 bytes a second; what came too soon is ignored");
+    assert!(growth.seconds_until(Quota { bytes: 0 }).is_infinite());
+    (2..=61).for_each(|nth| growth.add(2000, at(10 * nth)));
+    assert!(growth.seconds_until(quota).is_infinite(), "it has not grown for ten minutes");
+    growth.add(20_000, at(620));
+    assert!(growth.seconds_until(quota).abs() < 0.01, "it is used up");
+}

@@ -295,6 +295,19 @@ impl<R> Replica<R> {
         self.rounds.add(read);
     }
 
+    /// Whether a round of ReadIndex was repeated since the last call, because it was not answered in time.
+    pub fn take_repeated_round(&mut self) -> bool {
+        self.rounds.take_repeated()
+    }
+
+    /// The number of entries in the log, and of those that are not synced yet.
+    #[must_use]
+    pub fn log_entries(&self) -> (u64, u64) {
+        let log = &self.raft.raft.raft_log;
+        let last = log.last_index();
+        (last + 1 - log.first_index(), last.saturating_sub(log.persisted))
+    }
+
     /// Reads that will not be answered, with their errors.
     pub fn take_refused_reads(&mut self) -> Vec<(R, Error)> {
         self.rounds.take_refused()

@@ -45,6 +45,8 @@ pub(super) struct Rounds<R> {
     waiting: Vec<Read<R>>,
     answered: Vec<(u64, Vec<R>)>,
     refused: Vec<(R, Error)>,
+    /// A round was not answered in time, since [`Rounds::take_repeated`] was called.
+    was_repeated: bool,
 }
 
 impl<R> Rounds<R> {
@@ -59,6 +61,7 @@ impl<R> Rounds<R> {
             waiting: Vec::new(),
             answered: Vec::new(),
             refused: Vec::new(),
+            was_repeated: false,
         }
     }
 
@@ -91,6 +94,7 @@ impl<R> Rounds<R> {
         self.now += 1;
         let retry = self.timeouts.retry.max(1);
         if self.in_flight.front().is_some_and(|oldest| self.now - oldest.asked_at >= retry) {
+            self.was_repeated = true;
             self.retry_all();
         }
         let over = |read: &mut Read<R>| self.now - read.added_at >= self.timeouts.read;
@@ -114,6 +118,11 @@ impl<R> Rounds<R> {
     /// Reads that may be answered once the entry with this index is applied.
     pub fn take_answered(&mut self) -> Vec<(u64, Vec<R>)> {
         std::mem::take(&mut self.answered)
+    }
+
+    /// Whether a round was repeated since the last call, because it was not answered in time.
+    pub fn take_repeated(&mut self) -> bool {
+        std::mem::take(&mut self.was_repeated)
     }
 
     /// Reads that will not be answered, with their errors.
@@ -155,6 +164,7 @@ mod tests {
         rounds.add("a");
         let first = rounds.start().unwrap();
         (0..5).for_each(|_| rounds.tick());
+        assert!(rounds.take_repeated() && !rounds.take_repeated());
         let second = rounds.start().unwrap();
         assert_ne!(first, second);
         rounds.answer(3, &first);

@@ -74,7 +74,7 @@ impl Transport {
         METRICS.peer_refused.with_label_values(&[reason]).inc();
         let address = address.map_or_else(String::new, |address| address.to_string());
         let key = if member == 0 { format!("{address}: {why}") } else { why.to_owned() };
-        if let Some(repeated) = self.refusals.lock().should_log(member, &key, Instant::now()) {
+        if let Some(repeated) = self.refusals.lock().should_log((member, key), Instant::now()) {
             let from = format!("{member:x}");
             tracing::warn!(
                 { "remote-peer-id" = from, "remote-addr" = address, reason = why, repeated },
@@ -93,7 +93,7 @@ impl Transport {
                 return this.record_refusal(reason, 0, Some(address), &error.to_string());
             }
             let key = format!("{address}: {error}");
-            if let Some(repeated) = this.refusals.lock().should_log(0, &key, Instant::now()) {
+            if let Some(repeated) = this.refusals.lock().should_log((0, key), Instant::now()) {
                 let address = address.to_string();
                 tracing::warn!({ "remote-addr" = address, %error, repeated }, "lost a peer's stream");
             }
@@ -140,6 +140,7 @@ impl Transport {
                 if let Err(error) = &end
                     && error.kind() == ErrorKind::InvalidData
                 {
+                    METRICS.peer_received_failures.with_label_values(&[format!("{:x}", hello.from)]).inc();
                     // The sender reads it when it finds the stream closed.
                     let _ = Verdict::Refused(error.to_string()).write(&mut stream);
                 }

@@ -22,7 +22,6 @@ mod inbound;
 mod outbox;
 mod paced;
 mod peer_sessions;
-mod refusals;
 mod snapshot_transfer;
 #[cfg(test)]
 mod tests;
@@ -54,14 +53,13 @@ use crate::net::{
     url::{Url, UrlAddress},
 };
 use crate::raft_log::Identity;
-use crate::{error::Halt, metrics::METRICS};
+use crate::{error::Halt, metrics::METRICS, repeats::Repeats};
 use accepted::{AcceptedConnections, MAX_UNKNOWN_STREAMS};
 pub use accepted::{AdmittedConnection, ConnectionKind, ConnectionLimits};
 use connection::PeerConnection;
 use frame::Hello;
 pub use frame::{PREFACE, ProtocolVersion};
 use peer_sessions::PeerSessions;
-use refusals::RefusalLog;
 use snapshot_transfer::ReceiveSlot;
 pub use validate::check;
 
@@ -141,7 +139,8 @@ pub struct Transport {
     sessions: PeerSessions,
     /// Distinguishes this process from earlier ones of the same member, and from ones that run on a copy of its data.
     incarnation: u64,
-    refusals: Mutex<RefusalLog>,
+    /// By member, and why.
+    refusals: Mutex<Repeats<(u64, String)>>,
     /// Raft should shorten the wait for its first election, and has not been told yet.
     advance_first_election: AtomicBool,
 }
@@ -213,6 +212,19 @@ impl Transport {
         }
     }
 
+    /// Exports who is a member, this one included.
+    fn export_known_peers(&self, peers: impl Iterator<Item = u64>, removed: &[u64]) {
+        let this = self.parts.identity.member_id;
+        let local = format!("{this:x}");
+        for member in peers.chain([this]) {
+            METRICS.known_peers.with_label_values(&[&local, &format!("{member:x}")]).set(1);
+        }
+        for member in removed {
+            // An error says that it was not exported.
+            let _ = METRICS.known_peers.remove_label_values(&[&local, &format!("{member:x}")]);
+        }
+    }
+
     /// Whether a peer is in this member's member list.
     fn is_known(&self, member: u64) -> bool {
         self.peer_connections.lock().get(&member).is_some_and(|connection| !connection.is_unknown)
@@ -256,6 +268,7 @@ impl MessageSender for Arc<Transport> {
         for (member, connection) in gone {
             self.disconnect(member, &connection);
         }
+        self.export_known_peers(peers.iter().map(|peer| peer.id), &removed);
         *self.removed.lock() = removed.into_iter().collect();
         for peer in peers {
             peer_connections.entry(peer.id).or_insert_with(|| PeerConnection::start(self.clone(), peer, false));

@@ -24,6 +24,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use prometheus::{IntGauge, IntGaugeVec};
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
@@ -85,10 +86,12 @@ pub(super) fn send(transport: &Arc<Transport>, message: Message) {
         let mut report = report; // Moves all of it: the outcome is reported when it is dropped.
         let to = format!("{:x}", report.to);
         tracing::info!(to, index, "sending a snapshot");
+        let _in_flight = InFlight::begin(&METRICS.snapshots_sending, &to);
         match deliver(&transport, &message, &offer) {
             Ok((bytes, took)) => {
                 report.arrived = true;
                 METRICS.snapshots_sent.with_label_values(&[&to]).inc();
+                METRICS.snapshot_send_seconds.with_label_values(&[&to]).observe(took.as_secs_f64());
                 tracing::info!(to, index, bytes, took = ?took, "sent a snapshot; the receiver has installed it");
             }
             Err(reason) => {
@@ -99,6 +102,23 @@ pub(super) fn send(transport: &Arc<Transport>, message: Message) {
     };
     if let Err(error) = thread::Builder::new().name(format!("snapshot-{to:x}")).spawn(run) {
         tracing::warn!(%error, "cannot start a thread to send a snapshot");
+    }
+}
+
+/// Counts a transfer as long as it is under way.
+struct InFlight(IntGauge);
+
+impl InFlight {
+    fn begin(gauges: &IntGaugeVec, member: &str) -> Self {
+        let gauge = gauges.with_label_values(&[member]);
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -296,10 +316,13 @@ fn receive_snapshot(
     let index = message.get_snapshot().get_metadata().index;
     let (started, from) = (Instant::now(), format!("{:x}", hello.from));
     tracing::info!(from, index, bytes = total, "receiving a snapshot");
+    let _in_flight = InFlight::begin(&METRICS.snapshots_receiving, &from);
     let files = transport.parts.snapshot_store.new_directory(index);
     receive_files(files.path(), total, MAX_FILES, &mut stream)?;
     let incoming = transport.parts.snapshot_store.open(files).map_err(|halt| io::Error::other(halt.to_string()))?;
     METRICS.snapshots_received.with_label_values(&[&from]).inc();
+    METRICS.snapshot_receive_seconds.with_label_values(&[&from]).observe(started.elapsed().as_secs_f64());
+    METRICS.snapshot_save.observe(started.elapsed().as_secs_f64());
     tracing::info!(from, index, bytes = total, took = ?started.elapsed(), "received and saved a snapshot");
     check_metadata(&message, &incoming)?;
     let (result, received) = mpsc::channel();
@@ -398,7 +421,10 @@ fn receive_file(path: &Path, total_left: &mut u64, stream: &mut impl Read) -> io
     if crc != u32::from_be_bytes(read_array(stream)?) {
         return Err(frame::invalid(format!("the checksum of {} does not match", path.display())));
     }
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    let (file, started) = (file.into_inner().map_err(io::IntoInnerError::into_error)?, Instant::now());
+    file.sync_all()?;
+    METRICS.snapshot_sync.observe(started.elapsed().as_secs_f64());
+    Ok(())
 }
 
 #[cfg(test)]

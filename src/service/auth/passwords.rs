@@ -16,7 +16,11 @@ use hmac::{Hmac, KeyInit, Mac};
 use quick_cache::sync::Cache;
 use sha2::Sha256;
 
-use crate::{error::Error, metrics, service::low_priority::LowPriorityThreads};
+use crate::{
+    error::Error,
+    metrics::{self, METRICS},
+    node::low_priority::LowPriorityThreads,
+};
 
 /// How long a password that was checked is remembered.
 const REMEMBERED: Duration = Duration::from_mins(1);
@@ -43,6 +47,12 @@ impl Passwords {
         Ok(Self { cost, threads, key: rand::random(), remembered: Cache::new(REMEMBERED_LOGINS) })
     }
 
+    /// How many passwords wait to be hashed or checked.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.threads.waiting()
+    }
+
     /// Hashes a new password, and passes the hash on.
     pub fn hash(&self, password: String, then: impl FnOnce(Result<Vec<u8>, Error>) + Send + 'static) {
         if password.len() > MAX_PASSWORD_BYTES {
@@ -62,7 +72,10 @@ impl Passwords {
         then: impl FnOnce(Result<bool, Error>) + Send + 'static,
     ) {
         let login = self.login_hash(user, &password, &stored);
-        if self.is_remembered(&login) {
+        let is_remembered = self.is_remembered(&login);
+        let outcome = if is_remembered { "hit" } else { "miss" };
+        METRICS.cache_lookups.with_label_values(&["passwords", outcome]).inc();
+        if is_remembered {
             return then(Ok(true));
         }
         let this = self.clone();

@@ -32,6 +32,12 @@ impl LowPriorityThreads {
         Ok(Self { max_waiting, queue })
     }
 
+    /// How many jobs wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.jobs.lock().len()
+    }
+
     /// How many jobs may wait.
     #[must_use]
     pub fn max_waiting(&self) -> usize {
