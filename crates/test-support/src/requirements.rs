@@ -162,10 +162,7 @@ mod tests {
         assert_eq!(required("go, etcd,").unwrap(), BTreeSet::from(["etcd", "go"]));
         assert!(required("").unwrap().is_empty());
         let refusal = required("go,golang").unwrap_err();
-        assert!(
-            refusal.contains("[\"golang\"]") && refusal.contains("curl, deploy, etcd, etcdctl, go, h2spec"),
-            "{refusal}"
-        );
+        assert!(refusal.contains("[\"golang\"]") && refusal.contains("curl, deploy, etcd, etcdctl, go, h2spec"), "{refusal}");
     }
 
     /// Even if no test asks for anything.
