@@ -107,6 +107,11 @@ fn connection() {
 }
 
 #[test]
+fn database() {
+    run_target("database");
+}
+
+#[test]
 fn permissions() {
     run_target("permissions");
 }

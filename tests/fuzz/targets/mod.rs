@@ -8,10 +8,12 @@
 //! | [`headers`] | header blocks are understood as the `h2` crate understands them |
 //! | [`encoder`] | our decoder and the `h2` crate read the header blocks that we write |
 //! | [`connection`] | a connection survives any input within its limits and never violates the protocol itself |
+//! | [`database`] | any file in bbolt's format is read to an end, or refused; what is written is read again |
 //! | [`permissions`] | what a user may read and write is what checking each key says |
 //! | [`tokens`] | a token names a user only if it is signed and says so |
 
 pub mod connection;
+pub mod database;
 pub mod encoder;
 pub mod frames;
 pub mod headers;
@@ -31,11 +33,12 @@ pub struct Target {
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "frames", run: frames::run, seeds: frames::seeds },
     Target { name: "headers", run: headers::run, seeds: headers::seeds },
     Target { name: "encoder", run: encoder::run, seeds: encoder::seeds },
     Target { name: "connection", run: connection::run, seeds: connection::seeds },
+    Target { name: "database", run: database::run, seeds: database::seeds },
     Target { name: "permissions", run: permissions::run, seeds: permissions::seeds },
     Target { name: "tokens", run: tokens::run, seeds: tokens::seeds },
 ];
