@@ -270,7 +270,9 @@ mod tests {
             })
         };
         let together = [observe(1000), observe(1000)];
-        together.map(|thread| thread.join().unwrap());
+        for thread in together {
+            thread.join().unwrap();
+        }
         observe(1000).join().unwrap();
         let histogram = family.with(&["v", "Put", "true"]);
         assert_eq!(histogram.count(), 3000);

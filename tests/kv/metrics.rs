@@ -151,7 +151,9 @@ fn walk(etcdctl: &Path, server: &Server) {
 fn walked(arguments: &[&str]) -> Option<[Server; 2]> {
     let (etcd, etcdctl) = (etcd()?, etcdctl()?);
     let servers = [program(), etcd].map(|program| Server::start_program(&program, arguments));
-    servers.iter().for_each(|server| walk(&etcdctl, server));
+    for server in &servers {
+        walk(&etcdctl, server);
+    }
     Some(servers)
 }
 
