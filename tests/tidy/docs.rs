@@ -17,7 +17,7 @@ const ENVIRONMENT_PAGE: (&str, &str) = ("docs/environment.md", "environment");
 const LIMITS_PAGE: (&str, &str) = ("docs/limits.md", "limits");
 
 /// The files that define metrics, each with its help text.
-const METRICS: [&str; 2] = ["src/metrics/mod.rs", "src/frontend/http/mod.rs"];
+const METRICS: [&str; 2] = ["src/metrics/mod.rs", "src/frontend/http/metrics_page.rs"];
 /// The prefixes of metric names.
 const PREFIXES: [&str; 5] = ["etcd_", "grpc_", "metastore_", "os_", "process_"];
 

@@ -18,10 +18,26 @@ pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8])
     stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
-    let text = String::from_utf8_lossy(&answer);
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    HttpResponse { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+    let body = &answer[end + 4..];
+    let body = if head.contains("\r\ntransfer-encoding: chunked") { joined_chunks(body) } else { body.to_vec() };
+    HttpResponse { status, head, body: String::from_utf8_lossy(&body).into_owned() }
+}
+
+/// The body that was sent in chunks: each after its length, and an empty one at the end.
+fn joined_chunks(mut chunks: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let end = chunks.windows(2).position(|bytes| bytes == b"\r\n").unwrap();
+        let length = usize::from_str_radix(std::str::from_utf8(&chunks[..end]).unwrap(), 16).unwrap();
+        if length == 0 {
+            return body;
+        }
+        body.extend_from_slice(&chunks[end + 2..end + 2 + length]);
+        chunks = &chunks[end + 2 + length + 2..];
+    }
 }
 
 /// An HTTP/1.1 response.
