@@ -1,6 +1,6 @@
 //! All metrics, under etcd's names, so that dashboards and alerts made for etcd work. Only the outer layers record them.
 //!
-//! What is counted for every request costs an atomic operation or, as histograms do, [none](sharded); the rest is counted once
+//! What is counted for every request costs an atomic operation or, as histograms do, [none](mod@sharded); the rest is counted once
 //! per batch. What the database or the system knows is read when metrics are scraped.
 
 pub mod process;

@@ -4,7 +4,7 @@
 //!
 //! | module | |
 //! | --- | --- |
-//! | [`format`] | the bytes of page headers and meta pages, and limits |
+//! | [`format`](mod@format) | the bytes of page headers and meta pages, and limits |
 //! | [`error`] | what can be wrong with a file, or with what is to be written |
 //! | [`reader`] | a database that is read, and its buckets |
 //! | [`cursor`] | the entries of a bucket, in order or from a key on |
