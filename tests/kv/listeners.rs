@@ -269,7 +269,7 @@ fn a_listener_for_metrics_closes_with_the_server_and_is_open_again_after_a_resta
 fn the_variables_of_a_member_are_published() {
     for program in programs() {
         let listening = Listening::start(&program, true);
-        let text = whole_body(&http_page(&listening.http, "/debug/vars"));
+        let text = http_page(&listening.http, "/debug/vars").body;
         let page: serde_json::Value = serde_json::from_str(&text).unwrap();
         let arguments: Vec<_> = page["cmdline"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
         assert!(Path::new(arguments[0]).ends_with(program.file_name().unwrap()), "{arguments:?}");
@@ -286,18 +286,4 @@ fn the_variables_of_a_member_are_published() {
         assert_eq!((&progress["state"], progress["match"].as_u64()), (&"StateReplicate".into(), Some(commit)));
         assert_eq!(progress["next"], commit + 1);
     }
-}
-
-/// The body, without the sizes of the chunks in which it may be sent.
-fn whole_body(response: &HttpResponse) -> String {
-    if !response.head.contains("transfer-encoding: chunked") {
-        return response.body.clone();
-    }
-    let (mut rest, mut body) = (response.body.as_str(), String::new());
-    while let Some((size, after)) = rest.split_once("\r\n") {
-        let size = usize::from_str_radix(size, 16).unwrap();
-        body.push_str(&after[..size]);
-        rest = after[size..].trim_start_matches("\r\n");
-    }
-    body
 }

@@ -46,6 +46,7 @@ pub struct HttpResponse {
     pub status: u16,
     /// The status line and headers, in lower case.
     pub head: String,
+    /// Without the sizes of the chunks in which it may have been sent.
     pub body: String,
 }
 
