@@ -276,7 +276,7 @@ impl Cluster {
         let cluster = self.clone();
         let hash = await_outcome(|waiter| {
             let hash = move |waiter: Waiter<_>| {
-                waiter(match cluster.node.readers().keys.hash_kv(revision) {
+                waiter(match cluster.node.hash_kv(revision) {
                     Ok(hash) => Ok(hash),
                     Err(ReadError::Refused(error)) => Err(error),
                     Err(ReadError::Halt(halt)) => halt.abort(),

@@ -58,6 +58,7 @@ use crate::raft_log::{LogStore, MemoryLog, Position, Recovered};
 use crate::{
     error::{Error, Halt},
     metrics::{self, METRICS},
+    mvcc::{compact::KeyHash, read::ReadError},
     slow_log::Thresholds,
     state::{Command, Kind, Machine, Readers},
     storage::{Engine, InsufficientSpace},
@@ -280,7 +281,6 @@ impl Node {
         recovered.check_applied(reached)?;
         let replica = new_replica(settings, &recovered, &machine, &parts.logger)?;
         let status = Arc::new(first_status(settings, &recovered, reached, engine.as_ref())?);
-        metrics::set_memory_bytes("log", replica.log_bytes() as u64);
         // The state on disk needs no flush to be durable: a node that crashes early again and again still truncates its log.
         let _ = raft.send(Input::Durable(reached));
         let background = Arc::new(Inbox::default());
@@ -320,6 +320,7 @@ impl Node {
             pending_removal: None,
             accepted: None,
         };
+        raft_thread.set_gauges();
         let log_thread =
             LogThread { log, raft: raft.clone(), message_sender: message_sender.clone(), status: status.clone() };
         let apply_thread = ApplyThread {
@@ -479,6 +480,14 @@ impl Node {
         METRICS.defragmentation.observe(started.elapsed().as_secs_f64());
         self.status.measure(engine.as_ref())?;
         Ok(lack)
+    }
+
+    /// The hash of the keys at a revision, or at the head. Reads all of them.
+    pub fn hash_kv(&self, revision: i64) -> Result<KeyHash, ReadError> {
+        let started = Instant::now();
+        let hash = self.readers().keys.hash_kv(revision);
+        METRICS.hash_revision_seconds.observe(started.elapsed().as_secs_f64());
+        hash
     }
 
     /// How many inputs wait for the raft thread and for the background thread.

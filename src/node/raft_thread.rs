@@ -156,7 +156,8 @@ impl RaftThread {
         }
     }
 
-    fn set_gauges(&self) {
+    /// Exports how large the log is. At the start, too, so that every metric is there from the first scrape on.
+    pub fn set_gauges(&self) {
         metrics::set_memory_bytes("log", self.replica.log_bytes() as u64);
         let (entries, unsynced) = self.replica.log_entries();
         let number = |entries: u64| i64::try_from(entries).unwrap_or(i64::MAX);

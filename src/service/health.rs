@@ -111,7 +111,7 @@ impl Service {
             ("apply", number(status.committed().saturating_sub(status.applied()))),
             ("read_pool", length(self.read_pool().waiting())),
             ("passwords", length(self.authentication.passwords.waiting())),
-            ("hashes", length(self.scans.waiting())),
+            ("hashes", length(self.scans.waiting() + self.cluster.scans.waiting())),
         ] {
             METRICS.queue_length.with_label_values(&[queue]).set(waiting);
         }

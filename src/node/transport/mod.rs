@@ -212,7 +212,7 @@ impl Transport {
         }
     }
 
-    /// Exports who is a member, this one included.
+    /// Exports the IDs of all members, this one included.
     fn export_known_peers(&self, peers: impl Iterator<Item = u64>, removed: &[u64]) {
         let this = self.parts.identity.member_id;
         let local = format!("{this:x}");
