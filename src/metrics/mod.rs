@@ -446,28 +446,19 @@ pub fn call_seconds(labels: &[&str; 3]) -> Option<Histogram> {
 const MAX_CLIENT_VERSIONS: usize = 64;
 const MAX_VERSION_CHARS: usize = 16;
 
-/// The counters of calls by clients of an API version: unary ones and streams.
-#[derive(Clone)]
-pub struct ClientRequests {
-    pub unary: IntCounter,
-    pub streams: IntCounter,
-}
-
-impl ClientRequests {
-    /// The counters for the version that a client states, empty if it states none. Finding them takes a lock.
-    #[must_use]
-    pub fn of_version(version: &str) -> Self {
-        static KNOWN: parking_lot::Mutex<Vec<String>> = parking_lot::Mutex::new(Vec::new());
-        let mut known = KNOWN.lock();
-        let version = if version.is_empty() { "unknown" } else { version };
-        let is_counted = known.iter().any(|other| other == version)
-            || version.len() <= MAX_VERSION_CHARS && known.len() < MAX_CLIENT_VERSIONS && {
-                known.push(version.to_owned());
-                true
-            };
-        let of = |kind| METRICS.client_requests.with_label_values(&[kind, if is_counted { version } else { "other" }]);
-        Self { unary: of("unary"), streams: of("stream") }
+/// The counter of calls of a kind, `unary` or `stream`, by clients that state this API version; empty if they state none. Finding it
+/// takes a lock.
+#[must_use]
+pub fn client_requests(kind: &str, version: &str) -> IntCounter {
+    static KNOWN: parking_lot::Mutex<Vec<String>> = parking_lot::Mutex::new(Vec::new());
+    let mut known = KNOWN.lock();
+    let version = if version.is_empty() { "unknown" } else { version };
+    let mut is_counted = known.iter().any(|other| other == version);
+    if !is_counted && version.len() <= MAX_VERSION_CHARS && known.len() < MAX_CLIENT_VERSIONS {
+        known.push(version.to_owned());
+        is_counted = true;
     }
+    METRICS.client_requests.with_label_values(&[kind, if is_counted { version } else { "other" }])
 }
 
 /// The histograms of reads, by success: found once.

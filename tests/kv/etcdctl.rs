@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -13,23 +13,28 @@ struct Etcdctl {
     server: Server,
 }
 
+/// Runs a command against a server, with this standard input.
+pub fn output(etcdctl: &Path, server: &Server, command: &str, input: &str) -> Output {
+    let mut child = Command::new(etcdctl)
+        .args(["--endpoints", server.address()])
+        .args(command.split_whitespace())
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
 impl Etcdctl {
     fn start() -> Option<Self> {
         Some(Self { binary: etcdctl()?, server: Server::start(&[]) })
     }
 
     fn output(&self, command: &str, input: &str) -> Output {
-        let mut child = Command::new(&self.binary)
-            .args(["--endpoints", self.server.address()])
-            .args(command.split_whitespace())
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        child.wait_with_output().unwrap()
+        output(&self.binary, &self.server, command, input)
     }
 
     /// The output of a command, which must succeed.

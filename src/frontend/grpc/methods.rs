@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    metrics::{self, ClientRequests, METRICS},
+    metrics::{self, METRICS},
 };
 use http2::{
     call::{Call, CallError, CallResult, Code, Conversation, Metadata, Reply, Step, StreamIo},
@@ -95,8 +95,8 @@ impl GrpcMethod {
     /// or because this member is a learner.
     fn count_client(&self, metadata: &Metadata) {
         thread_local! {
-            /// The version of the last call and its counters: nearly all clients state the same.
-            static LAST: RefCell<Option<(Bytes, ClientRequests)>> = const { RefCell::new(None) };
+            /// The version of the last stream and of the last unary call, and its counter: nearly all clients state the same.
+            static LAST: RefCell<[Option<(Bytes, IntCounter)>; 2]> = const { RefCell::new([None, None]) };
         }
         let status = self.grpc.service.node().status();
         let lacks_leader = || requires_leader(metadata.fields[0].as_ref()) && status.leader() == 0;
@@ -105,13 +105,18 @@ impl GrpcMethod {
         }
         let [.., version] = &metadata.fields;
         let version = version.as_deref().unwrap_or_default();
+        let is_unary = self.handler.is_unary();
         LAST.with_borrow_mut(|last| {
-            if last.as_ref().is_none_or(|(known, _)| known != version) {
-                let counters = ClientRequests::of_version(std::str::from_utf8(version).unwrap_or_default());
-                *last = Some((Bytes::copy_from_slice(version), counters));
+            let last = &mut last[usize::from(is_unary)];
+            if let Some((known, counter)) = last
+                && known == version
+            {
+                return counter.inc();
             }
-            let (_, counters) = last.as_ref().expect("it was just set");
-            if self.handler.is_unary() { counters.unary.inc() } else { counters.streams.inc() }
+            let kind = if is_unary { "unary" } else { "stream" };
+            let counter = metrics::client_requests(kind, std::str::from_utf8(version).unwrap_or_default());
+            counter.inc();
+            *last = Some((Bytes::copy_from_slice(version), counter));
         });
     }
 
