@@ -110,7 +110,7 @@ fn what_is_wrong_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_number_without_a_port_is_refused() {
+fn flags_that_make_no_sense_are_refused() {
     let mut server = Server::single(&["--port-admin"]);
     let (status, log) = server.run_to_end();
     assert!(!status.success() && log.contains("--port-admin needs --port"), "{log}");

@@ -29,6 +29,7 @@ use serde::Serialize;
 
 use super::{error, percent};
 use crate::{
+    error::Error,
     frontend::grpc::{Grpc, METADATA_FIELDS, direct, methods::MethodTable, status::http_status},
     proto::etcdserverpb::{
         DeleteRangeRequest, DeleteRangeResponse, Member, MemberAddRequest, MemberAddResponse, MemberListRequest,
@@ -49,7 +50,6 @@ const MEMBERS: &str = "-/members";
 const MAX_URLS_BYTES: usize = 16 << 10;
 /// Of a body that is too large, this much is read before it is refused.
 const MAX_DISCARDED_BYTES: usize = 16 << 20;
-const TOO_LARGE: &str = "etcdserver: request is too large";
 
 pub struct QuickApi {
     methods: Arc<MethodTable>,
@@ -86,7 +86,8 @@ fn refuse(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Refusal {
 
 impl From<CallError> for Refusal {
     fn from(failed: CallError) -> Self {
-        let status = if failed.message == TOO_LARGE { StatusCode::PAYLOAD_TOO_LARGE } else { http_status(failed.code) };
+        let is_too_large = failed == Error::RequestTooLarge.into();
+        let status = if is_too_large { StatusCode::PAYLOAD_TOO_LARGE } else { http_status(failed.code) };
         refuse(status, failed.message)
     }
 }
@@ -258,7 +259,7 @@ impl QuickApi {
 
     /// The whole body. It is charged as it arrives.
     async fn read(&self, mut body: Body, max_bytes: usize, charge: &mut Charge) -> Result<Bytes, Refusal> {
-        let too_large = || refuse(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE);
+        let too_large = || Refusal::from(CallError::from(Error::RequestTooLarge));
         let announced = usize::try_from(http_body::Body::size_hint(&body).lower()).unwrap_or(usize::MAX);
         if announced > max_bytes {
             // A client that is still sending would not see the answer, but only that its connection is closed.

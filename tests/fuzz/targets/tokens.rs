@@ -35,7 +35,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// Bytes as a client sends them. Nobody finds a signature by chance.
+/// Bytes as a client sends them. Random bytes contain no valid signature.
 fn raw(bytes: &[u8]) {
     let Ok(token) = std::str::from_utf8(bytes) else { return };
     assert!(JWT.verify(token).is_none(), "{token:?} is not signed");
